@@ -1,0 +1,121 @@
+"""Settings of an adapter bank. Every field is documented where it stands; every fault is one line that names the field."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from mhr.errors import ConfigError, nearest
+
+METHODS = ("mhr", "poly", "shared", "private", "uniform", "random", "hash")
+ADAPTERS = ("lora", "ia3")
+GRANULARITIES = ("fine", "layer", "block", "coder", "coarse")
+NOISES = ("off", "per_example", "per_task")
+INITS = ("mhr", "peft")
+
+
+@dataclass
+class AdapterConfig:
+    """One bank of adapters and how tasks are routed over it."""
+
+    method: str = "mhr"
+    """Routing method: mhr, poly (MHR with one head), shared (one adapter for all tasks), private (one per task),
+    uniform, random (fixed), hash (fixed by the task's name)."""
+
+    adapter: str = "lora"
+    """What is routed: lora (two low-rank factors per Linear) or ia3 (one vector that scales its output)."""
+
+    n_skills: int | None = None
+    """Skills in the bank, S. None: 8, or 1 for shared; private always has one per task."""
+
+    n_heads: int | None = None
+    """Heads, H: blocks of the input and output features that are routed apart. None: 8 for mhr, otherwise 1."""
+
+    rank: int = 4
+    """Rank r of each low-rank factor."""
+
+    alpha: float = 1.0
+    """LoRA alpha: the update is scaled by alpha / rank."""
+
+    targets: list[str] | str | None = None
+    """Layers to adapt. A list holds names or their endings ("q", "attention.query"); a string is a regular expression
+    for the whole name. None: the attention projections of the model's architecture."""
+
+    modules_to_save: list[str] | None = None
+    """Modules outside the bank that are trained and stored whole (a classification head). None: the head of a
+    sequence-classification model, otherwise nothing."""
+
+    granularity: str = "fine"
+    """Which layers share one routing table: fine (none), layer (attention, feed-forward ...), block (transformer
+    block), coder (encoder, decoder), coarse (all)."""
+
+    noise: str = "off"
+    """Relaxed-Bernoulli noise on the routing while training: off, per_example (as published), per_task."""
+
+    temperature: float = 1.0
+    """Temperature of the relaxed Bernoulli."""
+
+    straight_through: bool = False
+    """Round the routing in the forward pass and keep its gradient."""
+
+    init: str = "mhr"
+    """Initial A: mhr (U(-b, b), b = sqrt(1/3)/sqrt(in)) or peft (b = 1/sqrt(in/H)). B starts at 0."""
+
+    def __post_init__(self) -> None:
+        _one_of("method", self.method, METHODS)
+        _one_of("adapter", self.adapter, ADAPTERS)
+        _one_of("granularity", self.granularity, GRANULARITIES)
+        _one_of("noise", self.noise, NOISES)
+        _one_of("init", self.init, INITS)
+        if self.n_heads is None:
+            self.n_heads = 8 if self.method == "mhr" else 1
+        if self.n_skills is None:
+            self.n_skills = 1 if self.method == "shared" else 8
+        if self.method == "poly" and self.n_heads != 1:
+            raise ConfigError(f"n_heads is {self.n_heads}, but poly has 1 head: use method 'mhr' for more")
+        if self.method == "shared" and self.n_skills != 1:
+            raise ConfigError(f"n_skills is {self.n_skills}, but shared has 1 skill: use 'uniform' to average more")
+        for name in ("n_heads", "n_skills", "rank"):
+            _whole(name, getattr(self, name), at_least=1)
+        for name in ("alpha", "temperature"):
+            _positive(name, getattr(self, name))
+        if self.noise != "off" and self.method not in ("mhr", "poly"):
+            raise ConfigError(f"noise is {self.noise!r}, but method {self.method!r} has no learned routing: set noise to 'off'")
+
+    @property
+    def scaling(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
+
+    def skills_for(self, n_tasks: int) -> int:
+        """Skills in the bank when it serves `n_tasks` tasks."""
+        assert self.n_skills is not None
+        return n_tasks if self.method == "private" else self.n_skills
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> AdapterConfig:
+        """The configuration with these settings. An unknown one is an error that names the nearest known one."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"unknown adapter setting {key!r}: {nearest(key, known)}")
+        return cls(**values)
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(allowed)}: {nearest(str(value), allowed)}")
+
+
+def _whole(name: str, value: Any, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {at_least}")
+
+
+def _positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ConfigError(f"{name} is {value!r}, expected a number above 0")

@@ -1,0 +1,86 @@
+"""What every reader yields and everything after it consumes: examples, tasks and collections of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from mhr.errors import DataError, TaskError, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question to a model.
+
+    task     name of its task
+    input    the text the model reads
+    targets  every acceptable answer; the first is the one trained on
+    choices  the answers to rank among, empty where the task is free generation; holds targets[0] where not empty
+    id       identifier inside its collection, for error lines and for telling duplicates
+    """
+
+    task: str
+    input: str
+    targets: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    id: str = ""
+
+
+@dataclass(slots=True)
+class Task:
+    """One task: its examples by split ("train" to learn from, "test" to be judged on) and what is known of it.
+
+    held_out says that the whole task is kept away from pretraining; its "train" examples are where shots are drawn.
+    """
+
+    name: str
+    train: list[Example] = field(default_factory=list)
+    test: list[Example] = field(default_factory=list)
+    held_out: bool = False
+    category: str = ""
+    choices: tuple[str, ...] = ()
+
+    def split(self, name: str) -> list[Example]:
+        if name not in ("train", "test"):
+            raise DataError(f"unknown split {name!r} of task {self.name!r}: expected 'train' or 'test'")
+        return self.train if name == "train" else self.test
+
+
+class TaskCollection(Mapping[str, Task]):
+    """Tasks by name, in a fixed order. `source` says where they were read; `notes` what a reader wants to tell."""
+
+    def __init__(self, tasks: list[Task], source: str = "", notes: list[str] | None = None):
+        self.source = source
+        self.notes = list(notes or [])
+        self._tasks: dict[str, Task] = {}
+        for task in tasks:
+            if task.name in self._tasks:
+                raise DataError(f"{source or 'collection'}: task {task.name!r} appears twice; task names must be distinct")
+            self._tasks[task.name] = task
+
+    def __getitem__(self, name: str) -> Task:
+        try:
+            return self._tasks[name]
+        except KeyError:
+            raise TaskError(f"unknown task {name!r} in {self.source or 'collection'}: {nearest(name, self._tasks)}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def select(self, names: list[str]) -> TaskCollection:
+        """The named tasks, in the order of `names`. Raises TaskError with the nearest names for an unknown one."""
+        return TaskCollection([self[name] for name in names], self.source, self.notes)
+
+    def training(self) -> TaskCollection:
+        """The tasks that pretraining may see."""
+        return TaskCollection([t for t in self.values() if not t.held_out], self.source, self.notes)
+
+    def held_out(self) -> TaskCollection:
+        """The tasks kept away from pretraining."""
+        return TaskCollection([t for t in self.values() if t.held_out], self.source, self.notes)

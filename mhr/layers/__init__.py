@@ -1,0 +1,9 @@
+"""Routed layers, and how they are put on a model."""
+
+from mhr.layers.attach import attach, detach
+from mhr.layers.bank import AdapterBank
+from mhr.layers.routed import RoutedLayer
+from mhr.layers.routed_ia3 import RoutedIA3
+from mhr.layers.routed_linear import RoutedLinear
+
+__all__ = ["AdapterBank", "RoutedIA3", "RoutedLayer", "RoutedLinear", "attach", "detach"]

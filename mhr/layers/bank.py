@@ -1,0 +1,212 @@
+"""The bank of a model: its routed layers, its routers, the names of its tasks, and the batch at work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mhr.config import AdapterConfig
+from mhr.errors import TaskError, nearest
+from mhr.layers.routed import RoutedLayer
+from mhr.routing import Router, RoutingBatch, RoutingState
+
+
+class AdapterBank(nn.Module):
+    """What `mhr.attach` adds to a model, as `model.mhr`.
+
+    config   the AdapterConfig
+    tasks    names of the tasks of the routing table, in its order
+    layers   name -> RoutedLayer, in the model's order
+    groups   name -> Router, one per group of layers that share a table (`AdapterConfig.granularity`)
+    saved    name -> module outside the bank that is trained and stored whole
+
+    It owns the routers' parameters; the layers own the banks'.
+    """
+
+    def __init__(self, config: AdapterConfig, tasks: Sequence[str], state: RoutingState, saved: dict[str, nn.Module]):
+        super().__init__()
+        self.config = config
+        self.tasks = check_names(tasks)
+        self.state = state
+        self.layers: dict[str, RoutedLayer] = {}
+        self.routers = nn.ModuleList()
+        self._group_names: list[str] = []
+        self._saved = tuple(saved.items())  # in a tuple, so that nn.Module does not register them twice
+        # What attach did to the model, for detach to undo.
+        self.frozen: list[nn.Parameter] = []
+        self.hooks: list[RemovableHandle] = []
+        # Batches to return to when the calls of the model under way end.
+        self.outer: list[RoutingBatch | None] = []
+
+    @property
+    def groups(self) -> dict[str, Router]:
+        return dict(zip(self._group_names, self.routers, strict=True))  # type: ignore[arg-type]
+
+    @property
+    def saved(self) -> dict[str, nn.Module]:
+        return dict(self._saved)
+
+    def add_router(self, group: str, router: Router) -> Router:
+        self._group_names.append(group)
+        self.routers.append(router)
+        return router
+
+    # ---- routing -------------------------------------------------------------------------------------------------
+
+    def for_batch(self, task_ids: Sequence[str | int] | Tensor | None, unseen: str = "error") -> RoutingBatch:
+        """The routing of a batch, made on the host once; one host-to-device copy, no synchronisation.
+
+        task_ids: one name (or row number) per example; None is allowed where only one routing is possible. A name that
+        the table does not hold is an error that names the nearest, or is routed uniformly with unseen="uniform".
+        Equal tasks share a row, except with noise per example while training.
+        Raises TaskError.
+        """
+        device = self.routers[0].even.device
+        if task_ids is None:
+            if self.ambiguous:
+                raise TaskError(f"task_ids is missing: expected one of the {len(self.tasks)} task names per example")
+            ids = [0]
+        else:
+            ids = [self._row(t, unseen) for t in (task_ids.tolist() if isinstance(task_ids, Tensor) else task_ids)]
+        if not ids:
+            raise TaskError("task_ids is empty: expected one task name per example")
+        noisy = self.training and self.config.noise != "off"
+        if noisy and self.config.noise == "per_example":
+            distinct, rows = ids, list(range(len(ids)))
+        elif self.needs_tasks:
+            distinct = list(dict.fromkeys(ids))
+            position = {t: i for i, t in enumerate(distinct)}
+            rows = [position[t] for t in ids]
+        else:
+            # One mix serves every task, so the batch is one segment, whatever its size.
+            distinct, rows = [0], [0]
+        noise = self._noise(len(distinct), device) if noisy else None
+        packed = torch.tensor(rows + distinct, dtype=torch.long)
+        if device.type == "cuda":
+            packed = packed.pin_memory()
+        packed = packed.to(device, non_blocking=True)
+        return RoutingBatch(rows=packed[: len(rows)], tasks=packed[len(rows) :], noise=noise)
+
+    @contextmanager
+    def routing(self, task_ids: Sequence[str | int] | Tensor | RoutingBatch | None, unseen: str = "error") -> Iterator[None]:
+        """Route every call of the model inside the block by these tasks."""
+        batch = task_ids if isinstance(task_ids, RoutingBatch) else self.for_batch(task_ids, unseen)
+        with self.state.use(batch):
+            yield
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether a call without task ids would leave the routing open."""
+        return self.needs_tasks and len(self.tasks) != 1
+
+    @property
+    def needs_tasks(self) -> bool:
+        """Whether tasks are routed differently, so that the model must be told which is which."""
+        return any(router.needs_tasks for router in self.routers)  # type: ignore[union-attr]
+
+    def _row(self, task: str | int, unseen: str) -> int:
+        if isinstance(task, int):
+            if not -1 <= task < len(self.tasks):
+                raise TaskError(f"task id {task} is out of range: the bank has {len(self.tasks)} tasks, 0 to {len(self.tasks) - 1}")
+            return task
+        try:
+            return self._position[task]
+        except KeyError:
+            if unseen == "uniform":
+                return -1
+            raise TaskError(f"unknown task {task!r}: {nearest(task, self.tasks)}") from None
+
+    def _noise(self, n: int, device: torch.device) -> Tensor:
+        heads, skills = self.routers[0].even.shape
+        tiny = torch.finfo(torch.float32).tiny
+        u = torch.rand(len(self.routers), n, heads, skills, device=device).clamp_(min=tiny, max=1 - 2**-24)
+        return u.logit_()
+
+    # ---- tasks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(self._tasks)
+
+    @tasks.setter
+    def tasks(self, names: Sequence[str]) -> None:
+        self._tasks = tuple(names)
+        self._position = {name: i for i, name in enumerate(names)}
+
+    def add_tasks(self, names: Sequence[str]) -> None:
+        """Append tasks, each with a fresh routing row (and, where routing is private, a fresh skill)."""
+        for name in names:
+            if name in self._position:
+                raise TaskError(f"task {name!r} is there already: names of tasks must be distinct")
+        self.set_tasks([*self.tasks, *names])
+
+    def remove_tasks(self, names: Sequence[str]) -> None:
+        """Remove tasks and their routing rows. At least one must stay."""
+        gone = {self.tasks[self._row(name, "error")] for name in names}
+        self.set_tasks([name for name in self.tasks if name not in gone])
+
+    def set_tasks(self, names: Sequence[str], fresh: bool = False) -> None:
+        """Make the table hold exactly these tasks in this order; known ones keep their row, unless `fresh`.
+
+        This re-orders, adds and removes. New parameters replace the old ones, so an optimiser made before is stale.
+        """
+        check_names(names)
+        keep = [None if fresh else self._position.get(name) for name in names]
+        for router in self.routers:
+            router.set_tasks(names, keep)  # type: ignore[operator]
+        if any(router.skill_per_task for router in self.routers):
+            for layer in self.layers.values():
+                layer.select_skills(keep)
+        self.tasks = list(names)
+
+    # ---- parameters ----------------------------------------------------------------------------------------------
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the skills, layer by layer."""
+        return [p for layer in self.layers.values() for p in layer.bank().values()]
+
+    def router_parameters(self) -> list[nn.Parameter]:
+        """Routing logits; empty for methods that learn no routing."""
+        return list(self.routers.parameters())
+
+    def saved_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the modules that are trained whole."""
+        return [p for module in self.saved.values() for p in module.parameters()]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Routing weights of every task, group by group: name -> [T, H, S] (T = 1 where tasks are not told apart)."""
+        return {name: router.table() for name, router in self.groups.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint of the bank holds, by a name that does not depend on this class."""
+        named: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            named.update({f"layers.{name}.{key}": p.data for key, p in layer.bank().items()})
+        for name, router in self.groups.items():
+            named.update({f"routers.{name or 'all'}.{key}": t for key, t in router.state_dict().items()})
+        for name, module in self._saved:
+            named.update({f"modules.{name}.{key}": t for key, t in module.state_dict().items()})
+        return named
+
+    def extra_repr(self) -> str:
+        return f"{self.config.method} {self.config.adapter}, {len(self.tasks)} tasks, {len(self.layers)} layers"
+
+
+def check_names(names: Sequence[str]) -> list[str]:
+    """The names as a list. Raises TaskError for none, for an empty one and for one that is given twice."""
+    if isinstance(names, str):
+        raise TaskError(f"tasks is the text {names!r}: expected a list of names")
+    seen: set[str] = set()
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise TaskError(f"task name {name!r} is no text: expected a name such as 'boolq'")
+        if name in seen:
+            raise TaskError(f"task {name!r} is given twice: names of tasks must be distinct")
+        seen.add(name)
+    if not names:
+        raise TaskError("no task is given: a bank needs at least one task name")
+    return list(names)

@@ -1,0 +1,149 @@
+"""mix: weighted averages of skill banks, for all layers of a model in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mhr.ops.checks import accumulator, check, check_shape, refuse_transforms
+from mhr.ops.native import register
+
+
+def mix(
+    banks: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    head_dims: Sequence[int],
+    out_dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """mixed[u, block h] = sum_s weights[u, h, s] * bank[h, s], for each bank of the list.
+
+    Args:
+        banks: each `[H, S, P, Q]`, any float dtype.
+        weights: each `[U, H, S]`, float32 (float64 with a float64 bank).
+        head_dims: where the heads' blocks are joined. 1 joins them along P into `[U, H*P, Q]` (factor A: P = I/H, Q = R);
+            2 joins them along Q into `[U, P, H*Q]` (factor B: P = R, Q = O/H; a bias or an IA3 vector is P = 1).
+        out_dtype: of the result; None keeps each bank's dtype.
+
+    Sums are held in float32 (float64 for float64) and differentiable in banks and weights. One call may mix banks of
+    different sizes, and any number of them. Raises RuntimeError where shapes or dtypes do not fit.
+    The average of Polytropon and MHR (arXiv 2202.13914, 2211.03831); with uniform weights and U = 1 it is MHR-mu and
+    AdaMix's merge (arXiv 2205.12410).
+    """
+    refuse_transforms("mix")
+    return list(_Mix.apply(out_dtype, tuple(head_dims), *banks, *weights))
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, out_dtype: torch.dtype | None, head_dims: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        n = len(head_dims)
+        check(len(tensors) == 2 * n, f"mhr::mix: {n} head_dims, but {len(tensors)} banks and weights together, not {2 * n}")
+        tensors = tuple(t.contiguous() for t in tensors)
+        ctx.head_dims = head_dims
+        ctx.save_for_backward(*tensors)
+        return tuple(_forward(tensors[:n], tensors[n:], head_dims, out_dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        n = len(ctx.head_dims)
+        tensors = ctx.saved_tensors
+        need_banks, need_weights = any(ctx.needs_input_grad[2 : 2 + n]), any(ctx.needs_input_grad[2 + n :])
+        grads = tuple(g.contiguous() for g in grads)
+        found = _backward(grads, tensors[:n], tensors[n:], ctx.head_dims, need_banks, need_weights)
+        d_banks = found[:n] if need_banks else [None] * n
+        d_weights = found[-n:] if need_weights else [None] * n
+        return None, None, *d_banks, *d_weights
+
+
+def check_banks(
+    op: str, banks: Sequence[Tensor], weights: Sequence[Tensor], head_dims: Sequence[int]
+) -> list[tuple[int, int, int]]:
+    """Checks what mix takes; returns the shape of each mixed factor."""
+    check(
+        len(banks) == len(weights) == len(head_dims),
+        f"mhr::{op}: got {len(banks)} banks, {len(weights)} weights and {len(head_dims)} head_dims",
+    )
+    shapes = []
+    for i, (bank, w, head_dim) in enumerate(zip(banks, weights, head_dims, strict=True)):
+        check(bank.dim() == 4, f"mhr::{op}: banks[{i}] must have shape (H, S, P, Q), got {tuple(bank.shape)}")
+        check(head_dim in (1, 2), f"mhr::{op}: head_dims[{i}] must be 1 or 2, got {head_dim}")
+        n_heads, n_skills, p, q = bank.shape
+        n_rows = w.shape[0] if w.dim() else 0
+        check_shape(op, f"weights[{i}]", w, "U H S", (n_rows, n_heads, n_skills))
+        check(
+            w.dtype == accumulator(bank.dtype),
+            f"mhr::{op}: weights[{i}] must be {accumulator(bank.dtype)} beside a {bank.dtype} bank, got {w.dtype}",
+        )
+        shapes.append((n_rows, n_heads * p, q) if head_dim == 1 else (n_rows, p, n_heads * q))
+    return shapes
+
+
+def mix_reference(
+    banks: Sequence[Tensor], weights: Sequence[Tensor], head_dims: Sequence[int], out_dtype: torch.dtype | None
+) -> list[Tensor]:
+    shapes = check_banks("mix", banks, weights, head_dims)
+    mixed = []
+    for bank, w, head_dim, shape in zip(banks, weights, head_dims, shapes, strict=True):
+        equation = "uhs,hspq->uhpq" if head_dim == 1 else "uhs,hspq->uphq"
+        blocks = torch.einsum(equation, w, bank.to(w.dtype))
+        mixed.append(blocks.reshape(shape).to(out_dtype or bank.dtype).contiguous())
+    return mixed
+
+
+def mix_backward_reference(
+    grads: Sequence[Tensor],
+    banks: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    head_dims: Sequence[int],
+    need_banks: bool,
+    need_weights: bool,
+) -> list[Tensor]:
+    shapes = check_banks("mix_backward", banks, weights, head_dims)
+    d_banks, d_weights = [], []
+    for i, (grad, bank, w, head_dim) in enumerate(zip(grads, banks, weights, head_dims, strict=True)):
+        check_shape("mix_backward", f"grads[{i}]", grad, "U P Q", shapes[i])
+        n_heads, _, p, q = bank.shape
+        blocks = grad.to(w.dtype)
+        if head_dim == 1:
+            blocks = blocks.reshape(-1 if n_heads * p * q else w.shape[0], n_heads, p, q)
+        else:
+            blocks = blocks.reshape(-1 if n_heads * p * q else w.shape[0], p, n_heads, q).transpose(1, 2)
+        if need_banks:
+            d_banks.append(torch.einsum("uhs,uhpq->hspq", w, blocks).to(bank.dtype).contiguous())
+        if need_weights:
+            d_weights.append(torch.einsum("uhpq,hspq->uhs", blocks, bank.to(w.dtype)).contiguous())
+    return d_banks + d_weights
+
+
+def _fake(
+    banks: Sequence[Tensor], weights: Sequence[Tensor], head_dims: Sequence[int], out_dtype: torch.dtype | None
+) -> list[Tensor]:
+    shapes = check_banks("mix", banks, weights, head_dims)
+    return [b.new_empty(shape, dtype=out_dtype or b.dtype) for b, shape in zip(banks, shapes, strict=True)]
+
+
+def _backward_fake(
+    grads: Sequence[Tensor],
+    banks: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    head_dims: Sequence[int],
+    need_banks: bool,
+    need_weights: bool,
+) -> list[Tensor]:
+    d_banks = [torch.empty_like(b) for b in banks] if need_banks else []
+    return d_banks + ([torch.empty_like(w) for w in weights] if need_weights else [])
+
+
+_forward = register(
+    "mix(Tensor[] banks, Tensor[] weights, int[] head_dims, ScalarType? out_dtype) -> Tensor[]", mix_reference, _fake
+)
+_backward = register(
+    "mix_backward(Tensor[] grads, Tensor[] banks, Tensor[] weights, int[] head_dims, bool need_banks, bool need_weights)"
+    " -> Tensor[]",
+    mix_backward_reference,
+    _backward_fake,
+)

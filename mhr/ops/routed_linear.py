@@ -1,0 +1,229 @@
+"""routed_linear: a frozen linear and its routed low-rank update in one autograd node, the hot path of MHR and Poly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mhr.ops.checks import accumulator, check, refuse_transforms
+from mhr.ops.mix import check_banks
+from mhr.ops.native import register
+from mhr.ops.routed_adapter import n_tokens
+
+HEAD_DIMS = (1, 2)
+
+
+def routed_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bank_a: Tensor,
+    bank_b: Tensor,
+    weights: Tensor,
+    rows: Tensor,
+    scale: float = 1.0,
+    *,
+    weights_b: Tensor | None = None,
+    rows_b: Tensor | None = None,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """y = x W^T + bias + scale * (x A_u) B_v for each token segment g, u = rows[g], v = rows_b[g].
+
+    A_u = concat_h sum_s weights[u, h, s] bank_a[h, s] along the input, B_v likewise along the output (with weights_b).
+
+    Args:
+        x: `[..., I]`, N tokens.
+        weight: `[O, I]`, bias: `[O]` or None: the linear that is adapted, frozen as a rule.
+        bank_a: `[H, S, I/H, R]`; bank_b: `[H, S, R, O/H]`, any float dtype.
+        weights: `[U, H, S]`, float32 (float64 with float64 banks); weights_b: `[U', H, S]`, of B where it differs.
+        rows: int64 `[G]`, the row of `weights` of each segment; rows_b: of B where it differs.
+        scale: lora_alpha / rank.
+        offsets: int64 `[G + 1]`, the first token of each segment and the end; None means G equal segments.
+
+    Returns y `[..., O]`. Differentiable once in every float argument (weight and bias too, where they require it). Backward
+    mixes anew: saved beyond x are the rank-R activation, 4 N R bytes, and the routing weights. Under autocast x, weight and
+    bias are cast as for F.linear. Deterministic. Poly and MHR (arXiv 2202.13914, 2211.03831).
+    Raises RuntimeError where shapes or dtypes do not fit.
+    """
+    refuse_transforms("routed_linear")
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        if x.dtype != torch.float64:
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = bias if bias is None else bias.to(dtype)
+    return _RoutedLinear.apply(x, weight, bias, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, scale)  # type: ignore[no-any-return]
+
+
+class _RoutedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        bank_a: Tensor,
+        bank_b: Tensor,
+        weights: Tensor,
+        weights_b: Tensor | None,
+        rows: Tensor,
+        rows_b: Tensor | None,
+        offsets: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        x = x.contiguous()
+        y = F.linear(x, weight, bias)
+        h = _forward(y, x, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, scale)
+        ctx.scale = scale
+        ctx.save_for_backward(x, weight, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, h)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, h = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        dy = dy.contiguous()
+        dx = dy @ weight if need_x else None
+        d_bank_a, d_bank_b, d_weights, d_weights_b = _backward(
+            dx, dy, x, h, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, ctx.scale
+        )
+        d_weight = d_bias = None
+        if need_weight:
+            d_weight = dy.flatten(0, -2).T @ x.flatten(0, -2) if x.dim() > 1 else torch.outer(dy, x)
+        if need_bias:
+            d_bias = dy.sum(tuple(range(dy.dim() - 1)))
+        return (
+            dx,
+            d_weight,
+            d_bias,
+            d_bank_a,
+            d_bank_b,
+            d_weights,
+            None if weights_b is None else d_weights_b,
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _check(x: Tensor, bank_a: Tensor, bank_b: Tensor, weights: Tensor, weights_b: Tensor | None) -> None:
+    op = "routed_linear"
+    (_, n_in, rank), (_, rank_b, _) = check_banks(
+        op, (bank_a, bank_b), (weights, weights if weights_b is None else weights_b), HEAD_DIMS
+    )
+    check(rank == rank_b, f"mhr::{op}: bank_a has rank {rank}, bank_b {rank_b}")
+    check(x.shape[-1] == n_in, f"mhr::{op}: x must have I = {n_in} columns, as bank_a adapts, got {x.shape[-1]}")
+
+
+def routed_linear_forward_reference(
+    y: Tensor,
+    x: Tensor,
+    bank_a: Tensor,
+    bank_b: Tensor,
+    weights: Tensor,
+    weights_b: Tensor | None,
+    rows: Tensor,
+    rows_b: Tensor | None,
+    offsets: Tensor | None,
+    scale: float,
+) -> Tensor:
+    _check(x, bank_a, bank_b, weights, weights_b)
+    A, B = _mix_factors(x, bank_a, bank_b, weights, weights_b)
+    return torch.ops.mhr.routed_adapter_forward(  # type: ignore[no-any-return]
+        y, x, A, B, rows, rows_b, offsets, None, None, "none", scale
+    )
+
+
+def _mix_factors(
+    x: Tensor, bank_a: Tensor, bank_b: Tensor, weights: Tensor, weights_b: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A `[U, I, R]` and B `[U', R, O]` for tokens of x: in x's dtype, as a matmul of that dtype takes them."""
+    both = (weights.contiguous(), (weights if weights_b is None else weights_b).contiguous())
+    A, B = torch.ops.mhr.mix((bank_a.contiguous(), bank_b.contiguous()), both, HEAD_DIMS, x.dtype)
+    return A, B
+
+
+def routed_linear_backward_reference(
+    dx: Tensor | None,
+    dy: Tensor,
+    x: Tensor,
+    h: Tensor,
+    bank_a: Tensor,
+    bank_b: Tensor,
+    weights: Tensor,
+    weights_b: Tensor | None,
+    rows: Tensor,
+    rows_b: Tensor | None,
+    offsets: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ops = torch.ops.mhr
+    A, B = _mix_factors(x, bank_a, bank_b, weights, weights_b)
+    dz, d_b, _ = ops.routed_adapter_backward_dy(
+        dy, h, B, rows if rows_b is None else rows_b, offsets, "none", scale, False
+    )
+    d_a, _ = ops.routed_adapter_backward_x(dx, x, dz, A, rows, offsets, True, False)
+    both = (weights.contiguous(), (weights if weights_b is None else weights_b).contiguous())
+    d_bank_a, d_bank_b, d_weights, d_weights_b = ops.mix_backward(
+        (d_a, d_b), (bank_a.contiguous(), bank_b.contiguous()), both, HEAD_DIMS, True, True
+    )
+    if weights_b is None:
+        return d_bank_a, d_bank_b, d_weights + d_weights_b, d_weights.new_empty(0)
+    return d_bank_a, d_bank_b, d_weights, d_weights_b
+
+
+def _fake(
+    y: Tensor,
+    x: Tensor,
+    bank_a: Tensor,
+    bank_b: Tensor,
+    weights: Tensor,
+    weights_b: Tensor | None,
+    rows: Tensor,
+    rows_b: Tensor | None,
+    offsets: Tensor | None,
+    scale: float,
+) -> Tensor:
+    _check(x, bank_a, bank_b, weights, weights_b)
+    return x.new_empty((n_tokens(x), bank_a.shape[3]), dtype=accumulator(x.dtype))
+
+
+def _backward_fake(
+    dx: Tensor | None,
+    dy: Tensor,
+    x: Tensor,
+    h: Tensor,
+    bank_a: Tensor,
+    bank_b: Tensor,
+    weights: Tensor,
+    weights_b: Tensor | None,
+    rows: Tensor,
+    rows_b: Tensor | None,
+    offsets: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        bank_a.new_empty(bank_a.shape),
+        bank_b.new_empty(bank_b.shape),
+        weights.new_empty(weights.shape),
+        weights.new_empty((0,) if weights_b is None else weights_b.shape),
+    )
+
+
+_forward = register(
+    "routed_linear_forward(Tensor(a!) y, Tensor x, Tensor bank_a, Tensor bank_b, Tensor weights, Tensor? weights_b,"
+    " Tensor rows, Tensor? rows_b, Tensor? offsets, float scale) -> Tensor",
+    routed_linear_forward_reference,
+    _fake,
+)
+_backward = register(
+    "routed_linear_backward(Tensor(a!)? dx, Tensor dy, Tensor x, Tensor h, Tensor bank_a, Tensor bank_b, Tensor weights,"
+    " Tensor? weights_b, Tensor rows, Tensor? rows_b, Tensor? offsets, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
+    routed_linear_backward_reference,
+    _backward_fake,
+)
