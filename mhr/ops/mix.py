@@ -109,9 +109,9 @@ def mix_backward_reference(
         n_heads, _, p, q = bank.shape
         blocks = grad.to(w.dtype)
         if head_dim == 1:
-            blocks = blocks.reshape(-1 if n_heads * p * q else w.shape[0], n_heads, p, q)
+            blocks = blocks.reshape(w.shape[0], n_heads, p, q)
         else:
-            blocks = blocks.reshape(-1 if n_heads * p * q else w.shape[0], p, n_heads, q).transpose(1, 2)
+            blocks = blocks.reshape(w.shape[0], p, n_heads, q).transpose(1, 2)
         if need_banks:
             d_banks.append(torch.einsum("uhs,uhpq->hspq", w, blocks).to(bank.dtype).contiguous())
         if need_weights:

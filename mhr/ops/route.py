@@ -20,7 +20,7 @@ def route(logits: Tensor, tasks: Tensor, noise: Tensor | None = None, temperatur
         logits: `[T, H, S]`, any float dtype.
         tasks: int64 `[U]`; a negative one is an unseen task, whose weights are uniform, 1/S, with no gradient.
         noise: `[U, H, S]` logistic noise, log(v) - log(1 - v) with v uniform in (0, 1), which makes p relaxed Bernoulli;
-            None for the plain sigmoid, which does not look at the temperature's noise.
+            None for the plain sigmoid.
         temperature: of the relaxed Bernoulli, positive.
 
     Returns weights `[U, H, S]` in float32 (float64 for float64 logits). Differentiable once in logits.
