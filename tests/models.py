@@ -1,0 +1,141 @@
+"""Tiny random models, built from their configuration without any network: two blocks, 32 features, 64 tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+VOCABULARY = 64
+WIDTH = 32
+PAD, EOS = 0, 1
+
+ENCODER_DECODERS = ("t5", "bart")
+DECODERS = ("llama", "gpt2")
+ENCODERS = ("bert", "bert-encoder")
+GENERATORS = ENCODER_DECODERS + DECODERS
+MODELS = GENERATORS + ENCODERS
+
+
+def tiny_model(name: str, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """A tiny random model in float32, in evaluation mode, without dropout: the same for the same seed.
+
+    `name` is one of MODELS: "t5" (gated, as the lm-adapt ones), "bart", "llama", "gpt2", "bert" (one-logit sequence
+    classification), "bert-encoder". `config` overrides settings of the architecture.
+    """
+    ids: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS}
+    width: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+    bert: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "pad_token_id": PAD,
+        **width,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    settings: dict[str, tuple[type[PreTrainedModel], type, dict[str, Any]]] = {
+        "t5": (
+            T5ForConditionalGeneration,
+            T5Config,
+            {
+                **ids,
+                "d_model": WIDTH,
+                "d_kv": 8,
+                "num_heads": 4,
+                "d_ff": 64,
+                "num_layers": 2,
+                "dropout_rate": 0.0,
+                "feed_forward_proj": "gated-gelu",
+                "tie_word_embeddings": False,
+                "decoder_start_token_id": PAD,
+            },
+        ),
+        "bart": (
+            BartForConditionalGeneration,
+            BartConfig,
+            {
+                **ids,
+                "d_model": WIDTH,
+                "encoder_layers": 2,
+                "decoder_layers": 2,
+                "encoder_attention_heads": 4,
+                "decoder_attention_heads": 4,
+                "encoder_ffn_dim": 64,
+                "decoder_ffn_dim": 64,
+                "max_position_embeddings": 64,
+                "dropout": 0.0,
+                "bos_token_id": 2,
+                "decoder_start_token_id": EOS,
+                "forced_eos_token_id": None,
+            },
+        ),
+        "llama": (
+            LlamaForCausalLM,
+            LlamaConfig,
+            {**ids, **width, "bos_token_id": 2, "intermediate_size": 64, "num_key_value_heads": 2},
+        ),
+        "gpt2": (
+            GPT2LMHeadModel,
+            GPT2Config,
+            {
+                **ids,
+                "bos_token_id": 2,
+                "n_embd": WIDTH,
+                "n_layer": 2,
+                "n_head": 4,
+                "n_positions": 64,
+                "resid_pdrop": 0.0,
+                "embd_pdrop": 0.0,
+                "attn_pdrop": 0.0,
+            },
+        ),
+        "bert": (BertForSequenceClassification, BertConfig, {**bert, "num_labels": 1}),
+        "bert-encoder": (BertModel, BertConfig, bert),
+    }
+    kind, config_class, defaults = settings[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind(config_class(**{**defaults, **config})).eval()
+
+
+def random_batch(
+    model: PreTrainedModel, batch: int = 4, length: int = 7, target: int = 5, seed: int = 0
+) -> dict[str, Tensor]:
+    """Inputs for `model(**batch)` with labels where the model takes them; the second row is padded at its end.
+
+    input_ids, attention_mask [batch, length]; labels [batch, target] of an encoder-decoder, [batch, length] of a
+    decoder (-100 at padding), [batch] floats of the one-logit classifier.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(columns: int) -> Tensor:
+        return torch.randint(3, VOCABULARY, (batch, columns), generator=generator)
+
+    ids, mask = tokens(length), torch.ones(batch, length, dtype=torch.long)
+    if batch > 1 and length > 2:
+        mask[1, -2:] = 0
+        ids[1, -2:] = PAD
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if model.config.is_encoder_decoder:
+        inputs["labels"] = tokens(target)
+    elif isinstance(model, BertForSequenceClassification):
+        inputs["labels"] = torch.rand(batch, generator=generator)
+    elif not isinstance(model, BertModel):
+        inputs["labels"] = ids.masked_fill(mask == 0, -100)
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
