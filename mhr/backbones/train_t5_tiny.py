@@ -87,7 +87,6 @@ def main() -> None:
             print(step, round(loss.item(), 4), round(time.perf_counter() - start), flush=True)
             if step % 1000==0:
                 model.to(torch.bfloat16).save_pretrained(args.output); model.to(torch.float32)
-                test={n:next(single([n],99)) for n in []}
                 print({n: accuracy(model, tokenizer, [e for e, _ in zip(draw_examples((n,), 99), range(60))]) for n in SKILLS})
     model.to(torch.bfloat16).save_pretrained(args.output)
 

@@ -3,7 +3,7 @@
 A task is a chain of two or three skills, at most one of each kind and always in this order:
 
     transform  string -> string        rev next swap rotl rotr init tail sort
-    readout    string -> short answer  first second last max min len vow asc
+    readout    string -> short answer  first second last max min vow asc
     render     answer -> how it is written       upper twice place box
 
 Its name joins the skills ("rev-last-upper"), its input names them before a string of 3 to 6 letters of an alphabet of eight
@@ -64,7 +64,6 @@ SKILLS: dict[str, Skill] = {
         Skill("last", "readout", lambda s: s[-1], _LETTERS),
         Skill("max", "readout", lambda s: max(s), _LETTERS),
         Skill("min", "readout", lambda s: min(s), _LETTERS),
-        Skill("len", "readout", lambda s: str(len(s)), _NUMBERS),
         Skill("vow", "readout", lambda s: str(sum(c in VOWELS for c in s)), _NUMBERS),
         Skill("asc", "readout", lambda s: _YES_NO[s[0] < s[-1]], _YES_NO),
         Skill("upper", "render", lambda s: s.upper()),
