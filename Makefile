@@ -1,0 +1,46 @@
+# demo | test | install | lint | bench | clean: what README says and what CI runs.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
+
+.PHONY: demo test install lint bench clean
+
+demo: install
+	$(BIN)/mhr demo --output runs/demo --resume
+
+test: lint
+	$(BIN)/pytest -n 2
+
+install: .venv/installed
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy mhr
+
+bench: install
+	$(BIN)/mhr benchmark ops
+	$(BIN)/mhr benchmark train
+	$(BIN)/mhr benchmark merge
+
+clean:
+	rm -rf .venv build dist mhr.egg-info mhr/_C*.so .mypy_cache .pytest_cache .ruff_cache
+
+# The stamps say what is done: the environment, torch, and the package with its native extension.
+.venv/created:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"mhr needs Python 3.11 or newer, but $(PYTHON) is {v.major}.{v.minor}: name a newer one, as in make install PYTHON=python3.12")'
+	@echo "Making .venv ..."
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+# torch comes first, because the native extension is compiled against the torch that is installed.
+.venv/torch: constraints.txt | .venv/created
+	@echo "Installing torch ..."
+	@$(PIP) torch numpy setuptools wheel ninja pybind11
+	@touch $@
+
+.venv/installed: pyproject.toml setup.py $(NATIVE) | .venv/torch
+	@echo "Installing mhr with its dependencies and building its native extension ..."
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
