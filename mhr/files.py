@@ -1,0 +1,164 @@
+"""Files and folders that appear whole or not at all, and the one check of an output folder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mhr.errors import MhrError
+
+# A folder that holds one of these was written by us or by transformers or PEFT, so that --overwrite may replace it.
+OUTPUT_MARKS = ("run.json", "adapt.json", "mhr_config.json", "adapter_config.json", "config.json")
+
+
+def write_bytes_atomically(path: str | Path, data: bytes) -> Path:
+    """Write a file so that `path` holds either all of `data` or what it held before, also after a kill or power loss.
+
+    Raises MhrError for a full disk, a missing permission and the like; no temporary file is left behind.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with writing(path):
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    return path
+
+
+def write_text_atomically(path: str | Path, text: str) -> Path:
+    """`write_bytes_atomically` for text in UTF-8."""
+    return write_bytes_atomically(path, text.encode())
+
+
+def write_json_atomically(path: str | Path, value: Any) -> Path:
+    """`write_bytes_atomically` for a JSON value, indented, with a newline at the end. NaN and infinities are refused."""
+    return write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def writing_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` when the block ends, and vanishes when it raises.
+
+    What `path` held before is replaced as a whole. Raises MhrError for a full disk, a missing permission and the like.
+    """
+    path = Path(path).absolute()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with writing(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            _put_in_place(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def prepare_output(path: str | Path, overwrite: bool = False) -> Path:
+    """The output folder `path`, checked but not yet made: see `make_folder` and `writing_folder`.
+
+    Raises MhrError where it is a file, where it is not empty and `overwrite` is off, where it is not empty and nothing in
+    it says that it is an output (so that a mistyped path costs nothing), and where it cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise MhrError(f"output folder {path} is a file: choose another path")
+    held = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    if held and not overwrite:
+        raise MhrError(
+            f"output folder {path} is not empty: choose another, or pass --overwrite to replace what is there"
+        )
+    if held and not any(mark in held for mark in OUTPUT_MARKS):
+        shown = ", ".join(held[:3]) + (" ..." if len(held) > 3 else "")
+        raise MhrError(
+            f"output folder {path} holds {shown} and no output of mhr, so --overwrite leaves it alone: choose another folder"
+        )
+    parent = path.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise MhrError(f"cannot write {path}: no permission to write in {parent}; choose another output folder")
+    return path
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder, made with its parents if it is missing. Raises MhrError where that cannot be done."""
+    with writing(path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+    return Path(path)
+
+
+def read_json(path: str | Path, error: type[MhrError] = MhrError) -> dict[str, Any]:
+    """The JSON object in a file. Raises `error` for a missing or unreadable file, broken JSON, and JSON of another shape."""
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as fault:
+        raise error(
+            f"{path}:{fault.lineno} is no valid JSON ({fault.msg}): the file is cut or edited by hand"
+        ) from None
+    except UnicodeDecodeError:
+        raise error(f"{path} is no text in UTF-8: expected a JSON file") from None
+    except OSError as fault:
+        raise error(f"cannot read {path}: {fault.strerror or fault}") from None
+    if not isinstance(value, dict):
+        raise error(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn an OSError in the block into one line that names `path`."""
+    try:
+        yield
+    except OSError as fault:
+        mend = {
+            errno.ENOSPC: "free some space or choose another output folder",
+            errno.EDQUOT: "free some space or choose another output folder",
+        }.get(fault.errno or 0, "choose another output folder")
+        raise MhrError(f"cannot write {path}: {fault.strerror or fault}; {mend}") from fault
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a finished folder to `path`; a folder that is there steps aside until the new one stands."""
+    aside = None
+    if path.exists() and any(path.iterdir()):
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+        os.rename(path, aside)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if aside is not None:
+            os.rename(aside, path)
+        raise
+    _sync_folder(path.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename in this folder lasting, where the system can (Windows opens no folders)."""
+    if os.name == "posix":
+        _sync(path)

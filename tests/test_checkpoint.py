@@ -1,0 +1,275 @@
+"""Adapter checkpoints: what is saved comes back, and what is damaged, foreign or of another base model is refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mhr import AdapterConfig, attach, detach
+from mhr.checkpoint import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    fingerprint,
+    load_adapter,
+    load_checkpoint,
+    read_adapter,
+    same_base,
+    save_adapter,
+)
+from mhr.errors import CheckpointError, ConfigError, MhrError
+from tests.models import MODELS, random_batch, tiny_model
+
+TASKS = ["boolq", "rte", "wic"]
+BATCH_TASKS = ["boolq", "rte", "rte", "wic"]
+
+
+def shake(model: torch.nn.Module) -> None:
+    """Give every trained parameter values of its own, so that nothing agrees by chance."""
+    generator = torch.Generator().manual_seed(7)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data.add_(0.3 * torch.randn(p.shape, generator=generator))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model = tiny_model("t5")
+    attach(model, AdapterConfig(n_heads=4, n_skills=3), TASKS)
+    shake(model)
+    return save_adapter(model, tmp_path / "adapter", base="tiny", info={"steps": 3})
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / CONFIG_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "mhr", "n_heads": 4, "n_skills": 3},
+        {"method": "poly", "adapter": "ia3", "granularity": "coarse"},
+        {"method": "private"},
+        {"method": "random"},
+        {"method": "hash"},
+        {"method": "shared"},
+    ],
+    ids=lambda s: s["method"],
+)
+def test_what_is_saved_comes_back(name, settings, tmp_path):
+    model = tiny_model(name)
+    batch = random_batch(model)
+    bank = attach(model, AdapterConfig(**settings), TASKS)
+    shake(model)
+    expected = model(**batch, task_ids=BATCH_TASKS)[0]
+    folder = save_adapter(model, tmp_path / "adapter", base="tiny", info={"steps": 3})
+
+    other = tiny_model(name)
+    loaded = load_adapter(folder, other)
+    assert loaded.tasks == TASKS
+    assert loaded.tensors().keys() == bank.tensors().keys()
+    for key, tensor in bank.tensors().items():
+        assert torch.equal(tensor, loaded.tensors()[key]), key
+    assert torch.equal(expected, other(**batch, task_ids=BATCH_TASKS)[0])
+    assert read_adapter(folder).info == {"steps": 3}
+
+
+def test_a_folder_keeps_its_other_files_and_takes_a_new_checkpoint(saved):
+    (saved / "trainer_state.json").write_text("{}")
+    model = tiny_model("t5")
+    load_adapter(saved, model)
+    shake(model)
+    save_adapter(model, saved, base="tiny")
+    assert sorted(p.name for p in saved.iterdir()) == [TENSORS_FILE, CONFIG_FILE, "trainer_state.json"]
+    key, tensor = next(iter(model.mhr.tensors().items()))
+    assert torch.equal(read_adapter(saved).tensors[key], tensor)
+
+
+def test_the_base_is_found_by_its_name(tmp_path):
+    from mhr.backbones import load_backbone
+
+    model, _ = load_backbone("builtin:t5-tiny")
+    attach(model, AdapterConfig(method="poly", n_skills=2), TASKS)
+    shake(model)
+    folder = save_adapter(model, tmp_path / "adapter", base="builtin:t5-tiny")
+    again, tokenizer = load_checkpoint(folder)
+    ids = tokenizer(["a question"], return_tensors="pt")
+    with torch.no_grad():
+        outputs = [m(**ids, decoder_input_ids=ids["input_ids"], task_ids=["rte"]).logits for m in (model, again)]
+    assert torch.equal(*outputs)
+
+
+def test_a_model_without_a_bank_cannot_be_saved(tmp_path):
+    with pytest.raises(ConfigError, match="no bank"):
+        save_adapter(tiny_model("t5"), tmp_path / "adapter", base="tiny")
+    assert not (tmp_path / "adapter").exists()
+
+
+# ---- fingerprints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fingerprint_does_not_see_the_bank(name):
+    model = tiny_model(name)
+    bank = attach(model, AdapterConfig(), TASKS)
+    with_bank = fingerprint(model)
+    shake(model)
+    assert fingerprint(model) == with_bank
+    detach(model)
+    assert fingerprint(model, list(bank.saved)) == with_bank
+
+
+def test_a_fingerprint_sees_one_layer_and_knows_a_narrower_dtype():
+    model = tiny_model("t5")
+    plain = fingerprint(model)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert same_base(plain, fingerprint(tiny_model("t5").to(dtype)))
+    with torch.no_grad():
+        model.get_submodule("decoder.block.1.layer.0.SelfAttention.v").weight.mul_(1.02)
+    assert not same_base(plain, fingerprint(model))
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def refused(folder: Path, match: str, error: type[MhrError] = CheckpointError) -> None:
+    with pytest.raises(error, match=match) as caught:
+        load_adapter(folder, tiny_model("t5"))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing(tmp_path):
+    refused(tmp_path / "nowhere", "no such folder")
+    refused(tmp_path, "mhr_config.json is missing .the folder holds nothing")
+
+
+def test_another_kind_of_folder(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused(tmp_path, "the folder holds adapter_config.json")
+
+
+def test_truncated(saved):
+    path = saved / TENSORS_FILE
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(saved, "is truncated")
+
+
+def test_damaged(saved):
+    path = saved / TENSORS_FILE
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    refused(saved, "is damaged: its SHA-256")
+
+
+def test_tensors_gone(saved):
+    (saved / TENSORS_FILE).unlink()
+    refused(saved, "cannot read .*mhr_adapter.safetensors: No such file")
+
+
+def test_json_cut_in_the_middle(saved):
+    path = saved / CONFIG_FILE
+    path.write_text(path.read_text()[:200])
+    refused(saved, r"mhr_config.json:\d+ is no valid JSON")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"format": "other"}, "was not written by mhr"),
+        ({"format_version": 2, "mhr_version": "9.9"}, "has format 2, written by mhr 9.9"),
+        ({"config": {"n_head": 3}}, "unknown adapter setting 'n_head': did you mean 'n_heads'"),
+        ({"layers": 3}, "does not describe an adapter"),
+        ({"tasks": ["boolq", "rte"]}, r"tensor 'routers.* of .* has shape \(3, 4, 3\), expected \(2, 4, 3\)"),
+    ],
+)
+def test_json_that_says_something_else(saved, changes, match):
+    edit(saved, **changes)
+    refused(saved, match)
+
+
+def test_json_of_another_shape(saved):
+    (saved / CONFIG_FILE).write_text("[1]")
+    refused(saved, "holds a JSON list, expected an object")
+
+
+def test_key_missing(saved):
+    path = saved / CONFIG_FILE
+    described = json.loads(path.read_text())
+    del described["base"]
+    path.write_text(json.dumps(described))
+    refused(saved, "'base' is missing")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "match"),
+    [
+        ("bart", {}, "its architecture is 't5', this model's is 'bart'"),
+        (
+            "t5",
+            {"num_layers": 1},
+            "adapts layer 'encoder.block.1.layer.0.SelfAttention.q', which this model does not have",
+        ),
+        ("t5", {"d_model": 16}, "has 32 -> 32 features, this model's has 16 -> 32"),
+        ("t5", {"seed": 1}, "the architecture is the same, but the weights are not"),
+    ],
+)
+def test_another_base_model(saved, name, settings, match):
+    model = tiny_model(name, **settings)
+    with pytest.raises(CheckpointError, match=match):
+        load_adapter(saved, model)
+    assert not hasattr(model, "mhr")
+
+
+def test_tensors_that_do_not_fit_leave_the_model_alone(saved):
+    checkpoint = read_adapter(saved)
+    from mhr.checkpoint import attach_checkpoint
+
+    key = next(iter(checkpoint.tensors))
+    model = tiny_model("t5")
+    names = [n for n, _ in model.named_modules()]
+    tensor = checkpoint.tensors.pop(key)
+    with pytest.raises(CheckpointError, match="lacks tensor"):
+        attach_checkpoint(checkpoint, model)
+    checkpoint.tensors |= {key: tensor, "layers.more.bank_a": tensor}
+    with pytest.raises(CheckpointError, match="holds tensor 'layers.more.bank_a'"):
+        attach_checkpoint(checkpoint, model)
+    assert [n for n, _ in model.named_modules()] == names
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    model = tiny_model("t5")
+    attach(model, AdapterConfig(method="shared"), TASKS)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MhrError, match="cannot write .*: No space left on device; free some space"):
+        save_adapter(model, tmp_path / "adapter", base="tiny")
+    assert list((tmp_path / "adapter").iterdir()) == []
+
+
+def test_a_failure_after_the_tensors_leaves_no_checkpoint(tmp_path, monkeypatch):
+    model = tiny_model("t5")
+    attach(model, AdapterConfig(method="shared"), TASKS)
+    rename = os.replace
+
+    def fail_at_json(source: Path, target: Path) -> None:
+        if str(target).endswith(CONFIG_FILE):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_at_json)
+    with pytest.raises(MhrError, match="Permission denied"):
+        save_adapter(model, tmp_path / "adapter", base="tiny")
+    refused(tmp_path / "adapter", "mhr_config.json is missing")

@@ -1,0 +1,130 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from mhr.errors import CheckpointError, MhrError
+from mhr.files import (
+    make_folder,
+    prepare_output,
+    read_json,
+    write_json_atomically,
+    write_text_atomically,
+    writing_folder,
+)
+
+
+def test_a_file_is_replaced_and_no_temporary_stays(tmp_path):
+    path = tmp_path / "run.json"
+    write_json_atomically(path, {"status": "running"})
+    write_json_atomically(path, {"status": "done", "name": "é"})
+    assert read_json(path) == {"status": "done", "name": "é"}
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = write_text_atomically(tmp_path / "a.txt", "old")
+
+    def fail(source, target):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(MhrError, match="cannot write .*a.txt: .*; free some space"):
+        write_text_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_nan_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError):
+        write_json_atomically(tmp_path / "a.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_appears_whole(tmp_path):
+    target = tmp_path / "deep" / "out"
+    with writing_folder(target) as folder:
+        (folder / "a").write_text("1")
+        assert not target.exists()
+    assert (target / "a").read_text() == "1"
+    with writing_folder(target) as folder:
+        (folder / "b").write_text("2")
+    assert [p.name for p in target.iterdir()] == ["b"]
+    assert [p.name for p in target.parent.iterdir()] == ["out"]
+
+
+def test_a_failed_folder_keeps_the_old_one(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "a").write_text("1")
+    with pytest.raises(KeyboardInterrupt), writing_folder(target):
+        raise KeyboardInterrupt
+    assert (target / "a").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_cannot_be_moved_in_brings_the_old_one_back(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "a").write_text("1")
+    rename, calls = os.rename, []
+
+    def fail_second(source, destination):
+        calls.append(source)
+        if len(calls) == 2:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", fail_second)
+    with pytest.raises(MhrError, match="Permission denied"), writing_folder(target):
+        pass
+    assert (target / "a").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_output_folders(tmp_path):
+    assert prepare_output(tmp_path / "new" / "deep") == tmp_path / "new" / "deep"
+    assert not (tmp_path / "new").exists()
+    assert prepare_output(make_folder(tmp_path / "empty")) == tmp_path / "empty"
+
+    used = make_folder(tmp_path / "used")
+    (used / "run.json").write_text("{}")
+    with pytest.raises(MhrError, match="is not empty: choose another, or pass --overwrite"):
+        prepare_output(used)
+    assert prepare_output(used, overwrite=True) == used
+
+
+def test_overwrite_spares_a_folder_that_is_no_output(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(MhrError, match="holds thesis.tex and no output of mhr"):
+        prepare_output(tmp_path, overwrite=True)
+
+
+def test_an_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(MhrError, match="is a file"):
+        prepare_output(tmp_path / "out")
+    with pytest.raises(MhrError, match="cannot write"):
+        make_folder(tmp_path / "out" / "deeper")
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(MhrError, match="no permission to write in"):
+        prepare_output(tmp_path / "out" / "deeper")
+
+
+def test_json_faults_name_file_and_line(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(CheckpointError, match="cannot read .*No such file"):
+        read_json(path, CheckpointError)
+    path.write_text('{\n "a": 1,\n')
+    with pytest.raises(CheckpointError, match=r"a.json:\d is no valid JSON"):
+        read_json(path, CheckpointError)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match="no text in UTF-8"):
+        read_json(path, CheckpointError)
