@@ -1,0 +1,150 @@
+"""The folder of a run: what was asked for, how it went, and what came out.
+
+run.json        kind (pretrain, adapt), method, mode, status (running, done, interrupted, failed), base model, tasks,
+                versions, resolved settings
+config.yaml     the resolved settings, ready for `--config`
+metrics.jsonl   one line per log: step, loss, learning rates, loss per task
+logs/           the same for TensorBoard
+checkpoints/    checkpoint-N, resumable
+adapter/        the result: an adapter checkpoint ...
+model/          ... or, where all weights were trained, a transformers model with its tokenizer
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mhr import __version__
+from mhr.errors import CheckpointError
+from mhr.files import make_folder, prepare_output, read_json, write_json_atomically, write_text_atomically, writing
+from mhr.training.config import RunConfig, dump_config, load_config, to_dict
+
+RUN_FILE = "run.json"
+
+
+class RunFolder:
+    """One run on disk. `create` starts one, `open` reads one; `info` is what run.json holds."""
+
+    def __init__(self, path: str | Path, info: dict[str, Any]):
+        self.path = Path(path)
+        self.info = info
+
+    @classmethod
+    def check(cls, path: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
+        """Raise MhrError where `create` would refuse, without touching anything."""
+        path = Path(path)
+        if resume and path.is_dir() and any(path.iterdir()):
+            cls.open(path)
+        else:
+            prepare_output(path, overwrite)
+
+    @classmethod
+    def create(cls, path: str | Path, *, overwrite: bool = False, resume: bool = False) -> RunFolder:
+        """The folder for a run, made if it is missing.
+
+        overwrite   what an earlier run left there is deleted
+        resume      an earlier run there is opened; a folder that is missing or empty starts a new run
+
+        Raises MhrError for a folder that is not empty (without either), for one that is not a run folder, and for one that
+        cannot be written.
+        """
+        cls.check(path, overwrite=overwrite, resume=resume)
+        path = make_folder(path)
+        if resume and any(path.iterdir()):
+            return cls.open(path)
+        with writing(path):
+            for entry in path.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+        return cls(path, {})
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The run in a folder. Raises CheckpointError where there is none."""
+        path = Path(path)
+        if not path.is_dir():
+            raise CheckpointError(f"no run at {path}: there is no such folder")
+        if (path / RUN_FILE).is_file():
+            return cls(path, read_json(path / RUN_FILE, CheckpointError))
+        if (path / "adapt.json").is_file():
+            runs = [run["path"] for run in read_json(path / "adapt.json", CheckpointError).get("runs", [])]
+            raise CheckpointError(
+                f"{path} holds adaptations, not a run: name one of them, such as {path / (runs or ['TASK/SEED'])[0]}"
+            )
+        held = ", ".join(sorted(entry.name for entry in path.iterdir())[:4]) or "nothing"
+        raise CheckpointError(f"no run at {path}: {RUN_FILE} is missing (the folder holds {held})")
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def status(self) -> str:
+        return self.info.get("status", "new")
+
+    def result(self) -> Path:
+        """The folder of what the run trained. Raises CheckpointError where the run has not come to its end."""
+        for folder in (self.adapter, self.model):
+            if folder.is_dir() and self.status == "done":
+                return folder
+        raise CheckpointError(f"run {self.path} is not done (status {self.status!r}): finish it with --resume")
+
+    def config(self) -> RunConfig:
+        """The resolved settings of the run."""
+        return load_config(self.path / "config.yaml")
+
+    def start(self, config: RunConfig, **info: Any) -> None:
+        """Write what is known before the first step."""
+        write_text_atomically(self.path / "config.yaml", dump_config(config))
+        self.write(status="running", **info, versions=versions(), config=to_dict(config))
+
+    def write(self, **changes: Any) -> None:
+        """Change what run.json says."""
+        self.info |= changes
+        write_json_atomically(self.path / RUN_FILE, self.info)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to the metrics."""
+        with writing(self.metrics_file), open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the metrics, without one that a kill has cut."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = self.metrics_file.read_text("utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps that a resumed run will repeat."""
+        kept = [record for record in self.metrics() if record["step"] <= step]
+        write_text_atomically(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
+    found = {name: metadata.version(name) for name in ("torch", "transformers", "accelerate")}
+    return {"mhr": __version__, "python": platform.python_version(), **found}
