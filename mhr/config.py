@@ -27,7 +27,7 @@ class AdapterConfig:
     """What is routed: lora (two low-rank factors per Linear) or ia3 (one vector that scales its output)."""
 
     n_skills: int | None = None
-    """Skills in the bank, S. None: 8, or 1 for shared; private always has one per task."""
+    """Skills in the bank, S. None: 8, or 1 for shared, or as many as tasks for private, which takes no other number."""
 
     n_heads: int | None = None
     """Heads, H: blocks of the input and output features that are routed apart. None: 8 for mhr, otherwise 1."""
@@ -70,18 +70,25 @@ class AdapterConfig:
         _one_of("init", self.init, INITS)
         if self.n_heads is None:
             self.n_heads = 8 if self.method == "mhr" else 1
-        if self.n_skills is None:
+        if self.n_skills is None and self.method != "private":
             self.n_skills = 1 if self.method == "shared" else 8
         if self.method == "poly" and self.n_heads != 1:
             raise ConfigError(f"n_heads is {self.n_heads}, but poly has 1 head: use method 'mhr' for more")
         if self.method == "shared" and self.n_skills != 1:
             raise ConfigError(f"n_skills is {self.n_skills}, but shared has 1 skill: use 'uniform' to average more")
+        if self.method == "private" and self.n_skills is not None:
+            raise ConfigError(f"n_skills is {self.n_skills}, but private has one skill per task: leave n_skills out")
         for name in ("n_heads", "n_skills", "rank"):
-            _whole(name, getattr(self, name), at_least=1)
+            if name != "n_skills" or self.method != "private":
+                _whole(name, getattr(self, name), at_least=1)
         for name in ("alpha", "temperature"):
             _positive(name, getattr(self, name))
-        if self.noise != "off" and self.method not in ("mhr", "poly"):
-            raise ConfigError(f"noise is {self.noise!r}, but method {self.method!r} has no learned routing: set noise to 'off'")
+        for name, idle in (("noise", "off"), ("straight_through", False)):
+            value = getattr(self, name)
+            if value != idle and self.method not in ("mhr", "poly"):
+                raise ConfigError(
+                    f"{name} is {value!r}, but method {self.method!r} has no learned routing: set {name} to {idle!r}"
+                )
 
     @property
     def scaling(self) -> float:
@@ -90,8 +97,7 @@ class AdapterConfig:
 
     def skills_for(self, n_tasks: int) -> int:
         """Skills in the bank when it serves `n_tasks` tasks."""
-        assert self.n_skills is not None
-        return n_tasks if self.method == "private" else self.n_skills
+        return n_tasks if self.n_skills is None else self.n_skills
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -117,10 +117,11 @@ def tiny_model(name: str, seed: int = 0, **config: Any) -> PreTrainedModel:
 def random_batch(
     model: PreTrainedModel, batch: int = 4, length: int = 7, target: int = 5, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Inputs for `model(**batch)` with labels where the model takes them; the second row is padded at its end.
+    """Inputs for `model(**batch)` with labels where the model takes them; the second row is padded by two.
 
     input_ids, attention_mask [batch, length]; labels [batch, target] of an encoder-decoder, [batch, length] of a
-    decoder (-100 at padding), [batch] floats of the one-logit classifier.
+    decoder (-100 at padding), [batch] floats of the one-logit classifier. Decoders are padded on the left, as generation
+    asks, other models on the right.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -129,8 +130,9 @@ def random_batch(
 
     ids, mask = tokens(length), torch.ones(batch, length, dtype=torch.long)
     if batch > 1 and length > 2:
-        mask[1, -2:] = 0
-        ids[1, -2:] = PAD
+        padded = slice(0, 2) if isinstance(model, (LlamaForCausalLM, GPT2LMHeadModel)) else slice(-2, None)
+        mask[1, padded] = 0
+        ids[1, padded] = PAD
     inputs = {"input_ids": ids, "attention_mask": mask}
     if model.config.is_encoder_decoder:
         inputs["labels"] = tokens(target)

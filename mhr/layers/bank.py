@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from mhr.config import AdapterConfig
 from mhr.errors import TaskError, nearest
 from mhr.layers.routed import RoutedLayer
-from mhr.routing import Router, RoutingBatch, RoutingState
+from mhr.routing import Router, RoutingBatch, RoutingState, routers
 
 
 class AdapterBank(nn.Module):
@@ -32,28 +33,20 @@ class AdapterBank(nn.Module):
         self.config = config
         self.tasks = check_names(tasks)
         self.state = state
+        # In dictionaries, so that nn.Module does not register them twice: they have their places in the model.
         self.layers: dict[str, RoutedLayer] = {}
+        self.saved = saved
+        self.groups: dict[str, Router] = {}
         self.routers = nn.ModuleList()
-        self._group_names: list[str] = []
-        self._saved = tuple(saved.items())  # in a tuple, so that nn.Module does not register them twice
         # What attach did to the model, for detach to undo.
         self.frozen: list[nn.Parameter] = []
         self.hooks: list[RemovableHandle] = []
-        # Batches to return to when the calls of the model under way end.
-        self.outer: list[RoutingBatch | None] = []
+        self.wrapped: dict[str, Any] = {}
+        self.input_grads = False
 
-    @property
-    def groups(self) -> dict[str, Router]:
-        return dict(zip(self._group_names, self.routers, strict=True))  # type: ignore[arg-type]
-
-    @property
-    def saved(self) -> dict[str, nn.Module]:
-        return dict(self._saved)
-
-    def add_router(self, group: str, router: Router) -> Router:
-        self._group_names.append(group)
+    def add_router(self, group: str, router: Router) -> None:
+        self.groups[group] = router
         self.routers.append(router)
-        return router
 
     # ---- routing -------------------------------------------------------------------------------------------------
 
@@ -62,10 +55,11 @@ class AdapterBank(nn.Module):
 
         task_ids: one name (or row number) per example; None is allowed where only one routing is possible. A name that
         the table does not hold is an error that names the nearest, or is routed uniformly with unseen="uniform".
-        Equal tasks share a row, except with noise per example while training.
+        Equal tasks share a row, except with noise per example while training. Noise is drawn here.
         Raises TaskError.
         """
-        device = self.routers[0].even.device
+        if isinstance(task_ids, str):
+            raise TaskError(f"task_ids is the text {task_ids!r}: expected a list with one task name per example")
         if task_ids is None:
             if self.ambiguous:
                 raise TaskError(f"task_ids is missing: expected one of the {len(self.tasks)} task names per example")
@@ -77,14 +71,14 @@ class AdapterBank(nn.Module):
         noisy = self.training and self.config.noise != "off"
         if noisy and self.config.noise == "per_example":
             distinct, rows = ids, list(range(len(ids)))
-        elif self.needs_tasks:
-            distinct = list(dict.fromkeys(ids))
-            position = {t: i for i, t in enumerate(distinct)}
-            rows = [position[t] for t in ids]
         else:
-            # One mix serves every task, so the batch is one segment, whatever its size.
-            distinct, rows = [0], [0]
-        noise = self._noise(len(distinct), device) if noisy else None
+            distinct = list(dict.fromkeys(ids)) if self.needs_tasks else [0]
+            position = {t: i for i, t in enumerate(distinct)}
+            # One mix that serves the whole batch makes it one segment, whatever its size.
+            rows = [position[t] for t in ids] if len(distinct) > 1 else [0]
+        even = next(iter(self.groups.values())).even
+        noise = self._noise(len(distinct), even) if noisy else None
+        device = even.device
         packed = torch.tensor(rows + distinct, dtype=torch.long)
         if device.type == "cuda":
             packed = packed.pin_memory()
@@ -92,7 +86,9 @@ class AdapterBank(nn.Module):
         return RoutingBatch(rows=packed[: len(rows)], tasks=packed[len(rows) :], noise=noise)
 
     @contextmanager
-    def routing(self, task_ids: Sequence[str | int] | Tensor | RoutingBatch | None, unseen: str = "error") -> Iterator[None]:
+    def routing(
+        self, task_ids: Sequence[str | int] | Tensor | RoutingBatch | None, unseen: str = "error"
+    ) -> Iterator[None]:
         """Route every call of the model inside the block by these tasks."""
         batch = task_ids if isinstance(task_ids, RoutingBatch) else self.for_batch(task_ids, unseen)
         with self.state.use(batch):
@@ -106,12 +102,14 @@ class AdapterBank(nn.Module):
     @property
     def needs_tasks(self) -> bool:
         """Whether tasks are routed differently, so that the model must be told which is which."""
-        return any(router.needs_tasks for router in self.routers)  # type: ignore[union-attr]
+        return routers[self.config.method].needs_tasks
 
     def _row(self, task: str | int, unseen: str) -> int:
         if isinstance(task, int):
             if not -1 <= task < len(self.tasks):
-                raise TaskError(f"task id {task} is out of range: the bank has {len(self.tasks)} tasks, 0 to {len(self.tasks) - 1}")
+                raise TaskError(
+                    f"task id {task} is out of range: the bank has {len(self.tasks)} tasks, 0 to {len(self.tasks) - 1}"
+                )
             return task
         try:
             return self._position[task]
@@ -120,11 +118,11 @@ class AdapterBank(nn.Module):
                 return -1
             raise TaskError(f"unknown task {task!r}: {nearest(task, self.tasks)}") from None
 
-    def _noise(self, n: int, device: torch.device) -> Tensor:
-        heads, skills = self.routers[0].even.shape
-        tiny = torch.finfo(torch.float32).tiny
-        u = torch.rand(len(self.routers), n, heads, skills, device=device).clamp_(min=tiny, max=1 - 2**-24)
-        return u.logit_()
+    def _noise(self, n: int, even: Tensor) -> Tensor:
+        """Logistic noise [n_routers, U, H, S] like `even` [H, S]: log(v) - log(1 - v), v uniform in (0, 1)."""
+        info = torch.finfo(even.dtype)
+        v = even.new_empty(len(self.groups), n, *even.shape).uniform_()
+        return v.clamp_(min=info.tiny, max=1 - info.eps).logit_()
 
     # ---- tasks ---------------------------------------------------------------------------------------------------
 
@@ -156,9 +154,9 @@ class AdapterBank(nn.Module):
         """
         check_names(names)
         keep = [None if fresh else self._position.get(name) for name in names]
-        for router in self.routers:
-            router.set_tasks(names, keep)  # type: ignore[operator]
-        if any(router.skill_per_task for router in self.routers):
+        for router in self.groups.values():
+            router.set_tasks(names, keep)
+        if routers[self.config.method].skill_per_task:
             for layer in self.layers.values():
                 layer.select_skills(keep)
         self.tasks = list(names)
@@ -188,7 +186,7 @@ class AdapterBank(nn.Module):
             named.update({f"layers.{name}.{key}": p.data for key, p in layer.bank().items()})
         for name, router in self.groups.items():
             named.update({f"routers.{name or 'all'}.{key}": t for key, t in router.state_dict().items()})
-        for name, module in self._saved:
+        for name, module in self.saved.items():
             named.update({f"modules.{name}.{key}": t for key, t in module.state_dict().items()})
         return named
 

@@ -12,7 +12,10 @@ from typing import Any
 
 from torch import nn
 
+from mhr.layers.bank import AdapterBank
 from mhr.routing import RoutingState
+
+FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps the checkpoint function of each block
 
 
 class RoutedCheckpoint:
@@ -32,17 +35,36 @@ class RoutedCheckpoint:
         return self.function(routed, *args, **kwargs)
 
 
-def wrap_checkpointing(model: nn.Module, state: RoutingState) -> None:
-    """Wrap the checkpoint functions that transformers has put on the model's blocks."""
+def set_gradient_checkpointing(
+    model: nn.Module, original: Callable[..., None], enable: bool = True, **kwargs: Any
+) -> None:
+    """In front of a model's `_set_gradient_checkpointing`: the same switch for a model with a bank."""
+    bank: AdapterBank = model.mhr  # type: ignore[assignment]
+    original(enable=enable, **kwargs)
+    if enable:
+        keep_routing(model, bank)
+    else:
+        undo_keep_routing(model, bank)
+
+
+def keep_routing(model: nn.Module, bank: AdapterBank) -> None:
+    """Have blocks that are checkpointed keep the routing of their batch, and the frozen embeddings pass gradients on."""
     for module in model.modules():
-        function = module.__dict__.get("_gradient_checkpointing_func")
+        function = module.__dict__.get(FUNCTION)
         if function is not None and not isinstance(function, RoutedCheckpoint):
-            module._gradient_checkpointing_func = RoutedCheckpoint(function, state)  # type: ignore[assignment]
+            setattr(module, FUNCTION, RoutedCheckpoint(function, bank.state))
+    if not bank.input_grads and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        # Re-entrant checkpointing yields no gradient where no input asks for one, and everything below is frozen.
+        model.enable_input_require_grads()  # type: ignore[operator]
+        bank.input_grads = True
 
 
-def unwrap_checkpointing(model: nn.Module) -> None:
-    """Undo `wrap_checkpointing`."""
+def undo_keep_routing(model: nn.Module, bank: AdapterBank) -> None:
+    """Undo `keep_routing`."""
     for module in model.modules():
-        function = module.__dict__.get("_gradient_checkpointing_func")
+        function = module.__dict__.get(FUNCTION)
         if isinstance(function, RoutedCheckpoint):
-            module._gradient_checkpointing_func = function.function  # type: ignore[assignment]
+            setattr(module, FUNCTION, function.function)
+    if bank.input_grads:
+        model.disable_input_require_grads()  # type: ignore[operator]
+        bank.input_grads = False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from mhr.config import AdapterConfig
 from mhr.errors import TargetError
 from mhr.layers.targets import features
+from mhr.ops.checks import accumulator
 from mhr.routing import Router, RoutingBatch, RoutingState
 
 
@@ -18,10 +21,13 @@ class RoutedLayer(nn.Module, ABC):
     """A frozen Linear-like layer `base` with a bank of adapters beside it.
 
     Subclasses hold the bank's parameters, each with the head axis first and the skill axis second, and name them in
-    `bank_names`. The router is shared between layers and owned by the `AdapterBank`, so it is no submodule here.
+    `bank_names`: float32 on the device of the base layer, float64 beside a float64 one. The router is shared between
+    layers and owned by the `AdapterBank`, so it is no submodule here. In a `state_dict` the base layer's tensors keep the
+    names that they have without the bank.
     """
 
     bank_names: tuple[str, ...] = ()
+    base: nn.Module
 
     def __init__(self, name: str, base: nn.Module, config: AdapterConfig, router: Router, state: RoutingState):
         super().__init__()
@@ -29,8 +35,10 @@ class RoutedLayer(nn.Module, ABC):
         self.name = name
         self.config = config
         self.state = state
-        self._router = [router]  # in a list, so that nn.Module does not register it
+        self._router = (router,)  # in a tuple, so that nn.Module does not register it
         self.in_features, self.out_features = features(base)
+        self.register_state_dict_post_hook(_without_base)
+        self.register_load_state_dict_pre_hook(_with_base)
 
     @property
     def router(self) -> Router:
@@ -39,15 +47,15 @@ class RoutedLayer(nn.Module, ABC):
     # Model code looks at these of the layer it thinks it holds (T5 reads `wo.weight.dtype`).
     @property
     def weight(self) -> Tensor:
-        return self.base.weight
+        return self.base.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
-        return self.base.bias
+        return self.base.bias  # type: ignore[return-value]
 
     def bank(self) -> dict[str, nn.Parameter]:
         """The bank's parameters by name."""
-        return {name: getattr(self, name) for name in self.bank_names}
+        return {name: self._parameters[name] for name in self.bank_names}  # type: ignore[misc]
 
     @abstractmethod
     def fresh(self, name: str, n_skills: int) -> Tensor:
@@ -56,42 +64,66 @@ class RoutedLayer(nn.Module, ABC):
     def reset(self) -> None:
         """Draw the bank anew."""
         for name in self.bank_names:
-            setattr(self, name, nn.Parameter(self.fresh(name, self.router.even.shape[1])))
+            self.register_parameter(name, nn.Parameter(self.fresh(name, self.router.n_skills)))
 
     def select_skills(self, keep: Sequence[int | None]) -> None:
         """Make skill i what skill `keep[i]` was, or a fresh one where that is None."""
-        for name in self.bank_names:
-            old: nn.Parameter = getattr(self, name)
+        for name, old in self.bank().items():
             new = self.fresh(name, len(keep)).to(old)
             for i, k in enumerate(keep):
                 if k is not None:
                     new[:, i] = old.data[:, k]
-            setattr(self, name, nn.Parameter(new, requires_grad=old.requires_grad))
+            self.register_parameter(name, nn.Parameter(new, requires_grad=old.requires_grad))
 
     def routing(self, x: Tensor) -> tuple[Tensor, RoutingBatch]:
-        """Weights [U, H, S] and the batch, after a check that the examples of `x` [B * k, ..., I] fit the batch's B."""
+        """Weights [U, H, S] and the batch, after a check that the rows of `x` [G * k, ..., I] fit its G segments."""
         batch = self.state.current()
         n = batch.rows.shape[0]
         if x.shape[0] % n:
             raise TargetError(
                 f"layer {self.name!r} got {x.shape[0]} rows for {n} task ids: expected one id per example (rows may be "
-                "a multiple, as with beams or choices); a layer that does not see the batch first cannot be routed"
+                "a multiple, as with beams or choices); a layer whose rows are not those of the batch cannot be routed"
             )
         return self.router(batch), batch
 
     def check_heads(self, **sizes: int) -> None:
         """Raise TargetError, naming the layer, where a size does not divide by the number of heads."""
+        heads = self.router.n_heads
         for what, size in sizes.items():
-            if size % self.config.n_heads:
+            if size % heads:
                 fitting = [h for h in range(1, 65) if size % h == 0]
                 raise TargetError(
-                    f"n_heads is {self.config.n_heads}, which does not divide the {size} {what} features of layer {self.name!r}: "
+                    f"n_heads is {heads}, which does not divide the {size} {what} features of layer {self.name!r}: "
                     f"use one of {', '.join(map(str, fitting))}, or leave the layer out of targets"
                 )
 
-    def extra_repr(self) -> str:
-        heads, skills = self.router.even.shape
-        return f"{self.config.method}, n_heads={heads}, n_skills={skills}"
+    def place(self) -> dict[str, Any]:
+        """Where tensors beside the base layer belong, as keywords: its device, and float32 (float64 for float64)."""
+        return place(self.base)
 
-    def _device(self) -> torch.device:
-        return next(iter(self.base.parameters())).device
+    def extra_repr(self) -> str:
+        return f"{self.config.method}, n_heads={self.router.n_heads}, n_skills={self.router.n_skills}"
+
+
+def place(base: nn.Module) -> dict[str, Any]:
+    """Device and dtype of adapters beside `base`: its device; float64 for a float64 layer, otherwise float32."""
+    first = next(chain(base.parameters(), base.buffers()), None)
+    if first is None:  # a quantised layer may hide its weights
+        return {"device": torch.device("cpu"), "dtype": torch.float32}
+    return {"device": first.device, "dtype": accumulator(first.dtype)}
+
+
+def _without_base(layer: nn.Module, tensors: dict[str, Any], prefix: str, _: Any) -> None:
+    """Take "base." out of the names of a state_dict, so that it fits the model with and without a bank."""
+    inner = prefix + "base."
+    for key in [key for key in tensors if key.startswith(inner)]:
+        tensors[prefix + key[len(inner) :]] = tensors.pop(key)
+
+
+def _with_base(layer: nn.Module, tensors: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Undo `_without_base` in a state_dict that is about to be loaded."""
+    assert isinstance(layer, RoutedLayer)
+    for key in [key for key in tensors if key.startswith(prefix)]:
+        name = key[len(prefix) :]
+        if name not in layer.bank_names:
+            tensors[f"{prefix}base.{name}"] = tensors.pop(key)

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer
 from mhr.ops import mix
+from mhr.routing import Router, RoutingState
 
 
 class RoutedIA3(RoutedLayer):
     """`y = base(x) * v_t` with `v_t = concat_h sum_s w[t,h,s] v[h,s]`; bank_v [H, S, 1, O/H], all ones at first."""
 
     bank_names = ("bank_v",)
+    bank_v: nn.Parameter
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, name: str, base: nn.Module, config: AdapterConfig, router: Router, state: RoutingState):
+        super().__init__(name, base, config, router, state)
         self.check_heads(output=self.out_features)
         self.reset()
 
     def fresh(self, name: str, n_skills: int) -> Tensor:
-        heads = self.config.n_heads
-        return torch.ones(heads, n_skills, 1, self.out_features // heads, device=self._device())
+        heads = self.router.n_heads
+        return torch.ones(heads, n_skills, 1, self.out_features // heads, **self.place())
 
     def forward(self, x: Tensor) -> Tensor:
         weights, batch = self.routing(x)
         y = self.base(x)
-        scale = self.vectors(weights).to(y.dtype)[batch.rows]  # [B, O]
-        # Rows of y are examples times beams or choices, each example's together.
+        scale = self.vectors(weights).to(y.dtype)[batch.rows]  # [G, O]
+        # A segment's rows of y lie together: an example's tokens, its beams, its choices.
         grouped = y.reshape(scale.shape[0], -1, self.out_features)
         return (grouped * scale[:, None]).reshape(y.shape)
 

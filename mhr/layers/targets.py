@@ -41,24 +41,25 @@ def default_targets(model: nn.Module) -> list[str]:
     )
 
 
-def find_targets(model: nn.Module, targets: Sequence[str] | str | None) -> list[str]:
+def find_targets(model: nn.Module, targets: Sequence[str] | str | None, outside: Sequence[str] = ()) -> list[str]:
     """Names of the Linear-like layers that `targets` means, in the model's order.
 
     A list matches whole names or their endings at a dot; a string is a regular expression for the whole name; None takes
-    `default_targets`. Raises TargetError for an entry that matches nothing, or only layers that cannot be adapted.
+    `default_targets`. Modules named in `outside`, and what is in them, are left out.
+    Raises TargetError for an entry that matches nothing, or only layers that cannot be adapted.
     """
+    everything = [name for name, _ in model.named_modules() if not _is_in(name, outside)]
     wanted = default_targets(model) if targets is None else targets
     if isinstance(wanted, str):
         try:
             pattern = re.compile(wanted)
         except re.error as error:
             raise ConfigError(f"targets {wanted!r} is not a regular expression: {error}") from None
-        matched = {wanted: [name for name, _ in model.named_modules() if pattern.fullmatch(name)]}
+        matched = {wanted: [name for name in everything if pattern.fullmatch(name)]}
     else:
         if not wanted:
             raise TargetError(f"targets is empty: name at least one layer; Linear layers end in {_endings(model)}")
-        names = [name for name, _ in model.named_modules()]
-        matched = {t: [n for n in names if n == t or n.endswith("." + t)] for t in wanted}
+        matched = {t: [n for n in everything if n == t or n.endswith("." + t)] for t in wanted}
     found: set[str] = set()
     for target, names in matched.items():
         layers = [n for n in names if is_linear(model.get_submodule(n))]
@@ -69,7 +70,7 @@ def find_targets(model: nn.Module, targets: Sequence[str] | str | None) -> list[
         found.update(layers)
     if not found:
         raise TargetError(f"targets {list(matched)} match no layer; Linear layers end in {_endings(model)}")
-    return [name for name, _ in model.named_modules() if name in found]
+    return [name for name in everything if name in found]
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -102,7 +103,9 @@ def routing_group(model: nn.Module, layer: str, granularity: str) -> str:
         for i, part in enumerate(parts):
             if part in ("encoder", "decoder"):
                 return ".".join(parts[: i + 1])
-        raise TargetError(f"granularity 'coder' does not fit layer {layer!r}: no 'encoder' or 'decoder' in its name; use 'coarse'")
+        raise TargetError(
+            f"granularity 'coder' does not fit layer {layer!r}: no 'encoder' or 'decoder' in its name; use 'coarse'"
+        )
     block = _first_list(model, parts)
     if block is None:
         raise TargetError(
@@ -123,6 +126,10 @@ def _first_list(model: nn.Module, parts: list[str]) -> int | None:
         if isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList):
             return i + 1
     return None
+
+
+def _is_in(name: str, modules: Sequence[str]) -> bool:
+    return any(name == module or name.startswith(module + ".") for module in modules)
 
 
 def _linear_endings(model: nn.Module) -> list[str]:

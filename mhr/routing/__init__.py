@@ -1,6 +1,8 @@
 """Routing methods: from the tasks of a batch to weights over heads and skills."""
 
-from mhr.routing import hash, private, random, skill, uniform  # noqa: F401  (registers the methods)
+from __future__ import annotations
+
+from mhr.routing import hash, private, random, skill, uniform
 from mhr.routing.batch import RoutingBatch, RoutingState
 from mhr.routing.router import Router, routers
 

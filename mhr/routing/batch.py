@@ -11,11 +11,12 @@ from torch import Tensor
 from mhr.errors import TaskError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RoutingBatch:
     """Routing of one batch, made once on the host by `AdapterBank.for_batch`; layers only read it.
 
-    rows   int64 [B], example -> position among the distinct tasks (0 .. U-1)
+    rows   int64 [G], segment of the batch -> position among the distinct tasks (0 .. U-1); segments are examples, or the
+           whole batch (G = 1) where one routing serves all of it
     tasks  int64 [U], position -> row of the routing table; -1 is a task without a row, routed uniformly
     noise  float [n_routers, U, H, S], logistic noise of the relaxed Bernoulli, or None
     """
@@ -26,10 +27,11 @@ class RoutingBatch:
 
 
 class RoutingState:
-    """The batch that the layers of one model are working on. Plain Python: it holds no parameters."""
+    """The routing that the layers of one model work under: of the model's call under way, or of the block around it."""
 
     def __init__(self) -> None:
         self.batch: RoutingBatch | None = None
+        self.block: RoutingBatch | None = None
 
     def current(self) -> RoutingBatch:
         if self.batch is None:
@@ -39,11 +41,20 @@ class RoutingState:
             )
         return self.batch
 
+    def enter(self, batch: RoutingBatch | None) -> None:
+        """A call of the model begins: route by `batch`, or as the block around it says where that is None."""
+        self.batch = self.block if batch is None else batch
+
+    def leave(self) -> None:
+        """The call ends."""
+        self.batch = self.block
+
     @contextmanager
     def use(self, batch: RoutingBatch | None) -> Iterator[None]:
         """Route by `batch` inside the block, and as before after it, also when the block raises."""
-        before, self.batch = self.batch, batch
+        before = self.batch, self.block
+        self.batch = self.block = batch
         try:
             yield
         finally:
-            self.batch = before
+            self.batch, self.block = before

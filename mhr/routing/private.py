@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,6 @@ class PrivateRouter(TableRouter):
         one[:, index] = 1.0
         return one
 
-    def set_tasks(self, tasks, keep) -> None:
+    def set_tasks(self, tasks: Sequence[str], keep: Sequence[int | None]) -> None:
         # The bank's skills move with the tasks, so every task's skill is the one at its own position again.
         super().set_tasks(tasks, [None] * len(tasks))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mhr.config import AdapterConfig
+from mhr.ops.checks import accumulator
 from mhr.registry import Registry
 from mhr.routing.batch import RoutingBatch
 
 
 class Router(nn.Module, ABC):
-    """Routing weights `w [U, H, S]`, float32, for the distinct tasks of a batch; over S they sum to 1.
+    """Routing weights `w [U, H, S]`, float32 or float64, for the distinct tasks of a batch; over S they sum to 1.
 
     A task id of -1 (a task that the table does not hold) gets the uniform weights 1/S, whatever the method.
     Subclasses are registered in `routers` under the name that `AdapterConfig.method` uses. `index` is the position of
@@ -28,19 +29,30 @@ class Router(nn.Module, ABC):
     """Whether skill s belongs to task s, so that a change of tasks changes the bank too."""
 
     even: Tensor
+    """The uniform weights [H, S]."""
 
     def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0):
         super().__init__()
         self.config = config
         self.index = index
+        self.register_buffer("even", torch.empty(0), persistent=False)
         self._resize(len(tasks))
 
     def _resize(self, n_tasks: int) -> None:
-        n_heads, n_skills = self.config.n_heads, self.config.skills_for(n_tasks)
         self.n_tasks = n_tasks
-        device = self.even.device if hasattr(self, "even") else None
-        even = torch.full((n_heads, n_skills), 1.0 / n_skills, device=device)
-        self.register_buffer("even", even, persistent=False)
+        self.n_skills = self.config.skills_for(n_tasks)
+        self.n_heads = self.config.n_heads or 1
+        self.even = self.even.new_full((self.n_heads, self.n_skills), 1.0 / self.n_skills)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        # Routing tables are small, and weights that were rounded to bfloat16 no longer sum to 1: whatever half-precision
+        # dtype the model is cast to, they stay in float32.
+        def widest(t: Tensor) -> Tensor:
+            new = fn(t)
+            wide = accumulator(new.dtype)
+            return new if not new.is_floating_point() or new.dtype == wide else t.to(new.device, wide)
+
+        return super()._apply(widest, recurse)
 
     @abstractmethod
     def forward(self, batch: RoutingBatch) -> Tensor:
@@ -79,8 +91,10 @@ class TableRouter(Router):
 
     def set_tasks(self, tasks: Sequence[str], keep: Sequence[int | None]) -> None:
         super().set_tasks(tasks, keep)
-        rows = [self.row(i, n) if k is None else self.weights[k] for i, (n, k) in enumerate(zip(tasks, keep, strict=True))]
-        self.weights = torch.stack([row.to(self.even.device) for row in rows])
+        old = self.weights
+        self.weights = torch.stack(
+            [self.row(i, name) if k is None else old[k] for i, (name, k) in enumerate(zip(tasks, keep, strict=True))]
+        )
 
 
 routers: Registry[type[Router]] = Registry("routing method")
