@@ -14,10 +14,12 @@ from mhr import AdapterConfig, attach, detach
 from mhr.checkpoint import (
     CONFIG_FILE,
     TENSORS_FILE,
+    checkpoint_of,
     fingerprint,
     load_adapter,
     load_checkpoint,
     read_adapter,
+    routing_weights,
     same_base,
     save_adapter,
 )
@@ -78,6 +80,20 @@ def test_what_is_saved_comes_back(name, settings, tmp_path):
         assert torch.equal(tensor, loaded.tensors()[key]), key
     assert torch.equal(expected, other(**batch, task_ids=BATCH_TASKS)[0])
     assert read_adapter(folder).info == {"steps": 3}
+
+
+@pytest.mark.parametrize("method", ["mhr", "private", "random", "hash", "uniform", "shared"])
+@pytest.mark.parametrize("granularity", ["fine", "block", "coder", "coarse"])
+def test_routing_is_read_without_a_model(method, granularity):
+    model = tiny_model("t5").double()
+    bank = attach(model, AdapterConfig(method=method, granularity=granularity), TASKS)
+    shake(model)
+    before = torch.random.get_rng_state()
+    weights = routing_weights(checkpoint_of(model, "tiny"))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert weights.keys() == bank.weights().keys()
+    for group, expected in bank.weights().items():
+        torch.testing.assert_close(weights[group].to(expected.dtype), expected, rtol=0, atol=0)
 
 
 def test_a_folder_keeps_its_other_files_and_takes_a_new_checkpoint(saved):
@@ -216,7 +232,7 @@ def test_key_missing(saved):
             {"num_layers": 1},
             "adapts layer 'encoder.block.1.layer.0.SelfAttention.q', which this model does not have",
         ),
-        ("t5", {"d_model": 16}, "has 32 -> 32 features, this model's has 16 -> 32"),
+        ("t5", {"d_model": 16}, "has 32 -> 32 features, this model's 16 -> 32"),
         ("t5", {"seed": 1}, "the architecture is the same, but the weights are not"),
     ],
 )

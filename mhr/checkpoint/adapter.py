@@ -19,30 +19,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr import __version__
-from mhr.backbones import BUILTIN, load_backbone
+from mhr.backbones import load_backbone
+from mhr.checkpoint.base import BaseModel, check_base, describe_base
 from mhr.config import AdapterConfig
 from mhr.errors import CheckpointError, ConfigError
 from mhr.files import make_folder, read_json, write_bytes_atomically, write_json_atomically
 from mhr.layers import AdapterBank, attach, detach
-from mhr.layers.targets import features, is_linear
+from mhr.layers.attach import bank_of
+from mhr.routing import routers
 
 FORMAT = "mhr-adapter"
 FORMAT_VERSION = 1
 CONFIG_FILE = "mhr_config.json"
 TENSORS_FILE = "mhr_adapter.safetensors"
-
-# Elements of each parameter that a fingerprint looks at: a full copy of a large model takes well under a second.
-SAMPLES = 256
-
-
-@dataclass
-class BaseModel:
-    """Which model an adapter belongs to."""
-
-    name_or_path: str
-    kind: str
-    model_type: str
-    fingerprint: str
 
 
 @dataclass
@@ -51,6 +40,7 @@ class AdapterCheckpoint:
 
     config   how tasks are routed; `tasks` the names of the routing table's rows
     layers   adapted layer -> (in, out) features
+    groups   adapted layer -> group of layers whose routing table it uses
     modules  names of the modules that are stored whole
     tensors  `AdapterBank.tensors()`, on the CPU
     info     whatever the writer wanted to keep: steps, metrics ...
@@ -60,6 +50,7 @@ class AdapterCheckpoint:
     tasks: list[str]
     base: BaseModel
     layers: dict[str, tuple[int, int]]
+    groups: dict[str, str]
     modules: list[str]
     tensors: dict[str, Tensor]
     info: dict[str, Any] = field(default_factory=dict)
@@ -71,11 +62,13 @@ def checkpoint_of(model: nn.Module, base: str, info: dict[str, Any] | None = Non
     Raises ConfigError for a model without a bank.
     """
     bank = bank_of(model)
+    group_names = {router: name for name, router in bank.groups.items()}
     return AdapterCheckpoint(
         config=bank.config,
         tasks=bank.tasks,
-        base=BaseModel(_lasting(base), kind_of(model), _model_type(model), fingerprint(model)),
+        base=describe_base(model, base),
         layers={name: (layer.in_features, layer.out_features) for name, layer in bank.layers.items()},
+        groups={name: group_names[layer.router] for name, layer in bank.layers.items()},
         modules=list(bank.saved),
         tensors={name: t.detach().to("cpu", copy=True).contiguous() for name, t in bank.tensors().items()},
         info=dict(info or {}),
@@ -120,6 +113,7 @@ def read_adapter(folder: str | Path) -> AdapterCheckpoint:
             tasks=list(described["tasks"]),
             base=BaseModel(**described["base"]),
             layers={name: (int(i), int(o)) for name, (i, o) in described["layers"].items()},
+            groups=dict(described["groups"]),
             modules=list(described["modules"]),
             tensors=_read_tensors(folder / stored["file"], int(stored["size"]), stored["sha256"]),
             info=dict(described["info"]),
@@ -143,7 +137,7 @@ def attach_checkpoint(checkpoint: AdapterCheckpoint, model: nn.Module, name: str
 
     A model that is refused is left as it was.
     """
-    check_base(checkpoint, model, name)
+    check_base(model, checkpoint.base, checkpoint.layers, checkpoint.modules, name)
     config = dataclasses.replace(checkpoint.config, targets=list(checkpoint.layers), modules_to_save=checkpoint.modules)
     bank = attach(model, config, checkpoint.tasks)
     try:
@@ -166,83 +160,33 @@ def load_checkpoint(folder: str | Path, base: str | None = None) -> tuple[PreTra
     return model.eval(), tokenizer
 
 
-def check_base(checkpoint: AdapterCheckpoint, model: nn.Module, name: str = "the adapter") -> None:
-    """Raise CheckpointError, naming what differs, where `model` is not the base model of `checkpoint`."""
-    wrong = f"{name} belongs to another base model ({checkpoint.base.name_or_path})"
-    model_type = _model_type(model)
-    if model_type != checkpoint.base.model_type:
-        raise CheckpointError(
-            f"{wrong}: its architecture is {checkpoint.base.model_type!r}, this model's is {model_type!r}"
-        )
-    modules = dict(model.named_modules())
-    for layer, sizes in checkpoint.layers.items():
-        if layer not in modules or not is_linear(modules[layer]):
-            raise CheckpointError(f"{wrong}: it adapts layer {layer!r}, which this model does not have as a Linear")
-        found = features(modules[layer])
-        if found != sizes:
-            raise CheckpointError(
-                f"{wrong}: its layer {layer!r} has {_sizes(sizes)} features, this model's has {_sizes(found)}"
-            )
-    for module in checkpoint.modules:
-        if module not in modules:
-            raise CheckpointError(f"{wrong}: it brings module {module!r}, which this model does not have")
-    if not same_base(checkpoint.base.fingerprint, fingerprint(model, checkpoint.modules)):
-        raise CheckpointError(
-            f"{wrong}: the architecture is the same, but the weights are not; name the right one with --model"
-        )
+def routing_weights(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
+    """Routing weights [T, H, S] of every task, for each group of layers, without noise.
 
-
-def fingerprint(model: nn.Module, without: list[str] | None = None) -> str:
-    """A short text that tells base models apart: hashes of names and shapes, and of sampled values of the parameters.
-
-    The same with and without a bank; parameters of the modules that the bank (or `without`) names are left out. The values
-    are hashed as float32, bfloat16 and float16, so that `same_base` knows a model again that was loaded in a narrower dtype.
+    Raises CheckpointError where the routing tables do not fit the configuration.
     """
-    bank = getattr(model, "mhr", None)
-    layers: set[str] = set()
-    skipped = tuple(f"{name}." for name in without or ())
-    if isinstance(bank, AdapterBank):
-        layers = set(bank.layers)
-        skipped += ("mhr.", *(f"{name}." for name in bank.saved))
-    structure = hashlib.sha256()
-    values = {dtype: hashlib.sha256() for dtype in (torch.float32, torch.bfloat16, torch.float16)}
-    for full_name, parameter in model.named_parameters():
-        if full_name.startswith(skipped):
-            continue
-        owner, _, own = full_name.rpartition(".")
-        base_owner = owner.removesuffix(".base")
-        if base_owner in layers:
-            if owner == base_owner:
-                continue  # a parameter of the bank
-            full_name = f"{base_owner}.{own}"
-        structure.update(f"{full_name} {tuple(parameter.shape)};".encode())
-        flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // SAMPLES)].cpu()
-        for dtype, digest in values.items():
-            cast = sample.to(dtype) if sample.is_floating_point() else sample
-            digest.update(cast.contiguous().view(torch.uint8).numpy().tobytes())
-    return "-".join(digest.hexdigest()[:16] for digest in (structure, *values.values()))
-
-
-def same_base(one: str, other: str) -> bool:
-    """Whether two fingerprints are of one base model, up to its rounding to a narrower dtype."""
-    a, b = one.split("-"), other.split("-")
-    return a[0] == b[0] and any(x == y for x, y in zip(a[1:], b[1:], strict=False))
-
-
-def kind_of(model: nn.Module) -> str:
-    """What a model is asked to do: "seq2seq", "causal" or "encoder" (see `mhr.backbones.KINDS`)."""
-    if not getattr(model, "can_generate", lambda: False)():
-        return "encoder"
-    return "seq2seq" if model.config.is_encoder_decoder else "causal"  # type: ignore[union-attr]
-
-
-def bank_of(model: nn.Module) -> AdapterBank:
-    """The bank that is attached to a model. Raises ConfigError where there is none."""
-    bank = getattr(model, "mhr", None)
-    if not isinstance(bank, AdapterBank):
-        raise ConfigError("the model has no bank: mhr.attach(model, config, tasks) adds one")
-    return bank
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in checkpoint.tensors.items():
+        if key.startswith("routers."):
+            group, _, name = key.removeprefix("routers.").rpartition(".")
+            states.setdefault(group, {})[name] = tensor
+    weights = {}
+    # Routers draw themselves at random before they are filled: none of the caller's random numbers are used up.
+    with torch.random.fork_rng(devices=[]):
+        for group in dict.fromkeys(checkpoint.groups.values()):
+            state = states.get(group or "all", {})
+            router = routers[checkpoint.config.method](checkpoint.config, checkpoint.tasks)
+            if any(tensor.dtype == torch.float64 for tensor in state.values()):
+                router.double()
+            try:
+                router.load_state_dict(state)
+            except RuntimeError as fault:
+                reason = " ".join(str(fault).split())
+                raise CheckpointError(
+                    f"the routing of group {group!r} does not fit its configuration: {reason}"
+                ) from None
+            weights[group] = router.table()
+    return weights
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -298,16 +242,3 @@ def _copy_tensors(bank: AdapterBank, tensors: dict[str, Tensor], name: str) -> N
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(tensors[key])
-
-
-def _lasting(base: str) -> str:
-    """A name of the base model that still holds in another working directory."""
-    return str(Path(base).resolve()) if base not in BUILTIN and Path(base).is_dir() else base
-
-
-def _model_type(model: nn.Module) -> str:
-    return getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-
-
-def _sizes(sizes: tuple[int, int]) -> str:
-    return f"{sizes[0]} -> {sizes[1]}"

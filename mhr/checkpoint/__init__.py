@@ -1,0 +1,40 @@
+"""Adapters on disk and in memory: what they hold and which base model they belong to."""
+
+from __future__ import annotations
+
+from mhr.checkpoint.adapter import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    AdapterCheckpoint,
+    attach_checkpoint,
+    checkpoint_of,
+    is_adapter,
+    load_adapter,
+    load_checkpoint,
+    read_adapter,
+    routing_weights,
+    save_adapter,
+    write_adapter,
+)
+from mhr.checkpoint.base import BaseModel, check_base, describe_base, fingerprint, kind_of, same_base
+
+__all__ = [
+    "CONFIG_FILE",
+    "TENSORS_FILE",
+    "AdapterCheckpoint",
+    "BaseModel",
+    "attach_checkpoint",
+    "check_base",
+    "checkpoint_of",
+    "describe_base",
+    "fingerprint",
+    "is_adapter",
+    "kind_of",
+    "load_adapter",
+    "load_checkpoint",
+    "read_adapter",
+    "routing_weights",
+    "same_base",
+    "save_adapter",
+    "write_adapter",
+]

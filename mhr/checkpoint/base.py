@@ -1,0 +1,126 @@
+"""The base model that an adapter belongs to: how it is described, and how another one is found out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mhr.backbones import BUILTIN
+from mhr.errors import CheckpointError
+from mhr.layers import AdapterBank
+from mhr.layers.targets import features, is_linear
+
+# Elements of each parameter that a fingerprint looks at: little enough to take well under a second on a large model.
+SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Which model an adapter belongs to. A text is empty where it is not known, as for adapters made by others.
+
+    name_or_path  built-in name, folder or hub id
+    kind          "seq2seq", "causal" or "encoder"
+    model_type    architecture, as in the configuration of transformers
+    fingerprint   see `fingerprint`
+    """
+
+    name_or_path: str
+    kind: str = ""
+    model_type: str = ""
+    fingerprint: str = ""
+
+
+def describe_base(model: nn.Module, name_or_path: str) -> BaseModel:
+    """The description of a model, with or without a bank. A folder is named by its full path."""
+    local = name_or_path not in BUILTIN and Path(name_or_path).is_dir()
+    name = str(Path(name_or_path).resolve()) if local else name_or_path
+    return BaseModel(name, kind_of(model), _model_type(model), fingerprint(model))
+
+
+def check_base(
+    model: nn.Module,
+    base: BaseModel,
+    layers: Mapping[str, tuple[int, int]],
+    modules: Iterable[str] = (),
+    name: str = "the adapter",
+) -> None:
+    """Raise CheckpointError, naming what differs, where `model` is not the `base` that an adapter was made for.
+
+    layers: adapted layer -> (in, out) features. modules: what the adapter brings whole. name: what errors call the adapter.
+    """
+    wrong = f"{name} belongs to another base model ({base.name_or_path})"
+    model_type = _model_type(model)
+    if base.model_type and model_type != base.model_type:
+        raise CheckpointError(f"{wrong}: its architecture is {base.model_type!r}, this model's is {model_type!r}")
+    found = dict(model.named_modules())
+    for layer, sizes in layers.items():
+        if layer not in found or not is_linear(found[layer]):
+            raise CheckpointError(f"{wrong}: it adapts layer {layer!r}, which this model does not have as a Linear")
+        own = features(found[layer])
+        if own != tuple(sizes):
+            raise CheckpointError(
+                f"{wrong}: its layer {layer!r} has {_arrow(sizes)} features, this model's {_arrow(own)}"
+            )
+    for module in modules:
+        if module not in found:
+            raise CheckpointError(f"{wrong}: it brings module {module!r}, which this model does not have")
+    if base.fingerprint and not same_base(base.fingerprint, fingerprint(model, modules)):
+        raise CheckpointError(f"{wrong}: the architecture is the same, but the weights are not")
+
+
+def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
+    """A short text that tells base models apart: hashes of names and shapes, and of sampled values of the parameters.
+
+    The same with and without a bank; parameters of the modules that the bank (or `without`) names are left out. The values
+    are hashed as float32, bfloat16 and float16, so that `same_base` knows a model again that was loaded in a narrower dtype.
+    """
+    bank = getattr(model, "mhr", None)
+    layers: set[str] = set()
+    skipped = tuple(f"{name}." for name in without)
+    if isinstance(bank, AdapterBank):
+        layers = set(bank.layers)
+        skipped += ("mhr.", *(f"{name}." for name in bank.saved))
+    structure = hashlib.sha256()
+    values = {dtype: hashlib.sha256() for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    for name, parameter in model.named_parameters():
+        if name.startswith(skipped):
+            continue
+        owner, _, own = name.rpartition(".")
+        if owner in layers:
+            continue  # a parameter of the bank: those of the layer itself are one step further down, in `base`
+        layer = owner.removesuffix(".base")
+        if layer in layers:
+            name = f"{layer}.{own}"
+        structure.update(f"{name} {tuple(parameter.shape)};".encode())
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLES)].cpu()
+        for dtype, digest in values.items():
+            cast = sample.to(dtype) if sample.is_floating_point() else sample
+            digest.update(cast.contiguous().view(torch.uint8).numpy().tobytes())
+    return "-".join(digest.hexdigest()[:16] for digest in (structure, *values.values()))
+
+
+def same_base(one: str, other: str) -> bool:
+    """Whether two fingerprints are of one base model, up to its rounding to a narrower dtype."""
+    a, b = one.split("-"), other.split("-")
+    return a[0] == b[0] and any(x == y for x, y in zip(a[1:], b[1:], strict=False))
+
+
+def kind_of(model: nn.Module) -> str:
+    """What a model is asked to do: "seq2seq", "causal" or "encoder" (see `mhr.backbones.KINDS`)."""
+    if not getattr(model, "can_generate", lambda: False)():
+        return "encoder"
+    return "seq2seq" if model.config.is_encoder_decoder else "causal"  # type: ignore[union-attr]
+
+
+def _model_type(model: nn.Module) -> str:
+    return getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+
+
+def _arrow(sizes: tuple[int, int]) -> str:
+    return f"{sizes[0]} -> {sizes[1]}"
