@@ -1,10 +1,170 @@
-"""Maps the command line and the benchmarks to installed packages. Everything else is in pyproject.toml."""
+"""Builds csrc/ into mhr._C with ninja and maps the command line and the benchmarks to installed packages.
+
+Everything else is in pyproject.toml. The extension is compiled against the torch that is installed, so build without isolation.
+Environment: MHR_CUDA=0|1 leaves the CUDA kernels out or demands them (default: where nvcc is found and torch has CUDA),
+MHR_CUDA_ARCHS lists their architectures ("80;90"), CXX names the C++ compiler.
+"""
 
 from __future__ import annotations
 
-from setuptools import find_packages, setup
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+TORCH_MINIMUM = "2.11"
+CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# What one translation unit may use beyond the machine's baseline; which of them runs is chosen when the library is loaded.
+# -Wno-maybe-uninitialized: g++ 12 warns about its own avx512fintrin.h.
+SIMD_FLAGS = {
+    "kernels_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
+    "kernels_avx512.cpp": [
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma", "-mf16c"),
+        "-Wno-maybe-uninitialized",
+    ],
+}
+
+
+def find_nvcc() -> str | None:
+    """The CUDA compiler to use, or None where the CUDA kernels are left out."""
+    import torch
+
+    wanted = os.environ.get("MHR_CUDA", "")
+    if wanted == "0" or (wanted != "1" and torch.version.cuda is None):
+        return None
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
+    if nvcc is None and wanted == "1":
+        sys.exit("MHR_CUDA=1, but there is no nvcc: set CUDA_HOME to the CUDA toolkit")
+    return nvcc
+
+
+def cuda_archs(nvcc: str) -> list[str]:
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    wanted = os.environ.get("MHR_CUDA_ARCHS", "80;90;100").split(";")
+    return [arch for arch in wanted if f"compute_{arch}" in known]
+
+
+def quote(argument: str | Path) -> str:
+    """An argument as ninja and the shell read it."""
+    text = str(argument).replace("$", "$$")
+    return f"'{text}'" if any(c in text for c in ' "()&;') else text
+
+
+class NinjaBuild(build_ext):
+    """build_ext through ninja: parallel, incremental, and the finished library is moved into place in one step."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            import pybind11
+            import torch
+        except ImportError as error:
+            sys.exit(
+                f"mhr: {error.name} must be installed before the native extension is built; "
+                f"pip install {error.name}, then pip install --no-build-isolation ."
+            )
+        cxx = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+        if cxx is None:
+            sys.exit("mhr: no C++ compiler; install g++ or name one in CXX")
+        target = Path(self.get_ext_fullpath(ext.name))
+        nvcc = find_nvcc()
+        archs = cuda_archs(nvcc) if nvcc else []
+        work = ROOT / "build" / f"native-{target.name.split('.')[1]}-torch{torch.__version__}{'-cuda' if nvcc else ''}"
+        work.mkdir(parents=True, exist_ok=True)
+        torch_home = Path(torch.__file__).parent
+        includes = [
+            CSRC,
+            torch_home / "include",
+            torch_home / "include" / "torch" / "csrc" / "api" / "include",
+            pybind11.get_include(),
+            sysconfig.get_path("include"),
+        ]
+        major, minor = TORCH_MINIMUM.split(".")
+        defines = [
+            f"-DTORCH_TARGET_VERSION=0x{int(major):02x}{int(minor):02x}000000000000",
+            f'-DMHR_TORCH_VERSION="{torch.__version__}"',
+            f'-DMHR_TORCH_MINIMUM="{TORCH_MINIMUM}"',
+            f'-DMHR_CUDA_ARCHS="{";".join(archs)}"',
+            *(["-DMHR_X86"] if platform.machine().lower() in ("x86_64", "amd64") else []),
+            *(["-DMHR_WITH_CUDA"] if nvcc else []),
+        ]
+        include_flags = [f"-I{CSRC}", *(f"-isystem{path}" for path in includes[1:])]
+        flags = " ".join(map(quote, [*CXX_FLAGS, *defines, *include_flags]))
+        lines = [
+            "ninja_required_version = 1.5",
+            f"rule cxx\n  command = {quote(cxx)} {flags} $extra -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        ]
+        objects = []
+        for source in [*sorted(CSRC.glob("*.cpp")), *sorted(CSRC.glob("cpu/*.cpp"))]:
+            extra = SIMD_FLAGS.get(source.name, [])
+            if extra and "-DMHR_X86" not in defines:
+                continue
+            objects.append(self.rule("cxx", source, extra, lines))
+        libraries = [f"-L{torch_home / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
+        if nvcc:
+            gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+            nvcc_flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", *gencode]
+            nvcc_command = " ".join(map(quote, [nvcc, *nvcc_flags]))
+            lines.append(
+                f"rule nvcc\n  command = {nvcc_command} -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
+            )
+            cuda = Path(nvcc).resolve().parent.parent
+            for source in sorted(CSRC.glob("cuda/*.cu")):
+                objects.append(self.rule("nvcc", source, [], lines))
+            for source in sorted(CSRC.glob("cuda/*_torch.cpp")):
+                objects.append(self.rule("cxx", source, [f"-isystem{cuda / 'include'}"], lines))
+            folder = cuda / ("lib64" if (cuda / "lib64").is_dir() else "lib")
+            libraries += [f"-L{folder}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+        link = " ".join(map(quote, libraries))
+        lines.append(f"rule link\n  command = {quote(cxx)} -shared -o $out $in {link}")
+        lines.append(f"build {target.name}: link {' '.join(objects)}\ndefault {target.name}\n")
+        (work / "build.ninja").write_text("\n".join(lines))
+        self.ninja(work)
+        self.install_file(work / target.name, target)
+
+    @staticmethod
+    def rule(rule: str, source: Path, extra: list[str], lines: list[str]) -> str:
+        """Adds the build line of one source file; returns its object."""
+        out = "-".join(source.relative_to(CSRC).parts) + ".o"
+        escaped = str(source).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+        lines.append(f"build {out}: {rule} {escaped}" + (f"\n  extra = {' '.join(map(quote, extra))}" if extra else ""))
+        return out
+
+    def ninja(self, work: Path) -> None:
+        ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
+        command = [ninja] if ninja else [sys.executable, "-m", "ninja"]
+        jobs = [f"-j{self.parallel}"] if self.parallel else []
+        result = subprocess.run([*command, "-C", str(work), *jobs], check=False)
+        if result.returncode:
+            sys.exit("mhr: the native extension did not compile; the compiler's message is above")
+
+    @staticmethod
+    def install_file(built: Path, target: Path) -> None:
+        """Copies beside the target and renames, so that a process that has the old library open keeps it whole."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and target.stat().st_mtime_ns == built.stat().st_mtime_ns:
+            return
+        beside = target.with_name(f".{target.name}.{os.getpid()}")
+        shutil.copy2(built, beside)
+        os.replace(beside, target)
+
+    def copy_extensions_to_source(self) -> None:
+        for ext in self.extensions:
+            built = Path(self.build_lib) / self.get_ext_filename(ext.name)
+            self.install_file(built, ROOT / self.get_ext_filename(ext.name))
+
 
 setup(
     packages=[*find_packages(include=["mhr", "mhr.*"]), "mhr_cli", "mhr_benchmarks"],
     package_dir={"mhr_cli": "cli", "mhr_benchmarks": "benchmarks"},
+    ext_modules=[Extension("mhr._C", sources=[])],
+    cmdclass={"build_ext": NinjaBuild},
 )

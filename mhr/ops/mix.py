@@ -38,9 +38,14 @@ def mix(
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, out_dtype: torch.dtype | None, head_dims: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, out_dtype: torch.dtype | None, head_dims: tuple[int, ...], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         n = len(head_dims)
-        check(len(tensors) == 2 * n, f"mhr::mix: {n} head_dims, but {len(tensors)} banks and weights together, not {2 * n}")
+        check(
+            len(tensors) == 2 * n,
+            f"mhr::mix: {n} head_dims, but {len(tensors)} banks and weights together, not {2 * n}",
+        )
         tensors = tuple(t.contiguous() for t in tensors)
         ctx.head_dims = head_dims
         ctx.save_for_backward(*tensors)

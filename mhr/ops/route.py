@@ -27,7 +27,7 @@ def route(logits: Tensor, tasks: Tensor, noise: Tensor | None = None, temperatur
     The router of Polytropon and MHR (arXiv 2202.13914, 2211.03831). Raises RuntimeError where shapes do not fit.
     """
     refuse_transforms("route")
-    return _Route.apply(logits, tasks, noise, temperature)  # type: ignore[no-any-return]
+    return _Route.apply(logits, tasks, noise, temperature)
 
 
 class _Route(torch.autograd.Function):
@@ -38,7 +38,7 @@ class _Route(torch.autograd.Function):
         noise = noise if noise is None else noise.to(values.dtype).contiguous()
         ctx.save_for_backward(values, tasks, noise)
         ctx.temperature, ctx.dtype = temperature, logits.dtype
-        return _forward(values, tasks, noise, temperature)  # type: ignore[no-any-return]
+        return _forward(values, tasks, noise, temperature)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -73,7 +73,9 @@ def route_reference(logits: Tensor, tasks: Tensor, noise: Tensor | None, tempera
     return torch.where((tasks < 0)[:, None, None], 1.0 / max(logits.shape[2], 1), w)
 
 
-def route_backward_reference(dw: Tensor, logits: Tensor, tasks: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
+def route_backward_reference(
+    dw: Tensor, logits: Tensor, tasks: Tensor, noise: Tensor | None, temperature: float
+) -> Tensor:
     _check("route_backward", logits, tasks, noise, temperature)
     p = _sigmoid(logits, tasks, noise, temperature)
     total = p.sum(-1, keepdim=True) + EPSILON

@@ -50,7 +50,7 @@ def routed_adapter(
     refuse_transforms("routed_adapter")
     if torch.is_autocast_enabled(y.device.type):
         x = x.to(y.dtype)
-    return _RoutedAdapter.apply(y, x, A, B, rows, rows_b, offsets, bias_a, bias_b, activation, scale)  # type: ignore[no-any-return]
+    return _RoutedAdapter.apply(y, x, A, B, rows, rows_b, offsets, bias_a, bias_b, activation, scale)
 
 
 class _RoutedAdapter(torch.autograd.Function):
@@ -70,7 +70,9 @@ class _RoutedAdapter(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         x, A, B, rows = x.contiguous(), A.contiguous(), B.contiguous(), rows.contiguous()
-        rows_b, offsets, bias_a, bias_b = (t if t is None else t.contiguous() for t in (rows_b, offsets, bias_a, bias_b))
+        rows_b, offsets, bias_a, bias_b = (
+            t if t is None else t.contiguous() for t in (rows_b, offsets, bias_a, bias_b)
+        )
         target = y.contiguous()
         z = _forward(target, x, A, B, rows, rows_b, offsets, bias_a, bias_b, activation, scale)
         if target is not y:
@@ -108,7 +110,14 @@ class _RoutedAdapter(torch.autograd.Function):
 
 
 def _check(
-    op: str, x: Tensor, A: Tensor, B: Tensor, rows: Tensor, rows_b: Tensor | None, offsets: Tensor | None, activation: str
+    op: str,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    rows: Tensor,
+    rows_b: Tensor | None,
+    offsets: Tensor | None,
+    activation: str,
 ) -> None:
     check(x.dim() > 0 and A.dim() == 3, f"mhr::{op}: A must have shape (U, I, R), got {tuple(A.shape)}")
     check_shape(op, "A", A, "U I R", (A.shape[0], x.shape[-1], A.shape[2]))
@@ -161,7 +170,9 @@ def _segment_sum(values: Tensor, rows: Tensor, bounds: list[int], n_rows: int) -
 
 def _spread(bias: Tensor, rows: Tensor, bounds: list[int]) -> Tensor:
     """bias[rows[segment of n]] for every token n."""
-    lengths = torch.tensor([b - a for a, b in zip(bounds, bounds[1:], strict=False)], device=rows.device, dtype=torch.int64)
+    lengths = torch.tensor(
+        [b - a for a, b in zip(bounds, bounds[1:], strict=False)], device=rows.device, dtype=torch.int64
+    )
     return bias.index_select(0, rows.repeat_interleave(lengths, output_size=bounds[-1]))
 
 

@@ -55,7 +55,7 @@ def routed_linear(
         if x.dtype != torch.float64:
             x, weight = x.to(dtype), weight.to(dtype)
             bias = bias if bias is None else bias.to(dtype)
-    return _RoutedLinear.apply(x, weight, bias, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, scale)  # type: ignore[no-any-return]
+    return _RoutedLinear.apply(x, weight, bias, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, scale)
 
 
 class _RoutedLinear(torch.autograd.Function):
@@ -134,9 +134,7 @@ def routed_linear_forward_reference(
 ) -> Tensor:
     _check(x, bank_a, bank_b, weights, weights_b)
     A, B = _mix_factors(x, bank_a, bank_b, weights, weights_b)
-    return torch.ops.mhr.routed_adapter_forward(  # type: ignore[no-any-return]
-        y, x, A, B, rows, rows_b, offsets, None, None, "none", scale
-    )
+    return torch.ops.mhr.routed_adapter_forward(y, x, A, B, rows, rows_b, offsets, None, None, "none", scale)
 
 
 def _mix_factors(

@@ -1,0 +1,95 @@
+// The three passes over the tokens: forward, backward over dY, backward over x. Raw pointers, any segment layout.
+//
+// Work is cut into blocks of at most kBlock tokens that share their rows of the factors. Forward blocks are
+// independent. Backward blocks are sorted by row and cut into pieces; each piece sums its share of the factor's
+// gradient alone, and pieces of one row are added in order: the result does not depend on scheduling (it may on the
+// number of threads).
+#pragma once
+
+#include "cpu/buffer.h"
+#include "cpu/simd.h"
+#include "problem.h"
+
+namespace mhr {
+
+// Mixed factors as the token kernels read them: one for each routing row.
+template <class T>
+class Factors {
+ public:
+  using C = acc_t<T>;
+  Factors(int64_t rows, int64_t rank, int64_t columns)
+      : rows(rows), rank(rank), columns(columns), stride_(panel_size(rank, columns)), panels_(rows * stride_) {}
+
+  C* panels(int64_t row = 0) { return panels_.data() + row * stride_; }
+  // To be called once the panels are written.
+  void pack();
+  const C* packed(int64_t row) const {
+    return packed_stride_ ? packed_.data() + row * packed_stride_ : panels_.data() + row * stride_;
+  }
+
+  const int64_t rows, rank, columns;
+
+ private:
+  int64_t stride_, packed_stride_ = 0;
+  Buffer<C> panels_, packed_;
+};
+
+// Gradients of factors in panels: sums of row u in slot u once the pass is over.
+template <class C>
+struct Gradients {
+  Gradients(int64_t rank, int64_t columns) : stride(panel_size(rank, columns)) {}
+  const C* row(int64_t u) const { return sums.data() + u * stride; }
+
+  int64_t stride;
+  Buffer<C> sums;
+};
+
+enum class Activation { none, gelu };
+
+template <class T>
+struct ForwardPass {
+  using C = acc_t<T>;
+  Segments segments;
+  const int64_t *rows_a, *rows_b;
+  const Factors<T>*a, *b;  // b has one more rank than a where it carries a bias
+  const C* bias_a;         // [U, R] or null
+  Activation activation;
+  C scale;
+  const T* x;
+  T* y;
+  C* z;  // [N, R]
+
+  void run() const;
+};
+
+template <class T>
+struct BackwardDyPass {
+  using C = acc_t<T>;
+  Segments segments;
+  const int64_t* rows;
+  const Factors<T>* b;
+  bool bias;  // b's last rank is the bias
+  Activation activation;
+  C scale;
+  const T* dy;
+  const C* z;
+  C* dz;  // [N, R]
+
+  void run(Gradients<C>& d_b) const;
+};
+
+template <class T>
+struct BackwardXPass {
+  using C = acc_t<T>;
+  Segments segments;
+  const int64_t* rows;
+  const Factors<T>* a;
+  const T* x;
+  const C* dz;
+  T* dx;  // or null
+  bool accumulate;
+
+  void run(Gradients<C>& d_a) const;
+};
+
+}  // namespace mhr

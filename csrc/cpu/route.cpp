@@ -1,0 +1,125 @@
+// route and its backward: sigmoid, optional noise and normalisation in one step.
+#include <algorithm>
+#include <cmath>
+
+#include "dispatch.h"
+
+namespace mhr {
+namespace {
+
+constexpr double kEpsilon = 1e-12;
+
+struct Shape {
+  int64_t tasks, heads, skills, rows;
+};
+
+Shape check(const char* op, const Tensor& logits, const Tensor& tasks, const std::optional<Tensor>& noise,
+            double temperature) {
+  check_dim(op, "logits", logits, "T, H, S", 3);
+  check_dim(op, "tasks", tasks, "U", 1);
+  check_dtype(op, "tasks", tasks, ScalarType::Long);
+  STD_TORCH_CHECK(temperature > 0, "mhr::", op, ": temperature must be positive, got ", temperature);
+  const Shape shape{logits.size(0), logits.size(1), logits.size(2), tasks.size(0)};
+  check_dtype(op, "logits", logits, accumulator_dtype(logits.scalar_type()));
+  check_contiguous(op, "logits", logits);
+  check_contiguous(op, "tasks", tasks);
+  if (noise) {
+    check_shape(op, "noise", *noise, "U, H, S", {shape.rows, shape.heads, shape.skills});
+    check_dtype(op, "noise", *noise, logits.scalar_type());
+    check_contiguous(op, "noise", *noise);
+  }
+  const int64_t* task = pointer<int64_t>(tasks);
+  for (int64_t u = 0; u < shape.rows; u++)
+    STD_TORCH_CHECK(task[u] < shape.tasks, "mhr::", op, ": tasks must be below T = ", shape.tasks, ", got ", task[u]);
+  return shape;
+}
+
+// p[s] = sigmoid((z[s] + noise[s]) / temperature); returns their sum, kept from zero.
+template <class C>
+C sigmoids(const C* z, const C* noise, int64_t n, C temperature, C* p) {
+  C total = C(kEpsilon);
+  for (int64_t s = 0; s < n; s++) {
+    p[s] = C(1) / (C(1) + std::exp(-(z[s] + (noise ? noise[s] : C(0))) / temperature));
+    total += p[s];
+  }
+  return total;
+}
+
+template <class C>
+void forward(const Shape& shape, const C* logits, const int64_t* tasks, const C* noise, C temperature, C* w) {
+  const int64_t n = shape.heads * shape.skills;
+  for (int64_t u = 0; u < shape.rows; u++, w += n) {
+    if (tasks[u] < 0) {
+      std::fill(w, w + n, C(1) / C(std::max<int64_t>(shape.skills, 1)));
+      continue;
+    }
+    for (int64_t at = 0; at < n; at += shape.skills) {
+      const C total =
+          sigmoids(logits + tasks[u] * n + at, noise ? noise + u * n + at : nullptr, shape.skills, temperature, w + at);
+      for (int64_t s = 0; s < shape.skills; s++) w[at + s] /= total;
+    }
+  }
+}
+
+template <class C>
+void backward(const Shape& shape, const C* dw, const C* logits, const int64_t* tasks, const C* noise, C temperature,
+              C* d_logits) {
+  const int64_t n = shape.heads * shape.skills;
+  std::fill(d_logits, d_logits + shape.tasks * n, C(0));
+  const std::unique_ptr<C[]> p(new C[shape.skills]);
+  for (int64_t u = 0; u < shape.rows; u++, dw += n) {
+    if (tasks[u] < 0) continue;
+    for (int64_t at = 0; at < n; at += shape.skills) {
+      const C total = sigmoids(logits + tasks[u] * n + at, noise ? noise + u * n + at : nullptr, shape.skills,
+                               temperature, p.get());
+      C mean = 0;
+      for (int64_t s = 0; s < shape.skills; s++) mean += dw[at + s] * p[s] / total;
+      C* out = d_logits + tasks[u] * n + at;
+      for (int64_t s = 0; s < shape.skills; s++)
+        out[s] += (dw[at + s] - mean) / total * p[s] * (C(1) - p[s]) / temperature;
+    }
+  }
+}
+
+// Calls f with the accumulator's type, which is that of the logits.
+template <class F>
+void dispatch_logits(const Tensor& logits, F&& f) {
+  if (logits.scalar_type() == ScalarType::Double)
+    f(type_tag<double>{});
+  else
+    f(type_tag<float>{});
+}
+
+Tensor route(Tensor logits, Tensor tasks, std::optional<Tensor> noise, double temperature) {
+  const Shape shape = check("route", logits, tasks, noise, temperature);
+  Tensor w = empty(logits, {shape.rows, shape.heads, shape.skills}, logits.scalar_type());
+  dispatch_logits(logits, [&](auto tag) {
+    using C = typename decltype(tag)::type;
+    forward(shape, pointer<C>(logits), pointer<int64_t>(tasks), noise ? pointer<C>(*noise) : nullptr, C(temperature),
+            mutable_pointer<C>(w));
+  });
+  return w;
+}
+
+Tensor route_backward(Tensor dw, Tensor logits, Tensor tasks, std::optional<Tensor> noise, double temperature) {
+  const char* op = "route_backward";
+  const Shape shape = check(op, logits, tasks, noise, temperature);
+  check_shape(op, "dw", dw, "U, H, S", {shape.rows, shape.heads, shape.skills});
+  check_dtype(op, "dw", dw, logits.scalar_type());
+  check_contiguous(op, "dw", dw);
+  Tensor d_logits = empty(logits, {shape.tasks, shape.heads, shape.skills}, logits.scalar_type());
+  dispatch_logits(logits, [&](auto tag) {
+    using C = typename decltype(tag)::type;
+    backward(shape, pointer<C>(dw), pointer<C>(logits), pointer<int64_t>(tasks), noise ? pointer<C>(*noise) : nullptr,
+             C(temperature), mutable_pointer<C>(d_logits));
+  });
+  return d_logits;
+}
+
+}  // namespace
+}  // namespace mhr
+
+STABLE_TORCH_LIBRARY_IMPL(mhr, CPU, m) {
+  m.impl("route", TORCH_BOX(&mhr::route));
+  m.impl("route_backward", TORCH_BOX(&mhr::route_backward));
+}

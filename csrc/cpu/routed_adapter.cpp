@@ -1,0 +1,225 @@
+// routed_adapter: factors given as tensors, brought to panels, then the passes over the tokens.
+#include "cpu/panels.h"
+#include "cpu/parallel.h"
+#include "cpu/passes.h"
+#include "cpu/segments.h"
+
+namespace mhr {
+namespace {
+
+Activation activation_of(const char* op, const std::string& name) {
+  STD_TORCH_CHECK(name == "none" || name == "gelu", "mhr::", op, ": activation must be 'none' or 'gelu', got '", name,
+                  "'");
+  return name == "gelu" ? Activation::gelu : Activation::none;
+}
+
+// Factors [U, I, R] (transposed) or [U, R, D] to panels, with `bias` [U, D] as one rank more.
+template <class T, class F>
+void load_factors(const Tensor& factor, bool transposed, const std::optional<Tensor>& bias, Factors<T>& out) {
+  using C = acc_t<T>;
+  const int64_t rank = factor.size(transposed ? 2 : 1), columns = out.columns;
+  parallel(out.rows, rank * columns, [&](int64_t begin, int64_t end) {
+    Buffer<C> plain(bias ? panel_size(rank, columns) + panel_size(1, columns) : 0);
+    for (int64_t u = begin; u < end; u++) {
+      const F* from = pointer<F>(factor) + u * rank * columns;
+      if (!bias) {
+        to_panels(from, rank, columns, transposed, out.panels(u));
+        continue;
+      }
+      C *low_rank = plain.data(), *constant = low_rank + panel_size(rank, columns), *to = out.panels(u);
+      to_panels(from, rank, columns, transposed, low_rank);
+      to_panels(pointer<F>(*bias) + u * columns, 1, columns, false, constant);
+      for (int64_t p = 0; p < panels_of(columns); p++, low_rank += rank * kPanel, constant += kPanel) {
+        to = std::copy(low_rank, low_rank + rank * kPanel, to);
+        to = std::copy(constant, constant + kPanel, to);
+      }
+    }
+  });
+  out.pack();
+}
+
+template <class T>
+Factors<T> factors_of(const char* op, const Tensor& factor, bool transposed, const std::optional<Tensor>& bias) {
+  const int64_t rank = factor.size(transposed ? 2 : 1), columns = factor.size(transposed ? 1 : 2);
+  Factors<T> out(factor.size(0), rank + (bias ? 1 : 0), columns);
+  dispatch_beside<acc_t<T>>(op, factor.scalar_type(), [&](auto tag) {
+    load_factors<T, typename decltype(tag)::type>(factor, transposed, bias, out);
+  });
+  return out;
+}
+
+void check_factor(const char* op, const char* name, const Tensor& factor, const char* axes, ScalarType x_dtype) {
+  check_dim(op, name, factor, axes, 3);
+  check_contiguous(op, name, factor);
+  const ScalarType dtype = factor.scalar_type();
+  STD_TORCH_CHECK(dtype == x_dtype || dtype == accumulator_dtype(x_dtype), "mhr::", op, ": ", name, " must be ",
+                  torch::headeronly::toString(x_dtype), " or ", torch::headeronly::toString(accumulator_dtype(x_dtype)),
+                  ", got ", torch::headeronly::toString(dtype));
+}
+
+Tensor routed_adapter_forward(Tensor y, Tensor x, Tensor A, Tensor B, Tensor rows, std::optional<Tensor> rows_b,
+                              std::optional<Tensor> offsets, std::optional<Tensor> bias_a, std::optional<Tensor> bias_b,
+                              std::string activation, double scale) {
+  const char* op = "routed_adapter";
+  check_factor(op, "A", A, "U, I, R", x.scalar_type());
+  check_factor(op, "B", B, "U, R, O", x.scalar_type());
+  const int64_t n = tokens_of(x), rank = A.size(2), n_out = B.size(2);
+  STD_TORCH_CHECK(x.dim() > 0, "mhr::", op, ": x must have at least one dimension");
+  check_shape(op, "A", A, "U, I, R", {A.size(0), x.size(x.dim() - 1), rank});
+  check_shape(op, "B", B, "U, R, O", {B.size(0), rank, n_out});
+  STD_TORCH_CHECK(y.dim() == x.dim() && tokens_of(y) == n && y.size(y.dim() - 1) == n_out, "mhr::", op,
+                  ": y must have the leading dimensions of x and O = ", n_out, " columns, got ", shape_of(y),
+                  " beside x ", shape_of(x));
+  check_dtype(op, "y", y, x.scalar_type());
+  check_contiguous(op, "x", x);
+  check_contiguous(op, "y", y);
+  check_rows(op, "rows", rows, A.size(0));
+  if (rows_b) {
+    check_shape(op, "rows_b", *rows_b, "G", {rows.numel()});
+    check_rows(op, "rows_b", *rows_b, B.size(0));
+  } else {
+    check_rows(op, "rows", rows, B.size(0));
+  }
+  const Segments segments = check_segments(op, n, rows, offsets);
+  check_dtype(op, "B", B, A.scalar_type());
+  if (bias_a) {
+    check_shape(op, "bias_a", *bias_a, "U, R", {A.size(0), rank});
+    check_dtype(op, "bias_a", *bias_a, A.scalar_type());
+    check_contiguous(op, "bias_a", *bias_a);
+  }
+  if (bias_b) {
+    check_shape(op, "bias_b", *bias_b, "U, O", {B.size(0), n_out});
+    check_dtype(op, "bias_b", *bias_b, A.scalar_type());
+    check_contiguous(op, "bias_b", *bias_b);
+  }
+  Tensor z = empty(x, {n, rank}, accumulator_dtype(x.scalar_type()));
+  const Activation act = activation_of(op, activation);
+  dispatch_float(op, x.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using C = acc_t<T>;
+    const Factors<T> a = factors_of<T>(op, A, true, std::nullopt), b = factors_of<T>(op, B, false, bias_b);
+    Buffer<C> wide_bias(bias_a ? A.size(0) * rank : 0);
+    if (bias_a)
+      dispatch_beside<C>(op, bias_a->scalar_type(), [&](auto bias_tag) {
+        using F = typename decltype(bias_tag)::type;
+        bank_kernels<F>().widen(pointer<F>(*bias_a), A.size(0) * rank, wide_bias.data());
+      });
+    ForwardPass<T>{segments,
+                   pointer<int64_t>(rows),
+                   pointer<int64_t>(rows_b ? *rows_b : rows),
+                   &a,
+                   &b,
+                   bias_a ? wide_bias.data() : nullptr,
+                   act,
+                   C(scale),
+                   pointer<T>(x),
+                   mutable_pointer<T>(y),
+                   mutable_pointer<C>(z)}
+        .run();
+  });
+  return z;
+}
+
+std::tuple<Tensor, Tensor, Tensor> routed_adapter_backward_dy(Tensor dy, Tensor z, Tensor B, Tensor rows,
+                                                              std::optional<Tensor> offsets, std::string activation,
+                                                              double scale, bool need_bias) {
+  const char* op = "routed_adapter_backward_dy";
+  check_factor(op, "B", B, "U, R, O", dy.scalar_type());
+  const int64_t n = tokens_of(dy), n_rows = B.size(0), rank = B.size(1), n_out = B.size(2);
+  const ScalarType acc = accumulator_dtype(dy.scalar_type());
+  STD_TORCH_CHECK(dy.dim() > 0 && dy.size(dy.dim() - 1) == n_out, "mhr::", op, ": dy must have O = ", n_out,
+                  " columns, got ", shape_of(dy));
+  check_shape(op, "z", z, "N, R", {n, rank});
+  check_dtype(op, "z", z, acc);
+  check_contiguous(op, "dy", dy);
+  check_contiguous(op, "z", z);
+  check_rows(op, "rows", rows, n_rows);
+  const Segments segments = check_segments(op, n, rows, offsets);
+  Tensor dz = empty(z, {n, rank}, acc), d_b = empty(z, {n_rows, rank, n_out}, acc);
+  Tensor d_bias = need_bias ? empty(z, {n_rows, n_out}, acc) : empty(z, {0}, acc);
+  const Activation act = activation_of(op, activation);
+  dispatch_float(op, dy.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using C = acc_t<T>;
+    // The bias's own values are not needed: a rank of zeros stands for it.
+    std::optional<Tensor> zeros;
+    if (need_bias) {
+      zeros = empty(B, {n_rows, n_out}, B.scalar_type());
+      torch::stable::zero_(*zeros);
+    }
+    const Factors<T> b = factors_of<T>(op, B, false, zeros);
+    Gradients<C> sums(b.rank, n_out);
+    BackwardDyPass<T>{segments,      pointer<int64_t>(rows), &b, need_bias, act, C(scale), pointer<T>(dy),
+                      pointer<C>(z), mutable_pointer<C>(dz)}
+        .run(sums);
+    C *to = mutable_pointer<C>(d_b), *to_bias = mutable_pointer<C>(d_bias);
+    parallel(n_rows, rank * n_out, [&](int64_t begin, int64_t end) {
+      const Buffer<C> plain(need_bias ? b.rank * n_out : 0);
+      for (int64_t u = begin; u < end; u++) {
+        if (!need_bias) {
+          from_panels(sums.row(u), rank, n_out, false, to + u * rank * n_out);
+          continue;
+        }
+        from_panels(sums.row(u), b.rank, n_out, false, plain.data());
+        std::copy(plain.data(), plain.data() + rank * n_out, to + u * rank * n_out);
+        std::copy(plain.data() + rank * n_out, plain.data() + b.rank * n_out, to_bias + u * n_out);
+      }
+    });
+  });
+  return {dz, d_b, d_bias};
+}
+
+std::tuple<Tensor, Tensor> routed_adapter_backward_x(std::optional<Tensor> dx, Tensor x, Tensor dz, Tensor A,
+                                                     Tensor rows, std::optional<Tensor> offsets, bool accumulate,
+                                                     bool need_bias) {
+  const char* op = "routed_adapter_backward_x";
+  check_factor(op, "A", A, "U, I, R", x.scalar_type());
+  const int64_t n = tokens_of(x), n_rows = A.size(0), n_in = A.size(1), rank = A.size(2);
+  const ScalarType acc = accumulator_dtype(x.scalar_type());
+  STD_TORCH_CHECK(x.dim() > 0 && x.size(x.dim() - 1) == n_in, "mhr::", op, ": x must have I = ", n_in, " columns, got ",
+                  shape_of(x));
+  check_shape(op, "dz", dz, "N, R", {n, rank});
+  check_dtype(op, "dz", dz, acc);
+  check_contiguous(op, "x", x);
+  check_contiguous(op, "dz", dz);
+  if (dx) {
+    STD_TORCH_CHECK(dx->numel() == x.numel(), "mhr::", op, ": dx must have the shape of x ", shape_of(x), ", got ",
+                    shape_of(*dx));
+    check_dtype(op, "dx", *dx, x.scalar_type());
+    check_contiguous(op, "dx", *dx);
+  }
+  check_rows(op, "rows", rows, n_rows);
+  const Segments segments = check_segments(op, n, rows, offsets);
+  Tensor d_a = empty(dz, {n_rows, n_in, rank}, acc),
+         d_bias = need_bias ? empty(dz, {n_rows, rank}, acc) : empty(dz, {0}, acc);
+  dispatch_float(op, x.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using C = acc_t<T>;
+    const Factors<T> a = factors_of<T>(op, A, true, std::nullopt);
+    Gradients<C> sums(rank, n_in);
+    const C* slope = pointer<C>(dz);
+    BackwardXPass<T>{
+        segments, pointer<int64_t>(rows), &a, pointer<T>(x), slope, dx ? mutable_pointer<T>(*dx) : nullptr, accumulate}
+        .run(sums);
+    C* to = mutable_pointer<C>(d_a);
+    parallel(n_rows, rank * n_in, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin; u < end; u++) from_panels(sums.row(u), rank, n_in, true, to + u * rank * n_in);
+    });
+    if (!need_bias) return;
+    C* to_bias = mutable_pointer<C>(d_bias);
+    std::fill(to_bias, to_bias + n_rows * rank, C(0));
+    for (int64_t g = 0; g < segments.count; g++)
+      for (int64_t t = segments.begin(g); t < segments.end(g); t++)
+        for (int64_t r = 0; r < rank; r++) to_bias[pointer<int64_t>(rows)[g] * rank + r] += slope[t * rank + r];
+  });
+  return {d_a, d_bias};
+}
+
+}  // namespace
+}  // namespace mhr
+
+STABLE_TORCH_LIBRARY_IMPL(mhr, CPU, m) {
+  m.impl("routed_adapter_forward", TORCH_BOX(&mhr::routed_adapter_forward));
+  m.impl("routed_adapter_backward_dy", TORCH_BOX(&mhr::routed_adapter_backward_dy));
+  m.impl("routed_adapter_backward_x", TORCH_BOX(&mhr::routed_adapter_backward_x));
+}

@@ -1,0 +1,188 @@
+// routed_linear: banks mixed straight into panels, the passes over the tokens, gradients taken back to the banks.
+#include "cpu/panels.h"
+#include "cpu/parallel.h"
+#include "cpu/passes.h"
+#include "cpu/segments.h"
+
+namespace mhr {
+namespace {
+
+// The checked arguments that forward and backward share.
+struct Call {
+  const char* op;
+  const Tensor &bank_a, &bank_b, &weights_a, &weights_b, &rows_a, &rows_b;
+  BankShape a, b;
+  Segments segments;
+
+  Call(const char* op, const Tensor& x, const Tensor& bank_a, const Tensor& bank_b, const Tensor& weights,
+       const std::optional<Tensor>& weights_b, const Tensor& rows, const std::optional<Tensor>& rows_b,
+       const std::optional<Tensor>& offsets)
+      : op(op),
+        bank_a(bank_a),
+        bank_b(bank_b),
+        weights_a(weights),
+        weights_b(weights_b ? *weights_b : weights),
+        rows_a(rows),
+        rows_b(rows_b ? *rows_b : rows),
+        a(shape_of_bank("bank_a", bank_a, true)),
+        b(shape_of_bank("bank_b", bank_b, false)) {
+    STD_TORCH_CHECK(a.rank() == b.rank(), "mhr::", op, ": bank_a has rank ", a.rank(), ", bank_b ", b.rank());
+    STD_TORCH_CHECK(x.dim() > 0 && x.size(x.dim() - 1) == a.columns(), "mhr::", op, ": x must have I = ", a.columns(),
+                    " columns, as bank_a adapts, got ", shape_of(x));
+    check_contiguous(op, "x", x);
+    check_weights("weights", weights_a, bank_a);
+    check_weights("weights_b", this->weights_b, bank_b);
+    check_dtype(op, "weights", weights_a, accumulator_dtype(x.scalar_type()));
+    segments = check_segments(op, tokens_of(x), rows, offsets);
+    check_rows(op, "rows", rows_a, weights_a.size(0));
+    check_shape(op, "rows_b", this->rows_b, "G", {rows.numel()});
+    check_rows(op, "rows_b", this->rows_b, this->weights_b.size(0));
+  }
+
+  BankShape shape_of_bank(const char* name, const Tensor& bank, bool joins_rows) const {
+    check_dim(op, name, bank, "H, S, P, Q", 4);
+    check_contiguous(op, name, bank);
+    return {bank.size(0), bank.size(1), bank.size(2), bank.size(3), joins_rows};
+  }
+  void check_weights(const char* name, const Tensor& w, const Tensor& bank) const {
+    check_dim(op, name, w, "U, H, S", 3);
+    check_shape(op, name, w, "U, H, S", {w.size(0), bank.size(0), bank.size(1)});
+    check_dtype(op, name, w, accumulator_dtype(bank.scalar_type()));
+    check_contiguous(op, name, w);
+  }
+};
+
+template <class T>
+void mix_into(const char* op, const Tensor& bank, const BankShape& shape, const Tensor& weights, Factors<T>& out) {
+  using C = acc_t<T>;
+  dispatch_beside<C>(op, bank.scalar_type(), [&](auto tag) {
+    using F = typename decltype(tag)::type;
+    const std::vector<Chunk> chunks = chunks_of(shape);
+    parallel(chunks.size(), out.rows * shape.skills * shape.rank() * kPanel, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++)
+        mix_chunk(pointer<F>(bank), shape, chunks[i], pointer<C>(weights), out.rows, out.panels());
+    });
+  });
+  out.pack();
+}
+
+// The bank's gradient, and that of the weights added to d_weights.
+template <class T>
+void unmix(const char* op, const Tensor& bank, const BankShape& shape, const Tensor& weights,
+           const Gradients<acc_t<T>>& sums, const Tensor& d_bank, const Tensor& d_weights) {
+  using C = acc_t<T>;
+  const int64_t rows = weights.size(0), pairs = rows * shape.skills;
+  const std::vector<Chunk> chunks = chunks_of(shape);
+  const Buffer<C> dots(int64_t(chunks.size()) * pairs);
+  dispatch_beside<C>(op, bank.scalar_type(), [&](auto tag) {
+    using F = typename decltype(tag)::type;
+    parallel(chunks.size(), 2 * pairs * shape.rank() * kPanel, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++)
+        unmix_chunk(pointer<F>(bank), shape, chunks[i], pointer<C>(weights), rows, sums.row(0),
+                    mutable_pointer<F>(d_bank), dots.data() + i * pairs);
+    });
+  });
+  C* out = mutable_pointer<C>(d_weights);
+  for (size_t i = 0; i < chunks.size(); i++)
+    for (int64_t u = 0; u < rows; u++)
+      for (int64_t s = 0; s < shape.skills; s++)
+        out[(u * shape.heads + chunks[i].head) * shape.skills + s] += dots.data()[i * pairs + u * shape.skills + s];
+}
+
+Tensor routed_linear_forward(Tensor y, Tensor x, Tensor bank_a, Tensor bank_b, Tensor weights,
+                             std::optional<Tensor> weights_b, Tensor rows, std::optional<Tensor> rows_b,
+                             std::optional<Tensor> offsets, double scale) {
+  const char* op = "routed_linear";
+  const Call call(op, x, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets);
+  STD_TORCH_CHECK(y.dim() == x.dim() && tokens_of(y) == call.segments.tokens && y.size(y.dim() - 1) == call.b.columns(),
+                  "mhr::", op, ": y must have the leading dimensions of x and O = ", call.b.columns(), " columns, got ",
+                  shape_of(y));
+  check_dtype(op, "y", y, x.scalar_type());
+  check_contiguous(op, "y", y);
+  Tensor h = empty(x, {call.segments.tokens, call.a.rank()}, accumulator_dtype(x.scalar_type()));
+  dispatch_float(op, x.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using C = acc_t<T>;
+    Factors<T> a(call.weights_a.size(0), call.a.rank(), call.a.columns()),
+        b(call.weights_b.size(0), call.b.rank(), call.b.columns());
+    mix_into(op, bank_a, call.a, call.weights_a, a);
+    mix_into(op, bank_b, call.b, call.weights_b, b);
+    ForwardPass<T>{call.segments,
+                   pointer<int64_t>(call.rows_a),
+                   pointer<int64_t>(call.rows_b),
+                   &a,
+                   &b,
+                   nullptr,
+                   Activation::none,
+                   C(scale),
+                   pointer<T>(x),
+                   mutable_pointer<T>(y),
+                   mutable_pointer<C>(h)}
+        .run();
+  });
+  return h;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> routed_linear_backward(std::optional<Tensor> dx, Tensor dy, Tensor x,
+                                                                  Tensor h, Tensor bank_a, Tensor bank_b,
+                                                                  Tensor weights, std::optional<Tensor> weights_b,
+                                                                  Tensor rows, std::optional<Tensor> rows_b,
+                                                                  std::optional<Tensor> offsets, double scale) {
+  const char* op = "routed_linear_backward";
+  const Call call(op, x, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets);
+  const int64_t n = call.segments.tokens, rank = call.a.rank();
+  const ScalarType acc = accumulator_dtype(x.scalar_type());
+  STD_TORCH_CHECK(dy.dim() > 0 && tokens_of(dy) == n && dy.size(dy.dim() - 1) == call.b.columns(), "mhr::", op,
+                  ": dy must have N = ", n, " tokens of O = ", call.b.columns(), " columns, got ", shape_of(dy));
+  check_dtype(op, "dy", dy, x.scalar_type());
+  check_contiguous(op, "dy", dy);
+  check_shape(op, "h", h, "N, R", {n, rank});
+  check_dtype(op, "h", h, acc);
+  check_contiguous(op, "h", h);
+  if (dx) {
+    STD_TORCH_CHECK(dx->numel() == x.numel(), "mhr::", op, ": dx must have the shape of x ", shape_of(x), ", got ",
+                    shape_of(*dx));
+    check_dtype(op, "dx", *dx, x.scalar_type());
+    check_contiguous(op, "dx", *dx);
+  }
+  Tensor d_bank_a = empty(bank_a, {call.a.heads, call.a.skills, call.a.p, call.a.q}, bank_a.scalar_type());
+  Tensor d_bank_b = empty(bank_b, {call.b.heads, call.b.skills, call.b.p, call.b.q}, bank_b.scalar_type());
+  Tensor d_weights = empty(weights, {weights.size(0), call.a.heads, call.a.skills}, acc);
+  torch::stable::zero_(d_weights);
+  Tensor d_weights_b =
+      weights_b ? empty(*weights_b, {weights_b->size(0), call.b.heads, call.b.skills}, acc) : empty(weights, {0}, acc);
+  torch::stable::zero_(d_weights_b);
+  dispatch_float(op, x.scalar_type(), [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using C = acc_t<T>;
+    Factors<T> a(call.weights_a.size(0), rank, call.a.columns()), b(call.weights_b.size(0), rank, call.b.columns());
+    mix_into(op, bank_a, call.a, call.weights_a, a);
+    mix_into(op, bank_b, call.b, call.weights_b, b);
+    const Buffer<C> dz(n * rank);
+    Gradients<C> sums_b(rank, call.b.columns()), sums_a(rank, call.a.columns());
+    BackwardDyPass<T>{call.segments,
+                      pointer<int64_t>(call.rows_b),
+                      &b,
+                      false,
+                      Activation::none,
+                      C(scale),
+                      pointer<T>(dy),
+                      pointer<C>(h),
+                      dz.data()}
+        .run(sums_b);
+    BackwardXPass<T>{call.segments, pointer<int64_t>(call.rows_a),          &a,  pointer<T>(x),
+                     dz.data(),     dx ? mutable_pointer<T>(*dx) : nullptr, true}
+        .run(sums_a);
+    unmix<T>(op, bank_a, call.a, call.weights_a, sums_a, d_bank_a, d_weights);
+    unmix<T>(op, bank_b, call.b, call.weights_b, sums_b, d_bank_b, weights_b ? d_weights_b : d_weights);
+  });
+  return {d_bank_a, d_bank_b, d_weights, d_weights_b};
+}
+
+}  // namespace
+}  // namespace mhr
+
+STABLE_TORCH_LIBRARY_IMPL(mhr, CPU, m) {
+  m.impl("routed_linear_forward", TORCH_BOX(&mhr::routed_linear_forward));
+  m.impl("routed_linear_backward", TORCH_BOX(&mhr::routed_linear_backward));
+}

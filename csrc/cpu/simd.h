@@ -1,0 +1,76 @@
+// The kernels' tables, one per instruction set, and the choice among them at run time.
+#pragma once
+
+#include "cpu/types.h"
+
+namespace mhr {
+
+// Products of up to kBlock tokens with one mixed factor M [R, D], activations of type T.
+template <class T>
+struct TokenKernels {
+  using C = acc_t<T>;
+  // Elements of type C that pack writes; 0 where the kernels read plain panels and pack is not called.
+  int64_t (*packed_size)(int64_t rank, int64_t columns);
+  void (*pack)(const C* panels, int64_t rank, int64_t columns, C* packed);
+  // h[n, R] = x M^T
+  void (*shrink)(const T* x, int64_t n, const C* packed, int64_t rank, int64_t columns, C* h);
+  // y[n, D] = h M, added to what is there unless overwrite; scratch of expand_scratch elements
+  void (*expand)(T* y, int64_t n, const C* packed, int64_t rank, int64_t columns, const C* h, C* scratch,
+                 bool overwrite);
+  // panels += h^T x
+  void (*outer)(const T* x, int64_t n, const C* h, int64_t rank, int64_t columns, C* scratch, C* panels);
+};
+
+static constexpr int64_t token_scratch(int64_t rank) { return kBlock * (rank + 1); }
+
+// `rows` runs of `length` elements, `row_stride` apart within a skill and `skill_stride` apart between skills.
+struct BankRun {
+  int64_t skills, skill_stride, rows, row_stride, length;
+};
+// The matching runs on the mixed side, one set for each of `count` routing rows.
+struct MixedRun {
+  int64_t count, stride, row_stride, weight_stride;
+};
+
+// Sums over skills, banks of type T.
+template <class T>
+struct BankKernels {
+  using C = acc_t<T>;
+  // mixed[u] = sum_s w[u, s] bank[s]
+  void (*combine)(const T* bank, BankRun from, const C* w, C* mixed, MixedRun to);
+  // bank[s] = sum_u w[u, s] mixed[u]
+  void (*distribute)(T* bank, BankRun to, const C* w, const C* mixed, MixedRun from);
+  // dots[u, s] += <mixed[u], bank[s]>
+  void (*dots)(const T* bank, BankRun a, const C* mixed, MixedRun b, C* dots);
+  void (*widen)(const T* from, int64_t n, C* to);
+  void (*narrow)(const C* from, int64_t n, T* to);
+  // out[i] = sum_k w[k] sources[k][i]
+  void (*average)(const T* const* sources, const C* w, int64_t count, int64_t n, T* out);
+};
+
+struct Kernels {
+  TokenKernels<double> token_f64;
+  TokenKernels<float> token_f32;
+  TokenKernels<bfloat16> token_bf16;
+  TokenKernels<float16> token_f16;
+  BankKernels<double> bank_f64;
+  BankKernels<float> bank_f32;
+  BankKernels<bfloat16> bank_bf16;
+  BankKernels<float16> bank_f16;
+};
+
+extern const Kernels portable_kernels;
+#ifdef MHR_X86
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+
+// The best level that the machine and MHR_SIMD=avx512|avx2|portable allow, chosen once.
+const char* simd_level();
+const Kernels& kernels();
+
+template <class T>
+const TokenKernels<T>& token_kernels();
+template <class T>
+const BankKernels<T>& bank_kernels();
+
+}  // namespace mhr

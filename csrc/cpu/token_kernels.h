@@ -1,0 +1,200 @@
+// shrink, expand and outer for every element type, by multiply-add on widened elements. Register tiles of tokens x
+// ranks (shrink, outer) or tokens x columns (expand) over panels; a last panel that is not full goes through a padded
+// copy.
+#pragma once
+
+#include "cpu/simd.h"
+#include "cpu/vector.h"
+
+namespace mhr {
+namespace {
+
+// Accumulators in a tile: 16 of 32 registers with 64-byte vectors, 8 of 16 otherwise.
+constexpr int kTokens = 4;
+constexpr int kRanks = MHR_VECTOR_BYTES == 64 ? 4 : 2;
+constexpr int kVectors = MHR_VECTOR_BYTES == 64 ? 4 : 2;
+
+template <class C>
+constexpr int panel_vectors = kPanel / lanes<C>;
+
+// ---- shrink
+template <class T, int N, int R>
+MHR_INLINE void shrink_tile(const T* x, int64_t ldx, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
+                            bool add) {
+  using C = acc_t<T>;
+  vec<C> acc[N][R] = {};
+  for (int64_t p = 0; p < panels; p++, x += kPanel, m += rank * kPanel) {
+#pragma GCC unroll 4
+    for (int k = 0; k < panel_vectors<C>; k++) {
+      vec<C> a[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) a[r] = load(m + r * kPanel + k * lanes<C>);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++) {
+        const vec<C> v = load(x + n * ldx + k * lanes<C>);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) acc[n][r] += v * a[r];
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) h[n * rank + r] = sum(acc[n][r]) + (add ? h[n * rank + r] : C(0));
+}
+
+template <class T, int N>
+MHR_INLINE void shrink_tokens(const T* x, int64_t ldx, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
+                              bool add) {
+  int64_t r = 0;
+  for (; r + kRanks <= rank; r += kRanks) shrink_tile<T, N, kRanks>(x, ldx, m + r * kPanel, rank, panels, h + r, add);
+  for (; r < rank; r++) shrink_tile<T, N, 1>(x, ldx, m + r * kPanel, rank, panels, h + r, add);
+}
+
+template <class T>
+void shrink_panels(const T* x, int64_t ldx, int64_t n, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
+                   bool add) {
+  int64_t i = 0;
+  for (; i + kTokens <= n; i += kTokens)
+    shrink_tokens<T, kTokens>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add);
+  for (; i < n; i++) shrink_tokens<T, 1>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add);
+}
+
+// ---- expand
+template <class T, int N, int V, bool Overwrite>
+MHR_INLINE void expand_tile(T* y, int64_t ldy, const acc_t<T>* m, int64_t rank, const acc_t<T>* h) {
+  using C = acc_t<T>;
+  vec<C> acc[N][V] = {};
+  if (!Overwrite) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
+      for (int k = 0; k < V; k++) acc[n][k] = load(y + n * ldy + k * lanes<C>);
+  }
+  for (int64_t r = 0; r < rank; r++, m += kPanel) {
+    vec<C> b[V];
+#pragma GCC unroll 8
+    for (int k = 0; k < V; k++) b[k] = load(m + k * lanes<C>);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) {
+      const vec<C> v = splat(h[n * rank + r]);
+#pragma GCC unroll 8
+      for (int k = 0; k < V; k++) acc[n][k] += v * b[k];
+    }
+  }
+#pragma GCC unroll 8
+  for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
+    for (int k = 0; k < V; k++) store(y + n * ldy + k * lanes<C>, acc[n][k]);
+}
+
+template <class T, int N, bool Overwrite>
+MHR_INLINE void expand_tokens(T* y, int64_t ldy, const acc_t<T>* m, int64_t rank, int64_t panels, const acc_t<T>* h) {
+  using C = acc_t<T>;
+  for (int64_t p = 0; p < panels; p++, m += rank * kPanel, y += kPanel)
+    for (int k = 0; k < panel_vectors<C>; k += kVectors)
+      expand_tile<T, N, kVectors, Overwrite>(y + k * lanes<C>, ldy, m + k * lanes<C>, rank, h);
+}
+
+template <class T, bool Overwrite>
+void expand_panels(T* y, int64_t ldy, int64_t n, const acc_t<T>* m, int64_t rank, int64_t panels, const acc_t<T>* h) {
+  int64_t i = 0;
+  for (; i + kTokens <= n; i += kTokens)
+    expand_tokens<T, kTokens, Overwrite>(y + i * ldy, ldy, m, rank, panels, h + i * rank);
+  for (; i < n; i++) expand_tokens<T, 1, Overwrite>(y + i * ldy, ldy, m, rank, panels, h + i * rank);
+}
+
+// ---- outer
+template <class T, int R, int V>
+MHR_INLINE void outer_tile(const T* x, int64_t ldx, int64_t n, const acc_t<T>* h, int64_t rank, acc_t<T>* out) {
+  using C = acc_t<T>;
+  vec<C> acc[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int k = 0; k < V; k++) acc[r][k] = load(out + r * kPanel + k * lanes<C>);
+  for (int64_t i = 0; i < n; i++) {
+    vec<C> v[V];
+#pragma GCC unroll 8
+    for (int k = 0; k < V; k++) v[k] = load(x + i * ldx + k * lanes<C>);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const vec<C> s = splat(h[i * rank + r]);
+#pragma GCC unroll 8
+      for (int k = 0; k < V; k++) acc[r][k] += s * v[k];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int k = 0; k < V; k++) store(out + r * kPanel + k * lanes<C>, acc[r][k]);
+}
+
+template <class T>
+void outer_panels(const T* x, int64_t ldx, int64_t n, const acc_t<T>* h, int64_t rank, int64_t panels, acc_t<T>* out) {
+  using C = acc_t<T>;
+  for (int64_t p = 0; p < panels; p++, x += kPanel, out += rank * kPanel)
+    for (int k = 0; k < panel_vectors<C>; k += kVectors) {
+      int64_t r = 0;
+      const int64_t at = k * lanes<C>;
+      for (; r + kRanks <= rank; r += kRanks)
+        outer_tile<T, kRanks, kVectors>(x + at, ldx, n, h + r, rank, out + r * kPanel + at);
+      for (; r < rank; r++) outer_tile<T, 1, kVectors>(x + at, ldx, n, h + r, rank, out + r * kPanel + at);
+    }
+}
+
+// ---- whole factors: full panels where they lie, the rest through a padded copy
+template <class T>
+void pad_tail(const T* x, int64_t ldx, int64_t n, int64_t width, T* tail) {
+  for (int64_t i = 0; i < n; i++) {
+    std::memcpy(tail + i * kPanel, x + i * ldx, width * sizeof(T));
+    std::memset(tail + i * kPanel + width, 0, (kPanel - width) * sizeof(T));
+  }
+}
+
+template <class T>
+void shrink(const T* x, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, acc_t<T>* h) {
+  const int64_t full = columns / kPanel, width = columns % kPanel;
+  shrink_panels<T>(x, columns, n, m, rank, full, h, false);
+  if (!width) return;
+  T tail[kBlock * kPanel];
+  pad_tail(x + full * kPanel, columns, n, width, tail);
+  shrink_panels<T>(tail, kPanel, n, m + full * rank * kPanel, rank, 1, h, true);
+}
+
+template <class T>
+void expand(T* y, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, const acc_t<T>* h, acc_t<T>*,
+            bool overwrite) {
+  const int64_t full = columns / kPanel, width = columns % kPanel;
+  if (overwrite)
+    expand_panels<T, true>(y, columns, n, m, rank, full, h);
+  else
+    expand_panels<T, false>(y, columns, n, m, rank, full, h);
+  if (!width) return;
+  T tail[kBlock * kPanel];
+  y += full * kPanel;
+  pad_tail(y, columns, n, width, tail);
+  if (overwrite) std::memset(tail, 0, sizeof(tail));
+  expand_panels<T, false>(tail, kPanel, n, m + full * rank * kPanel, rank, 1, h);
+  for (int64_t i = 0; i < n; i++) std::memcpy(y + i * columns, tail + i * kPanel, width * sizeof(T));
+}
+
+template <class T>
+void outer(const T* x, int64_t n, const acc_t<T>* h, int64_t rank, int64_t columns, acc_t<T>*, acc_t<T>* panels) {
+  const int64_t full = columns / kPanel, width = columns % kPanel;
+  outer_panels<T>(x, columns, n, h, rank, full, panels);
+  if (!width) return;
+  T tail[kBlock * kPanel];
+  pad_tail(x + full * kPanel, columns, n, width, tail);
+  outer_panels<T>(tail, kPanel, n, h, rank, 1, panels + full * rank * kPanel);
+}
+
+int64_t packs_nothing(int64_t, int64_t) { return 0; }
+
+template <class T>
+constexpr TokenKernels<T> token_table() {
+  return {&packs_nothing, nullptr, &shrink<T>, &expand<T>, &outer<T>};
+}
+
+}  // namespace
+}  // namespace mhr
