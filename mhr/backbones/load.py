@@ -61,14 +61,18 @@ def load_backbone(
         kind = kind or kind_of(config)
         auto, mapping = _CLASSES[kind]
         if type(config) not in mapping:
-            raise ConfigError(f"model {name!r} ({config.model_type}) cannot be loaded as {kind!r}: {_kinds_line(config)}")
+            raise ConfigError(
+                f"model {name!r} ({config.model_type}) cannot be loaded as {kind!r}: {_kinds_line(config)}"
+            )
         settings = {"num_labels": 1} if kind == "encoder" else {}
         model = auto.from_pretrained(source, dtype=dtype, **settings)
         tokenizer = ByT5Tokenizer() if name in BUILTIN else AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         where = "the folder" if Path(source).is_dir() else "neither a local folder nor a hub id that can be reached;"
-        raise MhrError(f"cannot load model {name!r}: {where} {reason} (known built-in: {', '.join(BUILTIN)})") from error
+        raise MhrError(
+            f"cannot load model {name!r}: {where} {reason} (known built-in: {', '.join(BUILTIN)})"
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
@@ -85,9 +89,15 @@ def kind_of(config: PretrainedConfig) -> str:
         return "causal"
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return "encoder"
-    raise ConfigError(f"a {config.model_type} model is no encoder-decoder, decoder or text encoder: {_kinds_line(config)}")
+    raise ConfigError(
+        f"a {config.model_type} model is no encoder-decoder, decoder or text encoder: {_kinds_line(config)}"
+    )
 
 
 def _kinds_line(config: PretrainedConfig) -> str:
     fitting = [kind for kind, (_, mapping) in _CLASSES.items() if type(config) in mapping]
-    return f"it can be {' or '.join(repr(k) for k in fitting)}" if fitting else "expected a T5, BART, Llama, GPT-2, BERT or their like"
+    return (
+        f"it can be {' or '.join(repr(k) for k in fitting)}"
+        if fitting
+        else "expected a T5, BART, Llama, GPT-2, BERT or their like"
+    )

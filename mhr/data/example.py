@@ -55,14 +55,18 @@ class TaskCollection(Mapping[str, Task]):
         self._tasks: dict[str, Task] = {}
         for task in tasks:
             if task.name in self._tasks:
-                raise DataError(f"{source or 'collection'}: task {task.name!r} appears twice; task names must be distinct")
+                raise DataError(
+                    f"{source or 'collection'}: task {task.name!r} appears twice; task names must be distinct"
+                )
             self._tasks[task.name] = task
 
     def __getitem__(self, name: str) -> Task:
         try:
             return self._tasks[name]
         except KeyError:
-            raise TaskError(f"unknown task {name!r} in {self.source or 'collection'}: {nearest(name, self._tasks)}") from None
+            raise TaskError(
+                f"unknown task {name!r} in {self.source or 'collection'}: {nearest(name, self._tasks)}"
+            ) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._tasks

@@ -1,14 +1,14 @@
-"""The built-in suite: procedural tasks that compose a small set of known skills. Seeded, without files, without end.
+"""The built-in suite: procedural tasks that compose a small set of known skills. Seeded, without files.
 
-A task is a chain of two or three skills, at most one of each kind and always in this order:
+A task is a chain of two skills of different kinds, always in this order:
 
     transform  string -> string        rev next swap rotl rotr init tail sort
     readout    string -> short answer  first second last max min vow asc
     render     answer -> how it is written       upper twice place box
 
-Its name joins the skills ("rev-last-upper"), its input names them before a string of 3 to 6 letters of an alphabet of eight
-("rev last upper: bcdh"), and its target is what the chain makes of the string ("B"). Since every skill is shared by many
-training tasks and held-out tasks only recombine seen skills, the suite can tell whether routing found the skills, and
+Its name joins the skills ("rev-last"), its input names them before a string of 3 to 6 letters of an alphabet of eight
+("rev last: bcdh"), and its target is what the chain makes of the string ("b"). Since every skill is shared by many
+training tasks, and held-out tasks only recombine seen skills, the suite can tell whether routing found the skills, and
 whether a new composition is learnt from few examples.
 """
 
@@ -27,6 +27,7 @@ from mhr.errors import ConfigError, TaskError, nearest
 
 ALPHABET = "abcdefgh"
 LENGTHS = (3, 4, 5, 6)
+N_STRINGS = sum(len(ALPHABET) ** n for n in LENGTHS)
 VOWELS = "ae"
 
 _LETTERS = tuple(ALPHABET)
@@ -82,7 +83,9 @@ def skills_of(task_name: str) -> tuple[str, ...]:
     names = tuple(task_name.split("-"))
     for name in names:
         if name not in SKILLS:
-            raise TaskError(f"{task_name!r} is no task of the skills suite: unknown skill {name!r}; {nearest(name, SKILLS)}")
+            raise TaskError(
+                f"{task_name!r} is no task of the skills suite: unknown skill {name!r}; {nearest(name, SKILLS)}"
+            )
     return names
 
 
@@ -102,7 +105,7 @@ def choices_of(skills: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def draw_examples(skills: tuple[str, ...], seed: int = 0) -> Iterator[Example]:
-    """Examples of one chain, distinct in their strings, always the same for a seed, until no new string is found.
+    """Examples of one chain, always the same for a seed, no string twice, until all 299,520 are drawn.
 
     Of four random strings the one with the rarest answer so far is kept, so that no answer dominates.
     """
@@ -111,7 +114,7 @@ def draw_examples(skills: tuple[str, ...], seed: int = 0) -> Iterator[Example]:
     rng = random.Random(f"{task}/{seed}")
     seen: set[str] = set()
     told: Counter[str] = Counter()
-    for index in range(sum(len(ALPHABET) ** n for n in LENGTHS)):
+    while len(seen) < N_STRINGS:
         drawn = ["".join(rng.choices(ALPHABET, k=rng.choice(LENGTHS))) for _ in range(4)]
         fresh = [s for s in drawn if s not in seen]
         if not fresh:
@@ -120,7 +123,7 @@ def draw_examples(skills: tuple[str, ...], seed: int = 0) -> Iterator[Example]:
         answer = solve(skills, text)
         seen.add(text)
         told[answer] += 1
-        yield Example(task, f"{' '.join(skills)}: {text}", (answer,), choices, f"{task}-{index}")
+        yield Example(task, f"{' '.join(skills)}: {text}", (answer,), choices, f"{task}-{len(seen)}")
 
 
 def _of_kind(kind: str) -> list[str]:
@@ -128,7 +131,7 @@ def _of_kind(kind: str) -> list[str]:
 
 
 def _fits(render: str, readout: str) -> bool:
-    """Whether a rendering says something of a read-out's answers: `place` and `twice` are for letters, `upper` not for digits."""
+    """Whether a rendering suits a read-out's answers: `place` and `twice` are for letters, `upper` not for digits."""
     answers = SKILLS[readout].answers
     if answers is _LETTERS or render == "box":
         return True
@@ -139,9 +142,9 @@ def _fits(render: str, readout: str) -> bool:
 def compositions() -> dict[tuple[str, ...], bool]:
     """Every chain of the suite, mapped to whether it is held out.
 
-    A transform and a read-out make a chain where the transform changes at least a fifth of the answers (the greatest letter
-    is the same in a reversed string) and no answer is nearly constant (a sorted string always ascends). Held out is about
-    every fifth chain along the diagonals of each grid, which leaves every skill in many training tasks.
+    A transform and a read-out make a chain where the transform changes at least a fifth of the answers (the greatest
+    letter is the same in a reversed string) and no answer is nearly constant (a sorted string always ascends). Held
+    out is about every fifth chain along the diagonals of each grid, which leaves every skill in many training tasks.
     """
     transforms, readouts, renders = _of_kind("transform"), _of_kind("readout"), _of_kind("render")
     rng = random.Random(0)
@@ -170,10 +173,13 @@ def compositions() -> dict[tuple[str, ...], bool]:
 def skills_suite(seed: int = 0, train_per_task: int = 400, test_per_task: int = 100) -> TaskCollection:
     """The suite as a collection: training compositions, then held-out compositions of the same skills.
 
-    The strings of a task's "test" examples never occur among its "train" examples. Raises ConfigError for negative sizes.
+    The strings of a task's "test" examples never occur among its "train" examples. Raises ConfigError for negative
+    sizes.
     """
     if min(train_per_task, test_per_task) < 0:
-        raise ConfigError(f"train_per_task and test_per_task must be 0 or more, got {train_per_task} and {test_per_task}")
+        raise ConfigError(
+            f"train_per_task and test_per_task must be 0 or more, got {train_per_task} and {test_per_task}"
+        )
     tasks = []
     for skills, held_out in sorted(compositions().items(), key=lambda item: item[1]):
         stream = draw_examples(skills, seed)

@@ -1,0 +1,214 @@
+"""Super-NaturalInstructions in its original layout: a clone of allenai/natural-instructions, or a folder laid out so.
+
+tasks/<task>.json       Definition [str], Positive Examples [{input, output}], Instances [{id, input, output [str]}]
+splits/<name>/{train,test,excluded}_tasks.txt   one task a line; the test list is the held-out tasks
+manifest.json           optional; its "labels" are the label set of a classification task
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mhr.data.example import Example, Task, TaskCollection
+from mhr.data.reading import Faults, ReadOptions, finish, label_set, read_text, readers
+from mhr.errors import nearest
+
+N_EVALUATION = 100
+"""The first instances of every task are for evaluation and are never trained on, as upstream."""
+
+
+@readers.register("superni")
+def read_superni(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:
+    """One Task a file, training tasks first, each list in its own order."""
+    root = Path(path)
+    notes: list[str] = []
+    listed = _listed_tasks(root, options, faults, notes)
+    labels = _manifest_labels(root, faults)
+    tasks = []
+    for name, held_out in listed.items():
+        task = _read_task(root / "tasks" / f"{name}.json", held_out, labels.get(name, ()), options, faults, notes)
+        if task is not None:
+            tasks.append(task)
+    return finish(path, tasks, notes, faults)
+
+
+def _listed_tasks(root: Path, options: ReadOptions, faults: Faults, notes: list[str]) -> dict[str, bool]:
+    """Tasks that the split lists name, and whether each is held out; without lists, every file is a training task."""
+    files = {file.stem for file in (root / "tasks").glob("*.json")}
+    if options.split_list is None and not (root / "splits").is_dir():
+        notes.append("there is no splits folder: every task is a training task")
+        return dict.fromkeys(sorted(files), False)
+    folder = root / "splits" / (options.split_list or "default")
+    if not folder.is_dir():
+        known = [f.name for f in (root / "splits").glob("*") if f.is_dir()]
+        faults.add(folder, 0, f"no such folder of split lists: {nearest(folder.name, known)}")
+        return {}
+    listed: dict[str, bool] = {}
+    where: dict[str, str] = {}
+    for kind in ("train", "test", "excluded"):
+        file = folder / f"{kind}_tasks.txt"
+        if not file.is_file():
+            if kind == "train":
+                faults.add(file, 0, "missing: it names the training tasks, one a line")
+            continue
+        for line, text in enumerate((read_text(file, faults) or "").splitlines(), 1):
+            name = text.strip().removesuffix(".json")
+            if not name:
+                continue
+            if name in where:
+                faults.add(file, line, f"task {name!r} is listed twice, first at {where[name]}: keep one")
+                continue
+            where[name] = f"{file.name}:{line}"
+            if kind == "excluded":
+                continue
+            if name not in files:
+                faults.add(
+                    file, line, f"task {name!r} has no file tasks/{name}.json: add the file or take the line out"
+                )
+                continue
+            listed[name] = kind == "test"
+    left_out = len(files - where.keys())
+    if left_out:
+        notes.append(f"{left_out} files of tasks/ are in no list of {folder.name} and were left out")
+    return listed
+
+
+def _manifest_labels(root: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
+    file = root / "manifest.json"
+    text = read_text(file, faults) if file.is_file() else None
+    manifest = _parse(file, text, faults) if text is not None else {}
+    tasks = manifest.get("tasks", []) if isinstance(manifest, dict) else []
+    return {
+        t["task"]: tuple(sorted(x.strip() for x in t["labels"]))
+        for t in tasks
+        if isinstance(t, dict) and t.get("labels")
+    }
+
+
+def _read_task(
+    file: Path, held_out: bool, labels: tuple[str, ...], options: ReadOptions, faults: Faults, notes: list[str]
+) -> Task | None:
+    text = read_text(file, faults)
+    content = _parse(file, text, faults) if text is not None else None
+    if text is None or content is None:
+        return None
+    instances = content.get("Instances") if isinstance(content, dict) else None
+    if not isinstance(instances, list) or not instances:
+        faults.add(file, 0, 'no instances: expected an object whose "Instances" is a list of {"id", "input", "output"}')
+        return None
+    lines = _Lines(text)
+    prompt = _Prompt(file, content, options, faults, notes)
+    examples: list[tuple[int, Example]] = []
+    for index, instance in enumerate(instances):
+        example = _example(file, instance, index, lines, prompt, faults)
+        if example is not None:
+            examples.append((index, example))
+    choices = labels or label_set([e for _, e in examples])
+    if choices:
+        examples = [(i, replace(e, choices=choices)) for i, e in examples]
+        for index, example in examples:
+            if example.targets[0] not in choices:
+                shown = ", ".join(repr(c) for c in choices[:8])
+                faults.add(
+                    file,
+                    lines.of(index),
+                    f"instance {example.id!r}: label {example.targets[0]!r} is not among the choices {shown}",
+                )
+        examples = [(i, e) for i, e in examples if e.targets[0] in choices]
+    first_train = max(N_EVALUATION, options.limit_test)
+    test = [e for i, e in examples if i < options.limit_test]
+    train = options.cap(file.stem, [e for i, e in examples if i >= first_train])
+    categories = content.get("Categories") or [""]
+    return Task(file.stem, train, test, held_out, str(categories[0]), choices)
+
+
+def _example(file: Path, instance: Any, index: int, lines: _Lines, prompt: _Prompt, faults: Faults) -> Example | None:
+    if not isinstance(instance, dict):
+        faults.add(file, lines.of(index), f'instance {index} is no object: expected {{"id", "input", "output"}}')
+        return None
+    name = str(instance.get("id", index))
+    text, outputs = instance.get("input"), instance.get("output")
+    if not isinstance(text, str) or not text.strip():
+        faults.add(file, lines.of(index), f"instance {name!r} has no input: expected a text that is not empty")
+        return None
+    outputs = [outputs] if isinstance(outputs, str) else outputs
+    if not isinstance(outputs, list) or not outputs or not all(isinstance(o, str) and o.strip() for o in outputs):
+        faults.add(
+            file, lines.of(index), f"instance {name!r} has no output: expected a list of texts that are not empty"
+        )
+        return None
+    targets = tuple(dict.fromkeys(o.strip() for o in outputs))
+    return Example(file.stem, prompt(text), targets, (), name)
+
+
+class _Prompt:
+    """Instance input -> what the model reads: the definition, positive examples, and the input, as the options say."""
+
+    def __init__(self, file: Path, content: dict[str, Any], options: ReadOptions, faults: Faults, notes: list[str]):
+        parts = []
+        if options.definitions:
+            definition = content.get("Definition")
+            definition = definition[0] if isinstance(definition, list) and definition else definition
+            if isinstance(definition, str) and definition.strip():
+                parts.append(definition.strip())
+            else:
+                faults.add(
+                    file, 0, 'no definition: expected "Definition" to hold a text; definitions can be turned off'
+                )
+        shown = (content.get("Positive Examples") or [])[: options.positives]
+        if len(shown) < options.positives:
+            notes.append(f"{file.stem} has {len(shown)} positive examples, {options.positives} were asked for")
+        for number, example in enumerate(shown, 1):
+            if (
+                isinstance(example, dict)
+                and isinstance(example.get("input"), str)
+                and isinstance(example.get("output"), str)
+            ):
+                parts.append(f"Input: {example['input'].strip()}\nOutput: {example['output'].strip()}")
+            else:
+                faults.add(file, 0, f"positive example {number} lacks a text as its input or output")
+        self.head = "\n\n".join(parts)
+
+    def __call__(self, text: str) -> str:
+        return f"{self.head}\n\nInput: {text.strip()}\nOutput:" if self.head else text.strip()
+
+
+class _Lines:
+    """The line on which an instance of a task file begins. The file is scanned when the first fault asks for it."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.starts: list[int] | None = None
+
+    def of(self, index: int) -> int:
+        if self.starts is None:
+            self.starts = self._scan()
+        return self.text.count("\n", 0, self.starts[index]) + 1
+
+    def _scan(self) -> list[int]:
+        # A quote inside a JSON string is escaped, so an unescaped "Instances" before a colon is the key.
+        key = re.search(r'(?<!\\)"Instances"\s*:\s*\[', self.text)
+        starts: list[int] = []
+        assert key is not None, "asked for an instance of a file that has instances"
+        position = key.end()
+        decoder = json.JSONDecoder()
+        while True:
+            while self.text[position] in " \t\r\n,":
+                position += 1
+            if self.text[position] == "]":
+                return starts
+            starts.append(position)
+            position = decoder.raw_decode(self.text, position)[1]
+
+
+def _parse(file: Path, text: str, faults: Faults) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        cut = " (the file seems to be cut)" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else ""
+        faults.add(file, error.lineno, f"is not valid JSON: {error.msg} at column {error.colno}{cut}")
+        return None
