@@ -1,0 +1,68 @@
+// The routed adapter's entry points: sizes checked, then one of the types compiled in routed_adapter_<type>.cu.
+#include <initializer_list>
+
+#include "routed_adapter.cuh"
+
+namespace mhr::cuda {
+
+MHR_ROUTED_ADAPTER(extern, bf16)
+MHR_ROUTED_ADAPTER(extern, fp16)
+MHR_ROUTED_ADAPTER(extern, float)
+
+namespace {
+
+template <class Problem, class F>
+auto with_dtype(const Problem& p, F f) {
+  switch (p.dtype) {
+    case Dtype::kBf16:
+      return f(bf16());
+    case Dtype::kFp16:
+      return f(fp16());
+    default:
+      return f(float());
+  }
+}
+
+const char* check(Dtype dtype, const Routing& routing, std::initializer_list<int64_t> dimensions) {
+  constexpr int64_t kMost = 1 << 30;  // what 32-bit indices of tokens and columns reach
+  if (dtype == Dtype::kFp64) return "float64 runs on the CPU only";
+  if (routing.n_tokens > kMost || routing.n_segments > kMost || std::max(dimensions) > kMost)
+    return "more than 2^30 tokens, segments or features";
+  if (std::min(dimensions) < 1) return "a dimension of size 0";
+  if (!routing.offsets && routing.n_segments && routing.n_tokens % routing.n_segments != 0)
+    return "equal segments need a number of tokens that they divide";
+  if (routing.n_segments == 0 && routing.n_tokens != 0) return "tokens without a segment";
+  return nullptr;
+}
+
+}  // namespace
+
+size_t workspace_bytes(const RoutedAdapterForward& p) {
+  return with_dtype(p, [&](auto t) { return forward_workspace<decltype(t)>(p); });
+}
+size_t workspace_bytes(const RoutedAdapterBackwardDy& p) {
+  return with_dtype(p, [&](auto t) { return backward_dy_scratch<decltype(t)>(p).bytes(); });
+}
+size_t workspace_bytes(const RoutedAdapterBackwardX& p) {
+  return with_dtype(p, [&](auto t) { return backward_x_scratch<decltype(t)>(p).bytes(); });
+}
+
+const char* launch_routed_adapter_forward(const RoutedAdapterForward& p, void* workspace, void* stream) {
+  MHR_TRY(check(p.dtype, p.routing, {p.in_features, p.out_features, p.rank}));
+  return with_dtype(
+      p, [&](auto t) { return forward<decltype(t)>(p, static_cast<float*>(workspace), static_cast<Stream>(stream)); });
+}
+const char* launch_routed_adapter_backward_dy(const RoutedAdapterBackwardDy& p, void* workspace, void* stream) {
+  MHR_TRY(check(p.dtype, p.routing, {p.out_features, p.rank}));
+  return with_dtype(p, [&](auto t) {
+    return backward_dy<decltype(t)>(p, static_cast<float*>(workspace), static_cast<Stream>(stream));
+  });
+}
+const char* launch_routed_adapter_backward_x(const RoutedAdapterBackwardX& p, void* workspace, void* stream) {
+  MHR_TRY(check(p.dtype, p.routing, {p.in_features, p.rank}));
+  return with_dtype(p, [&](auto t) {
+    return backward_x<decltype(t)>(p, static_cast<float*>(workspace), static_cast<Stream>(stream));
+  });
+}
+
+}  // namespace mhr::cuda

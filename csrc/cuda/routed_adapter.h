@@ -1,0 +1,70 @@
+// What the binding and the emulator's tests need of the routed adapter's kernels: no torch header, no CUDA header.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace mhr::cuda {
+
+enum class Dtype { kBf16, kFp16, kFp32, kFp64 };
+enum class Activation { kNone, kGelu };
+
+// N tokens in `n_segments` segments; segment g holds tokens [offsets[g], offsets[g + 1]), or N / n_segments of them
+// when offsets is null, and uses row rows[g] of the factors. All tensors are contiguous, all pointers are on the
+// device. "factor" tensors are of `dtype` or, with factors_are_float, float32; accumulated results are always float32.
+struct Routing {
+  int64_t n_tokens, n_segments;
+  const int64_t* offsets;
+};
+
+// z = x A_u + a_u (float32 [N, R]); y += scale * (act(z) B_v + b_v).
+struct RoutedAdapterForward {
+  Dtype dtype;
+  bool factors_are_float;
+  Routing routing;
+  const int64_t *rows_a, *rows_b;
+  int64_t n_rows_a, n_rows_b, in_features, out_features, rank;
+  const void *x, *a, *b, *bias_a, *bias_b;  // biases may be null
+  void* y;
+  float* z;
+  float scale;
+  Activation activation;
+};
+
+// dz = scale * (dy B_v^T) * act'(z); db[v] = scale * sum act(z)^T dy; dbias_b[v] = scale * sum dy.
+struct RoutedAdapterBackwardDy {
+  Dtype dtype;
+  bool factors_are_float;
+  Routing routing;
+  const int64_t* rows_b;
+  int64_t n_rows_b, out_features, rank;
+  const void *dy, *b;
+  const float* z;
+  float *dz, *db, *dbias_b;  // dbias_b may be null
+  float scale;
+  Activation activation;
+};
+
+// dx (+)= dz A_u^T; da[u] = sum x^T dz; dbias_a[u] = sum dz.
+struct RoutedAdapterBackwardX {
+  Dtype dtype;
+  bool factors_are_float;
+  Routing routing;
+  const int64_t* rows_a;
+  int64_t n_rows_a, in_features, rank;
+  const void *x, *a;
+  const float* dz;
+  void* dx;  // may be null
+  bool accumulate;
+  float *da, *dbias_a;  // dbias_a may be null
+};
+
+// Bytes of scratch that a launch needs: partial sums, depending on sizes only. Launches return nullptr or what is
+// wrong; `stream` is a cudaStream_t.
+size_t workspace_bytes(const RoutedAdapterForward& p);
+size_t workspace_bytes(const RoutedAdapterBackwardDy& p);
+size_t workspace_bytes(const RoutedAdapterBackwardX& p);
+const char* launch_routed_adapter_forward(const RoutedAdapterForward& p, void* workspace, void* stream);
+const char* launch_routed_adapter_backward_dy(const RoutedAdapterBackwardDy& p, void* workspace, void* stream);
+const char* launch_routed_adapter_backward_x(const RoutedAdapterBackwardX& p, void* workspace, void* stream);
+
+}  // namespace mhr::cuda

@@ -1,0 +1,181 @@
+"""Problems for the routed adapter's kernels, their launches, and what must come out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tests.emulation.bounds import Bounded, gelu, gelu_slope, product
+from tests.emulation.emulator import DTYPES, Call, Output, Updated
+
+
+@dataclass(frozen=True)
+class Case:
+    lengths: tuple[int, ...]  # tokens of each segment
+    n_in: int
+    n_out: int
+    rank: int
+    dtype: torch.dtype = torch.bfloat16
+    float_factors: bool = False
+    bottleneck: bool = False  # GELU and biases
+    equal_segments: bool = False  # no offsets
+    overwrite: bool = False  # dx is written, not added to
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.") + ("-float-factors" if self.float_factors else "")
+        form = "-gelu" if self.bottleneck else ""
+        lengths = "+".join(map(str, self.lengths[:6])) + ("..." if len(self.lengths) > 6 else "")
+        return f"{lengths}-{self.n_in}to{self.n_out}-r{self.rank}-{kind}{form}"
+
+
+class Problem:
+    """The tensors of a case. Rows of A and B repeat, come unsorted, and one row of each serves no segment."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        generator = torch.Generator().manual_seed(len(str(case)))
+        factor_dtype = torch.float32 if case.float_factors else case.dtype
+        n_segments, self.n_rows_a, self.n_rows_b = len(case.lengths), 3, 4
+
+        def normal(*shape: int, dtype: torch.dtype = case.dtype) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).to(dtype)
+
+        self.n_tokens = sum(case.lengths)
+        self.offsets = torch.tensor([0, *case.lengths]).cumsum(0)
+        self.rows_a = torch.tensor([(2, 0, 0, 2)[i % 4] for i in range(n_segments)], dtype=torch.int64)
+        self.rows_b = torch.tensor([(1, 3, 0)[i % 3] for i in range(n_segments)], dtype=torch.int64)
+        self.x = normal(self.n_tokens, case.n_in)
+        self.y = normal(self.n_tokens, case.n_out)
+        self.dy = normal(self.n_tokens, case.n_out)
+        self.dx = normal(self.n_tokens, case.n_in)
+        self.a = (normal(self.n_rows_a, case.n_in, case.rank, dtype=torch.float32) / case.n_in**0.5).to(factor_dtype)
+        self.b = normal(self.n_rows_b, case.rank, case.n_out, dtype=factor_dtype)
+        self.bias_a = normal(self.n_rows_a, case.rank, dtype=factor_dtype) if case.bottleneck else None
+        self.bias_b = normal(self.n_rows_b, case.n_out, dtype=factor_dtype) if case.bottleneck else None
+        self.z = normal(self.n_tokens, case.rank, dtype=torch.float32)
+        self.dz = normal(self.n_tokens, case.rank, dtype=torch.float32)
+        self.scale = 0.75
+
+    def calls(self, seed: int) -> list[Call]:
+        c = self.case
+        kind = (DTYPES[c.dtype], int(c.float_factors), self.n_tokens, len(c.lengths))
+        offsets = None if c.equal_segments else self.offsets
+        activation = int(c.bottleneck)
+        forward = (*kind, self.n_rows_a, self.n_rows_b, c.n_in, c.n_out, c.rank, activation, self.scale, offsets)
+        forward += (self.rows_a, self.rows_b, self.x, self.a, self.b, self.bias_a, self.bias_b, Updated(self.y))
+        backward_dy = (*kind, self.n_rows_b, c.n_out, c.rank, activation, self.scale, offsets, self.rows_b)
+        backward_dy += (self.dy, self.b, self.z, Output((self.n_tokens, c.rank)))
+        backward_dy += (Output((self.n_rows_b, c.rank, c.n_out)),)
+        backward_x = (*kind, self.n_rows_a, c.n_in, c.rank, int(not c.overwrite), offsets, self.rows_a)
+        backward_x += (self.x, self.a, self.dz, Updated(self.dx), Output((self.n_rows_a, c.n_in, c.rank)))
+        return [
+            Call("routed_adapter_forward", (*forward, Output((self.n_tokens, c.rank))), seed),
+            Call(
+                "routed_adapter_backward_dy",
+                (*backward_dy, Output((self.n_rows_b, c.n_out)) if c.bottleneck else None),
+                seed,
+            ),
+            Call(
+                "routed_adapter_backward_x",
+                (*backward_x, Output((self.n_rows_a, c.rank)) if c.bottleneck else None),
+                seed,
+            ),
+        ]
+
+    def expected(self) -> list[dict[str, Bounded]]:
+        """For each call its outputs by name, in the order in which the call returns them."""
+        c = self.case
+
+        def empty(*shape: int) -> Bounded:
+            return Bounded.exact(torch.zeros(*shape))
+
+        def add(total: Bounded, row: int, part: Bounded) -> None:
+            total.value[row] += part.value
+            total.error[row] += part.error + total.value[row].abs() * 2.0**-22
+
+        def operand(tensor: torch.Tensor) -> Bounded:  # factors in float32 are rounded to the kernel's type
+            return Bounded.exact(tensor).rounded(c.dtype) if c.float_factors else Bounded.exact(tensor)
+
+        y, z = Bounded.exact(self.y), empty(self.n_tokens, c.rank)
+        dz, db, dbias_b = empty(self.n_tokens, c.rank), empty(*self.b.shape), empty(self.n_rows_b, c.n_out)
+        dx, da, dbias_a = Bounded.exact(self.dx), empty(*self.a.shape), empty(self.n_rows_a, c.rank)
+        for g in range(len(c.lengths)):
+            tokens = slice(int(self.offsets[g]), int(self.offsets[g + 1]))
+            u, v = int(self.rows_a[g]), int(self.rows_b[g])
+            a, b = operand(self.a[u]), operand(self.b[v])
+            x, dy = Bounded.exact(self.x[tokens]), Bounded.exact(self.dy[tokens])
+
+            zs = product(x, a, c.dtype)
+            if self.bias_a is not None:
+                zs = zs.plus(Bounded.exact(self.bias_a[u]))
+            added = product((gelu(zs) if c.bottleneck else zs).rounded(c.dtype), b, c.dtype)
+            if self.bias_b is not None:
+                added = added.plus(Bounded.exact(self.bias_b[v]))
+            put(z, tokens, zs)
+            ys = y[tokens].plus(added.scaled(self.scale))
+            for _ in range(launches(c)):
+                ys = ys.rounded(c.dtype)
+            put(y, tokens, ys)
+
+            saved = Bounded.exact(self.z[tokens])
+            inner = product(dy, b.mT, c.dtype).scaled(self.scale)
+            put(dz, tokens, inner.times(gelu_slope(saved)) if c.bottleneck else inner)
+            t = (gelu(saved) if c.bottleneck else saved).rounded(c.dtype)
+            add(db, v, product(t.mT, dy, c.dtype).scaled(self.scale))
+            ones = Bounded.exact(torch.ones(1, dy.value.shape[0]))
+            add(dbias_b, v, product(ones, dy, c.dtype)[0].scaled(self.scale))
+
+            given = Bounded.exact(self.dz[tokens]).rounded(c.dtype)
+            add(da, u, product(x.mT, given, c.dtype))
+            add(dbias_a, u, product(ones, given, c.dtype)[0])
+            dxs = product(given, a.mT, c.dtype)
+            if not c.overwrite:
+                dxs = dx[tokens].plus(dxs)
+            for _ in range(launches(c)):
+                dxs = dxs.rounded(c.dtype)
+            put(dx, tokens, dxs)
+
+        dy_pass = {"dz": dz, "db": db}
+        x_pass = {"dx": dx, "da": da}
+        if c.bottleneck:
+            dy_pass["dbias_b"] = dbias_b
+            x_pass["dbias_a"] = dbias_a
+        return [{"y": y, "z": z}, dy_pass, x_pass]
+
+
+def put(total: Bounded, at: slice, part: Bounded) -> None:
+    total.value[at] = part.value
+    total.error[at] = part.error
+
+
+def launches(case: Case) -> int:
+    """Ranks beyond 512 bytes a token are added by several launches, each rounding once."""
+    return -(-case.rank * case.dtype.itemsize // 512)
+
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+CASES = (
+    Case((70, 1, 0, 133), 64, 192, 1),
+    Case((70, 1, 0, 133), 192, 72, 4),
+    Case((70, 1, 0, 133), 512, 512, 16),
+    Case((40, 40, 40), 136, 520, 16, equal_segments=True),
+    Case((33, 64), 128, 200, 32, bottleneck=True),
+    Case((17, 65, 5), 320, 136, 64, bottleneck=True),
+    Case((17, 65), 96, 64, 100, overwrite=True),
+    Case((20, 9), 64, 72, 300),
+    Case((3, 2), 1, 1, 1),
+    Case((19, 30), 65, 37, 5, bottleneck=True),
+    Case((650, 20), 64, 64, 8, bottleneck=True),
+    Case(tuple((i * 5) % 11 if i % 7 != 3 else 0 for i in range(40)), 72, 64, 16),
+    Case((0, 0), 64, 64, 4, bottleneck=True),
+    Case((), 64, 64, 4),
+    Case((50, 30), 128, 96, 12, float_factors=True, bottleneck=True),
+    Case((70, 3), 128, 136, 16, FP16),
+    Case((17, 40), 80, 64, 7, FP16, bottleneck=True),
+    Case((70, 1, 0, 60), 64, 100, 16, FP32),
+    Case((35, 35), 300, 36, 3, FP32, bottleneck=True, equal_segments=True),
+    Case((33, 9), 33, 35, 33, FP32, bottleneck=True, overwrite=True),
+    Case((40,), 64, 128, 64, FP32),
+    Case((20,), 40, 32, 150, FP32),
+)

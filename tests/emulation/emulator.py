@@ -1,0 +1,170 @@
+"""Builds the CUDA kernels for the CPU emulator, and runs launches of them on torch CPU tensors.
+
+Three builds of the same sources: `plain` (numbers, schedules, barriers, memory nobody wrote), `address` (AddressSanitizer
+and UndefinedBehaviorSanitizer: steps outside global or shared memory, alignment) and `race` (ThreadSanitizer: missing
+barriers, conflicts between blocks).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ("routed_adapter", "routed_adapter_bf16", "routed_adapter_fp16", "routed_adapter_fp32")
+DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
+
+WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"
+FLAVOURS = {
+    "plain": "-O2",
+    "address": "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all",
+    "race": "-O1 -g -fsanitize=thread -DMHR_RACE_CHECK",
+}
+
+
+class EmulatorFault(AssertionError):
+    """A launch was refused, a kernel did something wrong, or a sanitizer stopped the process."""
+
+
+def missing_tools() -> str | None:
+    """Why the emulator cannot be built here, or None."""
+    if platform.machine() != "x86_64":
+        return f"the CUDA emulator switches stacks with x86-64 instructions, this machine is {platform.machine()}"
+    for tool in ("g++", "ninja"):
+        if shutil.which(tool) is None:
+            return f"{tool} not found"
+    return None
+
+
+def build(flavour: str, csrc: Path = ROOT / "csrc", folder: Path | None = None) -> Path:
+    """Compiles what changed since the last call; returns the driver's path."""
+    folder = folder or ROOT / "build" / "emulation" / flavour
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = f"-std=c++17 {FLAVOURS[flavour]} {WARNINGS} -I{csrc}"
+    # The scheduler is never watched for races: it is what orders the kernels' threads.
+    runtime_flags = flags.replace("-fsanitize=thread", "")
+    lines = [
+        "rule cxx\n  command = g++ -MMD -MF $out.d $flags -c -x c++ $in -o $out\n  depfile = $out.d\n  deps = gcc",
+        f"rule link\n  command = g++ {FLAVOURS[flavour]} $in -o $out",
+    ]
+    objects = []
+    sources = [(csrc / "emulation" / f"{name}.cpp", runtime_flags) for name in ("fiber", "runtime")]
+    sources += [(csrc / "cuda" / f"{name}.cu", flags) for name in KERNELS]
+    sources += [(ROOT / "tests" / "emulation" / "driver.cpp", flags)]
+    for source, source_flags in sources:
+        objects.append(f"{source.stem}.o")
+        lines.append(f"build {objects[-1]}: cxx {source}\n  flags = {source_flags}")
+    lines.append(f"build driver: link {' '.join(objects)}\n")
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        text = "\n".join(lines)
+        ninja_file = folder / "build.ninja"
+        if not ninja_file.exists() or ninja_file.read_text() != text:
+            ninja_file.write_text(text)
+        result = subprocess.run(["ninja", "-C", str(folder)], capture_output=True, text=True)
+    if result.returncode:
+        raise EmulatorFault(f"the emulator's {flavour} build failed:\n{result.stdout[-4000:]}")
+    return folder / "driver"
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor that the launch writes in full."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Updated:
+    """A tensor that the launch reads and writes."""
+
+    tensor: torch.Tensor
+
+
+Argument = int | float | torch.Tensor | Output | Updated | None
+
+
+@dataclass
+class Call:
+    """One launch: its name in driver.cpp, its arguments in the driver's order, and the seed of the schedule."""
+
+    name: str
+    arguments: Sequence[Argument]
+    seed: int = 0
+    outputs: list[Output] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outputs = []
+        for a in self.arguments:
+            if isinstance(a, Output):
+                self.outputs.append(a)
+            elif isinstance(a, Updated):
+                self.outputs.append(Output(tuple(a.tensor.shape), a.tensor.dtype))
+
+    def encode(self) -> bytes:
+        name = self.name.encode()
+        parts = [struct.pack("<qq", self.seed, len(name)), name]
+        for a in self.arguments:
+            if isinstance(a, float):
+                parts.append(struct.pack("<d", a))
+            elif isinstance(a, int):
+                parts.append(struct.pack("<q", a))
+            elif a is None:
+                parts.append(struct.pack("<q", -1))
+            elif isinstance(a, Output):
+                parts.append(struct.pack("<q", torch.Size(a.shape).numel() * a.dtype.itemsize))
+            else:
+                data = _bytes_of(a.tensor if isinstance(a, Updated) else a)
+                parts += [struct.pack("<q", len(data)), data]
+        return b"".join(parts)
+
+
+def _bytes_of(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def run(driver: Path, calls: Sequence[Call]) -> list[list[torch.Tensor]]:
+    """The outputs of each call, in the order of its arguments. Raises EmulatorFault with the kernel's line."""
+    with tempfile.TemporaryDirectory() as folder:
+        request, response = Path(folder, "request"), Path(folder, "response")
+        request.write_bytes(b"".join(call.encode() for call in calls))
+        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1"}
+        command = [str(driver), str(request), str(response)]
+        if shutil.which("setarch"):  # ThreadSanitizer of gcc 12 does not know the wider address randomisation
+            command = ["setarch", platform.machine(), "-R", *command]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        data = response.read_bytes() if response.exists() else b""
+    at = 0
+    results = []
+    for call in calls:
+        if at == len(data):
+            raise EmulatorFault(f"{call.name} ended with code {result.returncode}:\n{result.stderr[:6000]}")
+        (status,) = struct.unpack_from("<q", data, at)
+        at += 8
+        if status:
+            (length,) = struct.unpack_from("<q", data, at)
+            raise EmulatorFault(f"{call.name}, seed {call.seed}: {data[at + 8 : at + 8 + length].decode()}")
+        tensors = []
+        for output in call.outputs:
+            (size,) = struct.unpack_from("<q", data, at)
+            tensor = torch.empty(output.shape, dtype=output.dtype)
+            if size:
+                raw = torch.frombuffer(bytearray(data[at + 8 : at + 8 + size]), dtype=torch.uint8)
+                tensor = raw.view(output.dtype).reshape(output.shape)
+            tensors.append(tensor)
+            at += 8 + size
+        results.append(tensors)
+    if result.returncode:
+        raise EmulatorFault(f"the driver ended with code {result.returncode}:\n{result.stderr[:6000]}")
+    return results
