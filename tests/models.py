@@ -21,6 +21,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from mhr import AdapterBank
+
 VOCABULARY = 64
 WIDTH = 32
 PAD, EOS = 0, 1
@@ -141,3 +143,20 @@ def random_batch(
     elif not isinstance(model, BertModel):
         inputs["labels"] = ids.masked_fill(mask == 0, -100)
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+
+def randomise(bank: AdapterBank, seed: int = 0, size: float = 0.3) -> None:
+    """Give the skills and the routing logits of a bank normal values, as after training: B starts at 0, Z next to it.
+
+    The skills get the spread `size`, around 0 (LoRA) or 1 (IA3); the logits the spread 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(p: Tensor) -> Tensor:
+        return torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+
+    with torch.no_grad():
+        for p in bank.adapter_parameters():
+            p.copy_(size * normal(p) + (1.0 if bank.config.adapter == "ia3" else 0.0))
+        for p in bank.router_parameters():
+            p.copy_(normal(p))
