@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr import __version__
 from mhr.backbones import load_backbone
-from mhr.checkpoint.base import BaseModel, check_base, describe_base
+from mhr.checkpoint.base import BaseModel, Sizes, check_base, describe_base
 from mhr.config import AdapterConfig
 from mhr.errors import CheckpointError, ConfigError
 from mhr.files import make_folder, read_json, write_bytes_atomically, write_json_atomically
@@ -49,7 +49,7 @@ class AdapterCheckpoint:
     config: AdapterConfig
     tasks: list[str]
     base: BaseModel
-    layers: dict[str, tuple[int, int]]
+    layers: dict[str, Sizes]
     groups: dict[str, str]
     modules: list[str]
     tensors: dict[str, Tensor]
@@ -112,7 +112,7 @@ def read_adapter(folder: str | Path) -> AdapterCheckpoint:
             config=config,
             tasks=list(described["tasks"]),
             base=BaseModel(**described["base"]),
-            layers={name: (int(i), int(o)) for name, (i, o) in described["layers"].items()},
+            layers={name: (i and int(i), int(o)) for name, (i, o) in described["layers"].items()},
             groups=dict(described["groups"]),
             modules=list(described["modules"]),
             tensors=_read_tensors(folder / stored["file"], int(stored["size"]), stored["sha256"]),

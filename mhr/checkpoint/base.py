@@ -19,6 +19,10 @@ from mhr.layers.targets import features, is_linear
 SAMPLES = 256
 
 
+Sizes = tuple[int | None, int]
+"""(in, out) features of an adapted layer; None where an adapter does not tell."""
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """Which model an adapter belongs to. A text is empty where it is not known, as for adapters made by others.
@@ -45,7 +49,7 @@ def describe_base(model: nn.Module, name_or_path: str) -> BaseModel:
 def check_base(
     model: nn.Module,
     base: BaseModel,
-    layers: Mapping[str, tuple[int, int]],
+    layers: Mapping[str, Sizes],
     modules: Iterable[str] = (),
     name: str = "the adapter",
 ) -> None:
@@ -62,7 +66,7 @@ def check_base(
         if layer not in found or not is_linear(found[layer]):
             raise CheckpointError(f"{wrong}: it adapts layer {layer!r}, which this model does not have as a Linear")
         own = features(found[layer])
-        if own != tuple(sizes):
+        if own[1] != sizes[1] or own[0] != (sizes[0] or own[0]):
             raise CheckpointError(
                 f"{wrong}: its layer {layer!r} has {_arrow(sizes)} features, this model's {_arrow(own)}"
             )
@@ -122,5 +126,5 @@ def _model_type(model: nn.Module) -> str:
     return getattr(getattr(model, "config", None), "model_type", type(model).__name__)
 
 
-def _arrow(sizes: tuple[int, int]) -> str:
-    return f"{sizes[0]} -> {sizes[1]}"
+def _arrow(sizes: Sizes) -> str:
+    return f"{sizes[0] or '?'} -> {sizes[1]}"

@@ -1,0 +1,7 @@
+"""Adapters of other libraries, in and out."""
+
+from __future__ import annotations
+
+from mhr.interop.peft import is_peft, load_peft, save_peft
+
+__all__ = ["is_peft", "load_peft", "save_peft"]

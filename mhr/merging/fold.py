@@ -1,0 +1,76 @@
+"""Fold a plain adapter into the weights of its base model, which then needs no code of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from mhr.checkpoint import check_base
+from mhr.checkpoint.plain import LoraFactors, PlainAdapter
+from mhr.errors import CheckpointError, MergeError
+from mhr.layers import AdapterBank
+from mhr.ops.checks import FLOATS, accumulator
+
+
+@torch.no_grad()
+def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
+    """Add a plain adapter to the weights of `model` in place, and give it the modules that the adapter brings.
+
+        LoRA:  W <- W + (alpha / R) (A B)^T        IA3:  W <- diag(v) W, b <- v b
+
+    computed in float32 (float64 where weight or factors are) and rounded once to the dtype of the weight; for GPT-2's
+    Conv1D, which holds its weight transposed, likewise.
+
+    Raises CheckpointError for another base model, MergeError for a model with a bank on it, for a layer that is quantised,
+    and for one that shares its weight with another part of the model; the model is then as it was.
+    """
+    if isinstance(getattr(model, "mhr", None), AdapterBank):
+        raise MergeError("the model has a bank: call mhr.detach(model) before an adapter is folded into it")
+    check_base(model, plain.base, plain.sizes, plain.modules)
+    _check_layers(model, plain)
+    _check_modules(model, plain)
+    for name, update in plain.layers.items():
+        layer = model.get_submodule(name)
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        transposed = isinstance(layer, Conv1D)
+        if isinstance(update, LoraFactors):
+            delta = update.delta().to(weight.device)
+            _set(weight, delta if transposed else delta.T, torch.add)
+        else:
+            vector = update.to(weight.device)
+            _set(weight, vector if transposed else vector[:, None], torch.mul)
+            if isinstance(layer.bias, Tensor):
+                _set(layer.bias, vector, torch.mul)
+    for name, state in plain.modules.items():
+        model.get_submodule(name).load_state_dict(state)
+
+
+def _set(parameter: Tensor, other: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
+    dtype = accumulator(torch.promote_types(parameter.dtype, other.dtype))
+    parameter.copy_(operation(parameter.to(dtype), other.to(dtype)))
+
+
+def _check_layers(model: nn.Module, plain: PlainAdapter) -> None:
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for layer in plain.layers:
+        weight: Tensor = model.get_submodule(layer).weight  # type: ignore[assignment]
+        if weight.dtype not in FLOATS:
+            raise MergeError(
+                f"layer {layer!r} is quantised ({weight.dtype}): load the base model in a float dtype to fold into it"
+            )
+        others = [name for name in owners[id(weight)] if name != f"{layer}.weight"]
+        if others:
+            raise MergeError(f"layer {layer!r} shares its weight with {others[0]!r}, which folding would change too")
+
+
+def _check_modules(model: nn.Module, plain: PlainAdapter) -> None:
+    for name, state in plain.modules.items():
+        own = model.get_submodule(name).state_dict()
+        for key in own.keys() | state.keys():
+            if key not in own or key not in state or own[key].shape != state[key].shape:
+                raise CheckpointError(f"tensor {key!r} of module {name!r} does not fit that of the model")

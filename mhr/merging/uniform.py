@@ -1,0 +1,16 @@
+"""Uniform merge: MHR-mu and Poly-mu (arXiv 2211.03831), the average of all skills as one plain adapter."""
+
+from __future__ import annotations
+
+from mhr.checkpoint import AdapterCheckpoint
+from mhr.checkpoint.plain import PlainAdapter
+from mhr.merging.collapse import collapse, merge_methods
+
+
+@merge_methods.register("uniform")
+def merge_uniform(checkpoint: AdapterCheckpoint) -> PlainAdapter:
+    """`A = mean_s A[s]`, `B = mean_s B[s]`, every head by itself: `collapse` with w = 1/S, whatever was learned.
+
+    For a bank with one adapter per task (private) it is the mean over tasks; for a shared one, the adapter itself.
+    """
+    return collapse(checkpoint, None)
