@@ -1,0 +1,78 @@
+"""`mhr benchmark`: time ours against its peers on this machine."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mhr.errors import ConfigError, nearest
+
+from . import options
+from .console import note, out, print_json, working
+
+EXAMPLES = """**Examples**
+
+mhr benchmark ops --quick
+
+OMP_NUM_THREADS=1 mhr benchmark train --output benchmarks/results
+"""
+
+BENCHMARKS = {
+    "ops": "one adapted layer, forward and training, against PEFT's Poly and LoRA, eager and the frozen layer",
+    "train": "a whole training step against PEFT",
+    "merge": "averaging checkpoints, with GB/s",
+}
+
+Name = Annotated[str, typer.Argument(metavar="|".join(BENCHMARKS), help="What to time.", show_default=False)]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="A few shapes and repetitions: under two minutes, rougher numbers.")
+]
+
+
+def benchmark(
+    name: Name,
+    quick: Quick = False,
+    output: options.OptionalOutput = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Time ours against PEFT, eager and the frozen layer: interleaved in one process, medians of paired differences.
+
+    No speed-up is shown for outputs that do not agree. With --output, DIR/NAME.json keeps everything with the machine and
+    commit it was measured on.
+    """
+    if name not in BENCHMARKS:
+        raise ConfigError(f"unknown benchmark {name!r}: {nearest(name, BENCHMARKS)}")
+    file = output / f"{name}.json" if output else None
+    if file and file.exists() and not overwrite:
+        raise ConfigError(f"{file} is there already: choose another --output, or pass --overwrite to replace it")
+    with working():
+        result = importlib.import_module(f"mhr_benchmarks.{name}").run(quick=quick)
+        if file:
+            from mhr.files import make_folder, write_json_atomically
+
+            make_folder(file.parent)
+            write_json_atomically(file, result)
+    if json:
+        print_json(result)
+    else:
+        out.print("  ".join(f"{key}: {value}" for key, value in result["machine"].items()), soft_wrap=True)
+        for table in result["tables"]:
+            _print(table)
+    if file:
+        note(f"Written: {file}")
+
+
+def _print(content: dict[str, Any]) -> None:
+    table = Table(title=content["title"], title_justify="left", title_style="bold")
+    for index, column in enumerate(content["columns"]):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in content["rows"]:
+        table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
+    out.print()
+    out.print(table)
+    if content.get("note"):
+        out.print(content["note"], markup=False)

@@ -1,0 +1,50 @@
+"""Where output goes: results to stdout, everything else to stderr, so that a program can read what a command prints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout. NaN and infinities become null, which JSON has."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def note(message: str) -> None:
+    """One line for the person who watches."""
+    err.print(Text(message), soft_wrap=True)
+
+
+def print_error(message: str) -> None:
+    """One line, whatever the width of the terminal."""
+    err.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """Keep stdout for the result: what libraries print meanwhile goes to stderr, and their chatter is turned down."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

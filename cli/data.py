@@ -1,0 +1,110 @@
+"""`mhr data`: look at a task collection before training on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.table import Table
+
+from . import options
+from .console import out, print_error, print_json, working
+from .options import SETTINGS
+
+if TYPE_CHECKING:
+    from mhr.data.check import CheckReport
+
+EXAMPLES = """**Examples**
+
+mhr data check natural-instructions
+
+mhr data check questions.jsonl --columns input=question,targets=answer --json
+"""
+
+app = typer.Typer(name="data", no_args_is_help=True, help="Check and summarise a task collection.")
+
+Collection = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH",
+        help="A Super-NaturalInstructions folder, a JSONL or Parquet file or folder, a Hugging Face dataset, or "
+        "builtin:skills.",
+        show_default=False,
+    ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="OURS=THEIRS,...",
+        help="Which columns hold input, targets, choices, task and split, where they have other names.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Definitions = Annotated[
+    bool,
+    typer.Option(help="Begin inputs with the task's definition (Super-NaturalInstructions).", rich_help_panel=SETTINGS),
+]
+Positives = Annotated[
+    int, typer.Option(help="Solved examples before each input (Super-NaturalInstructions).", rich_help_panel=SETTINGS)
+]
+
+
+@app.command(epilog=EXAMPLES)
+def check(
+    path: Collection,
+    json: options.Json = False,
+    columns: Columns = None,
+    definitions: Definitions = True,
+    positives: Positives = 0,
+) -> None:
+    """Read a whole collection; list every fault with its file and line, then sizes, lengths and labels of its tasks.
+
+    Exit code 2 where there is a fault.
+    """
+    with working():
+        from mhr.data import parse_column_map
+        from mhr.data.check import check_collection
+
+        column_map = parse_column_map(columns) if columns else None
+        found = check_collection(path, column_map=column_map, definitions=definitions, positives=positives)
+    if json:
+        print_json(found.to_dict())
+    else:
+        _print(found)
+    for fault in found.faults:
+        print_error(str(fault))
+    if not found.ok:
+        raise typer.Exit(2)
+
+
+def _print(found: CheckReport) -> None:
+    out.print(f"{found.path} ({found.reader})", style="bold", markup=False, soft_wrap=True)
+    table = Table(box=SIMPLE)
+    table.add_column("task", overflow="fold")
+    for title, width in (("train", 5), ("test", 5), ("input chars", 12), ("labels", 6)):
+        table.add_column(title, justify="right", width=width)
+    table.add_column("remarks")
+    for task in found.tasks:
+        remarks = {
+            "held out": task.held_out,
+            f"{task.duplicates_train + task.duplicates_test} repeated": task.duplicates_train + task.duplicates_test,
+            f"{task.duplicates_between} in both splits": task.duplicates_between,
+        }
+        table.add_row(
+            task.name,
+            str(task.train),
+            str(task.test),
+            f"{task.input_chars.median:.0f} to {task.input_chars.max}",
+            str(len(task.labels) or ""),
+            ", ".join(remark for remark, there in remarks.items() if there),
+        )
+    out.print(table)
+    for line in found.notes:
+        out.print(line, markup=False, soft_wrap=True)
+    totals = found.totals
+    out.print(
+        f"{totals['tasks']} tasks ({totals['training_tasks']} to train on, {totals['held_out_tasks']} held out), "
+        f"{totals['train_examples']} training and {totals['test_examples']} evaluation examples, {totals['faults']} faults",
+        soft_wrap=True,
+    )

@@ -1,0 +1,47 @@
+"""`mhr doctor`: what is installed, what runs natively, and what is missing with the command that mends it."""
+
+from __future__ import annotations
+
+import typer
+from rich.table import Table
+
+from . import options
+from .console import out, print_json, working
+
+EXAMPLES = """**Examples**
+
+mhr doctor
+
+mhr doctor --json
+"""
+
+
+def doctor(json: options.Json = False) -> None:
+    """Say what this machine has and what it lacks: versions, native ops, SIMD level, threads, GPU.
+
+    Exit code 0 where nothing needed is missing, 1 otherwise.
+    """
+    with working():
+        from mhr.report.doctor import examine
+
+        found = examine()
+    if json:
+        print_json(found.to_dict())
+    else:
+        for title, rows in found.sections.items():
+            if not rows:
+                continue
+            table = Table(
+                title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2)
+            )
+            for name, value in rows.items():
+                table.add_row(name, value)
+            out.print(table)
+            out.print()
+        for fault in found.missing:
+            out.print(f"[yellow]missing[/yellow] {fault.what}", soft_wrap=True)
+            out.print(f"        mend it with: [bold]{fault.mend}[/bold]", soft_wrap=True)
+        if not found.missing:
+            out.print("[green]Nothing is missing.[/green]")
+    if any(fault.needed for fault in found.missing):
+        raise typer.Exit(1)

@@ -1,0 +1,169 @@
+"""`mhr evaluate`: how well a run, an adapted checkpoint, a PEFT adapter or a bare model answers a task collection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.table import Table
+
+from . import options
+from .console import note, out, print_json, working
+from .options import SETTINGS
+
+if TYPE_CHECKING:
+    from mhr.evaluation import EvaluationResult
+
+MEASURES = ("accuracy", "exact_match", "rouge_l", "majority")
+
+EXAMPLES = """**Examples**
+
+mhr evaluate runs/mhr
+
+mhr evaluate runs/mhr-z/rev-last-upper/13 --limit 50 --json
+
+mhr evaluate lora --model builtin:t5-tiny --tasks builtin:skills --task rev-last-upper
+"""
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run, an adapted run, an adapter folder (ours or PEFT's), a transformers folder, a hub id or builtin:t5-tiny.",
+        show_default=False,
+    ),
+]
+Split = Annotated[
+    str, typer.Option(metavar="NAME", help="test, or train to see how well it was learnt.", rich_help_panel=SETTINGS)
+]
+Limit = Annotated[
+    int | None, typer.Option(help="At most this many examples of each task, the first ones.", rich_help_panel=SETTINGS)
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Examples per batch. Unset: as many as memory takes.", rich_help_panel=SETTINGS)
+]
+RouteAs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Route every example as this task of the bank. Unset: each as its own, unseen ones by the uniform average.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="seq2seq, causal or encoder, where the model itself does not tell.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        "--part",
+        metavar="NAME",
+        help="held-out, training or all tasks of the collection. Unset: an adapted run's own task, otherwise the held-out "
+        "ones, or all where none is held out.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="accuracy (by ranking choices), exact_match, rouge_l (of the generated answer). Unset: accuracy where a task has "
+        "choices, otherwise the two others.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+DataSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="A.B=C",
+        help="How the collection is read, as in data.definitions=false. Unset: as the run read it.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+
+
+def evaluate(
+    path: Target,
+    tasks: options.Tasks = None,
+    task: options.TaskNames = None,
+    part: Part = None,
+    output: options.OptionalOutput = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    split: Split = "test",
+    limit: Limit = None,
+    metrics: Metrics = None,
+    batch_size: BatchSize = None,
+    route_as: RouteAs = None,
+    model: options.Base = None,
+    kind: Kind = None,
+    set_: DataSet = None,
+) -> None:
+    """Score a model on a task collection: exact match, Rouge-L and accuracy, per task, per category and on average.
+
+    With --output, DIR/evaluation.json keeps the scores and DIR/predictions.jsonl every answer.
+    """
+    with working():
+        from mhr.evaluation import evaluate as judge
+        from mhr.evaluation import load_model
+        from mhr.evaluation.scope import tasks_to_judge
+        from mhr.files import make_folder, prepare_output
+
+        if output:
+            prepare_output(output, overwrite)
+        collection = tasks_to_judge(path, tasks=tasks, names=options.split(task), part=part, overrides=set_ or ())
+        loaded = load_model(path, base=model, kind=kind, task=route_as)
+        result = judge(
+            loaded,
+            collection,
+            split=split,
+            limit=limit,
+            batch_size=batch_size,
+            metrics=options.split([metrics] if metrics else None),
+        )
+        if output:
+            make_folder(output)
+            result.write_predictions(output / "predictions.jsonl")
+            result.write(output / "evaluation.json")
+    if json:
+        print_json(result.to_dict())
+    else:
+        _print(result)
+    if output:
+        note(f"Written: {output}")
+
+
+def _print(result: EvaluationResult) -> None:
+    measures = [m for m in MEASURES if any(m in scores for scores in result.tasks.values())]
+    out.print(f"{result.model} on {result.source}, {result.split}", style="bold", markup=False, soft_wrap=True)
+    table = Table(box=SIMPLE)
+    table.add_column("task", overflow="fold")
+    for measure in ("n", *measures):
+        table.add_column(measure.replace("_", " "), justify="right", width=8)
+    for name, scores in result.tasks.items():
+        table.add_row(name, str(scores["n"]), *_cells(scores, measures))
+    if len(result.categories) > 1:
+        table.add_section()
+        for name, scores in result.categories.items():
+            table.add_row(f"category {name}", f"{scores['tasks']} tasks", *_cells(scores, measures))
+        table.add_section()
+        table.add_row("mean over categories", "", *_cells(result.by_category, measures))
+    table.add_row("mean over tasks", f"{len(result.tasks)} tasks", *_cells(result.mean, measures), style="bold")
+    out.print(table)
+    for what in ("inputs", "choices"):
+        if result.truncated[what]:
+            note(f"{what} cut short: {result.truncated[what]} of {result.truncated['examples']} examples")
+    for name, why in result.skipped.items():
+        note(f"skipped {name}: {why}")
+
+
+def _cells(scores: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
+    return [f"{100 * scores[m]:.1f}" if scores.get(m) is not None else "" for m in measures]

@@ -1,0 +1,159 @@
+"""`mhr pretrain`: train a bank of adapters on many tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .console import note, print_json, working
+from .options import SETTINGS
+
+EXAMPLES = """**Examples**
+
+mhr pretrain --preset demo --output runs/mhr
+
+mhr pretrain --preset superni --tasks natural-instructions --n-heads 4 --output runs/superni
+
+mhr pretrain --model facebook/bart-base --tasks tasks.jsonl --method poly --rank 16 --steps 5000 --output runs/bart
+"""
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Backbone: a hub id, a folder that save_pretrained wrote, or builtin:t5-tiny (the default).",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="mhr (routing per head, the default), poly (one head), lora (one for all tasks), private (one LoRA per task), ia3, poly-ia3, "
+        "random, uniform or hash (routing that is not learned), full (all weights, no adapter).",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Skills = Annotated[
+    int | None,
+    typer.Option(
+        "--n-skills", "--skills", help="Skills in the bank that tasks mix (default 8).", rich_help_panel=SETTINGS
+    ),
+]
+Heads = Annotated[
+    int | None,
+    typer.Option(
+        "--n-heads",
+        "--heads",
+        help="Blocks of features that are routed apart; must divide the sizes of the adapted layers (default 8).",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Rank = Annotated[int | None, typer.Option(help="Rank of the low-rank factors (default 4).", rich_help_panel=SETTINGS)]
+Targets = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Layers to adapt, by their names or endings, as in q,v. Unset: the attention projections. A regular "
+        "expression goes in --set adapter.targets=...",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Lr = Annotated[
+    float | None, typer.Option(help="Learning rate of the adapters (default 0.001).", rich_help_panel=SETTINGS)
+]
+RouterLr = Annotated[
+    float | None,
+    typer.Option(
+        help="Learning rate of the routing, much larger than the adapters' (default 0.1).", rich_help_panel=SETTINGS
+    ),
+]
+Steps = Annotated[int | None, typer.Option(help="Updates of the weights (default 1000).", rich_help_panel=SETTINGS)]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Examples per forward pass and process (default 16).", rich_help_panel=SETTINGS)
+]
+Accumulation = Annotated[
+    int | None, typer.Option(help="Forward passes per update (default 1).", rich_help_panel=SETTINGS)
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="no (as the weights are), bf16 or fp16 (default no).", rich_help_panel=SETTINGS),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Learning rate after the warm-up: linear, cosine or constant (default linear).",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Fixes initial values, the order of examples, dropout and noise (default 42).", rich_help_panel=SETTINGS
+    ),
+]
+
+
+def pretrain(
+    output: options.Output,
+    tasks: options.Tasks = None,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    json: options.Json = False,
+    config: options.Config = None,
+    preset: options.Preset = None,
+    set_: options.Set = None,
+    model: Model = None,
+    method: Method = None,
+    n_skills: Skills = None,
+    n_heads: Heads = None,
+    rank: Rank = None,
+    targets: Targets = None,
+    lr: Lr = None,
+    router_lr: RouterLr = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    accumulation: Accumulation = None,
+    precision: Precision = None,
+    scheduler: Scheduler = None,
+    seed: Seed = None,
+) -> None:
+    """Train a bank of adapters, and how tasks are routed over it, on many tasks at once.
+
+    The run folder holds the resolved settings, metrics per task, TensorBoard logs, resumable checkpoints and the trained
+    adapter. `torchrun -m mhr_cli pretrain ...` trains on several processes.
+    """
+    if resume and config is None and (output / "config.yaml").is_file():
+        config = output / "config.yaml"
+    with working():
+        from mhr.training import load_config
+        from mhr.training import pretrain as train
+
+        settings = load_config(
+            config,
+            preset,
+            set_ or (),
+            model=model,
+            tasks=tasks,
+            method=method,
+            n_skills=n_skills,
+            n_heads=n_heads,
+            rank=rank,
+            targets=options.split([targets]) if targets else None,
+            lr=lr,
+            router_lr=router_lr,
+            steps=steps,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            precision=precision,
+            scheduler=scheduler,
+            seed=seed,
+        )
+        run = train(settings, str(output), resume=resume, overwrite=overwrite)
+    if json:
+        print_json(run.info)
+    note(f"Trained: {Path(run.path)}")

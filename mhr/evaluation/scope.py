@@ -1,0 +1,71 @@
+"""What a model is to be judged on: a collection read as its run read it, and the tasks of it that are meant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mhr.data import TaskCollection, load_tasks
+from mhr.errors import ConfigError, DataError, nearest
+from mhr.training.config import RunConfig, load_config
+from mhr.training.run import RUN_FILE, RunFolder
+
+PARTS = ("held-out", "training", "all")
+
+
+def tasks_to_judge(
+    model: str | Path,
+    *,
+    tasks: str | None = None,
+    names: Sequence[str] | None = None,
+    part: str | None = None,
+    overrides: Sequence[str] = (),
+    limit: int = 100,
+) -> TaskCollection:
+    """The tasks that the run, adapter or model at `model` is judged on.
+
+    tasks      the collection; None takes that of the run
+    names      tasks of the collection; None: those of `part`
+    part       "held-out", "training" or "all" tasks. None: the task of an adapted run, otherwise the held-out tasks, or all
+               where the collection holds none out
+    overrides  settings of the section data, as in "data.definitions=false", over those of the run
+    limit      evaluation examples read of each task
+
+    Raises ConfigError for settings that are unknown or do not go together, DataError for a collection that cannot be read
+    or has no such part, TaskError for an unknown name.
+    """
+    if part is not None and part not in PARTS:
+        raise ConfigError(f"unknown part {part!r} of a collection: {nearest(part, PARTS)}")
+    if part is not None and names is not None:
+        raise ConfigError(f"both task names and part {part!r} are given: leave one out")
+    run = RunFolder.open(model) if (Path(model) / RUN_FILE).is_file() else None
+    if tasks is None and run is None:
+        raise ConfigError(
+            f"no task collection is given, and {model} is no run that names one: expected, for example, builtin:skills"
+        )
+    config = load_config(run.path / "config.yaml" if run else None, overrides=overrides)
+    collection = read_collection(config, tasks, limit)
+    if names is None and part is None and run is not None and run.info.get("kind") == "adapt":
+        names = run.info["tasks"]
+    if names is not None:
+        return collection.select(list(names))
+    held_out = collection.held_out()
+    if part == "held-out" and not held_out:
+        raise DataError(f"{collection.source} holds no task out: expected part 'all' or 'training'")
+    if part == "training":
+        return collection.training()
+    return held_out if held_out and part != "all" else collection
+
+
+def read_collection(config: RunConfig, tasks: str | None = None, limit: int = 100) -> TaskCollection:
+    """The collection at `tasks`, or that of the run, read with the run's settings."""
+    data = config.data
+    return load_tasks(
+        tasks or config.tasks,
+        max_train=data.max_per_task,
+        limit_test=limit,
+        definitions=data.definitions,
+        positives=data.positives,
+        column_map=data.column_map,
+        seed=config.train.seed,
+    )

@@ -1,0 +1,1 @@
+"""Looking at what was trained, and at the machine that trains: tables, plots, diagnosis."""
