@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -56,6 +57,13 @@ def load_backbone(
     if name.startswith("builtin:") and name not in BUILTIN:
         raise ConfigError(f"unknown built-in model {name!r}: {nearest(name, BUILTIN)}")
     source = str(BUILTIN.get(name, name))
+    is_folder = Path(source).is_dir()
+    # "runs/first" may be a hub id or a folder that is missing; beside other folders it is taken for the second.
+    is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) and (
+        "/" not in source or not Path(source).parent.is_dir()
+    )
+    if not is_folder and not is_hub_id:
+        raise MhrError(f"cannot load model {name!r}: no such folder, and no hub id of the form owner/name")
     try:
         config = AutoConfig.from_pretrained(source)
         kind = kind or kind_of(config)
@@ -68,11 +76,9 @@ def load_backbone(
         model = auto.from_pretrained(source, dtype=dtype, **settings)
         tokenizer = ByT5Tokenizer() if name in BUILTIN else AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        where = "the folder" if Path(source).is_dir() else "neither a local folder nor a hub id that can be reached;"
-        raise MhrError(
-            f"cannot load model {name!r}: {where} {reason} (known built-in: {', '.join(BUILTIN)})"
-        ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = "the folder is no model" if is_folder else "neither a local folder nor a hub id that can be reached"
+        raise MhrError(f"cannot load model {name!r}: {where}: {reason}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:

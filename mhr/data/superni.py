@@ -83,9 +83,9 @@ def _manifest_labels(root: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
     manifest = _parse(file, text, faults) if text is not None else {}
     tasks = manifest.get("tasks", []) if isinstance(manifest, dict) else []
     return {
-        t["task"]: tuple(sorted(x.strip() for x in t["labels"]))
+        t["task"]: tuple(sorted(label.strip() for label in t["labels"]))
         for t in tasks
-        if isinstance(t, dict) and t.get("labels")
+        if isinstance(t, dict) and t.get("task") and t.get("labels")
     }
 
 

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+from mhr.data import Example
+from mhr.data.collators import IGNORED, CausalCollator, RankingCollator, Seq2SeqCollator
+from mhr.errors import ConfigError, DataError
+
+S, END, SEP = 1, 2, 3
+
+
+def w(*numbers: int) -> list[int]:
+    return [5 + n for n in numbers]
+
+
+EXAMPLES = [
+    Example("a", "w0 w1 w2", ("w3", "w4"), ("w4", "w3")),
+    Example("b", "w5", ("w6 w7",), ("w6 w7", "w8", "w9")),
+]
+
+
+def test_seq2seq_batches():
+    collator = Seq2SeqCollator(ByT5Tokenizer())
+    examples = [Example("a", "ab", ("c",), ("c", "de")), Example("b", "a", ("bcd",), ("bcd",))]
+    batch = collator(examples)
+    assert batch["input_ids"].tolist() == [[100, 101, 1], [100, 1, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert batch["labels"].tolist() == [[102, 1, IGNORED, IGNORED], [101, 102, 103, 1]]
+    assert batch["task_ids"] == ["a", "b"]
+    assert set(collator.prompts(examples)) == {"input_ids", "attention_mask", "task_ids"}
+    ranked = collator.choices(examples)
+    assert ranked["choice_labels"].tolist() == [
+        [102, 1, IGNORED, IGNORED],
+        [103, 104, 1, IGNORED],
+        [101, 102, 103, 1],
+    ]
+    assert ranked["choice_counts"] == [2, 1]
+    assert ranked["task_ids"] == ["a", "b"]
+    assert len(ranked["input_ids"]) == 2
+
+
+def test_seq2seq_cuts_and_counts():
+    collator = Seq2SeqCollator(ByT5Tokenizer(), max_input_length=4, max_target_length=3)
+    batch = collator([Example("a", "abcdefgh", ("abcdef",)), Example("a", "abc", ("ab",))])
+    assert batch["input_ids"].tolist() == [[100, 101, 102, 1], [100, 101, 102, 1]]
+    assert batch["labels"].tolist() == [[100, 101, 1], [100, 101, 1]]
+    assert (collator.seen, collator.truncated, collator.truncated_share) == (4, 2, 0.5)
+
+
+def test_causal_batches_learn_the_target_only(word_tokenizer: PreTrainedTokenizerFast):
+    batch = CausalCollator(word_tokenizer)(EXAMPLES)
+    assert batch["input_ids"].tolist() == [[S, *w(0, 1, 2, 3), END], [S, *w(5, 6, 7), END, 0]]
+    assert batch["attention_mask"].tolist() == [[1] * 6, [1] * 5 + [0]]
+    assert batch["labels"].tolist() == [
+        [IGNORED] * 4 + [*w(3), END],
+        [IGNORED] * 2 + [*w(6, 7), END, IGNORED],
+    ]
+    assert batch["task_ids"] == ["a", "b"]
+
+
+def test_causal_prompts_end_where_the_target_begins(word_tokenizer: PreTrainedTokenizerFast):
+    batch = CausalCollator(word_tokenizer).prompts(EXAMPLES)
+    assert batch["input_ids"].tolist() == [[S, *w(0, 1, 2)], [0, 0, S, *w(5)]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+
+
+def test_causal_prompts_stay_open_and_lose_their_beginning():
+    collator = CausalCollator(ByT5Tokenizer(), max_input_length=3, max_target_length=3)
+    assert collator.prompts([Example("a", "ab", ("c",))])["input_ids"].tolist() == [[100, 101]]
+    batch = collator([Example("a", "abcd", ("efg",))])
+    assert batch["input_ids"].tolist() == [[101, 102, 103, 35, 104, 1]]
+    assert (collator.seen, collator.truncated) == (3, 2)
+
+
+def test_causal_choices(word_tokenizer: PreTrainedTokenizerFast):
+    batch = CausalCollator(word_tokenizer).choices(EXAMPLES)
+    assert batch["choice_counts"] == [2, 3]
+    assert batch["task_ids"] == ["a", "a", "b", "b", "b"]
+    assert batch["input_ids"][1].tolist() == [S, *w(0, 1, 2, 3), END]
+    assert batch["labels"][3].tolist() == [IGNORED, IGNORED, *w(8), END, IGNORED, IGNORED]
+
+
+def test_ranking_batches(word_tokenizer: PreTrainedTokenizerFast):
+    batch = RankingCollator(word_tokenizer)(EXAMPLES)
+    assert batch["input_ids"].tolist() == [
+        [S, *w(0, 1, 2), SEP, *w(4), SEP],
+        [S, *w(0, 1, 2), SEP, *w(3), SEP],
+        [S, *w(5), SEP, *w(6, 7), SEP, 0],
+        [S, *w(5), SEP, *w(8), SEP, 0, 0],
+        [S, *w(5), SEP, *w(9), SEP, 0, 0],
+    ]
+    assert torch.equal(batch["labels"], torch.tensor([1, 0]))
+    assert batch["choice_counts"] == [2, 3]
+    assert batch["task_ids"] == ["a", "a", "b", "b", "b"]
+
+
+def test_ranking_cuts_inputs_and_never_choices(word_tokenizer: PreTrainedTokenizerFast):
+    collator = RankingCollator(word_tokenizer, max_input_length=6)
+    batch = collator(EXAMPLES)
+    assert batch["input_ids"].tolist()[0] == [S, *w(0, 1), SEP, *w(4), SEP]
+    assert batch["input_ids"].tolist()[2] == [S, *w(5), SEP, *w(6, 7), SEP]
+    assert (collator.seen, collator.truncated) == (5, 2)
+
+
+def test_ranking_without_choices_names_the_task(word_tokenizer: PreTrainedTokenizerFast):
+    example = Example("free", "w0", ("w1",), id="free-3")
+    for collate in (RankingCollator(word_tokenizer), CausalCollator(word_tokenizer).choices):
+        with pytest.raises(DataError, match="task 'free', example 'free-3': no choices to rank"):
+            collate([example])
+
+
+@pytest.mark.parametrize("name", ["max_input_length", "max_target_length"])
+def test_lengths_out_of_range_are_told(word_tokenizer: PreTrainedTokenizerFast, name: str):
+    with pytest.raises(ConfigError, match=f"{name} is 1, expected at least 2 tokens"):
+        Seq2SeqCollator(word_tokenizer, **{name: 1})

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from mhr.data import load_tasks
+from mhr.errors import DataError
+
+COLUMNS = {"input": "text", "targets": "label"}
+
+
+def table(labels: list[int]) -> datasets.Dataset:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    return datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(len(labels))], "label": labels}, features)
+
+
+def test_splits_and_class_labels(tmp_path: Path):
+    splits = {"train": table([0, 1, 1]), "validation": table([1, 0]), "test": table([-1, -1])}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "reviews")
+    tasks = load_tasks(tmp_path / "reviews", column_map=COLUMNS)
+    task = tasks["reviews"]
+    assert [e.targets[0] for e in task.train] == ["neg", "pos", "pos"]
+    assert [e.targets[0] for e in task.test] == ["pos", "neg"]
+    assert task.choices == ("neg", "pos")
+    assert tasks.notes == ["reviews: the labels of split 'test' are withheld, so it was left out"]
+
+
+def test_one_table_with_a_task_column(tmp_path: Path):
+    rows = [{"q": f"{s} {i}", "a": "x", "subject": s} for s in ("law", "art") for i in range(5)]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "exams")
+    tasks = load_tasks(tmp_path / "exams", column_map={"input": "q", "targets": "a", "task": "subject"})
+    assert list(tasks) == ["law", "art"]
+
+
+def test_a_faulty_row_is_told_with_its_split_and_number(tmp_path: Path):
+    datasets.DatasetDict({"train": table([0, 1]), "test": table([1, -1])}).save_to_disk(tmp_path / "reviews")
+    with pytest.raises(DataError, match=r"reviews\[test\]:2: .*target -1 is the number of no choice"):
+        load_tasks(tmp_path / "reviews", column_map=COLUMNS)
+
+
+def test_a_column_that_is_missing_is_told(tmp_path: Path):
+    table([0, 1]).save_to_disk(tmp_path / "reviews")
+    with pytest.raises(DataError, match=r"has no column 'input': it has text, label"):
+        load_tasks(tmp_path / "reviews")
+
+
+def test_a_hub_id_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    def unreachable(*args: Any) -> None:
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"^nobody/nothing: cannot be loaded as a Hugging Face data set: no route$"):
+        load_tasks("nobody/nothing")
+
+
+def test_a_hub_id_with_a_subset(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def load(*args: Any) -> datasets.DatasetDict:
+        asked.append(args)
+        return datasets.DatasetDict({"train": table([0, 1])})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert list(load_tasks("nyu-mll/glue", subset="sst2", column_map=COLUMNS)) == ["glue-sst2"]
+    assert asked == [("nyu-mll/glue", "sst2")]
+
+
+def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch):
+    real = builtins.__import__
+
+    def without_datasets(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "datasets":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_datasets)
+    with pytest.raises(DataError, match="needs the package datasets: pip install datasets"):
+        load_tasks("nobody/nothing")
