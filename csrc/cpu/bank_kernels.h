@@ -54,18 +54,22 @@ void distribute(T* bank, BankRun to, const acc_t<T>* w, const acc_t<T>* mixed, M
 template <class T>
 void dots(const T* bank, BankRun a, const acc_t<T>* mixed, MixedRun b, acc_t<T>* out) {
   using C = acc_t<T>;
+  constexpr int kChains = 4;  // independent sums: they hide the adder's latency and round less
   for (int64_t u = 0; u < b.count; u++)
     for (int64_t s = 0; s < a.skills; s++) {
-      vec<C> acc = {};
+      vec<C> acc[kChains] = {};
       C rest = 0;
       for (int64_t row = 0; row < a.rows; row++) {
         const T* p = bank + s * a.skill_stride + row * a.row_stride;
         const C* q = mixed + u * b.stride + row * b.row_stride;
         int64_t i = 0;
-        for (; i + lanes<C> <= a.length; i += lanes<C>) acc += load(p + i) * load(q + i);
+        for (; i + kChains * lanes<C> <= a.length; i += kChains * lanes<C>)
+#pragma GCC unroll 4
+          for (int k = 0; k < kChains; k++) acc[k] += load(p + i + k * lanes<C>) * load(q + i + k * lanes<C>);
+        for (; i + lanes<C> <= a.length; i += lanes<C>) acc[0] += load(p + i) * load(q + i);
         for (; i < a.length; i++) rest += widen(p[i]) * q[i];
       }
-      out[u * a.skills + s] += sum(acc) + rest;
+      out[u * a.skills + s] += sum((acc[0] + acc[1]) + (acc[2] + acc[3])) + rest;
     }
 }
 

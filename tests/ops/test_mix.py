@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mhr.ops import mix
+from mhr.ops.checks import accumulator
+from tests.helpers import DTYPES, assert_close
+from tests.ops.cases import double, mix_formula, values, with_gradients
+
+# H, S, P, Q, U, head_dim
+SHAPES = (
+    (1, 1, 1, 1, 1, 1),
+    (2, 3, 5, 4, 3, 1),
+    (2, 3, 4, 5, 3, 2),
+    (4, 8, 65, 7, 6, 1),
+    (3, 2, 16, 129, 1, 2),
+    (8, 4, 1, 33, 9, 2),
+    (1, 2, 700, 16, 2, 1),
+    (2, 3, 4, 5, 0, 1),
+)
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    n_heads, n_skills, p, q, n_rows, _ = shape
+    return {
+        "bank": values(n_heads, n_skills, p, q, dtype=dtype),
+        "weights": values(n_rows, n_heads, n_skills, dtype=accumulator(dtype)),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_accuracy(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    given, head_dim = inputs(shape, dtype), shape[5]
+    found = with_gradients(lambda bank, weights: mix([bank], [weights], [head_dim]), given)
+    truth = with_gradients(lambda bank, weights: mix_formula(bank, weights, head_dim), double(given))
+    same = with_gradients(lambda bank, weights: mix_formula(bank, weights, head_dim), given)
+    assert_close(found, truth, dtype, same)
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_accuracy_of_other_output_dtypes(out_dtype: torch.dtype) -> None:
+    given = inputs(SHAPES[3], torch.bfloat16)
+    found = with_gradients(lambda bank, weights: mix([bank], [weights], [1], out_dtype), given)
+    truth = with_gradients(lambda bank, weights: mix_formula(bank, weights, 1), double(given))
+    assert found["out0"].dtype == out_dtype
+    assert_close(found, truth, torch.bfloat16)
+
+
+def test_a_list_of_different_banks_equals_one_at_a_time() -> None:
+    sets = [inputs(shape, torch.float32) for shape in SHAPES[:6]]
+    dims = [shape[5] for shape in SHAPES[:6]]
+    together = mix([s["bank"] for s in sets], [s["weights"] for s in sets], dims)
+    for one, given, head_dim in zip(together, sets, dims, strict=True):
+        torch.testing.assert_close(one, mix([given["bank"]], [given["weights"]], [head_dim])[0], rtol=0, atol=0)
+
+
+def test_no_banks_give_no_factors() -> None:
+    assert mix([], [], []) == []
+
+
+def test_non_contiguous_inputs() -> None:
+    bank, weights = torch.randn(3, 5, 4, 2).transpose(0, 2), torch.rand(5, 4, 6).permute(2, 1, 0)
+    torch.testing.assert_close(mix([bank], [weights], [1])[0], mix_formula(bank, weights, 1))
+
+
+def test_only_what_requires_a_gradient_gets_one() -> None:
+    bank, weights = torch.randn(2, 3, 4, 5), torch.rand(2, 2, 3, requires_grad=True)
+    mix([bank], [weights], [1])[0].sum().backward()
+    assert weights.grad is not None
+    assert bank.grad is None
+
+
+def test_gradcheck() -> None:
+    given = [inputs(shape, torch.float64) for shape in (SHAPES[1], SHAPES[2])]
+    leaves = [t.requires_grad_() for s in given for t in (s["bank"], s["weights"])]
+    assert torch.autograd.gradcheck(lambda a, v, b, w: tuple(mix([a, b], [v, w], [1, 2])), leaves)
+
+
+def test_opcheck() -> None:
+    given = inputs(SHAPES[1], torch.float32)
+    args = ([given["bank"]], [given["weights"]], [1], torch.bfloat16)
+    torch.library.opcheck(torch.ops.mhr.mix.default, args)
+    grads = torch.ops.mhr.mix(*args)
+    torch.library.opcheck(torch.ops.mhr.mix_backward.default, (grads, args[0], args[1], [1], True, True))
+
+
+def test_compiles_without_graph_breaks() -> None:
+    given = inputs(SHAPES[1], torch.float32)
+
+    def function(bank: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return mix([bank * 2], [weights], [1])[0].square()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert_close(with_gradients(compiled, given), with_gradients(function, given), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("weights", "head_dims", "message"),
+    [
+        (torch.rand(4, 3, 3), [1], r"weights.* must have shape \(U, H, S\) = \(4, 2, 3\), got \(4, 3, 3\)"),
+        (torch.rand(4, 2, 3), [3], "head_dims.* must be 1 or 2, got 3"),
+        (torch.rand(4, 2, 3, dtype=torch.float64), [1], "weights.* must be"),
+        (torch.rand(4, 2, 3), [1, 2], "2 head_dims"),
+    ],
+)
+def test_refuses_what_does_not_fit(weights: torch.Tensor, head_dims: list[int], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        mix([torch.randn(2, 3, 4, 5)], [weights], head_dims)
+
+
+def test_refuses_vmap() -> None:
+    bank, weights = torch.randn(2, 3, 4, 5), torch.rand(6, 1, 2, 3)
+    with pytest.raises(RuntimeError, match="mhr::mix does not support torch.func"):
+        torch.func.vmap(lambda w: mix([bank], [w], [1])[0])(weights)

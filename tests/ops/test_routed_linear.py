@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mhr.ops import routed_linear
+from mhr.ops.checks import accumulator
+from tests.helpers import DTYPES, assert_close
+from tests.ops.cases import LAYOUTS, Layout, adapter_formula, double, mix_formula, values, with_gradients
+
+EQUAL, RAGGED = LAYOUTS[1], LAYOUTS[2]
+# H, S, I, O, R
+SIZES = ((1, 1, 1, 1, 1), (1, 8, 65, 31, 4), (8, 4, 64, 128, 3), (3, 2, 129, 192, 16), (4, 3, 8, 260, 33))
+
+
+def inputs(
+    layout: Layout, size: tuple[int, ...], dtype: torch.dtype, bank_dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    n_heads, n_skills, n_in, n_out, rank = size
+    bank_dtype = bank_dtype or dtype
+    return {
+        "x": values(*layout.leading, n_in, dtype=dtype),
+        "weight": values(n_out, n_in, dtype=dtype, spread=n_in**-0.5),
+        "bias": values(n_out, dtype=dtype),
+        "bank_a": values(n_heads, n_skills, n_in // n_heads, rank, dtype=bank_dtype, spread=n_in**-0.5),
+        "bank_b": values(n_heads, n_skills, rank, n_out // n_heads, dtype=bank_dtype, spread=rank**-0.5),
+        "weights": values(layout.n_rows, n_heads, n_skills, dtype=accumulator(bank_dtype)),
+    }
+
+
+def formula(layout: Layout, both: bool = False):  # type: ignore[no-untyped-def]
+    tokens = layout.row_of_token()
+    tokens_b = layout.n_rows - 1 - tokens if both else tokens
+
+    def function(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        bank_a: Tensor,
+        bank_b: Tensor,
+        weights: Tensor,
+        weights_b: Tensor | None = None,
+    ) -> Tensor:
+        y = F.linear(x, weight, bias)
+        A = mix_formula(bank_a, weights, 1)
+        B = mix_formula(bank_b, weights if weights_b is None else weights_b, 2)
+        return adapter_formula(y, x, A, B, tokens, tokens_b, 0.7)
+
+    return function
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda case: case.name)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_accuracy(size: tuple[int, ...], layout: Layout, dtype: torch.dtype) -> None:
+    given = inputs(layout, size, dtype)
+    rows, offsets = layout.tensors()
+    found = with_gradients(lambda **t: routed_linear(**t, rows=rows, scale=0.7, offsets=offsets), given)
+    truth = with_gradients(formula(layout), double(given))
+    assert_close(found, truth, dtype, with_gradients(formula(layout), given))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_accuracy_with_weights_of_its_own_for_b(dtype: torch.dtype) -> None:
+    given = inputs(RAGGED, SIZES[3], dtype)
+    given["weights_b"] = torch.rand_like(given["weights"])
+    rows, offsets = RAGGED.tensors()
+    rows_b = RAGGED.n_rows - 1 - rows
+    found = with_gradients(lambda **t: routed_linear(**t, rows=rows, scale=0.7, rows_b=rows_b, offsets=offsets), given)
+    assert_close(found, with_gradients(formula(RAGGED, both=True), double(given)), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_accuracy_with_float32_banks(dtype: torch.dtype) -> None:
+    given = inputs(RAGGED, SIZES[3], dtype, bank_dtype=torch.float32)
+    rows, offsets = RAGGED.tensors()
+    found = with_gradients(lambda **t: routed_linear(**t, rows=rows, scale=0.7, offsets=offsets), given)
+    assert_close(found, with_gradients(formula(RAGGED), double(given)), dtype)
+
+
+def test_one_token_without_leading_dimensions_and_without_bias() -> None:
+    given = inputs(LAYOUTS[0], (2, 3, 8, 6, 2), torch.float64)
+    given["x"] = given["x"][0, 0]
+    del given["bias"]
+    found = with_gradients(lambda **t: routed_linear(bias=None, rows=torch.tensor([1]), **t), given)
+    A, B = mix_formula(given["bank_a"], given["weights"], 1)[1], mix_formula(given["bank_b"], given["weights"], 2)[1]
+    torch.testing.assert_close(found["out0"], F.linear(given["x"], given["weight"]) + given["x"] @ A @ B)
+
+
+def test_gradcheck() -> None:
+    rows, offsets = RAGGED.tensors()
+    leaves = tuple(t.requires_grad_() for t in inputs(RAGGED, (2, 3, 4, 6, 2), torch.float64).values())
+    assert torch.autograd.gradcheck(lambda *t: routed_linear(*t, rows, 0.7, offsets=offsets), leaves, fast_mode=True)
+
+
+def test_a_frozen_linear_gets_no_gradient_and_only_the_activations_of_the_rank_are_kept() -> None:
+    given = inputs(EQUAL, (2, 3, 8, 6, 2), torch.float32)
+    rows, _ = EQUAL.tensors()
+    for name in ("bank_a", "bank_b", "weights"):
+        given[name].requires_grad_()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = routed_linear(**given, rows=rows)
+    known = {t.data_ptr() for t in (*given.values(), rows)}
+    beyond = [t for t in kept if t.data_ptr() not in known]
+    assert [tuple(t.shape) for t in beyond] == [(15, 2)]
+    y.sum().backward()
+    assert given["weight"].grad is None
+    assert given["bank_a"].grad is not None
+
+
+def test_opcheck() -> None:
+    given = inputs(RAGGED, (2, 3, 8, 6, 2), torch.float32)
+    rows, offsets = RAGGED.tensors()
+    x, weight, bias, bank_a, bank_b, weights = given.values()
+    y = F.linear(x, weight, bias)
+    args = (y, x, bank_a, bank_b, weights, None, rows, None, offsets, 0.7)
+    torch.library.opcheck(torch.ops.mhr.routed_linear_forward.default, args)
+    h = torch.ops.mhr.routed_linear_forward(*args)
+    for dx, weights_b in ((torch.zeros_like(x), None), (None, weights.clone())):
+        backward = (dx, torch.randn_like(y), x, h, bank_a, bank_b, weights, weights_b, rows, None, offsets, 0.7)
+        torch.library.opcheck(torch.ops.mhr.routed_linear_backward.default, backward)
+
+
+def test_compiles_without_graph_breaks() -> None:
+    rows, offsets = RAGGED.tensors()
+    given = inputs(RAGGED, (2, 3, 8, 6, 2), torch.float32)
+
+    def function(**tensors: Tensor) -> Tensor:
+        return routed_linear(**tensors, rows=rows, offsets=offsets).square()
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert_close(with_gradients(compiled, given), with_gradients(function, given), torch.float32)
+
+
+def test_autocast_computes_in_its_dtype_and_returns_gradients_in_theirs() -> None:
+    rows, _ = EQUAL.tensors()
+    given = {n: t.requires_grad_() for n, t in inputs(EQUAL, (2, 3, 8, 6, 2), torch.float32).items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = routed_linear(**given, rows=rows)
+        assert found.dtype == F.linear(given["x"], given["weight"]).dtype == torch.bfloat16
+    found.float().sum().backward()
+    assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in given.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bank_b": torch.randn(2, 3, 3, 3)}, "bank_a has rank 2, bank_b 3"),
+        ({"weights": torch.rand(4, 2, 4)}, r"weights.* must have shape \(U, H, S\) = \(4, 2, 3\), got \(4, 2, 4\)"),
+        ({"bank_a": torch.randn(2, 3, 5, 2)}, "x must have I = 10 columns"),
+        ({"rows": torch.tensor([0, 1, 4])}, r"rows must lie in 0\.\.3"),
+    ],
+)
+def test_refuses_what_does_not_fit(change: dict[str, Tensor], message: str) -> None:
+    given = inputs(EQUAL, (2, 3, 8, 6, 2), torch.float32) | {"rows": EQUAL.tensors()[0]}
+    with pytest.raises(RuntimeError, match=message):
+        routed_linear(**(given | change))
+
+
+def test_refuses_vmap() -> None:
+    given = inputs(EQUAL, (2, 3, 8, 6, 2), torch.float32)
+    rows = EQUAL.tensors()[0]
+    with pytest.raises(RuntimeError, match="mhr::routed_linear does not support torch.func"):
+        torch.func.vmap(lambda x: routed_linear(**{**given, "x": x}, rows=rows))(torch.randn(2, 3, 5, 8))
