@@ -1,0 +1,23 @@
+"""How good a model is on a task collection: ranking, generation, metrics, and loading whatever can be evaluated."""
+
+from __future__ import annotations
+
+from mhr.evaluation.evaluate import METRICS, evaluate
+from mhr.evaluation.generation import Generated, generate_answers
+from mhr.evaluation.loaded import LoadedModel
+from mhr.evaluation.loading import load_model
+from mhr.evaluation.ranking import Ranked, rank_choices
+from mhr.evaluation.result import EvaluationResult, Prediction
+
+__all__ = [
+    "METRICS",
+    "EvaluationResult",
+    "Generated",
+    "LoadedModel",
+    "Prediction",
+    "Ranked",
+    "evaluate",
+    "generate_answers",
+    "load_model",
+    "rank_choices",
+]

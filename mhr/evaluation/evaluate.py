@@ -1,0 +1,164 @@
+"""Evaluate a model on a task collection: every task by ranking or by generation, in batches across all tasks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mhr.data.example import Example, TaskCollection
+from mhr.errors import ConfigError, DataError, nearest
+from mhr.evaluation.generation import generate_answers
+from mhr.evaluation.loaded import LoadedModel
+from mhr.evaluation.metrics import exact_match, majority_baseline, mean, rouge_l
+from mhr.evaluation.ranking import rank_choices
+from mhr.evaluation.result import EvaluationResult, Prediction
+from mhr.training.run import versions
+
+METRICS = ("accuracy", "exact_match", "rouge_l")
+"""accuracy is of ranking an example's choices; exact_match and rouge_l judge a generated answer."""
+
+
+def evaluate(
+    loaded: LoadedModel,
+    collection: TaskCollection,
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    batch_size: int | None = None,
+    metrics: Sequence[str] | None = None,
+    max_input_length: int | None = None,
+    max_target_length: int | None = None,
+    length_norm: float = 1.0,
+    n_beams: int = 1,
+    progress: bool = True,
+    unseen: str = "uniform",
+) -> EvaluationResult:
+    """Scores of `loaded` on every task of `collection`; `EvaluationResult` says which.
+
+    split              "test" or "train" examples of the tasks
+    limit              at most this many examples a task, the first ones
+    batch_size         examples a batch (pairs, for encoders); None finds it, see `in_batches`
+    metrics            some of METRICS; None ranks tasks with choices and generates for the others. Tasks that none of them
+                       can judge are skipped, and told
+    max_input_length   tokens of an input (of a pair, for encoders); longer ones are cut, and counted. None: as the model
+                       was trained, otherwise 512; never more than the model takes
+    max_target_length  tokens of a choice or of a generated answer. None: as the model was trained, otherwise 128
+    length_norm        see `rank_choices`
+    n_beams            see `generate_answers`
+    progress           show a progress bar on stderr
+    unseen             how tasks that the bank does not know are routed: "uniform", or "error" to refuse them
+
+    Raises ConfigError for settings that are unknown or out of range, DataError where there is nothing to evaluate, TaskError
+    for an unknown task with unseen="error".
+    """
+    for name in metrics or ():
+        if name not in METRICS:
+            raise ConfigError(f"unknown metric {name!r}: {nearest(name, METRICS)}")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}, expected a whole number of at least 1")
+    start = time.perf_counter()
+    max_input_length, max_target_length = loaded.lengths(max_input_length, max_target_length)
+    to_rank, to_generate, skipped = _share_out(loaded, collection, split, limit, metrics)
+    settings: dict[str, Any] = {"max_input_length": max_input_length, "batch_size": batch_size, "unseen": unseen}
+    with _progress(progress, len(to_rank) + len(to_generate)) as advance:
+        ranked = rank_choices(
+            loaded, to_rank, max_target_length=max_target_length, length_norm=length_norm, advance=advance, **settings
+        )
+        generated = generate_answers(
+            loaded, to_generate, max_new_tokens=max_target_length, n_beams=n_beams, advance=advance, **settings
+        )
+    by_rank = [
+        Prediction(e.task, e.id, e.input, e.targets, e.choices[r.best], "ranking", e.choices, r.scores)
+        for e, r in zip(to_rank, ranked, strict=True)
+    ]
+    by_word = [
+        Prediction(e.task, e.id, e.input, e.targets, g.text, "generation") for e, g in zip(to_generate, generated, strict=True)
+    ]
+    asked = {id(e): (e, r) for e, r in zip([*to_rank, *to_generate], [*ranked, *generated], strict=True)}
+    return EvaluationResult(
+        model=loaded.description,
+        kind=loaded.kind,
+        source=collection.source,
+        split=split,
+        tasks=_measure(collection, by_rank, by_word, metrics or METRICS),
+        skipped=skipped,
+        truncated={
+            "examples": len(asked),
+            "inputs": sum(r.cut_input for _, r in asked.values()),
+            "choices": sum(r.cut_choices for r in ranked),
+        },
+        settings=settings
+        | {
+            "max_target_length": max_target_length,
+            "limit": limit,
+            "metrics": list(metrics) if metrics else None,
+            "length_norm": length_norm,
+            "n_beams": n_beams,
+            "task": loaded.task,
+        },
+        versions=versions(),
+        seconds=time.perf_counter() - start,
+        predictions=by_rank + by_word,
+    )
+
+
+def _share_out(
+    loaded: LoadedModel, collection: TaskCollection, split: str, limit: int | None, metrics: Sequence[str] | None
+) -> tuple[list[Example], list[Example], dict[str, str]]:
+    """Examples to rank, examples to generate for, and the tasks that neither fits, with the reason."""
+    to_rank: list[Example] = []
+    to_generate: list[Example] = []
+    skipped: dict[str, str] = {}
+    generates = loaded.kind != "encoder"
+    for task in collection.values():
+        examples = task.split(split)[:limit]
+        has_choices = all(example.choices for example in examples)
+        rank = has_choices and (metrics is None or "accuracy" in metrics)
+        generate = generates and (not has_choices if metrics is None else bool({"exact_match", "rouge_l"} & set(metrics)))
+        if not examples:
+            skipped[task.name] = f"no {split} examples"
+        elif not rank and not generate:
+            what = "has no choices to rank" if not has_choices else "has choices to rank, which no metric asks for"
+            skipped[task.name] = what if generates else f"{what}, and an encoder cannot generate"
+        to_rank += examples if rank else []
+        to_generate += examples if generate else []
+    if not to_rank and not to_generate:
+        why = next(iter(skipped.values()), "it holds no tasks")
+        raise DataError(f"nothing of {collection.source or 'the collection'} can be evaluated: {why} ({len(skipped)} tasks)")
+    return to_rank, to_generate, skipped
+
+
+def _measure(
+    collection: TaskCollection, by_rank: Sequence[Prediction], by_word: Sequence[Prediction], metrics: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The measures of each task, in the order of the collection."""
+    found: dict[str, dict[str, Any]] = {}
+    for task in collection.values():
+        ranked = [p for p in by_rank if p.task == task.name]
+        generated = [p for p in by_word if p.task == task.name]
+        if not ranked and not generated:
+            continue
+        measures: dict[str, float] = {}
+        if ranked:
+            measures["accuracy"] = mean([float(p.answer in p.targets) for p in ranked])
+        for name, metric in (("exact_match", exact_match), ("rouge_l", rouge_l)):
+            if generated and name in metrics:
+                measures[name] = mean([metric(p.answer, p.targets) for p in generated])
+        score = next(measures[name] for name in METRICS if name in measures)
+        judged = ranked or generated
+        majority = majority_baseline(task.train, [p.targets for p in judged])
+        found[task.name] = {"category": task.category, "n": len(judged), "score": score, **measures, "majority": majority}
+    return found
+
+
+@contextmanager
+def _progress(shown: bool, total: int) -> Iterator[Callable[[float], None]]:
+    columns = TextColumn("evaluate"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
+        job = bar.add_task("evaluate", total=total)
+        yield lambda done: bar.advance(job, done)

@@ -1,0 +1,84 @@
+"""Answer by generation: greedy or beam search, batched, each row routed by its task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import GenerationConfig
+
+from mhr.data.example import Example
+from mhr.errors import ConfigError
+from mhr.evaluation.batching import in_batches, pad
+from mhr.evaluation.loaded import LoadedModel
+from mhr.evaluation.texts import encode_inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """text: the answer, without special tokens and surrounding space; cut_input: whether tokens were cut off its input."""
+
+    text: str
+    cut_input: bool
+
+
+def generate_answers(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    *,
+    max_input_length: int = 512,
+    max_new_tokens: int = 128,
+    min_new_tokens: int = 0,
+    n_beams: int = 1,
+    batch_size: int | None = None,
+    unseen: str = "uniform",
+    advance: Callable[[float], None] | None = None,
+) -> list[Generated]:
+    """The model's answer to every example, in the order of the examples. Tasks may be mixed.
+
+    n_beams      1 decodes greedily; of the model's own generation config only the special tokens count
+    batch_size   examples a batch; None finds it, see `in_batches`
+    unseen       how a task that the bank does not know is routed, "uniform" or "error"
+    advance      called with the number of examples done
+
+    Raises ConfigError for an encoder, which cannot generate, and for lengths and beams out of range.
+    """
+    if not examples:
+        return []
+    if loaded.kind == "encoder":
+        raise ConfigError(f"{loaded.description} is an encoder and cannot generate: give its tasks choices to rank")
+    if not 0 <= min_new_tokens <= max_new_tokens or max_new_tokens < 1 or n_beams < 1:
+        raise ConfigError(
+            f"min_new_tokens {min_new_tokens}, max_new_tokens {max_new_tokens}, n_beams {n_beams}: expected "
+            "0 <= min_new_tokens <= max_new_tokens, at least one new token and one beam"
+        )
+    inputs = encode_inputs(loaded, [e.input for e in examples], max_input_length)
+    prompted = loaded.kind == "causal"
+    # What is left open here (special tokens) comes from the model's own generation config; its habits are overruled.
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        num_beams=n_beams,
+        do_sample=False,
+        length_penalty=1.0,
+        early_stopping=False,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        pad_token_id=loaded.pad_id,
+    )
+
+    def answer(batch: list[int]) -> list[str]:
+        ids, mask = pad([inputs.ids[i] for i in batch], loaded.pad_id, left=prompted, device=loaded.device)
+        with loaded.routing([examples[i].task for i in batch], unseen):
+            out = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        new = out[:, ids.shape[1] :] if prompted else out
+        return [text.strip() for text in loaded.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+    def done(batch: list[int]) -> None:
+        if advance is not None:
+            advance(len(batch))
+
+    sizes = [(len(row) + max_new_tokens) * n_beams for row in inputs.ids]
+    with loaded.judging():
+        texts = in_batches(answer, sizes, device=loaded.device, batch_size=batch_size, done=done)
+    return [Generated(text, cut) for text, cut in zip(texts, inputs.cut, strict=True)]

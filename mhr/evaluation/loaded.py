@@ -1,0 +1,113 @@
+"""A model that is ready to be asked: its weights, its tokenizer, what kind of model it is, and how tasks are routed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from mhr.errors import ConfigError
+from mhr.layers import AdapterBank
+
+
+@dataclass
+class LoadedModel:
+    """What `evaluate` asks.
+
+    model        the transformers model, with a bank (`model.mhr`), with PEFT's layers, or plain
+    tokenizer    its tokenizer
+    kind         "seq2seq", "causal" or "encoder"
+    description  one line on what was loaded, for people
+    task         route every example as this task; None routes each as its own
+    trained_with tokens of an input and of a target that it was trained with, where that is known
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    kind: str
+    description: str
+    task: str | None = None
+    trained_with: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.task is not None:
+            if self.bank is None:
+                raise ConfigError(f"task is {self.task!r}, but {self.description} routes no tasks: leave task out")
+            self.bank.for_batch([self.task])  # an unknown name is refused here
+
+    @property
+    def bank(self) -> AdapterBank | None:
+        return getattr(self.model, "mhr", None)
+
+    @property
+    def routed(self) -> bool:
+        """Whether the model has a bank, so that task names decide what it computes."""
+        return self.bank is not None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills rows up; its value never matters, because padding is masked."""
+        pad = self.tokenizer.pad_token_id
+        return 0 if pad is None else int(pad)
+
+    def lengths(self, max_input_length: int | None = None, max_target_length: int | None = None) -> tuple[int, int]:
+        """Tokens of an input and of a target to keep: what is asked for, or as trained, or 512 and 128; capped to what the
+        model takes. Raises ConfigError for fewer than 2, or where the target leaves no room for an input."""
+        usual = self.trained_with or (512, 128)
+        kept = usual[0] if max_input_length is None else max_input_length
+        target = usual[1] if max_target_length is None else max_target_length
+        for name, value in (("max_input_length", kept), ("max_target_length", target)):
+            if value < 2:
+                raise ConfigError(f"{name} is {value}, expected at least 2 tokens")
+        room = self._positions()
+        if room is not None:
+            # A decoder reads and writes in one row; the target of an encoder-decoder has a row of its own.
+            target = min(target, room)
+            kept = min(kept, room - target if self.kind == "causal" else room)
+        if kept < 2:
+            raise ConfigError(f"max_target_length is {target}, but {self.description} takes {room} tokens with the input: use less")
+        return kept, target
+
+    def _positions(self) -> int | None:
+        """Tokens that the model has positions for; None where it has no such limit (T5)."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        # The tokenizer knows of positions that are set aside (RoBERTa has 514 for 512 tokens).
+        return None if positions is None else min(positions, self.tokenizer.model_max_length)
+
+    def takes(self, argument: str) -> bool:
+        """Whether the model's forward has an argument of this name."""
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return argument in inspect.signature(type(model).forward).parameters
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """The model in evaluation mode and without gradients inside the block."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            if training:
+                self.model.train()
+
+    @contextmanager
+    def routing(self, tasks: Sequence[str], unseen: str = "uniform") -> Iterator[None]:
+        """Route the calls of the model inside the block: one task name per row. Without a bank it does nothing.
+
+        A task that the bank does not know is routed uniformly, or refused with unseen="error" (TaskError).
+        """
+        if self.bank is None:
+            yield
+        else:
+            with self.bank.routing([self.task or task for task in tasks], unseen=unseen):
+                yield

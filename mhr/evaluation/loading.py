@@ -1,0 +1,66 @@
+"""Load whatever can be evaluated, told apart by what its folder holds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mhr.backbones import BUILTIN, load_backbone
+from mhr.checkpoint import is_adapter, kind_of, load_checkpoint
+from mhr.errors import CheckpointError, ConfigError
+from mhr.evaluation.loaded import LoadedModel
+from mhr.evaluation.peft import is_peft_adapter, load_peft_adapter
+from mhr.training.run import RUN_FILE, RunFolder
+
+
+def load_model(
+    path: str | Path, base: str | None = None, kind: str | None = None, task: str | None = None
+) -> LoadedModel:
+    """The model at `path`, in evaluation mode.
+
+    path   a run folder (pretrained or adapted), an adapter checkpoint, a PEFT adapter folder, a folder or hub id of a
+           transformers model, or a built-in model such as "builtin:t5-tiny"
+    base   path or hub id of the base model, where the one that the adapter names is not at hand
+    kind   "seq2seq", "causal" or "encoder" of a plain model whose own configuration does not tell it
+    task   route every example as this task of the bank; None routes each as its own
+
+    Raises CheckpointError for what is missing, unfinished, damaged or none of these, ConfigError for settings that do not
+    fit what was found, MhrError for a base model that cannot be loaded.
+    """
+    name, description, trained_with = str(path), str(path), None
+    folder = Path(path)
+    if (folder / RUN_FILE).is_file() or (folder / "adapt.json").is_file():
+        run = RunFolder.open(folder)
+        config = run.config()
+        folder, kind = run.result(), kind or config.kind
+        trained_with = config.data.max_input_length, config.data.max_target_length
+        name, description = str(folder), f"{path} ({run.info.get('kind')} {run.info.get('mode') or run.info.get('method')})"
+    if is_adapter(folder):
+        model, tokenizer = load_checkpoint(folder, base)
+    elif is_peft_adapter(folder):
+        model, tokenizer = load_peft_adapter(folder, base, kind)
+    elif base is not None:
+        raise ConfigError(f"base is {base!r}, but {path} names a whole model, not an adapter: leave base out")
+    else:
+        _check_model(name)
+        model, tokenizer = load_backbone(name, kind)
+    found = kind_of(model)
+    if kind is not None and kind != found:
+        raise ConfigError(f"kind is {kind!r}, but {path} is of kind {found!r}: leave kind out")
+    return LoadedModel(model, tokenizer, found, description, task, trained_with)
+
+
+def _check_model(name: str) -> None:
+    """Raise CheckpointError for a name that is clearly no model: a path without a folder, a folder without a model."""
+    if name in BUILTIN or name.startswith("builtin:"):
+        return
+    expected = "expected a run (run.json), an adapter (mhr_config.json or adapter_config.json) or a model (config.json)"
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:4]) or "nothing"
+            raise CheckpointError(f"no model at {name}: the folder holds {held}; {expected}")
+    elif folder.is_file():
+        raise CheckpointError(f"no model at {name}: it is a file; {expected}, each of them a folder")
+    elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        raise CheckpointError(f"no model at {name}: there is no such folder; {expected}")

@@ -1,0 +1,141 @@
+"""Answer by ranking: every choice of an example is scored and the best one is the answer.
+
+    generators   score = sum_t log p(y_t | x, y_<t) / len(y) ** length_norm      (T-Few, arXiv 2205.05638)
+    encoders     score = the one logit of the pair (x, y)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mhr.data.example import Example
+from mhr.errors import ConfigError, DataError
+from mhr.evaluation.batching import in_batches, pad
+from mhr.evaluation.likelihood import log_likelihoods
+from mhr.evaluation.loaded import LoadedModel
+from mhr.evaluation.texts import encode_inputs, encode_pairs, encode_answers
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """scores: of every choice of an example, greater is better; cut_*: whether tokens were cut off its input, its choices."""
+
+    scores: list[float]
+    cut_input: bool
+    cut_choices: bool
+
+    @property
+    def best(self) -> int:
+        """The position of the best choice, the first of equals."""
+        return max(range(len(self.scores)), key=self.scores.__getitem__)
+
+
+def rank_choices(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    *,
+    max_input_length: int = 512,
+    max_target_length: int = 128,
+    length_norm: float = 1.0,
+    batch_size: int | None = None,
+    unseen: str = "uniform",
+    advance: Callable[[float], None] | None = None,
+) -> list[Ranked]:
+    """The scores of every example's choices, in the order of the examples. Tasks may be mixed.
+
+    length_norm  0 adds up the log-likelihoods of a choice's tokens, 1 takes their mean; encoders have no use for it
+    batch_size   examples (encoders: pairs) a batch; None finds it, see `in_batches`
+    unseen       how a task that the bank does not know is routed, "uniform" or "error"
+    advance      called with the number of examples done; a part of an example's choices counts as that part of it
+
+    Raises DataError for an example without choices or with an empty one, ConfigError for a classifier with several outputs,
+    TaskError for an unknown task with unseen="error". Equal choices get equal scores.
+    """
+    for example in examples:
+        where = f"example {example.id!r} of task {example.task!r}"
+        if not example.choices:
+            raise DataError(f"{where} has no choices to rank: give it some, or generate its answer")
+        if not all(choice.strip() for choice in example.choices):
+            raise DataError(f"{where} has an empty choice among {list(example.choices)}: expected some text in each")
+    if not examples:
+        return []
+    with loaded.judging():
+        if loaded.kind == "encoder":
+            return _rank_pairs(loaded, examples, max_input_length, batch_size, unseen, advance)
+        lengths = max_input_length, max_target_length
+        return _rank_answers(loaded, examples, lengths, length_norm, batch_size, unseen, advance)
+
+
+def _rank_pairs(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    max_length: int,
+    batch_size: int | None,
+    unseen: str,
+    advance: Callable[[float], None] | None,
+) -> list[Ranked]:
+    outputs = loaded.model.config.num_labels
+    if outputs != 1:
+        raise ConfigError(f"{loaded.description} has {outputs} outputs: expected num_labels=1, a score of an input and a choice")
+    owners = [example for example in examples for _ in example.choices]
+    pairs = encode_pairs(loaded, [e.input for e in owners], [c for e in examples for c in e.choices], max_length)
+    device = loaded.device
+
+    def score(batch: list[int]) -> list[float]:
+        ids, mask = pad([pairs.ids[p] for p in batch], loaded.pad_id, device=device)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if pairs.types is not None:
+            inputs["token_type_ids"], _ = pad([pairs.types[p] for p in batch], 0, device=device)
+        with loaded.routing([owners[p].task for p in batch], unseen):
+            logits = loaded.model(**inputs).logits
+        return logits.float().squeeze(-1).tolist()
+
+    def done(batch: list[int]) -> None:
+        if advance is not None:
+            advance(sum(1 / len(owners[p].choices) for p in batch))
+
+    scores = iter(in_batches(score, [len(row) for row in pairs.ids], device=device, batch_size=batch_size, done=done))
+    cut = iter(pairs.cut)
+    return [
+        Ranked([next(scores) for _ in example.choices], any([next(cut) for _ in example.choices]), False)
+        for example in examples
+    ]
+
+
+def _rank_answers(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    max_lengths: tuple[int, int],
+    length_norm: float,
+    batch_size: int | None,
+    unseen: str,
+    advance: Callable[[float], None] | None,
+) -> list[Ranked]:
+    inputs = encode_inputs(loaded, [e.input for e in examples], max_lengths[0])
+    distinct = list(dict.fromkeys(choice for example in examples for choice in example.choices))
+    encoded = encode_answers(loaded, distinct, max_lengths[1])
+    tokens = dict(zip(distinct, encoded.ids, strict=True))
+    cut = {choice for choice, was_cut in zip(distinct, encoded.cut, strict=True) if was_cut}
+    answers = [[tokens[choice] for choice in example.choices] for example in examples]
+
+    def score(batch: list[int]) -> list[list[float]]:
+        likelihoods = log_likelihoods(
+            loaded, [inputs.ids[i] for i in batch], [answers[i] for i in batch], [examples[i].task for i in batch], unseen
+        )
+        return [
+            [total / len(answer) ** length_norm for total, answer in zip(totals, answers[i], strict=True)]
+            for i, totals in zip(batch, likelihoods, strict=True)
+        ]
+
+    def done(batch: list[int]) -> None:
+        if advance is not None:
+            advance(len(batch))
+
+    # Every choice keeps a copy of its input's keys and values, so that memory goes with their product.
+    sizes = [len(row) * len(a) + sum(map(len, a)) for row, a in zip(inputs.ids, answers, strict=True)]
+    scores = in_batches(score, sizes, device=loaded.device, batch_size=batch_size, done=done)
+    return [
+        Ranked(s, cut_input, not cut.isdisjoint(example.choices))
+        for s, cut_input, example in zip(scores, inputs.cut, examples, strict=True)
+    ]

@@ -1,0 +1,98 @@
+"""What an evaluation found, and how it is written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mhr.evaluation.metrics import mean
+from mhr.files import write_json_atomically, write_text_atomically
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer. scores: of the example's choices where they were ranked, greater is better."""
+
+    task: str
+    id: str
+    input: str
+    targets: tuple[str, ...]
+    answer: str
+    how: str
+    """"ranking" or "generation"."""
+    choices: tuple[str, ...] = ()
+    scores: list[float] = field(default_factory=list)
+
+
+@dataclass
+class EvaluationResult:
+    """Scores of one model on one collection, all from 0 to 1.
+
+    tasks        task -> its measures. "n" examples; "accuracy" by ranking the choices; "exact_match" and "rouge_l" of the
+                 generated answer; "score", the one to compare: accuracy where there is one, otherwise exact match;
+                 "majority", what always giving the most frequent training answer would score (exact match); "category"
+    categories   category -> the mean of each measure over its tasks, and "tasks", their number
+    mean         the mean of each measure over all tasks that have it
+    by_category  the mean of each measure over the categories, each counted once
+    skipped      task -> why it was not evaluated
+    truncated    "inputs" and "choices": examples of which tokens were cut off; "examples": how many there were
+    """
+
+    model: str
+    kind: str
+    source: str
+    split: str
+    tasks: dict[str, dict[str, Any]]
+    skipped: dict[str, str]
+    truncated: dict[str, int]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    seconds: float
+    predictions: list[Prediction] = field(default_factory=list, repr=False)
+
+    @property
+    def categories(self) -> dict[str, dict[str, Any]]:
+        grouped: dict[str, list[dict[str, Any]]] = {}
+        for measures in self.tasks.values():
+            grouped.setdefault(measures["category"], []).append(measures)
+        return {name: {"tasks": len(grouped[name]), **average(grouped[name])} for name in sorted(grouped)}
+
+    @property
+    def mean(self) -> dict[str, float]:
+        return average(list(self.tasks.values()))
+
+    @property
+    def by_category(self) -> dict[str, float]:
+        return average([{k: v for k, v in c.items() if k != "tasks"} for c in self.categories.values()])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the predictions, ready for JSON."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "predictions"}
+        return values | {"categories": self.categories, "mean": self.mean, "by_category": self.by_category}
+
+    def to_json(self) -> str:
+        """Everything but the predictions, as JSON."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def write(self, path: str | Path) -> Path:
+        """Write the JSON into a file, as a whole or not at all. Raises MhrError where it cannot be written."""
+        return write_json_atomically(path, self.to_dict())
+
+    def write_predictions(self, path: str | Path) -> Path:
+        """Write one line of JSON per answer. Raises MhrError where the file cannot be written."""
+        lines = [json.dumps(dataclasses.asdict(p), ensure_ascii=False) + "\n" for p in self.predictions]
+        return write_text_atomically(path, "".join(lines))
+
+
+def average(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each measure over the rows that have it; counts and names are left out."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, float):
+                found.setdefault(name, []).append(value)
+    return {name: mean(values) for name, values in found.items()}
