@@ -1,7 +1,7 @@
 // The bottleneck's activation: none (LoRA, Poly, MHR) or GELU in its exact erf form (AdaMix).
 #pragma once
-#include "device.cuh"
-#include "routed_adapter.h"
+#include "cuda/device.cuh"
+#include "cuda/routed_adapter.h"
 
 namespace mhr::cuda {
 

@@ -4,10 +4,10 @@
 // one segment and a range of output columns; act(z) of its tokens lies in shared memory for good, y and W stream
 // through. Ranks beyond 64 are summed in registers, tile after tile, before y is touched once.
 #pragma once
-#include "activation.cuh"
-#include "matrix.cuh"
-#include "segments.cuh"
-#include "tiles.cuh"
+#include "cuda/activation.cuh"
+#include "cuda/matrix.cuh"
+#include "cuda/segments.cuh"
+#include "cuda/tiles.cuh"
 
 namespace mhr::cuda {
 

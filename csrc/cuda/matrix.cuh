@@ -8,7 +8,7 @@
 // float32 keeps its accuracy: each operand is split into two tf32 terms, and three of the four products are added
 // (the fourth is below 2^-22 of the result), the small ones first.
 #pragma once
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 namespace mhr::cuda {
 

@@ -6,10 +6,10 @@
 // A block takes one chunk of one segment, one block of columns, and up to RP of the rank. Everything is added later in
 // a fixed order by reduce.cuh: no atomics, the same bits in every run.
 #pragma once
-#include "activation.cuh"
-#include "matrix.cuh"
-#include "segments.cuh"
-#include "tiles.cuh"
+#include "cuda/activation.cuh"
+#include "cuda/matrix.cuh"
+#include "cuda/segments.cuh"
+#include "cuda/tiles.cuh"
 
 namespace mhr::cuda {
 

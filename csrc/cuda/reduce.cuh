@@ -1,7 +1,7 @@
 // Partial sums added in a fixed order.
 #pragma once
-#include "activation.cuh"
-#include "segments.cuh"
+#include "cuda/activation.cuh"
+#include "cuda/segments.cuh"
 
 namespace mhr::cuda {
 

@@ -1,7 +1,7 @@
 // The routed adapter's entry points: sizes checked, then one of the types compiled in routed_adapter_<type>.cu.
 #include <initializer_list>
 
-#include "routed_adapter.cuh"
+#include "cuda/routed_adapter.cuh"
 
 namespace mhr::cuda {
 

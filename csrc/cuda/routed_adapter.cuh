@@ -7,20 +7,16 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "expand.cuh"
-#include "outer.cuh"
-#include "reduce.cuh"
-#include "routed_adapter.h"
-#include "shrink.cuh"
-
-#define MHR_TRY(call) \
-  if (const char* error = (call)) return error
+#include "cuda/expand.cuh"
+#include "cuda/launch.h"
+#include "cuda/outer.cuh"
+#include "cuda/reduce.cuh"
+#include "cuda/routed_adapter.h"
+#include "cuda/shrink.cuh"
 
 namespace mhr::cuda {
 
 constexpr int kBlocksWanted = 264;  // two for each multiprocessor of the largest GPUs
-
-inline int ceil_div(int64_t a, int64_t b) { return int((a + b - 1) / b); }
 
 inline Segments segments_of(const Routing& r) {
   return {r.offsets, int(r.n_segments), int(r.n_segments ? r.n_tokens / r.n_segments : 0), int(r.n_tokens)};
@@ -36,10 +32,6 @@ inline int steps_per_range(int steps, int blocks) {
 inline int chunk_tokens(int64_t n_tokens, int column_blocks) {
   const int64_t even = n_tokens * column_blocks / (2 * kBlocksWanted);
   return int(std::max<int64_t>(256, std::min<int64_t>(1024, (even + 31) / 32 * 32)));
-}
-
-inline bool is_aligned(const void* p, size_t row_bytes) {
-  return (reinterpret_cast<uintptr_t>(p) | row_bytes) % 16 == 0;
 }
 
 // B [U, R, O]; A [U, I, R] may also be copied flat while one tile holds the whole rank.

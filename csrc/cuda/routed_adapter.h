@@ -3,9 +3,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/dtype.h"
+
 namespace mhr::cuda {
 
-enum class Dtype { kBf16, kFp16, kFp32, kFp64 };
 enum class Activation { kNone, kGelu };
 
 // N tokens in `n_segments` segments; segment g holds tokens [offsets[g], offsets[g + 1]), or N / n_segments of them

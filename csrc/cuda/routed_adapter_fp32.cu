@@ -1,4 +1,4 @@
-#include "routed_adapter.cuh"
+#include "cuda/routed_adapter.cuh"
 
 namespace mhr::cuda {
 MHR_ROUTED_ADAPTER(, float)

@@ -1,6 +1,6 @@
 // Which tokens and which rows of the factors a block works on, found on the device: no tile list, no host sync.
 #pragma once
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 namespace mhr::cuda {
 

@@ -4,9 +4,9 @@
 // streams x and A once; the products stay in registers. With several ranges each writes its own partial sums, which
 // finish_kernel adds in order.
 #pragma once
-#include "matrix.cuh"
-#include "segments.cuh"
-#include "tiles.cuh"
+#include "cuda/matrix.cuh"
+#include "cuda/segments.cuh"
+#include "cuda/tiles.cuh"
 
 namespace mhr::cuda {
 

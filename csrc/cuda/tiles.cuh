@@ -1,6 +1,6 @@
 // Tiles of global matrices into shared memory, zero-filled where the matrix ends.
 #pragma once
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 namespace mhr::cuda {
 

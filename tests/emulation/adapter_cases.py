@@ -21,10 +21,11 @@ class Case:
     bottleneck: bool = False  # GELU and biases
     equal_segments: bool = False  # no offsets
     overwrite: bool = False  # dx is written, not added to
+    shift: int = 0  # bytes by which tensors miss their alignment
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.") + ("-float-factors" if self.float_factors else "")
-        form = "-gelu" if self.bottleneck else ""
+        form = "-gelu" * self.bottleneck + "-misaligned" * bool(self.shift)
         lengths = "+".join(map(str, self.lengths[:6])) + ("..." if len(self.lengths) > 6 else "")
         return f"{lengths}-{self.n_in}to{self.n_out}-r{self.rank}-{kind}{form}"
 
@@ -70,16 +71,18 @@ class Problem:
         backward_x = (*kind, self.n_rows_a, c.n_in, c.rank, int(not c.overwrite), offsets, self.rows_a)
         backward_x += (self.x, self.a, self.dz, Updated(self.dx), Output((self.n_rows_a, c.n_in, c.rank)))
         return [
-            Call("routed_adapter_forward", (*forward, Output((self.n_tokens, c.rank))), seed),
+            Call("routed_adapter_forward", (*forward, Output((self.n_tokens, c.rank))), seed, c.shift),
             Call(
                 "routed_adapter_backward_dy",
                 (*backward_dy, Output((self.n_rows_b, c.n_out)) if c.bottleneck else None),
                 seed,
+                c.shift,
             ),
             Call(
                 "routed_adapter_backward_x",
                 (*backward_x, Output((self.n_rows_a, c.rank)) if c.bottleneck else None),
                 seed,
+                c.shift,
             ),
         ]
 
@@ -178,4 +181,6 @@ CASES = (
     Case((33, 9), 33, 35, 33, FP32, bottleneck=True, overwrite=True),
     Case((40,), 64, 128, 64, FP32),
     Case((20,), 40, 32, 150, FP32),
+    Case((20, 50), 64, 128, 16, shift=8),
+    Case((20, 50), 64, 32, 4, FP32, shift=8),
 )

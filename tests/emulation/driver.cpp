@@ -1,9 +1,9 @@
 // Runs launches of the CUDA kernels under the emulator:  driver REQUEST RESPONSE
 //
-// REQUEST is a sequence of calls: schedule seed, name, then that call's numbers (8 bytes each) and buffers (size,
-// bytes; size -1 is a null pointer). RESPONSE holds for each call 0 and its output buffers, or 1 and the fault's text.
-// Buffers are heap blocks of their exact size, outputs and scratch start as NaN: AddressSanitizer sees every step
-// outside, the comparison every element that was not written.
+// REQUEST is a sequence of calls: schedule seed, shift of the tensors, name, then that call's numbers (8 bytes each)
+// and buffers (size, bytes; size -1 is a null pointer). RESPONSE holds for each call 0 and its output buffers, or 1 and
+// the fault's text. Buffers are heap blocks of their exact size, outputs and scratch start as NaN: AddressSanitizer
+// sees every step outside, the comparison every element that was not written.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -14,7 +14,9 @@
 #include <string>
 #include <vector>
 
+#include "cuda/mix.h"
 #include "cuda/routed_adapter.h"
+#include "cuda/weighted_average.h"
 #include "emulation/runtime.h"
 
 namespace {
@@ -31,26 +33,30 @@ Block allocate(size_t bytes) {
   return Block(p);
 }
 
+template <class T>
+T read(std::ifstream& in) {
+  T v;
+  in.read(reinterpret_cast<char*>(&v), sizeof v);
+  return v;
+}
+template <class T>
+void write(std::ofstream& out, T v) {
+  out.write(reinterpret_cast<const char*>(&v), sizeof v);
+}
+
 class Call {
  public:
-  explicit Call(std::ifstream& in) : in_(in) {}
-  int64_t integer() {
-    int64_t v;
-    in_.read(reinterpret_cast<char*>(&v), sizeof v);
-    return v;
-  }
-  double real() {
-    double v;
-    in_.read(reinterpret_cast<char*>(&v), sizeof v);
-    return v;
-  }
+  // Tensors begin `shift` bytes past a multiple of 256.
+  Call(std::ifstream& in, int64_t shift) : in_(in), shift_(size_t(shift)) {}
+  int64_t integer() { return read<int64_t>(in_); }
+  double real() { return read<double>(in_); }
   template <class T = void>
   T* input() {
     const int64_t bytes = integer();
     if (bytes < 0) return nullptr;
-    blocks_.push_back(allocate(size_t(bytes)));
-    in_.read(static_cast<char*>(blocks_.back().get()), bytes);
-    return static_cast<T*>(blocks_.back().get());
+    char* p = place(size_t(bytes));
+    in_.read(p, bytes);
+    return reinterpret_cast<T*>(p);
   }
   template <class T = void>
   T* updated() {  // an input that is also an output
@@ -65,9 +71,9 @@ class Call {
   T* output() {  // its size comes from the request
     const int64_t bytes = integer();
     if (bytes < 0) return nullptr;
-    T* p = static_cast<T*>(scratch(size_t(bytes)));
+    char* p = place(size_t(bytes));
     outputs_.push_back({p, size_t(bytes)});
-    return p;
+    return reinterpret_cast<T*>(p);
   }
   void* scratch(size_t bytes) {
     blocks_.push_back(allocate(bytes));
@@ -75,9 +81,8 @@ class Call {
   }
   void write_outputs(std::ofstream& out) const {
     for (auto& o : outputs_) {
-      const auto bytes = int64_t(o.bytes);
-      out.write(reinterpret_cast<const char*>(&bytes), sizeof bytes);
-      out.write(static_cast<const char*>(o.data), bytes);
+      write(out, int64_t(o.bytes));
+      out.write(static_cast<const char*>(o.data), std::streamsize(o.bytes));
     }
   }
 
@@ -86,7 +91,10 @@ class Call {
     const void* data;
     size_t bytes;
   };
+  char* place(size_t bytes) { return static_cast<char*>(scratch(shift_ + bytes)) + shift_; }
+
   std::ifstream& in_;
+  const size_t shift_;
   std::vector<Block> blocks_;
   std::vector<Output> outputs_;
 };
@@ -162,6 +170,58 @@ const char* routed_adapter_backward_x(Call& c) {
   return launch_routed_adapter_backward_x(p, c.scratch(workspace_bytes(p)), nullptr);
 }
 
+std::vector<mhr::cuda::MixItem> mix_items(Call& c, bool backward) {
+  std::vector<mhr::cuda::MixItem> items(size_t(c.integer()));
+  for (auto& i : items) {
+    i.heads = c.integer();
+    i.skills = c.integer();
+    i.p = c.integer();
+    i.q = c.integer();
+    i.rows = c.integer();
+    i.joins_rows = c.integer();
+    i.bank_dtype = mhr::cuda::Dtype(c.integer());
+    i.mixed_dtype = mhr::cuda::Dtype(c.integer());
+    i.bank = c.input();
+    i.weights = c.input<float>();
+    if (backward) {
+      i.mixed_grad = c.input();
+      i.bank_grad = c.output();
+      i.weights_grad = c.output<float>();
+    } else {
+      i.mixed = c.output();
+    }
+  }
+  return items;
+}
+
+const char* mix(Call& c) {
+  const auto items = mix_items(c, false);
+  return mhr::cuda::launch_mix(items.data(), items.size(), nullptr);
+}
+
+const char* mix_backward(Call& c) {
+  const auto items = mix_items(c, true);
+  void* const workspace = c.scratch(mhr::cuda::mix_backward_workspace_bytes(items.data(), items.size()));
+  return mhr::cuda::launch_mix_backward(items.data(), items.size(), workspace, nullptr);
+}
+
+const char* weighted_average(Call& c) {
+  mhr::cuda::WeightedAverage p{};
+  p.dtype = mhr::cuda::Dtype(c.integer());
+  p.size = c.integer();
+  p.count = c.integer();
+  std::vector<const void*> tensors;
+  std::vector<double> weights;
+  for (int64_t k = 0; k < p.count; ++k) {
+    weights.push_back(c.real());
+    tensors.push_back(c.input());
+  }
+  p.tensors = tensors.data();
+  p.weights = weights.data();
+  p.out = c.output();
+  return launch_weighted_average(p, c.scratch(workspace_bytes(p)), nullptr);
+}
+
 constexpr struct {
   const char* name;
   Launch launch;
@@ -169,6 +229,9 @@ constexpr struct {
     {"routed_adapter_forward", routed_adapter_forward},
     {"routed_adapter_backward_dy", routed_adapter_backward_dy},
     {"routed_adapter_backward_x", routed_adapter_backward_x},
+    {"mix", mix},
+    {"mix_backward", mix_backward},
+    {"weighted_average", weighted_average},
 };
 
 std::string run(Call& call, const std::string& name) {
@@ -191,16 +254,15 @@ int main(int argc, char** argv) {
   std::ifstream in(argv[1], std::ios::binary);
   std::ofstream out(argv[2], std::ios::binary);
   while (in.peek() != EOF) {
-    Call call(in);
-    mhr::emulation::set_schedule(unsigned(call.integer()));
-    std::string name(size_t(call.integer()), ' ');
+    mhr::emulation::set_schedule(unsigned(read<int64_t>(in)));
+    Call call(in, read<int64_t>(in));
+    std::string name(size_t(read<int64_t>(in)), ' ');
     in.read(name.data(), std::streamsize(name.size()));
     const std::string error = run(call, name);
-    const int64_t status = error.empty() ? 0 : 1, length = int64_t(error.size());
-    out.write(reinterpret_cast<const char*>(&status), sizeof status);
-    if (status) {
-      out.write(reinterpret_cast<const char*>(&length), sizeof length);
-      out.write(error.data(), length);
+    write(out, int64_t(error.empty() ? 0 : 1));
+    if (!error.empty()) {
+      write(out, int64_t(error.size()));
+      out.write(error.data(), std::streamsize(error.size()));
       break;  // the fault may have come before the call's arguments were read
     }
     call.write_outputs(out);

@@ -1,0 +1,100 @@
+"""The CUDA kernels of mix and its backward, executed on the CPU, against float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.emulation.bounds import Bounded, product, worst
+from tests.emulation.emulator import DTYPES, Call, Output, run
+
+pytestmark = pytest.mark.emulation
+
+
+@dataclass(frozen=True)
+class Item:
+    rows: int
+    heads: int
+    skills: int
+    p: int
+    q: int
+    head_dim: int  # 1: blocks joined along rows (factor A); 2: along columns (factor B)
+    bank_dtype: torch.dtype = torch.float32
+    mixed_dtype: torch.dtype = torch.float32
+
+    @property
+    def mixed_shape(self) -> tuple[int, int, int]:
+        if self.head_dim == 1:
+            return self.rows, self.heads * self.p, self.q
+        return self.rows, self.p, self.heads * self.q
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(self.p * self.q + self.rows)
+        bank = torch.randn(self.heads, self.skills, self.p, self.q, generator=generator).to(self.bank_dtype)
+        weights = torch.rand(self.rows, self.heads, self.skills, generator=generator)
+        grad = torch.randn(self.mixed_shape, generator=generator).to(self.mixed_dtype)
+        return bank, weights, grad
+
+    def numbers(self) -> tuple[int, ...]:
+        sizes = (self.heads, self.skills, self.p, self.q, self.rows, int(self.head_dim == 1))
+        return (*sizes, DTYPES[self.bank_dtype], DTYPES[self.mixed_dtype])
+
+    def split(self, mixed: torch.Tensor) -> torch.Tensor:
+        """[U, ...] of a mixed factor -> [H, U, P * Q]."""
+        if self.head_dim == 1:
+            blocks = mixed.reshape(self.rows, self.heads, self.p, self.q)
+        else:
+            blocks = mixed.reshape(self.rows, self.p, self.heads, self.q).transpose(1, 2)
+        return blocks.transpose(0, 1).reshape(self.heads, self.rows, self.p * self.q)
+
+
+BF16, FP16 = torch.bfloat16, torch.float16
+ITEMS = (
+    Item(4, 8, 8, 16, 4, 1),
+    Item(4, 8, 8, 4, 16, 2),
+    Item(1, 1, 1, 1, 1, 1),
+    Item(9, 2, 11, 300, 5, 1, BF16, BF16),
+    Item(9, 2, 11, 5, 300, 2, BF16, BF16),
+    Item(3, 1, 3, 1, 77, 2, torch.float32, BF16),
+    Item(2, 4, 2, 3, 7, 1, FP16, torch.float32),
+    Item(0, 2, 2, 4, 4, 1),
+    Item(2, 1, 5, 700, 8, 1, torch.float32, FP16),
+)
+SUMS = torch.float64  # mix adds plain float32 products: no loss in the operands
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_mix_matches_float64(plain: Path, seed: int) -> None:
+    items = ITEMS * 5  # more than one launch takes
+    arguments: list = [len(items)]
+    for item in items:
+        bank, weights, _ = item.tensors()
+        arguments += [*item.numbers(), bank, weights, Output(item.mixed_shape, item.mixed_dtype)]
+    (outputs,) = run(plain, [Call("mix", arguments, seed)])
+    for item, mixed in zip(items, outputs, strict=True):
+        bank, weights, _ = item.tensors()
+        expected = product(Bounded.exact(weights.transpose(0, 1)), Bounded.exact(bank.flatten(2)), SUMS)
+        assert worst(item.split(mixed), expected.rounded(item.mixed_dtype)) <= 1, item
+
+
+@pytest.mark.parametrize(("need_banks", "need_weights"), [(True, True), (True, False), (False, True)])
+def test_mix_backward_matches_float64(plain: Path, need_banks: bool, need_weights: bool) -> None:
+    arguments: list = [len(ITEMS)]
+    for item in ITEMS:
+        bank, weights, grad = item.tensors()
+        arguments += [*item.numbers(), bank, weights, grad]
+        arguments.append(Output(tuple(bank.shape), item.bank_dtype) if need_banks else None)
+        arguments.append(Output(tuple(weights.shape)) if need_weights else None)
+    (outputs,) = run(plain, [Call("mix_backward", arguments, 7)])
+    for item in ITEMS:
+        bank, weights, grad = item.tensors()
+        pieces = Bounded.exact(item.split(grad))
+        if need_banks:
+            expected = product(Bounded.exact(weights.permute(1, 2, 0)), pieces, SUMS).rounded(item.bank_dtype)
+            assert worst(outputs.pop(0).flatten(2), expected) <= 1, item
+        if need_weights:
+            expected = product(pieces, Bounded.exact(bank.flatten(2)).mT, SUMS)
+            assert worst(outputs.pop(0).transpose(0, 1), expected) <= 1, item
