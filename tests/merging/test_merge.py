@@ -1,0 +1,163 @@
+"""The merge command, from a run on disk to a folder that stands on its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+
+from mhr import AdapterConfig, attach
+from mhr.backbones import load_backbone
+from mhr.checkpoint import TENSORS_FILE, load_checkpoint, read_adapter, save_adapter
+from mhr.errors import CheckpointError, ConfigError, MergeError, MhrError
+from mhr.merging import merge
+
+BASE = "builtin:t5-tiny"
+TASKS = ["boolq", "rte", "wic"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a trained adapter on the built-in model."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    model, _ = load_backbone(BASE)
+    attach(model, AdapterConfig(n_heads=4, n_skills=3, rank=2), TASKS)
+    generator = torch.Generator().manual_seed(7)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data.add_(0.2 * torch.randn(p.shape, generator=generator))
+    save_adapter(model, folder / "adapter", base=BASE)
+    (folder / "run.json").write_text("{}")
+    return folder
+
+
+def output(model: PreTrainedModel, **routing: list[str]) -> torch.Tensor:
+    ids = torch.arange(10, 30).reshape(2, 10)
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, decoder_input_ids=ids[:, :4], **routing).logits
+
+
+def close(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-5) -> None:
+    assert (one - other).norm() <= tolerance * other.norm()
+
+
+def routed(run: Path, task: str) -> torch.Tensor:
+    model, _ = load_checkpoint(run / "adapter")
+    return output(model, task_ids=[task] * 2)
+
+
+def test_to_an_adapter_of_ours(run, tmp_path):
+    folder = merge(run, method="task", task="rte", output=tmp_path / "out")
+    model, _ = load_checkpoint(folder)
+    assert model.mhr.tasks == ["rte"]
+    assert (model.mhr.config.method, model.mhr.config.rank, model.mhr.config.alpha) == ("shared", 2, 1.0)
+    close(output(model), routed(run, "rte"))
+
+
+def test_to_peft(run, tmp_path):
+    folder = merge(run / "adapter", method="task", task="wic", to="peft-lora", output=tmp_path / "out")
+    base, _ = load_backbone(BASE)
+    close(output(peft.PeftModel.from_pretrained(base, folder)), routed(run, "wic"))
+
+
+def test_to_a_plain_model(run, tmp_path):
+    folder = merge(run, method="task", task="wic", to="model", output=tmp_path / "out")
+    assert "mhr_config.json" not in {path.name for path in folder.iterdir()}
+    close(output(AutoModelForSeq2SeqLM.from_pretrained(folder)), routed(run, "wic"))
+    text = "a question?"
+    _, tokenizer = load_backbone(BASE)
+    assert AutoTokenizer.from_pretrained(folder)(text).input_ids == tokenizer(text).input_ids
+    again, _ = load_backbone(folder)
+    close(output(again), routed(run, "wic"))
+
+
+@pytest.mark.parametrize("to", ["mhr", "peft-lora", "model"])
+def test_a_dtype_for_what_is_written(run, tmp_path, to):
+    folder = merge(run, to=to, output=tmp_path / "out", dtype="bfloat16")
+    (file,) = folder.glob("*.safetensors")
+    assert {tensor.dtype for tensor in load_file(file).values()} == {torch.bfloat16}
+
+
+def test_weights_and_the_forms_agree(run, tmp_path):
+    weights = {"boolq": 1.0, "wic": 3.0}
+    ours = merge(run, method="weighted", weights=weights, output=tmp_path / "ours")
+    theirs = merge(run, method="weighted", weights=weights, to="peft-lora", output=tmp_path / "theirs")
+    model = merge(theirs, to="model", output=tmp_path / "model")
+    close(output(load_checkpoint(ours)[0]), output(AutoModelForSeq2SeqLM.from_pretrained(model)))
+    back = merge(theirs, to="mhr", output=tmp_path / "back")
+    assert read_adapter(back).base.name_or_path == BASE
+    close(output(load_checkpoint(back)[0]), output(load_checkpoint(ours)[0]))
+
+
+def test_a_base_model_that_moved(run, tmp_path):
+    moved = tmp_path / "base"
+    for part in load_backbone(BASE):
+        part.save_pretrained(moved)
+    folder = merge(run, output=tmp_path / "model", to="model", base=str(moved))
+    close(
+        output(AutoModelForSeq2SeqLM.from_pretrained(folder)),
+        output(load_checkpoint(merge(run, output=tmp_path / "a"))[0]),
+    )
+
+
+def test_an_output_that_is_there(run, tmp_path):
+    folder = merge(run, output=tmp_path / "out")
+    (folder / "more").write_text("")
+    with pytest.raises(MhrError, match="is not empty: choose another, or pass --overwrite"):
+        merge(run, output=folder)
+    merge(run, output=folder, to="peft-lora", overwrite=True)
+    assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "match"),
+    [
+        ({"method": "task"}, MergeError, "'task' needs task: give it with --task"),
+        ({"method": "weighted", "task": "rte"}, MergeError, "'weighted' takes no task"),
+        ({"weights": [1, 2, 3]}, MergeError, "'uniform' takes no weights"),
+        ({"method": "mu"}, ConfigError, "unknown merge method 'mu'"),
+        ({"to": "lora"}, MergeError, "cannot merge to 'lora': expected one of mhr, peft-lora, model"),
+        ({"dtype": "int8"}, MergeError, "dtype is 'int8': expected one of float32"),
+        ({"to": "model", "base": "builtin:t5-tny"}, ConfigError, "did you mean 'builtin:t5-tiny'"),
+    ],
+)
+def test_settings_that_do_not_go_together(run, tmp_path, settings, error, match):
+    with pytest.raises(error, match=match):
+        merge(run, output=tmp_path / "out", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_that_cannot_be_merged(run, tmp_path):
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        merge(tmp_path / "nowhere", output=tmp_path / "out")
+    with pytest.raises(CheckpointError, match="expected a run folder, an adapter checkpoint or a PEFT folder"):
+        merge(tmp_path, output=tmp_path / "out")
+    with pytest.raises(MergeError, match="holds the input"):
+        merge(run / "adapter", output=run, overwrite=True)
+    peft_folder = merge(run, to="peft-lora", output=tmp_path / "peft")
+    with pytest.raises(MergeError, match="is a PEFT adapter, which has no tasks to merge: leave out task"):
+        merge(peft_folder, method="task", task="rte", output=tmp_path / "out")
+
+
+def test_adapted_runs_are_named_one_by_one(run, tmp_path):
+    adapted = tmp_path / "adapted" / "rte" / "13" / "adapter"
+    adapted.parent.mkdir(parents=True)
+    merge(run, output=adapted)
+    with pytest.raises(CheckpointError, match="holds 1 runs: name one of them, as in .*adapted/rte/13"):
+        merge(tmp_path / "adapted", output=tmp_path / "out")
+
+
+def test_a_truncated_adapter_writes_nothing(run, tmp_path):
+    broken = merge(run, output=tmp_path / "broken")
+    data = (broken / TENSORS_FILE).read_bytes()
+    (broken / TENSORS_FILE).write_bytes(data[:-8])
+    with pytest.raises(CheckpointError, match="is truncated"):
+        merge(broken, to="model", output=tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["broken"]
+    described = json.loads((broken / "mhr_config.json").read_text())
+    assert described["tensors"]["size"] == len(data)
