@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 _HOME = {
     "RunConfig": "mhr.training.config",
     "RunFolder": "mhr.training.run",
-    "adapt": "mhr.training.adapt",
+    "adapt": "mhr.training.adapting",
     "load_config": "mhr.training.config",
-    "pretrain": "mhr.training.pretrain",
+    "pretrain": "mhr.training.pretraining",
 }
 
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    from mhr.training.adapt import adapt
+    from mhr.training.adapting import adapt
     from mhr.training.config import RunConfig, load_config
-    from mhr.training.pretrain import pretrain
+    from mhr.training.pretraining import pretrain
     from mhr.training.run import RunFolder
 
 

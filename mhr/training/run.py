@@ -57,12 +57,7 @@ class RunFolder:
         path = make_folder(path)
         if resume and any(path.iterdir()):
             return cls.open(path)
-        with writing(path):
-            for entry in path.iterdir():
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                else:
-                    entry.unlink()
+        clear(path)
         return cls(path, {})
 
     @classmethod
@@ -142,6 +137,16 @@ class RunFolder:
         """Drop the metrics of steps that a resumed run will repeat."""
         kept = [record for record in self.metrics() if record["step"] <= step]
         write_text_atomically(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def clear(folder: Path) -> None:
+    """Delete what a folder holds."""
+    with writing(folder):
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
 
 def versions() -> dict[str, str]:

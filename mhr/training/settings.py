@@ -34,7 +34,7 @@ class DataConfig:
     """Temperature of the temperature sampler: 1 is proportional, large values are nearly uniform."""
 
     max_per_task: int | None = None
-    """Training examples kept per task, the first ones; None keeps all."""
+    """A task counts as having at most this many examples when tasks are drawn; None sets no limit."""
 
     definitions: bool = True
     """Begin an input with the definition of its task (Super-NaturalInstructions)."""
@@ -43,14 +43,20 @@ class DataConfig:
     """Solved examples shown before an input (Super-NaturalInstructions)."""
 
     column_map: dict[str, str] | None = None
-    """Columns of a Hugging Face dataset by the name they have here, as in {input: question, target: answer}."""
+    """Columns of JSONL, Parquet or a Hugging Face dataset by the name they have here: {input: question, targets: answer}."""
+
+    split_list: str | None = None
+    """Super-NaturalInstructions: folder of splits/ that says which tasks are held out; None takes "default"."""
+
+    subset: str | None = None
+    """Configuration of a Hugging Face dataset (sst2 of nyu-mll/glue)."""
 
     fit: bool = False
     """Keep only the tasks whose inputs fit max_input_length, so that nothing is truncated."""
 
     def __post_init__(self) -> None:
         for name in ("max_input_length", "max_target_length"):
-            check_whole(name, getattr(self, name), at_least=1)
+            check_whole(name, getattr(self, name), at_least=2)
         check_choice("sampler", self.sampler, SAMPLERS)
         check_number("temperature", self.temperature, above=0)
         if self.max_per_task is not None:
@@ -156,6 +162,9 @@ class AdaptConfig:
     full_lr: float = 1e-4
     """Learning rate where all weights train (mode full)."""
 
+    warmup: float = 0.06
+    """Steps over which the learning rate rises: below 1 a share of all steps, otherwise their number."""
+
     def __post_init__(self) -> None:
         for name in ("shots", "steps", "batch_size"):
             check_whole(name, getattr(self, name), at_least=1)
@@ -167,6 +176,7 @@ class AdaptConfig:
             raise ConfigError(f"seeds is {self.seeds}: expected each seed once")
         for name in ("lr", "router_lr", "full_lr"):
             check_number(name, getattr(self, name), above=0)
+        check_number("warmup", self.warmup, at_least=0)
 
 
 @dataclass

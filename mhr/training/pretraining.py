@@ -1,0 +1,163 @@
+"""Pretraining: one bank of adapters (or all weights) on many tasks at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mhr.backbones import load_backbone
+from mhr.checkpoint import kind_of, save_adapter
+from mhr.data.samplers import ExampleDataset, TaskSampler
+from mhr.errors import TrainingError
+from mhr.files import writing_folder
+from mhr.layers import attach
+from mhr.training.checkpoints import newest_complete, step_of
+from mhr.training.config import to_dict
+from mhr.training.run import RunFolder
+from mhr.training.settings import RunConfig
+from mhr.training.signals import Interrupted
+from mhr.training.tasks import make_collator, read_tasks, usable_tasks
+from mhr.training.trainer import RoutedTrainer
+from mhr.training.watch import ProgressBar, TensorBoard
+
+# Settings that a resumed run may change, because they do not decide what it computes.
+FREE = {"train.save_every", "train.keep_checkpoints", "train.log_every", "adapt"}
+
+
+def pretrain(
+    config: RunConfig, output: str, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+) -> RunFolder:
+    """Train `config.method` on the training tasks of `config.tasks`; the result lies in the run folder `output`.
+
+    resume     go on from the newest complete checkpoint there; without one, begin
+    overwrite  delete what an earlier run left there
+    progress   show a bar on standard error
+
+    Works under torchrun; the global batch is then batch_size x accumulation x processes. Raises MhrError for settings,
+    data or folders that do not fit, before anything is written; TrainingError for a loss that is not finite; Interrupted
+    on Ctrl-C, after a checkpoint.
+    """
+    state = PartialState()
+    RunFolder.check(output, overwrite=overwrite, resume=resume)
+    set_seed(config.train.seed)
+    model, tokenizer = load_backbone(config.model, config.kind)
+    kind = kind_of(model)
+    tasks, left_out = usable_tasks(read_tasks(config.tasks, config.data).training(), kind, tokenizer, config.data)
+    examples = ExampleDataset(tasks)
+    if config.adapter is None:
+        model.requires_grad_(True)
+    else:
+        attach(model, config.adapter, list(tasks))
+    run, checkpoint = _open(config, output, state, resume, overwrite)
+    if run.status == "done":
+        return run
+    if state.is_main_process:
+        run.start(
+            config,
+            kind="pretrain",
+            method=config.method,
+            mode=None,
+            base=config.model,
+            model_kind=kind,
+            tasks=list(tasks),
+            left_out=left_out,
+            examples=len(examples),
+            processes=state.num_processes,
+            parameters=count_parameters(model),
+        )
+    collator = make_collator(kind, tokenizer, config.data)
+    sampler = TaskSampler(
+        examples.sizes,
+        config.data.sampler,
+        temperature=config.data.temperature,
+        max_per_task=config.data.max_per_task,
+        seed=config.train.seed,
+    )
+    with ProgressBar(config.train.steps, f"pretrain {config.method}", progress and state.is_main_process) as bar:
+        bar.skip(0 if checkpoint is None else step_of(checkpoint))
+        trainer = RoutedTrainer(
+            model, tokenizer, kind, config.train, examples, sampler, collator, run, config.model,
+            callbacks=[bar, TensorBoard(run.logs)],
+        )  # fmt: skip
+        fit(trainer, checkpoint)
+    if state.is_main_process:
+        save_result(model, tokenizer, run, config.model)
+        run.write(status="done", steps=config.train.steps, truncated={"cut": collator.truncated, "of": collator.seen})
+    state.wait_for_everyone()
+    return run
+
+
+def fit(trainer: RoutedTrainer, checkpoint: Any = None) -> None:
+    """Train, and tell the run folder how it ended where it did not come to its end."""
+    try:
+        trainer.fit(checkpoint)
+    except (TrainingError, Interrupted) as error:
+        if trainer.is_world_process_zero():
+            trainer.run.write(status="failed" if isinstance(error, TrainingError) else "interrupted", error=str(error))
+        raise
+
+
+def save_result(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: RunFolder, base: str) -> None:
+    """Write what was trained: the adapter, or the whole model where there is none."""
+    if hasattr(model, "mhr"):
+        save_adapter(
+            model, run.adapter, base=base, info={"run": run.path.name, "step": run.info["config"]["train"]["steps"]}
+        )
+        return
+    with writing_folder(run.model) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def count_parameters(model: PreTrainedModel) -> dict[str, int]:
+    """How many numbers are trained, and how many the model holds in all."""
+    parameters = list(model.parameters())
+    return {
+        "trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "all": sum(p.numel() for p in parameters),
+    }
+
+
+def _open(config: RunConfig, output: str, state: PartialState, resume: bool, overwrite: bool) -> tuple[RunFolder, Any]:
+    """The run folder, made by the main process, and the checkpoint to go on from."""
+    state.wait_for_everyone()
+    if state.is_main_process:
+        run = RunFolder.create(output, overwrite=overwrite, resume=resume)
+        if run.info:
+            _check_same(config, run)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        run = RunFolder.open(output) if resume else RunFolder(output, {})
+    if not run.info or run.status == "done":
+        return run, None
+    checkpoint, skipped = newest_complete(run.checkpoints)
+    if state.is_main_process:
+        run.forget_after(0 if checkpoint is None else step_of(checkpoint))
+        run.write(skipped=skipped, resumed_from=None if checkpoint is None else checkpoint.name)
+    return run, checkpoint
+
+
+def _check_same(config: RunConfig, run: RunFolder) -> None:
+    """Raise TrainingError where a run is resumed with settings that it was not started with."""
+    before, now = flat(to_dict(run.config())), flat(to_dict(config))
+    for key in sorted(before.keys() | now.keys()):
+        if key in FREE or key.partition(".")[0] in FREE or before.get(key) == now.get(key):
+            continue
+        raise TrainingError(
+            f"run {run.path} was started with {key} = {before.get(key)!r}, not {now.get(key)!r}: resume it with its own "
+            f"settings (--config {run.path / 'config.yaml'}) or choose another output folder"
+        )
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found

@@ -1,0 +1,97 @@
+"""Which tasks and examples a run trains on: the collection of its settings, what fits its model, and the shots of a task."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+
+from transformers import PreTrainedTokenizerBase
+
+from mhr.data import Example, Task, TaskCollection, load_tasks
+from mhr.data.collators import CausalCollator, Collator, RankingCollator, Seq2SeqCollator
+from mhr.errors import DataError
+from mhr.training.settings import DataConfig
+
+COLLATORS: dict[str, type[Collator]] = {
+    "seq2seq": Seq2SeqCollator,
+    "causal": CausalCollator,
+    "encoder": RankingCollator,
+}
+
+
+def read_tasks(path: str, data: DataConfig) -> TaskCollection:
+    """The collection at `path`, read as `data` says."""
+    return load_tasks(
+        path,
+        definitions=data.definitions,
+        positives=data.positives,
+        column_map=data.column_map,
+        split_list=data.split_list,
+        subset=data.subset,
+    )
+
+
+def make_collator(kind: str, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Collator:
+    """The collator of a kind of model."""
+    return COLLATORS[kind](tokenizer, data.max_input_length, data.max_target_length)
+
+
+def usable_tasks(
+    tasks: TaskCollection, kind: str, tokenizer: PreTrainedTokenizerBase, data: DataConfig
+) -> tuple[TaskCollection, dict[str, str]]:
+    """The tasks that have training examples, choices where an encoder needs them, and, with `data.fit`, inputs that fit.
+
+    Returns them and, by name, why each other one is left out. Raises DataError where none is left.
+    """
+    kept, left_out = [], {}
+    for task in tasks.values():
+        reason = _unusable(task, kind) or (data.fit and _too_long(task, kind, tokenizer, data.max_input_length)) or None
+        if reason:
+            left_out[task.name] = reason
+        else:
+            kept.append(task)
+    if not kept:
+        first = next(iter(left_out.items()), None)
+        example = f", as {first[0]!r}: {first[1]}" if first else ""
+        raise DataError(f"{tasks.source or 'collection'}: none of its {len(tasks)} tasks can be used{example}")
+    return TaskCollection(kept, tasks.source, tasks.notes), left_out
+
+
+def draw_shots(task: Task, shots: int, seed: int) -> list[Example]:
+    """The `shots` training examples of a task that a seed picks, the same for every mode and method.
+
+    Rule: training examples in the order of SHA-256("seed/task/id/input"), the first `shots` of them. Raises DataError for a
+    task that has fewer.
+    """
+    if len(task.train) < shots:
+        raise DataError(
+            f"task {task.name!r} has {len(task.train)} training examples, fewer than the {shots} shots asked for: "
+            f"use --shots {len(task.train)} or fewer"
+        )
+
+    def rank(example: Example) -> bytes:
+        return hashlib.sha256(f"{seed}/{task.name}/{example.id}/{example.input}".encode()).digest()
+
+    return sorted(task.train, key=rank)[:shots]
+
+
+def with_shots(task: Task, shots: Iterable[Example]) -> TaskCollection:
+    """A collection of this one task, with only these training examples."""
+    return TaskCollection([dataclasses.replace(task, train=list(shots))])
+
+
+def _unusable(task: Task, kind: str) -> str | None:
+    if not task.train:
+        return "it has no training examples"
+    if kind == "encoder" and not all(example.choices for example in task.train):
+        return "it has no choices to rank, which an encoder needs"
+    return None
+
+
+def _too_long(task: Task, kind: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str | None:
+    """Why a task's inputs do not fit; an encoder reads each choice behind its input."""
+    examples = [*task.train, *task.test]
+    pairs = [max(e.choices, key=len) for e in examples] if kind == "encoder" else None
+    longest = max(map(len, tokenizer([e.input for e in examples], pairs, verbose=False)["input_ids"]))
+    return f"its longest input has {longest} tokens, more than {limit}" if longest > limit else None

@@ -1,0 +1,339 @@
+"""The Hugging Face Trainer, taught about tasks: two learning rates, losses over the global batch, and safe checkpoints."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from mhr.checkpoint import read_adapter, save_adapter
+from mhr.data.collators import Collator
+from mhr.data.samplers import ExampleDataset, TaskSampler
+from mhr.errors import TrainingError
+from mhr.layers import AdapterBank
+from mhr.training.checkpoints import keep_newest, mark_complete
+from mhr.training.losses import ExampleLosses, losses
+from mhr.training.run import RunFolder
+from mhr.training.settings import TrainConfig
+from mhr.training.signals import Interrupted, StopRequest
+
+OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor"}
+SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+class RoutedTrainer(Trainer):
+    """Trains what asks for a gradient in `model`, which may carry a bank, as `config` says; `fit` runs it.
+
+    model       with a bank (mhr.attach), or without one: then all its weights train
+    tokenizer   stored beside a model that is trained whole
+    kind        seq2seq, causal or encoder: which loss
+    examples, sampler, collator    what is drawn, in which order, and how it becomes a batch
+    run         where metrics go, and checkpoints if `resumable`
+    base        name of the base model, for the adapter checkpoints
+    callbacks   called by the Trainer; `on_log` gets the record that the run's metrics get
+
+    The loss of an update is the sum over all processes and accumulated passes, divided by the number of target tokens
+    (examples for encoders) in all of them: how a global batch is split changes nothing.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        kind: str,
+        config: TrainConfig,
+        examples: ExampleDataset,
+        sampler: TaskSampler,
+        collator: Collator,
+        run: RunFolder,
+        base: str,
+        *,
+        resumable: bool = True,
+        callbacks: Sequence[TrainerCallback] = (),
+    ):
+        self.config = config
+        self.run = run
+        self.base = base
+        self.tokenizer = tokenizer
+        self.loss = losses[kind]()
+        self.bank: AdapterBank | None = getattr(model, "mhr", None)
+        self.stop = StopRequest()
+        self.resumable = resumable
+        per_step = config.batch_size * config.accumulation * PartialState().num_processes
+        self._sampler = WholeRun(sampler, config.steps * per_step)
+        self._stop_agreed = False
+        self._told: list[ExampleLosses] = []
+        super().__init__(
+            model=model,
+            args=_arguments(config, run, resumable, whole=self.bank is None),
+            data_collator=collator,
+            train_dataset=examples,
+            callbacks=[_StopAndLog(self), *callbacks],
+        )
+        self.remove_callback(PrinterCallback)
+        # Several visible GPUs in one process would mean nn.DataParallel, which scatters tensors but not task names.
+        self.args._n_gpu = min(1, self.args.n_gpu)
+        # Says that compute_loss divides by the number of items in the whole batch.
+        self.model_accepts_loss_kwargs = True
+
+    def fit(self, resume_from: Path | None = None) -> None:
+        """Train to the end, from the checkpoint `resume_from` if one is given.
+
+        Raises TrainingError where a loss is not finite, and Interrupted, after a checkpoint, on Ctrl-C.
+        """
+        if self.config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        # Each process draws its own dropout and routing noise.
+        torch.manual_seed(self.config.seed + self.args.process_index)
+        cached = self.model.config.use_cache
+        try:
+            with self.stop:
+                self.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+        finally:
+            self.model.config.use_cache = cached
+            if self.config.gradient_checkpointing:
+                self.model.gradient_checkpointing_disable()
+        if self.state.global_step < self.config.steps:
+            saved = f"the checkpoint is in {self.run.checkpoints}; " if self.resumable else ""
+            raise Interrupted(
+                f"stopped after step {self.state.global_step} of {self.config.steps}; {saved}"
+                "the same command with --resume goes on"
+            )
+        self.model.eval()
+
+    # ---- data and loss -------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self._sampler
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
+        """Target tokens or examples of the whole update; on the way, the processes agree whether to stop after it."""
+        local = sum(self.loss.count(batch) for batch in batch_samples)
+        if self.args.world_size == 1:
+            return torch.as_tensor(local, device=device)
+        both = torch.stack([torch.as_tensor(local, device=device), torch.tensor(int(self.stop.asked), device=device)])
+        items, asked = self.accelerator.reduce(both, reduction="sum")
+        self._stop_agreed = bool(asked)
+        return items
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        told = self.loss(model, inputs, self.config.label_smoothing)
+        self._told.append(replace(told, sums=told.sums.detach()))
+        # The gradients of the processes are averaged, so each one's share counts as many times as there are processes.
+        return told.sums.sum() / num_items_in_batch * self.accelerator.num_processes
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not math.isfinite(loss.item()):
+            told = self._told[-1]
+            lost = {t for t, value in zip(told.tasks, told.sums.tolist(), strict=True) if not math.isfinite(value)}
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in a batch with {_listed(lost or set(told.tasks))}: "
+                f"lower the learning rate or use precision 'no'; {self._last_checkpoint()}"
+            )
+        return loss
+
+    def _last_checkpoint(self) -> str:
+        step = self.state.global_step // self.config.save_every * self.config.save_every
+        folder = self.run.checkpoints / f"checkpoint-{step}"
+        return f"the last checkpoint is {folder}" if folder.is_dir() else "there is no checkpoint yet"
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this update is the last one, because a signal asked for it; the same in every process."""
+        return self.stop.asked if self.args.world_size == 1 else self._stop_agreed
+
+    # ---- optimiser -----------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Adapters (or all weights) at `lr`, routing logits at `router_lr`; decay where it makes sense."""
+        if self.optimizer is None:
+            groups = {name: group for name, group in self._groups().items() if group["params"]}
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer([{"name": name, **group} for name, group in groups.items()], **settings)
+        return self.optimizer
+
+    def _groups(self) -> dict[str, dict[str, Any]]:
+        groups: dict[str, dict[str, Any]] = {
+            "adapters": {"params": [], "lr": self.config.lr, "weight_decay": self.config.weight_decay},
+            "undecayed": {"params": [], "lr": self.config.lr, "weight_decay": 0.0},
+            "routing": {"params": [], "lr": self.config.router_lr, "weight_decay": 0.0},
+        }
+        # Biases, norms, and vectors of scalings, whose neutral value is 1, would be pulled off by decay.
+        decaying = set(self.get_decay_parameter_names(self.model))
+        scalings = self.bank.adapter_parameters() if self.bank and self.bank.config.adapter == "ia3" else []
+        undecayed = {id(p) for p in scalings}
+        routing = {id(p) for p in self.bank.router_parameters()} if self.bank else set()
+        for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if id(parameter) in routing:
+                groups["routing"]["params"].append(parameter)
+            elif name in decaying and id(parameter) not in undecayed:
+                groups["adapters"]["params"].append(parameter)
+            else:
+                groups["undecayed"]["params"].append(parameter)
+        return groups
+
+    # ---- log -----------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Tell the run and the callbacks; the Trainer's summary at the end is left out, it holds nothing new."""
+        if "loss" not in logs:
+            return
+        # What the update was made with; the scheduler has moved on since.
+        factor = logs["learning_rate"] / self.optimizer.param_groups[0]["initial_lr"]
+        routed = self.bank is not None and bool(self.bank.router_parameters())
+        record = {
+            "step": self.state.global_step,
+            "loss": logs["loss"],
+            "lr": self.config.lr * factor,
+            "router_lr": self.config.router_lr * factor if routed else None,
+            "grad_norm": logs.get("grad_norm"),
+            "tasks": self._task_losses(),
+        }
+        if self.is_world_process_zero():
+            self.run.log(record)
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, record)
+
+    def _task_losses(self) -> dict[str, float]:
+        """Mean loss per task since the last log, over all processes."""
+        told, self._told = self._told, []
+        names = [name for part in told for name in part.tasks]
+        pairs = torch.stack([torch.cat([p.sums for p in told]), torch.cat([p.counts for p in told]).float()])
+        rows = list(zip(names, *pairs.tolist(), strict=True))
+        if self.args.world_size > 1:
+            rows = gather_object(rows)
+        sums: dict[str, list[float]] = {}
+        for name, total, count in rows:
+            task = sums.setdefault(name, [0.0, 0.0])
+            task[0] += total
+            task[1] += count
+        return {name: total / max(count, 1.0) for name, (total, count) in sorted(sums.items())}
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        folder = self.run.checkpoints / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.exists():
+            shutil.rmtree(folder)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        # Every process writes the state of its random numbers.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(folder)
+            keep_newest(self.run.checkpoints, self.config.keep_checkpoints)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.run.path)
+        if self.bank is None:
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        else:
+            save_adapter(self.model, folder, base=self.base, info={"step": self.state.global_step})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if self.bank is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        stored = read_adapter(resume_from_checkpoint).tensors
+        for name, tensor in self.bank.tensors().items():
+            tensor.copy_(stored[name])
+
+
+class WholeRun(Sampler[int]):
+    """The epochs of a sampler one after the other, as one epoch of `length` draws: every batch of a run is a full one."""
+
+    def __init__(self, sampler: TaskSampler, length: int):
+        self.sampler = sampler
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.islice(self._epochs(), self.length)
+
+    def _epochs(self) -> Iterator[int]:
+        for epoch in itertools.count():
+            self.sampler.set_epoch(epoch)
+            yield from self.sampler
+
+
+class _StopAndLog(TrainerCallback):
+    """Ends training where a stop was asked for, with a checkpoint; and lets every checkpoint begin a new log window."""
+
+    def __init__(self, trainer: RoutedTrainer):
+        self.trainer = trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if self.trainer.stopping and state.global_step < state.max_steps:
+            control.should_training_stop = True
+            control.should_save = self.trainer.resumable
+        # A resumed run starts to average anew, so the run it continues has to do the same to log the same numbers.
+        control.should_log = control.should_log or control.should_save or state.global_step >= state.max_steps
+        return control
+
+
+def _arguments(config: TrainConfig, run: RunFolder, resumable: bool, whole: bool) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(run.checkpoints),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=config.lr,
+        optim=OPTIMIZERS[config.optimizer],
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.clip,
+        lr_scheduler_type=SCHEDULERS[config.scheduler],
+        warmup_steps=config.warmup_steps,
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        seed=config.seed,
+        save_strategy="steps" if resumable else "no",
+        save_steps=config.save_every,
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        # A model trained whole may have weights that a task leaves out (a pooler); a bank has none.
+        ddp_find_unused_parameters=whole,
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(repr(n) for n in shown[:5]) + (f" and {len(shown) - 5} more tasks" if len(shown) > 5 else "")

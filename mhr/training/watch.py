@@ -1,0 +1,83 @@
+"""What shows how a run goes: a progress bar on the terminal, and TensorBoard files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class ProgressBar(TrainerCallback):
+    """A bar of `total` steps on standard error, over one run or several; the last logged loss stands beside it."""
+
+    def __init__(self, total: int, title: str, shown: bool = True):
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not shown,
+        )
+        self.bar = self.progress.add_task(title, total=total, loss="")
+
+    def __enter__(self) -> ProgressBar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def title(self, text: str) -> None:
+        self.progress.update(self.bar, description=text)
+
+    def skip(self, steps: int) -> None:
+        """Count steps that were done before."""
+        self.progress.advance(self.bar, steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.progress.advance(self.bar)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        self.progress.update(self.bar, loss=f"loss {logs['loss']:.4f}")
+
+
+class TensorBoard(TrainerCallback):
+    """Loss, learning rates and gradient norm under `train/`, the loss of each task under `tasks/`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.writer: SummaryWriter | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            # What an interrupted run wrote about steps that are now repeated disappears.
+            self.writer = SummaryWriter(str(self.folder), purge_step=state.global_step + 1)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if self.writer is None:
+            return
+        for name in ("loss", "lr", "router_lr", "grad_norm"):
+            if logs[name] is not None:
+                self.writer.add_scalar(f"train/{name}", logs[name], logs["step"])
+        for task, loss in logs["tasks"].items():
+            self.writer.add_scalar(f"tasks/{task}", loss, logs["step"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.writer is not None:
+            self.writer.close()
