@@ -68,10 +68,16 @@ def in_batches(
 
 def _out_of_memory(error: BaseException) -> bool:
     """Whether an allocator failed: CUDA raises an error of its own, the CPU's is known by its words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or "not enough memory" in str(error)
+        or "can't allocate memory" in str(error)
+    )
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(
+    rows: Sequence[Sequence[int]], value: int, *, left: bool = False, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Ragged token rows as int64 [B, L] filled up with `value`, and their mask [B, L], 1 at tokens."""
     longest = max((len(row) for row in rows), default=0)
     ids = torch.full((len(rows), longest), value, dtype=torch.long)

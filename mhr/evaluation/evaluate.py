@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,9 +77,12 @@ def evaluate(
         for e, r in zip(to_rank, ranked, strict=True)
     ]
     by_word = [
-        Prediction(e.task, e.id, e.input, e.targets, g.text, "generation") for e, g in zip(to_generate, generated, strict=True)
+        Prediction(e.task, e.id, e.input, e.targets, g.text, "generation")
+        for e, g in zip(to_generate, generated, strict=True)
     ]
-    asked = {id(e): (e, r) for e, r in zip([*to_rank, *to_generate], [*ranked, *generated], strict=True)}
+    # An example may be both ranked and answered in words, and is counted once.
+    cut = [id(e) for e, r in zip(to_rank, ranked, strict=True) if r.cut_input]
+    cut += [id(e) for e, g in zip(to_generate, generated, strict=True) if g.cut_input]
     return EvaluationResult(
         model=loaded.description,
         kind=loaded.kind,
@@ -88,8 +91,8 @@ def evaluate(
         tasks=_measure(collection, by_rank, by_word, metrics or METRICS),
         skipped=skipped,
         truncated={
-            "examples": len(asked),
-            "inputs": sum(r.cut_input for _, r in asked.values()),
+            "examples": len({id(e) for e in [*to_rank, *to_generate]}),
+            "inputs": len(set(cut)),
             "choices": sum(r.cut_choices for r in ranked),
         },
         settings=settings
@@ -119,7 +122,9 @@ def _share_out(
         examples = task.split(split)[:limit]
         has_choices = all(example.choices for example in examples)
         rank = has_choices and (metrics is None or "accuracy" in metrics)
-        generate = generates and (not has_choices if metrics is None else bool({"exact_match", "rouge_l"} & set(metrics)))
+        generate = generates and (
+            not has_choices if metrics is None else bool({"exact_match", "rouge_l"} & set(metrics))
+        )
         if not examples:
             skipped[task.name] = f"no {split} examples"
         elif not rank and not generate:
@@ -129,7 +134,9 @@ def _share_out(
         to_generate += examples if generate else []
     if not to_rank and not to_generate:
         why = next(iter(skipped.values()), "it holds no tasks")
-        raise DataError(f"nothing of {collection.source or 'the collection'} can be evaluated: {why} ({len(skipped)} tasks)")
+        raise DataError(
+            f"nothing of {collection.source or 'the collection'} can be evaluated: {why} ({len(skipped)} tasks)"
+        )
     return to_rank, to_generate, skipped
 
 
@@ -152,7 +159,13 @@ def _measure(
         score = next(measures[name] for name in METRICS if name in measures)
         judged = ranked or generated
         majority = majority_baseline(task.train, [p.targets for p in judged])
-        found[task.name] = {"category": task.category, "n": len(judged), "score": score, **measures, "majority": majority}
+        found[task.name] = {
+            "category": task.category,
+            "n": len(judged),
+            "score": score,
+            **measures,
+            "majority": majority,
+        }
     return found
 
 

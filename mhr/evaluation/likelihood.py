@@ -42,7 +42,9 @@ def log_likelihoods(
     losses[:, 0] = F.cross_entropy(begun.logits[index].float(), tokens[:, 0], reduction="none")
     if tokens.shape[1] > 1:
         if not hasattr(begun.cache, "batch_select_indices"):
-            raise ConfigError(f"{loaded.description} keeps no keys and values that choices could share: it cannot rank them")
+            raise ConfigError(
+                f"{loaded.description} keeps no keys and values that choices could share: it cannot rank them"
+            )
         begun.cache.batch_select_indices(index)
         with loaded.routing([tasks[i] for i in owner], unseen):
             logits = loaded.model(**begun.going_on, past_key_values=begun.cache, use_cache=True).logits
@@ -60,7 +62,9 @@ class _Begun:
     going_on: dict[str, Any]
 
 
-def _read_input(loaded: LoadedModel, inputs: Sequence[list[int]], tokens: Tensor, mask: Tensor, index: Tensor) -> _Begun:
+def _read_input(
+    loaded: LoadedModel, inputs: Sequence[list[int]], tokens: Tensor, mask: Tensor, index: Tensor
+) -> _Begun:
     """An encoder-decoder reads the input and decodes the start token. index [P]: the input of each answer."""
     ids, seen = pad(inputs, loaded.pad_id, device=tokens.device)
     decoded = loaded.model.prepare_decoder_input_ids_from_labels(tokens.masked_fill(mask == 0, -100))
@@ -74,7 +78,9 @@ def _read_input(loaded: LoadedModel, inputs: Sequence[list[int]], tokens: Tensor
     return _Begun(out.logits[:, -1], out.past_key_values, going_on)
 
 
-def _read_prompt(loaded: LoadedModel, inputs: Sequence[list[int]], tokens: Tensor, mask: Tensor, index: Tensor) -> _Begun:
+def _read_prompt(
+    loaded: LoadedModel, inputs: Sequence[list[int]], tokens: Tensor, mask: Tensor, index: Tensor
+) -> _Begun:
     """A decoder reads the prompt, padded on its left so that every answer begins in the same column."""
     ids, seen = pad(inputs, loaded.pad_id, left=True, device=tokens.device)
     extra: dict[str, Any] = {"logits_to_keep": 1} if loaded.takes("logits_to_keep") else {}

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.errors import ConfigError
 from mhr.layers import AdapterBank
@@ -19,7 +18,7 @@ from mhr.layers import AdapterBank
 class LoadedModel:
     """What `evaluate` asks.
 
-    model        the transformers model, with a bank (`model.mhr`), with PEFT's layers, or plain
+    model        the transformers model, with a bank (`model.mhr`) or plain
     tokenizer    its tokenizer
     kind         "seq2seq", "causal" or "encoder"
     description  one line on what was loaded, for people
@@ -27,7 +26,7 @@ class LoadedModel:
     trained_with tokens of an input and of a target that it was trained with, where that is known
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     kind: str
     description: str
@@ -74,7 +73,9 @@ class LoadedModel:
             target = min(target, room)
             kept = min(kept, room - target if self.kind == "causal" else room)
         if kept < 2:
-            raise ConfigError(f"max_target_length is {target}, but {self.description} takes {room} tokens with the input: use less")
+            raise ConfigError(
+                f"max_target_length is {target}, but {self.description} takes {room} tokens with the input: use less"
+            )
         return kept, target
 
     def _positions(self) -> int | None:
@@ -85,8 +86,7 @@ class LoadedModel:
 
     def takes(self, argument: str) -> bool:
         """Whether the model's forward has an argument of this name."""
-        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        return argument in inspect.signature(type(model).forward).parameters
+        return argument in inspect.signature(type(self.model).forward).parameters
 
     @contextmanager
     def judging(self) -> Iterator[None]:

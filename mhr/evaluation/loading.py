@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mhr.backbones import BUILTIN, load_backbone
+from mhr.backbones import load_backbone
 from mhr.checkpoint import is_adapter, kind_of, load_checkpoint
+from mhr.checkpoint.plain import attach_plain
 from mhr.errors import CheckpointError, ConfigError
 from mhr.evaluation.loaded import LoadedModel
-from mhr.evaluation.peft import is_peft_adapter, load_peft_adapter
+from mhr.interop import is_peft, load_peft
 from mhr.training.run import RUN_FILE, RunFolder
 
 
@@ -18,7 +19,7 @@ def load_model(
 ) -> LoadedModel:
     """The model at `path`, in evaluation mode.
 
-    path   a run folder (pretrained or adapted), an adapter checkpoint, a PEFT adapter folder, a folder or hub id of a
+    path   a run folder (pretrained or adapted), an adapter checkpoint, a PEFT folder (LoRA or IA3), a folder or hub id of a
            transformers model, or a built-in model such as "builtin:t5-tiny"
     base   path or hub id of the base model, where the one that the adapter names is not at hand
     kind   "seq2seq", "causal" or "encoder" of a plain model whose own configuration does not tell it
@@ -32,17 +33,26 @@ def load_model(
     if (folder / RUN_FILE).is_file() or (folder / "adapt.json").is_file():
         run = RunFolder.open(folder)
         config = run.config()
-        folder, kind = run.result(), kind or config.kind
+        folder, kind = run.result(), kind or run.info.get("model_kind")
         trained_with = config.data.max_input_length, config.data.max_target_length
-        name, description = str(folder), f"{path} ({run.info.get('kind')} {run.info.get('mode') or run.info.get('method')})"
+        name, description = (
+            str(folder),
+            f"{path} ({run.info.get('kind')} {run.info.get('mode') or run.info.get('method')})",
+        )
     if is_adapter(folder):
         model, tokenizer = load_checkpoint(folder, base)
-    elif is_peft_adapter(folder):
-        model, tokenizer = load_peft_adapter(folder, base, kind)
+    elif is_peft(folder):
+        plain = load_peft(folder)
+        base = base or plain.base.name_or_path
+        if not base:
+            raise CheckpointError(f"{folder} does not say which model it belongs to: name that as base")
+        model, tokenizer = load_backbone(base, kind or plain.base.kind or None)
+        attach_plain(model, plain)
     elif base is not None:
         raise ConfigError(f"base is {base!r}, but {path} names a whole model, not an adapter: leave base out")
     else:
-        _check_model(name)
+        if not name.startswith("builtin:"):
+            _check_model(name)
         model, tokenizer = load_backbone(name, kind)
     found = kind_of(model)
     if kind is not None and kind != found:
@@ -52,8 +62,6 @@ def load_model(
 
 def _check_model(name: str) -> None:
     """Raise CheckpointError for a name that is clearly no model: a path without a folder, a folder without a model."""
-    if name in BUILTIN or name.startswith("builtin:"):
-        return
     expected = "expected a run (run.json), an adapter (mhr_config.json or adapter_config.json) or a model (config.json)"
     folder = Path(name)
     if folder.is_dir():

@@ -1,20 +1,21 @@
 """Answer by ranking: every choice of an example is scored and the best one is the answer.
 
-    generators   score = sum_t log p(y_t | x, y_<t) / len(y) ** length_norm      (T-Few, arXiv 2205.05638)
-    encoders     score = the one logit of the pair (x, y)
+generators   score = sum_t log p(y_t | x, y_<t) / len(y) ** length_norm      (T-Few, arXiv 2205.05638)
+encoders     score = the one logit of the pair (x, y)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from mhr.data.example import Example
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation.batching import in_batches, pad
 from mhr.evaluation.likelihood import log_likelihoods
 from mhr.evaluation.loaded import LoadedModel
-from mhr.evaluation.texts import encode_inputs, encode_pairs, encode_answers
+from mhr.evaluation.texts import encode_answers, encode_inputs, encode_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,9 @@ def _rank_pairs(
 ) -> list[Ranked]:
     outputs = loaded.model.config.num_labels
     if outputs != 1:
-        raise ConfigError(f"{loaded.description} has {outputs} outputs: expected num_labels=1, a score of an input and a choice")
+        raise ConfigError(
+            f"{loaded.description} has {outputs} outputs: expected num_labels=1, a score of an input and a choice"
+        )
     owners = [example for example in examples for _ in example.choices]
     pairs = encode_pairs(loaded, [e.input for e in owners], [c for e in examples for c in e.choices], max_length)
     device = loaded.device
@@ -95,12 +98,9 @@ def _rank_pairs(
         if advance is not None:
             advance(sum(1 / len(owners[p].choices) for p in batch))
 
-    scores = iter(in_batches(score, [len(row) for row in pairs.ids], device=device, batch_size=batch_size, done=done))
-    cut = iter(pairs.cut)
-    return [
-        Ranked([next(scores) for _ in example.choices], any([next(cut) for _ in example.choices]), False)
-        for example in examples
-    ]
+    scores = in_batches(score, [len(row) for row in pairs.ids], device=device, batch_size=batch_size, done=done)
+    ends = list(accumulate((len(example.choices) for example in examples), initial=0))
+    return [Ranked(scores[a:b], any(pairs.cut[a:b]), False) for a, b in pairwise(ends)]
 
 
 def _rank_answers(
@@ -121,7 +121,11 @@ def _rank_answers(
 
     def score(batch: list[int]) -> list[list[float]]:
         likelihoods = log_likelihoods(
-            loaded, [inputs.ids[i] for i in batch], [answers[i] for i in batch], [examples[i].task for i in batch], unseen
+            loaded,
+            [inputs.ids[i] for i in batch],
+            [answers[i] for i in batch],
+            [examples[i].task for i in batch],
+            unseen,
         )
         return [
             [total / len(answer) ** length_norm for total, answer in zip(totals, answers[i], strict=True)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mhr.data import TaskCollection, load_tasks
+from mhr.data import TaskCollection
 from mhr.errors import ConfigError, DataError, nearest
-from mhr.training.config import RunConfig, load_config
+from mhr.training.config import load_config
 from mhr.training.run import RUN_FILE, RunFolder
+from mhr.training.tasks import read_tasks
 
 PARTS = ("held-out", "training", "all")
 
@@ -20,7 +21,6 @@ def tasks_to_judge(
     names: Sequence[str] | None = None,
     part: str | None = None,
     overrides: Sequence[str] = (),
-    limit: int = 100,
 ) -> TaskCollection:
     """The tasks that the run, adapter or model at `model` is judged on.
 
@@ -29,7 +29,6 @@ def tasks_to_judge(
     part       "held-out", "training" or "all" tasks. None: the task of an adapted run, otherwise the held-out tasks, or all
                where the collection holds none out
     overrides  settings of the section data, as in "data.definitions=false", over those of the run
-    limit      evaluation examples read of each task
 
     Raises ConfigError for settings that are unknown or do not go together, DataError for a collection that cannot be read
     or has no such part, TaskError for an unknown name.
@@ -44,7 +43,7 @@ def tasks_to_judge(
             f"no task collection is given, and {model} is no run that names one: expected, for example, builtin:skills"
         )
     config = load_config(run.path / "config.yaml" if run else None, overrides=overrides)
-    collection = read_collection(config, tasks, limit)
+    collection = read_tasks(tasks or config.tasks, config.data)
     if names is None and part is None and run is not None and run.info.get("kind") == "adapt":
         names = run.info["tasks"]
     if names is not None:
@@ -55,17 +54,3 @@ def tasks_to_judge(
     if part == "training":
         return collection.training()
     return held_out if held_out and part != "all" else collection
-
-
-def read_collection(config: RunConfig, tasks: str | None = None, limit: int = 100) -> TaskCollection:
-    """The collection at `tasks`, or that of the run, read with the run's settings."""
-    data = config.data
-    return load_tasks(
-        tasks or config.tasks,
-        max_train=data.max_per_task,
-        limit_test=limit,
-        definitions=data.definitions,
-        positives=data.positives,
-        column_map=data.column_map,
-        seed=config.train.seed,
-    )
