@@ -22,6 +22,7 @@ from transformers import ByT5Tokenizer, T5Config, T5ForConditionalGeneration, ge
 from mhr.backbones.load import BUILTIN
 from mhr.data.example import Example
 from mhr.data.skills import SKILLS, draw_examples
+from mhr.files import writing_folder
 
 CONFIG = T5Config(
     vocab_size=384,
@@ -61,6 +62,12 @@ def accuracy(model: T5ForConditionalGeneration, tokenizer: ByT5Tokenizer, exampl
     return sum(a == e.targets[0] for a, e in zip(answers, examples, strict=True)) / len(examples)
 
 
+def exact_match(model: T5ForConditionalGeneration, seed: int) -> dict[str, float]:
+    """Accuracy on 200 examples of each skill. With another seed than training's, most of the long strings are unseen."""
+    examples = {name: list(islice(draw_examples((name,), seed), 200)) for name in SKILLS}
+    return {name: accuracy(model, ByT5Tokenizer(), drawn) for name, drawn in examples.items()}
+
+
 def train(steps: int, batch: int, learning_rate: float, seed: int) -> T5ForConditionalGeneration:
     """AdamW with warm-up over a twentieth of the steps and cosine decay; gradients clipped at norm 1."""
     torch.manual_seed(seed)
@@ -94,27 +101,25 @@ def main() -> None:
     args = parser.parse_args()
 
     start = time.perf_counter()
-    # bfloat16 halves the package; the accuracies below are those of the rounded weights.
-    model = train(args.steps, args.batch, args.learning_rate, args.seed).to(torch.bfloat16)
+    model = train(args.steps, args.batch, args.learning_rate, args.seed)
     seconds = round(time.perf_counter() - start)
-    model.save_pretrained(args.output)
-    model.float()
-    # Another seed than the training's. Of the short strings most were seen in training, of the long ones few.
-    fresh = {name: list(islice(draw_examples((name,), args.seed + 1), 200)) for name in SKILLS}
-    record = {
-        "command": f"python -m mhr.backbones.train_t5_tiny --steps {args.steps} --batch {args.batch} "
-        f"--learning-rate {args.learning_rate} --seed {args.seed}",
-        "parameters": model.num_parameters(),
-        "exact_match": {name: accuracy(model, ByT5Tokenizer(), examples) for name, examples in fresh.items()},
-        "seconds": seconds,
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-    }
-    (args.output / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    with writing_folder(args.output) as folder:
+        # bfloat16 halves the package; the accuracies below are those of the rounded weights.
+        model.to(torch.bfloat16).save_pretrained(folder)
+        record = {
+            "command": f"python -m mhr.backbones.train_t5_tiny --steps {args.steps} --batch {args.batch} "
+            f"--learning-rate {args.learning_rate} --seed {args.seed}",
+            "parameters": model.num_parameters(),
+            "exact_match": exact_match(model.float(), args.seed + 1),
+            "seconds": seconds,
+            "threads": torch.get_num_threads(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
+        }
+        (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record["exact_match"], indent=2))
 
 
