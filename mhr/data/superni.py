@@ -107,6 +107,11 @@ def _read_task(
         example = _example(file, instance, index, lines, prompt, faults)
         if example is not None:
             examples.append((index, example))
+    blank = sum(not e.targets for _, e in examples)
+    if blank:
+        # The publishers allow it; there is nothing to train on, nor to compare an answer with.
+        notes.append(f"{file.stem}: {blank} instances whose outputs are empty texts were left out")
+        examples = [(i, e) for i, e in examples if e.targets]
     choices = labels or label_set([e for _, e in examples])
     if choices:
         examples = [(i, replace(e, choices=choices)) for i, e in examples]
@@ -136,12 +141,10 @@ def _example(file: Path, instance: Any, index: int, lines: _Lines, prompt: _Prom
         faults.add(file, lines.of(index), f"instance {name!r} has no input: expected a text that is not empty")
         return None
     outputs = [outputs] if isinstance(outputs, str) else outputs
-    if not isinstance(outputs, list) or not outputs or not all(isinstance(o, str) and o.strip() for o in outputs):
-        faults.add(
-            file, lines.of(index), f"instance {name!r} has no output: expected a list of texts that are not empty"
-        )
+    if not isinstance(outputs, list) or not outputs or not all(isinstance(o, str) for o in outputs):
+        faults.add(file, lines.of(index), f"instance {name!r} has no output: expected a list of texts")
         return None
-    targets = tuple(dict.fromkeys(o.strip() for o in outputs))
+    targets = tuple(dict.fromkeys(o.strip() for o in outputs if o.strip()))
     return Example(file.stem, prompt(text), targets, (), name)
 
 
