@@ -48,50 +48,15 @@ Factors<T> factors_of(const char* op, const Tensor& factor, bool transposed, con
   return out;
 }
 
-void check_factor(const char* op, const char* name, const Tensor& factor, const char* axes, ScalarType x_dtype) {
-  check_dim(op, name, factor, axes, 3);
-  check_contiguous(op, name, factor);
-  const ScalarType dtype = factor.scalar_type();
-  STD_TORCH_CHECK(dtype == x_dtype || dtype == accumulator_dtype(x_dtype), "mhr::", op, ": ", name, " must be ",
-                  torch::headeronly::toString(x_dtype), " or ", torch::headeronly::toString(accumulator_dtype(x_dtype)),
-                  ", got ", torch::headeronly::toString(dtype));
-}
-
 Tensor routed_adapter_forward(Tensor y, Tensor x, Tensor A, Tensor B, Tensor rows, std::optional<Tensor> rows_b,
                               std::optional<Tensor> offsets, std::optional<Tensor> bias_a, std::optional<Tensor> bias_b,
                               std::string activation, double scale) {
   const char* op = "routed_adapter";
-  check_factor(op, "A", A, "U, I, R", x.scalar_type());
-  check_factor(op, "B", B, "U, R, O", x.scalar_type());
-  const int64_t n = tokens_of(x), rank = A.size(2), n_out = B.size(2);
-  STD_TORCH_CHECK(x.dim() > 0, "mhr::", op, ": x must have at least one dimension");
-  check_shape(op, "A", A, "U, I, R", {A.size(0), x.size(x.dim() - 1), rank});
-  check_shape(op, "B", B, "U, R, O", {B.size(0), rank, n_out});
-  STD_TORCH_CHECK(y.dim() == x.dim() && tokens_of(y) == n && y.size(y.dim() - 1) == n_out, "mhr::", op,
-                  ": y must have the leading dimensions of x and O = ", n_out, " columns, got ", shape_of(y),
-                  " beside x ", shape_of(x));
-  check_dtype(op, "y", y, x.scalar_type());
-  check_contiguous(op, "x", x);
-  check_contiguous(op, "y", y);
+  const AdapterSizes sizes = check_forward(op, y, x, A, B, rows, rows_b, offsets, bias_a, bias_b);
+  const int64_t n = sizes.tokens, rank = sizes.rank;
   check_rows(op, "rows", rows, A.size(0));
-  if (rows_b) {
-    check_shape(op, "rows_b", *rows_b, "G", {rows.numel()});
-    check_rows(op, "rows_b", *rows_b, B.size(0));
-  } else {
-    check_rows(op, "rows", rows, B.size(0));
-  }
+  check_rows(op, rows_b ? "rows_b" : "rows", rows_b ? *rows_b : rows, B.size(0));
   const Segments segments = check_segments(op, n, rows, offsets);
-  check_dtype(op, "B", B, A.scalar_type());
-  if (bias_a) {
-    check_shape(op, "bias_a", *bias_a, "U, R", {A.size(0), rank});
-    check_dtype(op, "bias_a", *bias_a, A.scalar_type());
-    check_contiguous(op, "bias_a", *bias_a);
-  }
-  if (bias_b) {
-    check_shape(op, "bias_b", *bias_b, "U, O", {B.size(0), n_out});
-    check_dtype(op, "bias_b", *bias_b, A.scalar_type());
-    check_contiguous(op, "bias_b", *bias_b);
-  }
   Tensor z = empty(x, {n, rank}, accumulator_dtype(x.scalar_type()));
   const Activation act = activation_of(op, activation);
   dispatch_float(op, x.scalar_type(), [&](auto tag) {
@@ -124,15 +89,9 @@ std::tuple<Tensor, Tensor, Tensor> routed_adapter_backward_dy(Tensor dy, Tensor 
                                                               std::optional<Tensor> offsets, std::string activation,
                                                               double scale, bool need_bias) {
   const char* op = "routed_adapter_backward_dy";
-  check_factor(op, "B", B, "U, R, O", dy.scalar_type());
-  const int64_t n = tokens_of(dy), n_rows = B.size(0), rank = B.size(1), n_out = B.size(2);
+  const AdapterSizes sizes = check_backward_dy(op, dy, z, B, rows, offsets);
+  const int64_t n = sizes.tokens, n_rows = B.size(0), rank = sizes.rank, n_out = sizes.n_out;
   const ScalarType acc = accumulator_dtype(dy.scalar_type());
-  STD_TORCH_CHECK(dy.dim() > 0 && dy.size(dy.dim() - 1) == n_out, "mhr::", op, ": dy must have O = ", n_out,
-                  " columns, got ", shape_of(dy));
-  check_shape(op, "z", z, "N, R", {n, rank});
-  check_dtype(op, "z", z, acc);
-  check_contiguous(op, "dy", dy);
-  check_contiguous(op, "z", z);
   check_rows(op, "rows", rows, n_rows);
   const Segments segments = check_segments(op, n, rows, offsets);
   Tensor dz = empty(z, {n, rank}, acc), d_b = empty(z, {n_rows, rank, n_out}, acc);
@@ -173,21 +132,9 @@ std::tuple<Tensor, Tensor> routed_adapter_backward_x(std::optional<Tensor> dx, T
                                                      Tensor rows, std::optional<Tensor> offsets, bool accumulate,
                                                      bool need_bias) {
   const char* op = "routed_adapter_backward_x";
-  check_factor(op, "A", A, "U, I, R", x.scalar_type());
-  const int64_t n = tokens_of(x), n_rows = A.size(0), n_in = A.size(1), rank = A.size(2);
+  const AdapterSizes sizes = check_backward_x(op, dx, x, dz, A, rows, offsets);
+  const int64_t n = sizes.tokens, n_rows = A.size(0), n_in = sizes.n_in, rank = sizes.rank;
   const ScalarType acc = accumulator_dtype(x.scalar_type());
-  STD_TORCH_CHECK(x.dim() > 0 && x.size(x.dim() - 1) == n_in, "mhr::", op, ": x must have I = ", n_in, " columns, got ",
-                  shape_of(x));
-  check_shape(op, "dz", dz, "N, R", {n, rank});
-  check_dtype(op, "dz", dz, acc);
-  check_contiguous(op, "x", x);
-  check_contiguous(op, "dz", dz);
-  if (dx) {
-    STD_TORCH_CHECK(dx->numel() == x.numel(), "mhr::", op, ": dx must have the shape of x ", shape_of(x), ", got ",
-                    shape_of(*dx));
-    check_dtype(op, "dx", *dx, x.scalar_type());
-    check_contiguous(op, "dx", *dx);
-  }
   check_rows(op, "rows", rows, n_rows);
   const Segments segments = check_segments(op, n, rows, offsets);
   Tensor d_a = empty(dz, {n_rows, n_in, rank}, acc),

@@ -25,7 +25,7 @@ inline Segments segments_of(const Routing& r) {
 // Cuts `steps` pipeline steps into ranges for separate blocks: none shorter than four steps, no more than are useful.
 inline int steps_per_range(int steps, int blocks) {
   const int ranges = std::max(1, std::min(ceil_div(kBlocksWanted, std::max(blocks, 1)), steps / 4));
-  return ceil_div(steps, ranges);
+  return std::max(1, ceil_div(steps, ranges));
 }
 
 // Tokens of one chunk of the outer products: enough blocks to fill a GPU, yet few partial sums beside the tensor read.
