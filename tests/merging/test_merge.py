@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
@@ -161,3 +162,14 @@ def test_a_truncated_adapter_writes_nothing(run, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["broken"]
     described = json.loads((broken / "mhr_config.json").read_text())
     assert described["tensors"]["size"] == len(data)
+
+
+def test_a_disk_that_fills_up_while_a_model_is_saved(run, tmp_path, monkeypatch):
+    def fill(self: PreTrainedModel, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", fill)
+    with pytest.raises(MhrError, match="cannot write .*out: .*No space left on device"):
+        merge(run, to="model", output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

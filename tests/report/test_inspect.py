@@ -145,9 +145,9 @@ def test_plots(tmp_path):
             assert min(picture.shape[:2]) > 200
             assert (picture[0, 0] == 1).all()  # a light background
         else:
-            assert ("boolq" in file.read_text()) == (file.stem != "entropy")
-    before = [file.read_bytes() for file in files]
-    assert [file.read_bytes() for file in save_plots(found, tmp_path / "plots")] == before
+            text = file.read_text()
+            assert ("boolq" in text) == (file.stem != "entropy")
+            assert "<dc:date>" not in text  # equal plots are equal files
 
 
 def test_nothing_to_plot_where_tasks_share_all(tmp_path):
