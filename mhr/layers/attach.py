@@ -10,7 +10,7 @@ from torch import nn
 
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError, TargetError, nearest
-from mhr.layers.bank import AdapterBank
+from mhr.layers.bank import AdapterBank, bank_of
 from mhr.layers.recompute import keep_routing, set_gradient_checkpointing, undo_keep_routing
 from mhr.layers.routed import RoutedLayer, place
 from mhr.layers.routed_ia3 import RoutedIA3
@@ -64,7 +64,7 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
     ]
     _wrap_method(model, bank, "generate", _generate)
     if _wrap_method(model, bank, "_set_gradient_checkpointing", set_gradient_checkpointing):
-        keep_routing(model, bank)
+        keep_routing(model, state)
     return bank
 
 
@@ -78,7 +78,7 @@ def detach(model: nn.Module) -> None:
         hook.remove()
     for name, layer in bank.layers.items():
         _replace(model, name, layer.base)
-    undo_keep_routing(model, bank)
+    undo_keep_routing(model)
     for name, before in bank.wrapped.items():
         del model.__dict__[name]
         if before is not None:
@@ -88,14 +88,6 @@ def detach(model: nn.Module) -> None:
         p.requires_grad_(False)
     for p in bank.frozen:
         p.requires_grad_(True)
-
-
-def bank_of(model: nn.Module) -> AdapterBank:
-    """The bank on a model. Raises ConfigError where there is none."""
-    bank = getattr(model, "mhr", None)
-    if not isinstance(bank, AdapterBank):
-        raise ConfigError("the model has no bank: mhr.attach(model, config, tasks) adds one")
-    return bank
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mhr.config import AdapterConfig
-from mhr.errors import TaskError, nearest
+from mhr.errors import ConfigError, TaskError, nearest
 from mhr.layers.routed import RoutedLayer
 from mhr.routing import Router, RoutingBatch, RoutingState, routers
 
@@ -42,7 +42,6 @@ class AdapterBank(nn.Module):
         self.frozen: list[nn.Parameter] = []
         self.hooks: list[RemovableHandle] = []
         self.wrapped: dict[str, Any] = {}
-        self.input_grads = False
 
     def add_router(self, group: str, router: Router) -> None:
         self.groups[group] = router
@@ -192,6 +191,14 @@ class AdapterBank(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.config.method} {self.config.adapter}, {len(self.tasks)} tasks, {len(self.layers)} layers"
+
+
+def bank_of(model: nn.Module) -> AdapterBank:
+    """The bank on a model. Raises ConfigError where there is none."""
+    bank = getattr(model, "mhr", None)
+    if not isinstance(bank, AdapterBank):
+        raise ConfigError("the model has no bank: mhr.attach(model, config, tasks) adds one")
+    return bank
 
 
 def check_names(names: Sequence[str]) -> list[str]:

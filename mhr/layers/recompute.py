@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from mhr.layers.bank import AdapterBank
+from mhr.layers.bank import bank_of
 from mhr.routing import RoutingState
 
 FUNCTION = "_gradient_checkpointing_func"  # where transformers keeps the checkpoint function of each block
@@ -35,36 +35,23 @@ class RoutedCheckpoint:
         return self.function(routed, *args, **kwargs)
 
 
-def set_gradient_checkpointing(
-    model: nn.Module, original: Callable[..., None], enable: bool = True, **kwargs: Any
-) -> None:
+def set_gradient_checkpointing(model: nn.Module, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """In front of a model's `_set_gradient_checkpointing`: the same switch for a model with a bank."""
-    bank: AdapterBank = model.mhr  # type: ignore[assignment]
-    original(enable=enable, **kwargs)
-    if enable:
-        keep_routing(model, bank)
-    else:
-        undo_keep_routing(model, bank)
+    original(*args, **kwargs)
+    keep_routing(model, bank_of(model).state)
 
 
-def keep_routing(model: nn.Module, bank: AdapterBank) -> None:
-    """Have blocks that are checkpointed keep the routing of their batch, and the frozen embeddings pass gradients on."""
+def keep_routing(model: nn.Module, state: RoutingState) -> None:
+    """Have the blocks that are checkpointed keep the routing of their batch."""
     for module in model.modules():
         function = module.__dict__.get(FUNCTION)
         if function is not None and not isinstance(function, RoutedCheckpoint):
-            setattr(module, FUNCTION, RoutedCheckpoint(function, bank.state))
-    if not bank.input_grads and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        # Re-entrant checkpointing yields no gradient where no input asks for one, and everything below is frozen.
-        model.enable_input_require_grads()  # type: ignore[operator]
-        bank.input_grads = True
+            setattr(module, FUNCTION, RoutedCheckpoint(function, state))
 
 
-def undo_keep_routing(model: nn.Module, bank: AdapterBank) -> None:
+def undo_keep_routing(model: nn.Module) -> None:
     """Undo `keep_routing`."""
     for module in model.modules():
         function = module.__dict__.get(FUNCTION)
         if isinstance(function, RoutedCheckpoint):
             setattr(module, FUNCTION, function.function)
-    if bank.input_grads:
-        model.disable_input_require_grads()  # type: ignore[operator]
-        bank.input_grads = False

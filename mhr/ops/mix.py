@@ -33,35 +33,43 @@ def mix(
     AdaMix's merge (arXiv 2205.12410).
     """
     refuse_transforms("mix")
-    return list(_Mix.apply(out_dtype, tuple(head_dims), *banks, *weights))
+    # Neighbours often share their weights (A and B of a layer), which torch.compile wants to see only once.
+    distinct: list[Tensor] = []
+    rows: list[int] = []
+    for w in weights:
+        if not distinct or distinct[-1] is not w:
+            distinct.append(w)
+        rows.append(len(distinct) - 1)
+    return list(_Mix.apply(out_dtype, tuple(head_dims), tuple(rows), *banks, *distinct))
 
 
 class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, out_dtype: torch.dtype | None, head_dims: tuple[int, ...], *tensors: Tensor
+        ctx: Any, out_dtype: torch.dtype | None, head_dims: tuple[int, ...], rows: tuple[int, ...], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        n = len(head_dims)
-        check(
-            len(tensors) == 2 * n,
-            f"mhr::mix: {n} head_dims, but {len(tensors)} banks and weights together, not {2 * n}",
-        )
+        n = len(tensors) - (rows[-1] + 1 if rows else 0)
         tensors = tuple(t.contiguous() for t in tensors)
-        ctx.head_dims = head_dims
+        ctx.head_dims, ctx.rows = head_dims, rows
         ctx.save_for_backward(*tensors)
-        return tuple(_forward(tensors[:n], tensors[n:], head_dims, out_dtype))
+        return tuple(_forward(tensors[:n], [tensors[n + i] for i in rows], head_dims, out_dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         n = len(ctx.head_dims)
         tensors = ctx.saved_tensors
-        need_banks, need_weights = any(ctx.needs_input_grad[2 : 2 + n]), any(ctx.needs_input_grad[2 + n :])
+        need_banks, need_weights = any(ctx.needs_input_grad[3 : 3 + n]), any(ctx.needs_input_grad[3 + n :])
         grads = tuple(g.contiguous() for g in grads)
-        found = _backward(grads, tensors[:n], tensors[n:], ctx.head_dims, need_banks, need_weights)
+        weights = [tensors[n + i] for i in ctx.rows]
+        found = _backward(grads, tensors[:n], weights, ctx.head_dims, need_banks, need_weights)
         d_banks = found[:n] if need_banks else [None] * n
-        d_weights = found[-n:] if need_weights else [None] * n
-        return None, None, *d_banks, *d_weights
+        d_weights: list[Tensor | None] = [None] * (len(tensors) - n)
+        if need_weights:
+            for i, d in zip(ctx.rows, found[-n:], strict=True):
+                so_far = d_weights[i]
+                d_weights[i] = d if so_far is None else so_far + d
+        return None, None, None, *d_banks, *d_weights
 
 
 def check_banks(

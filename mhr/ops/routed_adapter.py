@@ -50,7 +50,11 @@ def routed_adapter(
     refuse_transforms("routed_adapter")
     if torch.is_autocast_enabled(y.device.type):
         x = x.to(y.dtype)
-    return _RoutedAdapter.apply(y, x, A, B, rows, rows_b, offsets, bias_a, bias_b, activation, scale)
+    tensors = (x, A, B, rows, rows_b, offsets, bias_a, bias_b)
+    if torch.compiler.is_compiling():
+        # Dynamo loses the gradient of an argument that a Function marks dirty; the compiler makes this in place again.
+        return y.copy_(_RoutedAdapter.apply(y.clone(), *tensors, activation, scale, False))
+    return _RoutedAdapter.apply(y, *tensors, activation, scale, True)  # type: ignore[no-any-return]
 
 
 class _RoutedAdapter(torch.autograd.Function):
@@ -68,6 +72,7 @@ class _RoutedAdapter(torch.autograd.Function):
         bias_b: Tensor | None,
         activation: str,
         scale: float,
+        dirty: bool,
     ) -> Tensor:
         x, A, B, rows = x.contiguous(), A.contiguous(), B.contiguous(), rows.contiguous()
         rows_b, offsets, bias_a, bias_b = (
@@ -77,7 +82,8 @@ class _RoutedAdapter(torch.autograd.Function):
         z = _forward(target, x, A, B, rows, rows_b, offsets, bias_a, bias_b, activation, scale)
         if target is not y:
             y.copy_(target)
-        ctx.mark_dirty(y)
+        if dirty:
+            ctx.mark_dirty(y)
         ctx.biases = None if bias_a is None else bias_a.dtype, None if bias_b is None else bias_b.dtype
         ctx.activation, ctx.scale = activation, scale
         ctx.save_for_backward(x, A, B, rows, rows_b, offsets, z)
@@ -104,6 +110,7 @@ class _RoutedAdapter(torch.autograd.Function):
             None,
             d_bias_a.to(dtype_a) if dtype_a is not None else None,
             d_bias_b.to(dtype_b) if dtype_b is not None else None,
+            None,
             None,
             None,
         )
