@@ -49,7 +49,7 @@ def benchmark(
     file = output / f"{name}.json" if output else None
     if file and file.exists() and not overwrite:
         raise ConfigError(f"{file} is there already: choose another --output, or pass --overwrite to replace it")
-    with working():
+    with working(models=False):
         result = importlib.import_module(f"mhr_benchmarks.{name}").run(quick=quick)
         if file:
             from mhr.files import make_folder, write_json_atomically

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -32,11 +31,19 @@ def print_error(message: str) -> None:
 
 
 @contextlib.contextmanager
-def working() -> Iterator[None]:
-    """Keep stdout for the result: what libraries print meanwhile goes to stderr, and their chatter is turned down."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+def working(models: bool = True) -> Iterator[None]:
+    """Keep stdout for the result: what libraries print meanwhile goes to stderr.
+
+    models: a model is loaded, so turn down the chatter of transformers, but not the bars of downloads.
+    """
     with contextlib.redirect_stdout(sys.stderr):
+        if models:
+            from huggingface_hub.utils import enable_progress_bars
+            from transformers.utils import logging
+
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+            enable_progress_bars()
         yield
 
 

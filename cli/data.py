@@ -62,7 +62,7 @@ def check(
 
     Exit code 2 where there is a fault.
     """
-    with working():
+    with working(models=False):
         from mhr.data import parse_column_map
         from mhr.data.check import check_collection
 

@@ -21,7 +21,7 @@ def doctor(json: options.Json = False) -> None:
 
     Exit code 0 where nothing needed is missing, 1 otherwise.
     """
-    with working():
+    with working(models=False):
         from mhr.report.doctor import examine
 
         found = examine()

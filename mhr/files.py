@@ -15,7 +15,15 @@ from typing import Any
 from mhr.errors import MhrError
 
 # A folder that holds one of these was written by us or by transformers or PEFT, so that --overwrite may replace it.
-OUTPUT_MARKS = ("run.json", "adapt.json", "mhr_config.json", "adapter_config.json", "config.json")
+OUTPUT_MARKS = (
+    "run.json",
+    "adapt.json",
+    "mhr_config.json",
+    "adapter_config.json",
+    "config.json",
+    "evaluation.json",
+    "inspection.json",
+)
 
 
 def write_bytes_atomically(path: str | Path, data: bytes) -> Path:

@@ -1,0 +1,318 @@
+"""Bad input, end to end: one clear line on stderr, exit code 2, nothing written, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mhr.training.checkpoints import newest_complete
+from tests.cli.running import SMALL, invoke, last_line, refuse, spawn, succeed
+
+Collection = Callable[..., Path]
+
+
+@pytest.fixture
+def superni(tmp_path: Path) -> Collection:
+    """Writes a Super-NaturalInstructions folder with the tasks `one` and `two`; `change` may edit each file's content."""
+
+    def write(change: Callable[[str, dict[str, Any]], None] = lambda name, content: None) -> Path:
+        root = tmp_path / "tasks"
+        (root / "tasks").mkdir(parents=True)
+        (root / "splits" / "default").mkdir(parents=True)
+        for name in ("one", "two"):
+            answers = ("yes", "no")
+            instances = [{"id": f"{name}-{i}", "input": f"is it {i}?", "output": [answers[i % 2]]} for i in range(120)]
+            content = {"Definition": ["Say yes or no."], "Categories": ["Test"], "Instances": instances}
+            change(name, content)
+            (root / "tasks" / f"{name}.json").write_text(json.dumps(content, indent=1))
+        (root / "splits" / "default" / "train_tasks.txt").write_text("one\ntwo\n")
+        (root / "splits" / "default" / "test_tasks.txt").write_text("")
+        return root
+
+    return write
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Iterator[Path]:
+    """An output folder that must not come into being."""
+    folder = tmp_path / "output"
+    yield folder
+    assert not folder.exists()
+
+
+# ---- task collections ------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_folder(output: Path, tmp_path: Path) -> None:
+    line = refuse("pretrain", "--tasks", tmp_path / "absent", "--output", output)
+    assert f"{tmp_path / 'absent'}: no such file or folder" in line
+
+
+def test_an_empty_folder(output: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    line = refuse("pretrain", "--tasks", tmp_path / "empty", "--output", output)
+    assert f"{tmp_path / 'empty'}: is an empty folder" in line
+
+
+def test_a_json_file_that_is_cut(output: Path, superni: Collection) -> None:
+    root = superni()
+    file = root / "tasks" / "two.json"
+    file.write_text(file.read_text()[:-200])
+    line = refuse("pretrain", "--tasks", root, "--output", output)
+    assert str(file) in line
+    assert "not valid JSON" in line
+    assert "cut" in line
+
+
+def test_an_instance_without_output(output: Path, superni: Collection) -> None:
+    def change(name: str, content: dict[str, Any]) -> None:
+        if name == "two":
+            content["Instances"][7]["output"] = []
+
+    root = superni(change)
+    line = refuse("pretrain", "--tasks", root, "--output", output)
+    number = (root / "tasks" / "two.json").read_text().split('"two-7"')[0].count("\n")
+    assert f"two.json:{number}: instance 'two-7' has no output" in line
+
+
+def test_a_listed_task_without_a_file(output: Path, superni: Collection) -> None:
+    root = superni()
+    (root / "tasks" / "two.json").unlink()
+    line = refuse("pretrain", "--tasks", root, "--output", output)
+    assert "train_tasks.txt:2: task 'two' has no file" in line
+
+
+def test_a_task_that_is_listed_twice(output: Path, superni: Collection) -> None:
+    root = superni()
+    (root / "splits" / "default" / "test_tasks.txt").write_text("one\n")
+    line = refuse("pretrain", "--tasks", root, "--output", output)
+    assert "test_tasks.txt:1: task 'one' is listed twice, first at train_tasks.txt:1" in line
+
+
+def test_a_label_that_is_not_among_the_choices(output: Path, rows: Path) -> None:
+    lines = rows.read_text().splitlines()
+    lines[3] = lines[3].replace('["yes"]', '["maybe"]')
+    rows.write_text("\n".join(lines) + "\n")
+    line = refuse("pretrain", "--tasks", rows, "--output", output)
+    assert f"{rows}:4: " in line
+    assert "'maybe'" in line
+
+
+def test_data_check_tells_every_fault_and_exits_with_2(superni: Collection) -> None:
+    def change(name: str, content: dict[str, Any]) -> None:
+        content["Instances"][7]["output"] = []
+
+    result = invoke("data", "check", superni(change), "--json")
+    assert result.exit_code == 2
+    assert [line.partition("instance ")[2][:7] for line in result.stderr.splitlines()] == ["'one-7'", "'two-7'"]
+    assert json.loads(result.stdout)["totals"]["faults"] == 2
+
+
+def test_long_inputs_are_cut_and_counted(run: Path, rows: Path, tmp_path: Path) -> None:
+    rows.write_text(rows.read_text().replace('"input": "even', '"input": "' + "long " * 20 + "even"))
+    judged = json.loads(succeed("evaluate", run, "--tasks", rows, "--json").stdout)
+    assert judged["truncated"] == {"examples": 8, "inputs": 4, "choices": 0}
+    trained = tmp_path / "run"
+    succeed("pretrain", *SMALL, "--tasks", rows, "--steps", "2", "--output", trained)
+    info = json.loads((trained / "run.json").read_text())
+    assert 0 < info["truncated"]["cut"] <= info["truncated"]["of"] == 2 * 8  # inputs and targets
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--targets", "quary"), "'quary'"),
+        (("--n-heads", "7"), "encoder.block.0.layer.0.SelfAttention.q"),
+        (("--rank", "0"), "--rank: adapter.rank is 0, expected a whole number of at least 1"),
+        (("--lr", "-0.1"), "--lr: train.lr is -0.1, expected a number above 0"),
+        (("--router-lr", "-1"), "--router-lr: train.router_lr is -1.0"),
+        (("--set", "train.stesp=3"), "--set: unknown key 'train.stesp': in section 'train', did you mean 'steps'"),
+        (("--set", "train.steps"), "has no '='"),
+        (("--preset", "dmeo"), "unknown preset 'dmeo': did you mean 'demo'?"),
+        (("--method", "mrh"), "did you mean 'mhr'"),
+        (("--model", "builtin:t5-tinny"), "did you mean 'builtin:t5-tiny'?"),
+        (("--config", "absent.yaml"), "no configuration file at absent.yaml"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_settings_that_cannot_be(output: Path, flags: tuple[str, ...], expected: str) -> None:
+    assert expected in refuse("pretrain", *flags, "--output", output)
+
+
+def test_an_unknown_key_in_a_file(output: Path, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: builtin:t5-tiny\nadapter:\n  rnak: 4\n")
+    line = refuse("pretrain", "--config", file, "--output", output)
+    assert f"{file}: unknown key 'adapter.rnak'" in line
+    assert "did you mean 'rank'?" in line
+
+
+def test_shots_seeds_and_modes_that_cannot_be(output: Path, run: Path) -> None:
+    adapt = ("adapt", run, "--output", output, "--task", "rev-upper")
+    assert "--seeds" in refuse(*adapt, "--seeds", "13,x")
+    assert "each seed once" in refuse(*adapt, "--seeds", "1,1")
+    assert "--shots 400" in refuse(*adapt, "--shots", "4000")
+    assert "did you mean" in refuse(*adapt, "--mode", "zz")
+    assert "'rev-upper'" in refuse("adapt", run, "--output", output, "--task", "rev-uper")
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be damaged."""
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_a_truncated_adapter(damaged: Path, output: Path) -> None:
+    file = damaged / "adapter" / "mhr_adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    for command in (("evaluate", damaged), ("merge", damaged, "--output", output)):
+        line = refuse(*command)
+        assert str(file) in line
+        assert "truncated" in line
+
+
+def test_a_checkpoint_of_another_base_model(run: Path, tmp_path: Path) -> None:
+    from transformers import ByT5Tokenizer, T5ForConditionalGeneration
+
+    from mhr.backbones import load_backbone
+
+    model, _ = load_backbone("builtin:t5-tiny")
+    other = T5ForConditionalGeneration(model.config)
+    other.save_pretrained(tmp_path / "other")
+    ByT5Tokenizer().save_pretrained(tmp_path / "other")
+    line = refuse("evaluate", run, "--model", tmp_path / "other")
+    assert "belongs to another base model (builtin:t5-tiny)" in line
+
+
+def test_a_folder_that_is_no_run(output: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("")
+    for command in (
+        ("evaluate", tmp_path / "photos", "--tasks", "builtin:skills"),
+        ("adapt", tmp_path / "photos", "--output", output),
+        ("merge", tmp_path / "photos", "--output", output),
+        ("inspect", tmp_path / "photos"),
+    ):
+        assert str(tmp_path / "photos") in refuse(*command)
+
+
+# ---- output ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_folder_that_is_not_empty(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("keep me")
+    for command in (
+        ("pretrain", *SMALL, "--output", tmp_path / "mine"),
+        ("adapt", run, "--task", "rev-upper", "--output", tmp_path / "mine"),
+        ("merge", run, "--output", tmp_path / "mine"),
+        ("evaluate", run, "--output", tmp_path / "mine"),
+    ):
+        assert "is not empty" in refuse(*command)
+        # Nothing says that this is an output of ours, so --overwrite does not touch it either.
+        assert "thesis.tex" in refuse(*command, "--overwrite")
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "keep me"
+
+
+def test_overwrite_replaces_an_earlier_output(run: Path, tmp_path: Path) -> None:
+    succeed("merge", run, "--output", tmp_path / "mu")
+    assert "is not empty" in refuse("merge", run, "--output", tmp_path / "mu")
+    succeed("merge", run, "--method", "task", "--task", "asc-box", "--output", tmp_path / "mu", "--overwrite")
+
+
+def _few_bytes() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Options for a process that cannot write 100 kB: a tiny file system, or where none can be mounted, a limit."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)]
+    mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    yield {} if mounted else {"preexec_fn": _few_bytes}
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk(run: Path, tmp_path: Path, full_disk: dict[str, Any]) -> None:
+    processes = {
+        name: spawn(*command, "--output", tmp_path / "disk" / name, **full_disk)
+        for name, command in {
+            "run": ("pretrain", *SMALL, "--rank", "32", "--steps", "1"),
+            "model": ("merge", run, "--to", "model"),
+        }.items()
+    }
+    for name, process in processes.items():
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 2, stderr
+        assert sum(line.startswith("error: ") for line in stderr.splitlines()) == 1
+        assert last_line(stderr).startswith("error: cannot write ")
+        assert str(tmp_path / "disk" / name) in last_line(stderr)
+        assert "Traceback" not in stderr
+    assert not (tmp_path / "disk" / "model").exists()
+    assert not list((tmp_path / "disk" / "run").rglob("*.tmp"))
+    assert not (tmp_path / "disk" / "run" / "adapter").exists()
+
+
+def test_a_folder_without_write_permission(run: Path, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        locked = Path("/proc")  # where not even root can make a folder
+    else:
+        locked = tmp_path / "locked"
+        locked.mkdir(mode=0o500)
+    assert f"cannot write {locked}" in refuse("merge", run, "--output", locked / "merged")
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_a_number_names_the_step_and_the_tasks(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    result = invoke("pretrain", *SMALL, "--steps", "20", "--lr", "1e30", "--output", output)
+    assert result.exit_code == 2
+    line = last_line(result.stderr)
+    assert line.startswith("error: the loss is nan at step ")
+    tasks = json.loads((output / "run.json").read_text())["tasks"]
+    assert any(repr(task) in line for task in tasks)
+    assert json.loads((output / "run.json").read_text())["status"] == "failed"
+
+
+def test_control_c_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    settings = (*SMALL, "--steps", "15", "--set", "train.log_every=1", "--output", output)
+    process = spawn("pretrain", *settings)
+    deadline = time.monotonic() + 120
+    while not (output / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert last_line(stderr).startswith("Go on with: mhr pretrain ")
+    assert last_line(stderr).endswith(" --resume")
+    stopped = newest_complete(output / "checkpoints")[0]
+    assert stopped is not None
+    result = succeed("pretrain", "--output", output, "--resume", "--json")
+    info = json.loads(result.stdout)
+    assert info["status"] == "done"
+    assert info["resumed_from"] == stopped.name
+    assert (output / "adapter" / "mhr_config.json").is_file()
