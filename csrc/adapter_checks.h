@@ -86,8 +86,10 @@ inline AdapterSizes check_forward(const char* op, const Tensor& y, const Tensor&
   check_factor(op, "A", A, "U, I, R", x.scalar_type());
   check_factor(op, "B", B, "U, R, O", x.scalar_type());
   check_dtype(op, "B", B, A.scalar_type());
-  const AdapterSizes sizes{tokens_of(x), A.size(1), B.size(2), A.size(2)};
-  check_wide(op, "x", x, "I", sizes.n_in);
+  STD_TORCH_CHECK(x.dim() > 0, "mhr::", op, ": x must have at least one dimension");
+  const AdapterSizes sizes{tokens_of(x), x.size(x.dim() - 1), B.size(2), A.size(2)};
+  check_contiguous(op, "x", x);
+  check_shape(op, "A", A, "U, I, R", {A.size(0), sizes.n_in, sizes.rank});
   check_shape(op, "B", B, "U, R, O", {B.size(0), sizes.rank, sizes.n_out});
   check_beside(op, "y", y, "x", x, "O", sizes.n_out);
   check_layout(op, sizes.tokens, rows, offsets);

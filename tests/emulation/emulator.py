@@ -49,23 +49,39 @@ def missing_tools() -> str | None:
 
 def build(flavour: str, csrc: Path = ROOT / "csrc", folder: Path | None = None) -> Path:
     """Compiles what changed since the last call; returns the driver's path."""
-    folder = folder or ROOT / "build" / "emulation" / flavour
+    sources = [*_kernels(csrc), ROOT / "tests" / "emulation" / "driver.cpp"]
+    return _ninja(folder or ROOT / "build" / "emulation" / flavour, csrc, sources, "driver", FLAVOURS[flavour], "")
+
+
+def build_library(csrc: Path = ROOT / "csrc") -> Path:
+    """A library that registers the emulated kernels as the CPU's own; to be loaded where mhr._C is left out."""
+    torch_home = Path(torch.__file__).parent
+    includes = " ".join(f"-isystem {torch_home / 'include' / path}" for path in ("", "torch/csrc/api/include"))
+    defines = f"-DMHR_EMULATED -DTORCH_TARGET_VERSION=0x020b000000000000 {includes}"
+    libraries = f"-L{torch_home / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10"
+    sources = [*_kernels(csrc), *sorted((csrc / "cuda").glob("*_torch.cpp"))]
+    flags = f"-O2 -fPIC -fvisibility=hidden {defines}"
+    return _ninja(ROOT / "build" / "emulation" / "library", csrc, sources, "emulated.so", flags, f"-shared {libraries}")
+
+
+def _kernels(csrc: Path) -> list[Path]:
+    return [*sorted((csrc / "emulation").glob("*.cpp")), *sorted((csrc / "cuda").glob("*.cu"))]
+
+
+def _ninja(folder: Path, csrc: Path, sources: Sequence[Path], target: str, flags: str, link_flags: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    flags = f"{LANGUAGE} {FLAVOURS[flavour]} {WARNINGS} -I{csrc}"
-    # The scheduler is never watched for races: it is what orders the kernels' threads.
-    runtime_flags = flags.replace("-fsanitize=thread", "")
+    flags = f"{LANGUAGE} {flags} {WARNINGS} -I{csrc}"
     lines = [
         "rule cxx\n  command = g++ -MMD -MF $out.d $flags -c -x c++ $in -o $out\n  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = g++ {FLAVOURS[flavour]} $in -o $out",
+        f"rule link\n  command = g++ {flags} $in -o $out {link_flags}",
     ]
     objects = []
-    sources = [(csrc / "emulation" / f"{name}.cpp", runtime_flags) for name in ("fiber", "runtime")]
-    sources += [(source, flags) for source in sorted((csrc / "cuda").glob("*.cu"))]
-    sources += [(ROOT / "tests" / "emulation" / "driver.cpp", flags)]
-    for source, source_flags in sources:
-        objects.append(f"{source.stem}.o")
-        lines.append(f"build {objects[-1]}: cxx {source}\n  flags = {source_flags}")
-    lines.append(f"build driver: link {' '.join(objects)}\n")
+    for source in sources:
+        objects.append(f"{source.name}.o")
+        # The scheduler is never watched for races: it is what orders the kernels' threads.
+        own = flags.replace("-fsanitize=thread", "") if source.parent == csrc / "emulation" else flags
+        lines.append(f"build {objects[-1]}: cxx {source}\n  flags = {own}")
+    lines.append(f"build {target}: link {' '.join(objects)}\n")
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         text = "\n".join(lines)
@@ -74,8 +90,8 @@ def build(flavour: str, csrc: Path = ROOT / "csrc", folder: Path | None = None) 
             ninja_file.write_text(text)
         result = subprocess.run(["ninja", "-C", str(folder)], capture_output=True, text=True)
     if result.returncode:
-        raise EmulatorFault(f"the emulator's {flavour} build failed:\n{result.stdout[-4000:]}")
-    return folder / "driver"
+        raise EmulatorFault(f"the emulator's build in {folder} failed:\n{result.stdout[-4000:]}")
+    return folder / target
 
 
 @dataclass(frozen=True)
