@@ -54,7 +54,7 @@ def routed_adapter(
     if torch.compiler.is_compiling():
         # Dynamo loses the gradient of an argument that a Function marks dirty; the compiler makes this in place again.
         return y.copy_(_RoutedAdapter.apply(y.clone(), *tensors, activation, scale, False))
-    return _RoutedAdapter.apply(y, *tensors, activation, scale, True)  # type: ignore[no-any-return]
+    return _RoutedAdapter.apply(y, *tensors, activation, scale, True)
 
 
 class _RoutedAdapter(torch.autograd.Function):
