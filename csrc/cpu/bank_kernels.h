@@ -7,70 +7,159 @@
 namespace mhr {
 namespace {
 
+// Register tiles: kWide sums of one side at a time, each over kStreams vectors.
+constexpr int kWide = 4;
+constexpr int kStreams = MHR_VECTOR_BYTES == 64 ? 4 : 2;
+
+// out[j][i .. i + V lanes) = sum_k w[j * w_out + k * w_in] * in[k][i ..), for J outputs and V vectors.
+template <int J, int V, class In, class Out, class C>
+MHR_INLINE void sum_tile(const In* in, int64_t in_stride, int64_t count, const C* w, int64_t w_out, int64_t w_in,
+                         Out* out, int64_t out_stride) {
+  vec<C> acc[J][V] = {};
+  for (int64_t k = 0; k < count; k++, in += in_stride, w += w_in) {
+    vec<C> v[V];
+#pragma GCC unroll 8
+    for (int i = 0; i < V; i++) v[i] = load(in + i * lanes<C>);
+#pragma GCC unroll 8
+    for (int j = 0; j < J; j++) {
+      const vec<C> s = splat(w[j * w_out]);
+#pragma GCC unroll 8
+      for (int i = 0; i < V; i++) acc[j][i] += s * v[i];
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < J; j++)
+#pragma GCC unroll 8
+    for (int i = 0; i < V; i++) store(out + j * out_stride + i * lanes<C>, acc[j][i]);
+}
+
+// The same for one run of `length` elements.
+template <int J, class In, class Out, class C>
+MHR_INLINE void sum_run(const In* in, int64_t in_stride, int64_t count, const C* w, int64_t w_out, int64_t w_in,
+                        Out* out, int64_t out_stride, int64_t length) {
+  int64_t i = 0;
+  for (; i + kStreams * lanes<C> <= length; i += kStreams * lanes<C>)
+    sum_tile<J, kStreams>(in + i, in_stride, count, w, w_out, w_in, out + i, out_stride);
+  for (; i + lanes<C> <= length; i += lanes<C>)
+    sum_tile<J, 1>(in + i, in_stride, count, w, w_out, w_in, out + i, out_stride);
+  for (; i < length; i++)
+    for (int j = 0; j < J; j++) {
+      C acc = 0;
+      for (int64_t k = 0; k < count; k++) acc += w[j * w_out + k * w_in] * widen(in[k * in_stride + i]);
+      narrow(acc, out[j * out_stride + i]);
+    }
+}
+
 template <class T>
 void combine(const T* bank, BankRun from, const acc_t<T>* w, acc_t<T>* mixed, MixedRun to) {
-  using C = acc_t<T>;
-  for (int64_t u = 0; u < to.count; u++)
-    for (int64_t row = 0; row < from.rows; row++) {
-      const T* source = bank + row * from.row_stride;
-      C* out = mixed + u * to.stride + row * to.row_stride;
-      const C* weight = w + u * to.weight_stride;
-      int64_t i = 0;
-      for (; i + lanes<C> <= from.length; i += lanes<C>) {
-        vec<C> acc = {};
-        for (int64_t s = 0; s < from.skills; s++) acc += splat(weight[s]) * load(source + s * from.skill_stride + i);
-        store(out + i, acc);
-      }
-      for (; i < from.length; i++) {
-        C acc = 0;
-        for (int64_t s = 0; s < from.skills; s++) acc += weight[s] * widen(source[s * from.skill_stride + i]);
-        out[i] = acc;
-      }
-    }
+  for (int64_t row = 0; row < from.rows; row++) {
+    const T* in = bank + row * from.row_stride;
+    auto* out = mixed + row * to.row_stride;
+    int64_t u = 0;
+    for (; u + kWide <= to.count; u += kWide)
+      sum_run<kWide>(in, from.skill_stride, from.skills, w + u * to.weight_stride, to.weight_stride, 1,
+                     out + u * to.stride, to.stride, from.length);
+    for (; u < to.count; u++)
+      sum_run<1>(in, from.skill_stride, from.skills, w + u * to.weight_stride, 0, 1, out + u * to.stride, 0,
+                 from.length);
+  }
 }
 
 template <class T>
 void distribute(T* bank, BankRun to, const acc_t<T>* w, const acc_t<T>* mixed, MixedRun from) {
+  for (int64_t row = 0; row < to.rows; row++) {
+    const auto* in = mixed + row * from.row_stride;
+    T* out = bank + row * to.row_stride;
+    int64_t s = 0;
+    for (; s + kWide <= to.skills; s += kWide)
+      sum_run<kWide>(in, from.stride, from.count, w + s, 1, from.weight_stride, out + s * to.skill_stride,
+                     to.skill_stride, to.length);
+    for (; s < to.skills; s++)
+      sum_run<1>(in, from.stride, from.count, w + s, 0, from.weight_stride, out + s * to.skill_stride, 0, to.length);
+  }
+}
+
+// out[j] += <a[j], b> for J rows of a; two chains each hide the adder's latency.
+template <int J, class T>
+MHR_INLINE void dots_tile(const T* a, BankRun run, const acc_t<T>* b, int64_t b_row_stride, acc_t<T>* out) {
   using C = acc_t<T>;
-  for (int64_t s = 0; s < to.skills; s++)
-    for (int64_t row = 0; row < to.rows; row++) {
-      T* out = bank + s * to.skill_stride + row * to.row_stride;
-      const C* source = mixed + row * from.row_stride;
-      int64_t i = 0;
-      for (; i + lanes<C> <= to.length; i += lanes<C>) {
-        vec<C> acc = {};
-        for (int64_t u = 0; u < from.count; u++)
-          acc += splat(w[u * from.weight_stride + s]) * load(source + u * from.stride + i);
-        store(out + i, acc);
-      }
-      for (; i < to.length; i++) {
-        C acc = 0;
-        for (int64_t u = 0; u < from.count; u++) acc += w[u * from.weight_stride + s] * source[u * from.stride + i];
-        narrow(acc, out[i]);
+  vec<C> acc[J] = {}, more[J] = {};
+  C rest[J] = {};
+  for (int64_t row = 0; row < run.rows; row++, a += run.row_stride, b += b_row_stride) {
+    int64_t i = 0;
+    for (; i + 2 * lanes<C> <= run.length; i += 2 * lanes<C>) {
+      const vec<C> v = load(b + i), u = load(b + i + lanes<C>);
+#pragma GCC unroll 8
+      for (int j = 0; j < J; j++) {
+        acc[j] += load(a + j * run.skill_stride + i) * v;
+        more[j] += load(a + j * run.skill_stride + i + lanes<C>) * u;
       }
     }
+    for (; i + lanes<C> <= run.length; i += lanes<C>)
+      for (int j = 0; j < J; j++) acc[j] += load(a + j * run.skill_stride + i) * load(b + i);
+    for (; i < run.length; i++)
+      for (int j = 0; j < J; j++) rest[j] += widen(a[j * run.skill_stride + i]) * b[i];
+  }
+  for (int j = 0; j < J; j++) {
+    acc[j] += more[j];
+    out[j] += rest[j];
+  }
+  store_sums<J, C>(acc, out, true);
 }
 
 template <class T>
 void dots(const T* bank, BankRun a, const acc_t<T>* mixed, MixedRun b, acc_t<T>* out) {
-  using C = acc_t<T>;
-  constexpr int kChains = 4;  // independent sums: they hide the adder's latency and round less
-  for (int64_t u = 0; u < b.count; u++)
-    for (int64_t s = 0; s < a.skills; s++) {
-      vec<C> acc[kChains] = {};
-      C rest = 0;
-      for (int64_t row = 0; row < a.rows; row++) {
-        const T* p = bank + s * a.skill_stride + row * a.row_stride;
-        const C* q = mixed + u * b.stride + row * b.row_stride;
-        int64_t i = 0;
-        for (; i + kChains * lanes<C> <= a.length; i += kChains * lanes<C>)
-#pragma GCC unroll 4
-          for (int k = 0; k < kChains; k++) acc[k] += load(p + i + k * lanes<C>) * load(q + i + k * lanes<C>);
-        for (; i + lanes<C> <= a.length; i += lanes<C>) acc[0] += load(p + i) * load(q + i);
-        for (; i < a.length; i++) rest += widen(p[i]) * q[i];
-      }
-      out[u * a.skills + s] += sum((acc[0] + acc[1]) + (acc[2] + acc[3])) + rest;
+  for (int64_t u = 0; u < b.count; u++, mixed += b.stride, out += a.skills) {
+    int64_t s = 0;
+    for (; s + kWide <= a.skills; s += kWide)
+      dots_tile<kWide>(bank + s * a.skill_stride, a, mixed, b.row_stride, out + s);
+    for (; s < a.skills; s++) dots_tile<1>(bank + s * a.skill_stride, a, mixed, b.row_stride, out + s);
+  }
+}
+
+// ---- transposes between a run [width][rank] and a panel [rank][kPanel], in blocks of 4 x 4
+typedef float quad __attribute__((vector_size(16)));
+typedef int quad_order __attribute__((vector_size(16)));
+
+MHR_INLINE void transpose_quad(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+  quad v[4], t[4];
+  for (int i = 0; i < 4; i++) std::memcpy(&v[i], from + i * from_stride, sizeof(quad));
+  for (int i = 0; i < 2; i++) {
+    t[2 * i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], quad_order{0, 4, 1, 5});
+    t[2 * i + 1] = __builtin_shuffle(v[2 * i], v[2 * i + 1], quad_order{2, 6, 3, 7});
+  }
+  for (int i = 0; i < 2; i++) {
+    const quad even = __builtin_shuffle(t[i], t[i + 2], quad_order{0, 1, 4, 5});
+    const quad odd = __builtin_shuffle(t[i], t[i + 2], quad_order{2, 3, 6, 7});
+    std::memcpy(to + 2 * i * to_stride, &even, sizeof(quad));
+    std::memcpy(to + (2 * i + 1) * to_stride, &odd, sizeof(quad));
+  }
+}
+
+// to[c][r] = from[r][c]
+template <class C>
+MHR_INLINE void transpose(const C* from, int64_t from_stride, int64_t rows, int64_t columns, C* to, int64_t to_stride) {
+  int64_t r = 0;
+  if constexpr (sizeof(C) == sizeof(float)) {
+    for (; r + 4 <= rows; r += 4) {
+      int64_t c = 0;
+      for (; c + 4 <= columns; c += 4)
+        transpose_quad(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
+      for (; c < columns; c++)
+        for (int64_t k = r; k < r + 4; k++) to[c * to_stride + k] = from[k * from_stride + c];
     }
+  }
+  for (; r < rows; r++)
+    for (int64_t c = 0; c < columns; c++) to[c * to_stride + r] = from[r * from_stride + c];
+}
+
+template <class C>
+void spread(const C* run, int64_t width, int64_t rank, C* panel) {
+  transpose(run, rank, width, rank, panel, kPanel);
+}
+template <class C>
+void gather(const C* panel, int64_t width, int64_t rank, C* run) {
+  transpose(panel, kPanel, rank, width, run, rank);
 }
 
 template <class T>
@@ -107,7 +196,8 @@ void average(const T* const* sources, const acc_t<T>* w, int64_t count, int64_t 
 
 template <class T>
 constexpr BankKernels<T> bank_table() {
-  return {&combine<T>, &distribute<T>, &dots<T>, &widen_all<T>, &narrow_all<T>, &average<T>};
+  return {&combine<T>,       &distribute<T>, &dots<T>,       &spread<acc_t<T>>,
+          &gather<acc_t<T>>, &widen_all<T>,  &narrow_all<T>, &average<T>};
 }
 
 }  // namespace

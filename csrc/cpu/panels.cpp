@@ -8,6 +8,8 @@
 namespace mhr {
 namespace {
 
+constexpr int64_t kRowGroup = 8;  // mixed runs of factor A that are held at once before they are turned into panels
+
 // The start of a chunk's columns in a factor's panels.
 template <class C>
 C* place(C* panels, const BankShape& shape, const Chunk& chunk) {
@@ -25,20 +27,6 @@ T* start_of(T* bank, const BankShape& shape, const Chunk& chunk) {
   return bank + chunk.head * shape.skills * shape.block() + chunk.begin * (shape.joins_rows ? shape.q : 1);
 }
 
-// panel[r][c] = run[c][r]
-template <class C>
-void spread(const C* run, int64_t width, int64_t rank, C* panel) {
-  for (int64_t r = 0; r < rank; r++)
-    for (int64_t c = 0; c < width; c++) panel[r * kPanel + c] = run[c * rank + r];
-}
-
-// run[c][r] = panel[r][c]
-template <class C>
-void gather(const C* panel, int64_t width, int64_t rank, C* run) {
-  for (int64_t c = 0; c < width; c++)
-    for (int64_t r = 0; r < rank; r++) run[c * rank + r] = panel[r * kPanel + c];
-}
-
 template <class C>
 void clear_padding(C* panels, int64_t rank, int64_t columns) {
   if (columns % kPanel == 0) return;
@@ -47,6 +35,14 @@ void clear_padding(C* panels, int64_t rank, int64_t columns) {
 }
 
 }  // namespace
+
+int64_t mix_scratch(const BankShape& shape, int64_t rows) {
+  return shape.joins_rows ? std::min(kRowGroup, rows) * kPanel * shape.rank() : 0;
+}
+
+int64_t unmix_scratch(const BankShape& shape, int64_t rows) {
+  return shape.joins_rows ? rows * (shape.rank() + 1) * kPanel : 0;
+}
 
 std::vector<Chunk> chunks_of(const BankShape& shape) {
   std::vector<Chunk> chunks;
@@ -63,9 +59,10 @@ std::vector<Chunk> chunks_of(const BankShape& shape) {
 
 template <class T>
 void mix_chunk(const T* bank, const BankShape& shape, const Chunk& chunk, const acc_t<T>* w, int64_t rows,
-               acc_t<T>* panels) {
+               acc_t<T>* scratch, acc_t<T>* panels) {
   using C = acc_t<T>;
-  const int64_t rank = shape.rank(), stride = panel_size(rank, shape.columns()), w_stride = shape.heads * shape.skills;
+  const int64_t rank = shape.rank(), stride = factor_stride(rank, shape.columns()),
+                w_stride = shape.heads * shape.skills;
   const T* source = start_of(bank, shape, chunk);
   C* out = place(panels, shape, chunk);
   w += chunk.head * shape.skills;
@@ -73,9 +70,12 @@ void mix_chunk(const T* bank, const BankShape& shape, const Chunk& chunk, const 
     bank_kernels<T>().combine(source, run_of(shape, chunk), w, out, {rows, stride, kPanel, w_stride});
   } else {
     const BankRun run = run_of(shape, chunk);
-    const Buffer<C> mixed(rows * run.length);
-    bank_kernels<T>().combine(source, run, w, mixed.data(), {rows, run.length, 0, w_stride});
-    for (int64_t u = 0; u < rows; u++) spread(mixed.data() + u * run.length, chunk.width, rank, out + u * stride);
+    for (int64_t first = 0; first < rows; first += kRowGroup) {
+      const int64_t count = std::min(kRowGroup, rows - first);
+      bank_kernels<T>().combine(source, run, w + first * w_stride, scratch, {count, run.length, 0, w_stride});
+      for (int64_t u = 0; u < count; u++)
+        bank_kernels<T>().spread(scratch + u * run.length, chunk.width, rank, out + (first + u) * stride);
+    }
   }
   if (chunk.head == shape.heads - 1 && chunk.begin + chunk.width == shape.columns() / shape.heads)
     for (int64_t u = 0; u < rows; u++) clear_padding(panels + u * stride, rank, shape.columns());
@@ -83,18 +83,18 @@ void mix_chunk(const T* bank, const BankShape& shape, const Chunk& chunk, const 
 
 template <class T>
 void unmix_chunk(const T* bank, const BankShape& shape, const Chunk& chunk, const acc_t<T>* w, int64_t rows,
-                 const acc_t<T>* panels, T* d_bank, acc_t<T>* dots) {
+                 const acc_t<T>* panels, acc_t<T>* scratch, T* d_bank, acc_t<T>* dots) {
   using C = acc_t<T>;
-  const int64_t rank = shape.rank(), stride = panel_size(rank, shape.columns()), w_stride = shape.heads * shape.skills;
+  const int64_t rank = shape.rank(), stride = factor_stride(rank, shape.columns()),
+                w_stride = shape.heads * shape.skills;
   const BankRun run = run_of(shape, chunk);
   const C* source = place(panels, shape, chunk);
   MixedRun mixed{rows, stride, kPanel, w_stride};
-  Buffer<C> gathered;
   if (shape.joins_rows) {
-    gathered = Buffer<C>(rows * run.length);
-    for (int64_t u = 0; u < rows; u++) gather(source + u * stride, chunk.width, rank, gathered.data() + u * run.length);
-    source = gathered.data();
-    mixed = {rows, run.length, 0, w_stride};
+    mixed = {rows, run.length + kPanel, 0, w_stride};  // apart, as factors are, for the cache's sake
+    for (int64_t u = 0; u < rows; u++)
+      bank_kernels<T>().gather(source + u * stride, chunk.width, rank, scratch + u * mixed.stride);
+    source = scratch;
   }
   w += chunk.head * shape.skills;
   bank_kernels<T>().distribute(start_of(d_bank, shape, chunk), run, w, source, mixed);
@@ -106,7 +106,8 @@ template <class T>
 void to_panels(const T* factor, int64_t rank, int64_t columns, bool transposed, acc_t<T>* panels) {
   const BankShape shape{1, 1, transposed ? columns : rank, transposed ? rank : columns, transposed};
   const acc_t<T> one = 1;
-  for (const Chunk& chunk : chunks_of(shape)) mix_chunk(factor, shape, chunk, &one, 1, panels);
+  const Buffer<acc_t<T>> scratch(mix_scratch(shape, 1));
+  for (const Chunk& chunk : chunks_of(shape)) mix_chunk(factor, shape, chunk, &one, 1, scratch.data(), panels);
 }
 
 template <class C>
@@ -114,7 +115,7 @@ void from_panels(const C* panels, int64_t rank, int64_t columns, bool transposed
   for (int64_t c = 0; c < columns; c += kPanel, panels += rank * kPanel) {
     const int64_t width = std::min(kPanel, columns - c);
     if (transposed) {
-      gather(panels, width, rank, factor + c * rank);
+      bank_kernels<C>().gather(panels, width, rank, factor + c * rank);
     } else {
       for (int64_t r = 0; r < rank; r++) std::memcpy(factor + r * columns + c, panels + r * kPanel, width * sizeof(C));
     }
@@ -122,9 +123,9 @@ void from_panels(const C* panels, int64_t rank, int64_t columns, bool transposed
 }
 
 #define MHR_INSTANTIATE(T)                                                                                           \
-  template void mix_chunk(const T*, const BankShape&, const Chunk&, const acc_t<T>*, int64_t, acc_t<T>*);            \
-  template void unmix_chunk(const T*, const BankShape&, const Chunk&, const acc_t<T>*, int64_t, const acc_t<T>*, T*, \
-                            acc_t<T>*);                                                                              \
+  template void mix_chunk(const T*, const BankShape&, const Chunk&, const acc_t<T>*, int64_t, acc_t<T>*, acc_t<T>*); \
+  template void unmix_chunk(const T*, const BankShape&, const Chunk&, const acc_t<T>*, int64_t, const acc_t<T>*,     \
+                            acc_t<T>*, T*, acc_t<T>*);                                                               \
   template void to_panels(const T*, int64_t, int64_t, bool, acc_t<T>*);
 MHR_INSTANTIATE(double)
 MHR_INSTANTIATE(float)

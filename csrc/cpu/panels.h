@@ -14,15 +14,19 @@ struct Chunk {
 };
 std::vector<Chunk> chunks_of(const BankShape& shape);
 
+// Elements of scratch memory that the two functions below want.
+int64_t mix_scratch(const BankShape& shape, int64_t rows);
+int64_t unmix_scratch(const BankShape& shape, int64_t rows);
+
 // One chunk of panels[u] = sum_s w[u, s] bank[s], for all `rows` routing rows u; the panels' padding is written too.
 template <class T>
 void mix_chunk(const T* bank, const BankShape& shape, const Chunk& chunk, const acc_t<T>* w, int64_t rows,
-               acc_t<T>* panels);
+               acc_t<T>* scratch, acc_t<T>* panels);
 
 // One chunk of the bank's gradient, and dots[u, s] = the chunk's share of the gradient of w, from gradient panels.
 template <class T>
 void unmix_chunk(const T* bank, const BankShape& shape, const Chunk& chunk, const acc_t<T>* w, int64_t rows,
-                 const acc_t<T>* panels, T* d_bank, acc_t<T>* dots);
+                 const acc_t<T>* panels, acc_t<T>* scratch, T* d_bank, acc_t<T>* dots);
 
 // A factor as it lies in memory, [I, R] (transposed) or [R, D], to panels and back.
 template <class T>

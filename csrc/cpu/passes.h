@@ -18,7 +18,7 @@ class Factors {
  public:
   using C = acc_t<T>;
   Factors(int64_t rows, int64_t rank, int64_t columns)
-      : rows(rows), rank(rank), columns(columns), stride_(panel_size(rank, columns)), panels_(rows * stride_) {}
+      : rows(rows), rank(rank), columns(columns), stride_(factor_stride(rank, columns)), panels_(rows * stride_) {}
 
   C* panels(int64_t row = 0) { return panels_.data() + row * stride_; }
   // To be called once the panels are written.
@@ -37,7 +37,7 @@ class Factors {
 // Gradients of factors in panels: sums of row u in slot u once the pass is over.
 template <class C>
 struct Gradients {
-  Gradients(int64_t rank, int64_t columns) : stride(panel_size(rank, columns)) {}
+  Gradients(int64_t rank, int64_t columns) : stride(factor_stride(rank, columns)) {}
   const C* row(int64_t u) const { return sums.data() + u * stride; }
 
   int64_t stride;

@@ -59,8 +59,9 @@ void mix_into(const char* op, const Tensor& bank, const BankShape& shape, const 
     using F = typename decltype(tag)::type;
     const std::vector<Chunk> chunks = chunks_of(shape);
     parallel(chunks.size(), out.rows * shape.skills * shape.rank() * kPanel, [&](int64_t begin, int64_t end) {
+      const Buffer<C> scratch(mix_scratch(shape, out.rows));
       for (int64_t i = begin; i < end; i++)
-        mix_chunk(pointer<F>(bank), shape, chunks[i], pointer<C>(weights), out.rows, out.panels());
+        mix_chunk(pointer<F>(bank), shape, chunks[i], pointer<C>(weights), out.rows, scratch.data(), out.panels());
     });
   });
   out.pack();
@@ -77,8 +78,9 @@ void unmix(const char* op, const Tensor& bank, const BankShape& shape, const Ten
   dispatch_beside<C>(op, bank.scalar_type(), [&](auto tag) {
     using F = typename decltype(tag)::type;
     parallel(chunks.size(), 2 * pairs * shape.rank() * kPanel, [&](int64_t begin, int64_t end) {
+      const Buffer<C> scratch(unmix_scratch(shape, rows));
       for (int64_t i = begin; i < end; i++)
-        unmix_chunk(pointer<F>(bank), shape, chunks[i], pointer<C>(weights), rows, sums.row(0),
+        unmix_chunk(pointer<F>(bank), shape, chunks[i], pointer<C>(weights), rows, sums.row(0), scratch.data(),
                     mutable_pointer<F>(d_bank), dots.data() + i * pairs);
     });
   });

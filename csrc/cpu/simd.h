@@ -42,6 +42,9 @@ struct BankKernels {
   void (*distribute)(T* bank, BankRun to, const C* w, const C* mixed, MixedRun from);
   // dots[u, s] += <mixed[u], bank[s]>
   void (*dots)(const T* bank, BankRun a, const C* mixed, MixedRun b, C* dots);
+  // panel[r][c] = run[c][r], and back: between a run [width][rank] and columns of a panel
+  void (*spread)(const C* run, int64_t width, int64_t rank, C* panel);
+  void (*gather)(const C* panel, int64_t width, int64_t rank, C* run);
   void (*widen)(const T* from, int64_t n, C* to);
   void (*narrow)(const C* from, int64_t n, T* to);
   // out[i] = sum_k w[k] sources[k][i]

@@ -38,9 +38,7 @@ MHR_INLINE void shrink_tile(const T* x, int64_t ldx, const acc_t<T>* m, int64_t 
     }
   }
 #pragma GCC unroll 8
-  for (int n = 0; n < N; n++)
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) h[n * rank + r] = sum(acc[n][r]) + (add ? h[n * rank + r] : C(0));
+  for (int n = 0; n < N; n++) store_sums<R, C>(acc[n], h + n * rank, add);
 }
 
 template <class T, int N>

@@ -34,4 +34,8 @@ static constexpr int64_t kBlock = 32;
 static constexpr int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 static constexpr int64_t panel_size(int64_t rank, int64_t columns) { return panels_of(columns) * rank * kPanel; }
 
+// From one row's factor to the next one's: the extra panel row keeps equal places of all rows out of the same cache
+// sets.
+static constexpr int64_t factor_stride(int64_t rank, int64_t columns) { return panel_size(rank, columns) + kPanel; }
+
 }  // namespace mhr

@@ -140,5 +140,27 @@ MHR_INLINE float sum(vec<float> v) { return pairwise_sum(v); }
 MHR_INLINE double sum(vec<double> v) { return pairwise_sum(v); }
 #endif
 
+// h[r] = the sum over lanes of acc[r], added to what is there if `add`.
+template <int R, class C>
+MHR_INLINE void store_sums(const vec<C>* acc, C* h, bool add) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) h[r] = sum(acc[r]) + (add ? h[r] : C(0));
+}
+#if MHR_VECTOR_BYTES == 64
+// Four sums at once: a transpose on the way down halves the shuffles.
+template <>
+inline __attribute__((always_inline)) void store_sums<4, float>(const vec<float>* acc, float* h, bool add) {
+  const __m512 a = (__m512)acc[0], b = (__m512)acc[1], c = (__m512)acc[2], d = (__m512)acc[3];
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+  const __m512 abcd = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+  const __m128 total = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  _mm_storeu_ps(h, add ? _mm_add_ps(total, _mm_loadu_ps(h)) : total);
+}
+#endif
+
 }  // namespace
 }  // namespace mhr

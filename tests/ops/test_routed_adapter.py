@@ -151,7 +151,7 @@ def test_autocast_takes_the_dtype_of_y() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"A": torch.randn(4, 9, 3)}, r"A must have shape \(U, I, R\) = \(4, 8, 3\), got \(4, 9, 3\)"),
+        ({"A": torch.randn(4, 9, 3)}, r"(A must have shape .* got \(4, 9, 3\)|x must have I = 9 columns)"),
         ({"B": torch.randn(4, 2, 7)}, r"B must have shape \(U, R, O\) = \(4, 3, 7\), got \(4, 2, 7\)"),
         ({"y": torch.randn(3, 5, 6)}, "y must have"),
         ({"x": torch.randn(3, 5, 8).double()}, "must"),

@@ -1,0 +1,226 @@
+// shrink, expand and outer for bfloat16 with dot products (vdpbf16ps): each lane takes two products, so the sums run
+// over pairs of columns (shrink), of ranks (expand) or of tokens (outer). Factors and h are rounded to bfloat16, sums
+// are float32.
+#pragma once
+
+#include "cpu/token_kernels.h"
+
+namespace mhr {
+namespace {
+namespace dots16 {
+
+constexpr int kTokens = 4, kRanks = 4;
+constexpr int kHalf = 32;               // columns in one vector of bfloat16
+constexpr int64_t kPairs = kBlock / 2;  // token pairs in a block
+
+int64_t rank_pairs(int64_t rank) { return (rank + 1) / 2; }
+// A packed factor: rows [panels][R][64] for shrink, then rank pairs [panels][ceil(R / 2)][64][2] for expand.
+int64_t rows_size(int64_t rank, int64_t columns) { return panel_size(rank, columns); }
+int64_t pairs_size(int64_t rank, int64_t columns) { return panel_size(2 * rank_pairs(rank), columns); }
+int64_t packed_size(int64_t rank, int64_t columns) {
+  return (rows_size(rank, columns) + pairs_size(rank, columns)) / 2;
+}
+
+const bfloat16* rows_of(const float* packed) { return reinterpret_cast<const bfloat16*>(packed); }
+const bfloat16* pairs_of(const float* packed, int64_t rank, int64_t columns) {
+  return rows_of(packed) + rows_size(rank, columns);
+}
+
+MHR_INLINE __m512bh load_bf16(const void* p) { return (__m512bh)_mm512_loadu_si512(p); }
+MHR_INLINE __m512bh splat_pair(uint32_t pair) { return (__m512bh)_mm512_set1_epi32(int(pair)); }
+// low and high of 16 pairs side by side: [low0, high0, low1, high1, ...]
+MHR_INLINE __m512i interleave(__m256i low, __m256i high) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+}
+MHR_INLINE uint32_t round_pair(float low, float high) {
+  bfloat16 a, b;
+  narrow(low, a);
+  narrow(high, b);
+  return a.bits | uint32_t(b.bits) << 16;
+}
+
+void pack(const float* panels, int64_t rank, int64_t columns, float* packed) {
+  bfloat16* rows = reinterpret_cast<bfloat16*>(packed);
+  bfloat16* pairs = rows + rows_size(rank, columns);
+  for (int64_t p = 0; p < panels_of(columns); p++)
+    for (int64_t r = 0; r < rank; r += 2, pairs += 2 * kPanel)
+      for (int64_t c = 0; c < kPanel; c += 16) {
+        const float* at = panels + (p * rank + r) * kPanel + c;
+        bfloat16* row = rows + (p * rank + r) * kPanel + c;
+        const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(at));
+        __m256i high = _mm256_setzero_si256();
+        _mm256_storeu_si256((__m256i*)row, low);
+        if (r + 1 < rank) {
+          high = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(at + kPanel));
+          _mm256_storeu_si256((__m256i*)(row + kPanel), high);
+        }
+        _mm512_storeu_si512(pairs + 2 * c, interleave(low, high));
+      }
+}
+
+// ---- shrink: pairs of columns
+template <int N, int R>
+MHR_INLINE void shrink_tile(const bfloat16* x, int64_t ldx, const bfloat16* m, int64_t rank, int64_t panels, float* h,
+                            bool add) {
+  __m512 acc[N][R] = {};
+  for (int64_t p = 0; p < panels; p++, x += kPanel, m += rank * kPanel)
+#pragma GCC unroll 2
+    for (int k = 0; k < kPanel; k += kHalf) {
+      __m512bh a[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) a[r] = load_bf16(m + r * kPanel + k);
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++) {
+        const __m512bh v = load_bf16(x + n * ldx + k);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) acc[n][r] = _mm512_dpbf16_ps(acc[n][r], v, a[r]);
+      }
+    }
+#pragma GCC unroll 8
+  for (int n = 0; n < N; n++) store_sums<R, float>((const vec<float>*)acc[n], h + n * rank, add);
+}
+
+template <int N>
+MHR_INLINE void shrink_tokens(const bfloat16* x, int64_t ldx, const bfloat16* m, int64_t rank, int64_t panels, float* h,
+                              bool add) {
+  int64_t r = 0;
+  for (; r + kRanks <= rank; r += kRanks) shrink_tile<N, kRanks>(x, ldx, m + r * kPanel, rank, panels, h + r, add);
+  for (; r < rank; r++) shrink_tile<N, 1>(x, ldx, m + r * kPanel, rank, panels, h + r, add);
+}
+
+void shrink_panels(const bfloat16* x, int64_t ldx, int64_t n, const bfloat16* m, int64_t rank, int64_t panels, float* h,
+                   bool add) {
+  int64_t i = 0;
+  for (; i + kTokens <= n; i += kTokens) shrink_tokens<kTokens>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add);
+  for (; i < n; i++) shrink_tokens<1>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add);
+}
+
+void shrink(const bfloat16* x, int64_t n, const float* packed, int64_t rank, int64_t columns, float* h) {
+  const bfloat16* rows = rows_of(packed);
+  const int64_t full = columns / kPanel, width = columns % kPanel;
+  shrink_panels(x, columns, n, rows, rank, full, h, false);
+  if (!width) return;
+  bfloat16 tail[kBlock * kPanel];
+  pad_tail(x + full * kPanel, columns, n, width, tail);
+  shrink_panels(tail, kPanel, n, rows + full * rank * kPanel, rank, 1, h, true);
+}
+
+// ---- expand: pairs of ranks
+template <int N>
+MHR_INLINE void expand_tokens(bfloat16* y, int64_t ldy, const bfloat16* m, int64_t pairs, int64_t panels,
+                              const uint32_t* h, bool overwrite) {
+  for (int64_t p = 0; p < panels; p++, m += 2 * pairs * kPanel, y += kPanel) {
+    vec<float> acc[N][4] = {};
+    if (!overwrite) {
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
+        for (int k = 0; k < 4; k++) acc[n][k] = load(y + n * ldy + 16 * k);
+    }
+    for (int64_t r = 0; r < pairs; r++) {
+      __m512bh b[4];
+#pragma GCC unroll 8
+      for (int k = 0; k < 4; k++) b[k] = load_bf16(m + 2 * (r * kPanel + 16 * k));
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++) {
+        const __m512bh v = splat_pair(h[n * pairs + r]);
+#pragma GCC unroll 8
+        for (int k = 0; k < 4; k++) acc[n][k] = (vec<float>)_mm512_dpbf16_ps((__m512)acc[n][k], v, b[k]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++)
+#pragma GCC unroll 8
+      for (int k = 0; k < 4; k += 2)
+        _mm512_storeu_si512(y + n * ldy + 16 * k,
+                            (__m512i)_mm512_cvtne2ps_pbh((__m512)acc[n][k + 1], (__m512)acc[n][k]));
+  }
+}
+
+void expand_panels(bfloat16* y, int64_t ldy, int64_t n, const bfloat16* m, int64_t pairs, int64_t panels,
+                   const uint32_t* h, bool overwrite) {
+  int64_t i = 0;
+  for (; i + kTokens <= n; i += kTokens)
+    expand_tokens<kTokens>(y + i * ldy, ldy, m, pairs, panels, h + i * pairs, overwrite);
+  for (; i < n; i++) expand_tokens<1>(y + i * ldy, ldy, m, pairs, panels, h + i * pairs, overwrite);
+}
+
+void expand(bfloat16* y, int64_t n, const float* packed, int64_t rank, int64_t columns, const float* h, float* scratch,
+            bool overwrite) {
+  const int64_t pairs = rank_pairs(rank), full = columns / kPanel, width = columns % kPanel;
+  uint32_t* paired = reinterpret_cast<uint32_t*>(scratch);
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t r = 0; r < rank; r += 2)
+      paired[i * pairs + r / 2] = round_pair(h[i * rank + r], r + 1 < rank ? h[i * rank + r + 1] : 0.0f);
+  const bfloat16* m = pairs_of(packed, rank, columns);
+  expand_panels(y, columns, n, m, pairs, full, paired, overwrite);
+  if (!width) return;
+  bfloat16 tail[kBlock * kPanel];
+  y += full * kPanel;
+  pad_tail(y, columns, n, width, tail);
+  expand_panels(tail, kPanel, n, m + full * 2 * pairs * kPanel, pairs, 1, paired, overwrite);
+  for (int64_t i = 0; i < n; i++) std::memcpy(y + i * columns, tail + i * kPanel, width * sizeof(bfloat16));
+}
+
+// ---- outer: pairs of tokens
+template <int R>
+MHR_INLINE void outer_tile(const __m512i (*x)[4], int64_t pairs, const uint32_t* h, int64_t rank, float* out) {
+  __m512 acc[R][4];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int k = 0; k < 4; k++) acc[r][k] = _mm512_loadu_ps(out + r * kPanel + 16 * k);
+  for (int64_t i = 0; i < pairs; i++)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const __m512bh v = splat_pair(h[i * rank + r]);
+#pragma GCC unroll 8
+      for (int k = 0; k < 4; k++) acc[r][k] = _mm512_dpbf16_ps(acc[r][k], v, (__m512bh)x[i][k]);
+    }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int k = 0; k < 4; k++) _mm512_storeu_ps(out + r * kPanel + 16 * k, acc[r][k]);
+}
+
+void outer_panels(const bfloat16* x, int64_t ldx, int64_t n, const uint32_t* h, int64_t rank, int64_t panels,
+                  float* out) {
+  alignas(64) static const uint16_t kOrder[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                  8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(kOrder), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const int64_t pairs = (n + 1) / 2;
+  __m512i paired[kPairs][4];
+  for (int64_t p = 0; p < panels; p++, x += kPanel, out += rank * kPanel) {
+    for (int64_t i = 0; i < pairs; i++)
+#pragma GCC unroll 2
+      for (int k = 0; k < 2; k++) {
+        const bfloat16* at = x + 2 * i * ldx + k * kHalf;
+        const __m512i a = _mm512_loadu_si512(at);
+        const __m512i b = 2 * i + 1 < n ? _mm512_loadu_si512(at + ldx) : _mm512_setzero_si512();
+        paired[i][2 * k] = _mm512_permutex2var_epi16(a, low, b);
+        paired[i][2 * k + 1] = _mm512_permutex2var_epi16(a, high, b);
+      }
+    int64_t r = 0;
+    for (; r + kRanks <= rank; r += kRanks) outer_tile<kRanks>(paired, pairs, h + r, rank, out + r * kPanel);
+    for (; r < rank; r++) outer_tile<1>(paired, pairs, h + r, rank, out + r * kPanel);
+  }
+}
+
+void outer(const bfloat16* x, int64_t n, const float* h, int64_t rank, int64_t columns, float* scratch, float* panels) {
+  const int64_t full = columns / kPanel, width = columns % kPanel;
+  uint32_t* paired = reinterpret_cast<uint32_t*>(scratch);
+  for (int64_t i = 0; i < n; i += 2)
+    for (int64_t r = 0; r < rank; r++)
+      paired[i / 2 * rank + r] = round_pair(h[i * rank + r], i + 1 < n ? h[(i + 1) * rank + r] : 0.0f);
+  outer_panels(x, columns, n, paired, rank, full, panels);
+  if (!width) return;
+  bfloat16 tail[kBlock * kPanel];
+  pad_tail(x + full * kPanel, columns, n, width, tail);
+  outer_panels(tail, kPanel, n, paired, rank, 1, panels + full * rank * kPanel);
+}
+
+constexpr TokenKernels<bfloat16> table() { return {&packed_size, &pack, &shrink, &expand, &outer}; }
+
+}  // namespace dots16
+}  // namespace
+}  // namespace mhr
