@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from accelerate import PartialState
-
 from mhr.data import Example, Task
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import ConfigError, DataError, TrainingError
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
 from mhr.training.config import to_dict
 from mhr.training.pretraining import count_parameters, fit, save_result
+from mhr.training.processes import processes
 from mhr.training.run import RUN_FILE, RunFolder, clear
 from mhr.training.settings import RunConfig
 from mhr.training.starts import Start, check_mode, load_start
@@ -75,7 +74,7 @@ def adapt(
     `mhr.training.tasks.draw_shots`, the same for all modes and methods. Raises MhrError for settings, tasks or folders that do
     not fit, before anything is written; TrainingError for a loss that is not finite; Interrupted on Ctrl-C.
     """
-    if PartialState().num_processes > 1:
+    if processes().num_processes > 1:
         raise ConfigError("adapt runs in one process: start it without torchrun")
     source = RunFolder.open(run)
     config = source.config()

@@ -58,7 +58,8 @@ def load_config(
     of the wrong type or out of range.
     """
     said = _read_yaml(Path(file).read_text("utf-8"), str(file)) if file is not None and _readable(Path(file)) else {}
-    preset = preset or said.pop("preset", None)
+    own_preset = said.pop("preset", None)
+    preset = preset or own_preset
     layers = [_preset(preset)] if preset else []
     layers.append(dict(_flatten(said, str(file))))
     layers.append(dict(_assignment(text) for text in overrides))
@@ -203,10 +204,11 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        seen = set()
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -70,10 +70,9 @@ class Seq2SeqLoss(Loss):
         return batch["labels"].ne(IGNORED).sum()
 
     def __call__(self, model: nn.Module, batch: Batch, smoothing: float) -> ExampleLosses:
-        inputs, labels = _without_labels(batch)
+        inputs, labels = _inputs(model, batch)
         # The model's own loss over the whole vocabulary would be computed for nothing, so it gets no labels.
-        bare: Any = getattr(model, "module", model)
-        shifted = bare.prepare_decoder_input_ids_from_labels(labels)
+        shifted = _bare(model).prepare_decoder_input_ids_from_labels(labels)
         logits = model(**inputs, decoder_input_ids=shifted).logits
         return ExampleLosses(token_losses(logits, labels, smoothing), labels.ne(IGNORED).sum(1), batch["task_ids"])
 
@@ -86,7 +85,7 @@ class CausalLoss(Loss):
         return batch["labels"][:, 1:].ne(IGNORED).sum()
 
     def __call__(self, model: nn.Module, batch: Batch, smoothing: float) -> ExampleLosses:
-        inputs, labels = _without_labels(batch)
+        inputs, labels = _inputs(model, batch)
         logits, labels = model(**inputs).logits[:, :-1], labels[:, 1:]
         return ExampleLosses(token_losses(logits, labels, smoothing), labels.ne(IGNORED).sum(1), batch["task_ids"])
 
@@ -99,16 +98,24 @@ class RankingLoss(Loss):
         return len(batch["choice_counts"])
 
     def __call__(self, model: nn.Module, batch: Batch, smoothing: float) -> ExampleLosses:
-        inputs, labels = _without_labels(batch)
+        inputs, labels = _inputs(model, batch)
         counts: list[int] = inputs.pop("choice_counts")
         starts = [sum(counts[:i]) for i in range(len(counts))]
         sums = choice_losses(model(**inputs).logits.squeeze(-1), counts, labels, smoothing)
         return ExampleLosses(sums, torch.ones_like(labels), [batch["task_ids"][start] for start in starts])
 
 
-def _without_labels(batch: Batch) -> tuple[dict[str, Any], Tensor]:
+def _inputs(model: nn.Module, batch: Batch) -> tuple[dict[str, Any], Tensor]:
+    """What the model is called with, and the labels. Only a model with a bank is told the tasks."""
     inputs = dict(batch)
+    if not hasattr(_bare(model), "mhr"):
+        del inputs["task_ids"]
     return inputs, inputs.pop("labels")
+
+
+def _bare(model: nn.Module) -> Any:
+    """The model inside the wrapper that distributed training puts around it."""
+    return getattr(model, "module", model)
 
 
 def _precise(scores: Tensor) -> Tensor:

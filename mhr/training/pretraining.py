@@ -16,6 +16,7 @@ from mhr.files import writing_folder
 from mhr.layers import attach
 from mhr.training.checkpoints import newest_complete, step_of
 from mhr.training.config import to_dict
+from mhr.training.processes import processes
 from mhr.training.run import RunFolder
 from mhr.training.settings import RunConfig
 from mhr.training.signals import Interrupted
@@ -40,7 +41,7 @@ def pretrain(
     data or folders that do not fit, before anything is written; TrainingError for a loss that is not finite; Interrupted
     on Ctrl-C, after a checkpoint.
     """
-    state = PartialState()
+    state = processes()
     RunFolder.check(output, overwrite=overwrite, resume=resume)
     set_seed(config.train.seed)
     model, tokenizer = load_backbone(config.model, config.kind)

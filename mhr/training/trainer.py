@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -29,10 +28,11 @@ from transformers import (
 from mhr.checkpoint import read_adapter, save_adapter
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
-from mhr.errors import TrainingError
+from mhr.errors import ConfigError, TrainingError
 from mhr.layers import AdapterBank
 from mhr.training.checkpoints import keep_newest, mark_complete
 from mhr.training.losses import ExampleLosses, losses
+from mhr.training.processes import on_gpu, processes
 from mhr.training.run import RunFolder
 from mhr.training.settings import TrainConfig
 from mhr.training.signals import Interrupted, StopRequest
@@ -79,10 +79,11 @@ class RoutedTrainer(Trainer):
         self.bank: AdapterBank | None = getattr(model, "mhr", None)
         self.stop = StopRequest()
         self.resumable = resumable
-        per_step = config.batch_size * config.accumulation * PartialState().num_processes
+        per_step = config.batch_size * config.accumulation * processes().num_processes
         self._sampler = WholeRun(sampler, config.steps * per_step)
         self._stop_agreed = False
         self._told: list[ExampleLosses] = []
+        self._use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off
         super().__init__(
             model=model,
             args=_arguments(config, run, resumable, whole=self.bank is None),
@@ -101,18 +102,15 @@ class RoutedTrainer(Trainer):
 
         Raises TrainingError where a loss is not finite, and Interrupted, after a checkpoint, on Ctrl-C.
         """
-        if self.config.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+        self._checkpoint_blocks(True)
         # Each process draws its own dropout and routing noise.
         torch.manual_seed(self.config.seed + self.args.process_index)
-        cached = self.model.config.use_cache
         try:
             with self.stop:
                 self.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
         finally:
-            self.model.config.use_cache = cached
-            if self.config.gradient_checkpointing:
-                self.model.gradient_checkpointing_disable()
+            self.model.config.use_cache = self._use_cache
+            self._checkpoint_blocks(False)
         if self.state.global_step < self.config.steps:
             saved = f"the checkpoint is in {self.run.checkpoints}; " if self.resumable else ""
             raise Interrupted(
@@ -120,6 +118,12 @@ class RoutedTrainer(Trainer):
                 "the same command with --resume goes on"
             )
         self.model.eval()
+
+    def _checkpoint_blocks(self, on: bool) -> None:
+        if self.config.gradient_checkpointing:
+            verb = "enable" if on else "disable"
+            new, old = f"activation_checkpointing_{verb}", f"gradient_checkpointing_{verb}"  # renamed in transformers 5
+            getattr(self.model, new if hasattr(self.model, new) else old)()
 
     # ---- data and loss -------------------------------------------------------------------------------------------
 
@@ -307,6 +311,8 @@ class _StopAndLog(TrainerCallback):
 
 
 def _arguments(config: TrainConfig, run: RunFolder, resumable: bool, whole: bool) -> TrainingArguments:
+    if config.precision == "fp16" and not on_gpu():
+        raise ConfigError("precision is 'fp16', which needs a GPU, and there is none: use 'bf16' or 'no'")
     return TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=config.steps,
@@ -326,7 +332,8 @@ def _arguments(config: TrainConfig, run: RunFolder, resumable: bool, whole: bool
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=on_gpu(),
+        use_cpu=not on_gpu(),
         # A model trained whole may have weights that a task leaves out (a pooler); a bank has none.
         ddp_find_unused_parameters=whole,
         report_to=[],

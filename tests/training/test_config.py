@@ -1,0 +1,143 @@
+"""Settings: layers over one another, types, ranges, and errors that say where the fault is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mhr.errors import ConfigError
+from mhr.training.config import dump_config, load_config, presets, to_dict
+from mhr.training.methods import METHODS
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("preset: superni\ntrain: {lr: 2e-3, steps: 7}\n")
+    config = load_config(file, overrides=["train.steps=8", "adapter.rank=3"], rank=2)
+    assert (config.adapter.rank, config.train.steps, config.train.lr, config.train.clip) == (2, 8, 2e-3, 0.1)
+    assert load_config(file, preset="crossfit").method == "poly"
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_load_and_dump_to_what_they_were(name: str, tmp_path: Path) -> None:
+    config = load_config(preset=name)
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(file) == config
+    assert presets()[name]
+
+
+def test_preset_values_are_those_of_the_papers() -> None:
+    t0, superni, crossfit = (load_config(preset=name) for name in ("t0", "superni", "crossfit"))
+    assert (t0.adapter.n_heads, t0.adapter.n_skills, t0.adapter.rank, t0.adapter.noise) == (64, 8, 1, "off")
+    assert (t0.train.optimizer, t0.train.steps, t0.train.batch_size, t0.train.accumulation) == (
+        "adafactor",
+        100000,
+        8,
+        2,
+    )
+    assert (superni.adapter.rank, superni.adapter.noise, superni.train.clip) == (16, "per_example", 0.1)
+    assert (superni.train.warmup_steps, superni.train.label_smoothing) == (1500, 0.1)
+    assert (crossfit.model, crossfit.method, crossfit.adapter.n_heads) == ("facebook/bart-large", "poly", 1)
+    assert t0.train.warmup_steps == 6000
+    assert t0.adapt.seeds == [42, 1024, 0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_dumps_and_loads(method: str, tmp_path: Path) -> None:
+    config = load_config(method=method)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    assert ("adapter" in to_dict(config)) == (method != "full")
+
+
+def test_another_method_drops_what_belonged_to_the_preset_s() -> None:
+    assert load_config(preset="t0", method="poly").adapter.n_heads == 1
+    assert load_config(preset="superni", method="lora").adapter.noise == "off"
+    assert load_config(preset="superni", method="lora").adapter.rank == 16
+    assert load_config(preset="t0", method="full").adapter is None
+
+
+def test_values_are_converted() -> None:
+    config = load_config(
+        overrides=[
+            "train.lr=1e-4",
+            "train.steps=1e5",
+            "adapter.noise=off",
+            "train.precision=no",
+            "data.fit=true",
+            "data.max_per_task=none",
+            "adapt.seeds=1,2",
+            "adapter.targets=[q, v]",
+            "data.column_map={input: question}",
+        ]
+    )
+    assert (config.train.lr, config.train.steps, config.train.precision) == (1e-4, 100000, "no")
+    assert (config.adapter.noise, config.adapter.targets) == ("off", ["q", "v"])
+    assert (config.data.fit, config.data.max_per_task, config.data.column_map) == (True, None, {"input": "question"})
+    assert config.adapt.seeds == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: {lerning_rate: 1}", r"recipe.yaml: unknown key 'train.lerning_rate'"),
+        ("trian: {lr: 1}", r"recipe.yaml: unknown key 'trian'.*'train'"),
+        ("lr: 1", r"recipe.yaml: unknown key 'lr': did you mean 'train.lr'"),
+        ("train: {warm_up: 1}", r"unknown key 'train.warm_up'.*'warmup'"),
+        ("adapter: {method: poly}", r"'adapter.method': the setting 'method' decides it"),
+        ("train: {lr: -1e-3}", r"recipe.yaml: train.lr is -0.001, expected a number above 0"),
+        ("train: {lr: .nan}", r"recipe.yaml: train.lr is nan"),
+        ("train: {router_lr: -1}", r"recipe.yaml: train.router_lr is -1.0"),
+        ("adapter: {rank: 0}", r"recipe.yaml: adapter.rank is 0, expected a whole number of at least 1"),
+        ("train: {steps: 0}", r"recipe.yaml: train.steps is 0"),
+        ("train: {steps: many}", r"recipe.yaml: train.steps is 'many', expected a whole number"),
+        ("train: {steps: 1.5}", r"expected a whole number"),
+        ("train: {steps: true}", r"expected a whole number"),
+        ("data: {fit: 1}", r"expected true or false"),
+        (
+            "train: {optimizer: adamv}",
+            r"recipe.yaml: train.optimizer is 'adamv', which is unknown: did you mean 'adamw'",
+        ),
+        ("method: mrh", r"recipe.yaml: method is 'mrh', which is unknown: did you mean 'mhr'"),
+        ("kind: decoder", r"recipe.yaml: kind is 'decoder', which is unknown"),
+        ("adapt: {seeds: [1, 1]}", r"recipe.yaml: adapt.seeds is \[1, 1\]: expected each seed once"),
+        ("adapt: {seeds: []}", r"adapt.seeds is empty"),
+        ("method: full\nadapter: {rank: 2}", r"recipe.yaml: adapter.rank does not go with method 'full'"),
+        ("method: poly\nadapter: {n_heads: 4}", r"recipe.yaml: adapter.n_heads is 4, but poly has 1 head"),
+        ("train: 3", r"recipe.yaml: train is 3, expected a section"),
+        ("- 1", r"recipe.yaml: expected settings"),
+        ("train: {lr: 1}\ntrain: {steps: 2}", r"recipe.yaml, line 2: key 'train' is given twice"),
+        ("train: {lr: 1", r"recipe.yaml, line \d"),
+        ("preset: t1", r"unknown preset 't1': did you mean 't0'"),
+    ],
+)
+def test_faults_name_file_key_and_what_was_meant(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_flags_are_found_without_their_section() -> None:
+    assert load_config(lr=0.5, n_heads=2, max_input_length=9, kind="causal").kind == "causal"
+    assert load_config(**{"data.temperature": 4}).data.temperature == 4
+    with pytest.raises(ConfigError, match="'adapter.temperature' or 'data.temperature'"):
+        load_config(temperature=4)
+    with pytest.raises(ConfigError, match="--rank: adapter.rank is 0"):
+        load_config(rank=0)
+    with pytest.raises(ConfigError, match="unknown setting 'rnak'"):
+        load_config(rnak=2)
+    with pytest.raises(ConfigError, match="no '='"):
+        load_config(overrides=["train.lr"])
+    with pytest.raises(ConfigError, match="no configuration file"):
+        load_config("missing.yaml")
+
+
+def test_the_dump_is_plain_yaml() -> None:
+    values = yaml.safe_load(dump_config(load_config(preset="t0")))
+    assert values["adapter"]["n_heads"] == 64
+    assert "method" not in values["adapter"]

@@ -1,0 +1,219 @@
+"""Pretraining runs: every method and kind learns, what is written is complete, bad input leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from mhr.checkpoint import load_checkpoint, read_adapter
+from mhr.errors import DataError, MhrError, TargetError, TrainingError
+from mhr.training import RunFolder, pretrain
+from mhr.training.checkpoints import all_checkpoints, fault_of
+from mhr.training.config import dump_config
+from mhr.training.methods import METHODS
+from mhr.training.settings import RunConfig
+from mhr.training.signals import Interrupted
+from mhr.training.trainer import RoutedTrainer
+
+Make = Callable[..., RunConfig]
+WORKER = Path(__file__).parent / "worker.py"
+
+
+def losses(run: RunFolder) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in run.metrics()}
+
+
+def start_worker(*arguments: Any) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_lowers_the_loss(method: str, settings: Make, tmp_path: Path) -> None:
+    lr = 0.1 if "ia3" in method else 1e-2
+    run = pretrain(settings(method=method, steps=12, lr=lr, save_every=12), str(tmp_path / "run"), progress=False)
+    found = list(losses(run).values())
+    assert sum(found[-3:]) < sum(found[:3])
+    assert run.status == "done"
+    assert run.result() == (run.model if method == "full" else run.adapter)
+    assert run.info["tasks"] == ["rev-first", "next-last", "rev-last"]
+    assert set(run.metrics()[-1]["tasks"]) <= set(run.info["tasks"])
+    assert list(run.logs.glob("events.*"))
+
+
+@pytest.mark.parametrize(("model", "kind"), [("bart", "seq2seq"), ("llama", "causal"), ("gpt2", "causal")])
+def test_every_kind_of_model_lowers_the_loss(model: str, kind: str, settings: Make, tmp_path: Path) -> None:
+    config = settings(model, steps=12, save_every=12, n_heads=2, lr=2e-2)
+    run = pretrain(config, str(tmp_path / "run"), progress=False)
+    found = list(losses(run).values())
+    assert sum(found[-3:]) < sum(found[:3])
+    assert run.info["model_kind"] == kind
+
+
+def test_an_encoder_learns_to_rank_and_leaves_out_tasks_without_choices(settings: Make, tmp_path: Path) -> None:
+    rows = [{"task": "agree", "input": f"text {i}", "targets": "yes", "choices": ["no", "yes"]} for i in range(16)]
+    rows += [{"task": "write", "input": f"text {i}", "targets": "on"} for i in range(4)]
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text("".join(json.dumps({**row, "split": "train"}) + "\n" for row in rows))
+    config = settings("bert", tasks=str(tasks), steps=12, save_every=12, n_heads=2, lr=5e-2)
+    run = pretrain(config, str(tmp_path / "run"), progress=False)
+    assert run.metrics()[-1]["loss"] < 0.5 < run.metrics()[0]["loss"]
+    assert run.info["tasks"] == ["agree"]
+    assert "no choices" in run.info["left_out"]["write"]
+    assert read_adapter(run.adapter).modules == ["classifier"]
+
+
+def test_full_writes_a_plain_model_with_its_tokenizer(settings: Make, tmp_path: Path) -> None:
+    run = pretrain(settings(method="full", steps=4), str(tmp_path / "run"), progress=False)
+    model = AutoModelForSeq2SeqLM.from_pretrained(run.model)
+    before = AutoModelForSeq2SeqLM.from_pretrained(run.info["base"])
+    assert model.config.use_cache
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+    assert (run.model / "tokenizer_config.json").is_file()
+    assert run.info["parameters"]["trained"] == run.info["parameters"]["all"]
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_resume_repeats_the_losses(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Dropout and routing noise, so that the state of the random numbers matters.
+    config = settings(model_config={"dropout_rate": 0.1}, noise="per_example", steps=8, batch_size=4, accumulation=2)
+    whole = pretrain(config, str(tmp_path / "whole"), progress=False)
+
+    with monkeypatch.context() as patch:
+        step = RoutedTrainer.training_step
+
+        def interrupted(self: RoutedTrainer, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == 4 and not self.stop.asked:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(self, *args, **kwargs)
+
+        patch.setattr(RoutedTrainer, "training_step", interrupted)
+        with pytest.raises(Interrupted, match="after step 5 of 8"):
+            pretrain(config, str(tmp_path / "cut"), progress=False)
+    cut = RunFolder.open(tmp_path / "cut")
+    assert cut.status == "interrupted"
+    assert [p.name for p in all_checkpoints(cut.checkpoints)] == ["checkpoint-5", "checkpoint-4"]
+
+    again = pretrain(config, str(tmp_path / "cut"), resume=True, progress=False)
+    assert again.info["resumed_from"] == "checkpoint-5"
+    assert losses(again) == losses(whole)
+    a, b = read_adapter(again.adapter).tensors, read_adapter(whole.adapter).tensors
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_kill_leaves_a_usable_checkpoint_and_resume_repeats_the_losses(settings: Make, tmp_path: Path) -> None:
+    config = settings(model_config={"dropout_rate": 0.1}, noise="per_task", steps=10, save_every=4)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    between, during = tmp_path / "between", tmp_path / "during"
+    workers = [
+        start_worker(WORKER, tmp_path / "config.yaml", between, "--die", "step", 7),
+        start_worker(WORKER, tmp_path / "config.yaml", during, "--die", "checkpoint", 8),
+    ]
+    whole = pretrain(config, str(tmp_path / "whole"), progress=False)
+    for worker in workers:
+        _, said = worker.communicate(timeout=120)
+        assert worker.returncode == -signal.SIGKILL, said
+    assert (during / "checkpoints/checkpoint-8/mhr_adapter.safetensors").is_file()
+    assert fault_of(during / "checkpoints/checkpoint-8") == "it was being written when the run ended"
+    assert RunFolder.open(between).status == "running"
+    for folder in (between, during):
+        again = pretrain(config, str(folder), resume=True, progress=False)
+        assert again.info["resumed_from"] == "checkpoint-4"
+        assert losses(again) == losses(whole)
+        assert [p.name for p in all_checkpoints(again.checkpoints)] == ["checkpoint-10", "checkpoint-8"]
+        assert all(fault_of(p) is None for p in all_checkpoints(again.checkpoints))
+    assert "checkpoint-8" in again.info["skipped"][0]
+
+
+def test_two_processes_give_the_losses_of_one(settings: Make, tmp_path: Path) -> None:
+    two = settings(steps=5, batch_size=4, accumulation=2, save_every=5)
+    (tmp_path / "config.yaml").write_text(dump_config(two))
+    worker = start_worker(
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        2,
+        WORKER,
+        tmp_path / "config.yaml",
+        tmp_path / "two",
+    )
+    one = pretrain(settings(steps=5, batch_size=16, save_every=5), str(tmp_path / "one"), progress=False)
+    _, said = worker.communicate(timeout=180)
+    assert worker.returncode == 0, said
+    both = RunFolder.open(tmp_path / "two")
+    assert both.info["processes"] == 2
+    for a, b in zip(both.metrics(), one.metrics(), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        assert a["tasks"] == pytest.approx(b["tasks"], rel=1e-5)
+    assert {p.name for p in both.checkpoints.glob("*/rng_state_*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    assert fault_of(both.checkpoints / "checkpoint-5") is None
+
+
+def test_a_finished_run_is_not_repeated_and_other_settings_do_not_resume_it(settings: Make, tmp_path: Path) -> None:
+    config = settings(steps=2)
+    run = pretrain(config, str(tmp_path / "run"), progress=False)
+    before = run.metrics_file.stat().st_mtime_ns
+    assert pretrain(config, str(tmp_path / "run"), resume=True, progress=False).status == "done"
+    assert run.metrics_file.stat().st_mtime_ns == before
+    with pytest.raises(TrainingError, match=r"started with train.lr = 0.01, not 0.02"):
+        pretrain(settings(steps=2, lr=0.02), str(tmp_path / "run"), resume=True, progress=False)
+    with pytest.raises(MhrError, match="not empty.*--overwrite"):
+        pretrain(config, str(tmp_path / "run"), progress=False)
+
+
+def test_a_failed_run_says_so(settings: Make, tmp_path: Path) -> None:
+    config = settings(steps=6, lr=1e20, clip=0, scheduler="constant", warmup=0)
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d"):
+        pretrain(config, str(tmp_path / "run"), progress=False)
+    run = RunFolder.open(tmp_path / "run")
+    assert run.status == "failed"
+    assert "step" in run.info["error"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "said"),
+    [
+        ({"tasks": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
+        ({"targets": ["qq"]}, TargetError, "'qq'"),
+        ({"n_heads": 5}, TargetError, "does not divide"),
+        ({"fit": True, "max_input_length": 3}, DataError, "none of its 3 tasks can be used.*longest input has"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(
+    flags: dict[str, Any], error: type[MhrError], said: str, settings: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=said) as caught:
+        pretrain(settings(**flags), str(tmp_path / "run"), progress=False)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_truncated_inputs_are_counted(settings: Make, tmp_path: Path) -> None:
+    run = pretrain(settings(steps=1, max_input_length=4), str(tmp_path / "run"), progress=False)
+    assert 0 < run.info["truncated"]["cut"] <= run.info["truncated"]["of"]
+
+
+def test_the_trained_adapter_loads_on_its_base(settings: Make, tmp_path: Path) -> None:
+    run = pretrain(settings(steps=2), str(tmp_path / "run"), progress=False)
+    model, _ = load_checkpoint(run.adapter)
+    assert model.mhr.tasks == run.info["tasks"]
+    assert all(torch.equal(t, read_adapter(run.adapter).tensors[name]) for name, t in model.mhr.tensors().items())
