@@ -42,11 +42,6 @@ class Collator(ABC):
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """The batch that training and scoring take."""
 
-    @property
-    def truncated_share(self) -> float:
-        """Share of the texts seen so far that were cut."""
-        return self.truncated / max(1, self.seen)
-
     def _count(self, tokens: int, limit: int) -> None:
         self.seen += 1
         self.truncated += tokens > limit
@@ -79,32 +74,27 @@ class Seq2SeqCollator(Collator):
         inputs = self._tokens([e.input for e in examples], self.max_input_length)
         return {**self._padded(inputs), "task_ids": [e.task for e in examples]}
 
-    def choices(self, examples: Sequence[Example]) -> Batch:
-        """To rank: the prompts [B, L] once, `choice_labels` [sum of counts, T], `choice_counts` (B numbers)."""
-        offered = [c for e in examples for c in _choices(e)]
-        labels = _pad(self._tokens(offered, self.max_target_length), IGNORED)
-        return {**self.prompts(examples), "choice_labels": labels, "choice_counts": [len(e.choices) for e in examples]}
-
 
 class CausalCollator(Collator):
     """Decoders: prompt, target and end token in one row; labels are IGNORED up to the target. Long prompts lose their
     beginning, since what is asked stands at their end."""
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        return self._rows(self._prompt_tokens(examples), [e.targets[0] for e in examples], [e.task for e in examples])
+        prompts = self._prompt_tokens(examples)
+        # The space parts the target from the prompt, as in running text.
+        spaced = [" " + e.targets[0] for e in examples]
+        targets = self.tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"]
+        rows, labels = [], []
+        for prompt, ids in zip(prompts, targets, strict=True):
+            self._count(len(ids) + 1, self.max_target_length)
+            target = [*ids[: self.max_target_length - 1], self.tokenizer.eos_token_id]
+            rows.append(prompt + target)
+            labels.append([IGNORED] * len(prompt) + target)
+        return {**self._padded(rows), "labels": _pad(labels, IGNORED), "task_ids": [e.task for e in examples]}
 
     def prompts(self, examples: Sequence[Example]) -> Batch:
         """What `generate` takes, padded on the left: input_ids, attention_mask, task_ids."""
         return {**self._padded(self._prompt_tokens(examples), "left"), "task_ids": [e.task for e in examples]}
-
-    def choices(self, examples: Sequence[Example]) -> Batch:
-        """To rank: one row for each choice of each example, with labels, task_ids of the rows, and `choice_counts`."""
-        counts = [len(_choices(e)) for e in examples]
-        prompts = [ids for ids, n in zip(self._prompt_tokens(examples), counts, strict=True) for _ in range(n)]
-        rows = self._rows(
-            prompts, [c for e in examples for c in e.choices], [e.task for e in examples for _ in e.choices]
-        )
-        return {**rows, "choice_counts": counts}
 
     def _prompt_tokens(self, examples: Sequence[Example]) -> list[list[int]]:
         rows = []
@@ -114,18 +104,6 @@ class CausalCollator(Collator):
             self._count(len(ids), self.max_input_length)
             rows.append(ids[-self.max_input_length :])
         return rows
-
-    def _rows(self, prompts: Sequence[list[int]], targets: Sequence[str], tasks: list[str]) -> Batch:
-        rows, labels = [], []
-        spaced = [" " + text for text in targets]
-        for prompt, ids in zip(
-            prompts, self.tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"], strict=True
-        ):
-            self._count(len(ids) + 1, self.max_target_length)
-            target = [*ids[: self.max_target_length - 1], self.tokenizer.eos_token_id]
-            rows.append(prompt + target)
-            labels.append([IGNORED] * len(prompt) + target)
-        return {**self._padded(rows), "labels": _pad(labels, IGNORED), "task_ids": tasks}
 
 
 class RankingCollator(Collator):
@@ -144,6 +122,7 @@ class RankingCollator(Collator):
         for ids in whole["input_ids"]:
             self._count(len(ids), self.max_input_length)
         if max(map(len, whole["input_ids"])) > self.max_input_length:
+            self._check_room(examples)
             whole = self.tokenizer(inputs, offered, truncation="only_first", max_length=self.max_input_length)
         batch = self.tokenizer.pad(whole, return_tensors="pt")
         labels = torch.tensor([e.choices.index(e.targets[0]) for e in examples])
@@ -153,6 +132,16 @@ class RankingCollator(Collator):
             "choice_counts": counts,
             "task_ids": [e.task for e in examples for _ in e.choices],
         }
+
+    def _check_room(self, examples: Sequence[Example]) -> None:
+        for example in examples:
+            alone = self.tokenizer([""] * len(example.choices), list(example.choices), verbose=False)["input_ids"]
+            for choice, ids in zip(example.choices, alone, strict=True):
+                if len(ids) >= self.max_input_length:
+                    raise DataError(
+                        f"task {example.task!r}, example {example.id!r}: choice {choice!r:.40} alone takes {len(ids)} tokens, "
+                        f"which leaves no room for the input in {self.max_input_length}: raise max_input_length"
+                    )
 
 
 def _choices(example: Example) -> tuple[str, ...]:

@@ -30,15 +30,6 @@ def test_seq2seq_batches():
     assert batch["labels"].tolist() == [[102, 1, IGNORED, IGNORED], [101, 102, 103, 1]]
     assert batch["task_ids"] == ["a", "b"]
     assert set(collator.prompts(examples)) == {"input_ids", "attention_mask", "task_ids"}
-    ranked = collator.choices(examples)
-    assert ranked["choice_labels"].tolist() == [
-        [102, 1, IGNORED, IGNORED],
-        [103, 104, 1, IGNORED],
-        [101, 102, 103, 1],
-    ]
-    assert ranked["choice_counts"] == [2, 1]
-    assert ranked["task_ids"] == ["a", "b"]
-    assert len(ranked["input_ids"]) == 2
 
 
 def test_seq2seq_cuts_and_counts():
@@ -46,7 +37,7 @@ def test_seq2seq_cuts_and_counts():
     batch = collator([Example("a", "abcdefgh", ("abcdef",)), Example("a", "abc", ("ab",))])
     assert batch["input_ids"].tolist() == [[100, 101, 102, 1], [100, 101, 102, 1]]
     assert batch["labels"].tolist() == [[100, 101, 1], [100, 101, 1]]
-    assert (collator.seen, collator.truncated, collator.truncated_share) == (4, 2, 0.5)
+    assert (collator.seen, collator.truncated) == (4, 2)
 
 
 def test_causal_batches_learn_the_target_only(word_tokenizer: PreTrainedTokenizerFast):
@@ -74,14 +65,6 @@ def test_causal_prompts_stay_open_and_lose_their_beginning():
     assert (collator.seen, collator.truncated) == (3, 2)
 
 
-def test_causal_choices(word_tokenizer: PreTrainedTokenizerFast):
-    batch = CausalCollator(word_tokenizer).choices(EXAMPLES)
-    assert batch["choice_counts"] == [2, 3]
-    assert batch["task_ids"] == ["a", "a", "b", "b", "b"]
-    assert batch["input_ids"][1].tolist() == [S, *w(0, 1, 2, 3), END]
-    assert batch["labels"][3].tolist() == [IGNORED, IGNORED, *w(8), END, IGNORED, IGNORED]
-
-
 def test_ranking_batches(word_tokenizer: PreTrainedTokenizerFast):
     batch = RankingCollator(word_tokenizer)(EXAMPLES)
     assert batch["input_ids"].tolist() == [
@@ -104,11 +87,16 @@ def test_ranking_cuts_inputs_and_never_choices(word_tokenizer: PreTrainedTokeniz
     assert (collator.seen, collator.truncated) == (5, 2)
 
 
+def test_a_choice_that_leaves_no_room_is_told(word_tokenizer: PreTrainedTokenizerFast):
+    collator = RankingCollator(word_tokenizer, max_input_length=5)
+    with pytest.raises(DataError, match="task 'b', example '': choice 'w6 w7' alone takes 5 tokens"):
+        collator(EXAMPLES)
+
+
 def test_ranking_without_choices_names_the_task(word_tokenizer: PreTrainedTokenizerFast):
     example = Example("free", "w0", ("w1",), id="free-3")
-    for collate in (RankingCollator(word_tokenizer), CausalCollator(word_tokenizer).choices):
-        with pytest.raises(DataError, match="task 'free', example 'free-3': no choices to rank"):
-            collate([example])
+    with pytest.raises(DataError, match="task 'free', example 'free-3': no choices to rank"):
+        RankingCollator(word_tokenizer)([example])
 
 
 @pytest.mark.parametrize("name", ["max_input_length", "max_target_length"])
