@@ -71,7 +71,7 @@ def test_an_encoder_learns_to_rank_and_leaves_out_tasks_without_choices(settings
     rows += [{"task": "write", "input": f"text {i}", "targets": "on"} for i in range(4)]
     tasks = tmp_path / "tasks.jsonl"
     tasks.write_text("".join(json.dumps({**row, "split": "train"}) + "\n" for row in rows))
-    config = settings("bert", tasks=str(tasks), steps=12, save_every=12, n_heads=2, lr=5e-2)
+    config = settings("bert", tasks=str(tasks), steps=24, save_every=24, n_heads=2, lr=5e-2)
     run = pretrain(config, str(tmp_path / "run"), progress=False)
     assert run.metrics()[-1]["loss"] < 0.5 < run.metrics()[0]["loss"]
     assert run.info["tasks"] == ["agree"]

@@ -1,0 +1,230 @@
+"""Few-shot adaptation: what each mode loads and trains, the shots, and what lands where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mhr.checkpoint import load_checkpoint, read_adapter
+from mhr.data import Example, Task
+from mhr.errors import ConfigError, DataError, MhrError, TaskError, TrainingError
+from mhr.merging import merge_uniform
+from mhr.training import RunFolder, adapt, pretrain
+from mhr.training.adapting import ADAPT_FILE
+from mhr.training.settings import RunConfig
+from mhr.training.starts import load_start
+from mhr.training.tasks import draw_shots
+from mhr.training.trainer import RoutedTrainer
+
+Make = Callable[..., RunConfig]
+TASKS = ["next-first", "swap-last"]
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    """Runs by method, filled by `source`."""
+    return {}
+
+
+@pytest.fixture
+def source(
+    pretrained: dict[str, RunFolder], settings: Make, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], RunFolder]:
+    """A pretrained run of a method, made once."""
+
+    def make(method: str) -> RunFolder:
+        if method not in pretrained:
+            folder = tmp_path_factory.mktemp(method) / "run"
+            pretrained[method] = pretrain(settings(method=method, steps=6, save_every=6), str(folder), progress=False)
+        return pretrained[method]
+
+    return make
+
+
+def changed(run: RunFolder, first: dict[str, Tensor]) -> set[str]:
+    """Kinds of tensors (layers, routers, modules) that differ from `first`."""
+    tensors = read_adapter(run.adapter).tensors
+    return {name.partition(".")[0] for name, t in tensors.items() if not torch.equal(t, first[name])}
+
+
+@pytest.mark.parametrize(
+    ("method", "mode", "trained"),
+    [
+        ("mhr", "mhr", {"layers", "routers"}),
+        ("poly", "poly", {"layers", "routers"}),
+        ("mhr", "z", {"routers"}),
+        ("mhr", "mu", {"layers"}),
+        ("mhr", "random", {"layers", "routers"}),
+        ("lora", "lora", {"layers"}),
+        ("lora", "mu", {"layers"}),
+        ("private", "mu", {"layers"}),
+        ("ia3", "lora", {"layers"}),
+        ("poly-ia3", "mu", {"layers"}),
+        ("poly-ia3", "z", {"routers"}),
+    ],
+)
+def test_a_mode_trains_what_it_says_and_lowers_the_loss(
+    method: str, mode: str, trained: set[str], source: Callable[[str], RunFolder], tmp_path: Path
+) -> None:
+    start = load_start(source(method), source(method).config(), mode)
+    start.begin(TASKS[0], 13)
+    first = {name: t.clone() for name, t in start.bank.tensors().items()}
+    runs = adapt(
+        str(source(method).path),
+        TASKS[:1],
+        mode=mode,
+        output=str(tmp_path / "out"),
+        steps=12,
+        router_lr=0.5,
+        progress=False,
+    )
+    assert [run.path for run in runs] == [tmp_path / "out" / TASKS[0] / "13"]
+    assert changed(runs[0], first) == trained
+    found = [record["loss"] for record in runs[0].metrics()]
+    # A routing row alone over skills that hardly differ yet can do little.
+    assert sum(found[-3:]) < sum(found[:3]) + (1e-3 if mode == "z" else 0.0)
+    assert runs[0].info["parameters"]["trained"] == sum(
+        t.numel() for name, t in first.items() if name.partition(".")[0] in trained
+    )
+    model, _ = load_checkpoint(runs[0].result())
+    assert model.mhr.tasks == TASKS[:1]
+
+
+def test_full_trains_the_backbone(source: Callable[[str], RunFolder], tmp_path: Path) -> None:
+    for method, base in (("mhr", source("mhr").info["base"]), ("full", str(source("full").model))):
+        (run,) = adapt(str(source(method).path), TASKS[:1], mode="full", output=str(tmp_path / method), progress=False)
+        assert run.result() == run.model
+        assert run.info["base"] == base
+        assert run.metrics()[-1]["lr"] < 1e-4
+
+
+def test_mu_begins_at_the_average_of_the_skills(source: Callable[[str], RunFolder]) -> None:
+    run = source("mhr")
+    plain = merge_uniform(read_adapter(run.adapter))
+    start = load_start(run, run.config(), "mu")
+    start.begin(TASKS[0], 1)
+    found = start.bank.tensors()
+    for layer, factors in plain.layers.items():
+        torch.testing.assert_close(found[f"layers.{layer}.bank_a"][0, 0], factors.a)
+        torch.testing.assert_close(found[f"layers.{layer}.bank_b"][0, 0], factors.b)
+
+
+def test_every_adaptation_begins_from_the_same_weights(source: Callable[[str], RunFolder], tmp_path: Path) -> None:
+    run = str(source("mhr").path)
+    both = adapt(run, TASKS, mode="mhr", output=str(tmp_path / "both"), seeds=[1, 2], progress=False)
+    (alone,) = adapt(run, TASKS[1:], mode="mhr", output=str(tmp_path / "alone"), seeds=[2], progress=False)
+    assert [(r.info["tasks"], r.info["seed"]) for r in both] == [([t], s) for t in TASKS for s in (1, 2)]
+    assert [r["loss"] for r in both[3].metrics()] == [r["loss"] for r in alone.metrics()]
+    a, b = (read_adapter(r.adapter).tensors for r in (both[3], alone))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    listed = json.loads((tmp_path / "both" / ADAPT_FILE).read_text())
+    assert [r["path"] for r in listed["runs"]] == [f"{t}/{s}" for t in TASKS for s in (1, 2)]
+
+
+def test_shots_are_the_same_for_every_mode_and_differ_by_seed(
+    source: Callable[[str], RunFolder], tmp_path: Path
+) -> None:
+    drawn: dict[Any, list[str]] = {}
+    for method, mode in (("mhr", "mhr"), ("mhr", "mu"), ("lora", "lora")):
+        out = str(tmp_path / mode)
+        for run in adapt(
+            str(source(method).path), TASKS[:1], mode=mode, output=out, seeds=[1, 2], shots=4, progress=False
+        ):
+            drawn[mode, run.info["seed"]] = run.info["shots"]
+    assert drawn["mhr", 1] == drawn["mu", 1] == drawn["lora", 1]
+    assert drawn["mhr", 1] != drawn["mhr", 2]
+
+
+def test_the_rule_of_the_shots_does_not_change() -> None:
+    task = Task("t", [Example("t", f"input {i}", ("x",), id=str(i)) for i in range(10)])
+    assert [e.id for e in draw_shots(task, 4, 13)] == ["8", "2", "7", "1"]
+    assert [e.id for e in draw_shots(task, 10, 13)][:4] == ["8", "2", "7", "1"]
+    with pytest.raises(DataError, match="has 10 training examples, fewer than the 11 shots"):
+        draw_shots(task, 11, 13)
+
+
+def test_resume_skips_what_is_done(
+    source: Callable[[str], RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments: dict[str, Any] = {"mode": "mu", "output": str(tmp_path / "out"), "progress": False}
+    run = str(source("mhr").path)
+    fit, fitted = RoutedTrainer.fit, []
+
+    def fit_one(self: RoutedTrainer, *args: Any) -> None:
+        if len(fitted) == 1:
+            raise KeyboardInterrupt
+        fitted.append(self.run.path)
+        fit(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RoutedTrainer, "fit", fit_one)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(run, TASKS, **arguments)
+    before = (fitted[0] / "run.json").stat().st_mtime_ns
+    runs = adapt(run, TASKS, resume=True, **arguments)
+    assert [r.status for r in runs] == ["done", "done"]
+    assert (runs[0].path / "run.json").stat().st_mtime_ns == before
+    with pytest.raises(TrainingError, match="holds adaptations with mode 'mu', not 'mhr'"):
+        adapt(run, TASKS, resume=True, **{**arguments, "mode": "mhr"})
+    with pytest.raises(MhrError, match="not empty"):
+        adapt(run, TASKS, **arguments)
+    again = adapt(run, TASKS[:1], overwrite=True, **arguments)
+    assert (again[0].path / "run.json").stat().st_mtime_ns != before
+    assert not (tmp_path / "out" / TASKS[1]).exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "error", "said"),
+    [
+        ("mhr", {"mode": "zz"}, ConfigError, "mode is 'zz'"),
+        ("mhr", {"mode": "lora"}, ConfigError, "not shared by all tasks"),
+        ("lora", {"mode": "z"}, ConfigError, "routing is not learned"),
+        ("private", {"mode": "mhr"}, ConfigError, "use mode 'mu' or 'random'"),
+        ("full", {"mode": "mhr"}, ConfigError, "use mode 'full'"),
+        ("mhr", {"mode": "mu", "shots": 25}, DataError, "has 24 training examples, fewer than the 25 shots"),
+        ("mhr", {"mode": "mu", "shots": 0}, ConfigError, "shots is 0"),
+        ("mhr", {"mode": "mu", "seeds": [1, 1]}, ConfigError, "each seed once"),
+        ("mhr", {"mode": "mu", "lr": -1.0}, ConfigError, "lr is -1"),
+        ("mhr", {"mode": "mu", "tasks": ["next-frist"]}, TaskError, "did you mean 'next-first'"),
+        ("mhr", {"mode": "mu", "tasks_path": "nowhere.jsonl"}, DataError, "nowhere.jsonl"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(
+    method: str,
+    flags: dict[str, Any],
+    error: type[MhrError],
+    said: str,
+    source: Callable[[str], RunFolder],
+    tmp_path: Path,
+) -> None:
+    tasks = flags.pop("tasks", TASKS)
+    with pytest.raises(error, match=said) as caught:
+        adapt(str(source(method).path), tasks, output=str(tmp_path / "out"), progress=False, **flags)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_names_every_held_out_task_is_adapted_to(source: Callable[[str], RunFolder], tmp_path: Path) -> None:
+    runs = adapt(str(source("mhr").path), mode="mu", output=str(tmp_path / "out"), steps=1, progress=False)
+    assert [run.info["tasks"] for run in runs] == [[name] for name in TASKS]
+
+
+def test_causal_and_encoder_models_adapt_too(settings: Make, tmp_path: Path) -> None:
+    for model in ("llama", "bert"):
+        run = pretrain(settings(model, steps=2, n_heads=2), str(tmp_path / model), progress=False)
+        for mode in ("mhr", "z", "mu", "full", "random"):
+            (done,) = adapt(
+                str(run.path), TASKS[:1], mode=mode, output=str(tmp_path / f"{model}-{mode}"), steps=2, progress=False
+            )
+            assert done.status == "done"
+            if mode not in ("full", "z") and model == "bert":
+                first = read_adapter(run.adapter).tensors
+                trained = read_adapter(done.adapter).tensors
+                head = [name for name in first if name.startswith("modules.")]
+                assert any(not torch.equal(first[name], trained[name]) for name in head)
