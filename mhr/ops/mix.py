@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhr.ops.checks import accumulator, check, check_shape, refuse_transforms
+from mhr.ops.checks import accumulator, apply, check, check_shape, refuse_second_order
 from mhr.ops.native import register
 
 
@@ -32,7 +32,6 @@ def mix(
     The average of Polytropon and MHR (arXiv 2202.13914, 2211.03831); with uniform weights and U = 1 it is MHR-mu and
     AdaMix's merge (arXiv 2205.12410).
     """
-    refuse_transforms("mix")
     # Neighbours often share their weights (A and B of a layer), which torch.compile wants to see only once.
     distinct: list[Tensor] = []
     rows: list[int] = []
@@ -40,10 +39,12 @@ def mix(
         if not distinct or distinct[-1] is not w:
             distinct.append(w)
         rows.append(len(distinct) - 1)
-    return list(_Mix.apply(out_dtype, tuple(head_dims), tuple(rows), *banks, *distinct))
+    return list(apply(_Mix, out_dtype, tuple(head_dims), tuple(rows), *banks, *distinct))
 
 
 class _Mix(torch.autograd.Function):
+    op = "mix"
+
     @staticmethod
     def forward(
         ctx: Any, out_dtype: torch.dtype | None, head_dims: tuple[int, ...], rows: tuple[int, ...], *tensors: Tensor
@@ -55,8 +56,8 @@ class _Mix(torch.autograd.Function):
         return tuple(_forward(tensors[:n], [tensors[n + i] for i in rows], head_dims, out_dtype))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order("mix")
         n = len(ctx.head_dims)
         tensors = ctx.saved_tensors
         need_banks, need_weights = any(ctx.needs_input_grad[3 : 3 + n]), any(ctx.needs_input_grad[3 + n :])

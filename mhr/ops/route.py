@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhr.ops.checks import accumulator, check, check_shape, refuse_transforms
+from mhr.ops.checks import accumulator, apply, check, check_shape, refuse_second_order
 from mhr.ops.native import register
 
 EPSILON = 1e-12
@@ -26,25 +26,28 @@ def route(logits: Tensor, tasks: Tensor, noise: Tensor | None = None, temperatur
     Returns weights `[U, H, S]` in float32 (float64 for float64 logits). Differentiable once in logits.
     The router of Polytropon and MHR (arXiv 2202.13914, 2211.03831). Raises RuntimeError where shapes do not fit.
     """
-    refuse_transforms("route")
-    return _Route.apply(logits, tasks, noise, temperature)
+    return apply(_Route, logits, tasks, noise, temperature)
 
 
 class _Route(torch.autograd.Function):
+    op = "route"
+
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tasks: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
-        values = logits.to(accumulator(logits.dtype)).contiguous()
+        dtype = accumulator(logits.dtype)
+        values = (logits if logits.dtype is dtype else logits.to(dtype)).contiguous()
         tasks = tasks.contiguous()
-        noise = noise if noise is None else noise.to(values.dtype).contiguous()
+        noise = noise if noise is None else noise.to(dtype).contiguous()
         ctx.save_for_backward(values, tasks, noise)
         ctx.temperature, ctx.dtype = temperature, logits.dtype
         return _forward(values, tasks, noise, temperature)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dw: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order("route")
         logits, tasks, noise = ctx.saved_tensors
-        return _backward(dw.contiguous(), logits, tasks, noise, ctx.temperature).to(ctx.dtype), None, None, None
+        d_logits = _backward(dw.contiguous(), logits, tasks, noise, ctx.temperature)
+        return d_logits if d_logits.dtype is ctx.dtype else d_logits.to(ctx.dtype), None, None, None
 
 
 def _check(op: str, logits: Tensor, tasks: Tensor, noise: Tensor | None, temperature: float) -> None:

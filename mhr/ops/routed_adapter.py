@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhr.ops.checks import accumulator, check, check_shape, refuse_transforms, segment_bounds
+from mhr.ops.checks import accumulator, apply, check, check_shape, refuse_second_order, segment_bounds
 from mhr.ops.native import register
 
 ACTIVATIONS = ("none", "gelu")
@@ -47,17 +47,18 @@ def routed_adapter(
     beside the inputs: 4 N R bytes. Deterministic. On a GPU the values of rows and offsets are not checked.
     Raises RuntimeError where shapes or dtypes do not fit.
     """
-    refuse_transforms("routed_adapter")
     if torch.is_autocast_enabled(y.device.type):
         x = x.to(y.dtype)
     tensors = (x, A, B, rows, rows_b, offsets, bias_a, bias_b)
     if torch.compiler.is_compiling():
         # Dynamo loses the gradient of an argument that a Function marks dirty; the compiler makes this in place again.
-        return y.copy_(_RoutedAdapter.apply(y.clone(), *tensors, activation, scale, False))
-    return _RoutedAdapter.apply(y, *tensors, activation, scale, True)
+        return y.copy_(apply(_RoutedAdapter, y.clone(), *tensors, activation, scale, False))
+    return apply(_RoutedAdapter, y, *tensors, activation, scale, True)
 
 
 class _RoutedAdapter(torch.autograd.Function):
+    op = "routed_adapter"
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -90,8 +91,8 @@ class _RoutedAdapter(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order("routed_adapter")
         x, A, B, rows, rows_b, offsets, z = ctx.saved_tensors
         dtype_a, dtype_b = ctx.biases
         flat = dy.contiguous()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhr.ops.checks import accumulator, check, refuse_transforms
+from mhr.ops.checks import accumulator, apply, check, refuse_second_order
 from mhr.ops.mix import check_banks
 from mhr.ops.native import register
 from mhr.ops.routed_adapter import n_tokens
@@ -48,17 +48,18 @@ def routed_linear(
     bias are cast as for F.linear. Deterministic. Poly and MHR (arXiv 2202.13914, 2211.03831).
     Raises RuntimeError where shapes or dtypes do not fit.
     """
-    refuse_transforms("routed_linear")
     device = x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         if x.dtype != torch.float64:
             x, weight = x.to(dtype), weight.to(dtype)
             bias = bias if bias is None else bias.to(dtype)
-    return _RoutedLinear.apply(x, weight, bias, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, scale)
+    return apply(_RoutedLinear, x, weight, bias, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, scale)
 
 
 class _RoutedLinear(torch.autograd.Function):
+    op = "routed_linear"
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -82,8 +83,8 @@ class _RoutedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_order("routed_linear")
         x, weight, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, h = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         dy = dy.contiguous()

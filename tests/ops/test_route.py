@@ -93,3 +93,8 @@ def test_compiles_without_graph_breaks() -> None:
 def test_refuses_what_does_not_fit(arguments: tuple[Tensor, ...], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         route(*arguments)  # type: ignore[arg-type]
+
+
+def test_refuses_vmap() -> None:
+    with pytest.raises(RuntimeError, match="mhr::route does not support torch.func"):
+        torch.func.vmap(lambda t: route(t, torch.tensor([0])))(torch.randn(2, 3, 2, 4))

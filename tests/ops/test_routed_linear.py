@@ -165,3 +165,10 @@ def test_refuses_vmap() -> None:
     rows = EQUAL.tensors()[0]
     with pytest.raises(RuntimeError, match="mhr::routed_linear does not support torch.func"):
         torch.func.vmap(lambda x: routed_linear(**{**given, "x": x}, rows=rows))(torch.randn(2, 3, 5, 8))
+
+
+def test_refuses_second_derivatives() -> None:
+    given = {n: t.requires_grad_() for n, t in inputs(EQUAL, (2, 3, 8, 6, 2), torch.float32).items()}
+    y = routed_linear(**given, rows=EQUAL.tensors()[0])
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(y.sum(), given["x"], create_graph=True)

@@ -69,3 +69,8 @@ def test_compiles_without_graph_breaks() -> None:
 def test_refuses_what_does_not_fit(tensors: list[torch.Tensor], weights: list[float], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         weighted_average(tensors, weights)
+
+
+def test_refuses_vmap() -> None:
+    with pytest.raises(RuntimeError, match="mhr::weighted_average does not support torch.func"):
+        torch.func.vmap(lambda t: weighted_average([t], [1.0]))(torch.randn(2, 3))
