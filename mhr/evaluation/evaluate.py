@@ -35,6 +35,7 @@ def evaluate(
     max_target_length: int | None = None,
     length_norm: float = 1.0,
     n_beams: int = 1,
+    precision: str = "no",
     progress: bool = True,
     unseen: str = "uniform",
 ) -> EvaluationResult:
@@ -50,6 +51,7 @@ def evaluate(
     max_target_length  tokens of a choice or of a generated answer. None: as the model was trained, otherwise 128
     length_norm        see `rank_choices`
     n_beams            see `generate_answers`
+    precision          "no", "bf16" or "fp16" (automatic mixed precision)
     progress           show a progress bar on stderr
     unseen             how tasks that the bank does not know are routed: "uniform", or "error" to refuse them
 
@@ -64,7 +66,12 @@ def evaluate(
     start = time.perf_counter()
     max_input_length, max_target_length = loaded.lengths(max_input_length, max_target_length)
     to_rank, to_generate, skipped = _share_out(loaded, collection, split, limit, metrics)
-    settings: dict[str, Any] = {"max_input_length": max_input_length, "batch_size": batch_size, "unseen": unseen}
+    settings: dict[str, Any] = {
+        "max_input_length": max_input_length,
+        "batch_size": batch_size,
+        "unseen": unseen,
+        "precision": precision,
+    }
     with _progress(progress, len(to_rank) + len(to_generate)) as advance:
         ranked = rank_choices(
             loaded, to_rank, max_target_length=max_target_length, length_norm=length_norm, advance=advance, **settings

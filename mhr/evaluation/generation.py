@@ -32,6 +32,7 @@ def generate_answers(
     n_beams: int = 1,
     batch_size: int | None = None,
     unseen: str = "uniform",
+    precision: str = "no",
     advance: Callable[[float], None] | None = None,
 ) -> list[Generated]:
     """The model's answer to every example, in the order of the examples. Tasks may be mixed.
@@ -39,6 +40,7 @@ def generate_answers(
     n_beams      1 decodes greedily; of the model's own generation config only the special tokens count
     batch_size   examples a batch; None finds it, see `in_batches`
     unseen       how a task that the bank does not know is routed, "uniform" or "error"
+    precision    "no", "bf16" or "fp16" of the large products
     advance      called with the number of examples done
 
     Raises ConfigError for an encoder, which cannot generate, and for lengths and beams out of range.
@@ -79,6 +81,6 @@ def generate_answers(
             advance(len(batch))
 
     sizes = [(len(row) + max_new_tokens) * n_beams for row in inputs.ids]
-    with loaded.judging():
+    with loaded.judging(precision):
         texts = in_batches(answer, sizes, device=loaded.device, batch_size=batch_size, done=done)
     return [Generated(text, cut) for text, cut in zip(texts, inputs.cut, strict=True)]

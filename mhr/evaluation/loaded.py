@@ -10,8 +10,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mhr.errors import ConfigError
+from mhr.errors import ConfigError, nearest
 from mhr.layers import AdapterBank
+
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Dtypes of the large products, by the names that training uses; "no" is the dtype of the weights."""
 
 
 @dataclass
@@ -89,12 +92,18 @@ class LoadedModel:
         return argument in inspect.signature(type(self.model).forward).parameters
 
     @contextmanager
-    def judging(self) -> Iterator[None]:
-        """The model in evaluation mode and without gradients inside the block."""
+    def judging(self, precision: str = "no") -> Iterator[None]:
+        """The model in evaluation mode, without gradients and under autocast to `precision` inside the block.
+
+        Raises ConfigError for an unknown precision.
+        """
+        if precision not in PRECISIONS:
+            raise ConfigError(f"unknown precision {precision!r}: {nearest(precision, PRECISIONS)}")
+        dtype = PRECISIONS[precision]
         training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 yield
         finally:
             if training:

@@ -41,6 +41,7 @@ def rank_choices(
     length_norm: float = 1.0,
     batch_size: int | None = None,
     unseen: str = "uniform",
+    precision: str = "no",
     advance: Callable[[float], None] | None = None,
 ) -> list[Ranked]:
     """The scores of every example's choices, in the order of the examples. Tasks may be mixed.
@@ -48,6 +49,7 @@ def rank_choices(
     length_norm  0 adds up the log-likelihoods of a choice's tokens, 1 takes their mean; encoders have no use for it
     batch_size   examples (encoders: pairs) a batch; None finds it, see `in_batches`
     unseen       how a task that the bank does not know is routed, "uniform" or "error"
+    precision    "no", "bf16" or "fp16" of the large products
     advance      called with the number of examples done; a part of an example's choices counts as that part of it
 
     Raises DataError for an example without choices or with an empty one, ConfigError for a classifier with several outputs,
@@ -61,7 +63,7 @@ def rank_choices(
             raise DataError(f"{where} has an empty choice among {list(example.choices)}: expected some text in each")
     if not examples:
         return []
-    with loaded.judging():
+    with loaded.judging(precision):
         if loaded.kind == "encoder":
             return _rank_pairs(loaded, examples, max_input_length, batch_size, unseen, advance)
         lengths = max_input_length, max_target_length
