@@ -108,7 +108,7 @@ class NinjaBuild(build_ext):
             if extra and "-DMHR_X86" not in defines:
                 continue
             objects.append(self.rule("cxx", source, extra, lines))
-        libraries = [f"-L{torch_home / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
+        libraries = [f"-L{torch_home / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
         if nvcc:
             gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
             nvcc_flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", *gencode]
@@ -116,15 +116,14 @@ class NinjaBuild(build_ext):
             lines.append(
                 f"rule nvcc\n  command = {nvcc_command} -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
             )
-            cuda = Path(nvcc).resolve().parent.parent
             for source in sorted(CSRC.glob("cuda/*.cu")):
                 objects.append(self.rule("nvcc", source, [], lines))
             for source in sorted(CSRC.glob("cuda/*_torch.cpp")):
-                objects.append(self.rule("cxx", source, [f"-isystem{cuda / 'include'}"], lines))
-            folder = cuda / ("lib64" if (cuda / "lib64").is_dir() else "lib")
-            libraries += [f"-L{folder}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+                objects.append(self.rule("cxx", source, [], lines))
+        # nvcc knows where its runtime is; linked statically, the library loads where there is no CUDA at all.
+        linker = [nvcc, "-cudart=static", "-Xlinker=--no-as-needed"] if nvcc else [cxx, "-Wl,--no-as-needed"]
         link = " ".join(map(quote, libraries))
-        lines.append(f"rule link\n  command = {quote(cxx)} -shared -o $out $in {link}")
+        lines.append(f"rule link\n  command = {' '.join(map(quote, linker))} -shared -o $out $in {link}")
         lines.append(f"build {target.name}: link {' '.join(objects)}\ndefault {target.name}\n")
         (work / "build.ninja").write_text("\n".join(lines))
         self.ninja(work)

@@ -38,7 +38,7 @@ struct ExpandShape {
 };
 
 template <class T, int RP, bool TRANSPOSED>
-__global__ void __launch_bounds__(128) expand_kernel(ExpandArgs p) {
+__global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
   using S = ExpandShape<T, RP, TRANSPOSED>;
   using M = Matrix<T>;
   const int rank_tiles = (p.ranks + RP - 1) / RP, pitch_z = S::pitch_z(rank_tiles);

@@ -40,9 +40,10 @@ struct OuterShape {
 };
 
 template <class T, int RP, bool INNER>
-__global__ void __launch_bounds__(128) outer_kernel(OuterArgs p) {
+__global__ void __launch_bounds__(128, 2) outer_kernel(OuterArgs p) {
   using S = OuterShape<T, RP>;
   constexpr int kRankTiles = RP / 16, kColumnTiles = S::kColumns / S::kWarps / 8;
+  constexpr int kUnroll = sizeof(T) == 2 ? 2 : 1;  // split float32 fragments are as many registers as there are
   SharedCarver carve;
   T* const tiles_d = carve.template take<T>(S::kStages * S::kTileD);
   T* const tiles_z = carve.template take<T>(2 * S::kTileZ);
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(128) outer_kernel(OuterArgs p) {
     const T* const tz = tiles_z + s % 2 * S::kTileZ;
 
     // t^T D: each warp a quarter of the columns.
-#pragma unroll
+#pragma unroll kUnroll
     for (int k = 0; k < S::kTokens; k += 16) {
       FragmentA<T> a[kRankTiles];
 #pragma unroll
@@ -149,7 +150,7 @@ __global__ void __launch_bounds__(128) outer_kernel(OuterArgs p) {
       constexpr int kTiles = RP / 16;  // n8 tiles of half the rank
       const int tokens = warp % 2 * 16, first = warp / 2 * (RP / 2);
       Accumulator product[kTiles] = {};
-#pragma unroll 4
+#pragma unroll(kUnroll == 1 ? 1 : 4)
       for (int k = 0; k < S::kColumns; k += 16) {
         FragmentA<T> a;
         load_a_rows(a, td + tokens * S::kPitchD + k, S::kPitchD);

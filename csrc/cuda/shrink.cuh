@@ -31,7 +31,7 @@ struct ShrinkShape {
 };
 
 template <class T, int RP>
-__global__ void __launch_bounds__(128) shrink_kernel(ShrinkArgs p) {
+__global__ void __launch_bounds__(128, 3) shrink_kernel(ShrinkArgs p) {
   using S = ShrinkShape<T, RP>;
   SharedCarver carve;
   T* const tiles_x = carve.template take<T>(S::kStages * S::kTileX);

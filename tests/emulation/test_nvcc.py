@@ -1,0 +1,94 @@
+"""The same sources under nvcc: what the GPU will get, and that the library with it loads where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.emulation.emulator import ROOT
+
+NVCC = os.environ.get("CUDA_HOME", "") and f"{os.environ['CUDA_HOME']}/bin/nvcc" or shutil.which("nvcc")
+ARCHITECTURES = (80, 90, 100)
+# The most registers of a thread that leave room for the blocks an SM should hold: 3 of 128 threads, 2, 2 of 256.
+MOST_REGISTERS = {"shrink": 168, "expand": 168, "outer": 255, "finish": 64, "gather": 64, "mix": 128, "weighted": 128}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not NVCC, reason="nvcc not found: set CUDA_HOME or install the CUDA toolkit"),
+]
+
+
+@pytest.fixture(scope="module")
+def objects() -> Path:
+    """The kernels compiled for every architecture, with the assembler's report beside each object."""
+    folder = ROOT / "build" / "nvcc"
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = " ".join(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES)
+    flags = f"-std=c++17 -O3 -Xcompiler=-fPIC,-fvisibility=hidden -Xptxas=-v -I{ROOT / 'csrc'} {targets}"
+    rule = f"{NVCC} {flags} -MD -MF $out.d -c $in -o $out > $out.log 2>&1 || (cat $out.log && false)"
+    lines = [f"rule nvcc\n  command = {rule}\n  depfile = $out.d\n  deps = gcc"]
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        lines.append(f"build {source.name}.o: nvcc {source}")
+    (folder / "build.ninja").write_text("\n".join([*lines, ""]))
+    result = subprocess.run(["ninja", "-C", str(folder)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-4000:]
+    return folder
+
+
+def test_no_spills_no_stack_few_registers(objects: Path) -> None:
+    report = re.compile(
+        r"Compiling entry function '(\S+)' for '(sm_\d+)'\n.*\n\s*(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads\n.*Used (\d+) registers"
+    )
+    kernels = 0
+    faults = []
+    for log in objects.glob("*.log"):
+        for name, arch, stack, stores, loads, registers in report.findall(log.read_text()):
+            kernels += 1
+            kind = next(k for k in MOST_REGISTERS if k in name)
+            if (stack, stores, loads) != ("0", "0", "0") or int(registers) > MOST_REGISTERS[kind]:
+                faults.append(f"{name} {arch}: stack {stack}, spills {stores}/{loads}, registers {registers}")
+    assert kernels >= len(ARCHITECTURES) * 45, "the assembler's report was not understood"
+    assert not faults, "\n".join(faults)
+
+
+def test_library_with_cuda_loads_on_any_torch(objects: Path, tmp_path: Path) -> None:
+    torch_home = Path(torch.__file__).parent
+    assert NVCC
+    flags = "-std=c++17 -O2 -shared -cudart=static -Xcompiler=-fPIC,-fvisibility=hidden -DMHR_WITH_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000"
+    library = tmp_path / "kernels.so"
+    command = [NVCC, *flags.split(), f"-I{ROOT / 'csrc'}", f"-isystem={torch_home / 'include'}"]
+    command += [f"-isystem={torch_home / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
+    command += [str(path) for path in sorted((ROOT / "csrc" / "cuda").glob("*_torch.cpp"))]
+    command += [str(path) for path in sorted(objects.glob("*.o"))]
+    command += [
+        "-o",
+        str(library),
+        f"-L{torch_home / 'lib'}",
+        "-Xlinker=--no-as-needed",
+        "-ltorch",
+        "-ltorch_cpu",
+        "-lc10",
+    ]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-4000:]
+    check = f"""
+import torch, mhr.ops
+before = mhr.ops.native_ops()
+torch.ops.load_library({str(library)!r})
+after = mhr.ops.native_ops()
+ours = {{"mix", "mix_backward", "routed_adapter_forward", "routed_adapter_backward_dy", "routed_adapter_backward_x",
+         "weighted_average"}}
+assert {{name for name, devices in after.items() if "cuda" in devices}} >= ours, after
+x = torch.randn(4, 8)
+assert torch.equal(mhr.ops.weighted_average([x, x], [0.5, 0.5]), x)  # the CPU's own ops are untouched
+"""
+    loaded = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT)
+    assert loaded.returncode == 0, loaded.stderr[-4000:]
