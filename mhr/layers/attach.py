@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from mhr.config import AdapterConfig
@@ -126,6 +127,9 @@ def _enter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         bank.state.enter(None)
     else:
         bank.state.enter(task_ids if isinstance(task_ids, RoutingBatch) else bank.for_batch(task_ids))
+    # Hooks are compiled apart from the model: there, each layer asks its router within the model's one graph.
+    if bank.state.batch is not None and not torch.compiler.is_compiling():
+        bank.state.weights = bank.weigh(bank.state.batch)
     return args, kwargs
 
 

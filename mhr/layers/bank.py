@@ -84,6 +84,10 @@ class AdapterBank(nn.Module):
         packed = packed.to(device, non_blocking=True)
         return RoutingBatch(rows=packed[: len(rows)], tasks=packed[len(rows) :], noise=noise)
 
+    def weigh(self, batch: RoutingBatch) -> list[Tensor]:
+        """The routing weights [U, H, S] of the batch by every router, in their order, with their gradient."""
+        return routers[self.config.method].together(list(self.groups.values()), batch)
+
     @contextmanager
     def routing(
         self, task_ids: Sequence[str | int] | Tensor | RoutingBatch | None, unseen: str = "error"

@@ -77,14 +77,16 @@ class RoutedLayer(nn.Module, ABC):
 
     def routing(self, x: Tensor) -> tuple[Tensor, RoutingBatch]:
         """Weights [U, H, S] and the batch, after a check that the rows of `x` [G * k, ..., I] fit its G segments."""
-        batch = self.state.current()
+        state = self.state
+        batch = state.current()
         n = batch.rows.shape[0]
         if x.shape[0] % n:
             raise TargetError(
                 f"layer {self.name!r} got {x.shape[0]} rows for {n} task ids: expected one id per example (rows may be "
                 "a multiple, as with beams or choices); a layer whose rows are not those of the batch cannot be routed"
             )
-        return self.router(batch), batch
+        router = self._router[0]
+        return (router(batch) if state.weights is None else state.weights[router.index]), batch
 
     def check_heads(self, **sizes: int) -> None:
         """Raise TargetError, naming the layer, where a size does not divide by the number of heads."""

@@ -5,8 +5,18 @@ from __future__ import annotations
 from mhr.ops.mix import mix
 from mhr.ops.native import build_info, native_ops
 from mhr.ops.route import route
+from mhr.ops.route_all import route_all
 from mhr.ops.routed_adapter import routed_adapter
 from mhr.ops.routed_linear import routed_linear
 from mhr.ops.weighted_average import weighted_average
 
-__all__ = ["build_info", "mix", "native_ops", "route", "routed_adapter", "routed_linear", "weighted_average"]
+__all__ = [
+    "build_info",
+    "mix",
+    "native_ops",
+    "route",
+    "route_all",
+    "routed_adapter",
+    "routed_linear",
+    "weighted_average",
+]

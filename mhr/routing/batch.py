@@ -27,11 +27,16 @@ class RoutingBatch:
 
 
 class RoutingState:
-    """The routing that the layers of one model work under: of the model's call under way, or of the block around it."""
+    """The routing that the layers of one model work under: of the model's call under way, or of the block around it.
+
+    weights   of every router for the call under way, by the routers' index, where they were computed together; a layer
+              that finds none (its block is computed again, or it was called without the model) asks its router
+    """
 
     def __init__(self) -> None:
         self.batch: RoutingBatch | None = None
         self.block: RoutingBatch | None = None
+        self.weights: list[Tensor] | None = None
 
     def current(self) -> RoutingBatch:
         if self.batch is None:
@@ -47,14 +52,14 @@ class RoutingState:
 
     def leave(self) -> None:
         """The call ends."""
-        self.batch = self.block
+        self.batch, self.weights = self.block, None
 
     @contextmanager
     def use(self, batch: RoutingBatch | None) -> Iterator[None]:
         """Route by `batch` inside the block, and as before after it, also when the block raises."""
-        before = self.batch, self.block
-        self.batch = self.block = batch
+        before = self.batch, self.block, self.weights
+        self.batch, self.block, self.weights = batch, batch, None
         try:
             yield
         finally:
-            self.batch, self.block = before
+            self.batch, self.block, self.weights = before

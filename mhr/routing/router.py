@@ -58,6 +58,11 @@ class Router(nn.Module, ABC):
     def forward(self, batch: RoutingBatch) -> Tensor:
         """Weights [U, H, S] for `batch.tasks`."""
 
+    @classmethod
+    def together(cls, routers: Sequence[Router], batch: RoutingBatch) -> list[Tensor]:
+        """The weights of several routers of this class, one after the other."""
+        return [router(batch) for router in routers]
+
     def set_tasks(self, tasks: Sequence[str], keep: Sequence[int | None]) -> None:
         """Follow a change of the task list: new row i is old row `keep[i]`, or a fresh one where that is None."""
         self._resize(len(tasks))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mhr.config import AdapterConfig
-from mhr.ops import route
+from mhr.ops import route, route_all
 from mhr.ops.route import EPSILON
 from mhr.routing.batch import RoutingBatch
 from mhr.routing.router import Router, routers
@@ -37,6 +37,14 @@ class SkillRouter(Router):
         if self.config.straight_through:
             return self._rounded(batch.tasks, noise, temperature)
         return route(self.logits, batch.tasks, noise, temperature)
+
+    @classmethod
+    def together(cls, routers: Sequence[Router], batch: RoutingBatch) -> list[Tensor]:
+        config = routers[0].config
+        if config.straight_through:
+            return super().together(routers, batch)
+        logits = [router.logits for router in routers if isinstance(router, cls)]
+        return route_all(logits, batch.tasks, batch.noise, 1.0 if batch.noise is None else config.temperature)
 
     def _rounded(self, tasks: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
         logits = self.logits[tasks.clamp(min=0)]
