@@ -43,7 +43,8 @@ template <class T, int RP, bool INNER>
 __global__ void __launch_bounds__(128, 2) outer_kernel(OuterArgs p) {
   using S = OuterShape<T, RP>;
   constexpr int kRankTiles = RP / 16, kColumnTiles = S::kColumns / S::kWarps / 8;
-  constexpr int kUnroll = sizeof(T) == 2 ? 2 : 1;  // split float32 fragments are as many registers as there are
+  [[maybe_unused]] constexpr int kUnroll =
+      sizeof(T) == 2 ? 2 : 1;  // split float32 fragments are as many registers as there are
   SharedCarver carve;
   T* const tiles_d = carve.template take<T>(S::kStages * S::kTileD);
   T* const tiles_z = carve.template take<T>(2 * S::kTileZ);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,14 +67,28 @@ ITEMS = (
 SUMS = torch.float64  # mix adds plain float32 products: no loss in the operands
 
 
-@pytest.mark.parametrize("seed", [0, 1, 7])
-def test_mix_matches_float64(plain: Path, seed: int) -> None:
-    items = ITEMS * 5  # more than one launch takes
+def forward_call(items: Sequence[Item], seed: int) -> Call:
     arguments: list = [len(items)]
     for item in items:
         bank, weights, _ = item.tensors()
         arguments += [*item.numbers(), bank, weights, Output(item.mixed_shape, item.mixed_dtype)]
-    (outputs,) = run(plain, [Call("mix", arguments, seed)])
+    return Call("mix", arguments, seed)
+
+
+def backward_call(items: Sequence[Item], seed: int, need_banks: bool = True, need_weights: bool = True) -> Call:
+    arguments: list = [len(items)]
+    for item in items:
+        bank, weights, grad = item.tensors()
+        arguments += [*item.numbers(), bank, weights, grad]
+        arguments.append(Output(tuple(bank.shape), item.bank_dtype) if need_banks else None)
+        arguments.append(Output(tuple(weights.shape)) if need_weights else None)
+    return Call("mix_backward", arguments, seed)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_mix_matches_float64(plain: Path, seed: int) -> None:
+    items = ITEMS * 5  # more than one launch takes
+    (outputs,) = run(plain, [forward_call(items, seed)])
     for item, mixed in zip(items, outputs, strict=True):
         bank, weights, _ = item.tensors()
         expected = product(Bounded.exact(weights.transpose(0, 1)), Bounded.exact(bank.flatten(2)), SUMS)
@@ -82,13 +97,7 @@ def test_mix_matches_float64(plain: Path, seed: int) -> None:
 
 @pytest.mark.parametrize(("need_banks", "need_weights"), [(True, True), (True, False), (False, True)])
 def test_mix_backward_matches_float64(plain: Path, need_banks: bool, need_weights: bool) -> None:
-    arguments: list = [len(ITEMS)]
-    for item in ITEMS:
-        bank, weights, grad = item.tensors()
-        arguments += [*item.numbers(), bank, weights, grad]
-        arguments.append(Output(tuple(bank.shape), item.bank_dtype) if need_banks else None)
-        arguments.append(Output(tuple(weights.shape)) if need_weights else None)
-    (outputs,) = run(plain, [Call("mix_backward", arguments, 7)])
+    (outputs,) = run(plain, [backward_call(ITEMS, 7, need_banks, need_weights)])
     for item in ITEMS:
         bank, weights, grad = item.tensors()
         pieces = Bounded.exact(item.split(grad))
