@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -75,7 +76,7 @@ def load_backbone(
         settings = {"num_labels": 1} if kind == "encoder" else {}
         model = auto.from_pretrained(source, dtype=dtype, **settings)
         tokenizer = ByT5Tokenizer() if name in BUILTIN else AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         where = "the folder is no model" if is_folder else "neither a local folder nor a hub id that can be reached"
         raise MhrError(f"cannot load model {name!r}: {where}: {reason}") from error

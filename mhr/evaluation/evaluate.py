@@ -179,6 +179,6 @@ def _measure(
 @contextmanager
 def _progress(shown: bool, total: int) -> Iterator[Callable[[float], None]]:
     columns = TextColumn("evaluate"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
         job = bar.add_task("evaluate", total=total)
         yield lambda done: bar.advance(job, done)
