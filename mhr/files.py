@@ -18,11 +18,13 @@ from mhr.errors import MhrError
 OUTPUT_MARKS = (
     "run.json",
     "adapt.json",
+    "demo.json",
     "mhr_config.json",
     "adapter_config.json",
     "config.json",
     "evaluation.json",
     "inspection.json",
+    "demo.json",
 )
 
 

@@ -21,6 +21,7 @@ LEVELS = [
     {"routing", "data"},
     {"layers", "backbones"},
     {"checkpoint", "training", "merging", "evaluation", "interop", "report"},
+    {"demo"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "matplotlib", "accelerate", "pyarrow")

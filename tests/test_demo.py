@@ -1,0 +1,37 @@
+"""The demo with a handful of steps: it fills its table, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mhr.data import load_tasks
+from mhr.demo import COLUMNS, TASKS, run_demo
+from mhr.errors import MhrError
+
+FEW = ("train.steps=2", "train.batch_size=4", "adapt.steps=1", "adapt.batch_size=4", "adapt.shots=4")
+
+
+@pytest.mark.slow
+def test_the_demo_fills_its_table_and_resumes(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    said: list[str] = []
+    result = run_demo(tmp_path / "demo", progress=False, overrides=FEW, max_tasks=2, limit=4, say=said.append)
+    assert list(result.scores) == list(TASKS[:2])
+    assert all(list(row) == list(COLUMNS) and all(0 <= v <= 1 for v in row.values()) for row in result.scores.values())
+    assert result.trained["MHR-z"] < result.trained["MHR-mu"] < result.trained["MHR"]
+    assert len(said) == 8
+    written = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert written["status"] == "done"
+    assert written["scores"] == result.scores
+    again = run_demo(tmp_path / "demo", resume=True, progress=False, overrides=FEW, max_tasks=2, limit=4)
+    assert again.scores == result.scores
+    with pytest.raises(MhrError, match="not empty"):
+        run_demo(tmp_path / "demo", progress=False)
+
+
+def test_its_tasks_are_held_out() -> None:
+    assert set(TASKS) <= set(load_tasks("builtin:skills", max_train=1, limit_test=1).held_out())
