@@ -60,7 +60,7 @@ def _is_plain(base: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling `base` is F.linear(x, weight, bias) and nothing else."""
     return (
         type(base) is nn.Linear
-        and type(base.weight) is nn.Parameter  # a quantised one is a Parameter of another class
+        and type(base._parameters.get("weight")) is nn.Parameter  # a quantised one is a Parameter of another class
         and not base._forward_hooks
         and not base._forward_pre_hooks
         and not base._backward_hooks

@@ -1,0 +1,235 @@
+"""A training step of a T5: ours against PEFT's Poly, PEFT's LoRA, eager torch and the frozen model.
+
+A step is the routing of the batch, forward, backward to the embeddings, and AdamW over what trains; the frozen model's is
+forward and backward alone. PEFT's Poly draws relaxed Bernoulli noise for every example in training and cannot do without it;
+ours is timed both without noise (the T0 recipe) and with the same noise.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
+
+import mhr
+
+from .measure import interleave, machine, median_difference, quiet_machine, rms_error
+
+WIDTHS = (128, 256, 512)
+RANK, HEADS, SKILLS, TASKS = 4, 8, 8, 64
+BATCH, INPUT, TARGET, DISTINCT, VOCABULARY = 8, 128, 32, 4, 1024
+TARGETS = ["q", "k", "v", "o"]
+# Largest RMS difference between peers that hold the same weights: loss, logits and every gradient, in float32.
+AGREEMENT = 1e-4
+
+Step = Callable[[], Any]
+
+
+def backbone(width: int) -> T5ForConditionalGeneration:
+    """A random T5 of four and four blocks, whose backward pass goes down to the embeddings, as below an adapter it must."""
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=width,
+        d_kv=width // 8,
+        num_heads=8,
+        d_ff=4 * width,
+        num_layers=4,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
+    model = T5ForConditionalGeneration(config).requires_grad_(False)
+    model.enable_input_require_grads()
+    return model
+
+
+class EagerLinear(nn.Module):
+    """The formula of RoutedLinear in plain torch operations, with its parameters; routing is set before each call."""
+
+    routing: tuple[Tensor, Tensor]
+    """Distinct tasks of the batch, and the position of each example's among them."""
+
+    def __init__(self, base: nn.Linear, bank_a: Tensor, bank_b: Tensor, logits: Tensor):
+        super().__init__()
+        self.base = base
+        self.bank_a, self.bank_b, self.logits = (nn.Parameter(t.clone()) for t in (bank_a, bank_b, logits))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tasks, rows = self.routing
+        p = torch.sigmoid(self.logits[tasks])
+        w = p / (p.sum(-1, keepdim=True) + 1e-12)
+        A = torch.einsum("uhs,hsdr->uhdr", w, self.bank_a).reshape(len(tasks), -1, RANK)
+        B = torch.einsum("uhs,hsrd->urhd", w, self.bank_b).reshape(len(tasks), RANK, -1)
+        return self.base(x) + torch.bmm(torch.bmm(x, A[rows]), B[rows]) / RANK
+
+
+class Peers:
+    """The same T5 in every implementation; those that route hold the same banks and logits."""
+
+    def __init__(self, width: int):
+        from peft import LoraConfig, PolyConfig, get_peft_model
+
+        base = backbone(width)
+        self.names = [f"task{i}" for i in range(TASKS)]
+        self.inputs = {
+            "input_ids": torch.randint(3, VOCABULARY, (BATCH, INPUT)),
+            "attention_mask": torch.ones(BATCH, INPUT, dtype=torch.long),
+            "labels": torch.randint(3, VOCABULARY, (BATCH, TARGET)),
+        }
+        draw = random.Random(0)
+        self.ids = [draw.choice(range(0, TASKS, TASKS // DISTINCT)) for _ in range(BATCH)]
+        self.ids[:DISTINCT] = range(0, TASKS, TASKS // DISTINCT)
+
+        def routed(noise: str) -> T5ForConditionalGeneration:
+            model = copy.deepcopy(base)
+            config = mhr.AdapterConfig(
+                n_heads=HEADS, n_skills=SKILLS, rank=RANK, targets=TARGETS, noise=noise, init="peft"
+            )
+            bank = mhr.attach(model, config, self.names)
+            with torch.no_grad():
+                for layer in bank.layers.values():
+                    nn.init.normal_(layer.bank_b, std=width**-0.5)
+                    nn.init.normal_(layer.router.logits)
+            return model
+
+        self.models: dict[str, nn.Module] = {"frozen": copy.deepcopy(base), "ours": routed("off")}
+        self.models["ours_with_noise"] = routed("per_example")
+        self.models["peft_lora"] = get_peft_model(
+            copy.deepcopy(base), LoraConfig(r=RANK, lora_alpha=1, target_modules=TARGETS, init_lora_weights=False)
+        )
+        poly = PolyConfig(r=RANK, n_tasks=TASKS, n_skills=SKILLS, n_splits=HEADS, target_modules=TARGETS)
+        self.models["peft_poly"] = get_peft_model(copy.deepcopy(base), poly).base_model
+        self.models["eager"] = copy.deepcopy(base)
+        self._share_weights()
+        for model in self.models.values():
+            model.train()
+
+    def _share_weights(self) -> None:
+        """Copy our banks and logits into PEFT's Poly and the eager model."""
+        with torch.no_grad():
+            for name, layer in self.models["ours"].mhr.layers.items():
+                peft = self.models["peft_poly"].get_submodule(f"model.{name}")
+                peft.poly_lora_A["default"].copy_(layer.bank_a)
+                peft.poly_lora_B["default"].copy_(layer.bank_b)
+                peft.poly_router["default"].module_logits.copy_(layer.router.logits.flatten(1))
+                eager = self.models["eager"]
+                parent, _, child = name.rpartition(".")
+                linear = EagerLinear(eager.get_submodule(name), layer.bank_a, layer.bank_b, layer.router.logits)
+                setattr(eager.get_submodule(parent), child, linear)
+
+    def forward(self, name: str) -> Any:
+        """One forward pass, with all that an implementation does for the routing of a batch."""
+        model = self.models[name]
+        if name == "peft_poly":
+            return model(**self.inputs, task_ids=torch.tensor(self.ids))
+        if name.startswith("ours"):
+            return model(**self.inputs, task_ids=[self.names[i] for i in self.ids])
+        if name == "eager":
+            EagerLinear.routing = torch.unique(torch.tensor(self.ids), return_inverse=True)
+        return model(**self.inputs)
+
+    def trained(self, name: str) -> list[nn.Parameter]:
+        return [p for p in self.models[name].parameters() if p.requires_grad]
+
+    def step(self, name: str) -> Step:
+        """One whole training step."""
+        trained = self.trained(name)
+        optimiser = torch.optim.AdamW(trained, lr=1e-6, fused=True) if trained else None
+
+        def run() -> None:
+            self.forward(name).loss.backward()
+            if optimiser is not None:
+                optimiser.step()
+                optimiser.zero_grad()
+
+        return run
+
+    def _values(self, name: str) -> dict[str, list[Tensor]]:
+        """Loss, logits and the gradients of A, B and Z, layer by layer."""
+        model = self.models[name].eval()
+        out = self.forward(name)
+        found: dict[str, list[Tensor]] = {"loss": [out.loss.detach()], "logits": [out.logits.detach()]}
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        for (n, p), gradient in zip(
+            trained.items(), torch.autograd.grad(out.loss, list(trained.values())), strict=True
+        ):
+            kind = "A" if "_a" in n or "lora_A" in n else "B" if "_b" in n or "lora_B" in n else "Z"
+            found.setdefault(kind, []).append(gradient.reshape(p.shape[0], -1))
+        model.train()
+        return found
+
+    def disagreement(self) -> dict[str, float]:
+        """RMS differences from eager, the larger of PEFT's Poly's and ours, by name: loss, logits, gradients of A, B, Z."""
+        truth, found = self._values("eager"), [self._values(name) for name in ("peft_poly", "ours")]
+        return {
+            what: max(rms_error(a, b) for other in found for a, b in zip(other[what], values, strict=True))
+            for what, values in truth.items()
+        }
+
+
+def measure(width: int, budget: float, least: int) -> dict[str, Any]:
+    """Times of one width; no ratio where the implementations do not agree."""
+    peers = Peers(width)
+    apart = peers.disagreement()
+    result: dict[str, Any] = {
+        "width": width,
+        "layers": len(peers.models["ours"].mhr.layers),
+        "disagreement": apart,
+        "agrees": max(apart.values()) <= AGREEMENT,
+        "trained": {name: sum(p.numel() for p in peers.trained(name)) for name in peers.models},
+    }
+    if not result["agrees"]:
+        return result
+    times = interleave({name: peers.step(name) for name in peers.models}, budget, least=least)
+    frozen = statistics.median(times["frozen"])
+    over = {name: median_difference(times[name], times["frozen"]) for name in times if name != "frozen"}
+    result["repetitions"] = len(times["frozen"])
+    result["ms"] = {name: statistics.median(values) * 1e3 for name, values in times.items()}
+    result["overhead_ms"] = {name: value * 1e3 for name, value in over.items()}
+    result["of_frozen"] = {name: 1 + value / frozen for name, value in over.items()}
+    result["of_lora"] = over["ours"] / over["peft_lora"]
+    result["of_poly"] = over["ours"] / over["peft_poly"]
+    return result
+
+
+def run(quick: bool = False, widths: Sequence[int] | None = None) -> dict[str, Any]:
+    """Measures a step at each width; returns the machine, every result, and tables for people."""
+    chosen = widths or (WIDTHS[:2] if quick else WIDTHS)
+    with quiet_machine():
+        results = [measure(width, budget=10.0 if quick else 60.0, least=7 if quick else 30) for width in chosen]
+        host = machine()
+    return {"benchmark": "train", "quick": quick, "machine": host, "results": results, "tables": [_table(results)]}
+
+
+def _table(results: list[dict[str, Any]]) -> dict[str, Any]:
+    peers = {
+        "ours": "MHR",
+        "ours_with_noise": "MHR, noise",
+        "peft_lora": "PEFT LoRA",
+        "eager": "eager MHR",
+        "peft_poly": "PEFT Poly",
+    }
+    rows = []
+    for r in results:
+        if not r["agrees"]:
+            rows.append([r["width"], *["outputs disagree"] * (len(peers) + 3)])
+            continue
+        rows.append([r["width"], r["ms"]["frozen"], *(r["of_frozen"][p] for p in peers), r["of_lora"], r["of_poly"]])
+    settled = [r for r in results if r["agrees"]]
+    return {
+        "title": "A training step of T5, as a multiple of the frozen model's",
+        "columns": ["d", "frozen, ms", *peers.values(), "overhead of LoRA's", "overhead of Poly's"],
+        "rows": rows,
+        "note": (
+            f"{BATCH} examples of {DISTINCT} tasks, {INPUT} tokens in and {TARGET} out, rank {RANK}, {HEADS} heads, "
+            f"{SKILLS} skills, {TASKS} tasks, q, k, v and o of 4 + 4 blocks, float32, one thread. "
+            f"Repetitions: {min((r['repetitions'] for r in settled), default=0)} or more. Largest RMS difference between "
+            f"implementations: {max((max(r['disagreement'].values()) for r in results), default=0.0):.1e}."
+        ),
+    }
