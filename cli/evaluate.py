@@ -144,7 +144,7 @@ def evaluate(
 def _print(result: EvaluationResult) -> None:
     measures = [m for m in MEASURES if any(m in scores for scores in result.tasks.values())]
     out.print(f"{result.model} on {result.source}, {result.split}", style="bold", markup=False, soft_wrap=True)
-    table = Table(box=SIMPLE)
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
     for measure in ("n", *measures):
         table.add_column(measure.replace("_", " "), justify="right", width=8)
@@ -156,7 +156,8 @@ def _print(result: EvaluationResult) -> None:
             table.add_row(f"category {name}", f"{scores['tasks']} tasks", *_cells(scores, measures))
         table.add_section()
         table.add_row("mean over categories", "", *_cells(result.by_category, measures))
-    table.add_row("mean over tasks", f"{len(result.tasks)} tasks", *_cells(result.mean, measures), style="bold")
+    if len(result.tasks) > 1:
+        table.add_row("mean over tasks", f"{len(result.tasks)} tasks", *_cells(result.mean, measures), style="bold")
     out.print(table)
     for what in ("inputs", "choices"):
         if result.truncated[what]:

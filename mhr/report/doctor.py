@@ -63,8 +63,9 @@ def _packages() -> tuple[dict[str, str], list[Lack]]:
             Lack("mhr is not installed, only importable: its command and requirements are unknown", REBUILD, False)
         ]
     for requirement in map(Requirement, asked):
-        needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if not needed and not requirement.marker.evaluate({"extra": "bench"}):
+        marker = requirement.marker
+        needed = marker is None or marker.evaluate({"extra": ""})
+        if marker is not None and not needed and not marker.evaluate({"extra": "bench"}):
             continue
         try:
             version = metadata.version(requirement.name)
