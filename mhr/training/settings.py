@@ -54,6 +54,9 @@ class DataConfig:
     fit: bool = False
     """Keep only the tasks whose inputs fit max_input_length, so that nothing is truncated."""
 
+    max_choices: int | None = None
+    """Keep only the tasks with at most this many answer choices: an encoder reads its input once for each. None sets no limit."""
+
     def __post_init__(self) -> None:
         for name in ("max_input_length", "max_target_length"):
             check_whole(name, getattr(self, name), at_least=2)
@@ -61,6 +64,8 @@ class DataConfig:
         check_number("temperature", self.temperature, above=0)
         if self.max_per_task is not None:
             check_whole("max_per_task", self.max_per_task, at_least=1)
+        if self.max_choices is not None:
+            check_whole("max_choices", self.max_choices, at_least=2)
         check_whole("positives", self.positives, at_least=0)
 
 

@@ -40,13 +40,14 @@ def make_collator(kind: str, tokenizer: PreTrainedTokenizerBase, data: DataConfi
 def usable_tasks(
     tasks: TaskCollection, kind: str, tokenizer: PreTrainedTokenizerBase, data: DataConfig
 ) -> tuple[TaskCollection, dict[str, str]]:
-    """The tasks that have training examples, choices where an encoder needs them, and, with `data.fit`, inputs that fit.
+    """The tasks that have training examples, choices where an encoder needs them and not more than `data.max_choices`, and,
+    with `data.fit`, inputs that fit.
 
     Returns them and, by name, why each other one is left out. Raises DataError where none is left.
     """
     kept, left_out = [], {}
     for task in tasks.values():
-        reason = _unusable(task, kind) or (data.fit and _too_long(task, kind, tokenizer, data.max_input_length)) or None
+        reason = _unusable(task, kind, data) or (data.fit and _too_long(task, kind, tokenizer, data.max_input_length)) or None
         if reason:
             left_out[task.name] = reason
         else:
@@ -81,11 +82,14 @@ def with_shots(task: Task, shots: Iterable[Example]) -> TaskCollection:
     return TaskCollection([dataclasses.replace(task, train=list(shots))])
 
 
-def _unusable(task: Task, kind: str) -> str | None:
+def _unusable(task: Task, kind: str, data: DataConfig) -> str | None:
     if not task.train:
         return "it has no training examples"
     if kind == "encoder" and not all(example.choices for example in task.train):
         return "it has no choices to rank, which an encoder needs"
+    most = max(len(example.choices) for example in task.train)
+    if data.max_choices is not None and most > data.max_choices:
+        return f"it has {most} answer choices, more than max_choices {data.max_choices}"
     return None
 
 

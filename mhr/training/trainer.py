@@ -56,6 +56,9 @@ class RoutedTrainer(Trainer):
     (examples for encoders) in all of them: how a global batch is split changes nothing.
     """
 
+    optimizer: Any
+    control: TrainerControl
+
     def __init__(
         self,
         model: PreTrainedModel,
