@@ -1,10 +1,10 @@
-# demo | test | install | lint | bench | clean: what README says and what CI runs.
+# demo | test | install | lint | bench | mutants | gpu-check | clean: what README says and what CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test install lint bench clean
+.PHONY: demo test install lint bench mutants gpu-check clean
 
 demo: install
 	$(BIN)/mhr demo --output runs/demo --resume
@@ -23,6 +23,19 @@ bench: install
 	$(BIN)/mhr benchmark ops
 	$(BIN)/mhr benchmark train
 	$(BIN)/mhr benchmark merge
+
+mutants: install
+	$(BIN)/python -m tests.emulation.mutants
+
+# On a machine with an NVIDIA GPU, with that machine's own Python and torch; needs no network.
+SANITIZE := compute-sanitizer --error-exitcode 1 --target-processes all
+gpu-check:
+	MHR_CUDA=1 $(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) -m pytest -q tests/cuda/test_conformance.py
+	$(PYTHON) -m pytest -q tests/cuda/test_kernels.py
+	$(SANITIZE) --tool memcheck $(PYTHON) -m pytest -q tests/cuda/test_kernels.py -k sanitizer
+	$(SANITIZE) --tool racecheck $(PYTHON) -m pytest -q tests/cuda/test_kernels.py -k sanitizer
+	$(PYTHON) -m benchmarks.gpu --output benchmarks/results/gpu.json
 
 clean:
 	rm -rf .venv build dist mhr.egg-info mhr/_C*.so .mypy_cache .pytest_cache .ruff_cache

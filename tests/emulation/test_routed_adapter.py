@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.emulation.adapter_cases import CASES, Case, Problem
-from tests.emulation.bounds import worst
+from tests.emulation.adapter_cases import CASES, Case, Problem, check
 from tests.emulation.emulator import EmulatorFault, run
 
 pytestmark = pytest.mark.emulation
@@ -16,17 +15,7 @@ pytestmark = pytest.mark.emulation
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_float64(plain: Path, case: Case) -> None:
-    problem = Problem(case)
-    expected = problem.expected()
-    seeds = (0, 1, 7)
-    results = run(plain, [call for seed in seeds for call in problem.calls(seed)])
-    for i, outputs in enumerate(results):
-        names = expected[i % 3]
-        assert len(outputs) == len(names)
-        for (name, bound), actual in zip(names.items(), outputs, strict=True):
-            assert worst(actual, bound) <= 1, f"{name}, seed {seeds[i // 3]}"
-            # Whatever order the threads ran in, the bits are the same.
-            assert torch.equal(actual, results[i % 3][list(names).index(name)]), f"{name}, seed {seeds[i // 3]}"
+    check(plain, case, (0, 1, 7))
 
 
 def test_row_out_of_range_stops_the_kernel(plain: Path) -> None:

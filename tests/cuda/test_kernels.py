@@ -1,0 +1,108 @@
+"""The native CUDA ops on this GPU: the emulator's cases and bounds, repeatability, streams and graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mhr.ops import native_ops, routed_adapter, weighted_average
+from tests.emulation.adapter_cases import BF16, CASES, FP32, Case, Problem
+from tests.emulation.bounds import Bounded, product, worst
+from tests.emulation.test_mix import ITEMS, SUMS
+
+ops = torch.ops.mhr
+
+
+def on_gpu(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.cuda()
+
+
+def results(problem: Problem) -> list[list[torch.Tensor]]:
+    case = problem.case
+    offsets = None if case.equal_segments else problem.offsets.cuda()
+    activation = "gelu" if case.bottleneck else "none"
+    rows_a, rows_b = problem.rows_a.cuda(), problem.rows_b.cuda()
+    x, y, dy, dx, a, b = (t.cuda() for t in (problem.x, problem.y, problem.dy, problem.dx, problem.a, problem.b))
+    biases = (on_gpu(problem.bias_a), on_gpu(problem.bias_b))
+    z = ops.routed_adapter_forward(y, x, a, b, rows_a, rows_b, offsets, *biases, activation, problem.scale)
+    saved, given, bias = problem.z.cuda(), problem.dz.cuda(), case.bottleneck
+    dz, db, dbias_b = ops.routed_adapter_backward_dy(dy, saved, b, rows_b, offsets, activation, problem.scale, bias)
+    da, dbias_a = ops.routed_adapter_backward_x(dx, x, given, a, rows_a, offsets, not case.overwrite, bias)
+    return [[y, z], [dz, db, *([dbias_b] if bias else [])], [dx, da, *([dbias_a] if bias else [])]]
+
+
+def test_the_kernels_are_native() -> None:
+    for name in ("mix", "mix_backward", "routed_adapter_forward", "weighted_average"):
+        assert "cuda" in native_ops()[name], "the extension was built without CUDA: MHR_CUDA=1 demands it"
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.shift], ids=str)
+def test_routed_adapter_matches_float64(case: Case) -> None:
+    problem = Problem(case)
+    first, again = results(problem), results(problem)
+    for names, outputs, repeated in zip(problem.expected(), first, again, strict=True):
+        for (name, bound), actual, other in zip(names.items(), outputs, repeated, strict=True):
+            assert worst(actual.cpu(), bound) <= 1, name
+            assert torch.equal(actual, other), f"{name} differs from run to run"
+
+
+@pytest.mark.parametrize("case", CASES[2:5], ids=str)
+def test_sanitizer_case(case: Case) -> None:
+    """Few launches, for compute-sanitizer."""
+    results(Problem(case))
+    torch.cuda.synchronize()
+
+
+def test_many_blocks_match_float64() -> None:
+    problem = Problem(Case((3000, 1, 0, 2500, 700), 1024, 1536, 16))
+    for names, outputs in zip(problem.expected(), results(problem), strict=True):
+        for (name, bound), actual in zip(names.items(), outputs, strict=True):
+            assert worst(actual.cpu(), bound) <= 1, name
+
+
+def test_mix_matches_float64() -> None:
+    items = [item for item in ITEMS if item.bank_dtype == torch.float32]
+    tensors = [[t.cuda() for t in item.tensors()] for item in items]
+    banks, weights = [t[0] for t in tensors], [t[1] for t in tensors]
+    head_dims = [item.head_dim for item in items]
+    for item, (bank, w, _), factor in zip(items, tensors, ops.mix(banks, weights, head_dims, BF16), strict=True):
+        sums = product(Bounded.exact(w.cpu().transpose(0, 1)), Bounded.exact(bank.cpu().flatten(2)), SUMS)
+        assert worst(item.split(factor.cpu()), sums.rounded(BF16)) <= 1, item
+    grads = ops.mix_backward([t[2] for t in tensors], banks, weights, head_dims, True, True)
+    for item, (bank, w, grad), d_bank, d_weights in zip(
+        items, tensors, grads[: len(items)], grads[len(items) :], strict=True
+    ):
+        pieces = Bounded.exact(item.split(grad.cpu()))
+        sums = product(Bounded.exact(w.cpu().permute(1, 2, 0)), pieces, SUMS)
+        assert worst(d_bank.cpu().flatten(2), sums.rounded(FP32)) <= 1, item
+        dots = product(pieces, Bounded.exact(bank.cpu().flatten(2)).mT, SUMS)
+        assert worst(d_weights.cpu().transpose(0, 1), dots) <= 1, item
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16, FP32, torch.float64], ids=str)
+def test_weighted_average_matches_float64(dtype: torch.dtype) -> None:
+    tensors = [torch.randn(100_003, dtype=torch.float64, device="cuda").to(dtype) for _ in range(5)]
+    weights = [0.5, 0.25, 0.125, 0.0625, 0.0625]
+    expected = sum(w * t.double() for w, t in zip(weights, tensors, strict=True))
+    torch.testing.assert_close(weighted_average(tensors, weights), expected.to(dtype))
+    assert torch.equal(weighted_average(tensors[:1], [1.0]), tensors[0])
+
+
+def test_runs_on_the_current_stream_and_in_a_graph() -> None:
+    x, a, b = (torch.randn(*s, device="cuda", dtype=BF16) for s in ((256, 512), (2, 512, 8), (2, 8, 384)))
+    rows = torch.tensor([1, 0], device="cuda")
+    expected = routed_adapter(torch.zeros(256, 384, device="cuda", dtype=BF16), x, a, b, rows)
+    y = torch.zeros_like(expected)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        routed_adapter(y.clone(), x, a, b, rows)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y.zero_()
+        routed_adapter(y, x, a, b, rows)
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(y, expected)

@@ -1,0 +1,223 @@
+"""Plants one bug at a time in the CUDA kernels and asks whether the emulator notices:  python -m tests.emulation.mutants
+
+A bug that nothing notices is a hole in the cases or in the emulator, and fails the run. Takes about ten minutes on one core;
+run it after a change of the emulator or of a kernel's skeleton.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tests.emulation.adapter_cases import CASES, Case, Problem, check
+from tests.emulation.bounds import Bounded, product, worst
+from tests.emulation.emulator import ROOT, EmulatorFault, build, run
+from tests.emulation.test_mix import ITEMS, SUMS, backward_call, forward_call
+from tests.emulation.test_sanitizers import RACE_CASES
+from tests.emulation.test_weighted_average import call as average_call
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    build: str  # the one that notices
+    file: str
+    old: str
+    new: str
+
+
+BARRIER = "    __syncthreads();  // step s "
+MUTANTS = (
+    Mutant("shrink: no barrier", "race", "shrink.cuh", BARRIER, "    // step s "),
+    Mutant("expand: no barrier", "race", "expand.cuh", BARRIER, "    // step s "),
+    Mutant("outer: no barrier", "race", "outer.cuh", BARRIER, "    // step s "),
+    Mutant("shrink: barrier left out by one warp", "plain", "shrink.cuh", BARRIER, f"    if (warp != 3){BARRIER}"),
+    Mutant("shrink: waits for one group less", "plain", "shrink.cuh", "wait<S::kStages - 2>", "wait<S::kStages - 1>"),
+    Mutant("outer: waits for one group less", "plain", "outer.cuh", "wait<S::kStages - 2>", "wait<S::kStages - 1>"),
+    Mutant(
+        "shrink: fills a slot that others still read",
+        "race",
+        "shrink.cuh",
+        BARRIER,
+        f"    load_step(s + S::kStages - 1);\n{BARRIER}",
+    ),
+    Mutant("expand: no __syncwarp before the lines are written", "race", "expand.cuh", "    __syncwarp();\n", ""),
+    Mutant(
+        "outer: next t overwrites the one in use",
+        "race",
+        "outer.cuh",
+        "tiles_z[s % 2 * S::kTileZ + q / RP",
+        "tiles_z[(s + 1) % 2 * (s > 0) * S::kTileZ + q / RP",
+    ),
+    Mutant("tiles: rows not bounded", "address", "tiles.cuh", "valid = row < rows && col < cols", "valid = col < cols"),
+    Mutant(
+        "tiles: columns not bounded", "plain", "tiles.cuh", "valid = row < rows && col < cols", "valid = row < rows"
+    ),
+    Mutant(
+        "tiles: the end of a flat tile is not zero-filled",
+        "address",
+        "tiles.cuh",
+        "bytes = (left < 0 ? 0 : left > kVector<T> ? kVector<T> : left) * int(sizeof(T))",
+        "bytes = left > -1000000 ? 16 : 0",
+    ),
+    Mutant("tiles: pitch without alignment", "plain", "tiles.cuh", "kPad = kVector<T>;", "kPad = kVector<T> / 2;"),
+    Mutant("shrink: tokens not bounded", "address", "shrink.cuh", "token < tile.tokens && r < ranks", "r < ranks"),
+    Mutant(
+        "shrink: ranks not bounded", "plain", "shrink.cuh", "token < tile.tokens && r < ranks", "token < tile.tokens"
+    ),
+    Mutant("shrink: every range adds the bias", "plain", "shrink.cuh", "p.bias && blockIdx.y == 0", "p.bias"),
+    Mutant("expand: tokens not bounded", "address", "expand.cuh", "row < tokens && c < columns", "c < columns"),
+    Mutant("expand: sums not cleared", "plain", "expand.cuh", "sums[n][2 * half] = sums[n][2 * half + 1] = 0.0f;", ""),
+    Mutant("expand: scale forgotten", "plain", "expand.cuh", "value.y + p.scale * (", "value.y + ("),
+    Mutant(
+        "expand: z of absent tokens read", "address", "expand.cuh", "token < tile.tokens && r < p.ranks", "r < p.ranks"
+    ),
+    Mutant("expand: bias once a launch", "plain", "routed_adapter.cuh", "    p.bias = nullptr;\n", ""),
+    Mutant("expand: later launches overwrite", "plain", "routed_adapter.cuh", "    p.accumulate = true;\n", ""),
+    Mutant(
+        "outer: z of absent tokens read", "address", "outer.cuh", "token < chunk.tokens && r < ranks ?", "r < ranks ?"
+    ),
+    Mutant(
+        "outer: both halves of the rank alike",
+        "plain",
+        "outer.cuh",
+        "first ? b[1].pair[h] : b[0].pair[h]",
+        "b[0].pair[h]",
+    ),
+    Mutant(
+        "outer: column blocks share dz",
+        "plain",
+        "outer.cuh",
+        "p.inner + (size_t(blockIdx.y) *",
+        "p.inner + (size_t(0) *",
+    ),
+    Mutant("reduce: one part left out", "plain", "reduce.cuh", "k < p.n_parts", "k < p.n_parts - 1"),
+    Mutant(
+        "reduce: first chunk of a segment only", "plain", "reduce.cuh", "k < end; ++k) sum", "k < begin + 1; ++k) sum"
+    ),
+    Mutant("reduce: dA not transposed", "plain", "reduce.cuh", "column * p.height + row", "i"),
+    Mutant(
+        "matrix: B's fragments swapped",
+        "plain",
+        "matrix.cuh",
+        "b[i / 2].pair[i % 2] = r[i]",
+        "b[i % 2].pair[i / 2] = r[i]",
+    ),
+    Mutant(
+        "matrix: A's halves swapped",
+        "plain",
+        "matrix.cuh",
+        "a.pair[i / 2][i % 2] = r[i]",
+        "a.pair[i % 2][i / 2] = r[i]",
+    ),
+    Mutant("matrix: small tf32 terms lost", "plain", "matrix.cuh", "    mma_16x8x8_tf32(c, a_small, b_large);\n", ""),
+    Mutant(
+        "matrix: flat rank not bounded",
+        "plain",
+        "matrix.cuh",
+        "first = k < limit ? to_float(p[0]) : 0.0f",
+        "first = to_float(p[0])",
+    ),
+    Mutant(
+        "segments: scan without its lane guard", "plain", "segments.cuh", "if (lane >= step) v += below;", "v += below;"
+    ),
+    Mutant(
+        "segments: tiles overlap", "plain", "segments.cuh", "begin + within * size;", "begin + within * (size - 1);"
+    ),
+    Mutant(
+        "segments: no surplus tiles",
+        "plain",
+        "segments.cuh",
+        "s.n_tokens / size + s.count;",
+        "(s.n_tokens + size - 1) / size;",
+    ),
+    Mutant(
+        "launch: half of the shared memory",
+        "plain",
+        "routed_adapter.cuh",
+        "S::kShared, stream",
+        "S::kShared / 2, stream",
+    ),
+    Mutant("activation: tanh form of GELU's slope", "plain", "activation.cuh", "+ z * 0.39894228f", "+ z * 0.4f"),
+    Mutant(
+        "mix: weights of absent rows read",
+        "address",
+        "mix.cuh",
+        "row0 + j < m.rows ? row0 + j : m.rows - 1",
+        "row0 + j",
+    ),
+    Mutant("mix: absent rows written", "address", "mix.cuh", "      if (row0 + j < m.rows)\n", "      if (true)\n"),
+    Mutant("mix: half a warp's dots", "plain", "mix.cuh", "step = 16; step; step /= 2", "step = 8; step; step /= 2"),
+    Mutant(
+        "average: the tail as a whole vector", "address", "weighted_average.cuh", "p.vectors && n == kEach", "p.vectors"
+    ),
+    Mutant("average: long lists start again", "plain", "weighted_average.cu", "first > 0", "false"),
+)
+
+
+def examine(driver: Path, cases: tuple[Case, ...], compare: bool) -> None:
+    """Raises where something is noticed."""
+    for case in cases:
+        if compare:
+            check(driver, case, (0, 7))
+        else:
+            run(driver, Problem(case).calls(7))
+    grads, mixed = run(driver, [backward_call(ITEMS, 7), forward_call(ITEMS, 7)])
+    for item, factor in zip(ITEMS, mixed, strict=True):
+        bank, weights, grad = item.tensors()
+        sums = product(Bounded.exact(weights.transpose(0, 1)), Bounded.exact(bank.flatten(2)), SUMS)
+        assert worst(item.split(factor), sums.rounded(item.mixed_dtype)) <= 1, "mix"
+        dots = product(Bounded.exact(item.split(grad)), Bounded.exact(bank.flatten(2)).mT, SUMS)
+        assert worst(grads[2 * ITEMS.index(item) + 1].transpose(0, 1), dots) <= 1, "weights_grad"
+    for count, size in ((3, 61), (300, 40)):
+        tensors = [torch.randn(size) for _ in range(count)]
+        ((out,),) = run(driver, [average_call(tensors, [1.0] * count)])
+        assert torch.allclose(out, torch.stack(tensors).sum(0), atol=1e-3), "weighted_average"
+
+
+def try_mutant(mutant: Mutant, scratch: Path, flavour: str) -> str:
+    """What noticed the bug; empty where nothing did."""
+    path = scratch / "csrc" / "cuda" / mutant.file
+    original = path.read_text()
+    assert mutant.old in original, f"{mutant.name}: the text to change is not in {mutant.file}"
+    path.write_text(original.replace(mutant.old, mutant.new, 1))
+    try:
+        driver = build(flavour, scratch / "csrc", scratch / flavour)
+        examine(driver, RACE_CASES if flavour == "race" else CASES, compare=flavour != "race")
+    except AssertionError as fault:
+        lines = [line for line in str(fault).splitlines() if "ERROR:" in line or "WARNING:" in line]
+        if isinstance(fault, EmulatorFault) and "failed:" in str(fault):
+            raise
+        return (lines or str(fault).splitlines() or ["a value beyond its bound"])[0][:110]
+    finally:
+        path.write_text(original)
+    return ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="run the mutants whose name contains this")
+    parser.add_argument("--build", default="", help="use this build instead of the one that each mutant names")
+    options = parser.parse_args()
+    scratch = ROOT / "build" / "emulation" / "mutants"
+    shutil.rmtree(scratch / "csrc", ignore_errors=True)
+    shutil.copytree(ROOT / "csrc", scratch / "csrc", ignore=shutil.ignore_patterns("cpu"))
+    missed = 0
+    for mutant in sorted(MUTANTS, key=lambda m: m.build):
+        if options.only not in mutant.name:
+            continue
+        flavour = options.build or mutant.build
+        noticed = try_mutant(mutant, scratch, flavour)
+        missed += not noticed
+        print(f"{mutant.name:52s} {flavour:8s} {noticed or 'NOT NOTICED'}", flush=True)
+    print(f"{missed} not noticed")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
