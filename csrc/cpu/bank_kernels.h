@@ -33,17 +33,27 @@ MHR_INLINE void sum_tile(const In* in, int64_t in_stride, int64_t count, const C
     for (int i = 0; i < V; i++) store(out + j * out_stride + i * lanes<C>, acc[j][i]);
 }
 
-// The same for one run of `length` elements.
-template <int J, class In, class Out, class C>
-MHR_INLINE void sum_run(const In* in, int64_t in_stride, int64_t count, const C* w, int64_t w_out, int64_t w_in,
-                        Out* out, int64_t out_stride, int64_t length) {
+// The same for `outs` outputs, all of them for one stretch of the inputs, which stays in the first-level cache.
+template <int V, class In, class Out, class C>
+MHR_INLINE void sum_outs(const In* in, int64_t in_stride, int64_t count, const C* w, int64_t w_out, int64_t w_in,
+                         Out* out, int64_t out_stride, int64_t outs) {
+  int64_t j = 0;
+  for (; j + kWide <= outs; j += kWide)
+    sum_tile<kWide, V>(in, in_stride, count, w + j * w_out, w_out, w_in, out + j * out_stride, out_stride);
+  for (; j < outs; j++) sum_tile<1, V>(in, in_stride, count, w + j * w_out, 0, w_in, out + j * out_stride, 0);
+}
+
+// The same for runs of `length` elements.
+template <class In, class Out, class C>
+MHR_INLINE void sum_runs(const In* in, int64_t in_stride, int64_t count, const C* w, int64_t w_out, int64_t w_in,
+                         Out* out, int64_t out_stride, int64_t outs, int64_t length) {
   int64_t i = 0;
   for (; i + kStreams * lanes<C> <= length; i += kStreams * lanes<C>)
-    sum_tile<J, kStreams>(in + i, in_stride, count, w, w_out, w_in, out + i, out_stride);
+    sum_outs<kStreams>(in + i, in_stride, count, w, w_out, w_in, out + i, out_stride, outs);
   for (; i + lanes<C> <= length; i += lanes<C>)
-    sum_tile<J, 1>(in + i, in_stride, count, w, w_out, w_in, out + i, out_stride);
+    sum_outs<1>(in + i, in_stride, count, w, w_out, w_in, out + i, out_stride, outs);
   for (; i < length; i++)
-    for (int j = 0; j < J; j++) {
+    for (int64_t j = 0; j < outs; j++) {
       C acc = 0;
       for (int64_t k = 0; k < count; k++) acc += w[j * w_out + k * w_in] * widen(in[k * in_stride + i]);
       narrow(acc, out[j * out_stride + i]);
@@ -52,31 +62,14 @@ MHR_INLINE void sum_run(const In* in, int64_t in_stride, int64_t count, const C*
 
 template <class T>
 void combine(const T* bank, BankRun from, const acc_t<T>* w, acc_t<T>* mixed, MixedRun to) {
-  for (int64_t row = 0; row < from.rows; row++) {
-    const T* in = bank + row * from.row_stride;
-    auto* out = mixed + row * to.row_stride;
-    int64_t u = 0;
-    for (; u + kWide <= to.count; u += kWide)
-      sum_run<kWide>(in, from.skill_stride, from.skills, w + u * to.weight_stride, to.weight_stride, 1,
-                     out + u * to.stride, to.stride, from.length);
-    for (; u < to.count; u++)
-      sum_run<1>(in, from.skill_stride, from.skills, w + u * to.weight_stride, 0, 1, out + u * to.stride, 0,
-                 from.length);
-  }
+  for (int64_t row = 0; row < from.rows; row++, bank += from.row_stride, mixed += to.row_stride)
+    sum_runs(bank, from.skill_stride, from.skills, w, to.weight_stride, 1, mixed, to.stride, to.count, from.length);
 }
 
 template <class T>
 void distribute(T* bank, BankRun to, const acc_t<T>* w, const acc_t<T>* mixed, MixedRun from) {
-  for (int64_t row = 0; row < to.rows; row++) {
-    const auto* in = mixed + row * from.row_stride;
-    T* out = bank + row * to.row_stride;
-    int64_t s = 0;
-    for (; s + kWide <= to.skills; s += kWide)
-      sum_run<kWide>(in, from.stride, from.count, w + s, 1, from.weight_stride, out + s * to.skill_stride,
-                     to.skill_stride, to.length);
-    for (; s < to.skills; s++)
-      sum_run<1>(in, from.stride, from.count, w + s, 0, from.weight_stride, out + s * to.skill_stride, 0, to.length);
-  }
+  for (int64_t row = 0; row < to.rows; row++, bank += to.row_stride, mixed += from.row_stride)
+    sum_runs(mixed, from.stride, from.count, w, 1, from.weight_stride, bank, to.skill_stride, to.skills, to.length);
 }
 
 // out[j] += <a[j], b> for J rows of a; two chains each hide the adder's latency.
@@ -107,14 +100,29 @@ MHR_INLINE void dots_tile(const T* a, BankRun run, const acc_t<T>* b, int64_t b_
   store_sums<J, C>(acc, out, true);
 }
 
+// A piece of the bank's runs, all skills, that stays in the first-level cache while every routing row passes over it.
+constexpr int64_t kDotElements = 512;
+
 template <class T>
-void dots(const T* bank, BankRun a, const acc_t<T>* mixed, MixedRun b, acc_t<T>* out) {
+void dots_piece(const T* bank, BankRun a, const acc_t<T>* mixed, MixedRun b, acc_t<T>* out) {
   for (int64_t u = 0; u < b.count; u++, mixed += b.stride, out += a.skills) {
     int64_t s = 0;
     for (; s + kWide <= a.skills; s += kWide)
       dots_tile<kWide>(bank + s * a.skill_stride, a, mixed, b.row_stride, out + s);
     for (; s < a.skills; s++) dots_tile<1>(bank + s * a.skill_stride, a, mixed, b.row_stride, out + s);
   }
+}
+
+template <class T>
+void dots(const T* bank, BankRun a, const acc_t<T>* mixed, MixedRun b, acc_t<T>* out) {
+  const int64_t rows = a.length < kDotElements && a.length > 0 ? kDotElements / a.length : 1;
+  for (int64_t row = 0; row < a.rows; row += rows)
+    for (int64_t i = 0; i < a.length; i += kDotElements) {
+      BankRun piece = a;
+      piece.rows = a.rows - row < rows ? a.rows - row : rows;
+      piece.length = a.length - i < kDotElements ? a.length - i : kDotElements;
+      dots_piece(bank + row * a.row_stride + i, piece, mixed + row * b.row_stride + i, b, out);
+    }
 }
 
 // ---- transposes between a run [width][rank] and a panel [rank][kPanel], in blocks of 4 x 4

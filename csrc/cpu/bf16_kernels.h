@@ -14,17 +14,9 @@ constexpr int kHalf = 32;               // columns in one vector of bfloat16
 constexpr int64_t kPairs = kBlock / 2;  // token pairs in a block
 
 int64_t rank_pairs(int64_t rank) { return (rank + 1) / 2; }
-// A packed factor: rows [panels][R][64] for shrink, then rank pairs [panels][ceil(R / 2)][64][2] for expand.
-int64_t rows_size(int64_t rank, int64_t columns) { return panel_size(rank, columns); }
-int64_t pairs_size(int64_t rank, int64_t columns) { return panel_size(2 * rank_pairs(rank), columns); }
-int64_t packed_size(int64_t rank, int64_t columns) {
-  return (rows_size(rank, columns) + pairs_size(rank, columns)) / 2;
-}
-
-const bfloat16* rows_of(const float* packed) { return reinterpret_cast<const bfloat16*>(packed); }
-const bfloat16* pairs_of(const float* packed, int64_t rank, int64_t columns) {
-  return rows_of(packed) + rows_size(rank, columns);
-}
+// A packed panel: rows [R][64] for shrink, pairs of ranks [ceil(R / 2)][64][2] for expand.
+int64_t packed_panel(int64_t rank, Use use) { return (use == Use::shrink ? rank : 2 * rank_pairs(rank)) * kPanel / 2; }
+const bfloat16* as_bf16(const float* packed) { return reinterpret_cast<const bfloat16*>(packed); }
 
 MHR_INLINE __m512bh load_bf16(const void* p) { return (__m512bh)_mm512_loadu_si512(p); }
 MHR_INLINE __m512bh splat_pair(uint32_t pair) { return (__m512bh)_mm512_set1_epi32(int(pair)); }
@@ -39,31 +31,28 @@ MHR_INLINE uint32_t round_pair(float low, float high) {
   return a.bits | uint32_t(b.bits) << 16;
 }
 
-void pack(const float* panels, int64_t rank, int64_t columns, float* packed) {
-  bfloat16* rows = reinterpret_cast<bfloat16*>(packed);
-  bfloat16* pairs = rows + rows_size(rank, columns);
-  for (int64_t p = 0; p < panels_of(columns); p++)
-    for (int64_t r = 0; r < rank; r += 2, pairs += 2 * kPanel)
-      for (int64_t c = 0; c < kPanel; c += 16) {
-        const float* at = panels + (p * rank + r) * kPanel + c;
-        bfloat16* row = rows + (p * rank + r) * kPanel + c;
-        const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(at));
-        __m256i high = _mm256_setzero_si256();
-        _mm256_storeu_si256((__m256i*)row, low);
-        if (r + 1 < rank) {
-          high = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(at + kPanel));
-          _mm256_storeu_si256((__m256i*)(row + kPanel), high);
-        }
-        _mm512_storeu_si512(pairs + 2 * c, interleave(low, high));
-      }
+void pack(const float* panel, int64_t rank, Use use, float* packed) {
+  bfloat16* to = reinterpret_cast<bfloat16*>(packed);
+  if (use == Use::shrink) {
+    for (int64_t i = 0; i < rank * kPanel; i += 16) store(to + i, load(panel + i));
+    return;
+  }
+  for (int64_t r = 0; r < rank; r += 2, panel += 2 * kPanel, to += 2 * kPanel)
+    for (int64_t c = 0; c < kPanel; c += 16) {
+      const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(panel + c));
+      const __m256i high =
+          r + 1 < rank ? (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(panel + kPanel + c)) : _mm256_setzero_si256();
+      _mm512_storeu_si512(to + 2 * c, interleave(low, high));
+    }
 }
 
 // ---- shrink: pairs of columns
 template <int N, int R>
 MHR_INLINE void shrink_tile(const bfloat16* x, int64_t ldx, const bfloat16* m, int64_t rank, int64_t panels, float* h,
-                            bool add) {
+                            bool add, bool ahead) {
   __m512 acc[N][R] = {};
-  for (int64_t p = 0; p < panels; p++, x += kPanel, m += rank * kPanel)
+  for (int64_t p = 0; p < panels; p++, x += kPanel, m += rank * kPanel) {
+    if (ahead) prefetch_panel<N>(x + N * ldx, ldx);
 #pragma GCC unroll 2
     for (int k = 0; k < kPanel; k += kHalf) {
       __m512bh a[R];
@@ -76,6 +65,7 @@ MHR_INLINE void shrink_tile(const bfloat16* x, int64_t ldx, const bfloat16* m, i
         for (int r = 0; r < R; r++) acc[n][r] = _mm512_dpbf16_ps(acc[n][r], v, a[r]);
       }
     }
+  }
 #pragma GCC unroll 8
   for (int n = 0; n < N; n++) store_sums<R, float>((const vec<float>*)acc[n], h + n * rank, add);
 }
@@ -84,8 +74,9 @@ template <int N>
 MHR_INLINE void shrink_tokens(const bfloat16* x, int64_t ldx, const bfloat16* m, int64_t rank, int64_t panels, float* h,
                               bool add) {
   int64_t r = 0;
-  for (; r + kRanks <= rank; r += kRanks) shrink_tile<N, kRanks>(x, ldx, m + r * kPanel, rank, panels, h + r, add);
-  for (; r < rank; r++) shrink_tile<N, 1>(x, ldx, m + r * kPanel, rank, panels, h + r, add);
+  for (; r + kRanks <= rank; r += kRanks)
+    shrink_tile<N, kRanks>(x, ldx, m + r * kPanel, rank, panels, h + r, add, r == 0);
+  for (; r < rank; r++) shrink_tile<N, 1>(x, ldx, m + r * kPanel, rank, panels, h + r, add, r == 0);
 }
 
 void shrink_panels(const bfloat16* x, int64_t ldx, int64_t n, const bfloat16* m, int64_t rank, int64_t panels, float* h,
@@ -96,7 +87,7 @@ void shrink_panels(const bfloat16* x, int64_t ldx, int64_t n, const bfloat16* m,
 }
 
 void shrink(const bfloat16* x, int64_t n, const float* packed, int64_t rank, int64_t columns, float* h) {
-  const bfloat16* rows = rows_of(packed);
+  const bfloat16* rows = as_bf16(packed);
   const int64_t full = columns / kPanel, width = columns % kPanel;
   shrink_panels(x, columns, n, rows, rank, full, h, false);
   if (!width) return;
@@ -110,6 +101,7 @@ template <int N>
 MHR_INLINE void expand_tokens(bfloat16* y, int64_t ldy, const bfloat16* m, int64_t pairs, int64_t panels,
                               const uint32_t* h, bool overwrite) {
   for (int64_t p = 0; p < panels; p++, m += 2 * pairs * kPanel, y += kPanel) {
+    prefetch_panel<N>(y + N * ldy, ldy);
     vec<float> acc[N][4] = {};
     if (!overwrite) {
 #pragma GCC unroll 8
@@ -152,7 +144,7 @@ void expand(bfloat16* y, int64_t n, const float* packed, int64_t rank, int64_t c
   for (int64_t i = 0; i < n; i++)
     for (int64_t r = 0; r < rank; r += 2)
       paired[i * pairs + r / 2] = round_pair(h[i * rank + r], r + 1 < rank ? h[i * rank + r + 1] : 0.0f);
-  const bfloat16* m = pairs_of(packed, rank, columns);
+  const bfloat16* m = as_bf16(packed);
   expand_panels(y, columns, n, m, pairs, full, paired, overwrite);
   if (!width) return;
   bfloat16 tail[kBlock * kPanel];
@@ -195,6 +187,8 @@ void outer_panels(const bfloat16* x, int64_t ldx, int64_t n, const uint32_t* h, 
 #pragma GCC unroll 2
       for (int k = 0; k < 2; k++) {
         const bfloat16* at = x + 2 * i * ldx + k * kHalf;
+        __builtin_prefetch(at + kAhead * kPanel, 0, 2);
+        __builtin_prefetch(at + ldx + kAhead * kPanel, 0, 2);
         const __m512i a = _mm512_loadu_si512(at);
         const __m512i b = 2 * i + 1 < n ? _mm512_loadu_si512(at + ldx) : _mm512_setzero_si512();
         paired[i][2 * k] = _mm512_permutex2var_epi16(a, low, b);
@@ -219,7 +213,7 @@ void outer(const bfloat16* x, int64_t n, const float* h, int64_t rank, int64_t c
   outer_panels(tail, kPanel, n, paired, rank, 1, panels + full * rank * kPanel);
 }
 
-constexpr TokenKernels<bfloat16> table() { return {&packed_size, &pack, &shrink, &expand, &outer}; }
+constexpr TokenKernels<bfloat16> table() { return {&packed_panel, &pack, &shrink, &expand, &outer}; }
 
 }  // namespace dots16
 }  // namespace

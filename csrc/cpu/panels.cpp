@@ -3,12 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/buffer.h"
-
 namespace mhr {
 namespace {
-
-constexpr int64_t kRowGroup = 8;  // mixed runs of factor A that are held at once before they are turned into panels
 
 // The start of a chunk's columns in a factor's panels.
 template <class C>
@@ -27,18 +23,7 @@ T* start_of(T* bank, const BankShape& shape, const Chunk& chunk) {
   return bank + chunk.head * shape.skills * shape.block() + chunk.begin * (shape.joins_rows ? shape.q : 1);
 }
 
-template <class C>
-void clear_padding(C* panels, int64_t rank, int64_t columns) {
-  if (columns % kPanel == 0) return;
-  C* last = panels + columns / kPanel * rank * kPanel;
-  for (int64_t r = 0; r < rank; r++) std::fill(last + r * kPanel + columns % kPanel, last + (r + 1) * kPanel, C(0));
-}
-
 }  // namespace
-
-int64_t mix_scratch(const BankShape& shape, int64_t rows) {
-  return shape.joins_rows ? std::min(kRowGroup, rows) * kPanel * shape.rank() : 0;
-}
 
 int64_t unmix_scratch(const BankShape& shape, int64_t rows) {
   return shape.joins_rows ? rows * (shape.rank() + 1) * kPanel : 0;
@@ -58,27 +43,33 @@ std::vector<Chunk> chunks_of(const BankShape& shape) {
 }
 
 template <class T>
-void mix_chunk(const T* bank, const BankShape& shape, const Chunk& chunk, const acc_t<T>* w, int64_t rows,
-               acc_t<T>* scratch, acc_t<T>* panels) {
+void mix_panel(const T* bank, const BankShape& shape, int64_t panel, const acc_t<T>* w, int64_t rows, acc_t<T>* scratch,
+               acc_t<T>* panels, int64_t stride) {
   using C = acc_t<T>;
-  const int64_t rank = shape.rank(), stride = factor_stride(rank, shape.columns()),
-                w_stride = shape.heads * shape.skills;
-  const T* source = start_of(bank, shape, chunk);
-  C* out = place(panels, shape, chunk);
-  w += chunk.head * shape.skills;
-  if (!shape.joins_rows) {
-    bank_kernels<T>().combine(source, run_of(shape, chunk), w, out, {rows, stride, kPanel, w_stride});
-  } else {
+  const BankKernels<T>& k = bank_kernels<T>();
+  const int64_t rank = shape.rank(), width = shape.columns() / shape.heads, w_stride = shape.heads * shape.skills;
+  const int64_t begin = panel * kPanel, end = std::min(begin + kPanel, shape.columns());
+  for (int64_t column = begin; column < end;) {
+    const int64_t head = column / width, within = column % width;
+    const Chunk chunk{head, within, std::min(width - within, end - column)};
     const BankRun run = run_of(shape, chunk);
-    for (int64_t first = 0; first < rows; first += kRowGroup) {
-      const int64_t count = std::min(kRowGroup, rows - first);
-      bank_kernels<T>().combine(source, run, w + first * w_stride, scratch, {count, run.length, 0, w_stride});
-      for (int64_t u = 0; u < count; u++)
-        bank_kernels<T>().spread(scratch + u * run.length, chunk.width, rank, out + (first + u) * stride);
+    const T* source = start_of(bank, shape, chunk);
+    const C* weight = w + head * shape.skills;
+    C* to = panels + column - begin;
+    if (shape.joins_rows) {
+      k.combine(source, run, weight, scratch, {rows, run.length, 0, w_stride});
+      for (int64_t u = 0; u < rows; u++) k.spread(scratch + u * run.length, chunk.width, rank, to + u * stride);
+    } else {
+      k.combine(source, run, weight, to, {rows, stride, kPanel, w_stride});
     }
+    column += chunk.width;
   }
-  if (chunk.head == shape.heads - 1 && chunk.begin + chunk.width == shape.columns() / shape.heads)
-    for (int64_t u = 0; u < rows; u++) clear_padding(panels + u * stride, rank, shape.columns());
+  if (end - begin == kPanel) return;
+  for (int64_t u = 0; u < rows; u++)
+    for (int64_t r = 0; r < rank; r++) {
+      C* row = panels + u * stride + r * kPanel;
+      std::fill(row + end - begin, row + kPanel, C(0));
+    }
 }
 
 template <class T>
@@ -102,14 +93,6 @@ void unmix_chunk(const T* bank, const BankShape& shape, const Chunk& chunk, cons
   bank_kernels<T>().dots(start_of(bank, shape, chunk), run, source, mixed, dots);
 }
 
-template <class T>
-void to_panels(const T* factor, int64_t rank, int64_t columns, bool transposed, acc_t<T>* panels) {
-  const BankShape shape{1, 1, transposed ? columns : rank, transposed ? rank : columns, transposed};
-  const acc_t<T> one = 1;
-  const Buffer<acc_t<T>> scratch(mix_scratch(shape, 1));
-  for (const Chunk& chunk : chunks_of(shape)) mix_chunk(factor, shape, chunk, &one, 1, scratch.data(), panels);
-}
-
 template <class C>
 void from_panels(const C* panels, int64_t rank, int64_t columns, bool transposed, C* factor) {
   for (int64_t c = 0; c < columns; c += kPanel, panels += rank * kPanel) {
@@ -122,11 +105,11 @@ void from_panels(const C* panels, int64_t rank, int64_t columns, bool transposed
   }
 }
 
-#define MHR_INSTANTIATE(T)                                                                                           \
-  template void mix_chunk(const T*, const BankShape&, const Chunk&, const acc_t<T>*, int64_t, acc_t<T>*, acc_t<T>*); \
-  template void unmix_chunk(const T*, const BankShape&, const Chunk&, const acc_t<T>*, int64_t, const acc_t<T>*,     \
-                            acc_t<T>*, T*, acc_t<T>*);                                                               \
-  template void to_panels(const T*, int64_t, int64_t, bool, acc_t<T>*);
+#define MHR_INSTANTIATE(T)                                                                                       \
+  template void mix_panel(const T*, const BankShape&, int64_t, const acc_t<T>*, int64_t, acc_t<T>*, acc_t<T>*,   \
+                          int64_t);                                                                              \
+  template void unmix_chunk(const T*, const BankShape&, const Chunk&, const acc_t<T>*, int64_t, const acc_t<T>*, \
+                            acc_t<T>*, T*, acc_t<T>*);
 MHR_INSTANTIATE(double)
 MHR_INSTANTIATE(float)
 MHR_INSTANTIATE(bfloat16)

@@ -100,17 +100,6 @@ void activate(const C* z, int64_t n, int64_t rank, int64_t width, Activation act
 }  // namespace
 
 template <class T>
-void Factors<T>::pack() {
-  const TokenKernels<T>& k = token_kernels<T>();
-  packed_stride_ = k.packed_size(rank, columns);
-  if (!packed_stride_) return;
-  packed_ = Buffer<C>(rows * packed_stride_);
-  parallel(rows, stride_, [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; u++) k.pack(panels(u), rank, columns, packed_.data() + u * packed_stride_);
-  });
-}
-
-template <class T>
 void ForwardPass<T>::run() const {
   const TokenKernels<T>& k = token_kernels<T>();
   const int64_t rank = a->rank, width = b->rank;
@@ -121,12 +110,12 @@ void ForwardPass<T>::run() const {
     for (int64_t i = begin; i < end; i++) {
       const Block& block = blocks[i];
       C* out = z + block.begin * rank;
-      k.shrink(x + block.begin * a->columns, block.count, a->packed(block.row_a), rank, a->columns, out);
+      k.shrink(x + block.begin * a->columns, block.count, a->row(block.row_a), rank, a->columns, out);
       if (bias_a)
         for (int64_t n = 0; n < block.count; n++)
           for (int64_t r = 0; r < rank; r++) out[n * rank + r] += bias_a[block.row_a * rank + r];
       activate(out, block.count, rank, width, activation, scale, h);
-      k.expand(y + block.begin * b->columns, block.count, b->packed(block.row_b), width, b->columns, h, scratch, false);
+      k.expand(y + block.begin * b->columns, block.count, b->row(block.row_b), width, b->columns, h, scratch, false);
     }
   });
 }
@@ -149,7 +138,7 @@ void BackwardDyPass<T>::run(Gradients<C>& d_b) const {
                  const Block& block = plan.blocks[j];
                  const T* from = dy + block.begin * b->columns;
                  const C* before = z + block.begin * rank;
-                 k.shrink(from, block.count, b->packed(block.row_a), width, b->columns, dh);
+                 k.shrink(from, block.count, b->row(block.row_a), width, b->columns, dh);
                  for (int64_t n = 0; n < block.count; n++)
                    for (int64_t r = 0; r < rank; r++) {
                      const C slope = activation == Activation::gelu ? gelu_slope(before[n * rank + r]) : C(1);
@@ -181,7 +170,7 @@ void BackwardXPass<T>::run(Gradients<C>& d_a) const {
                  const C* dh = dz + block.begin * rank;
                  k.outer(x + block.begin * a->columns, block.count, dh, rank, a->columns, scratch.data(), sums);
                  if (dx)
-                   k.expand(dx + block.begin * a->columns, block.count, a->packed(block.row_a), rank, a->columns, dh,
+                   k.expand(dx + block.begin * a->columns, block.count, a->row(block.row_a), rank, a->columns, dh,
                             scratch.data(), !accumulate);
                }
              }
@@ -190,7 +179,6 @@ void BackwardXPass<T>::run(Gradients<C>& d_a) const {
 }
 
 #define MHR_INSTANTIATE(T)           \
-  template class Factors<T>;         \
   template struct ForwardPass<T>;    \
   template struct BackwardDyPass<T>; \
   template struct BackwardXPass<T>;

@@ -7,32 +7,11 @@
 #pragma once
 
 #include "cpu/buffer.h"
+#include "cpu/factors.h"
 #include "cpu/simd.h"
 #include "problem.h"
 
 namespace mhr {
-
-// Mixed factors as the token kernels read them: one for each routing row.
-template <class T>
-class Factors {
- public:
-  using C = acc_t<T>;
-  Factors(int64_t rows, int64_t rank, int64_t columns)
-      : rows(rows), rank(rank), columns(columns), stride_(factor_stride(rank, columns)), panels_(rows * stride_) {}
-
-  C* panels(int64_t row = 0) { return panels_.data() + row * stride_; }
-  // To be called once the panels are written.
-  void pack();
-  const C* packed(int64_t row) const {
-    return packed_stride_ ? packed_.data() + row * packed_stride_ : panels_.data() + row * stride_;
-  }
-
-  const int64_t rows, rank, columns;
-
- private:
-  int64_t stride_, packed_stride_ = 0;
-  Buffer<C> panels_, packed_;
-};
 
 // Gradients of factors in panels: sums of row u in slot u once the pass is over.
 template <class C>

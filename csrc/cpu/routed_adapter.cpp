@@ -14,36 +14,25 @@ Activation activation_of(const char* op, const std::string& name) {
 }
 
 // Factors [U, I, R] (transposed) or [U, R, D] to panels, with `bias` [U, D] as one rank more.
-template <class T, class F>
-void load_factors(const Tensor& factor, bool transposed, const std::optional<Tensor>& bias, Factors<T>& out) {
-  using C = acc_t<T>;
-  const int64_t rank = factor.size(transposed ? 2 : 1), columns = out.columns;
-  parallel(out.rows, rank * columns, [&](int64_t begin, int64_t end) {
-    Buffer<C> plain(bias ? panel_size(rank, columns) + panel_size(1, columns) : 0);
-    for (int64_t u = begin; u < end; u++) {
-      const F* from = pointer<F>(factor) + u * rank * columns;
-      if (!bias) {
-        to_panels(from, rank, columns, transposed, out.panels(u));
-        continue;
-      }
-      C *low_rank = plain.data(), *constant = low_rank + panel_size(rank, columns), *to = out.panels(u);
-      to_panels(from, rank, columns, transposed, low_rank);
-      to_panels(pointer<F>(*bias) + u * columns, 1, columns, false, constant);
-      for (int64_t p = 0; p < panels_of(columns); p++, low_rank += rank * kPanel, constant += kPanel) {
-        to = std::copy(low_rank, low_rank + rank * kPanel, to);
-        to = std::copy(constant, constant + kPanel, to);
-      }
-    }
-  });
-  out.pack();
-}
-
 template <class T>
-Factors<T> factors_of(const char* op, const Tensor& factor, bool transposed, const std::optional<Tensor>& bias) {
+Factors<T> factors_of(const char* op, const Tensor& factor, bool transposed, const std::optional<Tensor>& bias,
+                      Use use) {
+  using C = acc_t<T>;
   const int64_t rank = factor.size(transposed ? 2 : 1), columns = factor.size(transposed ? 1 : 2);
-  Factors<T> out(factor.size(0), rank + (bias ? 1 : 0), columns);
-  dispatch_beside<acc_t<T>>(op, factor.scalar_type(), [&](auto tag) {
-    load_factors<T, typename decltype(tag)::type>(factor, transposed, bias, out);
+  const BankShape shape{1, 1, transposed ? columns : rank, transposed ? rank : columns, transposed};
+  const BankShape bias_shape{1, 1, 1, columns, false};
+  const C one = 1;
+  Factors<T> out(factor.size(0), rank + (bias ? 1 : 0), columns, use);
+  dispatch_beside<C>(op, factor.scalar_type(), [&](auto tag) {
+    using F = typename decltype(tag)::type;
+    out.fill(out.rows * rank * kPanel, [&](int64_t panel, int64_t first, int64_t count, C* scratch, C* to,
+                                           int64_t stride) {
+      for (int64_t u = first; u < first + count; u++, to += stride) {
+        mix_panel(pointer<F>(factor) + u * rank * columns, shape, panel, &one, 1, scratch, to, stride);
+        if (bias)
+          mix_panel(pointer<F>(*bias) + u * columns, bias_shape, panel, &one, 1, scratch, to + rank * kPanel, stride);
+      }
+    });
   });
   return out;
 }
@@ -62,7 +51,8 @@ Tensor routed_adapter_forward(Tensor y, Tensor x, Tensor A, Tensor B, Tensor row
   dispatch_float(op, x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = acc_t<T>;
-    const Factors<T> a = factors_of<T>(op, A, true, std::nullopt), b = factors_of<T>(op, B, false, bias_b);
+    const Factors<T> a = factors_of<T>(op, A, true, std::nullopt, Use::shrink);
+    const Factors<T> b = factors_of<T>(op, B, false, bias_b, Use::expand);
     Buffer<C> wide_bias(bias_a ? A.size(0) * rank : 0);
     if (bias_a)
       dispatch_beside<C>(op, bias_a->scalar_type(), [&](auto bias_tag) {
@@ -106,7 +96,7 @@ std::tuple<Tensor, Tensor, Tensor> routed_adapter_backward_dy(Tensor dy, Tensor 
       zeros = empty(B, {n_rows, n_out}, B.scalar_type());
       torch::stable::zero_(*zeros);
     }
-    const Factors<T> b = factors_of<T>(op, B, false, zeros);
+    const Factors<T> b = factors_of<T>(op, B, false, zeros, Use::shrink);
     Gradients<C> sums(b.rank, n_out);
     BackwardDyPass<T>{segments,      pointer<int64_t>(rows), &b, need_bias, act, C(scale), pointer<T>(dy),
                       pointer<C>(z), mutable_pointer<C>(dz)}
@@ -142,7 +132,7 @@ std::tuple<Tensor, Tensor> routed_adapter_backward_x(std::optional<Tensor> dx, T
   dispatch_float(op, x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = acc_t<T>;
-    const Factors<T> a = factors_of<T>(op, A, true, std::nullopt);
+    const Factors<T> a = factors_of<T>(op, A, true, std::nullopt, Use::expand);
     Gradients<C> sums(rank, n_in);
     const C* slope = pointer<C>(dz);
     BackwardXPass<T>{

@@ -53,18 +53,19 @@ struct Call {
 };
 
 template <class T>
-void mix_into(const char* op, const Tensor& bank, const BankShape& shape, const Tensor& weights, Factors<T>& out) {
+Factors<T> mixed_factors(const char* op, const Tensor& bank, const BankShape& shape, const Tensor& weights, Use use) {
   using C = acc_t<T>;
+  Factors<T> out(weights.size(0), shape.rank(), shape.columns(), use);
   dispatch_beside<C>(op, bank.scalar_type(), [&](auto tag) {
     using F = typename decltype(tag)::type;
-    const std::vector<Chunk> chunks = chunks_of(shape);
-    parallel(chunks.size(), out.rows * shape.skills * shape.rank() * kPanel, [&](int64_t begin, int64_t end) {
-      const Buffer<C> scratch(mix_scratch(shape, out.rows));
-      for (int64_t i = begin; i < end; i++)
-        mix_chunk(pointer<F>(bank), shape, chunks[i], pointer<C>(weights), out.rows, scratch.data(), out.panels());
-    });
+    const F* from = pointer<F>(bank);
+    const C* w = pointer<C>(weights);
+    out.fill(out.rows * shape.skills * shape.rank() * kPanel,
+             [&](int64_t panel, int64_t first, int64_t count, C* scratch, C* to, int64_t stride) {
+               mix_panel(from, shape, panel, w + first * shape.heads * shape.skills, count, scratch, to, stride);
+             });
   });
-  out.pack();
+  return out;
 }
 
 // The bank's gradient, and that of the weights added to d_weights.
@@ -105,10 +106,8 @@ Tensor routed_linear_forward(Tensor y, Tensor x, Tensor bank_a, Tensor bank_b, T
   dispatch_float(op, x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = acc_t<T>;
-    Factors<T> a(call.weights_a.size(0), call.a.rank(), call.a.columns()),
-        b(call.weights_b.size(0), call.b.rank(), call.b.columns());
-    mix_into(op, bank_a, call.a, call.weights_a, a);
-    mix_into(op, bank_b, call.b, call.weights_b, b);
+    const Factors<T> a = mixed_factors<T>(op, bank_a, call.a, call.weights_a, Use::shrink);
+    const Factors<T> b = mixed_factors<T>(op, bank_b, call.b, call.weights_b, Use::expand);
     ForwardPass<T>{call.segments,
                    pointer<int64_t>(call.rows_a),
                    pointer<int64_t>(call.rows_b),
@@ -157,9 +156,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> routed_linear_backward(std::optional<
   dispatch_float(op, x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = acc_t<T>;
-    Factors<T> a(call.weights_a.size(0), rank, call.a.columns()), b(call.weights_b.size(0), rank, call.b.columns());
-    mix_into(op, bank_a, call.a, call.weights_a, a);
-    mix_into(op, bank_b, call.b, call.weights_b, b);
+    const Factors<T> a = mixed_factors<T>(op, bank_a, call.a, call.weights_a, Use::expand);
+    const Factors<T> b = mixed_factors<T>(op, bank_b, call.b, call.weights_b, Use::shrink);
     const Buffer<C> dz(n * rank);
     Gradients<C> sums_b(rank, call.b.columns()), sums_a(rank, call.a.columns());
     BackwardDyPass<T>{call.segments,

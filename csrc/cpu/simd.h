@@ -5,18 +5,20 @@
 
 namespace mhr {
 
+// What a factor is laid out for: x M^T or h M.
+enum class Use { shrink, expand };
+
 // Products of up to kBlock tokens with one mixed factor M [R, D], activations of type T.
 template <class T>
 struct TokenKernels {
   using C = acc_t<T>;
-  // Elements of type C that pack writes; 0 where the kernels read plain panels and pack is not called.
-  int64_t (*packed_size)(int64_t rank, int64_t columns);
-  void (*pack)(const C* panels, int64_t rank, int64_t columns, C* packed);
+  // Elements of type C in a packed panel, and packing one; null where the kernels read plain panels.
+  int64_t (*packed_panel)(int64_t rank, Use use);
+  void (*pack)(const C* panel, int64_t rank, Use use, C* packed);
   // h[n, R] = x M^T
-  void (*shrink)(const T* x, int64_t n, const C* packed, int64_t rank, int64_t columns, C* h);
+  void (*shrink)(const T* x, int64_t n, const C* m, int64_t rank, int64_t columns, C* h);
   // y[n, D] = h M, added to what is there unless overwrite; scratch of expand_scratch elements
-  void (*expand)(T* y, int64_t n, const C* packed, int64_t rank, int64_t columns, const C* h, C* scratch,
-                 bool overwrite);
+  void (*expand)(T* y, int64_t n, const C* m, int64_t rank, int64_t columns, const C* h, C* scratch, bool overwrite);
   // panels += h^T x
   void (*outer)(const T* x, int64_t n, const C* h, int64_t rank, int64_t columns, C* scratch, C* panels);
 };
