@@ -1,0 +1,116 @@
+"""How every benchmark measures: one thread, thread CPU time, all implementations interleaved, medians of paired differences.
+
+Machines are shared and noisy: only ratios of times taken side by side in one process are meant to be quoted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+
+@contextmanager
+def quiet_machine() -> Iterator[None]:
+    """One thread, and an allocator that keeps its pages: page faults would otherwise drown what is measured."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if platform.system() == "Linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def interleave(
+    functions: Mapping[str, Callable[[], Any]], budget: float, least: int = 5, most: int = 200
+) -> dict[str, list[float]]:
+    """Seconds of CPU time of each call, in rounds of all functions in turn, every other round backwards.
+
+    Rounds go on for about `budget` seconds, at least `least` and at most `most` of them.
+    """
+    names = list(functions)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for name in names:
+        functions[name]()
+    end = time.perf_counter() + budget
+    for turn in range(most):
+        if turn >= least and time.perf_counter() > end:
+            break
+        for name in names if turn % 2 == 0 else reversed(names):
+            start = time.thread_time_ns()
+            functions[name]()
+            times[name].append((time.thread_time_ns() - start) * 1e-9)
+    return times
+
+
+def median_difference(times: list[float], base: list[float]) -> float:
+    """The median of the differences within a round: what slows a whole round cancels."""
+    return statistics.median(a - b for a, b in zip(times, base, strict=True))
+
+
+def copy_bandwidth(n_bytes: int = 1 << 28, repetitions: int = 7) -> float:
+    """GB/s of a copy between two buffers larger than the caches, bytes read and bytes written counted."""
+    source, target = torch.ones(n_bytes, dtype=torch.uint8), torch.empty(n_bytes, dtype=torch.uint8)
+    times = interleave({"copy": lambda: target.copy_(source)}, budget=0.0, least=repetitions)["copy"]
+    return 2 * n_bytes / min(times) / 1e9
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on and with."""
+    from mhr.ops import build_info, native_ops
+
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "simd": build_info().get("simd", "none: the references serve"),
+        "native": sorted(name for name, devices in native_ops().items() if "cpu" in devices),
+        "commit": _commit(),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parents[1]
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude", "*"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"
+
+
+def rms_error(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """RMS(found - truth) / RMS(truth)."""
+    found, truth = found.detach(), truth.detach()
+    scale = float(truth.double().square().mean().sqrt())
+    return float((found.double() - truth.double()).square().mean().sqrt()) / max(scale, 1e-30)

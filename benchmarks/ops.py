@@ -1,0 +1,310 @@
+"""One adapted layer: ours against PEFT's Poly, PEFT's LoRA, eager torch and the frozen linear alone.
+
+Overhead is the time of an adapted layer less that of the frozen linear, in the same round. PEFT's Poly layer draws relaxed
+Bernoulli noise for every example in training and cannot do without it; ours is timed both with that noise (one mix for each
+example, as PEFT's) and without (one mix for each distinct task, as the T0 recipe trains).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mhr.ops import route, routed_linear
+
+from .measure import copy_bandwidth, interleave, machine, median_difference, quiet_machine, rms_error
+
+N_TASKS, N_SKILLS = 64, 8
+# Largest RMS difference between peers of one dtype: in bfloat16 they round at different places.
+AGREEMENT = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of the grid. `distinct` tasks in the batch: 0 means one for each example."""
+
+    batch: int
+    length: int
+    n_in: int
+    n_out: int
+    n_heads: int
+    rank: int
+    distinct: int
+    dtype: torch.dtype
+    train: bool
+
+    @property
+    def shape(self) -> str:
+        width = f"{self.n_in}" if self.n_in == self.n_out else f"{self.n_in}->{self.n_out}"
+        return (
+            f"{self.batch}x{self.length} d {width} H {self.n_heads} r {self.rank} tasks {self.distinct or self.batch}"
+        )
+
+    @property
+    def least_bytes(self) -> int:
+        """Bytes that any implementation must move beyond the linear's: x and y, then dy, x and dx, each read or written."""
+        columns = self.n_in + 2 * self.n_out
+        if self.train:
+            columns += self.n_out + 3 * self.n_in
+        return self.batch * self.length * columns * self.dtype.itemsize
+
+
+def grid(quick: bool) -> list[Case]:
+    """The shapes: every dtype and rank, with the other axes thinned where `quick`."""
+    batches = [(8, 128)] if quick else [(1, 128), (8, 128), (32, 64), (16, 256)]
+    widths = [(512, 512), (2048, 2048)] if quick else [(512, 512), (1024, 1024), (2048, 2048), (512, 2048)]
+    return [
+        Case(batch, length, n_in, n_out, n_heads, rank, distinct, dtype, train)
+        for dtype in (torch.float32, torch.bfloat16)
+        for train in (False, True)
+        for batch, length in batches
+        for n_in, n_out in widths
+        for n_heads in ([8] if quick else [1, 8])
+        for rank in ([4, 16] if quick else [1, 4, 16])
+        for distinct in ([4] if quick else [1, 4, 0])
+        if distinct <= batch and not (distinct == 0 and batch == 1)
+    ]
+
+
+class Layers:
+    """The same adapted layer in every implementation, with the same weights."""
+
+    def __init__(self, case: Case):
+        from peft import LoraConfig, PolyConfig
+        from peft.tuners.lora.layer import Linear as LoraLinear
+        from peft.tuners.poly.layer import Linear as PolyLinear
+
+        torch.manual_seed(0)
+        self.case = case
+        dtype = case.dtype
+        self.base = nn.Linear(case.n_in, case.n_out).to(dtype).requires_grad_(False)
+        config = PolyConfig(
+            r=case.rank,
+            n_tasks=N_TASKS,
+            n_skills=N_SKILLS,
+            n_splits=case.n_heads,
+            target_modules=["x"],
+            init_weights=False,
+        )
+        self.poly = PolyLinear(self.base, "default", config).to(dtype)
+        self.poly.train(case.train)
+        lora = LoraConfig(r=case.rank, lora_alpha=1, target_modules=["x"], init_lora_weights=False)
+        self.lora = LoraLinear(self.base, "default", lora, r=case.rank, lora_alpha=1, init_lora_weights=False).to(dtype)
+        self.bank_a, self.bank_b = self.poly.poly_lora_A["default"], self.poly.poly_lora_B["default"]
+        self.peft_logits = self.poly.poly_router["default"].module_logits
+        shape = (N_TASKS, case.n_heads, N_SKILLS)
+        self.logits = nn.Parameter(self.peft_logits.detach().float().view(shape).clone())
+        self.x = torch.randn(case.batch, case.length, case.n_in).to(dtype).requires_grad_(case.train)
+        self.dy = torch.randn(case.batch, case.length, case.n_out).to(dtype)
+        ids = torch.arange(case.batch) % (case.distinct or case.batch)
+        self.ids = ids[torch.randperm(case.batch)]
+        # Once a batch, for all layers: distinct tasks and the row of each example.
+        self.tasks, self.rows = torch.unique(self.ids, return_inverse=True)
+        self.each = torch.arange(case.batch)
+
+    def linear(self) -> Tensor:
+        return self.base(self.x)
+
+    def peft_poly(self) -> Tensor:
+        return self.poly(self.x, task_ids=self.ids)
+
+    def peft_lora(self) -> Tensor:
+        return self.lora(self.x)
+
+    def eager(self) -> Tensor:
+        case = self.case
+        p = torch.sigmoid(self.logits[self.tasks])
+        w = (p / (p.sum(-1, keepdim=True) + 1e-12)).to(self.bank_a.dtype)
+        A = torch.einsum("uhs,hsdr->uhdr", w, self.bank_a).reshape(-1, case.n_in, case.rank)
+        B = torch.einsum("uhs,hsrd->urhd", w, self.bank_b).reshape(-1, case.rank, case.n_out)
+        return self.base(self.x) + torch.bmm(torch.bmm(self.x, A[self.rows]), B[self.rows]) / case.rank
+
+    def ours(self) -> Tensor:
+        w = route(self.logits, self.tasks)
+        return routed_linear(
+            self.x, self.base.weight, self.base.bias, self.bank_a, self.bank_b, w, self.rows, 1 / self.case.rank
+        )
+
+    def ours_with_noise(self) -> Tensor:
+        noise = torch.logit(torch.rand(self.case.batch, self.case.n_heads, N_SKILLS), eps=1e-7)
+        w = route(self.logits, self.ids, noise)
+        return routed_linear(
+            self.x, self.base.weight, self.base.bias, self.bank_a, self.bank_b, w, self.each, 1 / self.case.rank
+        )
+
+    def leaves(self, name: str) -> list[Tensor]:
+        """What receives gradients in an implementation."""
+        own = {
+            "linear": [],
+            "peft_poly": [self.bank_a, self.bank_b, self.peft_logits],
+            "peft_lora": [p for p in self.lora.parameters() if p.requires_grad],
+        }
+        return [self.x, *own.get(name, [self.bank_a, self.bank_b, self.logits])]
+
+    def step(self, name: str) -> Callable[[], Any]:
+        """One forward, with its backward in training."""
+        forward = getattr(self, name)
+        if not self.case.train:
+            return torch.no_grad()(forward)
+        leaves = self.leaves(name)
+        return lambda: torch.autograd.grad(forward(), leaves, self.dy)
+
+    def disagreement(self) -> float:
+        """The largest RMS difference from eager, of PEFT's Poly and ours: outputs and, in training, gradients."""
+        self.poly.eval()
+        found = {}
+        for name in ("eager", "peft_poly", "ours"):
+            out = getattr(self, name)()
+            gradients = torch.autograd.grad(out, self.leaves(name), self.dy) if self.case.train else ()
+            found[name] = [out, *gradients[:3]]
+        self.poly.train(self.case.train)
+        return max(
+            rms_error(a, b) for n in ("peft_poly", "ours") for a, b in zip(found[n], found["eager"], strict=True)
+        )
+
+
+def measure(case: Case, budget: float) -> dict[str, Any]:
+    """Times of one case; no ratio where the implementations do not agree."""
+    layers = Layers(case)
+    names = ["linear", "peft_poly", "peft_lora", "eager", "ours", *(["ours_with_noise"] if case.train else [])]
+    apart = layers.disagreement()
+    result: dict[str, Any] = {
+        "shape": case.shape,
+        "rank": case.rank,
+        "n_in": case.n_in,
+        "tokens": case.batch * case.length,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "mode": "train" if case.train else "forward",
+        "disagreement": apart,
+        "agrees": apart <= AGREEMENT[case.dtype],
+    }
+    if not result["agrees"]:
+        return result
+    times = interleave({name: layers.step(name) for name in names}, budget)
+    result["repetitions"] = len(times["linear"])
+    result["us"] = {name: statistics.median(values) * 1e6 for name, values in times.items()}
+    over = {n: median_difference(times[n], times["linear"]) for n in names if n != "linear"}
+    result["overhead_us"] = {name: value * 1e6 for name, value in over.items()}
+    result["of_poly"] = over["ours"] / over["peft_poly"]
+    result["of_poly_with_noise"] = over["ours_with_noise"] / over["peft_poly"] if case.train else None
+    result["of_lora"] = over["ours"] / over["peft_lora"]
+    result["of_linear"] = 1 + over["ours"] / statistics.median(times["linear"])
+    result["poly_of_linear"] = 1 + over["peft_poly"] / statistics.median(times["linear"])
+    result["gb_per_s"] = case.least_bytes / over["ours"] / 1e9 if over["ours"] > 0 else None
+    return result
+
+
+def tiny(budget: float) -> dict[str, Any]:
+    """The cost of calling: one example of length 1, width 64, forward and backward."""
+    return measure(Case(1, 1, 64, 64, 1, 4, 1, torch.float32, True), budget)
+
+
+def run(quick: bool = False) -> dict[str, Any]:
+    """Measures the grid; returns the machine, every result, and tables for people."""
+    budget = 0.5 if quick else 3.0
+    with quiet_machine():
+        bandwidth = copy_bandwidth()
+        smallest = tiny(budget)
+        results = [measure(case, budget) for case in grid(quick)]
+        host = {**machine(), "copy_gb_per_s": round(bandwidth, 1)}
+    return {
+        "benchmark": "ops",
+        "quick": quick,
+        "machine": host,
+        "results": results,
+        "tiny": smallest,
+        "tables": [_summary(results), _shapes(results), _tiny(smallest)],
+    }
+
+
+def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        for mode in ("forward", "train"):
+            for low, high, name in ((1, 4, "r <= 4"), (16, 16, "r = 16")):
+                chosen = [
+                    r
+                    for r in results
+                    if r["dtype"] == dtype and r["mode"] == mode and low <= r["rank"] <= high and r["agrees"]
+                ]
+                if not chosen:
+                    continue
+                ratios = [r["of_poly"] for r in chosen]
+                noisy = [r["of_poly_with_noise"] for r in chosen if r["of_poly_with_noise"] is not None]
+                wide = [r["of_linear"] for r in chosen if r["n_in"] == 2048]
+                rows.append(
+                    [
+                        f"{dtype} {mode} {name}",
+                        len(ratios),
+                        statistics.median(ratios),
+                        max(ratios),
+                        statistics.median(noisy) if noisy else "",
+                        statistics.median([r["of_lora"] for r in chosen]),
+                        max(wide) if wide else "",
+                    ]
+                )
+    return {
+        "title": "Overhead over the frozen linear, as a fraction of PEFT Poly's",
+        "columns": [
+            "",
+            "shapes",
+            "median",
+            "worst",
+            "with PEFT's noise",
+            "of PEFT LoRA's",
+            "worst layer / linear at d 2048",
+        ],
+        "rows": rows,
+        "note": _note(results),
+    }
+
+
+def _shapes(results: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = []
+    for r in results:
+        name = f"{r['dtype']} {r['mode']} {r['shape']}"
+        if not r["agrees"]:
+            rows.append([name, *["outputs disagree"] * 7])
+            continue
+        times = r["us"]
+        rows.append(
+            [
+                name,
+                times["linear"],
+                r["overhead_us"]["ours"],
+                r["overhead_us"]["peft_poly"],
+                r["overhead_us"]["peft_lora"],
+                r["overhead_us"]["eager"],
+                r["of_poly"],
+                r["gb_per_s"] if r["gb_per_s"] is not None else "",
+            ]
+        )
+    return {
+        "title": "Each shape: microseconds over the frozen linear",
+        "columns": ["", "linear", "ours", "PEFT Poly", "PEFT LoRA", "eager", "ours / Poly", "GB/s"],
+        "rows": rows,
+    }
+
+
+def _tiny(result: dict[str, Any]) -> dict[str, Any]:
+    if not result["agrees"]:
+        return {"title": "Cost of calling, 1x1x64", "columns": ["outputs disagree"], "rows": []}
+    times = result["us"]
+    linear = times["linear"]
+    return {
+        "title": "Cost of calling: 1x1x64, forward and backward",
+        "columns": ["", "us", "of the frozen linear"],
+        "rows": [[name, us, us / linear] for name, us in times.items()],
+    }
+
+
+def _note(results: list[dict[str, Any]]) -> str:
+    apart = [r["shape"] for r in results if not r["agrees"]]
+    if apart:
+        return f"No ratio for {len(apart)} shapes whose outputs disagree: {', '.join(apart[:3])}"
+    return "Outputs and gradients of every shape agreed before it was timed."
