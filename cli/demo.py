@@ -24,7 +24,8 @@ mhr demo --output runs/demo --resume
 """
 
 MaxTasks = Annotated[
-    int | None, typer.Option(help="Adapt to so many of the held-out tasks. Unset: to all.", rich_help_panel=SETTINGS)
+    int | None,
+    typer.Option(help="Adapt to so many of its held-out tasks only. Unset: to all.", rich_help_panel=SETTINGS),
 ]
 
 
@@ -54,14 +55,16 @@ def demo(
 
 
 def _print(result: DemoResult) -> None:
-    out.print("Held-out tasks, score in percent after 32 examples of each", style="bold")
+    title = f"Tasks never trained on, after {result.shots} examples of each: accuracy or exact match in percent"
+    out.print(title, style="bold", soft_wrap=True)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
-    for column in result.columns:
-        table.add_column(column, justify="right", width=10)
+    for column in ("majority", *result.columns):
+        table.add_column(column, justify="right", width=10 if " " in column else 8)
     for task, scores in result.scores.items():
-        table.add_row(task, *(f"{100 * scores[column]:.0f}" for column in result.columns))
+        cells = [result.majority[task], *(scores[column] for column in result.columns)]
+        table.add_row(task, *(f"{100 * cell:.0f}" for cell in cells))
     table.add_section()
-    table.add_row("mean", *(f"{100 * result.mean[column]:.1f}" for column in result.columns), style="bold")
-    table.add_row("trained per task", *(f"{result.trained[column]:,}" for column in result.columns), style="dim")
+    table.add_row("mean", "", *(f"{100 * result.mean[column]:.1f}" for column in result.columns), style="bold")
+    table.add_row("trained", "", *(f"{result.trained[column]:,}" for column in result.columns), style="dim")
     out.print(table)

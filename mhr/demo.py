@@ -1,4 +1,11 @@
-"""The main job in one call: pretrain three ways on the built-in tasks, adapt to tasks never seen, evaluate, compare."""
+"""The main job in one call: pretrain three ways on the built-in tasks, adapt to tasks never seen, evaluate, compare, merge.
+
+demo.json          the table and the settings it was made with
+pretrain/METHOD    the runs
+adapt/METHOD-MODE/TASK/SEED    the adapted runs
+peft-lora/         the MHR run's average, as a folder that PEFT loads by itself
+plots/             how the MHR run routes its tasks
+"""
 
 from __future__ import annotations
 
@@ -8,10 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mhr.data import load_tasks
+from mhr.data import TaskCollection, load_tasks
+from mhr.errors import TrainingError
 from mhr.evaluation import evaluate, load_model
-from mhr.files import make_folder, prepare_output, write_json_atomically
+from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
+from mhr.merging import merge
+from mhr.report.inspect import inspect_run
+from mhr.report.plots import save_plots
 from mhr.training import adapt, load_config, pretrain
+from mhr.training.config import to_dict
 from mhr.training.run import clear
 from mhr.training.settings import check_whole
 
@@ -55,8 +67,8 @@ class DemoResult:
 
     @property
     def mean(self) -> dict[str, float]:
-        """Mean over the tasks, by column."""
-        return {c: sum(row[c] for row in self.scores.values()) / len(self.scores) for c in COLUMNS}
+        """Mean over the tasks, by column; of the columns that are filled already."""
+        return {c: sum(row[c] for row in self.scores.values()) / len(self.scores) for c in self.trained}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -82,38 +94,67 @@ def run_demo(
     limit       test examples per task; None takes all 100
     say         is told what begins, one line each
 
-    Raises MhrError as `pretrain` and `adapt` do.
+    Raises MhrError as `pretrain` and `adapt` do, TrainingError where `output` was made with other settings.
     """
     folder = Path(output)
     if max_tasks is not None:
         check_whole("max_tasks", max_tasks, at_least=1)
     settings = load_config(preset="demo", overrides=overrides)
     names = TASKS[:max_tasks]
-    collection = load_tasks(settings.tasks).select(list(names))
-    if not (resume and (folder / DEMO_FILE).is_file()):
+    made_with = {"config": to_dict(settings), "tasks": list(names), "limit": limit}
+    result = DemoResult(folder, settings.adapt.shots, {name: {} for name in names})
+    if resume and (folder / DEMO_FILE).is_file():
+        found = read_json(folder / DEMO_FILE, TrainingError)
+        if found.get("made_with") != made_with:
+            raise TrainingError(f"{folder} was made with other settings: choose another --output, or pass --overwrite")
+        result = dataclasses.replace(result, **{key: found[key] for key in ("scores", "majority", "trained")})
+        if found["status"] == "done":
+            return result
+    else:
         prepare_output(folder, overwrite)
         clear(make_folder(folder))
-        write_json_atomically(folder / DEMO_FILE, {"status": "running"})
+        _write(result, made_with, "running")
     sources = {}
     for method in dict.fromkeys(method for method, _ in COLUMNS.values()):
         say(f"Pretraining {method} on the training tasks of the suite")
         config = load_config(preset="demo", method=method, overrides=overrides)
         sources[method] = pretrain(config, str(folder / "pretrain" / method), resume=True, progress=progress).path
-    result = DemoResult(folder, settings.adapt.shots, {name: {} for name in names})
+    collection = load_tasks(settings.tasks).select(list(names))
     for column, (method, mode) in COLUMNS.items():
-        if mode is None:
-            result.trained[column] = 0
-            checkpoints = dict.fromkeys(names, [sources[method]])
-        else:
+        if column in result.trained:
+            continue
+        trained = 0
+        checkpoints = dict.fromkeys(names, [sources[method]])
+        if mode is not None:
             say(f"Adapting to {len(names)} new tasks from {result.shots} examples of each: {column}")
             target = str(folder / "adapt" / f"{method}-{mode}")
             runs = adapt(str(sources[method]), names, mode=mode, output=target, resume=True, progress=progress)
-            result.trained[column] = runs[0].info["parameters"]["trained"]
+            trained = runs[0].info["parameters"]["trained"]
             checkpoints = {name: [run.path for run in runs if run.info["tasks"] == [name]] for name in names}
-        for name, paths in checkpoints.items():
-            alone = collection.select([name])
-            each = [evaluate(load_model(p), alone, limit=limit, progress=False).tasks[name] for p in paths]
-            result.scores[name][column] = sum(found["score"] for found in each) / len(each)
-            result.majority[name] = each[0]["majority"]
-    write_json_atomically(folder / DEMO_FILE, {"status": "done", **result.to_dict()})
+        _judge(result, column, collection, checkpoints, limit)
+        result.trained[column] = trained
+        _write(result, made_with, "running")
+    say("Merging the MHR run into one LoRA for PEFT, and plotting its routing")
+    merge(sources["mhr"], to="peft-lora", output=folder / "peft-lora", overwrite=True)
+    save_plots(inspect_run(sources["mhr"]), folder / "plots")
+    _write(result, made_with, "done")
     return result
+
+
+def _judge(
+    result: DemoResult,
+    column: str,
+    collection: TaskCollection,
+    checkpoints: dict[str, list[Path]],
+    limit: int | None,
+) -> None:
+    """Fill a column: task -> mean score of its checkpoints, one per seed."""
+    for name, paths in checkpoints.items():
+        alone = collection.select([name])
+        each = [evaluate(load_model(path), alone, limit=limit, progress=False).tasks[name] for path in paths]
+        result.scores[name][column] = sum(found["score"] for found in each) / len(each)
+        result.majority[name] = each[0]["majority"]
+
+
+def _write(result: DemoResult, made_with: dict[str, Any], status: str) -> None:
+    write_json_atomically(result.path / DEMO_FILE, {"status": status, "made_with": made_with, **result.to_dict()})

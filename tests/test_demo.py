@@ -23,14 +23,39 @@ def test_the_demo_fills_its_table_and_resumes(tmp_path: Path) -> None:
     assert list(result.scores) == list(TASKS[:2])
     assert all(list(row) == list(COLUMNS) and all(0 <= v <= 1 for v in row.values()) for row in result.scores.values())
     assert result.trained["MHR-z"] < result.trained["MHR-mu"] < result.trained["MHR"]
-    assert len(said) == 8
+    assert len(said) == 9
+    assert (tmp_path / "demo" / "peft-lora" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "demo" / "plots" / "routing.svg").is_file()
     written = json.loads((tmp_path / "demo" / "demo.json").read_text())
     assert written["status"] == "done"
     assert written["scores"] == result.scores
-    again = run_demo(tmp_path / "demo", resume=True, progress=False, overrides=FEW, max_tasks=2, limit=4)
-    assert again.scores == result.scores
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "demo").rglob("*")}
+    again = run_demo(tmp_path / "demo", resume=True, overrides=FEW, max_tasks=2, limit=4, say=said.append)
+    assert again == result
+    assert len(said) == 9  # nothing was done twice
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "demo").rglob("*")} == files
+    with pytest.raises(MhrError, match="other settings"):
+        run_demo(tmp_path / "demo", resume=True, overrides=FEW, max_tasks=1, limit=4)
     with pytest.raises(MhrError, match="not empty"):
         run_demo(tmp_path / "demo", progress=False)
+
+
+@pytest.mark.slow
+def test_a_demo_that_was_stopped_goes_on_with_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(*arguments: object, **settings: object) -> None:
+        raise Stopped
+
+    few = {"overrides": FEW, "max_tasks": 1, "limit": 2, "progress": False}
+    with monkeypatch.context() as patch:
+        patch.setattr("mhr.demo.merge", stop)
+        with pytest.raises(Stopped):
+            run_demo(tmp_path / "demo", **few)
+    monkeypatch.setattr("mhr.demo.adapt", stop)
+    result = run_demo(tmp_path / "demo", resume=True, **few)
+    assert list(result.mean) == list(COLUMNS)
 
 
 def test_its_tasks_are_held_out() -> None:

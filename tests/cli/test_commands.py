@@ -165,6 +165,27 @@ def test_json_alone_is_on_stdout(run: Path) -> None:
     assert json.loads(stdout)["tasks"]["rev-upper"]["n"] == 2
 
 
+def test_demo_prints_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mhr.demo import COLUMNS, DemoResult
+
+    asked: dict[str, Any] = {}
+
+    def run_demo(output: Path, **settings: Any) -> DemoResult:
+        asked.update(settings)
+        scores = {"a-b": dict.fromkeys(COLUMNS, 0.25), "c-d": dict.fromkeys(COLUMNS, 0.5)}
+        return DemoResult(output, 32, scores, dict.fromkeys(scores, 0.125), dict.fromkeys(COLUMNS, 1536))
+
+    monkeypatch.setattr("mhr.demo.run_demo", run_demo)
+    result = succeed("demo", "--output", tmp_path, "--resume", "--max-tasks", "2", "--set", "train.steps=3")
+    for word in ("a-b", "25", "50", "37.5", "12", "1,536", "adaptation", "MHR-mu"):
+        assert word in result.stdout
+    assert str(tmp_path) in result.stderr
+    assert asked["resume"]
+    assert asked["max_tasks"] == 2
+    assert asked["overrides"] == ("train.steps=3",)
+    assert json.loads(succeed("demo", "--output", tmp_path, "--json").stdout)["mean"]["MHR"] == 0.375
+
+
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A benchmark that takes no time, in the place of `ops`."""
