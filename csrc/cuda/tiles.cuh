@@ -56,7 +56,7 @@ __device__ __forceinline__ void load_factor(T* to, int pitch, const Factor& fact
     }
   } else if (factor.access == Access::kFlat) {
     const T* from = static_cast<const T*>(factor.data) + begin;
-    const int valid = rows * int(stride), all = ROWS * int(stride);
+    const int all = ROWS * int(stride), valid = rows < ROWS ? rows * int(stride) : all;
     for (int q = int(threadIdx.x) * kVector<T>; q < all; q += THREADS * kVector<T>) {
       const int left = valid - q, bytes = (left < 0 ? 0 : left > kVector<T> ? kVector<T> : left) * int(sizeof(T));
       cp_async_16(to + q, bytes ? from + q : from, bytes);

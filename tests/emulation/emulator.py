@@ -13,6 +13,7 @@ import platform
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+# The environment's own ninja is beside its Python, which may not be on the path.
+NINJA = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
 
 # Kernels move 16 bytes of any type at once, which nvcc lets them.
@@ -28,9 +31,13 @@ LANGUAGE = "-std=c++17 -fno-strict-aliasing"
 WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"
 FLAVOURS = {
     "plain": "-O2",
-    "address": "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all",
-    "race": "-O1 -g -fsanitize=thread -DMHR_RACE_CHECK",
+    "address": "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
+    "race": "-O1 -g1 -fsanitize=thread -DMHR_RACE_CHECK",
 }
+
+
+class BuildFailed(Exception):
+    """The compiler refused something; its message."""
 
 
 class EmulatorFault(AssertionError):
@@ -41,10 +48,9 @@ def missing_tools() -> str | None:
     """Why the emulator cannot be built here, or None."""
     if platform.machine() != "x86_64":
         return f"the CUDA emulator switches stacks with x86-64 instructions, this machine is {platform.machine()}"
-    for tool in ("g++", "ninja"):
-        if shutil.which(tool) is None:
-            return f"{tool} not found"
-    return None
+    if shutil.which("g++") is None:
+        return "g++ not found"
+    return None if NINJA else "ninja not found"
 
 
 def build(flavour: str, csrc: Path = ROOT / "csrc", folder: Path | None = None) -> Path:
@@ -88,9 +94,9 @@ def _ninja(folder: Path, csrc: Path, sources: Sequence[Path], target: str, flags
         ninja_file = folder / "build.ninja"
         if not ninja_file.exists() or ninja_file.read_text() != text:
             ninja_file.write_text(text)
-        result = subprocess.run(["ninja", "-C", str(folder)], capture_output=True, text=True)
+        result = subprocess.run([NINJA or "ninja", "-C", str(folder)], capture_output=True, text=True)
     if result.returncode:
-        raise EmulatorFault(f"the emulator's build in {folder} failed:\n{result.stdout[-4000:]}")
+        raise BuildFailed(f"the emulator's build in {folder} failed:\n{result.stdout[-4000:]}")
     return folder / target
 
 
@@ -164,11 +170,11 @@ def run(driver: Path, calls: Sequence[Call]) -> list[list[torch.Tensor]]:
             command = ["setarch", platform.machine(), "-R", *command]
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
         data = response.read_bytes() if response.exists() else b""
+    if result.returncode:
+        raise EmulatorFault(f"the driver ended with code {result.returncode}:\n{result.stderr[:6000]}")
     at = 0
     results = []
     for call in calls:
-        if at == len(data):
-            raise EmulatorFault(f"{call.name} ended with code {result.returncode}:\n{result.stderr[:6000]}")
         (status,) = struct.unpack_from("<q", data, at)
         at += 8
         if status:
@@ -184,6 +190,4 @@ def run(driver: Path, calls: Sequence[Call]) -> list[list[torch.Tensor]]:
             tensors.append(tensor)
             at += 8 + size
         results.append(tensors)
-    if result.returncode:
-        raise EmulatorFault(f"the driver ended with code {result.returncode}:\n{result.stderr[:6000]}")
     return results

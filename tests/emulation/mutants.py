@@ -16,7 +16,7 @@ import torch
 
 from tests.emulation.adapter_cases import CASES, Case, Problem, check
 from tests.emulation.bounds import Bounded, product, worst
-from tests.emulation.emulator import ROOT, EmulatorFault, build, run
+from tests.emulation.emulator import ROOT, build, run
 from tests.emulation.test_mix import ITEMS, SUMS, backward_call, forward_call
 from tests.emulation.test_sanitizers import RACE_CASES
 from tests.emulation.test_weighted_average import call as average_call
@@ -191,8 +191,6 @@ def try_mutant(mutant: Mutant, scratch: Path, flavour: str) -> str:
         examine(driver, RACE_CASES if flavour == "race" else CASES, compare=flavour != "race")
     except AssertionError as fault:
         lines = [line for line in str(fault).splitlines() if "ERROR:" in line or "WARNING:" in line]
-        if isinstance(fault, EmulatorFault) and "failed:" in str(fault):
-            raise
         return (lines or str(fault).splitlines() or ["a value beyond its bound"])[0][:110]
     finally:
         path.write_text(original)

@@ -107,3 +107,21 @@ def test_mix_backward_matches_float64(plain: Path, need_banks: bool, need_weight
         if need_weights:
             expected = product(pieces, Bounded.exact(bank.flatten(2)).mT, SUMS)
             assert worst(outputs.pop(0).transpose(0, 1), expected) <= 1, item
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16], ids=str)
+def test_conversions_are_those_of_torch(plain: Path, dtype: torch.dtype) -> None:
+    """A bank of one skill at weight 1: every 16-bit value to float32, and float32 of every size back."""
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype)
+    every = every[every.isfinite()]
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.linspace(-30, 20, 5000).exp2()
+    wide = torch.cat([torch.randn(5000, generator=generator) * sizes, every.float()[:100] * (1 + 2**-12)])
+    one = torch.ones(1, 1, 1)
+    arguments: list = [2]
+    for given, out in ((every, torch.float32), (wide, dtype)):
+        numbers = (1, 1, 1, given.numel(), 1, 1, DTYPES[given.dtype], DTYPES[out])
+        arguments += [*numbers, given, one, Output((given.numel(),), out)]
+    ((widened, narrowed),) = run(plain, [Call("mix", arguments)])
+    assert torch.equal(widened, every.float())
+    assert torch.equal(narrowed, wide.to(dtype))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.emulation.emulator import ROOT
+from tests.emulation.emulator import NINJA, ROOT
 
 NVCC = os.environ.get("CUDA_HOME", "") and f"{os.environ['CUDA_HOME']}/bin/nvcc" or shutil.which("nvcc")
 ARCHITECTURES = (80, 90, 100)
@@ -37,7 +37,7 @@ def objects() -> Path:
     for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
         lines.append(f"build {source.name}.o: nvcc {source}")
     (folder / "build.ninja").write_text("\n".join([*lines, ""]))
-    result = subprocess.run(["ninja", "-C", str(folder)], capture_output=True, text=True)
+    result = subprocess.run([NINJA or "ninja", "-C", str(folder)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:]
     return folder
 
