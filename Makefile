@@ -10,7 +10,7 @@ demo: install
 	$(BIN)/mhr demo --output runs/demo --resume
 
 test: lint
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 install: .venv/installed
 
@@ -38,7 +38,7 @@ gpu-check:
 	$(PYTHON) -m benchmarks.gpu --output benchmarks/results/gpu.json
 
 clean:
-	rm -rf .venv build dist mhr.egg-info mhr/_C*.so .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist mhr.egg-info mhr/_*.so .mypy_cache .pytest_cache .ruff_cache
 
 # The stamps say what is done: the environment, torch, and the package with its native extension.
 .venv/created:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,8 @@ def demo(
 
     Ends with a table of held-out tasks against ways to adapt, and the folder with everything that was written.
     """
+    # The backbone is so small that threads wait for one another more than they work, above all on a busy machine.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with working():
         from mhr.demo import run_demo
 
