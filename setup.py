@@ -1,6 +1,6 @@
-"""Builds csrc/ into mhr._C with ninja and maps the command line and the benchmarks to installed packages.
+"""Builds csrc/ into mhr._C and mhr._autograd with ninja and maps the command line and the benchmarks to installed packages.
 
-Everything else is in pyproject.toml. The extension is compiled against the torch that is installed, so build without isolation.
+Everything else is in pyproject.toml. Both are compiled against the torch that is installed, so build without isolation.
 Environment: MHR_CUDA=0|1 leaves the CUDA kernels out or demands them (default: where nvcc is found and torch has CUDA),
 MHR_CUDA_ARCHS lists their architectures ("80;90"), CXX names the C++ compiler.
 """
@@ -60,9 +60,9 @@ def quote(argument: str | Path) -> str:
 
 
 class NinjaBuild(build_ext):
-    """build_ext through ninja: parallel, incremental, and the finished library is moved into place in one step."""
+    """build_ext through ninja: parallel, incremental, and a finished library is moved into place in one step."""
 
-    def build_extension(self, ext: Extension) -> None:
+    def build_extensions(self) -> None:
         try:
             import pybind11
             import torch
@@ -74,41 +74,43 @@ class NinjaBuild(build_ext):
         cxx = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
         if cxx is None:
             sys.exit("mhr: no C++ compiler; install g++ or name one in CXX")
-        target = Path(self.get_ext_fullpath(ext.name))
+        targets = [Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions]
+        kernels, autograd = (target.name for target in targets)
         nvcc = find_nvcc()
         archs = cuda_archs(nvcc) if nvcc else []
-        work = ROOT / "build" / f"native-{target.name.split('.')[1]}-torch{torch.__version__}{'-cuda' if nvcc else ''}"
+        work = ROOT / "build" / f"native-{kernels.split('.')[1]}-torch{torch.__version__}{'-cuda' if nvcc else ''}"
         work.mkdir(parents=True, exist_ok=True)
-        torch_home = Path(torch.__file__).parent
-        includes = [
-            CSRC,
-            torch_home / "include",
-            torch_home / "include" / "torch" / "csrc" / "api" / "include",
-            pybind11.get_include(),
+        home = Path(torch.__file__).parent
+        system = [
+            home / "include",
+            home / "include" / "torch" / "csrc" / "api" / "include",
             sysconfig.get_path("include"),
         ]
+        x86 = platform.machine().lower() in ("x86_64", "amd64")
         major, minor = TORCH_MINIMUM.split(".")
         defines = [
             f"-DTORCH_TARGET_VERSION=0x{int(major):02x}{int(minor):02x}000000000000",
             f'-DMHR_TORCH_VERSION="{torch.__version__}"',
             f'-DMHR_TORCH_MINIMUM="{TORCH_MINIMUM}"',
             f'-DMHR_CUDA_ARCHS="{";".join(archs)}"',
-            *(["-DMHR_X86"] if platform.machine().lower() in ("x86_64", "amd64") else []),
+            *(["-DMHR_X86"] if x86 else []),
             *(["-DMHR_WITH_CUDA"] if nvcc else []),
         ]
-        include_flags = [f"-I{CSRC}", *(f"-isystem{path}" for path in includes[1:])]
-        flags = " ".join(map(quote, [*CXX_FLAGS, *defines, *include_flags]))
+        flags = " ".join(map(quote, [*CXX_FLAGS, f"-I{CSRC}", *(f"-isystem{path}" for path in system)]))
         lines = [
             "ninja_required_version = 1.5",
             f"rule cxx\n  command = {quote(cxx)} {flags} $extra -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
+            f"rule link\n  command = {quote(cxx)} -shared -o $out $in $libraries",
         ]
-        objects = []
-        for source in [*sorted(CSRC.glob("*.cpp")), *sorted(CSRC.glob("cpu/*.cpp"))]:
-            extra = SIMD_FLAGS.get(source.name, [])
-            if extra and "-DMHR_X86" not in defines:
-                continue
-            objects.append(self.rule("cxx", source, extra, lines))
-        libraries = [f"-L{torch_home / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+        own = [*defines, f"-isystem{pybind11.get_include()}"]
+        objects = [
+            self.rule("cxx", source, [*own, *SIMD_FLAGS.get(source.name, [])], lines)
+            for source in [CSRC / "module.cpp", *sorted(CSRC.glob("cpu/*.cpp"))]
+            if x86 or source.name not in SIMD_FLAGS
+        ]
+        libraries = [f"-L{home / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
+        node = self.rule("cxx", CSRC / "autograd.cpp", ["-std=c++20"], lines)
+        self.link(autograd, [node], [*libraries, "-ltorch_python"], lines)
         if nvcc:
             gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
             nvcc_flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", *gencode]
@@ -116,18 +118,22 @@ class NinjaBuild(build_ext):
             lines.append(
                 f"rule nvcc\n  command = {nvcc_command} -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
             )
-            for source in sorted(CSRC.glob("cuda/*.cu")):
-                objects.append(self.rule("nvcc", source, [], lines))
+            cuda = Path(nvcc).resolve().parent.parent
+            objects += [self.rule("nvcc", source, [], lines) for source in sorted(CSRC.glob("cuda/*.cu"))]
             for source in sorted(CSRC.glob("cuda/*_torch.cpp")):
-                objects.append(self.rule("cxx", source, [], lines))
-        # nvcc knows where its runtime is; linked statically, the library loads where there is no CUDA at all.
-        linker = [nvcc, "-cudart=static", "-Xlinker=--no-as-needed"] if nvcc else [cxx, "-Wl,--no-as-needed"]
-        link = " ".join(map(quote, libraries))
-        lines.append(f"rule link\n  command = {' '.join(map(quote, linker))} -shared -o $out $in {link}")
-        lines.append(f"build {target.name}: link {' '.join(objects)}\ndefault {target.name}\n")
-        (work / "build.ninja").write_text("\n".join(lines))
+                objects.append(self.rule("cxx", source, [*own, f"-isystem{cuda / 'include'}"], lines))
+            folder = cuda / ("lib64" if (cuda / "lib64").is_dir() else "lib")
+            libraries += [f"-L{folder}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+        self.link(kernels, objects, libraries, lines)
+        (work / "build.ninja").write_text("\n".join([*lines, ""]))
         self.ninja(work)
-        self.install_file(work / target.name, target)
+        for target in targets:
+            self.install_file(work / target.name, target)
+
+    @staticmethod
+    def link(target: str, objects: list[str], libraries: list[str], lines: list[str]) -> None:
+        """Adds the build line of one library."""
+        lines.append(f"build {target}: link {' '.join(objects)}\n  libraries = {' '.join(map(quote, libraries))}")
 
     @staticmethod
     def rule(rule: str, source: Path, extra: list[str], lines: list[str]) -> str:
@@ -164,6 +170,6 @@ class NinjaBuild(build_ext):
 setup(
     packages=[*find_packages(include=["mhr", "mhr.*"]), "mhr_cli", "mhr_benchmarks"],
     package_dir={"mhr_cli": "cli", "mhr_benchmarks": "benchmarks"},
-    ext_modules=[Extension("mhr._C", sources=[])],
+    ext_modules=[Extension("mhr._C", sources=[]), Extension("mhr._autograd", sources=[])],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -1,4 +1,6 @@
 // routed_linear: banks mixed straight into panels, the passes over the tokens, gradients taken back to the banks.
+#include <cstring>
+
 #include "cpu/panels.h"
 #include "cpu/parallel.h"
 #include "cpu/passes.h"
@@ -149,10 +151,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> routed_linear_backward(std::optional<
   Tensor d_bank_a = empty(bank_a, {call.a.heads, call.a.skills, call.a.p, call.a.q}, bank_a.scalar_type());
   Tensor d_bank_b = empty(bank_b, {call.b.heads, call.b.skills, call.b.p, call.b.q}, bank_b.scalar_type());
   Tensor d_weights = empty(weights, {weights.size(0), call.a.heads, call.a.skills}, acc);
-  torch::stable::zero_(d_weights);
+  std::memset(d_weights.mutable_data_ptr(), 0, d_weights.numel() * d_weights.element_size());
   Tensor d_weights_b =
       weights_b ? empty(*weights_b, {weights_b->size(0), call.b.heads, call.b.skills}, acc) : empty(weights, {0}, acc);
-  torch::stable::zero_(d_weights_b);
+  std::memset(d_weights_b.mutable_data_ptr(), 0, d_weights_b.numel() * d_weights_b.element_size());
   dispatch_float(op, x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = acc_t<T>;

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -26,34 +24,6 @@ def check_shape(op: str, name: str, tensor: Tensor, axes: str, sizes: tuple[int,
     if tuple(tensor.shape) != sizes:
         letters = ", ".join(axes.split())
         raise RuntimeError(f"mhr::{op}: {name} must have shape ({letters}) = {sizes}, got {tuple(tensor.shape)}")
-
-
-def refuse_transforms(op: str) -> None:
-    """The kernels cannot look inside the tensors of torch.func.vmap, grad, jvp and their kin."""
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            f"mhr::{op} does not support torch.func transforms (vmap, grad, jvp): "
-            "call it on the whole batch, whose segments may each have a row of their own"
-        )
-
-
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """`function.apply(*args)` without torch.func's wrapper around it, which costs 5 us a call."""
-    if torch.compiler.is_compiling():
-        return function.apply(*args)
-    refuse_transforms(function.op)  # type: ignore[attr-defined]
-    return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
-
-
-def refuse_second_order(op: str) -> None:
-    """To be called in backward, which autograd runs with gradients on only to differentiate it again.
-
-    It is `once_differentiable` without its 5 us a call.
-    """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            f"mhr::{op} is differentiable once: its backward has no gradient, so create_graph cannot be used"
-        )
 
 
 def segment_bounds(op: str, n_tokens: int, n_segments: int, offsets: Tensor | None) -> list[int]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhr.ops.checks import accumulator, apply, check, check_shape, refuse_second_order
+from mhr.ops.autograd import apply, refuse_second_order
+from mhr.ops.checks import accumulator, check, check_shape
 from mhr.ops.native import register
 
 

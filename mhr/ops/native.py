@@ -1,4 +1,4 @@
-"""The native extension `mhr._C`: loading it, and saying which of its kernels the dispatcher will use.
+"""The native extension, `mhr._C` and `mhr._autograd`: loading it, and saying which of its kernels the dispatcher will use.
 
 The ops work without it, through their references in this package. A library that exists and fails to load is a fault and
 warns; `MHR_NATIVE=0` leaves it out on purpose (tests and benchmarks compare the two).
@@ -34,14 +34,14 @@ def register(schema: str, reference: Callable[..., Any], fake: Callable[..., Any
     return getattr(torch.ops.mhr, name).default
 
 
-def _load() -> Any:
-    if os.environ.get("MHR_NATIVE", "1") == "0" or importlib.util.find_spec("mhr._C") is None:
+def _load(name: str, without: str) -> Any:
+    if os.environ.get("MHR_NATIVE", "1") == "0" or importlib.util.find_spec(name) is None:
         return None
     try:
-        return importlib.import_module("mhr._C")
+        return importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         warnings.warn(
-            f"mhr: the native extension is there but does not load ({error}); the slow references serve instead. "
+            f"mhr: the native library {name} is there but does not load ({error}); {without}. "
             "Rebuild it with: pip install --no-build-isolation -e .",
             RuntimeWarning,
             stacklevel=2,
@@ -49,12 +49,16 @@ def _load() -> Any:
         return None
 
 
-_extension = _load()
+_extension = _load("mhr._C", "the slow references serve instead")
+# Autograd nodes in C++: these are bound to the very torch they were compiled with, the kernels are not.
+nodes = _load("mhr._autograd", "autograd nodes in Python serve instead") if _extension is not None else None
 
 
 def build_info() -> dict[str, Any]:
     """How the loaded extension was built and what it chose at run time; empty where none is loaded."""
-    return dict(_extension.build_info()) if _extension is not None else {}
+    if _extension is None:
+        return {}
+    return {**_extension.build_info(), "autograd": "Python" if nodes is None else "C++"}
 
 
 def native_ops() -> dict[str, list[str]]:

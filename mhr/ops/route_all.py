@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhr.ops.checks import accumulator, apply, refuse_second_order
+from mhr.ops.autograd import apply, refuse_second_order
+from mhr.ops.checks import accumulator
 from mhr.ops.route import route  # noqa: F401  (registers mhr::route)
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhr.ops.checks import accumulator, apply, check, check_shape, refuse_second_order, segment_bounds
+from mhr.ops.autograd import apply, refuse_second_order
+from mhr.ops.checks import accumulator, check, check_shape, segment_bounds
 from mhr.ops.native import register
 
 ACTIVATIONS = ("none", "gelu")

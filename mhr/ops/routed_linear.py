@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhr.ops.checks import accumulator, apply, check, refuse_second_order
+from mhr.ops.autograd import apply, refuse_second_order
+from mhr.ops.checks import accumulator, check
 from mhr.ops.mix import check_banks
 from mhr.ops.native import register
 from mhr.ops.routed_adapter import n_tokens

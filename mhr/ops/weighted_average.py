@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mhr.ops.checks import FLOATS, accumulator, check, refuse_transforms
+from mhr.ops.autograd import refuse_transforms
+from mhr.ops.checks import FLOATS, accumulator, check
 from mhr.ops.native import register
 
 

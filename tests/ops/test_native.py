@@ -57,11 +57,11 @@ def supported(level: str) -> bool:
 
 
 @pytest.mark.skipif(not BUILT, reason="the native extension is not built")
-@pytest.mark.parametrize("level", ["avx2", "portable"])
-def test_every_instruction_set_is_right(level: str) -> None:
+@pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
+def test_every_instruction_set_is_right_on_poisoned_memory(level: str) -> None:
     if level != "portable" and (platform.machine() != "x86_64" or not supported(level)):
         pytest.skip(f"this machine does not have {level}")
-    result = run(ACCURACY, MHR_SIMD=level)
+    result = run(ACCURACY, MHR_SIMD=level, MHR_POISON="1")
     assert result.returncode == 0, result.stdout[-3000:]
 
 
