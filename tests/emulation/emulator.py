@@ -56,7 +56,7 @@ def missing_tools() -> str | None:
 def build(flavour: str, csrc: Path = ROOT / "csrc", folder: Path | None = None) -> Path:
     """Compiles what changed since the last call; returns the driver's path."""
     sources = [*_kernels(csrc), ROOT / "tests" / "emulation" / "driver.cpp"]
-    return _ninja(folder or ROOT / "build" / "emulation" / flavour, csrc, sources, "driver", FLAVOURS[flavour], "")
+    return _compile(folder or ROOT / "build" / "emulation" / flavour, csrc, sources, "driver", FLAVOURS[flavour], "")
 
 
 def build_library(csrc: Path = ROOT / "csrc") -> Path:
@@ -67,15 +67,16 @@ def build_library(csrc: Path = ROOT / "csrc") -> Path:
     libraries = f"-L{torch_home / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10"
     sources = [*_kernels(csrc), *sorted((csrc / "cuda").glob("*_torch.cpp"))]
     flags = f"-O2 -fPIC -fvisibility=hidden {defines}"
-    return _ninja(ROOT / "build" / "emulation" / "library", csrc, sources, "emulated.so", flags, f"-shared {libraries}")
+    return _compile(
+        ROOT / "build" / "emulation" / "library", csrc, sources, "emulated.so", flags, f"-shared {libraries}"
+    )
 
 
 def _kernels(csrc: Path) -> list[Path]:
     return [*sorted((csrc / "emulation").glob("*.cpp")), *sorted((csrc / "cuda").glob("*.cu"))]
 
 
-def _ninja(folder: Path, csrc: Path, sources: Sequence[Path], target: str, flags: str, link_flags: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+def _compile(folder: Path, csrc: Path, sources: Sequence[Path], target: str, flags: str, link_flags: str) -> Path:
     flags = f"{LANGUAGE} {flags} {WARNINGS} -I{csrc}"
     lines = [
         "rule cxx\n  command = g++ -MMD -MF $out.d $flags -c -x c++ $in -o $out\n  depfile = $out.d\n  deps = gcc",
@@ -87,17 +88,23 @@ def _ninja(folder: Path, csrc: Path, sources: Sequence[Path], target: str, flags
         # The scheduler is never watched for races: it is what orders the kernels' threads.
         own = flags.replace("-fsanitize=thread", "") if source.parent == csrc / "emulation" else flags
         lines.append(f"build {objects[-1]}: cxx {source}\n  flags = {own}")
-    lines.append(f"build {target}: link {' '.join(objects)}\n")
+    lines.append(f"build {target}: link {' '.join(objects)}")
+    ninja(folder, lines)
+    return folder / target
+
+
+def ninja(folder: Path, lines: Sequence[str]) -> None:
+    """Brings a build folder up to date; processes that want the same one wait for each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "\n".join([*lines, ""])
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        text = "\n".join(lines)
-        ninja_file = folder / "build.ninja"
-        if not ninja_file.exists() or ninja_file.read_text() != text:
-            ninja_file.write_text(text)
+        build_file = folder / "build.ninja"
+        if not build_file.exists() or build_file.read_text() != text:
+            build_file.write_text(text)
         result = subprocess.run([NINJA or "ninja", "-C", str(folder)], capture_output=True, text=True)
     if result.returncode:
-        raise BuildFailed(f"the emulator's build in {folder} failed:\n{result.stdout[-4000:]}")
-    return folder / target
+        raise BuildFailed(f"the build in {folder} failed:\n{result.stdout[-4000:]}")
 
 
 @dataclass(frozen=True)
