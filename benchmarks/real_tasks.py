@@ -56,10 +56,11 @@ class Plan:
     router_lr: float = 0.1
     adapt_router_lr: float = 0.5
     rank: int = 4
-    precision: str = "no"
+    alpha: float = 8.0
+    """Scales the update by alpha / rank; 1, as published, needs many more steps than these."""
     max_target_length: int = 96
     max_choices: int | None = None
-    """Held-out tasks with more choices are left out; None keeps tasks without choices too."""
+    """Tasks with more choices, and those without, are left out; None keeps all."""
     limit: int = 100
     """Evaluation examples a task."""
     seeds: tuple[int, ...] = SEEDS
@@ -67,9 +68,9 @@ class Plan:
 
 PLANS = {
     "t5-tiny": Plan(),
-    # An update of 16 examples in eight passes of two: each pass is padded to its own longest pair only.
+    # The encoder reads a pair for each choice. An update is 16 examples in four passes, each padded to its longest pair only.
     "minilm": Plan(
-        full_steps=0, pretrain_steps=150, adapt_steps=12, batch=2, accumulation=8, precision="bf16", max_choices=10
+        full_steps=0, pretrain_steps=250, adapt_steps=12, batch=4, accumulation=4, lr=2e-3, alpha=16.0, max_choices=4
     ),
 }
 QUICK: dict[str, Any] = {"pretrain_steps": 4, "adapt_steps": 2, "limit": 6, "seeds": SEEDS[:2]}
@@ -129,13 +130,14 @@ class Study:
             accumulation=plan.accumulation,
             lr=plan.full_lr if full else plan.lr,
             router_lr=plan.router_lr,
-            precision=plan.precision,
             max_input_length=MAX_LENGTH,
             max_target_length=plan.max_target_length,
             definitions=False,
             fit=True,
             sampler="uniform",
             rank=None if full else plan.rank,
+            alpha=None if full else plan.alpha,
+            max_choices=plan.max_choices,
         )
         run = pretrain(config, str(self.output / method), resume=True)
         self.state["runs"][f"pretrained {method}"] = {
