@@ -47,7 +47,11 @@ def usable_tasks(
     """
     kept, left_out = [], {}
     for task in tasks.values():
-        reason = _unusable(task, kind, data) or (data.fit and _too_long(task, kind, tokenizer, data.max_input_length)) or None
+        reason = (
+            _unusable(task, kind, data)
+            or (data.fit and _too_long(task, kind, tokenizer, data.max_input_length))
+            or None
+        )
         if reason:
             left_out[task.name] = reason
         else:
