@@ -32,7 +32,8 @@ def test_an_encoder_takes_tasks_with_choices_up_to_the_limit() -> None:
     kept, left_out = usable_tasks(TASKS, "encoder", ByT5Tokenizer(), DataConfig(max_choices=5))
     assert list(kept) == ["few", "long"]
     assert left_out["many"] == "it has 6 answer choices, more than max_choices 5"
-    assert "no choices" in left_out["free"] and "no training examples" in left_out["none"]
+    assert "no choices" in left_out["free"]
+    assert "no training examples" in left_out["none"]
 
 
 def test_fit_leaves_out_what_is_too_long_and_free_generation_passes_the_limit_of_choices() -> None:
