@@ -77,7 +77,8 @@ def _kernels(csrc: Path) -> list[Path]:
 
 
 def _compile(folder: Path, csrc: Path, sources: Sequence[Path], target: str, flags: str, link_flags: str) -> Path:
-    flags = f"{LANGUAGE} {flags} {WARNINGS} -I{csrc}"
+    warnings = WARNINGS if csrc == ROOT / "csrc" else "-w"  # a planted bug may leave a variable without use
+    flags = f"{LANGUAGE} {flags} {warnings} -I{csrc}"
     lines = [
         "rule cxx\n  command = g++ -MMD -MF $out.d $flags -c -x c++ $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = g++ {flags} $in -o $out {link_flags}",

@@ -100,7 +100,7 @@ MUTANTS = (
     Mutant(
         "reduce: first chunk of a segment only", "plain", "reduce.cuh", "k < end; ++k) sum", "k < begin + 1; ++k) sum"
     ),
-    Mutant("reduce: dA not transposed", "plain", "reduce.cuh", "column * p.height + row", "i"),
+    Mutant("reduce: dA not transposed", "plain", "reduce.cuh", "column * p.height + row", "row * p.width + column"),
     Mutant(
         "matrix: B's fragments swapped",
         "plain",
@@ -200,13 +200,14 @@ def try_mutant(mutant: Mutant, scratch: Path, flavour: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="run the mutants whose name contains this")
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first so many")
     parser.add_argument("--build", default="", help="use this build instead of the one that each mutant names")
     options = parser.parse_args()
     scratch = ROOT / "build" / "emulation" / "mutants"
     shutil.rmtree(scratch / "csrc", ignore_errors=True)
     shutil.copytree(ROOT / "csrc", scratch / "csrc", ignore=shutil.ignore_patterns("cpu"))
     missed = 0
-    for mutant in sorted(MUTANTS, key=lambda m: m.build):
+    for mutant in sorted(MUTANTS, key=lambda m: m.build)[options.skip :]:
         if options.only not in mutant.name:
             continue
         flavour = options.build or mutant.build
