@@ -63,7 +63,7 @@ def _print(result: DemoResult) -> None:
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
     for column in ("majority", *result.columns):
-        table.add_column(column, justify="right", width=10 if " " in column else 8)
+        table.add_column(column, justify="right", width=max(7, *map(len, column.split())))
     for task, scores in result.scores.items():
         cells = [result.majority[task], *(scores[column] for column in result.columns)]
         table.add_row(task, *(f"{100 * cell:.0f}" for cell in cells))
