@@ -60,7 +60,7 @@ def demo(
 def _print(result: DemoResult) -> None:
     title = f"Tasks never trained on, after {result.shots} examples of each: accuracy or exact match in percent"
     out.print(title, style="bold", soft_wrap=True)
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE, padding=0)
     table.add_column("task", overflow="fold")
     for column in ("majority", *result.columns):
         table.add_column(column, justify="right", width=max(7, *map(len, column.split())))
