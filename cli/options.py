@@ -79,7 +79,7 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="Published recipe to start from: t0, superni, crossfit; or demo.",
+        help="Published recipe to start from: t0, superni, crossfit, glue-adamix, glue-adamix-bert, e2e-adamix; or demo.",
         rich_help_panel=SETTINGS,
         show_default=False,
     ),
@@ -91,6 +91,16 @@ Set = Annotated[
         metavar="A.B=C",
         help="Any setting by its name in the file, as in train.clip=0.1; repeat it for more.",
         rich_help_panel=SETTINGS,
+        show_default=False,
+    ),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Prompt templates: a YAML file of inputs and the words of labels, or a packaged one (glue). Unset: as the run's "
+        "settings say.",
+        rich_help_panel=WHERE,
         show_default=False,
     ),
 ]

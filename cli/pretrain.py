@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mhr.errors import ConfigError
+
 from . import options
 from .console import note, print_json, working
 from .options import SETTINGS
@@ -18,6 +20,8 @@ mhr pretrain --preset demo --output runs/mhr
 mhr pretrain --preset superni --tasks natural-instructions --n-heads 4 --output runs/superni
 
 mhr pretrain --model facebook/bart-base --tasks tasks.jsonl --method poly --rank 16 --steps 5000 --output runs/bart
+
+mhr pretrain --preset glue-adamix-bert --tasks sst2.jsonl --share-up --output runs/adamix
 """
 
 Model = Annotated[
@@ -32,15 +36,27 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="mhr (routing per head, the default), poly (one head), lora (one for all tasks), private (one LoRA per task), ia3, poly-ia3, "
-        "random, uniform or hash (routing that is not learned), full (all weights, no adapter).",
+        help="mhr (routing per head, the default), poly (one head), lora (one for all tasks), private (one per task), ia3, poly-ia3, "
+        "bottleneck (one for all tasks), adamix (bottlenecks, one drawn at random for each pass), adamix-lora, random, uniform or "
+        "hash (routing that is not learned), full (all weights, no adapter).",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What mhr, poly, private, random, uniform and hash route: lora, ia3 or bottleneck (default lora).",
         rich_help_panel=SETTINGS,
     ),
 ]
 Skills = Annotated[
     int | None,
     typer.Option(
-        "--n-skills", "--skills", help="Skills in the bank that tasks mix (default 8).", rich_help_panel=SETTINGS
+        "--n-skills",
+        "--skills",
+        help="Skills in the bank that tasks mix (default 8), or that adamix draws (4).",
+        rich_help_panel=SETTINGS,
     ),
 ]
 Heads = Annotated[
@@ -52,13 +68,32 @@ Heads = Annotated[
         rich_help_panel=SETTINGS,
     ),
 ]
-Rank = Annotated[int | None, typer.Option(help="Rank of the low-rank factors (default 4).", rich_help_panel=SETTINGS)]
+Rank = Annotated[
+    int | None,
+    typer.Option(help="Rank of the low-rank factors, width of bottlenecks (default 4).", rich_help_panel=SETTINGS),
+]
+ShareUp = Annotated[
+    bool,
+    typer.Option("--share-up", help="adamix: one up projection for all skills.", rich_help_panel=SETTINGS),
+]
+ShareDown = Annotated[
+    bool,
+    typer.Option("--share-down", help="adamix: one down projection for all skills.", rich_help_panel=SETTINGS),
+]
+Consistency = Annotated[
+    float | None,
+    typer.Option(
+        help="adamix: weight of the divergence between two passes that draw different skills; 0 makes one pass. Unset: as "
+        "published, 1 for encoders and 100 per target token for generators.",
+        rich_help_panel=SETTINGS,
+    ),
+]
 Targets = Annotated[
     str | None,
     typer.Option(
         metavar="NAMES",
-        help="Layers to adapt, by their names or endings, as in q,v. Unset: the attention projections. A regular "
-        "expression goes in --set adapter.targets=...",
+        help="Layers to adapt, by their names or endings, as in q,v. Unset: the attention projections, or for bottlenecks the "
+        "outputs of the feed-forward blocks. A regular expression goes in --set adapter.targets=...",
         rich_help_panel=SETTINGS,
     ),
 ]
@@ -109,9 +144,13 @@ def pretrain(
     set_: options.Set = None,
     model: Model = None,
     method: Method = None,
+    adapter: Adapter = None,
     n_skills: Skills = None,
     n_heads: Heads = None,
     rank: Rank = None,
+    share_up: ShareUp = False,
+    share_down: ShareDown = False,
+    consistency: Consistency = None,
     targets: Targets = None,
     lr: Lr = None,
     router_lr: RouterLr = None,
@@ -140,9 +179,12 @@ def pretrain(
             model=model,
             tasks=tasks,
             method=method,
+            adapter=adapter,
             n_skills=n_skills,
             n_heads=n_heads,
             rank=rank,
+            share=_share(share_up, share_down),
+            consistency=consistency,
             targets=options.split([targets]) if targets else None,
             lr=lr,
             router_lr=router_lr,
@@ -156,4 +198,15 @@ def pretrain(
         run = train(settings, str(output), resume=resume, overwrite=overwrite)
     if json:
         print_json(run.info)
+    compared = run.info.get("consistency", {}).get("squared_difference")
+    if compared:
+        note(
+            f"Consistency compares single logits by their squared difference, for tasks with one choice: {', '.join(compared)}"
+        )
     note(f"Trained: {Path(run.path)}")
+
+
+def _share(up: bool, down: bool) -> str | None:
+    if up and down:
+        raise ConfigError("--share-up and --share-down are both given, which leaves one skill: give one of them")
+    return "up" if up else "down" if down else None

@@ -8,11 +8,12 @@ from typing import Any
 
 from mhr.errors import ConfigError, nearest
 
-METHODS = ("mhr", "poly", "shared", "private", "uniform", "random", "hash")
-ADAPTERS = ("lora", "ia3")
+METHODS = ("mhr", "poly", "shared", "private", "uniform", "random", "hash", "adamix")
+ADAPTERS = ("lora", "ia3", "bottleneck")
 GRANULARITIES = ("fine", "layer", "block", "coder", "coarse")
 NOISES = ("off", "per_example", "per_task")
 INITS = ("mhr", "peft")
+SHARES = ("none", "up", "down")
 
 
 @dataclass
@@ -21,30 +22,37 @@ class AdapterConfig:
 
     method: str = "mhr"
     """Routing method: mhr, poly (MHR with one head), shared (one adapter for all tasks), private (one per task),
-    uniform, random (fixed), hash (fixed by the task's name)."""
+    uniform, random (fixed), hash (fixed by the task's name), adamix (a skill drawn at random for each training pass, their
+    average otherwise)."""
 
     adapter: str = "lora"
-    """What is routed: lora (two low-rank factors per Linear) or ia3 (one vector that scales its output)."""
+    """What is routed: lora (two low-rank factors per Linear), ia3 (one vector that scales its output) or bottleneck (down,
+    GELU, up, with biases and a residual, after its output)."""
 
     n_skills: int | None = None
-    """Skills in the bank, S. None: 8, or 1 for shared, or as many as tasks for private, which takes no other number."""
+    """Skills in the bank, S. None: 8, or 4 for adamix, or 1 for shared, or as many as tasks for private, which takes no other
+    number."""
 
     n_heads: int | None = None
     """Heads, H: blocks of the input and output features that are routed apart. None: 8 for mhr, otherwise 1."""
 
     rank: int = 4
-    """Rank r of each low-rank factor."""
+    """Rank r of each low-rank factor; the width of a bottleneck."""
 
     alpha: float = 1.0
     """LoRA alpha: the update is scaled by alpha / rank."""
 
+    dropout: float = 0.0
+    """LoRA dropout: share of the input of the factors that is dropped while training."""
+
     targets: list[str] | str | None = None
     """Layers to adapt. A list holds names or their endings ("q", "attention.query"); a string is a regular expression
-    for the whole name. None: the attention projections of the model's architecture."""
+    for the whole name. None: the attention projections of the model's architecture; the outputs of its feed-forward blocks
+    for a bottleneck."""
 
     modules_to_save: list[str] | None = None
-    """Modules outside the bank that are trained and stored whole (a classification head). None: the head of a
-    sequence-classification model, otherwise nothing."""
+    """Modules outside the bank that are trained and stored whole. None: the head of a sequence-classification model, and what
+    the base model's checkpoint does not hold (the pooler of an encoder that was saved without one)."""
 
     granularity: str = "fine"
     """Which layers share one routing table: fine (none), layer (attention, feed-forward ...), block (transformer
@@ -60,7 +68,10 @@ class AdapterConfig:
     """Round the routing in the forward pass and keep its gradient."""
 
     init: str = "mhr"
-    """Initial A: mhr (U(-b, b), b = sqrt(1/3)/sqrt(in)) or peft (b = 1/sqrt(in/H)). B starts at 0."""
+    """Initial A of a LoRA: mhr (U(-b, b), b = sqrt(1/3)/sqrt(in)) or peft (b = 1/sqrt(in/H)). B starts at 0."""
+
+    share: str = "none"
+    """Projection of which adamix has one for all skills: none, up (factor B) or down (factor A)."""
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
@@ -68,12 +79,13 @@ class AdapterConfig:
         _one_of("granularity", self.granularity, GRANULARITIES)
         _one_of("noise", self.noise, NOISES)
         _one_of("init", self.init, INITS)
+        _one_of("share", self.share, SHARES)
         if self.n_heads is None:
             self.n_heads = 8 if self.method == "mhr" else 1
         if self.n_skills is None and self.method != "private":
-            self.n_skills = 1 if self.method == "shared" else 8
-        if self.method == "poly" and self.n_heads != 1:
-            raise ConfigError(f"n_heads is {self.n_heads}, but poly has 1 head: use method 'mhr' for more")
+            self.n_skills = {"shared": 1, "adamix": 4}.get(self.method, 8)
+        if self.method in ("poly", "adamix") and self.n_heads != 1:
+            raise ConfigError(f"n_heads is {self.n_heads}, but {self.method} has 1 head: use method 'mhr' for more")
         if self.method == "shared" and self.n_skills != 1:
             raise ConfigError(f"n_skills is {self.n_skills}, but shared has 1 skill: use 'uniform' to average more")
         if self.method == "private" and self.n_skills is not None:
@@ -83,6 +95,17 @@ class AdapterConfig:
                 _whole(name, getattr(self, name), at_least=1)
         for name in ("alpha", "temperature"):
             _positive(name, getattr(self, name))
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout!r}, expected a number of at least 0 and below 1")
+        if self.dropout and self.adapter != "lora":
+            raise ConfigError(
+                f"dropout is {self.dropout}, which is for lora, but adapter is {self.adapter!r}: leave it out"
+            )
+        if self.share != "none" and (self.method != "adamix" or self.adapter == "ia3"):
+            raise ConfigError(
+                f"share is {self.share!r}, but {self.method} routes {self.adapter} as a whole: only adamix draws the two "
+                "projections of a lora or bottleneck apart"
+            )
         for name, idle in (("noise", "off"), ("straight_through", False)):
             value = getattr(self, name)
             if value != idle and self.method not in ("mhr", "poly"):

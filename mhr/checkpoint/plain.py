@@ -1,4 +1,4 @@
-"""Plain adapters: one LoRA or one IA3 with no routing left in it. What every merge yields and PEFT can hold."""
+"""Plain adapters: one LoRA, one IA3 or one bottleneck with no routing left in it. What every merge yields."""
 
 from __future__ import annotations
 
@@ -69,7 +69,38 @@ class PlainIA3:
         return {name: (None, vector.shape[0]) for name, vector in self.layers.items()}
 
 
-PlainAdapter = PlainLora | PlainIA3
+@dataclass(frozen=True)
+class BottleneckFactors:
+    """The update `h -> gelu(h A + a) B + b` of one layer's output h: a [O, R], b [R, O], bias_a [R], bias_b [O]."""
+
+    a: Tensor
+    b: Tensor
+    bias_a: Tensor
+    bias_b: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[1]
+
+
+@dataclass(frozen=True)
+class PlainBottleneck:
+    """One bottleneck adapter (arXiv 2205.12410): what a bank of them, AdaMix's above all, merges to."""
+
+    layers: dict[str, BottleneckFactors]
+    base: BaseModel
+    modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, Sizes]:
+        """Layer -> (in, out) features; a bottleneck does not tell the first."""
+        return {name: (None, factors.a.shape[0]) for name, factors in self.layers.items()}
+
+
+PlainAdapter = PlainLora | PlainIA3 | PlainBottleneck
+
+KINDS: dict[str, type[PlainAdapter]] = {"lora": PlainLora, "ia3": PlainIA3, "bottleneck": PlainBottleneck}
+"""Kind of adapter, as `AdapterConfig.adapter` names it -> a plain one."""
 
 
 def attach_plain(model: nn.Module, plain: PlainAdapter, task: str = "merged") -> AdapterBank:
@@ -83,8 +114,8 @@ def attach_plain(model: nn.Module, plain: PlainAdapter, task: str = "merged") ->
 def plain_checkpoint(plain: PlainAdapter, task: str = "merged") -> AdapterCheckpoint:
     """A plain adapter as a checkpoint: method shared, one task.
 
-    A bank has one rank and one scaling. LoRA layers of a lower rank get zeros up to the highest, which train to nothing,
-    and where scalings differ B takes up the difference.
+    A bank has one rank and one scaling. Layers of a lower rank get zeros up to the highest, which train to nothing, and where
+    the scalings of a LoRA differ B takes up the difference.
     """
     tensors: dict[str, Tensor] = {}
     rank, alpha = 1, 1.0
@@ -93,12 +124,12 @@ def plain_checkpoint(plain: PlainAdapter, task: str = "merged") -> AdapterCheckp
         kinds = {(factors.rank, factors.alpha) for factors in plain.layers.values()}
         alpha = kinds.pop()[1] if len(kinds) == 1 else rank * max(f.scaling for f in plain.layers.values())
         for name, factors in plain.layers.items():
-            a = nn.functional.pad(factors.a, (0, rank - factors.rank))
-            b = nn.functional.pad(factors.b, (0, 0, 0, rank - factors.rank))
-            if factors.scaling != alpha / rank:
-                b = b * (factors.scaling / (alpha / rank))
-            tensors[f"layers.{name}.bank_a"] = a[None, None].contiguous()
-            tensors[f"layers.{name}.bank_b"] = b[None, None].contiguous()
+            b = factors.b if factors.scaling == alpha / rank else factors.b * (factors.scaling / (alpha / rank))
+            tensors |= _banks(name, rank, bank_a=factors.a, bank_b=b)
+    elif isinstance(plain, PlainBottleneck):
+        rank = max(bottleneck.rank for bottleneck in plain.layers.values())
+        for name, f in plain.layers.items():
+            tensors |= _banks(name, rank, bank_a=f.a, bank_b=f.b, bias_a=f.bias_a[None], bias_b=f.bias_b[None])
     else:
         tensors = {f"layers.{name}.bank_v": vector[None, None, None] for name, vector in plain.layers.items()}
     for module, state in plain.modules.items():
@@ -122,5 +153,15 @@ def plain_checkpoint(plain: PlainAdapter, task: str = "merged") -> AdapterCheckp
     )
 
 
+def _banks(layer: str, rank: int, **factors: Tensor) -> dict[str, Tensor]:
+    """Factors as banks of one head and one skill, filled up with zeros to `rank`; biases are rows."""
+    wider = {"bank_a": (0, 1), "bank_b": (0, 0, 0, 1), "bias_a": (0, 1), "bias_b": (0, 0)}
+    own = factors["bank_a"].shape[1]
+    return {
+        f"layers.{layer}.{name}": nn.functional.pad(t, [n * (rank - own) for n in wider[name]])[None, None].contiguous()
+        for name, t in factors.items()
+    }
+
+
 def _kind(plain: PlainAdapter) -> str:
-    return "lora" if isinstance(plain, PlainLora) else "ia3"
+    return next(kind for kind, cls in KINDS.items() if isinstance(plain, cls))

@@ -14,12 +14,13 @@ from mhr.errors import ConfigError, TargetError, nearest
 from mhr.layers.bank import AdapterBank, bank_of
 from mhr.layers.recompute import keep_routing, set_gradient_checkpointing, undo_keep_routing
 from mhr.layers.routed import RoutedLayer, place
+from mhr.layers.routed_bottleneck import RoutedBottleneck
 from mhr.layers.routed_ia3 import RoutedIA3
 from mhr.layers.routed_linear import RoutedLinear
 from mhr.layers.targets import find_targets, routing_group
 from mhr.routing import RoutingBatch, RoutingState, routers
 
-LAYERS: dict[str, type[RoutedLayer]] = {"lora": RoutedLinear, "ia3": RoutedIA3}
+LAYERS: dict[str, type[RoutedLayer]] = {"lora": RoutedLinear, "ia3": RoutedIA3, "bottleneck": RoutedBottleneck}
 
 # Heads of AutoModelForSequenceClassification, which come untrained.
 CLASSIFICATION_HEADS = ("classifier", "score", "classification_head")
@@ -39,7 +40,7 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
     if isinstance(getattr(model, "mhr", None), AdapterBank):
         raise ConfigError("the model has a bank already: call mhr.detach(model) first")
     saved = {name: model.get_submodule(name) for name in _modules_to_save(model, config)}
-    names = find_targets(model, config.targets, outside=list(saved))
+    names = find_targets(model, config.targets, outside=list(saved), adapter=config.adapter)
     state = RoutingState()
     bank = AdapterBank(config, tasks, state, saved)
     # Built before the model is touched, so that a layer that does not fit leaves it as it was.
@@ -109,9 +110,10 @@ def _wrap_method(model: nn.Module, bank: AdapterBank, name: str, wrapper: Callab
 
 def _modules_to_save(model: nn.Module, config: AdapterConfig) -> list[str]:
     if config.modules_to_save is None:
-        if "ForSequenceClassification" not in type(model).__name__:
-            return []
-        return [name for name in CLASSIFICATION_HEADS if isinstance(getattr(model, name, None), nn.Module)]
+        classifier = "ForSequenceClassification" in type(model).__name__
+        heads = [n for n in CLASSIFICATION_HEADS if classifier and isinstance(getattr(model, n, None), nn.Module)]
+        inside = tuple(f"{head}." for head in heads)
+        return heads + [n for n in getattr(model, "mhr_untrained", ()) if not f"{n}.".startswith(inside)]
     known = [name for name, _ in model.named_modules()]
     for name in config.modules_to_save:
         if name not in known:
@@ -128,8 +130,9 @@ def _enter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     else:
         bank.state.enter(task_ids if isinstance(task_ids, RoutingBatch) else bank.for_batch(task_ids))
     # Hooks are compiled apart from the model: there, each layer asks its router within the model's one graph.
-    if bank.state.batch is not None and not torch.compiler.is_compiling():
-        bank.state.weights = bank.weigh(bank.state.batch)
+    batch = bank.state.batch
+    if batch is not None and not batch.drawn and not torch.compiler.is_compiling():
+        bank.state.weights = bank.weigh(batch)
     return args, kwargs
 
 

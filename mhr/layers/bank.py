@@ -14,6 +14,7 @@ from mhr.config import AdapterConfig
 from mhr.errors import ConfigError, TaskError, nearest
 from mhr.layers.routed import RoutedLayer
 from mhr.routing import Router, RoutingBatch, RoutingState, routers
+from mhr.routing.adamix import INFERENCE, draw, seeded
 
 
 class AdapterBank(nn.Module):
@@ -38,6 +39,8 @@ class AdapterBank(nn.Module):
         self.saved = saved
         self.groups: dict[str, Router] = {}
         self.routers = nn.ModuleList()
+        self._inference = "average"
+        self._next_draw = 0, 0, 0  # seed, step, pass
         # What attach did to the model, for detach to undo.
         self.frozen: list[nn.Parameter] = []
         self.hooks: list[RemovableHandle] = []
@@ -54,8 +57,8 @@ class AdapterBank(nn.Module):
 
         task_ids: one name (or row number) per example; None is allowed where only one routing is possible. A name that
         the table does not hold is an error that names the nearest, or is routed uniformly with unseen="uniform".
-        Equal tasks share a row, except with noise per example while training. Noise is drawn here.
-        Raises TaskError.
+        Equal tasks share a row, except with noise per example while training. Noise is drawn here, and so are skills where the
+        method draws them: while training one for the whole batch, otherwise as `inference` says. Raises TaskError.
         """
         if isinstance(task_ids, str):
             raise TaskError(f"task_ids is the text {task_ids!r}: expected a list with one task name per example")
@@ -78,11 +81,16 @@ class AdapterBank(nn.Module):
         even = next(iter(self.groups.values())).even
         noise = self._noise(len(distinct), even) if noisy else None
         device = even.device
+        drawn, source = self._drawn(None if task_ids is None else len(ids))
         packed = torch.tensor(rows + distinct, dtype=torch.long)
+        if drawn is not None:
+            packed = torch.cat([packed, drawn.flatten()])
         if device.type == "cuda":
             packed = packed.pin_memory()
         packed = packed.to(device, non_blocking=True)
-        return RoutingBatch(rows=packed[: len(rows)], tasks=packed[len(rows) :], noise=noise)
+        n, end = len(rows), len(rows) + len(distinct)
+        draws = None if drawn is None else packed[end:].view(drawn.shape)
+        return RoutingBatch(rows=packed[:n], tasks=packed[n:end], noise=noise, draws=draws, source=source)
 
     def weigh(self, batch: RoutingBatch) -> list[Tensor]:
         """The routing weights [U, H, S] of the batch by every router, in their order, with their gradient."""
@@ -126,6 +134,57 @@ class AdapterBank(nn.Module):
         info = torch.finfo(even.dtype)
         v = even.new_empty(len(self.groups), n, *even.shape).uniform_()
         return v.clamp_(min=info.tiny, max=1 - info.eps).logit_()
+
+    # ---- drawn skills --------------------------------------------------------------------------------------------
+
+    @property
+    def inference(self) -> str:
+        """How skills that are drawn in training (AdaMix) are used otherwise: their "average", or drawn anew for each example
+        ("sentence") or each "token". Setting it raises ConfigError for another mode, and where skills are not drawn."""
+        return self._inference
+
+    @inference.setter
+    def inference(self, mode: str) -> None:
+        if mode not in INFERENCE:
+            raise ConfigError(
+                f"inference is {mode!r}, expected one of {', '.join(INFERENCE)}: {nearest(mode, INFERENCE)}"
+            )
+        if mode != "average" and not self.draws:
+            raise ConfigError(
+                f"inference is {mode!r}, but method {self.config.method!r} draws no skills: use 'average'"
+            )
+        self._inference = mode
+
+    @property
+    def draws(self) -> bool:
+        """Whether skills are drawn at random in training."""
+        return routers[self.config.method].draws
+
+    def seed_draws(self, seed: int, step: int, pass_: int = 0) -> None:
+        """Have the next batch draw its skills as pass `pass_` of a step, and the batches after it as the passes after that.
+
+        The same numbers draw the same skills in every process. A bank begins at 0, 0, 0. Where no skills are drawn it changes
+        nothing.
+        """
+        self._next_draw = seed, step, pass_
+
+    def _drawn(self, n: int | None) -> tuple[Tensor | None, torch.Generator | None]:
+        """Skills for a batch of `n` examples (None: their number is not told), or what each layer is to draw its own with."""
+        if not self.draws or (not self.training and self.inference == "average"):
+            return None, None
+        seed, step, pass_ = self._next_draw
+        self._next_draw = seed, step, pass_ + 1
+        generator = seeded(seed, step, pass_)
+        if self.training:
+            n = 1
+        elif self.inference == "token":
+            return None, generator
+        elif n is None:
+            raise TaskError(
+                "task_ids is missing: inference 'sentence' draws skills for each example, so name their tasks"
+            )
+        sides = next(iter(self.layers.values())).sides
+        return draw(generator, len(self.groups), sides, n), None
 
     # ---- tasks ---------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,37 @@ from torch import Tensor, nn
 from mhr.config import AdapterConfig
 from mhr.errors import TargetError
 from mhr.layers.targets import features
+from mhr.ops import mix
 from mhr.ops.checks import accumulator
-from mhr.routing import Router, RoutingBatch, RoutingState
+from mhr.routing import Router, RoutingState
+from mhr.routing.adamix import draw
+
+
+class Routing(NamedTuple):
+    """How one layer is routed in one call: which row of its factors each of G segments takes.
+
+    weights  [U, H, S], by which skills are averaged into U rows of factors; None where each skill is a row of its own
+    rows     int64 [G], the row of factor A
+    rows_b   int64 [G], the row of factor B; None where it is that of A
+    """
+
+    weights: Tensor | None
+    rows: Tensor
+    rows_b: Tensor | None = None
 
 
 class RoutedLayer(nn.Module, ABC):
     """A frozen Linear-like layer `base` with a bank of adapters beside it.
 
     Subclasses hold the bank's parameters, each with the head axis first and the skill axis second, and name them in
-    `bank_names`: float32 on the device of the base layer, float64 beside a float64 one. The router is shared between
+    `bank_names`, and in `head_dims` the axis of each along which the heads' blocks are joined (see `mhr.ops.mix`). They are
+    float32 on the device of the base layer, float64 beside a float64 one. The router is shared between
     layers and owned by the `AdapterBank`, so it is no submodule here. In a `state_dict` the base layer's tensors keep the
     names that they have without the bank.
     """
 
     bank_names: tuple[str, ...] = ()
+    head_dims: tuple[int, ...] = ()
     base: nn.Module
 
     def __init__(self, name: str, base: nn.Module, config: AdapterConfig, router: Router, state: RoutingState):
@@ -64,7 +81,17 @@ class RoutedLayer(nn.Module, ABC):
     def reset(self) -> None:
         """Draw the bank anew."""
         for name in self.bank_names:
-            self.register_parameter(name, nn.Parameter(self.fresh(name, self.router.n_skills)))
+            self.register_parameter(name, nn.Parameter(self.fresh(name, self.skills_of(name))))
+
+    def skills_of(self, name: str) -> int:
+        """Skills of the bank parameter `name`: one where all of them share it."""
+        shared = {"up": "_b", "down": "_a"}.get(self.config.share)
+        return 1 if shared is not None and name.endswith(shared) else self.router.n_skills
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Skills of factor A and of factor B."""
+        return self.skills_of("bank_a"), self.skills_of("bank_b")
 
     def select_skills(self, keep: Sequence[int | None]) -> None:
         """Make skill i what skill `keep[i]` was, or a fresh one where that is None."""
@@ -75,18 +102,40 @@ class RoutedLayer(nn.Module, ABC):
                     new[:, i] = old.data[:, k]
             self.register_parameter(name, nn.Parameter(new, requires_grad=old.requires_grad))
 
-    def routing(self, x: Tensor) -> tuple[Tensor, RoutingBatch]:
-        """Weights [U, H, S] and the batch, after a check that the rows of `x` [G * k, ..., I] fit its G segments."""
+    def routing(self, x: Tensor) -> Routing:
+        """How the rows of `x` [G * k, ..., I] are routed, after a check that they fit the G segments of the batch."""
         state = self.state
         batch = state.current()
-        n = batch.rows.shape[0]
+        router = self._router[0]
+        if batch.source is not None:
+            drawn = draw(batch.source, 1, self.sides, x.numel() // x.shape[-1]).to(x.device)
+            return Routing(None, drawn[0, 0], drawn[0, 1])
+        rows = batch.rows if batch.draws is None else batch.draws[router.index, 0]
+        n = rows.shape[0]
         if x.shape[0] % n:
             raise TargetError(
                 f"layer {self.name!r} got {x.shape[0]} rows for {n} task ids: expected one id per example (rows may be "
                 "a multiple, as with beams or choices); a layer whose rows are not those of the batch cannot be routed"
             )
-        router = self._router[0]
-        return (router(batch) if state.weights is None else state.weights[router.index]), batch
+        if batch.draws is not None:
+            return Routing(None, rows, batch.draws[router.index, 1])
+        return Routing(router(batch) if state.weights is None else state.weights[router.index], rows)
+
+    def mixed(self, weights: Tensor | None) -> list[Tensor]:
+        """The bank's parameters averaged by `weights` [U, H, S], heads joined: each [U, ...]; or, without weights, one row
+        per skill."""
+        banks = list(self.bank().values())
+        if weights is None:
+            return [bank.squeeze(0) for bank in banks]  # skills are drawn for one head only
+        a, b = self.by_side(weights)
+        return list(mix(banks, [b if name.endswith("_b") else a for name in self.bank_names], self.head_dims))
+
+    def by_side(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights [U, H, S] for factor A and for factor B; a factor that all skills share is taken whole."""
+        if self.config.share == "none":
+            return weights, weights
+        whole = weights.new_ones(*weights.shape[:2], 1)
+        return (weights, whole) if self.config.share == "up" else (whole, weights)
 
     def check_heads(self, **sizes: int) -> None:
         """Raise TargetError, naming the layer, where a size does not divide by the number of heads."""

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer
-from mhr.ops import mix
 from mhr.routing import Router, RoutingState
 
 
@@ -15,6 +14,7 @@ class RoutedIA3(RoutedLayer):
     """`y = base(x) * v_t` with `v_t = concat_h sum_s w[t,h,s] v[h,s]`; bank_v [H, S, 1, O/H], all ones at first."""
 
     bank_names = ("bank_v",)
+    head_dims = (2,)
     bank_v: nn.Parameter
 
     def __init__(self, name: str, base: nn.Module, config: AdapterConfig, router: Router, state: RoutingState):
@@ -27,14 +27,14 @@ class RoutedIA3(RoutedLayer):
         return torch.ones(heads, n_skills, 1, self.out_features // heads, **self.place())
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, batch = self.routing(x)
+        weights, rows, _ = self.routing(x)
         y = self.base(x)
-        scale = self.vectors(weights).to(y.dtype)[batch.rows]  # [G, O]
+        scale = self.vectors(weights).to(y.dtype)[rows]  # [G, O]
         # A segment's rows of y lie together: an example's tokens, its beams, its choices.
         grouped = y.reshape(scale.shape[0], -1, self.out_features)
         return (grouped * scale[:, None]).reshape(y.shape)
 
-    def vectors(self, weights: Tensor) -> Tensor:
-        """The scalings [U, O] that `weights` [U, H, S] amount to."""
-        (mixed,) = mix([self.bank_v], [weights], [2])
-        return mixed[:, 0]
+    def vectors(self, weights: Tensor | None) -> Tensor:
+        """The scalings [U, O] that `weights` [U, H, S] amount to; without weights, those of every skill."""
+        (vectors,) = self.mixed(weights)
+        return vectors.squeeze(1)

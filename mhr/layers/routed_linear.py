@@ -7,10 +7,11 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer
-from mhr.ops import mix, routed_adapter, routed_linear
+from mhr.ops import routed_adapter, routed_linear
 from mhr.routing import Router, RoutingState
 
 
@@ -18,13 +19,14 @@ class RoutedLinear(RoutedLayer):
     """`y = base(x) + (alpha / r) * (x A_t) B_t` with `A_t = concat_h sum_s w[t,h,s] A[h,s]` and B_t likewise.
 
     x [B, ..., I], y [B, ..., O]; bank_a [H, S, I/H, R], bank_b [H, S, R, O/H]. A's heads are blocks of the input, B's
-    of the output.
+    of the output. With `AdapterConfig.dropout` the x of the adapter loses some of its elements while training.
 
     A plain nn.Linear takes the fused path that owns the frozen product; any other base (quantised, Conv1D, one with
-    hooks) is called as it is and the adapter is added into its output.
+    hooks) is called as it is and the adapter is added into its output, as where skills are drawn or x loses elements.
     """
 
     bank_names = ("bank_a", "bank_b")
+    head_dims = (1, 2)
     bank_a: nn.Parameter
     bank_b: nn.Parameter
 
@@ -39,21 +41,33 @@ class RoutedLinear(RoutedLayer):
         if name == "bank_b":
             return torch.zeros(heads, n_skills, rank, self.out_features // heads, **self.place())
         bound = math.sqrt(heads / fan_in) if self.config.init == "peft" else math.sqrt(1 / 3 / fan_in)
-        return torch.empty(heads, n_skills, fan_in // heads, rank, **self.place()).uniform_(-bound, bound)
+        # AdaMix's skills begin as copies of one.
+        n_drawn = 1 if self.config.method == "adamix" else n_skills
+        a = torch.empty(heads, n_drawn, fan_in // heads, rank, **self.place()).uniform_(-bound, bound)
+        return a.repeat(1, n_skills // n_drawn, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, batch = self.routing(x)
+        weights, rows, rows_b = self.routing(x)
         base = self.base
-        if _is_plain(base):
-            return routed_linear(x, base.weight, base.bias, self.bank_a, self.bank_b, weights, batch.rows, self.scaling)
-        a, b = self.factors(weights)
+        dropout = self.config.dropout if self.training else 0.0
+        if weights is not None and not dropout and _is_plain(base):
+            a, b = self.by_side(weights)
+            return routed_linear(
+                x,
+                base.weight,
+                base.bias,
+                self.bank_a,
+                self.bank_b,
+                a,
+                rows,
+                self.scaling,
+                weights_b=None if a is b else b,
+            )
+        a, b = self.mixed(weights)
         y = base(x)
-        return routed_adapter(y, x.to(y.dtype), a, b, batch.rows, self.scaling)
-
-    def factors(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The plain LoRAs that `weights` [U, H, S] amount to: A [U, I, R] and B [U, R, O], without the scaling."""
-        a, b = mix([self.bank_a, self.bank_b], [weights, weights], [1, 2])
-        return a, b
+        if dropout:
+            x = F.dropout(x, dropout)
+        return routed_adapter(y, x.to(y.dtype), a, b, rows, self.scaling, rows_b=rows_b)
 
 
 def _is_plain(base: nn.Module) -> TypeGuard[nn.Linear]:

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from mhr.errors import ConfigError, TargetError, nearest
 
 # Attention projections by `config.model_type`; more names stand for the same layout.
-ATTENTION = {
+ATTENTION: dict[tuple[str, ...], list[str] | str] = {
     ("t5", "mt5", "umt5", "longt5", "switch_transformers"): ["q", "k", "v", "o"],
     ("bart", "mbart", "pegasus", "marian", "m2m_100", "opt", "whisper"): ["q_proj", "k_proj", "v_proj", "out_proj"],
     ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "cohere", "olmo", "olmo2"): [
@@ -28,11 +28,25 @@ ATTENTION = {
     ("deberta-v2",): ["query_proj", "key_proj", "value_proj", "attention.output.dense"],
 }
 
+# Last Linear of each feed-forward block, as an ending or a regular expression, where bottleneck adapters go.
+FEED_FORWARD: dict[tuple[str, ...], list[str] | str] = {
+    ("t5", "mt5", "umt5", "longt5"): ["wo"],
+    ("bart", "mbart", "pegasus", "marian", "m2m_100", "opt", "whisper", "phi"): ["fc2"],
+    ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "cohere", "olmo", "olmo2", "phi3"): [
+        "down_proj"
+    ],
+    ("gpt2",): ["mlp.c_proj"],
+    ("gpt_neox", "bloom", "falcon"): ["dense_4h_to_h"],
+    ("bert", "roberta", "xlm-roberta", "electra", "camembert", "deberta-v2"): r".*layer\.\d+\.output\.dense",
+    ("distilbert",): ["ffn.lin2"],
+}
 
-def default_targets(model: nn.Module) -> list[str]:
-    """The attention projections of the model's architecture. Raises TargetError for one that is not known."""
+
+def default_targets(model: nn.Module, adapter: str = "lora") -> list[str] | str:
+    """Where `adapter` goes in the model's architecture, as `find_targets` takes it: the outputs of the feed-forward blocks for
+    "bottleneck", otherwise the attention projections. Raises TargetError for an architecture that is not known."""
     model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    for names, targets in ATTENTION.items():
+    for names, targets in (FEED_FORWARD if adapter == "bottleneck" else ATTENTION).items():
         if model_type in names:
             return targets
     raise TargetError(
@@ -41,15 +55,17 @@ def default_targets(model: nn.Module) -> list[str]:
     )
 
 
-def find_targets(model: nn.Module, targets: Sequence[str] | str | None, outside: Sequence[str] = ()) -> list[str]:
+def find_targets(
+    model: nn.Module, targets: Sequence[str] | str | None, outside: Sequence[str] = (), adapter: str = "lora"
+) -> list[str]:
     """Names of the Linear-like layers that `targets` means, in the model's order.
 
     A list matches whole names or their endings at a dot; a string is a regular expression for the whole name; None takes
-    `default_targets`. Modules named in `outside`, and what is in them, are left out.
+    `default_targets` of the kind of adapter. Modules named in `outside`, and what is in them, are left out.
     Raises TargetError for an entry that matches nothing, or only layers that cannot be adapted.
     """
     everything = [name for name, _ in model.named_modules() if not _is_in(name, outside)]
-    wanted = default_targets(model) if targets is None else targets
+    wanted = default_targets(model, adapter) if targets is None else targets
     if isinstance(wanted, str):
         try:
             pattern = re.compile(wanted)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mhr.checkpoint import check_base
-from mhr.checkpoint.plain import LoraFactors, PlainAdapter
+from mhr.checkpoint.plain import LoraFactors, PlainAdapter, PlainBottleneck
 from mhr.errors import CheckpointError, MergeError
 from mhr.layers import AdapterBank
 from mhr.ops.checks import FLOATS, accumulator
@@ -24,11 +24,15 @@ def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
     computed in float32 (float64 where weight or factors are) and rounded once to the dtype of the weight; for GPT-2's
     Conv1D, which holds its weight transposed, likewise.
 
-    Raises CheckpointError for another base model, MergeError for a model with a bank on it, for a layer that is quantised,
+    Raises CheckpointError for another base model, MergeError for a bottleneck, for a model with a bank on it, for a layer that is quantised,
     and for one that shares its weight with another part of the model; the model is then as it was.
     """
     if isinstance(getattr(model, "mhr", None), AdapterBank):
         raise MergeError("the model has a bank: call mhr.detach(model) before an adapter is folded into it")
+    if isinstance(plain, PlainBottleneck):
+        raise MergeError(
+            "a bottleneck has a GELU inside, which no weight can take up: keep it as an adapter (--to mhr)"
+        )
     check_base(model, plain.base, plain.sizes, plain.modules)
     _check_layers(model, plain)
     _check_modules(model, plain)

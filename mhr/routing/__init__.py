@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mhr.routing import hash, private, random, skill, uniform
+from mhr.routing import adamix, hash, private, random, skill, uniform
 from mhr.routing.batch import RoutingBatch, RoutingState
 from mhr.routing.router import Router, routers
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mhr.errors import TaskError
@@ -19,11 +21,30 @@ class RoutingBatch:
            whole batch (G = 1) where one routing serves all of it
     tasks  int64 [U], position -> row of the routing table; -1 is a task without a row, routed uniformly
     noise  float [n_routers, U, H, S], logistic noise of the relaxed Bernoulli, or None
+    draws  int64 [n_routers, 2, G], the skills whose factors A and B each segment takes, where skills are drawn and not
+           weighed (AdaMix); segments are then the whole batch or the examples. Or None
+    source where each layer draws skills for each token, or None
     """
 
     rows: Tensor
     tasks: Tensor
     noise: Tensor | None = None
+    draws: Tensor | None = None
+    source: torch.Generator | None = None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether skills are drawn, so that no weights are asked for."""
+        return self.draws is not None or self.source is not None
+
+    def take(self, index: Tensor) -> RoutingBatch:
+        """The routing of the segments `index` [G'] in their order: examples may come several times, as their answers do."""
+
+        def taken(segments: Tensor) -> Tensor:
+            return segments if segments.shape[-1] == 1 else segments[..., index]
+
+        draws = None if self.draws is None else taken(self.draws)
+        return dataclasses.replace(self, rows=taken(self.rows), draws=draws)
 
 
 class RoutingState:

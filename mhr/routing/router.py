@@ -28,6 +28,9 @@ class Router(nn.Module, ABC):
     skill_per_task = False
     """Whether skill s belongs to task s, so that a change of tasks changes the bank too."""
 
+    draws = False
+    """Whether skills are drawn at random while training (`RoutingBatch.draws`), and only otherwise weighed."""
+
     even: Tensor
     """The uniform weights [H, S]."""
 
@@ -52,7 +55,9 @@ class Router(nn.Module, ABC):
             wide = accumulator(new.dtype)
             return new if not new.is_floating_point() or new.dtype == wide else t.to(new.device, wide)
 
-        return super()._apply(widest, recurse)
+        super()._apply(widest, recurse)
+        self.even.fill_(1.0 / self.n_skills)  # which has more digits in a wider dtype
+        return self
 
     @abstractmethod
     def forward(self, batch: RoutingBatch) -> Tensor:

@@ -25,7 +25,16 @@ __all__ = ["AdaptConfig", "DataConfig", "RunConfig", "TrainConfig", "dump_config
 SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "train": TrainConfig, "adapt": AdaptConfig}
 
 # Settings that mean something for one method only: they leave with a preset's method when another is asked for.
-OF_A_METHOD = ("adapter.n_heads", "adapter.n_skills", "adapter.noise", "adapter.straight_through")
+OF_A_METHOD = (
+    "adapter.adapter",
+    "adapter.dropout",
+    "adapter.n_heads",
+    "adapter.n_skills",
+    "adapter.noise",
+    "adapter.share",
+    "adapter.straight_through",
+    "train.consistency",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,8 +60,9 @@ def load_config(
     """The settings of a run: defaults < preset < `file` (YAML) < `overrides` ("train.lr=1e-3") < `flags` (lr=1e-3).
 
     A file may name its preset (`preset: t0`). Flags are names of settings, with their section where that is `adapt` or
-    where two sections have the same one ({"data.temperature": 4}); None leaves a setting as it is. Heads, skills and
-    noise of a preset are dropped where another method than the preset's is asked for.
+    where two sections have the same one ({"data.temperature": 4}); None leaves a setting as it is. What belongs
+    to a preset's method (OF_A_METHOD) is dropped where another one is asked for, and its targets where bottlenecks, which have
+    places of their own, take the place of LoRAs or the other way round.
 
     Raises ConfigError, naming file or flag and key: a key that is unknown (the nearest is named) or given twice, a value
     of the wrong type or out of range.
@@ -75,8 +85,16 @@ def load_config(
                 else OF_A_METHOD
             )
             merged = {key: setting for key, setting in merged.items() if key not in gone}
+        if _has_bottlenecks(merged) != _has_bottlenecks({**merged, **layer}):
+            merged.pop("adapter.targets", None)
         merged.update(layer)
     return _build(merged)
+
+
+def _has_bottlenecks(settings: Mapping[str, Setting]) -> bool:
+    method = settings["method"].value if "method" in settings else RunConfig.method
+    chosen = settings["adapter.adapter"].value if "adapter.adapter" in settings else None
+    return "bottleneck" in (chosen, (METHODS.get(str(method)) or {}).get("adapter"))
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -105,11 +123,10 @@ def _types() -> dict[str, Any]:
     for name, hint in get_type_hints(RunConfig).items():
         if name not in SECTIONS:
             known[name] = hint
-    fixed = {key for fields in METHODS.values() for key in fields or ()}
     for section, cls in SECTIONS.items():
         for name, hint in get_type_hints(cls).items():
-            if not (section == "adapter" and name in fixed):
-                known[f"{section}.{name}"] = hint
+            known[f"{section}.{name}"] = hint
+    del known["adapter.method"]  # the setting `method` decides it
     return known
 
 
@@ -117,7 +134,7 @@ def _unknown(key: str) -> str:
     """What is wrong with a key that is no setting."""
     known = _types()
     leaf = key.rpartition(".")[2]
-    if key in ("adapter.method", "adapter.adapter"):
+    if key == "adapter.method":
         return f"unknown key {key!r}: the setting 'method' decides it"
     same = [name for name in known if name.rpartition(".")[2] == leaf]
     if same:
@@ -186,10 +203,14 @@ def _type_name(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(_type_name(option) for option in get_args(hint))
     if get_origin(hint) is list:
-        return f"a list of {_type_name(get_args(hint)[0]).removeprefix('a ')}s"
+        return f"a list of {_plural(get_args(hint)[0])}"
     if get_origin(hint) is dict:
-        return "a mapping of names to names"
+        return f"a mapping of names to {_plural(get_args(hint)[1])}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}[hint]
+
+
+def _plural(hint: Any) -> str:
+    return f"lists of {_plural(get_args(hint)[0])}" if get_origin(hint) is list else f"{_type_name(hint)[2:]}s"
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -290,6 +311,11 @@ def _build(merged: Mapping[str, Setting]) -> RunConfig:
             if fixed is None:
                 built[section] = None
                 continue
+            if "adapter" in settings and settings["adapter"] != fixed.get("adapter", settings["adapter"]):
+                raise ConfigError(
+                    f"{merged['adapter.adapter'].origin}: adapter.adapter is {settings['adapter']!r}, but method {method!r} "
+                    f"trains {fixed['adapter']!r}: leave it out, or choose mhr, poly or another method that leaves it open"
+                )
             settings = {**settings, **fixed}
         built[section] = _checked(cls, settings, section, merged)
     return _checked(RunConfig, {**values[""], **built}, "", merged)

@@ -16,12 +16,29 @@ from mhr.registry import Registry
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a pass predicted at P positions of each of B examples, among C classes.
+
+    logits [B, P, C]; valid, bool [B, P], the positions that have a target; classes, bool [B, 1, C], those that an example has,
+    or None where it has them all (logits of the others are minus infinity).
+    """
+
+    logits: Tensor
+    valid: Tensor
+    classes: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExampleLosses:
-    """What a batch of B examples costs: sums [B]; counts [B], what each sum is over; tasks, B names."""
+    """What a batch of B examples costs: sums [B]; counts [B], what each sum is over; tasks, B names.
+
+    predicted   what the losses were computed from, for a comparison with another pass
+    """
 
     sums: Tensor
     counts: Tensor
     tasks: list[str]
+    predicted: Prediction | None = None
 
 
 class Loss(ABC):
@@ -44,7 +61,7 @@ def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tens
 
     logits [B, L, V], labels [B, L].
     """
-    scores = _precise(logits.transpose(1, 2))
+    scores = precise(logits.transpose(1, 2))
     return F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing).sum(1)
 
 
@@ -53,13 +70,18 @@ def choice_losses(scores: Tensor, counts: list[int], labels: Tensor, smoothing: 
 
     scores [sum of counts], the examples' choices one after the other; labels [B], the right one's position.
     """
-    by_example = pad_sequence(list(_precise(scores).split(counts)), batch_first=True, padding_value=float("-inf"))
+    by_example = pad_choices(precise(scores), counts)
     surprise = -F.log_softmax(by_example, dim=1)  # [B, C]
     right = surprise.gather(1, labels[:, None]).squeeze(1)
     if smoothing == 0:
         return right
     every = surprise.masked_fill(by_example.isinf(), 0.0).sum(1) / torch.tensor(counts, device=scores.device)
     return (1 - smoothing) * right + smoothing * every
+
+
+def pad_choices(scores: Tensor, counts: list[int]) -> Tensor:
+    """Scores [sum of counts], the examples' choices one after the other, as [B, C] filled up with minus infinity."""
+    return pad_sequence(list(scores.split(counts)), batch_first=True, padding_value=float("-inf"))
 
 
 @losses.register("seq2seq")
@@ -73,8 +95,7 @@ class Seq2SeqLoss(Loss):
         inputs, labels = _inputs(model, batch)
         # The model's own loss over the whole vocabulary would be computed for nothing, so it gets no labels.
         shifted = _bare(model).prepare_decoder_input_ids_from_labels(labels)
-        logits = model(**inputs, decoder_input_ids=shifted).logits
-        return ExampleLosses(token_losses(logits, labels, smoothing), labels.ne(IGNORED).sum(1), batch["task_ids"])
+        return _token_losses(model(**inputs, decoder_input_ids=shifted).logits, labels, smoothing, batch)
 
 
 @losses.register("causal")
@@ -86,8 +107,7 @@ class CausalLoss(Loss):
 
     def __call__(self, model: nn.Module, batch: Batch, smoothing: float) -> ExampleLosses:
         inputs, labels = _inputs(model, batch)
-        logits, labels = model(**inputs).logits[:, :-1], labels[:, 1:]
-        return ExampleLosses(token_losses(logits, labels, smoothing), labels.ne(IGNORED).sum(1), batch["task_ids"])
+        return _token_losses(model(**inputs).logits[:, :-1], labels[:, 1:], smoothing, batch)
 
 
 @losses.register("encoder")
@@ -101,8 +121,19 @@ class RankingLoss(Loss):
         inputs, labels = _inputs(model, batch)
         counts: list[int] = inputs.pop("choice_counts")
         starts = [sum(counts[:i]) for i in range(len(counts))]
-        sums = choice_losses(model(**inputs).logits.squeeze(-1), counts, labels, smoothing)
-        return ExampleLosses(sums, torch.ones_like(labels), [batch["task_ids"][start] for start in starts])
+        scores = model(**inputs).logits.squeeze(-1)
+        sums = choice_losses(scores, counts, labels, smoothing)
+        logits = pad_choices(scores, counts)[:, None]
+        every = torch.ones_like(labels)
+        predicted = Prediction(logits, every[:, None].bool(), classes=~logits.isinf())
+        return ExampleLosses(sums, every, [batch["task_ids"][start] for start in starts], predicted)
+
+
+def _token_losses(logits: Tensor, labels: Tensor, smoothing: float, batch: Batch) -> ExampleLosses:
+    valid = labels.ne(IGNORED)
+    return ExampleLosses(
+        token_losses(logits, labels, smoothing), valid.sum(1), batch["task_ids"], Prediction(logits, valid)
+    )
 
 
 def _inputs(model: nn.Module, batch: Batch) -> tuple[dict[str, Any], Tensor]:
@@ -118,5 +149,6 @@ def _bare(model: nn.Module) -> Any:
     return getattr(model, "module", model)
 
 
-def _precise(scores: Tensor) -> Tensor:
+def precise(scores: Tensor) -> Tensor:
+    """Scores in float32, or float64 where they are."""
     return scores if scores.dtype == torch.float64 else scores.float()

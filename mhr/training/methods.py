@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 METHODS: dict[str, dict[str, str] | None] = {
-    "mhr": {"method": "mhr", "adapter": "lora"},
-    "poly": {"method": "poly", "adapter": "lora"},
+    "mhr": {"method": "mhr"},
+    "poly": {"method": "poly"},
     "lora": {"method": "shared", "adapter": "lora"},
-    "private": {"method": "private", "adapter": "lora"},
+    "private": {"method": "private"},
     "ia3": {"method": "shared", "adapter": "ia3"},
     "poly-ia3": {"method": "poly", "adapter": "ia3"},
-    "random": {"method": "random", "adapter": "lora"},
-    "uniform": {"method": "uniform", "adapter": "lora"},
-    "hash": {"method": "hash", "adapter": "lora"},
+    "bottleneck": {"method": "shared", "adapter": "bottleneck"},
+    "adamix": {"method": "adamix", "adapter": "bottleneck"},
+    "adamix-lora": {"method": "adamix", "adapter": "lora"},
+    "random": {"method": "random"},
+    "uniform": {"method": "uniform"},
+    "hash": {"method": "hash"},
     "full": None,
 }
-"""Name of a method -> the fields of AdapterConfig that it fixes; None has no adapter and trains all weights."""
+"""Name of a method -> the fields of AdapterConfig that it fixes (where it leaves `adapter` open, that is a setting);
+None has no adapter and trains all weights."""
 
 MODES = ("mhr", "z", "mu", "lora", "full", "random")
 """Ways to adapt to a new task, see `mhr.training.adapt`; "poly" is accepted for "mhr"."""

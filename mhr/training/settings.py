@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mhr.config import AdapterConfig
@@ -15,6 +15,10 @@ OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULERS = ("linear", "cosine", "constant")
 PRECISIONS = ("no", "bf16", "fp16")
 KINDS = ("seq2seq", "causal", "encoder")
+PROTOCOLS = ("held-out", "paper")
+SELECTIONS = ("best", "last")
+KNOBS = ("lr", "router_lr", "steps", "batch_size", "warmup", "length_norm", "mc_loss", "unlikely_loss")
+"""Settings of AdaptConfig that a grid can search."""
 
 
 @dataclass
@@ -56,6 +60,9 @@ class DataConfig:
 
     max_choices: int | None = None
     """Keep only the tasks with at most this many answer choices: an encoder reads its input once for each. None sets no limit."""
+
+    template: str | None = None
+    """Prompt templates: a YAML file, or the name of a packaged one (glue). None takes inputs and choices as they are read."""
 
     def __post_init__(self) -> None:
         for name in ("max_input_length", "max_target_length"):
@@ -106,6 +113,27 @@ class TrainConfig:
     label_smoothing: float = 0.0
     """Probability mass spread over the whole vocabulary (over the choices for encoders)."""
 
+    length_norm: float = 1.0
+    """Power of a choice's number of tokens that its log-likelihood is divided by where choices are ranked (generators): 0 sums
+    over its tokens, 1 takes their mean."""
+
+    mc_loss: float = 0.0
+    """Weight of ranking the right choice first, for generators on tasks with choices (T-Few); encoders are trained so anyway."""
+
+    unlikely_loss: float = 0.0
+    """Weight of making the tokens of wrong choices unlikely, for generators on tasks with choices (T-Few)."""
+
+    switch_to_mu_at: int | None = None
+    """Step after which all skills weigh alike: from there the bank trains as its average, one adapter for all tasks, which is
+    the result of the run. None never switches."""
+
+    anneal_to_mu: int | None = None
+    """Last steps over which the routing weights go to uniform by a cosine, instead of a switch. None leaves them."""
+
+    consistency: float | None = None
+    """AdaMix: weight of the divergence of two passes that draw different skills; 0 leaves the second pass out. None: as published,
+    1 where choices are ranked, 100 per target token where text is generated."""
+
     precision: str = "no"
     """no (the dtypes of the weights), bf16 or fp16 (automatic mixed precision)."""
 
@@ -129,17 +157,37 @@ class TrainConfig:
             check_whole(name, getattr(self, name), at_least=1)
         for name in ("lr", "router_lr"):
             check_number(name, getattr(self, name), above=0)
-        for name in ("weight_decay", "clip", "warmup"):
+        for name in ("weight_decay", "clip", "warmup", "length_norm", "mc_loss", "unlikely_loss"):
             check_number(name, getattr(self, name), at_least=0)
+        for name, low in (("switch_to_mu_at", 0), ("anneal_to_mu", 1)):
+            value = getattr(self, name)
+            if value is not None:
+                check_whole(name, value, at_least=low)
+                if value > self.steps - (name == "switch_to_mu_at"):
+                    raise ConfigError(f"{name} is {value}, but the run has {self.steps} steps: use fewer, or more steps")
+        if self.switch_to_mu_at is not None and self.anneal_to_mu is not None:
+            raise ConfigError("anneal_to_mu and switch_to_mu_at are both given: leave one out")
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("scheduler", self.scheduler, SCHEDULERS)
         check_number("label_smoothing", self.label_smoothing, at_least=0, below=1)
+        if self.consistency is not None:
+            check_number("consistency", self.consistency, at_least=0)
         check_choice("precision", self.precision, PRECISIONS)
         check_whole("seed", self.seed, at_least=0)
 
     @property
     def warmup_steps(self) -> int:
         return math.ceil(self.steps * self.warmup) if self.warmup < 1 else int(self.warmup)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether generators are trained on the choices of a task, not on its right answers alone."""
+        return self.mc_loss > 0 or self.unlikely_loss > 0
+
+    @property
+    def ends_in_mu(self) -> bool:
+        """Whether the result is the average of the bank, one adapter for all tasks."""
+        return self.switch_to_mu_at is not None or self.anneal_to_mu is not None
 
 
 @dataclass
@@ -148,6 +196,9 @@ class AdaptConfig:
 
     shots: int = 32
     """Examples of the task that are trained on."""
+
+    shots_for: dict[str, int] = field(default_factory=dict)
+    """Other numbers of shots for some tasks, by name or pattern: {winogrande: 50, "*hellaswag*": 20}."""
 
     seeds: list[int] = field(default_factory=lambda: [13, 42, 58])
     """One adaptation per seed, which picks the shots, fresh values, their order and dropout."""
@@ -170,9 +221,46 @@ class AdaptConfig:
     warmup: float = 0.06
     """Steps over which the learning rate rises: below 1 a share of all steps, otherwise their number."""
 
+    scheduler: str | None = None
+    """Learning rate after the warm-up: linear, cosine, constant. None: as in the run's training."""
+
+    length_norm: float = 1.0
+    """As train.length_norm."""
+
+    mc_loss: float = 0.0
+    """As train.mc_loss."""
+
+    unlikely_loss: float = 0.0
+    """As train.unlikely_loss."""
+
+    grid: dict[str, list[float]] = field(default_factory=dict)
+    """Values of knobs to choose from, all combinations of them: {lr: [1e-3, 1e-4], router_lr: [0.5, 0.1]}. A knob that a mode
+    does not have (lr in mode z, router_lr in mode mu) is left out there; in mode full, lr is full_lr."""
+
+    protocol: str = "held-out"
+    """Where a grid or a step is chosen: held-out (on a quarter of the shots, or a dev set; the test examples are not looked at),
+    or paper (on the test examples that are reported afterwards, as published for T0)."""
+
+    select: str | None = None
+    """Which step of a training counts: best or last. None: best with protocol paper, eval_every or patience, otherwise last."""
+
+    eval_every: int | None = None
+    """Steps between two looks for the best step. None: a tenth of the steps."""
+
+    patience: int | None = None
+    """Looks without a better score after which a training ends. None trains all steps."""
+
+    dev: str | None = None
+    """Collection whose tasks of the same names hold the examples that are chosen on, instead of a quarter of the shots."""
+
+    dev_shots: int = 0
+    """Further shots that are chosen on, instead of a quarter of the shots."""
+
     def __post_init__(self) -> None:
         for name in ("shots", "steps", "batch_size"):
             check_whole(name, getattr(self, name), at_least=1)
+        for task, shots in self.shots_for.items():
+            check_whole(f"shots_for {task!r}", shots, at_least=1)
         if not self.seeds:
             raise ConfigError("seeds is empty: expected at least one whole number")
         for seed in self.seeds:
@@ -181,7 +269,53 @@ class AdaptConfig:
             raise ConfigError(f"seeds is {self.seeds}: expected each seed once")
         for name in ("lr", "router_lr", "full_lr"):
             check_number(name, getattr(self, name), above=0)
-        check_number("warmup", self.warmup, at_least=0)
+        for name in ("warmup", "length_norm", "mc_loss", "unlikely_loss"):
+            check_number(name, getattr(self, name), at_least=0)
+        if self.scheduler is not None:
+            check_choice("scheduler", self.scheduler, SCHEDULERS)
+        check_choice("protocol", self.protocol, PROTOCOLS)
+        if self.select is not None:
+            check_choice("select", self.select, SELECTIONS)
+        for name in ("eval_every", "patience"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), at_least=1)
+                if self.select == "last":
+                    raise ConfigError(f"{name} looks for the best step, but select is 'last': leave one out")
+        check_whole("dev_shots", self.dev_shots, at_least=0)
+        if self.dev is not None and self.dev_shots:
+            raise ConfigError(f"dev_shots is {self.dev_shots}, but dev names a collection: leave one out")
+        if self.protocol == "paper" and (self.dev is not None or self.dev_shots):
+            raise ConfigError("protocol is 'paper', which chooses on the test examples: leave dev and dev_shots out")
+        self._check_grid()
+
+    def _check_grid(self) -> None:
+        for name, values in self.grid.items():
+            if name not in KNOBS:
+                raise ConfigError(f"grid has {name!r}, which is no knob: {nearest(name, KNOBS)}")
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"grid has {name} {values}: expected each value once, and at least one")
+            for value in values:
+                try:
+                    replace(self, grid={}, **{name: as_knob(name, value)})
+                except ConfigError as error:
+                    raise ConfigError(f"grid has a value that cannot be: {error}") from None
+
+    @property
+    def picks_step(self) -> bool:
+        """Whether a training is looked at on its way, for its best step."""
+        if self.select is not None:
+            return self.select == "best"
+        return self.protocol == "paper" or self.eval_every is not None or self.patience is not None
+
+    @property
+    def look_every(self) -> int:
+        """Steps between two looks."""
+        return self.eval_every or max(self.steps // 10, 1)
+
+
+def as_knob(name: str, value: float) -> float:
+    """A value of a grid, whole where the knob is."""
+    return int(value) if name in ("steps", "batch_size") and float(value).is_integer() else value
 
 
 @dataclass
@@ -198,8 +332,9 @@ class RunConfig:
     """Task collection: a folder, a file, a Hugging Face dataset, or builtin:skills."""
 
     method: str = "mhr"
-    """What is trained: mhr, poly, lora (one for all tasks), private (one LoRA per task), ia3, poly-ia3, random, uniform,
-    hash (routing that is not learned), full (all weights, no adapter)."""
+    """What is trained: mhr, poly, lora (one for all tasks), private (one per task), ia3, poly-ia3, bottleneck (one for all
+    tasks), adamix (bottlenecks) or adamix-lora (a skill drawn at random for each pass), random, uniform, hash (routing that is
+    not learned), full (all weights, no adapter)."""
 
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
     """Settings of the adapter bank; None with method full."""
@@ -217,6 +352,27 @@ class RunConfig:
             self.adapter = None
         elif self.adapter is None or any(getattr(self.adapter, key) != value for key, value in fixed.items()):
             raise ConfigError(f"adapter does not fit method {self.method!r}: expected AdapterConfig with {fixed}")
+        if self.train.ends_in_mu and (self.adapter is None or self.adapter.method in ("shared", "uniform", "adamix")):
+            name = "anneal_to_mu" if self.train.switch_to_mu_at is None else "switch_to_mu_at"
+            raise ConfigError(
+                f"train.{name} is given, but method {self.method!r} routes no skills by task, so there is nothing to average: "
+                "use it with mhr, poly, private, random or hash"
+            )
+        self._check_consistency()
+
+    def _check_consistency(self) -> None:
+        weight = self.train.consistency
+        if self.adapter is None or self.adapter.method != "adamix":
+            if weight:
+                raise ConfigError(
+                    f"train.consistency is {weight}, but method {self.method!r} draws no skills whose passes could differ: "
+                    "leave it out, or use adamix"
+                )
+        elif self.adapter.n_skills == 1 and weight != 0:
+            raise ConfigError(
+                "adapter.n_skills is 1, and the passes that consistency compares cannot draw different skills: use at least 2, "
+                "or set train.consistency to 0"
+            )
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -47,6 +47,18 @@ class Start:
             for name, tensor in self._kept().items():
                 tensor.copy_(self.first[name])
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of everything that an adaptation may change, in the memory of the host."""
+        tensors = self.model.state_dict() if self.bank is None else self.bank.tensors()
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def restore(self, weights: dict[str, Tensor]) -> None:
+        """Return to what the model held at a snapshot of the same task."""
+        tensors = self.model.state_dict() if self.bank is None else self.bank.tensors()
+        for name, tensor in tensors.items():
+            tensor.copy_(weights[name])
+
     def _kept(self) -> dict[str, Tensor]:
         """What every adaptation finds as it was: all weights, or the bank without its routing."""
         if self.bank is None:
@@ -62,9 +74,11 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
     full           base model, or the model    random   base model and a fresh bank with the run's settings
                    that the run trained whole
 
+    The one adapter that AdaMix (adamix, adamix-lora) trains is the average of its skills: there `lora` is `mu`.
+
     Raises ConfigError for a mode that the run's method does not allow.
     """
-    mode = check_mode(mode, config.method, str(run.path))
+    mode = check_mode(mode, config, str(run.path))
     result = run.result()
     base = str(result) if config.method == "full" else config.model
     set_seed(config.train.seed)  # an untrained classification head is drawn as in pretraining
@@ -72,23 +86,28 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
     if mode == "random":
         assert config.adapter is not None
         attach(model, config.adapter, run.info["tasks"][:1])
-    elif mode == "mu":
+    elif mode == "mu" or (mode == "lora" and config.adapter is not None and config.adapter.method == "adamix"):
         attach_plain(model, merge_uniform(read_adapter(result)))
     elif mode != "full":
         load_adapter(result, model)
     return Start(model, tokenizer, base, mode)
 
 
-def check_mode(mode: str, method: str, run: str) -> str:
-    """The mode, "mhr" for "poly". Raises ConfigError for an unknown one and one that a run of `method` does not allow."""
+def check_mode(mode: str, config: RunConfig, run: str) -> str:
+    """The mode, "mhr" for "poly". Raises ConfigError for an unknown one and one that a run with these settings does not allow."""
     mode = "mhr" if mode == "poly" else mode
     check_choice("mode", mode, MODES)
+    method = config.method
+    shared = config.train.ends_in_mu or (config.adapter is not None and config.adapter.method == "shared")
     reason = None
-    if method == "full" and mode != "full":
-        reason = "it trained all weights and has no adapter: use mode 'full'"
-    elif mode == "lora" and method not in ("lora", "ia3"):
+    if config.adapter is None:
+        if mode != "full":
+            reason = "it trained all weights and has no adapter: use mode 'full'"
+    elif mode == "lora" and not shared:
         reason = "its adapter is not shared by all tasks: use mode 'mu' for its average, or 'mhr'"
-    elif mode == "z" and method not in ("mhr", "poly", "poly-ia3"):
+    elif config.train.ends_in_mu and mode in ("mhr", "z"):
+        reason = "it ended as the average of its skills, so there is nothing to route: use mode 'lora' or 'mu'"
+    elif mode == "z" and config.adapter.method not in ("mhr", "poly"):
         reason = "its routing is not learned, so there is no row to train"
     elif mode == "mhr" and method == "private":
         reason = "its tasks have adapters of their own and nothing for a new task: use mode 'mu' or 'random'"

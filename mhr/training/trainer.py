@@ -31,6 +31,7 @@ from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import ConfigError, TrainingError
 from mhr.layers import AdapterBank
 from mhr.training.checkpoints import keep_newest, mark_complete
+from mhr.training.consistency import consistency_weight, example_divergences
 from mhr.training.losses import ExampleLosses, losses
 from mhr.training.processes import on_gpu, processes
 from mhr.training.run import RunFolder
@@ -53,7 +54,8 @@ class RoutedTrainer(Trainer):
     callbacks   called by the Trainer; `on_log` gets the record that the run's metrics get
 
     The loss of an update is the sum over all processes and accumulated passes, divided by the number of target tokens
-    (examples for encoders) in all of them: how a global batch is split changes nothing.
+    (examples for encoders) in all of them: how a global batch is split changes nothing. Skills that are drawn (AdaMix) are
+    drawn once for the whole update, and a second time for a second pass where consistency has a weight.
     """
 
     optimizer: Any
@@ -78,14 +80,18 @@ class RoutedTrainer(Trainer):
         self.run = run
         self.base = base
         self.tokenizer = tokenizer
+        self.kind = kind
+        self.examples = examples
         self.loss = losses[kind]()
         self.bank: AdapterBank | None = getattr(model, "mhr", None)
+        self.consistency = consistency_weight(config, kind, self.bank)
         self.stop = StopRequest()
         self.resumable = resumable
         per_step = config.batch_size * config.accumulation * processes().num_processes
         self._sampler = WholeRun(sampler, config.steps * per_step)
         self._stop_agreed = False
         self._told: list[ExampleLosses] = []
+        self._apart: list[Tensor] = []
         self._use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off
         super().__init__(
             model=model,
@@ -106,6 +112,7 @@ class RoutedTrainer(Trainer):
         Raises TrainingError where a loss is not finite, and Interrupted, after a checkpoint, on Ctrl-C.
         """
         self._checkpoint_blocks(True)
+        self._note_consistency()
         # Each process draws its own dropout and routing noise.
         torch.manual_seed(self.config.seed + self.args.process_index)
         try:
@@ -121,6 +128,12 @@ class RoutedTrainer(Trainer):
                 "the same command with --resume goes on"
             )
         self.model.eval()
+
+    def _note_consistency(self) -> None:
+        """Tell the run what consistency weighs, and for which tasks it compares single logits."""
+        if self.consistency and self.is_world_process_zero():
+            alone = {e.task for e in self.examples if self.kind == "encoder" and len(e.choices) == 1}
+            self.run.write(consistency={"weight": self.consistency, "squared_difference": sorted(alone)})
 
     def _checkpoint_blocks(self, on: bool) -> None:
         if self.config.gradient_checkpointing:
@@ -150,10 +163,21 @@ class RoutedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        told = self.loss(model, inputs, self.config.label_smoothing)
-        self._told.append(replace(told, sums=told.sums.detach()))
+        told = self._pass(model, inputs, 0)
+        total = told.sums.sum()
+        if self.consistency:
+            apart = example_divergences(told, self._pass(model, inputs, 1)).sum()
+            self._apart.append(apart.detach())
+            total = total + self.consistency * apart
+        self._told.append(replace(told, sums=told.sums.detach(), predicted=None))
         # The gradients of the processes are averaged, so each one's share counts as many times as there are processes.
-        return told.sums.sum() / num_items_in_batch * self.accelerator.num_processes
+        return total / num_items_in_batch * self.accelerator.num_processes
+
+    def _pass(self, model: torch.nn.Module, inputs: dict[str, Any], number: int) -> ExampleLosses:
+        """The losses of pass `number` over a batch; where skills are drawn, all batches and processes draw the same."""
+        if self.bank is not None:
+            self.bank.seed_draws(self.config.seed, self.state.global_step, number)
+        return self.loss(model, inputs, self.config.label_smoothing)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -223,11 +247,21 @@ class RoutedTrainer(Trainer):
             "lr": self.config.lr * factor,
             "router_lr": self.config.router_lr * factor if routed else None,
             "grad_norm": logs.get("grad_norm"),
+            "consistency": self._divergence(),
             "tasks": self._task_losses(),
         }
         if self.is_world_process_zero():
             self.run.log(record)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, record)
+
+    def _divergence(self) -> float | None:
+        """Mean divergence of the passes since the last log, over all processes and before its weight; None where there is none."""
+        apart, self._apart = self._apart, []
+        if not apart:
+            return None
+        sums = torch.stack([torch.stack(apart).sum(), torch.cat([part.counts for part in self._told]).sum()])
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        return total / max(count, 1.0)
 
     def _task_losses(self) -> dict[str, float]:
         """Mean loss per task since the last log, over all processes."""

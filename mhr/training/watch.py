@@ -52,7 +52,7 @@ class ProgressBar(TrainerCallback):
 
 
 class TensorBoard(TrainerCallback):
-    """Loss, learning rates and gradient norm under `train/`, the loss of each task under `tasks/`."""
+    """Loss, consistency, learning rates and gradient norm under `train/`, the loss of each task under `tasks/`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -70,7 +70,7 @@ class TensorBoard(TrainerCallback):
     ) -> None:
         if self.writer is None:
             return
-        for name in ("loss", "lr", "router_lr", "grad_norm"):
+        for name in ("loss", "consistency", "lr", "router_lr", "grad_norm"):
             if logs[name] is not None:
                 self.writer.add_scalar(f"train/{name}", logs[name], logs["step"])
         for task, loss in logs["tasks"].items():

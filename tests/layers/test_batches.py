@@ -41,7 +41,7 @@ def fold(model: PreTrainedModel, bank: AdapterBank, task: str) -> PreTrainedMode
                 if target.bias is not None:
                     target.bias.mul_(v)
             else:
-                a, b = layer.factors(weights)
+                a, b = layer.mixed(weights)
                 update = bank.config.scaling * a[0] @ b[0]
                 target.weight.add_(update if isinstance(target, Conv1D) else update.T)
     return plain

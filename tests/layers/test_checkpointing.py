@@ -32,6 +32,7 @@ def adapted(name: str, before_attaching: dict[str, Any] | None = None, **config:
 
 def gradients(model: PreTrainedModel, step: Callable[[PreTrainedModel], Tensor]) -> dict[str, Tensor]:
     torch.manual_seed(0)
+    model.mhr.seed_draws(0, 0)
     model.zero_grad()
     step(model).backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -71,6 +72,15 @@ def test_gradients_are_those_without_checkpointing(name: str, mode: str, step: C
 @pytest.mark.parametrize("noise", ["per_example", "per_task"])
 def test_the_recomputation_has_the_noise_of_the_forward_pass(noise: str, mode: str) -> None:
     model = adapted("t5", noise=noise)
+    expected = gradients(model, two_calls)
+    model.gradient_checkpointing_enable(MODES[mode])
+    assert_same(gradients(model, two_calls), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("adapter", ["bottleneck", "lora"])
+def test_the_recomputation_has_the_draws_of_the_forward_pass(adapter: str, mode: str) -> None:
+    model = adapted("t5", method="adamix", adapter=adapter, n_heads=1)
     expected = gradients(model, two_calls)
     model.gradient_checkpointing_enable(MODES[mode])
     assert_same(gradients(model, two_calls), expected)

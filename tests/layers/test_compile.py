@@ -84,6 +84,9 @@ def test_an_adapted_model_is_one_graph_for_all_tasks(name: str) -> None:
         {"adapter": "ia3"},
         {"method": "hash"},
         {"method": "uniform"},
+        {"adapter": "bottleneck"},
+        {"method": "adamix"},
+        {"method": "adamix", "adapter": "bottleneck", "share": "up"},
     ],
 )
 def test_every_kind_of_routing_is_one_graph_for_all_tasks(config: dict[str, Any]) -> None:

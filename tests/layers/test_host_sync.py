@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mhr
 from mhr import AdapterBank, AdapterConfig
-from mhr.config import METHODS
+from mhr.config import ADAPTERS, METHODS
 from mhr.layers import RoutedLayer
 from tests.models import random_batch, tiny_model
 
@@ -33,9 +33,11 @@ def test_layers_run_where_no_value_can_be_read(name: str, noise: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("adapter", ["lora", "ia3"])
-def test_every_method_runs_where_no_value_can_be_read(method: str, adapter: str) -> None:
-    bank = mhr.attach(tiny_model("bert-encoder"), AdapterConfig(method=method, adapter=adapter), TASKS)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("training", [False, True])
+def test_every_method_runs_where_no_value_can_be_read(method: str, adapter: str, training: bool) -> None:
+    model = tiny_model("bert-encoder").train(training)
+    bank = mhr.attach(model, AdapterConfig(method=method, adapter=adapter), TASKS)
     run_without_values(bank, [next(iter(bank.layers.values()))])
 
 

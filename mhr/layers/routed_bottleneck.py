@@ -1,0 +1,49 @@
+"""A Linear with a routed bank of bottleneck adapters behind it: the modules of AdaMix (arXiv 2205.12410), routed by any method."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mhr.config import AdapterConfig
+from mhr.layers.routed import RoutedLayer
+from mhr.ops import routed_adapter
+from mhr.routing import Router, RoutingState
+
+INIT_STD = 0.02
+
+
+class RoutedBottleneck(RoutedLayer):
+    """`y = h + gelu(h A_t + a_t) B_t + b_t` with `h = base(x)`, `A_t = concat_h sum_s w[t,h,s] A[h,s]` and likewise B_t, b_t.
+
+    y, h [B, ..., O]; bank_a [H, S, O/H, R], bank_b [H, S, R, O/H], bias_a [H, S, 1, R], bias_b [H, S, 1, O/H]. The heads of
+    A, B and b are blocks of h's features; a_t is the mean over heads of `sum_s w[t,h,s] a[h,s]`. A, B ~ N(0, 0.02), biases 0.
+    """
+
+    bank_names = ("bank_a", "bias_a", "bank_b", "bias_b")
+    head_dims = (1, 1, 2, 2)
+    bank_a: nn.Parameter
+    bias_a: nn.Parameter
+    bank_b: nn.Parameter
+    bias_b: nn.Parameter
+
+    def __init__(self, name: str, base: nn.Module, config: AdapterConfig, router: Router, state: RoutingState):
+        super().__init__(name, base, config, router, state)
+        self.check_heads(output=self.out_features)
+        self.reset()
+
+    def fresh(self, name: str, n_skills: int) -> Tensor:
+        heads, rank = self.router.n_heads, self.config.rank
+        width = self.out_features // heads
+        sizes = {"bank_a": (width, rank), "bank_b": (rank, width), "bias_a": (1, rank), "bias_b": (1, width)}[name]
+        values = torch.zeros(heads, n_skills, *sizes, **self.place())
+        return values.normal_(0.0, INIT_STD) if name in ("bank_a", "bank_b") else values
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, rows, rows_b = self.routing(x)
+        h = self.base(x)
+        down, bias_down, up, bias_up = self.mixed(weights)
+        bias_down, bias_up = bias_down.mean(1), bias_up.squeeze(1)
+        return routed_adapter(
+            h.clone(), h, down, up, rows, rows_b=rows_b, bias_a=bias_down, bias_b=bias_up, activation="gelu"
+        )

@@ -1,0 +1,56 @@
+"""AdaMix's consistency (arXiv 2205.12410): two passes that draw different skills are asked to predict alike.
+
+    d(p, q) = 0.5 * (KL(p || q) + KL(q || p))      p, q the two passes' distributions at one position, float32
+
+Either divergence moves only its second argument; the first is its target. With one logit there is no distribution, the
+divergence would be 0 and teach nothing: there it is the squared difference of the two logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mhr.layers import AdapterBank
+from mhr.training.losses import ExampleLosses, Prediction, precise
+from mhr.training.settings import TrainConfig
+
+PUBLISHED = {"encoder": 1.0, "seq2seq": 100.0, "causal": 100.0}
+"""Kind of model -> weight of the divergence: of an example where choices are ranked, of a target token where text is generated."""
+
+
+def consistency_weight(config: TrainConfig, kind: str, bank: AdapterBank | None) -> float:
+    """The weight that `config` asks for, or the published one; 0 where no skills are drawn, so that two passes are the same."""
+    if bank is None or not bank.draws:
+        return 0.0
+    return PUBLISHED[kind] if config.consistency is None else config.consistency
+
+
+def example_divergences(first: ExampleLosses, second: ExampleLosses) -> Tensor:
+    """What consistency adds to the losses of two passes over one batch, before its weight: [B], summed over as many items as
+    the losses are. Where a loss counts an example once, it is the mean over the example's positions."""
+    assert first.predicted is not None
+    assert second.predicted is not None
+    apart = divergences(first.predicted, second.predicted)
+    valid = first.predicted.valid
+    return (apart * valid).sum(1) * first.counts / valid.sum(1).clamp(min=1)
+
+
+def divergences(first: Prediction, second: Prediction) -> Tensor:
+    """d(p, q), or the squared difference of the only logit, at each position [B, P]; float32 (float64 for float64)."""
+    a, b = precise(first.logits), precise(second.logits)
+    p, q = a.log_softmax(-1), b.log_softmax(-1)
+    if first.classes is None:
+        return (a - b).square().squeeze(-1) if a.shape[-1] == 1 else _symmetric(p, q)
+    absent = ~first.classes
+    a, b, p, q = (t.masked_fill(absent, 0.0) for t in (a, b, p, q))
+    return torch.where(first.classes.sum(-1) == 1, (a - b).square().sum(-1), _symmetric(p, q))
+
+
+def _symmetric(p: Tensor, q: Tensor) -> Tensor:
+    """0.5 * (KL(p || q) + KL(q || p)) over the last axis, from log-probabilities; the first of each pair is a target."""
+    return 0.5 * (_kl(p.detach(), q) + _kl(q.detach(), p))
+
+
+def _kl(target: Tensor, other: Tensor) -> Tensor:
+    return (target.exp() * (target - other)).sum(-1)

@@ -1,0 +1,86 @@
+"""The divergence of two passes: its values, whom it moves, which positions and choices it counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mhr.training.consistency import divergences, example_divergences
+from mhr.training.losses import ExampleLosses, Prediction, pad_choices
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p / q).log()).sum(-1)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
+def test_it_is_the_symmetric_divergence_with_detached_targets() -> None:
+    a, b = normal(2, 3, 7), normal(2, 3, 7, seed=1)
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    found = divergences(Prediction(a, valid), Prediction(b, valid))
+    p, q = a.detach().softmax(-1), b.detach().softmax(-1)
+    torch.testing.assert_close(found.detach(), 0.5 * (kl(p, q) + kl(q, p)))
+    found.sum().backward()
+    # The gradient of KL(target || softmax(z)) for z is softmax(z) - target.
+    torch.testing.assert_close(a.grad, 0.5 * (p - q))
+    torch.testing.assert_close(b.grad, 0.5 * (q - p))
+
+
+def test_equal_passes_do_not_diverge() -> None:
+    a = normal(2, 3, 7)
+    same = Prediction(a, torch.ones(2, 3, dtype=torch.bool))
+    assert not divergences(same, same).detach().any()
+
+
+def test_it_is_in_float32_whatever_the_logits() -> None:
+    a, b = (normal(2, 3, 7, seed=s).detach().bfloat16() for s in (0, 1))
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    found = divergences(Prediction(a, valid), Prediction(b, valid))
+    assert found.dtype == torch.float32
+    p, q = a.double().softmax(-1), b.double().softmax(-1)
+    torch.testing.assert_close(found.double(), 0.5 * (kl(p, q) + kl(q, p)), rtol=1e-5, atol=1e-6)
+
+
+def test_choices_that_an_example_does_not_have_count_nothing() -> None:
+    counts = [2, 3, 1]
+    scores = [normal(6, seed=s) for s in (0, 1)]
+    padded = [pad_choices(s, counts)[:, None] for s in scores]
+    valid = torch.ones(3, 1, dtype=torch.bool)
+    found = divergences(*(Prediction(p, valid, classes=~p.isinf()) for p in padded))[:, 0]
+    for i, (x, y) in enumerate(zip(*(s.detach().split(counts) for s in scores), strict=True)):
+        p, q = x.softmax(0), y.softmax(0)
+        expected = 0.5 * (kl(p, q) + kl(q, p)) if counts[i] > 1 else (x - y).square().sum()
+        torch.testing.assert_close(found[i].detach(), expected)
+    found.sum().backward()
+    for s in scores:
+        assert s.grad.isfinite().all()
+        assert s.grad.all()
+
+
+def test_one_logit_is_compared_by_its_square() -> None:
+    a, b = normal(2, 3, 1), normal(2, 3, 1, seed=1)
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    found = divergences(Prediction(a, valid), Prediction(b, valid))
+    torch.testing.assert_close(found, F.mse_loss(a, b, reduction="none")[..., 0])
+    assert found.requires_grad
+
+
+@pytest.mark.parametrize("per_token", [True, False])
+def test_only_positions_with_a_target_count(per_token: bool) -> None:
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    first, second = (Prediction(normal(2, 3, 7, seed=s).detach(), valid) for s in (0, 1))
+    each = divergences(first, second)
+    counts = valid.sum(1) if per_token else torch.ones(2, dtype=torch.long)
+
+    def told(prediction: Prediction) -> ExampleLosses:
+        return ExampleLosses(torch.zeros(2), counts, ["a", "b"], prediction)
+
+    found = example_divergences(told(first), told(second))
+    total = each[0, 0] + each[0, 1]
+    torch.testing.assert_close(found, torch.stack([total if per_token else total / 2, each[1, 0]]))
