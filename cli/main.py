@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from . import adapt, benchmark, data, demo, doctor, evaluate, inspect, merge, pretrain
+from . import adapt, benchmark, data, demo, doctor, evaluate, inspect, merge, pretrain, report, sweep
 from .commands import Commands
 from .console import out
+from .few_shot import ManyValues
 
 app = typer.Typer(
     name="mhr",
@@ -50,11 +51,13 @@ def mhr(
 
 
 app.command(epilog=pretrain.EXAMPLES)(pretrain.pretrain)
-app.command(epilog=adapt.EXAMPLES)(adapt.adapt)
+app.command(epilog=adapt.EXAMPLES, cls=ManyValues)(adapt.adapt)
+app.command(epilog=sweep.EXAMPLES, cls=ManyValues)(sweep.sweep)
 app.command(epilog=merge.EXAMPLES)(merge.merge)
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=benchmark.EXAMPLES)(benchmark.benchmark)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command(epilog=report.EXAMPLES)(report.report)
 app.add_typer(data.app)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=demo.EXAMPLES)(demo.demo)

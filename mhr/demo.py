@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mhr.analysis.inspection import inspect_run
 from mhr.data import TaskCollection, load_tasks
 from mhr.errors import TrainingError
 from mhr.evaluation import evaluate, load_model
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
 from mhr.merging import merge
-from mhr.report.inspect import inspect_run
 from mhr.report.plots import save_plots
 from mhr.training import adapt, load_config, pretrain
 from mhr.training.config import to_dict

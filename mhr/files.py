@@ -18,13 +18,14 @@ from mhr.errors import MhrError
 OUTPUT_MARKS = (
     "run.json",
     "adapt.json",
+    "sweep.json",
     "demo.json",
     "mhr_config.json",
     "adapter_config.json",
     "config.json",
     "evaluation.json",
     "inspection.json",
-    "demo.json",
+    "report.json",
 )
 
 

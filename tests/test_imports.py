@@ -20,7 +20,7 @@ LEVELS = [
     {"ops"},
     {"routing", "data"},
     {"layers", "backbones"},
-    {"checkpoint", "training", "merging", "evaluation", "interop", "report"},
+    {"analysis", "checkpoint", "training", "merging", "evaluation", "interop", "report"},
     {"demo"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}

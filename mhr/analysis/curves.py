@@ -1,0 +1,53 @@
+"""Learning curves: the loss that runs logged while they trained."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mhr.training.run import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Mean training loss at each logged step, with the lowest and the highest of the runs; all of one length.
+
+    runs: how many runs it is the mean of.
+    """
+
+    steps: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    runs: int
+
+
+def learning_curve(runs: Sequence[RunFolder]) -> Curve | None:
+    """The curve of runs that are repetitions of one another, over the steps that all of them logged; None without any."""
+    logs: list[dict[int, float]] = [{r["step"]: r["loss"] for r in run.metrics()} for run in runs]
+    logs = [log for log in logs if log]
+    if not logs:
+        return None
+    steps = sorted(set.intersection(*(set(log) for log in logs)))
+    if not steps:
+        return None
+    columns = [[log[step] for log in logs] for step in steps]
+    return Curve(
+        steps, [statistics.mean(c) for c in columns], list(map(min, columns)), list(map(max, columns)), len(logs)
+    )
+
+
+def task_losses(run: RunFolder, last: float = 0.25) -> dict[str, float]:
+    """Task -> mean of its logged training losses over the last quarter of the steps (each window counts once)."""
+    records: list[dict[str, Any]] = run.metrics()
+    if not records:
+        return {}
+    begin = records[-1]["step"] * (1 - last)
+    found: dict[str, list[float]] = {}
+    for record in records:
+        if record["step"] > begin:
+            for task, loss in record["tasks"].items():
+                found.setdefault(task, []).append(loss)
+    return {task: statistics.mean(values) for task, values in sorted(found.items())}

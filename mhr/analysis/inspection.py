@@ -1,0 +1,171 @@
+"""What a trained adapter holds: its parameters, its tasks and their routing."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from mhr.analysis.agreement import Agreement, agreement, shared_skills
+from mhr.analysis.routing import Routing
+from mhr.checkpoint import AdapterCheckpoint, is_adapter, read_adapter, routing_weights
+from mhr.checkpoint.plain import plain_checkpoint
+from mhr.errors import CheckpointError
+from mhr.files import read_json
+from mhr.interop.peft import load_peft
+from mhr.merging import find_adapter
+
+KINDS = {"layers": "skills", "routers": "routing", "modules": "modules"}
+"""First part of a tensor's name -> what it is."""
+
+LEARNED_ROUTING = ("mhr", "poly")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """An adapter, looked at.
+
+    method      routing method of the bank; "full" where all weights of the model were trained and there is no bank
+    adapter     "lora", "ia3", or "" without a bank
+    parameters  "skills", "routing", "modules" (or "model") -> {"stored": n, "trained": n, "bytes": stored bytes}
+    routing     the routing of its tasks
+    run         what run.json says, {} outside a run folder
+    """
+
+    path: str
+    base: str
+    method: str
+    adapter: str
+    rank: int
+    alpha: float
+    n_layers: int
+    parameters: dict[str, dict[str, int]]
+    routing: Routing
+    run: dict[str, Any]
+
+    @property
+    def tasks(self) -> list[str]:
+        return self.routing.tasks
+
+    @property
+    def trained(self) -> int:
+        """Parameters that training changes, of all tasks together."""
+        return sum(count["trained"] for count in self.parameters.values())
+
+    @property
+    def stored(self) -> int:
+        """Numbers in the adapter's file."""
+        return sum(count["stored"] for count in self.parameters.values())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the numbers in the adapter's file."""
+        return sum(count["bytes"] for count in self.parameters.values())
+
+    @property
+    def per_task(self) -> int:
+        """Routing parameters of one task: G * H * S where routing is learned, otherwise 0."""
+        shape = self.routing
+        return len(shape.weights) * shape.n_heads * shape.n_skills if self.method in LEARNED_ROUTING else 0
+
+    @property
+    def routed(self) -> bool:
+        """Whether tasks can differ in how they are routed."""
+        return self.routing.varied
+
+    @cached_property
+    def agreement(self) -> Agreement | None:
+        """Whether tasks of the built-in suite that share skills are routed alike; None for other tasks."""
+        truth = shared_skills(self.tasks)
+        return None if truth is None or not self.routed else agreement(self.routing.similarity, truth)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the full matrix, for programs."""
+        routing = self.routing
+        return {
+            "path": self.path,
+            "base": self.base,
+            "method": self.method,
+            "adapter": self.adapter,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "n_layers": self.n_layers,
+            "n_heads": routing.n_heads,
+            "n_skills": routing.n_skills,
+            "tasks": self.tasks,
+            "parameters": self.parameters
+            | {"all": {"stored": self.stored, "trained": self.trained, "bytes": self.bytes}},
+            "routing_parameters_per_task": self.per_task,
+            "by_skill": dict(zip(self.tasks, routing.by_skill.tolist(), strict=True)),
+            "entropy": routing.entropy,
+            "effective_skills": routing.effective_skills,
+            "discreteness": routing.discreteness,
+            "by_task": routing.by_task if self.routed else {},
+            "most_alike": {task: [list(pair) for pair in pairs] for task, pairs in routing.most_alike().items()},
+            "agreement_with_shared_skills": None if self.agreement is None else dataclasses.asdict(self.agreement),
+        }
+
+
+def inspect_run(path: str | Path) -> Inspection:
+    """Look at a run folder, an adapter checkpoint or a PEFT folder.
+
+    Raises CheckpointError for what is missing, unfinished or damaged.
+    """
+    path = Path(path)
+    run = read_json(path / "run.json", CheckpointError) if (path / "run.json").is_file() else {}
+    if run and not (path / "adapter").is_dir():
+        if (path / "model" / "config.json").is_file():
+            return _inspect_model(path, run)
+        raise CheckpointError(f"run {path} has no adapter yet (status {run.get('status')!r}): finish it with --resume")
+    folder = find_adapter(path)
+    checkpoint = read_adapter(folder) if is_adapter(folder) else plain_checkpoint(load_peft(folder))
+    config = checkpoint.config
+    return Inspection(
+        path=str(path),
+        base=checkpoint.base.name_or_path,
+        method=config.method,
+        adapter=config.adapter,
+        rank=config.rank,
+        alpha=float(config.alpha),
+        n_layers=len(checkpoint.layers),
+        parameters=_parameters(checkpoint, run.get("mode")),
+        routing=Routing(checkpoint.tasks, routing_weights(checkpoint)),
+        run=run,
+    )
+
+
+def _parameters(checkpoint: AdapterCheckpoint, mode: str | None) -> dict[str, dict[str, int]]:
+    """Counts by kind. An adaptation of mode z trains the routing only; a routing table that is fixed is only stored."""
+    counts = {kind: {"stored": 0, "trained": 0, "bytes": 0} for kind in KINDS.values()}
+    for name, tensor in checkpoint.tensors.items():
+        kind = KINDS[name.partition(".")[0]]
+        counts[kind]["stored"] += tensor.numel()
+        counts[kind]["bytes"] += tensor.nbytes
+        if checkpoint.config.method in LEARNED_ROUTING if kind == "routing" else mode != "z":
+            counts[kind]["trained"] += tensor.numel()
+    return {kind: count for kind, count in counts.items() if count["stored"]}
+
+
+def _inspect_model(path: Path, run: dict[str, Any]) -> Inspection:
+    n = size = 0
+    for file in (path / "model").glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            n += sum(torch.Size(tensors.get_slice(name).get_shape()).numel() for name in tensors.keys())  # noqa: SIM118
+        size += file.stat().st_size
+    return Inspection(
+        path=str(path),
+        base=str(run.get("base", "")),
+        method="full",
+        adapter="",
+        rank=0,
+        alpha=0.0,
+        n_layers=0,
+        parameters={"model": {"stored": n, "trained": n, "bytes": size}},
+        routing=Routing(list(run.get("tasks", [])), {}),
+        run=run,
+    )

@@ -1,0 +1,133 @@
+"""Charts that set several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mhr.analysis.curves import Curve
+from mhr.analysis.scores import Standing
+from mhr.report.drawing import (
+    FAINT,
+    SERIES,
+    colour,
+    cut,
+    dash,
+    heat_map,
+    name_ticks,
+    new_figure,
+    per_cent,
+    shares,
+    styled,
+)
+
+Points = Sequence[tuple[int, float]]
+
+
+@styled
+def plot_standings(standings: Sequence[Standing], majority: float | None) -> Figure:
+    """The mean of each contestant, with its spread over seeds; a line at what the most frequent answer scores."""
+    figure = new_figure(7.2, 0.9 + 0.3 * len(standings))
+    axes = figure.add_subplot()
+    for i, standing in enumerate(standings):
+        axes.barh(i, standing.mean, height=0.62, color=SERIES[0], alpha=1.0 if i == 0 else 0.45)
+        if standing.spread:
+            axes.errorbar(standing.mean, i, xerr=standing.spread, color=FAINT, capsize=3, linewidth=1.2)
+        reach = standing.mean + (standing.spread or 0.0)
+        axes.text(reach, i, f"  {100 * standing.mean:.1f}", va="center", fontsize=8)
+    if majority is not None:
+        axes.axvline(majority, color=FAINT, linewidth=1, linestyle="--")
+        axes.text(majority, -0.75, "majority", ha="center", fontsize=7, color=FAINT)
+    axes.set_yticks(range(len(standings)), [cut(s.contestant) for s in standings], fontsize=8)
+    axes.set_ylim(len(standings) - 0.4, -0.6)
+    axes.set_xlim(0.0, 1.12 * max(s.mean + (s.spread or 0.0) for s in standings) or 1.0)
+    axes.xaxis.set_major_formatter(per_cent())
+    axes.set_xlabel("mean over tasks, per cent")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    return figure
+
+
+@styled
+def plot_curves(curves: Mapping[str, Curve]) -> Figure:
+    """Training loss against steps; the band reaches from the lowest to the highest of repeated runs."""
+    figure = new_figure(7.2, 3.6)
+    axes = figure.add_subplot()
+    for i, (label, curve) in enumerate(curves.items()):
+        axes.plot(curve.steps, curve.mean, color=colour(i), linestyle=dash(i), linewidth=1.6, label=cut(label))
+        if curve.runs > 1:
+            axes.fill_between(curve.steps, curve.low, curve.high, color=colour(i), alpha=0.12, linewidth=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel("training loss")
+    axes.set_ylim(bottom=0.0)
+    axes.grid(axis="y")
+    _legend(axes, len(curves))
+    return figure
+
+
+@styled
+def plot_alignment(points: Mapping[str, Points]) -> Figure:
+    """Mean cosine of the tasks' gradients at several points of training."""
+    figure = new_figure(7.2, 3.2)
+    axes = figure.add_subplot()
+    for i, (label, own) in enumerate(points.items()):
+        steps, values = zip(*own, strict=True)
+        axes.plot(steps, values, marker="o", markersize=4, color=colour(i), linestyle=dash(i), label=cut(label))
+    axes.axhline(0.0, color=FAINT, linewidth=0.8)
+    axes.set_xlabel("step")
+    axes.set_ylabel("mean cosine between tasks")
+    axes.grid(axis="y")
+    _legend(axes, len(points))
+    return figure
+
+
+@styled
+def plot_costs(found: Mapping[str, tuple[int, float, float | None]]) -> Figure:
+    """Score against trained parameters. found: label -> (trained, mean, spread)."""
+    figure = new_figure(7.2, 3.8)
+    axes = figure.add_subplot()
+    for i, (label, (trained, mean, deviation)) in enumerate(found.items()):
+        axes.errorbar(trained, mean, yerr=deviation or None, fmt="o", color=colour(i), markersize=6, capsize=3)
+        axes.annotate(cut(label), (trained, mean), xytext=(6, 5), textcoords="offset points", fontsize=7)
+    axes.set_xscale("log")
+    axes.margins(x=0.18, y=0.15)
+    axes.yaxis.set_major_formatter(per_cent())
+    axes.set_xlabel("trained parameters")
+    axes.set_ylabel("mean over tasks, per cent")
+    axes.grid()
+    return figure
+
+
+@styled
+def plot_transfer(matrix: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Trained on (rows) x evaluated on (columns)."""
+    rows = list(matrix)
+    columns = list(dict.fromkeys(task for row in matrix.values() for task in row))
+    values = torch.tensor([[matrix[row].get(column, 0.0) for column in columns] for row in rows])
+    figure = new_figure(min(3.4 + 0.24 * len(columns), 20.0), min(2.4 + 0.22 * len(rows), 30.0))
+    axes = figure.add_subplot()
+    shares(axes, values, "score")
+    name_ticks(axes, columns, rows)
+    axes.set_ylabel("trained on")
+    axes.set_xlabel("evaluated on")
+    return figure
+
+
+@styled
+def plot_cosines(tasks: Sequence[str], cosines: Tensor) -> Figure:
+    """Cosine of each pair of tasks' gradients."""
+    figure = new_figure(min(3.4 + 0.22 * len(tasks), 20.0), min(2.6 + 0.22 * len(tasks), 20.0))
+    axes = figure.add_subplot()
+    heat_map(axes, cosines, 0.0, "cosine", reach=1.0)
+    name_ticks(axes, tasks, tasks)
+    return figure
+
+
+def _legend(axes: Axes, n: int) -> None:
+    """Beside the chart, where it hides nothing."""
+    if n:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)

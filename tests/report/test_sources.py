@@ -1,0 +1,184 @@
+"""What a report reads, what it calls it, and what it refuses, each with one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from mhr.errors import CheckpointError, DataError, MhrError
+from mhr.report.sources import read_sources
+from tests.report.material import a_run, adaptations, an_evaluation, rows
+
+ROW = {"task": "rev-last", "mode": "z", "method": "mhr", "seed": 1, "metric": "exact_match", "value": 0.5}
+
+
+def test_runs_with_the_evaluations_in_their_folders(tmp_path: Path) -> None:
+    mhr, poly = a_run(tmp_path / "mhr"), a_run(tmp_path / "poly", "poly")
+    an_evaluation(mhr / "evaluation", {"rev-last": 0.5, "tail-place": 0.25})
+    an_evaluation(poly / "scores", {"rev-last": 0.75, "tail-place": 0.5})
+    found = read_sources([mhr, poly])
+    assert list(found.groups) == ["MHR, pretrained", "Poly, pretrained"]
+    assert found.scores.of("Poly, pretrained", "tail-place") == {None: 0.5}
+    assert found.scores.majority == {"rev-last": 0.1, "tail-place": 0.1}
+    assert found.groups["MHR, pretrained"].trained == 1000
+    assert found.notes == []
+
+
+def test_adaptations_are_one_contestant_with_its_seeds(tmp_path: Path) -> None:
+    folder = adaptations(tmp_path / "z", {"tail-place": {1: 0.5, 2: 0.7}, "rotl-second": {1: 0.1, 2: 0.3}})
+    found = read_sources([folder])
+    assert list(found.groups) == ["MHR-z, 2 shots"]
+    assert found.scores.of("MHR-z, 2 shots", "tail-place") == {"1": 0.5, "2": 0.7}
+    assert len(found.groups["MHR-z, 2 shots"].runs) == 4
+
+
+def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    a, b = a_run(tmp_path / "a"), a_run(tmp_path / "b")
+    assert list(read_sources([a, b]).groups) == ["MHR, pretrained", f"MHR, pretrained ({b})"]
+
+
+def test_an_adapted_run_on_another_task_is_transfer(tmp_path: Path) -> None:
+    folder = adaptations(tmp_path / "z", {"tail-place": {1: 0.5}})
+    an_evaluation(folder / "tail-place" / "1" / "others", {"rotl-second": 0.2})
+    found = read_sources([folder])
+    assert found.scores.tasks == ["tail-place"]
+    assert [(s.trained_on, s.task, s.value) for s in found.scores.transfer] == [("tail-place", "rotl-second", 0.2)]
+
+
+def test_tables_of_scores(tmp_path: Path) -> None:
+    content = [ROW, ROW | {"seed": 2, "value": 0.7}, ROW | {"mode": "mu"}, ROW | {"metric": "seconds", "value": 9.0}]
+    table = rows(tmp_path / "sweep.jsonl", *content)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(content), tmp_path / "sweep.parquet")
+    for path in (table, tmp_path / "sweep.parquet"):
+        found = read_sources([path])
+        assert found.scores.contestants == ["MHR-z", "MHR-mu"]
+        assert found.scores.of("MHR-z", "rev-last") == {"1": 0.5, "2": 0.7}
+
+
+def test_a_sweep(tmp_path: Path) -> None:
+    row = {
+        "run": "mhr",
+        "mode": "z",
+        "task": "x",
+        "seed": 13,
+        "status": "done",
+        "method": "mhr",
+        "shots": 32,
+        "trained": 192,
+    }
+    row |= {"protocol": "held-out", "score": 0.5, "accuracy": None, "exact_match": 0.5, "majority": 0.1, "n": 100}
+    content = [row, row | {"score": 0.75}, row | {"run": "other"}, row | {"seed": 42, "status": "failed"}]
+    rows(tmp_path / "results.jsonl", *content)
+    (tmp_path / "sweep.json").write_text("{}")
+    found = read_sources([tmp_path])
+    assert found.scores.contestants == ["MHR-z, 32 shots", "MHR-z, 32 shots (other)"]
+    assert found.scores.of("MHR-z, 32 shots", "x") == {"13": 0.75}  # tried again: the last row counts
+    assert (found.groups["MHR-z, 32 shots"].protocol, found.groups["MHR-z, 32 shots"].trained) == ("held-out", 192)
+    assert found.scores.metric("x") == "exact_match"
+    assert found.notes == [f"{tmp_path / 'results.jsonl'}: 1 units failed and are left out"]
+    (tmp_path / "results.jsonl").unlink()
+    assert "without results yet" in refused(tmp_path)
+
+
+def test_a_study(tmp_path: Path) -> None:
+    measures = {"category": "rev", "n": 100, "score": 0.5, "accuracy": 0.5, "majority": 0.2}
+    study = {
+        "plan": {},
+        "scores": {"zero-shot mhr": {"x": {"None": measures}}, "32-shot mhr-z": {"x": {"13": measures}}},
+        "runs": {"adapted mhr-z": {"parameters": {"trained": 192}}, "pretrained mhr": {"parameters": {"trained": 7}}},
+    }
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    found = read_sources([tmp_path / "study.json"])
+    assert found.scores.of("32-shot mhr-z", "x") == {"13": 0.5}
+    assert found.scores.of("zero-shot mhr", "x") == {None: 0.5}
+    assert [group.trained for group in found.groups.values()] == [7, 192]
+
+
+def test_different_collections_are_compared_where_they_meet(tmp_path: Path) -> None:
+    a = an_evaluation(tmp_path / "a" / "e", {"x-1": 0.5, "x-2": 0.5}, source="first")
+    b = an_evaluation(tmp_path / "b" / "e", {"x-2": 0.6, "x-3": 0.6}, source="second")
+    notes = read_sources([a, b]).notes
+    assert notes[0] == "The runs are of different task collections: first, second."
+    assert notes[1].startswith("Contestants are compared on the 1 tasks that all of them were judged on")
+    c = an_evaluation(tmp_path / "c" / "e", {"y": 0.6}, source="third")
+    assert "not ranked" in read_sources([a, b, c]).notes[1]
+
+
+def test_what_is_unfinished_or_not_evaluated_is_said(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "mhr")
+    told = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(told | {"status": "interrupted"}))
+    notes = read_sources([run]).notes
+    assert "is not done (status interrupted)" in notes[0]
+    assert notes[1] == f"{run} has no scores: mhr evaluate {run} --output {run / 'evaluation'}"
+    an_evaluation(run / "e", {"rev-last": 1.0}, split="train")
+    assert any("judges the train split: left out" in note for note in read_sources([run]).notes)
+
+
+def test_uneven_numbers_of_examples_are_said(tmp_path: Path) -> None:
+    a, b = an_evaluation(tmp_path / "a" / "e", {"x": 0.5}), an_evaluation(tmp_path / "b" / "e", {"x": 0.6})
+    told = json.loads((b / "evaluation.json").read_text())
+    told["tasks"]["x"]["n"] = 20
+    (b / "evaluation.json").write_text(json.dumps(told))
+    assert "different numbers of examples, as on x" in read_sources([a, b]).notes[-1]
+
+
+def refused(*paths: Path) -> str:
+    with pytest.raises(MhrError) as fault:
+        read_sources(paths)
+    line = str(fault.value)
+    assert "\n" not in line
+    return line
+
+
+def test_what_cannot_be_reported(tmp_path: Path) -> None:
+    assert refused().startswith("no run is named")
+    assert "no such file or folder" in refused(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "it holds nothing" in refused(tmp_path / "empty")
+    run = a_run(tmp_path / "runs" / "mhr")
+    assert re.search(r"is no run but holds 1: name them, as in .*runs/mhr", refused(tmp_path / "runs"))
+    assert "given twice, first as" in refused(run, run.parent / "." / ".." / "runs" / "mhr")
+    (tmp_path / "notes.txt").write_text("x")
+    assert "is nothing to report" in refused(tmp_path / "notes.txt")
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    assert "its keys are a" in refused(tmp_path / "other.json")
+    (tmp_path / "cut.json").write_text('{"a":')
+    assert "is no valid JSON" in refused(tmp_path / "cut.json")
+
+
+def test_tables_that_are_no_tables(tmp_path: Path) -> None:
+    def table(*content: dict[str, object]) -> Path:
+        return rows(tmp_path / "t.jsonl", *content)
+
+    lacking = {key: value for key, value in ROW.items() if key != "seed"}
+    assert re.search(
+        r"t.jsonl:2: no 'seed': a table of scores has the columns task, mode", refused(table(ROW, lacking))
+    )
+    assert "value is 'high', expected a number" in refused(table(ROW | {"value": "high"}))
+    assert "holds no scores" in refused(table(ROW | {"metric": "seconds"}))
+    assert "two scores for MHR-z on task 'rev-last', seed 1" in refused(table(ROW, ROW))
+    (tmp_path / "t.jsonl").write_text("{")
+    assert "t.jsonl:1: no valid JSON" in refused(tmp_path / "t.jsonl")
+    (tmp_path / "t.parquet").write_text("PAR1")
+    assert "is no readable Parquet file" in refused(tmp_path / "t.parquet")
+
+
+def test_an_evaluation_without_scores(tmp_path: Path) -> None:
+    folder = an_evaluation(tmp_path / "a" / "e", {"x": 0.5})
+    told = json.loads((folder / "evaluation.json").read_text())
+    del told["tasks"]["x"]["score"]
+    (folder / "evaluation.json").write_text(json.dumps(told))
+    with pytest.raises(DataError, match="task 'x' has no score"):
+        read_sources([folder])
+
+
+def test_adaptations_that_never_ran(tmp_path: Path) -> None:
+    (tmp_path / "adapt.json").write_text('{"runs": [{"path": "x/1"}]}')
+    with pytest.raises(CheckpointError, match="lists 1 adaptations and holds none"):
+        read_sources([tmp_path])
