@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mhr.errors import ConfigError
-
-from . import options
+from . import few_shot, options
 from .console import note, print_json, working
 from .options import SETTINGS
 
@@ -17,6 +15,8 @@ EXAMPLES = """**Examples**
 mhr adapt runs/mhr --task rev-last-upper --mode z --output runs/mhr-z
 
 mhr adapt runs/superni --task task1206,task1212 --mode mu --shots 32 --seeds 13,42,58 --output runs/superni-mu
+
+mhr adapt runs/mhr --task min-box --grid lr=1e-2,1e-3 router_lr=0.5,0.1 --patience 3 --output runs/searched
 """
 
 Mode = Annotated[
@@ -28,25 +28,6 @@ Mode = Annotated[
         rich_help_panel=SETTINGS,
     ),
 ]
-Shots = Annotated[
-    int | None,
-    typer.Option(
-        help="Examples of the task to learn from; the seed draws them (default 32).", rich_help_panel=SETTINGS
-    ),
-]
-Seeds = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N,N,...",
-        help="One adaptation per seed, for a mean with its spread (default 13,42,58).",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Steps = Annotated[
-    int | None, typer.Option(help="Updates of the weights. Unset: as the run's settings say.", rich_help_panel=SETTINGS)
-]
-Lr = Annotated[float | None, typer.Option(help="Learning rate of the adapters.", rich_help_panel=SETTINGS)]
-RouterLr = Annotated[float | None, typer.Option(help="Learning rate of the routing row.", rich_help_panel=SETTINGS)]
 
 
 def adapt(
@@ -58,47 +39,64 @@ def adapt(
     resume: options.Resume = False,
     json: options.Json = False,
     mode: Mode = "mhr",
-    shots: Shots = None,
-    seeds: Seeds = None,
-    steps: Steps = None,
-    lr: Lr = None,
-    router_lr: RouterLr = None,
+    template: options.Template = None,
+    shots: few_shot.Shots = None,
+    seeds: few_shot.Seeds = None,
+    steps: few_shot.Steps = None,
+    batch_size: few_shot.BatchSize = None,
+    lr: few_shot.Lr = None,
+    router_lr: few_shot.RouterLr = None,
+    warmup: few_shot.Warmup = None,
+    scheduler: few_shot.Scheduler = None,
+    mc_loss: few_shot.McLoss = None,
+    unlikely_loss: few_shot.UnlikelyLoss = None,
+    length_norm: few_shot.LengthNorm = None,
+    grid: few_shot.Grid = None,
+    protocol: few_shot.Protocol = None,
+    select: few_shot.Select = None,
+    eval_every: few_shot.EvalEvery = None,
+    patience: few_shot.Patience = None,
+    dev: few_shot.Dev = None,
+    dev_shots: few_shot.DevShots = None,
 ) -> None:
     """Adapt a pretrained run to new tasks, from a few examples of each.
 
     Writes one adapted checkpoint per task and seed, at DIR/TASK/SEED. Without --task: every held-out task of the
-    collection the run was trained on, or of --tasks.
+    collection the run was trained on, or of --tasks. Without --grid, --patience and the like, each is one training and its
+    last step counts.
     """
     with working():
+        from mhr.files import read_json
         from mhr.training import adapt as train
 
-        settings = {
-            "shots": shots,
-            "seeds": _whole_numbers(seeds),
-            "steps": steps,
-            "lr": lr,
-            "router_lr": router_lr,
-        }
+        few = few_shot.few_shot_flags(
+            shots, seeds, grid, steps=steps, batch_size=batch_size, lr=lr, router_lr=router_lr, warmup=warmup,
+            scheduler=scheduler, mc_loss=mc_loss, unlikely_loss=unlikely_loss, length_norm=length_norm,
+            protocol=protocol, select=select, eval_every=eval_every, patience=patience, dev=dev, dev_shots=dev_shots,
+        )  # fmt: skip
         runs = train(
             str(run),
             options.split(task),
             mode=mode,
             output=str(output),
             tasks_path=tasks,
+            template=template,
             overwrite=overwrite,
             resume=resume,
-            **{name: value for name, value in settings.items() if value is not None},
+            **few,
         )
+        notes = read_json(output / "adapt.json")["notes"]
     if json:
         print_json([str(folder.path) for folder in runs])
-    note(f"Adapted: {len(runs)} checkpoints in {output}")
+    for line in notes:
+        note(f"Note: {line}")
+    for folder in runs:
+        chosen = folder.info["selection"]
+        if chosen:
+            trial = chosen["trials"][chosen["chosen"]]
+            knobs = ", ".join(f"{name} {value:g}" for name, value in trial["settings"].items())
+            note(
+                f"{folder.path}: chose {', '.join(filter(None, [knobs, 'step ' + str(trial['step'])]))} on {chosen['on']}"
+            )
+    note(f"Adapted: {len(runs)} checkpoints in {output} (protocol {runs[0].info['protocol']})")
     note(f"Next: mhr evaluate {runs[0].path}")
-
-
-def _whole_numbers(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--seeds: {text!r} is no list of whole numbers: expected, for example, 13,42,58") from None

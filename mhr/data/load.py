@@ -12,6 +12,7 @@ import mhr.data.tables  # noqa: F401  (each registers its readers)
 from mhr.data.example import TaskCollection
 from mhr.data.reading import Faults, ReadOptions, readers
 from mhr.data.skills import skills_suite
+from mhr.data.templates import read_templates, reword
 from mhr.errors import ConfigError, DataError
 
 
@@ -27,6 +28,7 @@ def load_tasks(
     split_list: str | None = None,
     subset: str | None = None,
     seed: int = 0,
+    template: str | None = None,
     faults: Faults | None = None,
 ) -> TaskCollection:
     """The tasks at `path`: "builtin:skills", a Super-NaturalInstructions folder, a .jsonl or .parquet file or a folder
@@ -41,16 +43,27 @@ def load_tasks(
     split_list   Super-NaturalInstructions: folder of splits/ that says what is held out; None takes "default"
     subset       hub: the data set's configuration ("sst2" of "nyu-mll/glue")
     seed         of the draw by `max_train`, and of the suite's strings
+    template     prompt templates, a YAML file or a packaged name, see `mhr.data.templates`
     faults       where faults are told; None raises a DataError on the first one
 
     Raises DataError where nothing can be read or something is wrong with it, ConfigError for options out of range.
     """
     options = ReadOptions(
-        max_train, limit_test, definitions, positives, dict(column_map or {}), split_list, subset, seed
+        max_train,
+        limit_test,
+        definitions,
+        positives,
+        dict(column_map or {}),
+        split_list,
+        subset,
+        seed,
+        None if template is None else read_templates(template),
     )
     faults = faults or Faults()
     name = reader or find_reader(str(path))
-    return readers[name](str(path), options, faults)
+    collection = readers[name](str(path), options, faults)
+    # Readers of rows put each row into words as they read it, while they hold its columns.
+    return reword(collection, options.templates) if options.templates and name not in ROWS else collection
 
 
 def find_reader(path: str) -> str:
@@ -78,6 +91,8 @@ def find_reader(path: str) -> str:
         return "datasets"
     raise DataError(f"{path}: no such file or folder, and no hub id of the form owner/name")
 
+
+ROWS = ("jsonl", "parquet", "datasets")
 
 _MARKS = {
     "superni": ("tasks/*.json", "splits"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mhr.data.example import Example, Task, TaskCollection
+from mhr.data.templates import Templates
 from mhr.errors import ConfigError, DataError
 from mhr.registry import Registry
 
@@ -24,6 +25,7 @@ class ReadOptions:
     split_list: str | None = None
     subset: str | None = None
     seed: int = 0
+    templates: Templates | None = None
 
     def __post_init__(self) -> None:
         for name in ("limit_test", "positives", "max_train"):

@@ -13,6 +13,7 @@ from typing import Any
 
 from mhr.data.example import Example, Task
 from mhr.data.reading import Faults, ReadOptions, label_set
+from mhr.data.templates import Template
 from mhr.errors import ConfigError, nearest
 
 COLUMNS = ("task", "input", "targets", "choices", "split", "held_out", "category", "id")
@@ -62,11 +63,19 @@ class RowReader:
     def _add(self, row: Mapping[str, Any], file: str, line: int, task: str, split: str) -> None:
         name = self._get(row, "task", task or "task")
         where = str(self._get(row, "id", f"{file.rsplit('/', 1)[-1]}:{line}"))
-        text = self._text(row, "input", where)
-        choices = (
-            tuple(self._texts(row, "choices", where)) if self._get(row, "choices", None) is not None else self.labels
-        )
-        targets = tuple(dict.fromkeys(self._targets(row, choices, where)))
+        template = None if self.options.templates is None else self.options.templates.of(str(name))
+        text = self._text(row, "input", where) if template is None else ""
+        if self._get(row, "choices", None) is not None:
+            choices = tuple(self._texts(row, "choices", where))
+        else:
+            choices = tuple(template.verbalizers) if template and template.verbalizers else self.labels
+        targets = tuple(dict.fromkeys(self._targets(row, choices, where, template)))
+        if template is not None:
+            columns = self._columns(row, str(name))
+            text = template.render_input(columns)
+            choices, targets = (
+                tuple(template.render_choice(label, columns) for label in labels) for labels in (choices, targets)
+            )
         if choices and targets[0] not in choices:
             shown = ", ".join(repr(c) for c in choices[:8])
             raise _RowError(f"row {where!r}: label {targets[0]!r} is not among the choices {shown}")
@@ -81,6 +90,11 @@ class RowReader:
     def _get(self, row: Mapping[str, Any], column: str, default: Any) -> Any:
         value = row.get(self.column(column))
         return default if value is None else value
+
+    def _columns(self, row: Mapping[str, Any], task: str) -> dict[str, Any]:
+        """What the fields of a template may name: the row's own columns, and ours by the column map."""
+        ours = {name: row[self.column(name)] for name in COLUMNS if self.column(name) in row}
+        return {key: "" if value is None else value for key, value in ({**row, **ours, "task": task}).items()}
 
     def _text(self, row: Mapping[str, Any], column: str, where: str) -> str:
         name = self.column(column)
@@ -106,9 +120,16 @@ class RowReader:
             raise _RowError(f"row {where!r}: {column} must be a list of texts that are not empty, got {value!r:.60}")
         return [v.strip() for v in value]
 
-    def _targets(self, row: Mapping[str, Any], choices: tuple[str, ...], where: str) -> list[str]:
-        """A text, a list of texts, the number of the right choice, or its letter if choices are {"text", "label"}."""
+    def _targets(
+        self, row: Mapping[str, Any], choices: tuple[str, ...], where: str, template: Template | None
+    ) -> list[str]:
+        """A text, a list of texts, the number of the right choice (or a label with a verbalizer of its own), or its letter if
+        choices are {"text", "label"}."""
         value = row.get(self.column("targets"))
+        if template is not None and isinstance(value, int) and template.verbalizers:
+            # A number may be a label by itself, or stand for the name of one.
+            named = self.labels[value] if 0 <= value < len(self.labels) else str(value)
+            return [str(value) if str(value) in template.verbalizers else named]
         offered = row.get(self.column("choices"))
         if isinstance(offered, Mapping) and value in offered.get("label", ()):
             value = list(offered["label"]).index(value)

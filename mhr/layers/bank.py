@@ -40,6 +40,8 @@ class AdapterBank(nn.Module):
         self.groups: dict[str, Router] = {}
         self.routers = nn.ModuleList()
         self._inference = "average"
+        # Share u in [0, 1] of the uniform weights in the routing: (1 - u) w + u / S.
+        self.toward_average = 0.0
         self._next_draw = 0, 0, 0  # seed, step, pass
         # What attach did to the model, for detach to undo.
         self.frozen: list[nn.Parameter] = []
@@ -90,11 +92,16 @@ class AdapterBank(nn.Module):
         packed = packed.to(device, non_blocking=True)
         n, end = len(rows), len(rows) + len(distinct)
         draws = None if drawn is None else packed[end:].view(drawn.shape)
-        return RoutingBatch(rows=packed[:n], tasks=packed[n:end], noise=noise, draws=draws, source=source)
+        average = None if self.toward_average == 0 else even.new_tensor(self.toward_average)
+        return RoutingBatch(
+            rows=packed[:n], tasks=packed[n:end], noise=noise, draws=draws, source=source, average=average
+        )
 
     def weigh(self, batch: RoutingBatch) -> list[Tensor]:
         """The routing weights [U, H, S] of the batch by every router, in their order, with their gradient."""
-        return routers[self.config.method].together(list(self.groups.values()), batch)
+        every = list(self.groups.values())
+        weights = routers[self.config.method].together(every, batch)
+        return [batch.blend(w, router.even) for w, router in zip(weights, every, strict=True)]
 
     @contextmanager
     def routing(

@@ -119,7 +119,9 @@ class RoutedLayer(nn.Module, ABC):
             )
         if batch.draws is not None:
             return Routing(None, rows, batch.draws[router.index, 1])
-        return Routing(router(batch) if state.weights is None else state.weights[router.index], rows)
+        if state.weights is None:
+            return Routing(batch.blend(router(batch), router.even), rows)
+        return Routing(state.weights[router.index], rows)
 
     def mixed(self, weights: Tensor | None) -> list[Tensor]:
         """The bank's parameters averaged by `weights` [U, H, S], heads joined: each [U, ...]; or, without weights, one row

@@ -24,6 +24,7 @@ class RoutingBatch:
     draws  int64 [n_routers, 2, G], the skills whose factors A and B each segment takes, where skills are drawn and not
            weighed (AdaMix); segments are then the whole batch or the examples. Or None
     source where each layer draws skills for each token, or None
+    average  share u in [0, 1] of the uniform weights in the routing, a number, or None for 0
     """
 
     rows: Tensor
@@ -31,11 +32,16 @@ class RoutingBatch:
     noise: Tensor | None = None
     draws: Tensor | None = None
     source: torch.Generator | None = None
+    average: Tensor | None = None
 
     @property
     def drawn(self) -> bool:
         """Whether skills are drawn, so that no weights are asked for."""
         return self.draws is not None or self.source is not None
+
+    def blend(self, weights: Tensor, even: Tensor) -> Tensor:
+        """`(1 - u) weights + u even`: weights [U, H, S] of a router, and its uniform ones [H, S]."""
+        return weights if self.average is None else torch.lerp(weights, even, self.average.to(weights.dtype))
 
     def take(self, index: Tensor) -> RoutingBatch:
         """The routing of the segments `index` [G'] in their order: examples may come several times, as their answers do."""

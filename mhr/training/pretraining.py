@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from accelerate import PartialState
@@ -9,11 +10,13 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.backbones import load_backbone
-from mhr.checkpoint import kind_of, save_adapter
+from mhr.checkpoint import checkpoint_of, kind_of, save_adapter, write_adapter
+from mhr.checkpoint.plain import plain_checkpoint
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import TrainingError
 from mhr.files import writing_folder
 from mhr.layers import attach
+from mhr.merging import merge_uniform
 from mhr.training.checkpoints import newest_complete, step_of
 from mhr.training.config import to_dict
 from mhr.training.processes import processes
@@ -69,7 +72,7 @@ def pretrain(
             processes=state.num_processes,
             parameters=count_parameters(model),
         )
-    collator = make_collator(kind, tokenizer, config.data)
+    collator = make_collator(kind, tokenizer, config.data, config.train.ranks)
     sampler = TaskSampler(
         examples.sizes,
         config.data.sampler,
@@ -102,11 +105,16 @@ def fit(trainer: RoutedTrainer, checkpoint: Any = None) -> None:
 
 
 def save_result(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: RunFolder, base: str) -> None:
-    """Write what was trained: the adapter, or the whole model where there is none."""
+    """Write what was trained: the adapter, its average where the run ended in that, or the whole model where there is none."""
+    train = run.config().train
+    info: dict[str, Any] = {"run": run.path.name, "step": train.steps}
+    if train.ends_in_mu:
+        checkpoint = checkpoint_of(model, base)
+        info["average_of"] = checkpoint.config.to_dict()
+        write_adapter(replace(plain_checkpoint(merge_uniform(checkpoint)), info=info), run.adapter)
+        return
     if hasattr(model, "mhr"):
-        save_adapter(
-            model, run.adapter, base=base, info={"run": run.path.name, "step": run.info["config"]["train"]["steps"]}
-        )
+        save_adapter(model, run.adapter, base=base, info=info)
         return
     with writing_folder(run.model) as folder:
         model.save_pretrained(folder)

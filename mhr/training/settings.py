@@ -164,7 +164,9 @@ class TrainConfig:
             if value is not None:
                 check_whole(name, value, at_least=low)
                 if value > self.steps - (name == "switch_to_mu_at"):
-                    raise ConfigError(f"{name} is {value}, but the run has {self.steps} steps: use fewer, or more steps")
+                    raise ConfigError(
+                        f"{name} is {value}, but the run has {self.steps} steps: use fewer, or more steps"
+                    )
         if self.switch_to_mu_at is not None and self.anneal_to_mu is not None:
             raise ConfigError("anneal_to_mu and switch_to_mu_at are both given: leave one out")
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
@@ -296,7 +298,8 @@ class AdaptConfig:
                 raise ConfigError(f"grid has {name} {values}: expected each value once, and at least one")
             for value in values:
                 try:
-                    replace(self, grid={}, **{name: as_knob(name, value)})
+                    point: dict[str, Any] = {name: as_knob(name, value), "grid": {}}
+                    replace(self, **point)
                 except ConfigError as error:
                     raise ConfigError(f"grid has a value that cannot be: {error}") from None
 
@@ -313,7 +316,7 @@ class AdaptConfig:
         return self.eval_every or max(self.steps // 10, 1)
 
 
-def as_knob(name: str, value: float) -> float:
+def as_knob(name: str, value: float) -> Any:
     """A value of a grid, whole where the knob is."""
     return int(value) if name in ("steps", "batch_size") and float(value).is_integer() else value
 

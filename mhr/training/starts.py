@@ -103,7 +103,7 @@ def check_mode(mode: str, config: RunConfig, run: str) -> str:
     if config.adapter is None:
         if mode != "full":
             reason = "it trained all weights and has no adapter: use mode 'full'"
-    elif mode == "lora" and not shared:
+    elif mode == "lora" and not shared and config.adapter.method != "adamix":
         reason = "its adapter is not shared by all tasks: use mode 'mu' for its average, or 'mhr'"
     elif config.train.ends_in_mu and mode in ("mhr", "z"):
         reason = "it ended as the average of its skills, so there is nothing to route: use mode 'lora' or 'mu'"

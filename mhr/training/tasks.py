@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 from transformers import PreTrainedTokenizerBase
 
 from mhr.data import Example, Task, TaskCollection, load_tasks
+from mhr.data.choice_collators import CHOICE_COLLATORS
 from mhr.data.collators import CausalCollator, Collator, RankingCollator, Seq2SeqCollator
 from mhr.errors import DataError
-from mhr.training.settings import DataConfig
+from mhr.training.settings import AdaptConfig, DataConfig
 
 COLLATORS: dict[str, type[Collator]] = {
     "seq2seq": Seq2SeqCollator,
@@ -29,19 +31,21 @@ def read_tasks(path: str, data: DataConfig) -> TaskCollection:
         column_map=data.column_map,
         split_list=data.split_list,
         subset=data.subset,
+        template=data.template,
     )
 
 
-def make_collator(kind: str, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Collator:
-    """The collator of a kind of model."""
-    return COLLATORS[kind](tokenizer, data.max_input_length, data.max_target_length)
+def make_collator(kind: str, tokenizer: PreTrainedTokenizerBase, data: DataConfig, ranks: bool = False) -> Collator:
+    """The collator of a kind of model; with `ranks`, the one that puts all choices into a batch (`TrainConfig.ranks`)."""
+    collators = {**COLLATORS, **CHOICE_COLLATORS} if ranks else COLLATORS
+    return collators[kind](tokenizer, data.max_input_length, data.max_target_length)
 
 
 def usable_tasks(
-    tasks: TaskCollection, kind: str, tokenizer: PreTrainedTokenizerBase, data: DataConfig
+    tasks: TaskCollection, kind: str, tokenizer: PreTrainedTokenizerBase | None, data: DataConfig
 ) -> tuple[TaskCollection, dict[str, str]]:
     """The tasks that have training examples, choices where an encoder needs them and not more than `data.max_choices`, and,
-    with `data.fit`, inputs that fit.
+    with `data.fit`, inputs that fit by the tokenizer, which is needed for that alone.
 
     Returns them and, by name, why each other one is left out. Raises DataError where none is left.
     """
@@ -63,22 +67,29 @@ def usable_tasks(
     return TaskCollection(kept, tasks.source, tasks.notes), left_out
 
 
-def draw_shots(task: Task, shots: int, seed: int) -> list[Example]:
-    """The `shots` training examples of a task that a seed picks, the same for every mode and method.
+def shots_of(few: AdaptConfig, task: str) -> int:
+    """The number of shots for a task: by its own name in `shots_for`, by the first pattern there that fits it, or `shots`."""
+    patterns = (n for pattern, n in few.shots_for.items() if fnmatchcase(task, pattern))
+    return few.shots_for.get(task) or next(patterns, few.shots)
 
-    Rule: training examples in the order of SHA-256("seed/task/id/input"), the first `shots` of them. Raises DataError for a
-    task that has fewer.
+
+def draw_shots(task: Task, shots: int, seed: int, more: int = 0) -> list[Example]:
+    """The `shots` training examples of a task that a seed picks, the same for every mode and method; `more` after them.
+
+    Rule: training examples in the order of SHA-256("seed/task/id/input"), the first `shots` + `more` of them. Raises
+    DataError for a task that has fewer.
     """
-    if len(task.train) < shots:
+    if len(task.train) < shots + more:
+        asked = f"the {shots} shots and {more} dev shots" if more else f"the {shots} shots"
         raise DataError(
-            f"task {task.name!r} has {len(task.train)} training examples, fewer than the {shots} shots asked for: "
-            f"use --shots {len(task.train)} or fewer"
+            f"task {task.name!r} has {len(task.train)} training examples, fewer than {asked} asked for: "
+            f"use --shots {max(len(task.train) - more, 1)} or fewer"
         )
 
     def rank(example: Example) -> bytes:
         return hashlib.sha256(f"{seed}/{task.name}/{example.id}/{example.input}".encode()).digest()
 
-    return sorted(task.train, key=rank)[:shots]
+    return sorted(task.train, key=rank)[: shots + more]
 
 
 def with_shots(task: Task, shots: Iterable[Example]) -> TaskCollection:
@@ -97,8 +108,9 @@ def _unusable(task: Task, kind: str, data: DataConfig) -> str | None:
     return None
 
 
-def _too_long(task: Task, kind: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> str | None:
+def _too_long(task: Task, kind: str, tokenizer: PreTrainedTokenizerBase | None, limit: int) -> str | None:
     """Why a task's inputs do not fit; an encoder reads each choice behind its input."""
+    assert tokenizer is not None
     examples = [*task.train, *task.test]
     pairs = [max(e.choices, key=len) for e in examples] if kind == "encoder" else None
     longest = max(map(len, tokenizer([e.input for e in examples], pairs, verbose=False)["input_ids"]))

@@ -30,9 +30,11 @@ from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import ConfigError, TrainingError
 from mhr.layers import AdapterBank
+from mhr.training.averaging import share_of_average
 from mhr.training.checkpoints import keep_newest, mark_complete
+from mhr.training.choice_losses import make_loss
 from mhr.training.consistency import consistency_weight, example_divergences
-from mhr.training.losses import ExampleLosses, losses
+from mhr.training.losses import ExampleLosses
 from mhr.training.processes import on_gpu, processes
 from mhr.training.run import RunFolder
 from mhr.training.settings import TrainConfig
@@ -82,7 +84,7 @@ class RoutedTrainer(Trainer):
         self.tokenizer = tokenizer
         self.kind = kind
         self.examples = examples
-        self.loss = losses[kind]()
+        self.loss = make_loss(kind, config)
         self.bank: AdapterBank | None = getattr(model, "mhr", None)
         self.consistency = consistency_weight(config, kind, self.bank)
         self.stop = StopRequest()
@@ -121,7 +123,7 @@ class RoutedTrainer(Trainer):
         finally:
             self.model.config.use_cache = self._use_cache
             self._checkpoint_blocks(False)
-        if self.state.global_step < self.config.steps:
+        if self.stopping and self.state.global_step < self.config.steps:
             saved = f"the checkpoint is in {self.run.checkpoints}; " if self.resumable else ""
             raise Interrupted(
                 f"stopped after step {self.state.global_step} of {self.config.steps}; {saved}"
@@ -177,7 +179,10 @@ class RoutedTrainer(Trainer):
         """The losses of pass `number` over a batch; where skills are drawn, all batches and processes draw the same."""
         if self.bank is not None:
             self.bank.seed_draws(self.config.seed, self.state.global_step, number)
-        return self.loss(model, inputs, self.config.label_smoothing)
+            self.bank.toward_average = share_of_average(self.config, self.state.global_step)
+        # A loss may call a part of the model by itself, where Accelerate does not set the precision.
+        with self.accelerator.autocast():
+            return self.loss(model, inputs, self.config.label_smoothing)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)

@@ -1,0 +1,180 @@
+"""Prompt templates: how an example's columns become the text a model reads, and its labels the words a model ranks.
+
+A YAML (or JSON) file, or the name of a packaged one:
+
+    tasks:                                     # by name or pattern ("*mnli*"); the first that fits
+      sst2:
+        input: "{sentence} It was"             # {input}, {task} and the columns of the row; {{ is a brace
+        choice: "{choice}."                    # {choice} is a label's word; default "{choice}"
+        verbalizers: {negative: terrible, positive: great}
+    input: "{input}"                           # for all other tasks; so are choice and verbalizers
+
+Without verbalizers labels are their own words. With them, rows without choices are ranked among all words, and labels that
+are numbers are found as texts ("0"). After Gao et al. 2021 (LM-BFF, arXiv 2012.15723).
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mhr.data.example import Example, Task, TaskCollection
+from mhr.errors import ConfigError, nearest
+
+KEYS = ("input", "choice", "verbalizers")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How one task, or a collection of them, is put into words. origin: the file and task, for error lines."""
+
+    input: str = "{input}"
+    choice: str = "{choice}"
+    verbalizers: dict[str, str] = field(default_factory=dict)
+    origin: str = ""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The word of every label, empty without verbalizers."""
+        return tuple(self.verbalizers.values())
+
+    def render_input(self, columns: Mapping[str, Any]) -> str:
+        """The input of an example with these columns. Raises ConfigError for a field that is none of them."""
+        return self._render("input", self.input, columns)
+
+    def render_choice(self, label: str, columns: Mapping[str, Any]) -> str:
+        """A label as it is ranked and trained on. Raises ConfigError for a label without a word, and for an unknown field."""
+        if self.verbalizers and label not in self.verbalizers:
+            raise ConfigError(f"{self.origin}: no verbalizer for label {label!r}: {nearest(label, self.verbalizers)}")
+        word = self.verbalizers.get(label, label)
+        return self._render("choice", self.choice, {**columns, "choice": word})
+
+    def _render(self, what: str, text: str, columns: Mapping[str, Any]) -> str:
+        for name in fields_of(text):
+            if name not in columns:
+                raise ConfigError(f"{self.origin}: unknown field {{{name}}} in {what}: {nearest(name, columns)}")
+        return text.format_map(columns).strip()
+
+
+class Templates:
+    """The templates of a file, by task."""
+
+    def __init__(self, by_task: dict[str, Template], other: Template | None):
+        self.by_task = by_task
+        self.other = other
+
+    def of(self, task: str) -> Template | None:
+        """The template of a task: by its name, by the first pattern that fits it, or the one for all other tasks."""
+        found = (template for pattern, template in self.by_task.items() if fnmatchcase(task, pattern))
+        return self.by_task.get(task) or next(found, self.other)
+
+
+def presets() -> list[str]:
+    """Names of the packaged templates."""
+    folder = resources.files("mhr.data").joinpath("prompts")
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_templates(name: str) -> Templates:
+    """The templates in a file, or the packaged ones of a name. Raises ConfigError for what cannot be read or has no meaning."""
+    if Path(name).suffix in (".yaml", ".yml", ".json"):
+        try:
+            text = Path(name).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+            raise ConfigError(f"cannot read the templates in {name}: {reason}") from None
+    elif name in presets():
+        text = resources.files("mhr.data").joinpath("prompts", f"{name}.yaml").read_text("utf-8")
+    else:
+        raise ConfigError(f"no templates called {name!r}: {nearest(name, presets())} A file ends in .yaml or .json")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or 'not YAML'}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{name}: expected templates such as 'input: \"{{input}} Answer:\"', got {type(values).__name__}"
+        )
+    tasks = values.pop("tasks", {})
+    if not isinstance(tasks, dict):
+        raise ConfigError(f"{name}: tasks is a {type(tasks).__name__}, expected a template for each task")
+    by_task = {str(task): _template(found, f"{name}, task {task!r}") for task, found in tasks.items()}
+    return Templates(by_task, _template(values, name) if values else None)
+
+
+def fields_of(text: str) -> list[str]:
+    """The names of the fields in a template. Raises ValueError for one that is not a plain name in braces."""
+    names = []
+    for _, name, how, conversion in string.Formatter().parse(text):
+        if name is None:
+            continue
+        if not name or how or conversion or not name.replace("_", "a").replace("-", "a").isalnum() or name[0].isdigit():
+            raise ValueError(name)
+        names.append(name)
+    return names
+
+
+def _template(values: Any, origin: str) -> Template:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin}: expected {', '.join(KEYS)}, got {values!r:.60}")
+    for key in values:
+        if key not in KEYS:
+            raise ConfigError(f"{origin}: unknown key {key!r}: {nearest(str(key), KEYS)}")
+    texts = {key: values.get(key, f"{{{key}}}") for key in ("input", "choice")}
+    for key, text in texts.items():
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(f"{origin}: {key} is {text!r:.60}, expected a text with fields such as {{{key}}}")
+        try:
+            fields_of(text)
+        except ValueError as error:
+            raise ConfigError(
+                f"{origin}: {key} {text!r:.60}: expected plain fields such as {{{key}}}, and {{{{ or }}}} for a brace "
+                f"({error or 'a field without a name'})"
+            ) from None
+    words = values.get("verbalizers") or {}
+    if not isinstance(words, dict) or not all(isinstance(w, str) and w.strip() for w in words.values()):
+        raise ConfigError(
+            f"{origin}: verbalizers is {words!r:.60}, expected a word for each label, as in {{'0': terrible}}"
+        )
+    if len(set(words.values())) < len(words):
+        raise ConfigError(f"{origin}: two verbalizers are the same word: labels must stay apart")
+    if words and "choice" not in fields_of(texts["choice"]):
+        raise ConfigError(
+            f"{origin}: choice {texts['choice']!r:.60} leaves {{choice}} out, so that all choices are alike"
+        )
+    return Template(texts["input"], texts["choice"], {str(k): w for k, w in words.items()}, origin)
+
+
+def reword(collection: TaskCollection, templates: Templates) -> TaskCollection:
+    """A collection that was read without templates, put into words by them; {input} and {task} are its fields."""
+    return TaskCollection(
+        [_reword(task, templates) for task in collection.values()], collection.source, collection.notes
+    )
+
+
+def _reword(task: Task, templates: Templates) -> Task:
+    template = templates.of(task.name)
+    if template is None:
+        return task
+
+    def put(example: Example) -> Example:
+        columns = {"input": example.input, "task": task.name}
+        return replace(
+            example,
+            input=template.render_input(columns),
+            targets=tuple(template.render_choice(target, columns) for target in example.targets),
+            choices=tuple(template.render_choice(choice, columns) for choice in example.choices) or template.words,
+        )
+
+    train, test = [put(e) for e in task.train], [put(e) for e in task.test]
+    every = {e.choices for e in [*train, *test]}
+    return replace(task, train=train, test=test, choices=every.pop() if len(every) == 1 else ())

@@ -1,0 +1,23 @@
+"""Zero-shot MHR-mu (arXiv 2211.03831): a run that goes on training its bank as the average of its skills.
+
+While the weights of skill s are w[s], a step routes by (1 - u) w[s] + u / S. With u = 1 the S skills are one adapter, and
+the routing logits get no gradient: every skill moves alike, which is how their average, one LoRA, would move. Since u
+depends on the step alone, a resumed run finds itself where it was.
+"""
+
+from __future__ import annotations
+
+import math
+
+from mhr.training.settings import TrainConfig
+
+
+def share_of_average(config: TrainConfig, step: int) -> float:
+    """u at update number `step`, from 0: 1 from `switch_to_mu_at` on, or, over the last N = `anneal_to_mu` updates, the
+    cosine (1 - cos(pi k / N)) / 2 of the k-th of them."""
+    if config.switch_to_mu_at is not None:
+        return float(step >= config.switch_to_mu_at)
+    if config.anneal_to_mu is not None:
+        k = max(step + 1 - (config.steps - config.anneal_to_mu), 0)
+        return 0.5 - 0.5 * math.cos(math.pi * k / config.anneal_to_mu)
+    return 0.0

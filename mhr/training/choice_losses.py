@@ -1,0 +1,156 @@
+"""Ranking losses for generators on tasks with answer choices (T-Few, arXiv 2205.05638).
+
+Of an example with right answer y and choices c, len(c) tokens each, and loglik(c_t) = log p(c_t | x, c_<t):
+
+    LM          mean_t -loglik(y_t)
+    mc          -log softmax_c(-score(c)) at c = y,   score(c) = sum_t -loglik(c_t) / len(c) ** length_norm
+    unlikely    mean over the tokens t of all wrong choices of -log(1 - exp(loglik(c_t)) + 0.01)
+
+    loss = LM + mc_loss * mc + unlikely_loss * unlikely
+
+An example without choices has the LM term alone. Each example counts the same, so that a global batch may be split in any
+way; the original takes the means of LM and `unlikely` over the tokens of a batch, which is the same where answers are
+equally long. `mhr.evaluation.rank_choices` ranks by -score.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mhr.data.collators import IGNORED, Batch
+from mhr.layers import AdapterBank
+from mhr.training.losses import ExampleLosses, Loss, Prediction, choice_losses, losses, precise
+from mhr.training.settings import TrainConfig
+
+MARGIN = 1e-2
+"""Keeps the unlikelihood of a token that the model is sure of finite."""
+
+
+def make_loss(kind: str, config: TrainConfig) -> Loss:
+    """The loss of a kind of model, with the ranking terms that `config` asks for. Encoders always rank."""
+    if config.ranks and kind in CHOICE_LOSSES:
+        return CHOICE_LOSSES[kind](config.length_norm, config.mc_loss, config.unlikely_loss)
+    return losses[kind]()
+
+
+def unlikelihood(log_likelihoods: Tensor) -> Tensor:
+    """`-log(1 - p + 0.01)` of each token, from log p."""
+    return -torch.log(MARGIN - torch.expm1(log_likelihoods))
+
+
+class ChoiceLoss(Loss):
+    """LM, mc and unlikely losses of a batch that a collator of `mhr.data.choice_collators` made, one sum an example."""
+
+    def __init__(self, length_norm: float = 1.0, mc_loss: float = 1.0, unlikely_loss: float = 1.0):
+        self.length_norm = length_norm
+        self.mc_loss = mc_loss
+        self.unlikely_loss = unlikely_loss
+
+    def count(self, batch: Batch) -> int:
+        return len(batch["task_ids"])
+
+    def __call__(self, model: nn.Module, batch: Batch, smoothing: float) -> ExampleLosses:
+        logits, labels = self.answer_logits(model, batch)
+        gold = batch["gold"]
+        sums = self.combine(logits, labels, batch, smoothing)
+        predicted = Prediction(logits[gold], labels[gold].ne(IGNORED))
+        return ExampleLosses(sums, torch.ones_like(gold), batch["task_ids"], predicted)
+
+    @abstractmethod
+    def answer_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits [P, T, V] of the answers' tokens, and these tokens [P, T]."""
+
+    def combine(self, logits: Tensor, labels: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        """The losses [B] of the examples."""
+        counts: list[int] = batch["choice_counts"]
+        owners, right, gold = batch["owners"], batch["right"], batch["gold"]
+        scores = precise(logits.transpose(1, 2))
+        tokens = F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="none")  # [P, T]
+        answered = labels.ne(IGNORED)
+        lengths = answered.sum(1)
+        own = tokens[gold]
+        if smoothing:
+            own = F.cross_entropy(
+                scores[gold], labels[gold], ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
+            )
+        found = own.sum(1) / lengths[gold]
+        if self.mc_loss:
+            by_length = -tokens.sum(1) / lengths**self.length_norm
+            found = found + self.mc_loss * choice_losses(by_length, counts, right)
+        if self.unlikely_loss:
+            wrong = torch.ones_like(owners, dtype=torch.bool).index_fill(0, gold, False)[:, None] & answered
+            # Where nothing is wrong the term is 0 of itself, and so is its gradient.
+            pushed = torch.where(wrong, unlikelihood(-tokens), 0.0).sum(1)
+            sums = pushed.new_zeros(len(counts)).index_add(0, owners, pushed)
+            numbers = pushed.new_zeros(len(counts)).index_add(0, owners, wrong.sum(1).to(pushed.dtype))
+            found = found + self.unlikely_loss * sums / numbers.clamp(min=1)
+        return found
+
+
+class Seq2SeqChoiceLoss(ChoiceLoss):
+    """Encoder-decoders: the encoder reads each input once, and all answers are decoded in one batch on what it wrote."""
+
+    def answer_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        bare: Any = getattr(model, "module", model)
+        labels, owners, mask = batch["labels"], batch["owners"], batch["attention_mask"]
+        routed = _Routing(bare, batch)
+        with routed.inputs():
+            read = bare.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        with routed.answers():
+            decoded = model(
+                encoder_outputs=(read[owners],),
+                attention_mask=mask[owners],
+                decoder_input_ids=bare.prepare_decoder_input_ids_from_labels(labels),
+                use_cache=False,
+            )
+        return decoded.logits, labels
+
+
+class CausalChoiceLoss(ChoiceLoss):
+    """Decoders: every answer in a row of its own behind a copy of the prompt."""
+
+    def answer_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        with _Routing(getattr(model, "module", model), batch).answers():
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return logits[:, :-1], batch["labels"][:, 1:]
+
+
+CHOICE_LOSSES: dict[str, type[ChoiceLoss]] = {"seq2seq": Seq2SeqChoiceLoss, "causal": CausalChoiceLoss}
+"""Kind of model -> its loss with ranking terms."""
+
+
+class _Routing:
+    """One routing for both halves of a pass: inputs row by row, and answers each as its input (same noise, same draw)."""
+
+    def __init__(self, model: Any, batch: Batch):
+        self.bank: AdapterBank | None = getattr(model, "mhr", None)
+        self.owners: Tensor = batch["owners"]
+        self.batch = None if self.bank is None else self.bank.for_batch(batch["task_ids"])
+
+    @contextmanager
+    def inputs(self) -> Iterator[None]:
+        """Route the encoder, called by itself."""
+        if self.bank is None or self.batch is None:
+            yield
+            return
+        with self.bank.routing(self.batch):
+            if not self.batch.drawn:
+                # As the model does at its own call: all routers at once, not one at each layer.
+                self.bank.state.weights = self.bank.weigh(self.batch)
+            yield
+
+    @contextmanager
+    def answers(self) -> Iterator[None]:
+        """Route a call of the model with a row for each answer."""
+        if self.bank is None or self.batch is None:
+            yield
+            return
+        with self.bank.routing(self.batch.take(self.owners)):
+            yield

@@ -1,0 +1,223 @@
+"""Choosing among trainings: the points of a grid, the examples they are judged on, and which step of each was best."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mhr.data import Example, Task, TaskCollection
+from mhr.errors import ConfigError, DataError
+from mhr.evaluation import LoadedModel, evaluate
+from mhr.training.choice_losses import make_loss
+from mhr.training.settings import AdaptConfig, RunConfig, as_knob
+from mhr.training.starts import Start
+from mhr.training.tasks import draw_shots, make_collator, read_tasks, shots_of
+
+IDLE_KNOBS = {
+    "z": ("lr",),
+    "mu": ("router_lr",),
+    "lora": ("router_lr",),
+    "full": ("router_lr",),
+}
+"""Knobs that change nothing, by mode: a grid leaves them as they are."""
+
+Point = dict[str, float]
+
+
+def grid_points(few: AdaptConfig, mode: str) -> list[Point]:
+    """All combinations of the grid's values that differ in this mode, in the grid's order; one empty point without a grid."""
+    axes = {name: values for name, values in few.grid.items() if name not in IDLE_KNOBS.get(mode, ())}
+    return [
+        {name: as_knob(name, value) for name, value in zip(axes, values, strict=True)}
+        for values in itertools.product(*axes.values())
+    ]
+
+
+def at_point(few: AdaptConfig, point: Point, mode: str) -> AdaptConfig:
+    """The settings of one training of the grid; with mode full, its lr is the one of all weights."""
+    changes: dict[str, Any] = dict(point)
+    if mode == "full" and "lr" in changes:
+        changes["full_lr"] = changes["lr"]
+    return dataclasses.replace(few, grid={}, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """The examples of one adaptation.
+
+    shots   what the result is trained on
+    train   what is trained on while there is something to choose: the shots, or three quarters of them
+    judged  what is chosen on; empty where nothing is to be chosen
+    where   what these are, in words: "a quarter of the shots", "dev shots", "test" or the path of a collection
+    """
+
+    shots: list[Example]
+    train: list[Example]
+    judged: list[Example] = field(default_factory=list)
+    where: str = ""
+
+    @property
+    def refit(self) -> bool:
+        """Whether the result is trained once more on all shots, as it was chosen on a part of them."""
+        return len(self.train) < len(self.shots)
+
+
+def share_out(task: Task, few: AdaptConfig, seed: int, mode: str, dev: TaskCollection | None = None) -> Shots:
+    """The shots of a task that a seed draws, and the examples that the protocol chooses on. `dev` is what few.dev names.
+
+    The shots come first in the order of the draw, then the dev shots; the last quarter of the shots is the part that is
+    split off where there is neither a dev set nor protocol paper. Raises DataError where there are not enough examples.
+    """
+    n = shots_of(few, task.name)
+    drawn = draw_shots(task, n, seed, more=few.dev_shots)
+    shots = drawn[:n]
+    if not few.picks_step and len(grid_points(few, mode)) == 1:
+        return Shots(shots, shots)
+    if few.protocol == "paper":
+        if not task.test:
+            raise DataError(f"task {task.name!r} has no test examples, which protocol 'paper' chooses on: use held-out")
+        return Shots(shots, shots, task.test, "test")
+    if few.dev_shots:
+        return Shots(shots, shots, drawn[n:], "dev shots")
+    if dev is not None:
+        judged = [*dev[task.name].train, *dev[task.name].test]
+        if not judged:
+            raise DataError(f"task {task.name!r} has no examples in {dev.source}, which is to choose on")
+        return Shots(shots, shots, judged, dev.source)
+    if n < 2:
+        raise DataError(
+            f"task {task.name!r} has 1 shot, of which no part can be split off to choose on: use --dev-shots, or no grid"
+        )
+    kept = n - max(n // 4, 1)
+    return Shots(shots, shots[:kept], shots[kept:], "a quarter of the shots")
+
+
+def read_dev(config: RunConfig) -> TaskCollection | None:
+    """The collection that few.dev names. Raises ConfigError where it is the one that is tested on."""
+    dev = config.adapt.dev
+    if dev is None:
+        return None
+    if dev == config.tasks:
+        raise ConfigError(
+            f"dev is {dev}, the collection that is tested on: name another one, use dev_shots, or say protocol 'paper'"
+        )
+    return read_tasks(dev, config.data)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Look:
+    """How good a model was at a step: its score on the judged examples (accuracy or exact match), then its loss there.
+
+    Few examples make many equal scores; the lower loss decides among them, and then the earlier step.
+    """
+
+    score: float
+    loss: float
+    step: int
+
+    def better_than(self, other: Look | None) -> bool:
+        return other is None or (self.score, -self.loss) > (other.score, -other.loss)
+
+
+class Judge:
+    """Scores the model of a Start on the judged examples of one task."""
+
+    def __init__(self, start: Start, kind: str, task: Task, judged: Sequence[Example], config: RunConfig):
+        self.loaded = LoadedModel(start.model, start.tokenizer, kind, "the model in training")
+        self.task = TaskCollection([dataclasses.replace(task, test=list(judged))])
+        self.examples = list(judged)
+        self.config = config
+        self.loss = make_loss(kind, config.train)
+        self.collator = make_collator(kind, start.tokenizer, config.data, config.train.ranks)
+
+    def __call__(self, step: int) -> Look:
+        data, train = self.config.data, self.config.train
+        found = evaluate(
+            self.loaded,
+            self.task,
+            max_input_length=data.max_input_length,
+            max_target_length=data.max_target_length,
+            length_norm=train.length_norm,
+            precision=train.precision,
+            progress=False,
+        )
+        (measures,) = found.tasks.values()
+        return Look(measures["score"], self._mean_loss(), step)
+
+    def _mean_loss(self) -> float:
+        size = self.config.train.batch_size
+        total = count = 0.0
+        with self.loaded.judging(self.config.train.precision):
+            for first in range(0, len(self.examples), size):
+                batch = self.collator(self.examples[first : first + size])
+                moved = {k: v.to(self.loaded.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+                total += float(self.loss(self.loaded.model, moved, 0.0).sums.sum())
+                count += float(self.loss.count(batch))
+        return total / max(count, 1.0)
+
+
+class LookOut(TrainerCallback):
+    """Looks at a model every few steps (at the end alone, with every=None), keeps the best, and may end the training early.
+
+    best    the best look; `weights` what the model held then
+    looks   all of them
+    """
+
+    def __init__(self, judge: Judge, start: Start, every: int | None, patience: int | None, steps: int):
+        self.judge, self.start = judge, start
+        self.every, self.patience, self.steps = every, patience, steps
+        self.looks: list[Look] = []
+        self.best: Look | None = None
+        self.weights: dict[str, Tensor] = {}
+        self.stale = 0
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        step = state.global_step
+        if step < self.steps and (self.every is None or step % self.every):
+            return
+        look = self.judge(step)
+        self.looks.append(look)
+        if look.better_than(self.best):
+            self.best, self.weights, self.stale = look, self.start.snapshot(), 0
+        else:
+            self.stale += 1
+            control.should_training_stop |= self.patience is not None and self.stale >= self.patience
+
+
+class StopAfter(TrainerCallback):
+    """Ends a training after a step, with the learning rates that it had there in a longer one."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        control.should_training_stop |= state.global_step >= self.step
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One training of a search: its point, its best look, and all looks."""
+
+    point: Point
+    best: Look
+    looks: list[Look]
+
+
+def describe(trials: Sequence[Trial], chosen: Trial, shots: Shots) -> dict[str, Any]:
+    """What a run tells of how it was chosen, for run.json."""
+    return {
+        "on": shots.where,
+        "examples": len(shots.judged),
+        "refit": shots.refit,
+        "trials": [
+            {**dataclasses.asdict(t.best), "settings": t.point, "looks": [dataclasses.asdict(look) for look in t.looks]}
+            for t in trials
+        ],
+        "chosen": trials.index(chosen),
+    }

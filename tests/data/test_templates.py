@@ -1,0 +1,119 @@
+"""Prompt templates: what a model reads and ranks, from every reader, and what is wrong with a template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mhr.data import load_tasks
+from mhr.data.templates import presets, read_templates
+from mhr.errors import ConfigError
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Any:
+    def write(text: str) -> str:
+        file = tmp_path / "prompts.yaml"
+        file.write_text(text)
+        return str(file)
+
+    return write
+
+
+def collection(tmp_path: Path, *rows: dict[str, Any], task: str = "sst2") -> str:
+    file = tmp_path / f"{task}.jsonl"
+    file.write_text("".join(json.dumps({"split": "train", **row}) + "\n" for row in rows))
+    return str(file)
+
+
+def test_rows_are_put_into_words_by_their_own_columns(tmp_path: Path, template: Any) -> None:
+    path = collection(
+        tmp_path, {"sentence": "a fine film", "targets": 1, "n": None}, {"sentence": "dull", "targets": "0", "n": 3}
+    )
+    prompts = template('input: "{sentence} ({task}{n}) {{x}} It was"\nverbalizers: {"0": terrible, "1": great}')
+    train = load_tasks(path, template=prompts)["sst2"].train
+    assert [e.input for e in train] == ["a fine film (sst2) {x} It was", "dull (sst23) {x} It was"]
+    assert [e.targets for e in train] == [("great",), ("terrible",)]
+    assert {e.choices for e in train} == {("terrible", "great")}
+
+
+def test_choices_have_a_template_of_their_own(tmp_path: Path, template: Any) -> None:
+    row = {"question": "2 + 2", "targets": 1, "choices": ["three", "four"]}
+    path = collection(tmp_path, row, task="sums")
+    prompts = template('tasks: {"su*": {input: "{question} =", choice: "{choice}!"}}\ninput: "{input}"')
+    (example,) = load_tasks(path, template=prompts)["sums"].train
+    assert (example.input, example.targets, example.choices) == ("2 + 2 =", ("four!",), ("three!", "four!"))
+
+
+def test_a_column_map_gives_fields_our_names_too(tmp_path: Path, template: Any) -> None:
+    path = collection(tmp_path, {"question": "why", "answer": "so"})
+    found = load_tasks(
+        path, column_map={"input": "question", "targets": "answer"}, template=template('input: "{input} {question}?"')
+    )
+    assert found["sst2"].train[0].input == "why why?"
+
+
+def test_a_task_without_a_template_is_read_as_it_is(tmp_path: Path, template: Any) -> None:
+    path = collection(tmp_path, {"input": "as it is", "targets": "so"})
+    assert load_tasks(path, template=template("tasks: {mnli: {input: x}}"))["sst2"].train[0].input == "as it is"
+
+
+def test_collections_that_are_no_rows_take_templates(template: Any) -> None:
+    prompts = template('tasks: {min-box: {input: "Q {input} A", choice: "{choice}."}}')
+    plain, put = (load_tasks("builtin:skills", template=t) for t in (None, prompts))
+    for before, after in zip(plain["min-box"].test, put["min-box"].test, strict=True):
+        assert after.input == f"Q {before.input} A"
+        assert after.targets == tuple(f"{t}." for t in before.targets)
+        assert after.choices == tuple(f"{c}." for c in before.choices)
+    assert put["rev-last"].test == plain["rev-last"].test
+
+
+def test_packaged_templates_have_words_for_their_labels(tmp_path: Path) -> None:
+    assert presets() == ["glue"]
+    found = read_templates("glue")
+    sst2 = found.of("glue-sst2")
+    assert sst2 is not None
+    assert sst2.render_input({"sentence": "fine"}) == "fine It was"
+    assert sst2.words == ("terrible", "great")
+    assert found.of("squad") is None
+    path = collection(tmp_path, {"sentence": "fine", "targets": "positive"})
+    assert load_tasks(path, template="glue")["sst2"].train[0].choices == ("terrible", "great")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('input: "{sentense} It was"', r"prompts.yaml: unknown field \{sentense\} in input: did you mean 'sentence'"),
+        ('tasks: {sst2: {input: "{sentnce}"}}', r"prompts.yaml, task 'sst2': unknown field \{sentnce\} in input"),
+        ('input: x\nchoice: "{choise}"', r"unknown field \{choise\} in choice: did you mean 'choice'"),
+        ("input: x\nverbalisers: {a: b}", r"unknown key 'verbalisers': did you mean 'verbalizers'"),
+        ("input: x\nverbalizers: {postive: great}", r"no verbalizer for label 'positive': did you mean 'postive'"),
+        ("input: x\nverbalizers: {a: great, b: great}", "two verbalizers are the same word"),
+        ("input: x\nverbalizers: {a: great}\nchoice: it", r"leaves \{choice\} out"),
+        ('input: "{sentence.text}"', "expected plain fields"),
+        ('input: "{0}"', "expected plain fields"),
+        ('input: "{sentence!r}"', "expected plain fields"),
+        ('input: "{sentence"', "expected plain fields"),
+        ("input: 3", "input is 3, expected a text"),
+        ("input: [", r"prompts.yaml:1: "),
+        ("- a", "expected templates"),
+        ("tasks: [a]", "tasks is a list"),
+        ("tasks: {sst2: x}", "task 'sst2': expected input, choice, verbalizers, got 'x'"),
+        ("verbalizers: {a: 3}", "expected a word for each label"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, template: Any, text: str, said: str) -> None:
+    path = collection(tmp_path, {"sentence": "fine", "targets": "positive"})
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_tasks(path, template=template(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the templates in .*nowhere.yaml"):
+        read_templates(str(tmp_path / "nowhere.yaml"))
+    with pytest.raises(ConfigError, match="no templates called 'gleu': did you mean 'glue'"):
+        read_templates("gleu")
