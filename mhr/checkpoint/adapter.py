@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mhr import __version__
 from mhr.backbones import load_backbone
 from mhr.checkpoint.base import BaseModel, Sizes, check_base, describe_base
+from mhr.checkpoint.tensor_file import TensorFile, file_digest
 from mhr.config import AdapterConfig
 from mhr.errors import CheckpointError, ConfigError
 from mhr.files import make_folder, read_json, write_bytes_atomically, write_json_atomically
@@ -88,12 +89,17 @@ def write_adapter(checkpoint: AdapterCheckpoint, folder: str | Path) -> Path:
     """Write a checkpoint into `folder`. A reader sees the old one or the new one, or is told that it is damaged."""
     folder = make_folder(folder)
     data = safetensors.torch.save(checkpoint.tensors, metadata={"format": "pt"})
-    described = dataclasses.asdict(dataclasses.replace(checkpoint, tensors={}))
-    described["tensors"] = {"file": TENSORS_FILE, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "mhr_version": __version__}
     write_bytes_atomically(folder / TENSORS_FILE, data)
-    write_json_atomically(folder / CONFIG_FILE, head | described)
+    write_config(checkpoint, folder, len(data), hashlib.sha256(data).hexdigest())
     return folder
+
+
+def write_config(checkpoint: AdapterCheckpoint, folder: Path, size: int, sha256: str) -> None:
+    """Put in place what makes a checkpoint of the tensors that lie in `folder` already, of which size and SHA-256 are told."""
+    described = dataclasses.asdict(dataclasses.replace(checkpoint, tensors={}))
+    described["tensors"] = {"file": TENSORS_FILE, "size": size, "sha256": sha256}
+    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "mhr_version": __version__}
+    write_json_atomically(folder / CONFIG_FILE, head | described)
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -103,6 +109,15 @@ def is_adapter(folder: str | Path) -> bool:
 
 def read_adapter(folder: str | Path) -> AdapterCheckpoint:
     """The checkpoint in `folder`. Raises CheckpointError where it is missing, cut, damaged, foreign, or too new to read."""
+    checkpoint, file = open_adapter(folder)
+    return dataclasses.replace(checkpoint, tensors=file.read())
+
+
+def open_adapter(folder: str | Path) -> tuple[AdapterCheckpoint, TensorFile]:
+    """The checkpoint in `folder` without its tensors, and the file that holds them, checked like `read_adapter` does.
+
+    For what is larger than memory: the tensors are read when they are needed.
+    """
     folder = Path(folder)
     described = _read_config(folder)
     try:
@@ -115,13 +130,14 @@ def read_adapter(folder: str | Path) -> AdapterCheckpoint:
             layers={name: (i and int(i), int(o)) for name, (i, o) in described["layers"].items()},
             groups=dict(described["groups"]),
             modules=list(described["modules"]),
-            tensors=_read_tensors(folder / stored["file"], int(stored["size"]), stored["sha256"]),
+            tensors={},
             info=dict(described["info"]),
         )
+        file = _open_tensors(folder / stored["file"], int(stored["size"]), stored["sha256"])
     except (ConfigError, AttributeError, KeyError, TypeError, ValueError) as fault:
         reason = f"{fault} is missing" if isinstance(fault, KeyError) else str(fault)
         raise CheckpointError(f"{folder / CONFIG_FILE} does not describe an adapter: {reason}") from None
-    return checkpoint
+    return checkpoint, file
 
 
 def load_adapter(folder: str | Path, model: nn.Module) -> AdapterBank:
@@ -170,13 +186,15 @@ def routing_weights(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
         if key.startswith("routers."):
             group, _, name = key.removeprefix("routers.").rpartition(".")
             states.setdefault(group, {})[name] = tensor
+    # As wide as in the model that the checkpoint is of.
+    wide = any(tensor.dtype == torch.float64 for tensor in checkpoint.tensors.values())
     weights = {}
     # Routers draw themselves at random before they are filled: none of the caller's random numbers are used up.
     with torch.random.fork_rng(devices=[]):
         for group in dict.fromkeys(checkpoint.groups.values()):
             state = states.get(group or "all", {})
             router = routers[checkpoint.config.method](checkpoint.config, checkpoint.tasks)
-            if any(tensor.dtype == torch.float64 for tensor in state.values()):
+            if wide:
                 router.double()
             try:
                 router.load_state_dict(state)
@@ -210,20 +228,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return described
 
 
-def _read_tensors(path: Path, size: int, digest: str) -> dict[str, Tensor]:
+def _open_tensors(path: Path, size: int, digest: str) -> TensorFile:
     try:
-        data = path.read_bytes()
+        found = path.stat().st_size
+        if found != size:
+            state = "truncated" if found < size else "too long"
+            raise CheckpointError(f"{path} is {state}: {found} bytes, {CONFIG_FILE} says {size}; copy or train it again")
+        if file_digest(path) != digest:
+            raise CheckpointError(
+                f"{path} is damaged: its SHA-256 is not the one in {CONFIG_FILE}; copy or train it again"
+            )
+        return TensorFile(path, digest)
     except OSError as fault:
         raise CheckpointError(f"cannot read {path}: {fault.strerror or fault}") from None
-    if len(data) != size:
-        state = "truncated" if len(data) < size else "too long"
-        raise CheckpointError(
-            f"{path} is {state}: {len(data)} bytes, {CONFIG_FILE} says {size}; copy or train it again"
-        )
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {CONFIG_FILE}; copy or train it again")
-    try:
-        return safetensors.torch.load(data)
     except SafetensorError as fault:
         raise CheckpointError(f"{path} is no safetensors file: {fault}") from None
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mhr.interop.peft import is_peft, load_peft, save_peft
+from mhr.interop.peft import PeftAdapter, is_peft, load_peft, save_peft
 
-__all__ = ["is_peft", "load_peft", "save_peft"]
+__all__ = ["PeftAdapter", "is_peft", "load_peft", "save_peft"]

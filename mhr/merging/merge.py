@@ -1,25 +1,28 @@
-"""The merge command: from a run or an adapter to a folder that stands on its own."""
+"""The merge command: from runs and adapters to a folder that stands on its own, with a report beside it."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.backbones import load_backbone
-from mhr.checkpoint import is_adapter, read_adapter, write_adapter
-from mhr.checkpoint.plain import LoraFactors, PlainAdapter, PlainLora, plain_checkpoint
-from mhr.errors import CheckpointError, MergeError, MhrError
+from mhr.checkpoint import AdapterCheckpoint, read_adapter
+from mhr.checkpoint.plain import PlainAdapter, plain_checkpoint
+from mhr.errors import MergeError, MhrError
+from mhr.evaluation import EvaluationResult
 from mhr.files import prepare_output, writing_folder
-from mhr.interop.peft import is_peft, load_peft, save_peft
-from mhr.merging.collapse import merge_methods
+from mhr.interop import load_peft
 from mhr.merging.fold import fold_into
+from mhr.merging.inputs import needs_task
+from mhr.merging.plan import Order, Plan, make_plan
+from mhr.merging.source import CastSource, Source
+from mhr.merging.writing import write_bank, write_peft, write_plain
 
 FORMS = ("mhr", "peft-lora", "model")
 """What a merge can write: an adapter checkpoint of ours, a PEFT folder, or a whole plain transformers model."""
@@ -28,93 +31,133 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def merge(
-    path: str | Path,
+    inputs: str | Path | Sequence[str | Path],
     *,
-    method: str = "uniform",
-    task: str | None = None,
+    method: str | None = None,
+    task: str | Sequence[str] | None = None,
     weights: Mapping[str, float] | Sequence[float] | None = None,
+    space: str | None = None,
+    rank: int | None = None,
+    density: float | None = None,
+    drop: float | None = None,
+    seed: int | None = None,
+    examples: int | None = None,
+    evaluate: bool = False,
+    tasks: str | None = None,
+    dev_tasks: Sequence[str] | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
     to: str = "mhr",
     output: str | Path,
     overwrite: bool = False,
     dtype: str | None = None,
     base: str | None = None,
 ) -> Path:
-    """Merge the bank in `path` into one plain adapter and write it to the folder `output`, which it returns.
+    """Merge adapters into one and write it to the folder `output`, which it returns; `read_report` tells how it went.
 
-    path     a run folder, an adapter checkpoint, or a PEFT folder (which is plain already and only changes its form)
-    method   name of a merge method; `task` and `weights` go to the methods that take them
-    to       one of FORMS
-    dtype    of the tensors written, one of DTYPES; None keeps them
-    base     path or hub id of the base model; None takes the one that the adapter names. Only `to="model"` loads it
+    inputs    run folders, adapter checkpoints, PEFT folders, or folders of these. A single bank with one of `merge_methods`
+              becomes one plain adapter, exactly; with another method its skills are merged. Soups of banks stay banks
+    method    name of a merge method; None: `task` for one bank with one task, otherwise `uniform`
+    task      what each input stands for, one for all or one each: the mixture that is taken of a bank, the task that Fisher
+              information is estimated on. Several for a single bank merge its mixtures for these tasks
+    weights   one for each input in their order, or by name of input or task; within one bank, of its tasks or skills
+    space     one of SPACES; None takes the method's own. rank: of the factors that products get, None: the largest one
+    density ... examples    settings of the methods that name them
+    evaluate  score every input, and the merged adapter, on the test examples; told in the report
+    tasks, dev_tasks, split, limit, batch_size    what is scored on, see `Judge`
+    to        one of FORMS
+    dtype     of the tensors written, one of DTYPES; None keeps them
+    base      path or hub id of the base model; None takes the one that the adapters name
 
-    Everything is computed before anything is written, and the folder appears whole. Raises MergeError for settings that
-    do not go together, CheckpointError for what cannot be read, MhrError for an output folder that cannot be used.
+    Inputs are read layer by layer, so that they need not fit into memory together. Everything is checked before anything is
+    written, and the folder appears whole. Raises MergeError for settings and inputs that do not go together, CheckpointError
+    for what cannot be read, MhrError for an output folder that cannot be used.
     """
     if to not in FORMS:
         raise MergeError(f"cannot merge to {to!r}: expected one of {', '.join(FORMS)}")
     if dtype is not None and dtype not in DTYPES:
         raise MergeError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
+    for name, number in (("rank", rank), ("examples", examples)):
+        if number is not None and number < 1:
+            raise MergeError(f"{name} is {number}: expected a whole number of at least 1")
     output = prepare_output(output, overwrite)
-    if Path(path).resolve().is_relative_to(output.resolve()):
-        raise MergeError(f"output folder {output} holds the input {path}: choose another")
-    plain = _plain(Path(path), method, task, weights)
-    if base is not None:
-        plain = replace(plain, base=replace(plain.base, name_or_path=base))
-    if to == "model":
-        return _write_model(plain, output, dtype)
-    if dtype is not None:
-        plain = _cast(plain, DTYPES[dtype])
+    paths = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+    for path in paths:
+        if Path(path).resolve().is_relative_to(output.resolve()):
+            raise MergeError(f"output folder {output} holds the input {path}: choose another")
+    settings = {"density": density, "drop": drop, "seed": seed, "examples": examples}
+    order = Order(
+        paths=paths,
+        method=method,
+        tasks=[task] if isinstance(task, str) else list(task or ()),
+        weights=weights,
+        space=space,
+        rank=rank,
+        settings={name: value for name, value in settings.items() if value is not None},
+        base=base,
+        judging={
+            "evaluate": evaluate,
+            "tasks": tasks,
+            "names": None if dev_tasks is None else list(dev_tasks),
+            "split": split,
+            "limit": limit,
+            "batch_size": batch_size,
+            "progress": progress,
+        },
+    )
+    with torch.no_grad():
+        plan = make_plan(order)
+    plan.report.to, plan.report.dtype = to, dtype
+    if plan.bank is not None and needs_task(plan.bank.checkpoint) and to != "mhr":
+        raise MergeError(
+            f"the merged bank routes {len(plan.bank.checkpoint.tasks)} tasks, so it is no one adapter: write it with --to mhr, and "
+            "merge that for a task"
+        )
+    scores = {}
+    if evaluate and plan.judge is not None:
+        scores = {name: _told(plan.judge.evaluate(load())) for name, load in plan.before.items()}
+    plain = plan.result.plain() if to == "model" else None
+    whole = None if plain is None else _folded(plain, dtype)
     with writing_folder(output) as folder:
-        if to == "mhr":
-            write_adapter(plain_checkpoint(plain, task or "merged"), folder)
+        if whole is not None:
+            with _clear_write_errors(output):
+                for part in whole:
+                    part.save_pretrained(folder)
         else:
-            save_peft(plain, folder)
+            _write_adapter(plan, folder, to, None if dtype is None else DTYPES[dtype])
+        if evaluate and plan.judge is not None:
+            after = plain_checkpoint(plain) if plain is not None else _read(folder, to)
+            scores["merged"] = _told(plan.judge.evaluate(after))
+            plan.report.scores = scores
+        plan.finish().write(folder)
     return output
 
 
-def find_adapter(path: str | Path) -> Path:
-    """The adapter in `path`: the folder itself, or the `adapter` folder of a run. Raises CheckpointError for neither."""
-    path = Path(path)
-    for folder in (path, path / "adapter"):
-        if is_adapter(folder) or is_peft(folder):
-            return folder
-    if not path.is_dir():
-        raise CheckpointError(f"no adapter at {path}: there is no such folder")
-    inside = sorted(str(found.parent.parent.relative_to(path)) for found in path.glob("*/*/adapter/mhr_config.json"))
-    if inside:
-        raise CheckpointError(f"{path} holds {len(inside)} runs: name one of them, as in {path / inside[0]}")
-    raise CheckpointError(f"no adapter at {path}: expected a run folder, an adapter checkpoint or a PEFT folder")
+def _write_adapter(plan: Plan, folder: Path, to: str, dtype: torch.dtype | None) -> None:
+    source: Source = plan.result if dtype is None else CastSource(plan.result, dtype)
+    if to == "peft-lora":
+        write_peft(source, folder)
+    elif plan.bank is not None:
+        write_bank(plan.bank, folder, dtype)
+    else:
+        write_plain(source, folder, plan.task)
 
 
-def _plain(
-    path: Path, method: str, task: str | None, weights: Mapping[str, float] | Sequence[float] | None
-) -> PlainAdapter:
-    function = merge_methods[method]
-    options = {name: value for name, value in (("task", task), ("weights", weights)) if value is not None}
-    wanted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for name in options:
-        if name not in wanted:
-            raise MergeError(f"merge method {method!r} takes no {name}: leave it out, or choose the method that does")
-    for name in wanted:
-        if name not in options:
-            raise MergeError(f"merge method {method!r} needs {name}: give it with --{name}")
-    folder = find_adapter(path)
-    if is_adapter(folder):
-        return function(read_adapter(folder), **options)
-    if options:
-        raise MergeError(f"{folder} is a PEFT adapter, which has no tasks to merge: leave out {', '.join(options)}")
-    return load_peft(folder)
+def _read(folder: Path, to: str) -> AdapterCheckpoint:
+    return read_adapter(folder) if to == "mhr" else plain_checkpoint(load_peft(folder))
 
 
-def _write_model(plain: PlainAdapter, output: Path, dtype: str | None) -> Path:
+def _told(result: EvaluationResult) -> dict[str, Any]:
+    return {"mean": result.mean["score"], "tasks": {name: found["score"] for name, found in result.tasks.items()}}
+
+
+def _folded(plain: PlainAdapter, dtype: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model with an adapter folded into it, and its tokenizer."""
     model, tokenizer = load_backbone(plain.base.name_or_path, plain.base.kind or None)
     fold_into(model, plain)
-    if dtype is not None:
-        model.to(DTYPES[dtype])
-    with writing_folder(output) as folder, _clear_write_errors(output):
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return output
+    return model if dtype is None else model.to(DTYPES[dtype]), tokenizer
 
 
 @contextmanager
@@ -123,16 +166,3 @@ def _clear_write_errors(output: Path) -> Iterator[None]:
         yield
     except SafetensorError as fault:
         raise MhrError(f"cannot write {output}: {fault}") from fault
-
-
-def _cast(plain: PlainAdapter, dtype: torch.dtype) -> PlainAdapter:
-    modules = {name: {key: _to(t, dtype) for key, t in state.items()} for name, state in plain.modules.items()}
-    if isinstance(plain, PlainLora):
-        layers = {n: LoraFactors(f.a.to(dtype), f.b.to(dtype), f.alpha) for n, f in plain.layers.items()}
-        return PlainLora(layers, plain.base, modules)
-    return replace(plain, layers={name: vector.to(dtype) for name, vector in plain.layers.items()}, modules=modules)
-
-
-def _to(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A float tensor in another dtype; counters and the like stay what they are."""
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor

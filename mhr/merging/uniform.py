@@ -1,10 +1,14 @@
-"""Uniform merge: MHR-mu and Poly-mu (arXiv 2211.03831), the average of all skills as one plain adapter."""
+"""Uniform merge: MHR-mu and Poly-mu (arXiv 2211.03831), the average of all skills, or of several adapters, as one."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from mhr.checkpoint import AdapterCheckpoint
 from mhr.checkpoint.plain import PlainAdapter
 from mhr.merging.collapse import collapse, merge_methods
+from mhr.merging.combination import Combination, register
+from mhr.merging.source import Source
 
 
 @merge_methods.register("uniform")
@@ -14,3 +18,9 @@ def merge_uniform(checkpoint: AdapterCheckpoint) -> PlainAdapter:
     For a bank with one adapter per task (private) it is the mean over tasks; for a shared one, the adapter itself.
     """
     return collapse(checkpoint, None)
+
+
+@register("uniform", "factor", "delta")
+def combine_uniform(sources: Sequence[Source], weights: list[float]) -> Combination:
+    """`(x_1 + ... + x_K) / K` over several adapters."""
+    return Combination(weights)

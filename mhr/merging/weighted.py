@@ -1,8 +1,7 @@
-"""Weighted merge: one plain adapter between given tasks, or between given skills."""
+"""Weighted merge: one plain adapter between given tasks, between given skills, or between several adapters."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,6 +10,9 @@ from mhr.checkpoint import AdapterCheckpoint, routing_weights
 from mhr.checkpoint.plain import PlainAdapter
 from mhr.errors import MergeError, TaskError, nearest
 from mhr.merging.collapse import collapse, merge_methods
+from mhr.merging.combination import Combination, register
+from mhr.merging.shares import shares
+from mhr.merging.source import Source
 
 
 @merge_methods.register("weighted")
@@ -27,23 +29,22 @@ def merge_weighted(checkpoint: AdapterCheckpoint, *, weights: Mapping[str, float
         for task in weights:
             if task not in checkpoint.tasks:
                 raise TaskError(f"unknown task {task!r}: {nearest(task, checkpoint.tasks)}")
-        shares = torch.tensor(_shares(list(weights.values())), dtype=torch.float64)
+        parts = torch.tensor(shares(list(weights.values())), dtype=torch.float64)
         rows = [checkpoint.tasks.index(task) for task in weights]
         tables = routing_weights(checkpoint)
         return collapse(
-            checkpoint, {group: torch.einsum("t,ths->hs", shares, w[rows].double()) for group, w in tables.items()}
+            checkpoint, {group: torch.einsum("t,ths->hs", parts, w[rows].double()) for group, w in tables.items()}
         )
     n_skills = checkpoint.config.skills_for(len(checkpoint.tasks))
     if len(weights) != n_skills:
         raise MergeError(
             f"got {len(weights)} weights for {n_skills} skills: give one per skill, or name tasks as in task=0.5"
         )
-    row = torch.tensor(_shares(weights), dtype=torch.float64).expand(checkpoint.config.n_heads or 1, -1)
+    row = torch.tensor(shares(weights), dtype=torch.float64).expand(checkpoint.config.n_heads or 1, -1)
     return collapse(checkpoint, dict.fromkeys(checkpoint.groups.values(), row))
 
 
-def _shares(values: Sequence[float]) -> list[float]:
-    """The values divided by their sum."""
-    if not all(math.isfinite(v) and v >= 0 for v in values) or not sum(values) > 0:
-        raise MergeError(f"weights are {list(values)}: expected finite numbers of at least 0, with one above 0")
-    return [v / sum(values) for v in values]
+@register("weighted", "factor", "delta", weights="needed")
+def combine_weighted(sources: Sequence[Source], weights: list[float]) -> Combination:
+    """`sum_k w_k x_k` with the weights that are given, over several adapters."""
+    return Combination(weights)

@@ -112,7 +112,8 @@ def test_an_output_that_is_there(run, tmp_path):
     with pytest.raises(MhrError, match="is not empty: choose another, or pass --overwrite"):
         merge(run, output=folder)
     merge(run, output=folder, to="peft-lora", overwrite=True)
-    assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    written = ["adapter_config.json", "adapter_model.safetensors", "merge_report.json"]
+    assert sorted(p.name for p in folder.iterdir()) == written
 
 
 @pytest.mark.parametrize(
@@ -145,12 +146,20 @@ def test_inputs_that_cannot_be_merged(run, tmp_path):
         merge(peft_folder, method="task", task="rte", output=tmp_path / "out")
 
 
-def test_adapted_runs_are_named_one_by_one(run, tmp_path):
-    adapted = tmp_path / "adapted" / "rte" / "13" / "adapter"
-    adapted.parent.mkdir(parents=True)
-    merge(run, output=adapted)
-    with pytest.raises(CheckpointError, match="holds 1 runs: name one of them, as in .*adapted/rte/13"):
+def test_a_folder_of_runs_stands_for_all_of_them(run, tmp_path):
+    """`mhr adapt` writes OUTPUT/TASK/SEED."""
+    seeds = [tmp_path / "adapted" / "rte" / seed for seed in ("13", "42")]
+    for folder, task in zip(seeds, ("rte", "wic"), strict=True):
+        merge(run, method="task", task=task, output=folder / "adapter")
+        (folder / "run.json").write_text("{}")
+    by_name = merge(seeds, output=tmp_path / "by name")
+    for number, path in enumerate((tmp_path / "adapted", tmp_path / "adapted" / "rte")):
+        found = merge(path, output=tmp_path / f"by folder {number}")
+        assert (found / TENSORS_FILE).read_bytes() == (by_name / TENSORS_FILE).read_bytes()
+    (seeds[1] / "adapter").rename(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="no adapter at .*rte/42"):
         merge(tmp_path / "adapted", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_truncated_adapter_writes_nothing(run, tmp_path):

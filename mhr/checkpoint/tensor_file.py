@@ -1,0 +1,121 @@
+"""Safetensors files that are read and written tensor by tensor, so that none has to fit into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Names of dtypes in the header of a safetensors file."""
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+PIECE = 1 << 20  # bytes that are copied at a time
+
+
+class TensorFile:
+    """A safetensors file on disk. `shapes` and `dtypes` tell its tensors by name; `read` brings some of them to memory.
+
+    Raises SafetensorError for a file that is cut or none, OSError for one that cannot be read.
+    """
+
+    def __init__(self, path: str | Path, digest: str | None = None):
+        """digest: its SHA-256, where that is known; otherwise it is computed when it is asked for."""
+        self.path = Path(path)
+        if digest is not None:
+            self.digest = digest
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype | None] = {}
+        with safe_open(self.path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118, it is no mapping
+                view = file.get_slice(name)
+                self.shapes[name] = tuple(view.get_shape())
+                self.dtypes[name] = DTYPES.get(view.get_dtype())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return file_digest(self.path)
+
+    def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Copies of the tensors of these names; None reads all."""
+        # The pages of a mapped file count as this process's memory until the mapping goes, so it does not stay open.
+        with safe_open(self.path, framework="pt") as file:
+            return {name: file.get_tensor(name).clone() for name in (self.shapes if names is None else names)}
+
+
+class TensorWriter:
+    """Writes a safetensors file one tensor after the other; `size` and `sha256` describe it after the block.
+
+        with TensorWriter(path) as file:
+            file.add("layer.weight", tensor)
+
+    The header stands first and is known last, so tensors wait in a temporary file in the same folder.
+    """
+
+    size: int
+    sha256: str
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        self._end = 0
+
+    def __enter__(self) -> TensorWriter:
+        self._data = tempfile.TemporaryFile(dir=self.path.parent)
+        return self
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        data = tensor.detach().cpu().contiguous()
+        # numpy knows no bfloat16, and a tensor without dimensions has no bytes to view.
+        self._data.write(data.reshape(-1).view(torch.uint8).numpy().data)
+        begin, self._end = self._end, self._end + data.numel() * data.element_size()
+        described = {"dtype": NAMES[data.dtype], "shape": list(data.shape), "data_offsets": [begin, self._end]}
+        self._header[name] = described
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._data.close()
+
+    def _finish(self) -> None:
+        header = json.dumps(self._header, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8 bytes
+        with open(self.path, "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            self._data.seek(0)
+            shutil.copyfileobj(self._data, file, PIECE)
+            self.size = file.tell()
+        self.sha256 = file_digest(self.path)
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,57 @@
+"""How far inputs are from one another, from the inner products of their layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mhr.checkpoint.plain import LoraFactors
+from mhr.merging.source import Layer, tensors_of
+
+
+class Gram:
+    """Inner products [K, K] of K adapters, added up layer by layer in float64.
+
+    Of LoRAs those of their updates `D = (alpha / R) A B`, by `<D_i, D_j> = s_i s_j sum((A_i^T A_j) * (B_i B_j^T))` and so
+    without forming any; of IA3 those of the vectors minus 1; otherwise those of the tensors.
+    """
+
+    def __init__(self, n: int):
+        self.products = torch.zeros(n, n, dtype=torch.float64)
+
+    def add(self, layers: Sequence[Layer]) -> None:
+        """One layer of every adapter."""
+        if isinstance(layers[0], LoraFactors):
+            self._add_factors(layers)
+            return
+        origin = 1.0 if isinstance(layers[0], Tensor) else 0.0
+        for tensors in zip(*(tensors_of(layer).values() for layer in layers), strict=True):
+            self.add_tensors(tensors, origin)
+
+    def add_tensors(self, tensors: Sequence[Tensor], origin: float = 0.0) -> None:
+        """One tensor of every adapter."""
+        flat = torch.stack([t.double().flatten() - origin for t in tensors])
+        self.products += flat @ flat.T
+
+    def _add_factors(self, layers: Sequence[LoraFactors]) -> None:
+        ranks = [f.rank for f in layers]
+        a = torch.cat([f.scaling * f.a.double() for f in layers], dim=1)
+        b = torch.cat([f.b.double() for f in layers], dim=0)
+        blocks = (a.T @ a) * (b @ b.T)  # [sum R, sum R]
+        for i, row in enumerate(blocks.split(ranks, dim=0)):
+            for j, block in enumerate(row.split(ranks, dim=1)):
+                self.products[i, j] += block.sum()
+
+    @property
+    def distance(self) -> list[list[float]]:
+        """`||D_i - D_j||_F` for all pairs."""
+        squares = self.products.diagonal()
+        return (squares[:, None] + squares[None] - 2 * self.products).clamp(min=0).sqrt().tolist()
+
+    @property
+    def cosine(self) -> list[list[float]]:
+        """`<D_i, D_j> / (||D_i|| ||D_j||)`; 0 with an adapter that is 0."""
+        norms = self.products.diagonal().sqrt()
+        return (self.products / (norms[:, None] * norms[None]).clamp(min=1e-300)).tolist()

@@ -1,0 +1,157 @@
+"""The merge itself: one layer after the other is read from every input, merged, and handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import overload
+
+import torch
+from torch import Tensor
+
+from mhr.checkpoint.plain import LoraFactors
+from mhr.errors import MergeError
+from mhr.merging.combination import Combination, MergeTensors
+from mhr.merging.refactor import Loss, refactor_dense, refactor_sum
+from mhr.merging.source import Layer, Shape, Source, scaled, tensors_of, with_tensors
+from mhr.ops import weighted_average
+from mhr.ops.checks import accumulator
+
+
+class MergedSource(Source):
+    """What sources become by a combination. Nothing is merged before a layer is asked for.
+
+    space "factor" merges the tensors of LoRAs as they are, scalings that differ taken up evenly by both factors; "delta" merges
+    the updates `(alpha / R) A B` and factors the result again to `rank` (None: the largest rank of the inputs).
+
+    errors   layer -> what re-factoring lost, as far as layers were asked for; empty where none is needed
+    watch    called with each layer's name and the inputs' layers
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        combination: Combination,
+        space: str,
+        rank: int | None = None,
+        watch: Callable[[list[Layer]], None] | None = None,
+    ):
+        first = sources[0]
+        self.sources, self.combination, self.space, self.rank, self.watch = sources, combination, space, rank, watch
+        # What weighs nothing is still looked at, but it is kept out of the sums, where 0 * inf would do harm.
+        self.used = [i for i, w in enumerate(combination.weights) if w > 0 or combination.tensors]
+        self.name, self.kind, self.task, self.modules = "the merged adapter", first.kind, None, first.modules
+        self.base = next((s.base for s in sources if s.base.fingerprint), first.base)
+        self.digest = ""
+        self.errors: dict[str, Loss] = {}
+        self.shapes = {layer: self._shape(layer) for layer in first.shapes}
+
+    def layer(self, name: str) -> Layer:
+        layers = [source.layer(name) for source in self.sources]
+        if self.watch is not None:
+            self.watch(layers)
+        layers = [layers[i] for i in self.used]
+        if self._is_copy(name):
+            return layers[0]
+        if self.space == "delta":
+            return self._merge_products(name, layers)
+        if self.combination.align is not None:
+            layers = self.combination.align(layers)
+        if isinstance(layers[0], LoraFactors):
+            layers = [scaled(factors, self.shapes[name].scaling) for factors in layers]
+        by_name = [tensors_of(layer) for layer in layers]
+        origin = 1.0 if self.kind == "ia3" else 0.0
+        merged = {key: self._merge(f"{name}.{key}", [t[key] for t in by_name], origin) for key in by_name[0]}
+        return with_tensors(layers[0], merged)
+
+    def module(self, name: str) -> dict[str, Tensor]:
+        states = [self.sources[i].module(name) for i in self.used]
+        return {key: self._merge_state(f"{name}.{key}", [s[key] for s in states]) for key in states[0]}
+
+    @property
+    def loss(self) -> Loss:
+        """What re-factoring lost, over all layers that were asked for."""
+        total = Loss()
+        for loss in self.errors.values():
+            total.add(loss)
+        return total
+
+    @property
+    def _weights(self) -> list[float]:
+        return [self.combination.weights[i] for i in self.used]
+
+    def _is_copy(self, layer: str) -> bool:
+        """Whether a layer comes out as the one input has it, bit for bit."""
+        fits = self.space == "factor" or min(self.rank or 1 << 31, *self._most(layer)) >= self._first(layer).rank
+        return len(self.used) == 1 and self.combination.tensors is None and fits
+
+    def _first(self, layer: str) -> Shape:
+        return self.sources[self.used[0]].shapes[layer]
+
+    def _most(self, layer: str) -> tuple[int, int]:
+        sizes = self._first(layer).sizes
+        return sizes[0] or sizes[1], sizes[1]
+
+    def _shape(self, layer: str) -> Shape:
+        first = self._first(layer)
+        shapes = [self.sources[i].shapes[layer] for i in self.used]
+        if self._is_copy(layer):
+            return first
+        if self.space == "factor":
+            alpha = first.alpha if len({s.alpha for s in shapes}) == 1 else first.rank * max(s.scaling for s in shapes)
+            return Shape(first.sizes, first.dtype, first.rank, alpha)
+        most = [self.rank or max(s.rank for s in shapes), *self._most(layer)]
+        # A sum of products has no more than the sum of their ranks; what other methods yield may have any.
+        rank = min([*most, sum(s.rank for s in shapes)] if self.combination.tensors is None else most)
+        return Shape(first.sizes, first.dtype, rank, float(rank))
+
+    def _merge_products(self, name: str, layers: list[LoraFactors]) -> LoraFactors:
+        rank = self.shapes[name].rank
+        if self.combination.tensors is None:
+            factors, self.errors[name] = refactor_sum(layers, self._weights, rank)
+        else:
+            delta = self.combination.tensors(name, _Products(layers))
+            factors, self.errors[name] = refactor_dense(delta, rank, layers[0].a.dtype)
+        return factors
+
+    def _merge(self, name: str, tensors: list[Tensor], origin: float) -> Tensor:
+        merge = self.combination.tensors
+        if merge is None:
+            return weighted_average(tensors, self._weights)
+        return _from_origin(merge, name, tensors, origin)
+
+    def _merge_state(self, name: str, tensors: list[Tensor]) -> Tensor:
+        first = tensors[0]
+        if not first.is_floating_point():
+            if any(not torch.equal(first, other) for other in tensors):
+                raise MergeError(f"tensor {name!r} of the inputs holds whole numbers that differ and have no average")
+            return first
+        if self.combination.module is not None:
+            return _from_origin(self.combination.module, name, tensors, 0.0)
+        return weighted_average(tensors, self._weights)
+
+
+class _Products(Sequence[Tensor]):
+    """The updates `(alpha / R) A B` of some factors, computed one by one when they are asked for."""
+
+    def __init__(self, layers: Sequence[LoraFactors]):
+        self.layers = layers
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        return _Products(self.layers[index]) if isinstance(index, slice) else self.layers[index].delta()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (layer.delta() for layer in self.layers)
+
+
+def _from_origin(merge: MergeTensors, name: str, tensors: list[Tensor], origin: float) -> Tensor:
+    dtype = accumulator(tensors[0].dtype)
+    return (merge(name, [t.to(dtype) - origin for t in tensors]) + origin).to(tensors[0].dtype)

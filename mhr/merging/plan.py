@@ -1,0 +1,360 @@
+"""What is to be merged and how, from what a user asks for: opened, checked and ready to be written, but nothing computed yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mhr.checkpoint import AdapterCheckpoint
+from mhr.checkpoint.plain import plain_checkpoint
+from mhr.errors import MergeError
+from mhr.merging.banks import Bank, average_banks, check_banks
+from mhr.merging.collapse import merge_methods
+from mhr.merging.combination import SPACES, Combination, Method, methods
+from mhr.merging.distance import Gram
+from mhr.merging.inputs import (
+    check_sources,
+    find_adapters,
+    needs_task,
+    open_bank,
+    open_skills,
+    open_source,
+    run_of,
+)
+from mhr.merging.judge import Judge
+from mhr.merging.merged import MergedSource
+from mhr.merging.report import MergeReport
+from mhr.merging.shares import input_shares
+from mhr.merging.source import BankSource, Source
+from mhr.merging.task import merge_task
+
+Weights = Mapping[str, float] | Sequence[float] | None
+
+
+@dataclass
+class Order:
+    """What a user asks for, see `mhr.merging.merge`. settings: those of the method that are not None."""
+
+    paths: list[str | Path]
+    method: str | None
+    tasks: list[str]
+    weights: Weights
+    space: str | None
+    rank: int | None
+    settings: dict[str, Any]
+    base: str | None
+    judging: dict[str, Any] = field(default_factory=dict)
+
+    def refuse(self, **given: Any) -> None:
+        """Raise MergeError for the first of these settings that is given."""
+        for name, value in given.items():
+            if value:
+                raise MergeError(
+                    f"merge method {self.method!r} takes no {name}: leave it out, or choose the method that does"
+                )
+
+
+@dataclass
+class Plan:
+    """A merge that is ready. result: what is to be written; its layers are merged when they are read.
+
+    bank    the same where whole banks are averaged, and it can stay a bank
+    before  name of each input -> it, in memory, for scoring
+    task    name of the one task of what is written
+    gram    inner products of the inputs, filled while the result is read; `places` the input's place in it for each input
+    """
+
+    result: Source
+    report: MergeReport
+    judge: Judge | None
+    before: Mapping[str, Callable[[], AdapterCheckpoint]]
+    task: str = "merged"
+    bank: Bank | None = None
+    gram: Gram | None = None
+    places: list[int] = field(default_factory=list)
+
+    def finish(self) -> MergeReport:
+        """The report, complete once every layer was read."""
+        report = self.report
+        report.layers = len(self.result.shapes)
+        report.rank = sorted({shape.rank for shape in self.result.shapes.values()}) if self.result.kind != "ia3" else []
+        if isinstance(self.result, MergedSource) and self.result.errors:
+            by_layer = {layer: loss.relative for layer, loss in self.result.errors.items()}
+            report.error = {"overall": self.result.loss.relative, "layers": by_layer}
+        if self.gram is not None:
+            for name in ("distance", "cosine"):
+                table = getattr(self.gram, name)
+                setattr(report, name, [[table[i][j] for j in self.places] for i in self.places])
+        return report
+
+
+def make_plan(order: Order) -> Plan:
+    """Opens and checks the inputs of a merge, and lets methods that look at data do so. Raises MhrError for what does not fit."""
+    if order.space is not None and order.space not in SPACES:
+        raise MergeError(f"space is {order.space!r}: expected one of {', '.join(SPACES)}")
+    paths = [found for path in order.paths for found in find_adapters(path)]
+    if not paths:
+        raise MergeError("nothing to merge: name at least one run, adapter checkpoint or PEFT folder")
+    bank = open_bank(paths[0]) if len(paths) == 1 else None
+    if order.method is None:
+        one_task = bank is not None and len(bank.checkpoint.tasks) == 1 and order.space != "delta"
+        order.method = "task" if one_task else "uniform"
+    if order.method not in methods:
+        merge_methods[order.method]  # an unknown name is told here
+    if bank is not None and order.method in merge_methods and order.space != "delta" and len(order.tasks) < 2:
+        return _within(order, bank)
+    if order.method == "task":
+        if len(paths) == 1 and bank is None:
+            raise MergeError(f"{paths[0]} is a PEFT adapter, which has no tasks to merge: leave out task")
+        raise MergeError(
+            f"merge method 'task' merges one bank, not {len(paths)} inputs: choose another method; --task says what each input "
+            "stands for"
+        )
+    method = methods[order.method]
+    banks = [open_bank(path) for path in paths] if order.method.startswith("soup-") and len(paths) > 1 else []
+    if _are_whole(order, banks):
+        return _of_banks(order, method, [b for b in banks if b is not None])
+    return _of_sources(order, method, _open(order, paths, bank))
+
+
+# ---- one bank --------------------------------------------------------------------------------------------------------
+
+
+def _within(order: Order, bank: Bank) -> Plan:
+    """The merge of one bank by fixed routing weights, exactly."""
+    assert order.method is not None
+    order.refuse(rank=order.rank, **order.settings)
+    function = merge_methods[order.method]
+    tasks = bank.checkpoint.tasks
+    if order.method == "task" and not order.tasks and len(tasks) == 1:
+        order.tasks = tasks[:]
+    task = order.tasks[0] if order.tasks else None
+    options: dict[str, Any] = {"task": task, "weights": order.weights}
+    wanted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    order.refuse(**{name: value is not None for name, value in options.items() if name not in wanted})
+    order.settings = {name: options[name] for name in wanted}
+    for name, value in order.settings.items():
+        if value is None:
+            raise MergeError(f"merge method {order.method!r} needs {name}: give it with --{name}")
+    how = f"{order.method} {order.settings}"
+    result = BankSource(bank.name, bank.checkpoint, bank.file, partial(function, **order.settings), how, task)
+    result.layer(next(iter(result.shapes)))  # settings that do not fit are told before anything is written
+    result.run = run_of(Path(bank.name))
+    report = _report(order, "factor", [result], [1.0], {})
+    judge = _judge(order, [result])
+    _rename_base(order, [result])
+    before = {bank.name: partial(_load_bank, bank)}
+    return Plan(result, report, judge, before, task or "merged")
+
+
+# ---- whole banks -----------------------------------------------------------------------------------------------------
+
+
+def _are_whole(order: Order, banks: Sequence[Bank | None]) -> bool:
+    """Whether inputs are banks with routing that can only be averaged as such, or that share their tasks."""
+    if order.tasks or not banks or any(bank is None for bank in banks):
+        return False
+    found = [bank.checkpoint for bank in banks if bank is not None]
+    routed = any(c.config.skills_for(len(c.tasks)) > 1 for c in found)
+    return routed and (any(needs_task(c) for c in found) or all(c.tasks == found[0].tasks for c in found))
+
+
+def _of_banks(order: Order, method: Method, banks: list[Bank]) -> Plan:
+    order.refuse(rank=order.rank, weights=order.weights, **order.settings)
+    if order.space == "delta":
+        raise MergeError(
+            "banks are merged skill by skill, in factor space: name a task with --task to merge its products"
+        )
+    check_banks(banks)
+    routed = [_routed(bank) for bank in banks]
+    _rename_base(order, routed)
+    check_sources(routed, "factor", order.base)
+    unique, weights, places = _canonical(banks, input_shares(None, [[bank.name] for bank in banks]))
+    judge = _judge(order, routed)
+
+    def load(weights: Sequence[float]) -> AdapterCheckpoint:
+        merged = average_banks(unique, weights)
+        return dataclasses.replace(merged.checkpoint, tensors=merged.file.read())
+
+    sources = [routed[places.index(i)] for i in range(len(unique))]
+    combination = _combine(order, method, sources, weights, judge, load)
+    bank = average_banks(unique, combination.weights)
+    result = _routed(bank)
+    _rename_base(order, [result])
+    bank = dataclasses.replace(bank, checkpoint=dataclasses.replace(bank.checkpoint, base=result.base))
+    report = _report(order, "bank", routed, _shared_out(combination.weights, places), combination.notes)
+    gram = Gram(len(unique))
+    for key in unique[0].file.shapes:
+        gram.add_tensors([other.file.read([key])[key] for other in unique])
+    before = {b.name: partial(_load_bank, b) for b in banks}
+    task = bank.checkpoint.tasks[0] if len(bank.checkpoint.tasks) == 1 else "merged"
+    return Plan(result, report, judge, before, task, bank, gram, places)
+
+
+def _routed(bank: Bank) -> Source:
+    """A bank as its one task is routed. With several tasks no plain adapter stands for it, and its layers are not read."""
+    task = bank.checkpoint.tasks[0]
+    source = BankSource(bank.name, bank.checkpoint, bank.file, partial(merge_task, task=task), "bank", task)
+    source.run = run_of(Path(bank.name))
+    return source
+
+
+def _load_bank(bank: Bank) -> AdapterCheckpoint:
+    return dataclasses.replace(bank.checkpoint, tensors=bank.file.read())
+
+
+# ---- several adapters ------------------------------------------------------------------------------------------------
+
+
+def _open(order: Order, paths: list[Path], bank: Bank | None) -> list[Source]:
+    """The adapters that paths stand for: one each, or one for each task that is named, or the skills of one bank."""
+    tasks = order.tasks
+    if len(paths) == 1 and len(tasks) > 1:
+        return [open_source(paths[0], task) for task in tasks]
+    if bank is not None and not tasks and bank.checkpoint.config.skills_for(len(bank.checkpoint.tasks)) > 1:
+        return open_skills(bank)
+    if len(tasks) > 1 and len(tasks) != len(paths):
+        raise MergeError(
+            f"got {len(tasks)} tasks for {len(paths)} inputs: name one for all, or one for each in their order"
+        )
+    each = tasks if len(tasks) == len(paths) else [tasks[0] if tasks else None] * len(paths)
+    return [open_source(path, task) for path, task in zip(paths, each, strict=True)]
+
+
+def _of_sources(order: Order, method: Method, sources: list[Source]) -> Plan:
+    space = _space(order, method, sources[0])
+    _rename_base(order, sources)
+    check_sources(sources, space, order.base)
+    shares = _weights(order, method, sources)
+    unique, weights, places = _canonical(sources, shares)
+    judge = _judge(order, sources)
+
+    def load(weights: Sequence[float]) -> AdapterCheckpoint:
+        return plain_checkpoint(MergedSource(unique, Combination(list(weights)), space, order.rank).plain())
+
+    combination = _combine(order, method, unique, weights, judge, load)
+    gram = Gram(len(unique))
+    result = MergedSource(unique, combination, space, order.rank, gram.add)
+    report = _report(order, space, sources, _shared_out(combination.weights, places), combination.notes)
+    before = {source.name: partial(_load_source, source) for source in sources}
+    tasks = {source.task for source in sources}
+    task = (tasks.pop() if len(tasks) == 1 else None) or "merged"
+    return Plan(result, report, judge, before, task, None, gram, places)
+
+
+def _load_source(source: Source) -> AdapterCheckpoint:
+    return plain_checkpoint(source.plain())
+
+
+def _space(order: Order, method: Method, source: Source) -> str:
+    """The space that is asked for, or the method's own; what has no products is merged as it is."""
+    space = order.space or (method.spaces[0] if source.kind == "lora" else "factor")
+    if space not in method.spaces:
+        raise MergeError(f"merge method {order.method!r} does not work in space {space!r}: leave --space out")
+    if space == "delta" and source.kind != "lora":
+        raise MergeError(f"{source.name} is no LoRA, so it has no products of factors: leave --space out")
+    if order.rank is not None and space != "delta":
+        raise MergeError(
+            f"rank is {order.rank}, but factors are merged as they are: leave it out, or use --space delta"
+        )
+    return space
+
+
+def _weights(order: Order, method: Method, sources: Sequence[Source]) -> list[float]:
+    if method.weights == "none":
+        order.refuse(weights=order.weights)
+    if method.weights == "needed" and order.weights is None:
+        raise MergeError(f"merge method {order.method!r} needs weights: give it with --weights")
+    # A task names an input only where no other one stands for it too.
+    tasks = [source.task for source in sources]
+    names = [[s.name, *([s.task] if s.task and tasks.count(s.task) == 1 else [])] for s in sources]
+    return input_shares(order.weights, names)
+
+
+def _canonical(items: Sequence[Any], weights: Sequence[float]) -> tuple[list[Any], list[float], list[int]]:
+    """Items in the order of what they hold and each once, with all of its weight; and for each item given, its place there.
+
+    Sums of floating-point numbers depend on their order, so merges would depend on the order of inputs otherwise.
+    """
+    first = {item.digest: item for item in reversed(items)}
+    digests = sorted(first)
+    summed = [
+        math.fsum(w for item, w in zip(items, weights, strict=True) if item.digest == digest) for digest in digests
+    ]
+    return [first[d] for d in digests], summed, [digests.index(item.digest) for item in items]
+
+
+def _shared_out(found: Sequence[float], places: Sequence[int]) -> list[float]:
+    """The weight of each input, copies sharing one evenly."""
+    return [found[place] / places.count(place) for place in places]
+
+
+# ---- what all need ---------------------------------------------------------------------------------------------------
+
+
+def _combine(
+    order: Order,
+    method: Method,
+    sources: Sequence[Source],
+    weights: list[float],
+    judge: Judge | None,
+    load: Callable[[Sequence[float]], AdapterCheckpoint],
+) -> Combination:
+    settings = method.settings
+    order.refuse(**{name: True for name in order.settings if name not in settings})
+    given = dict(order.settings)
+    if "judge" in settings:
+        given["judge"] = judge
+    if "score" in settings:
+        assert judge is not None
+        given["score"] = lambda weights: judge.dev_score(load(weights))
+    return method.combine(sources, weights, **given)
+
+
+def _judge(order: Order, sources: Sequence[Source]) -> Judge | None:
+    """The judge, where something is to be scored."""
+    wants = order.method in methods and {"judge", "score"} & methods[order.method or ""].settings.keys()
+    judging = dict(order.judging)
+    if not judging.pop("evaluate") and not wants:
+        for name in ("tasks", "names", "limit"):
+            if judging[name] is not None:
+                flag = "dev-task" if name == "names" else name
+                raise MergeError(f"--{flag} is given, but nothing is scored: add --evaluate, or leave it out")
+        return None
+    runs = [source.run for source in sources if source.run is not None]
+    path = str(runs[0].path) if runs else sources[0].name
+    own = [source.task for source in sources if source.task]
+    return Judge(sources[0].base, path, runs, own, **judging)
+
+
+def _rename_base(order: Order, sources: Sequence[Source]) -> None:
+    if order.base is not None:
+        for source in sources:
+            source.base = dataclasses.replace(source.base, name_or_path=order.base)
+
+
+def _report(
+    order: Order, space: str, sources: Sequence[Source], weights: Sequence[float], notes: Mapping[str, Any]
+) -> MergeReport:
+    inputs = [
+        {
+            "name": source.name,
+            "task": source.task,
+            "base": source.base.name_or_path,
+            "rank": sorted({shape.rank for shape in source.shapes.values()}) if source.kind != "ia3" else [],
+            "scaling": sorted({shape.scaling for shape in source.shapes.values()}) if source.kind == "lora" else [],
+            "weight": weight,
+        }
+        for source, weight in zip(sources, weights, strict=True)
+    ]
+    assert order.method is not None
+    given = {"rank": order.rank, **order.settings}
+    return MergeReport(
+        order.method, space, "", None, {k: v for k, v in given.items() if v is not None}, inputs, notes=dict(notes)
+    )
