@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mhr import AdapterConfig, attach, detach
+from mhr.backbones import load_backbone
 from mhr.checkpoint import (
     CONFIG_FILE,
     TENSORS_FILE,
@@ -24,7 +25,9 @@ from mhr.checkpoint import (
     save_adapter,
 )
 from mhr.errors import CheckpointError, ConfigError, MhrError
+from tests.layers.test_foreign import quantise
 from tests.models import MODELS, random_batch, tiny_model
+from tests.tokenizers import make_word_tokenizer
 
 TASKS = ["boolq", "rte", "wic"]
 BATCH_TASKS = ["boolq", "rte", "rte", "wic"]
@@ -61,6 +64,7 @@ def edit(folder: Path, **changes: object) -> None:
         {"method": "random"},
         {"method": "hash"},
         {"method": "shared"},
+        {"method": "adamix", "adapter": "bottleneck", "share": "down"},
     ],
     ids=lambda s: s["method"],
 )
@@ -82,7 +86,7 @@ def test_what_is_saved_comes_back(name, settings, tmp_path):
     assert read_adapter(folder).info == {"steps": 3}
 
 
-@pytest.mark.parametrize("method", ["mhr", "private", "random", "hash", "uniform", "shared"])
+@pytest.mark.parametrize("method", ["mhr", "private", "random", "hash", "uniform", "shared", "adamix"])
 @pytest.mark.parametrize("granularity", ["fine", "block", "coder", "coarse"])
 def test_routing_is_read_without_a_model(method, granularity):
     model = tiny_model("t5").double()
@@ -241,6 +245,52 @@ def test_another_base_model(saved, name, settings, match):
     with pytest.raises(CheckpointError, match=match):
         load_adapter(saved, model)
     assert not hasattr(model, "mhr")
+
+
+def test_a_quantised_copy_takes_the_adapter_of_its_base_and_keeps_the_checks_of_its_layers(tmp_path):
+    model, copy = tiny_model("llama"), tiny_model("llama")
+    attach(model, AdapterConfig(n_heads=4, n_skills=3, targets=["q_proj", "v_proj"]), TASKS)
+    shake(model)
+    folder = save_adapter(model, tmp_path / "float", base="tiny")
+    quantise(copy, plain=False)
+    load_adapter(folder, copy)
+    inputs = random_batch(model)
+    expected, found = (m(**inputs, task_ids=BATCH_TASKS).logits for m in (model, copy))
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    # What was trained on the quantised copy says nothing of the float weights, and fits them just so.
+    load_adapter(save_adapter(copy, tmp_path / "int8", base="tiny"), tiny_model("llama"))
+    other = tiny_model("llama", num_key_value_heads=4)
+    quantise(other, plain=False)
+    with pytest.raises(CheckpointError, match="v_proj' has 32 -> 16 features, this model's 32 -> 32"):
+        load_adapter(folder, other)
+
+
+@pytest.fixture
+def without_pooler(tmp_path):
+    """The folder of an encoder that was saved without its pooler."""
+    model = tiny_model("bert-encoder")
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("pooler.")}
+    model.save_pretrained(tmp_path / "base", state_dict=state)
+    make_word_tokenizer().save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+def test_modules_that_the_base_lacks_are_stored_with_the_adapter(without_pooler, tmp_path):
+    model, _ = load_backbone(without_pooler)
+    bank = attach(model, AdapterConfig(n_heads=4, n_skills=3), TASKS)
+    assert list(bank.saved) == ["classifier", "bert.pooler.dense"]
+    shake(model)
+    again, _ = load_checkpoint(save_adapter(model, tmp_path / "adapter", base=without_pooler))
+    inputs = random_batch(model)
+    torch.testing.assert_close(again(**inputs, task_ids=BATCH_TASKS), model(**inputs, task_ids=BATCH_TASKS))
+
+
+def test_modules_that_the_base_lacks_and_the_adapter_too_are_told(without_pooler, tmp_path):
+    model, _ = load_backbone(without_pooler)
+    attach(model, AdapterConfig(n_heads=4, modules_to_save=["classifier"]), TASKS)
+    folder = save_adapter(model, tmp_path / "adapter", base=without_pooler)
+    with pytest.raises(CheckpointError, match=r"does not hold 'bert.pooler.dense', drawn at random .* modules_to_save"):
+        load_checkpoint(folder)
 
 
 def test_tensors_that_do_not_fit_leave_the_model_alone(saved):

@@ -31,6 +31,7 @@ TARGETS = {
 ADAPTERS = {
     "mhr": {"n_heads": 4, "n_skills": 3, "rank": 3, "alpha": 2.5},
     "poly-ia3": {"method": "poly", "adapter": "ia3", "n_skills": 3},
+    "adamix-lora": {"method": "adamix", "n_skills": 3, "alpha": 8.0, "share": "up"},
 }
 
 

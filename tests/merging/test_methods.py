@@ -34,6 +34,10 @@ BANKS = {
     "shared": {"method": "shared"},
     "poly-ia3": {"method": "poly", "adapter": "ia3", "n_skills": 3},
     "private-ia3": {"method": "private", "adapter": "ia3"},
+    "mhr-bottleneck": {"method": "mhr", "adapter": "bottleneck", "n_heads": 4, "n_skills": 3},
+    "private-bottleneck": {"method": "private", "adapter": "bottleneck"},
+    "adamix": {"method": "adamix", "adapter": "bottleneck", "n_skills": 3},
+    "adamix-lora": {"method": "adamix", "share": "up", "n_skills": 3, "alpha": 6.0},
 }
 
 

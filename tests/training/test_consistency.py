@@ -32,10 +32,14 @@ def test_it_is_the_symmetric_divergence_with_detached_targets() -> None:
     torch.testing.assert_close(b.grad, 0.5 * (q - p))
 
 
-def test_equal_passes_do_not_diverge() -> None:
-    a = normal(2, 3, 7)
-    same = Prediction(a, torch.ones(2, 3, dtype=torch.bool))
-    assert not divergences(same, same).detach().any()
+def test_equal_passes_neither_diverge_nor_move_anything() -> None:
+    a, b = normal(2, 3, 7).detach().float().requires_grad_(), normal(2, 3, 7).detach().float().requires_grad_()
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    found = divergences(Prediction(a, valid), Prediction(b, valid))
+    assert not found.detach().any()
+    found.sum().backward()
+    assert not a.grad.any()
+    assert not b.grad.any()
 
 
 def test_it_is_in_float32_whatever_the_logits() -> None:
