@@ -27,7 +27,7 @@ MENDS = {
     errno.ENOENT: "check the path",
 }
 
-RESUMABLE = ("adapt", "demo", "pretrain")
+RESUMABLE = ("adapt", "demo", "pretrain", "sweep")
 
 
 class Commands(TyperGroup):

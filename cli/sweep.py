@@ -1,0 +1,149 @@
+"""`mhr sweep`: runs x modes x tasks x seeds, each with its grid, in one resumable command and one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.table import Table
+
+from . import few_shot, options
+from .console import note, out, print_json, working
+from .options import SETTINGS, WHERE
+
+if TYPE_CHECKING:
+    from mhr.training.sweep import SweepResult
+
+EXAMPLES = """**Examples**
+
+mhr sweep runs/mhr runs/lora --modes mhr,z,mu,lora --seeds 13,42,58 --output runs/sweep
+
+mhr sweep runs/superni --modes mu --grid lr=1e-3,1e-4 --workers 4 --output runs/superni-sweep --resume
+
+mhr sweep runs/t0 --modes mhr,z --launcher ray --output /shared/t0-sweep
+"""
+
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Folders that `mhr pretrain` wrote.", show_default=False)
+]
+Modes = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME,...",
+        help="Modes of `mhr adapt`: mhr, z, mu, lora, full, random. One that a run does not allow is left out there.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(help="Test examples of each task, the first ones. Unset: all.", rich_help_panel=SETTINGS)
+]
+Launcher = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="local (processes of this machine), or ray (a Ray cluster whose machines share the folders; RAY_ADDRESS names it).",
+        rich_help_panel=WHERE,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Processes. Unset: one for each GPU, otherwise for each core.", rich_help_panel=WHERE),
+]
+
+
+def sweep(
+    runs: Runs,
+    output: options.Output,
+    modes: Modes = "mhr",
+    task: options.TaskNames = None,
+    tasks: options.Tasks = None,
+    launcher: Launcher = "local",
+    workers: Workers = None,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    json: options.Json = False,
+    limit: Limit = None,
+    template: options.Template = None,
+    shots: few_shot.Shots = None,
+    seeds: few_shot.Seeds = None,
+    steps: few_shot.Steps = None,
+    batch_size: few_shot.BatchSize = None,
+    lr: few_shot.Lr = None,
+    router_lr: few_shot.RouterLr = None,
+    warmup: few_shot.Warmup = None,
+    scheduler: few_shot.Scheduler = None,
+    mc_loss: few_shot.McLoss = None,
+    unlikely_loss: few_shot.UnlikelyLoss = None,
+    length_norm: few_shot.LengthNorm = None,
+    grid: few_shot.Grid = None,
+    protocol: few_shot.Protocol = None,
+    select: few_shot.Select = None,
+    eval_every: few_shot.EvalEvery = None,
+    patience: few_shot.Patience = None,
+    dev: few_shot.Dev = None,
+    dev_shots: few_shot.DevShots = None,
+) -> None:
+    """Adapt runs in several modes to many tasks with several seeds, evaluate each result, and keep one table.
+
+    DIR/results.jsonl gets a row as each adaptation ends, DIR/results.parquet holds them all at the end. After a kill,
+    --resume goes on with what is not done.
+    """
+    with working():
+        from mhr.training.sweep import sweep as work
+
+        few = few_shot.few_shot_flags(
+            shots, seeds, grid, steps=steps, batch_size=batch_size, lr=lr, router_lr=router_lr, warmup=warmup,
+            scheduler=scheduler, mc_loss=mc_loss, unlikely_loss=unlikely_loss, length_norm=length_norm,
+            protocol=protocol, select=select, eval_every=eval_every, patience=patience, dev=dev, dev_shots=dev_shots,
+        )  # fmt: skip
+        result = work(
+            [str(run) for run in runs],
+            options.split(task),
+            modes=options.split([modes]) or [],
+            output=str(output),
+            tasks_path=tasks,
+            template=template,
+            limit=limit,
+            launcher=launcher,
+            workers=workers,
+            overwrite=overwrite,
+            resume=resume,
+            **few,
+        )
+    for line in result.notes:
+        note(line)
+    if json:
+        print_json({"rows": result.rows, "summary": result.summary()})
+    else:
+        _print(result)
+    note(f"Written: {result.path / 'results.jsonl'} and {result.path / 'results.parquet'}")
+
+
+def _print(result: SweepResult) -> None:
+    summary = result.summary()
+    columns = list(dict.fromkeys((row["run"], row["mode"]) for row in summary))
+    cells = {(row["run"], row["mode"], row["task"]): row for row in summary}
+    first = result.rows[0]
+    out.print(
+        f"Score in percent after {first['shots']} shots, mean and standard deviation over seeds (protocol {first['protocol']})",
+        style="bold",
+        soft_wrap=True,
+    )
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("task", overflow="fold")
+    for run, mode in columns:
+        table.add_column(f"{run}\n{mode}", justify="right")
+    for task in dict.fromkeys(row["task"] for row in summary if row["task"] is not None):
+        table.add_row(task, *(_cell(cells.get((*column, task))) for column in columns))
+    table.add_section()
+    table.add_row("mean", *(_cell(cells.get((*column, None))) for column in columns), style="bold")
+    out.print(table)
+
+
+def _cell(row: dict[str, float] | None) -> str:
+    if row is None:
+        return ""
+    spread = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
+    return f"{100 * row['mean']:.1f}{spread}"
