@@ -1,17 +1,23 @@
-"""`mhr merge`: make one plain adapter, or one plain model, of a routed run."""
+"""`mhr merge`: make one plain adapter, or one plain model, of a bank or of several adapters."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE
+from rich.table import Table
 
 from mhr.errors import ConfigError
 
 from . import options
-from .console import note, print_json, working
-from .options import SETTINGS
+from .console import note, out, print_json, working
+from .options import SETTINGS, WHERE
+
+if TYPE_CHECKING:
+    from mhr.merging import MergeReport
 
 EXAMPLES = """**Examples**
 
@@ -19,37 +25,124 @@ mhr merge runs/mhr --output runs/mhr-mu
 
 mhr merge runs/mhr --method task --task rev-last-upper --to peft-lora --output lora
 
-mhr merge runs/mhr --method weighted --weights rev-last=0.7,next-first=0.3 --to model --output model
+mhr merge runs/adapted/rev-last-upper --method soup-greedy --evaluate --output soup
+
+mhr merge lora-a lora-b --method ties --density 0.3 --rank 16 --to peft-lora --output merged
 """
 
-Source = Annotated[
-    Path,
+MOST_INPUTS = 8  # more distances than this many a line are not shown; the report has them all
+
+Sources = Annotated[
+    list[Path],
     typer.Argument(
-        metavar="RUN",
-        help="Run, adapted checkpoint or adapter folder to merge; a PEFT folder only changes its form.",
+        metavar="INPUT...",
+        help="Runs, adapted checkpoints, adapter folders (ours or PEFT's), or folders of them, such as the seeds that "
+        "`mhr adapt` wrote for a task. A single bank is merged within itself.",
         show_default=False,
     ),
 ]
 Method = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="NAME",
-        help="uniform (the average of the skills, MHR-mu), task (the mixture of one task, exactly) or weighted (an average "
-        "by --weights).",
+        help="uniform (the average; of one bank MHR-mu), weighted (by --weights), task (the mixture of one task of one bank, "
+        "exactly); over several inputs also soup-uniform, soup-greedy (adds what improves the dev score), fisher, ties, dare, "
+        "mera (aligns hidden units first). Unset: task for a bank with one task, otherwise uniform.",
         rich_help_panel=SETTINGS,
+        show_default=False,
     ),
 ]
 Task = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="The task to merge for, with --method task.", rich_help_panel=SETTINGS),
+    list[str] | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="What an input stands for: the task whose mixture is taken of a bank, and that an adapter was made for. Once for "
+        "all inputs, or once for each; several for one bank merge its mixtures.",
+        rich_help_panel=SETTINGS,
+        show_default=False,
+    ),
 ]
 Weights = Annotated[
     str | None,
     typer.Option(
         metavar="NAME=W,...",
-        help="With --method weighted: weights of tasks, as in a=0.7,b=0.3, or of all skills in order, as in 1,0,0.5.",
+        help="Weights of the inputs in their order, as in 0.7,0.3, or by their names or tasks, as in a=0.7,b=0.3; of one bank "
+        "those of its tasks, or of all its skills in order. Divided by their sum.",
         rich_help_panel=SETTINGS,
     ),
+]
+Space = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="factor (merge the low-rank factors as they are) or delta (merge their products, and factor the result again). "
+        "Unset: delta for ties and dare, otherwise factor.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Rank = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Rank of the factors after --space delta. Unset: the largest of the inputs.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Density = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE", help="With ties: share of each tensor's numbers that is kept (0.2).", rich_help_panel=SETTINGS
+    ),
+]
+Drop = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE", help="With dare: share of numbers that is dropped at random (0.9).", rich_help_panel=SETTINGS
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option(metavar="N", help="With dare: fixes what is dropped (0).", rich_help_panel=SETTINGS)
+]
+Examples = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="With fisher: examples of each input's task that its Fisher information is estimated on (64).",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Evaluate = Annotated[
+    bool,
+    typer.Option(
+        "--evaluate", help="Score the inputs and the merged adapter on the test examples.", rich_help_panel=SETTINGS
+    ),
+]
+DevTasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dev-task",
+        metavar="NAME",
+        help="A task of the collection to score on, for soup-greedy, fisher and --evaluate. Unset: the tasks that the inputs "
+        "stand for, otherwise the held-out ones.",
+        rich_help_panel=WHERE,
+        show_default=False,
+    ),
+]
+Split = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Examples that soup-greedy chooses by: train, without those that a run adapted on, or test.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(help="At most this many examples of each task are scored.", rich_help_panel=SETTINGS)
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Examples per batch when scoring. Unset: as many as memory takes.", rich_help_panel=SETTINGS),
 ]
 To = Annotated[
     str,
@@ -69,42 +162,123 @@ Dtype = Annotated[
 
 
 def merge(
-    path: Source,
+    paths: Sources,
     output: options.Output,
+    tasks: options.Tasks = None,
+    dev_task: DevTasks = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
-    method: Method = "uniform",
+    method: Method = None,
     task: Task = None,
     weights: Weights = None,
+    space: Space = None,
+    rank: Rank = None,
+    density: Density = None,
+    drop: Drop = None,
+    seed: Seed = None,
+    examples: Examples = None,
+    evaluate: Evaluate = False,
+    split: Split = "train",
+    limit: Limit = None,
+    batch_size: BatchSize = None,
     to: To = "mhr",
     dtype: Dtype = None,
     model: options.Base = None,
 ) -> None:
-    """Merge a routed adapter into one plain LoRA, which costs nothing to route and nothing to serve.
+    """Merge a bank, or several adapters, into one plain adapter that costs nothing to route and nothing to serve.
 
-    A task's mixture and the uniform average are exactly one LoRA of the same rank: nothing is lost.
+    A bank's average and the mixture of one of its tasks are exactly one LoRA of the same rank: nothing is lost. Inputs are read
+    layer by layer. merge_report.json in DIR has weights, distances between inputs, errors and scores.
     """
     with working():
         from mhr.merging import merge as make
+        from mhr.merging import read_report
 
         written = make(
-            str(path),
+            [str(path) for path in paths],
             method=method,
-            task=task,
+            task=options.split(task),
             weights=_weights(weights),
+            space=space,
+            rank=rank,
+            density=density,
+            drop=drop,
+            seed=seed,
+            examples=examples,
+            evaluate=evaluate,
+            tasks=tasks,
+            dev_tasks=options.split(dev_task),
+            split=split,
+            limit=limit,
+            batch_size=batch_size,
             to=to,
             output=str(output),
             overwrite=overwrite,
             dtype=dtype,
             base=model,
         )
+        report = read_report(written)
     if json:
-        print_json({"output": str(written), "method": method, "to": to})
+        print_json({"output": str(written), **vars(report)})
+    else:
+        _print(report)
     note(f"Merged: {written}")
 
 
+def _print(report: MergeReport) -> None:
+    where = "whole banks" if report.space == "bank" else f"{report.space} space"
+    out.print(f"{report.method}, {where}, {report.layers} layers", style="bold")
+    scores = {name: found["mean"] for name, found in report.scores.items()}
+    out.print(_inputs(report, scores))
+    if 1 < len(report.inputs) <= MOST_INPUTS:
+        out.print("Distance between inputs (cosine)", style="bold")
+        out.print(_distances(report))
+    for step in report.notes.get("steps", []):
+        verb = "kept" if step["kept"] else "left out"
+        out.print(f"{verb} {step['input']}: {100 * step['with it']:.1f} with it", markup=False, soft_wrap=True)
+    if report.error:
+        worst, error = max(report.error["layers"].items(), key=lambda item: item[1])
+        out.print(
+            f"Re-factored to rank {_span(report.rank)}: relative error {report.error['overall']:.2e}, at most {error:.2e} ({worst})",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _inputs(report: MergeReport, scores: dict[str, float]) -> Table:
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("")
+    table.add_column("input", overflow="fold")
+    table.add_column("task", overflow="fold")
+    for name in ("rank", "weight", *(["score"] if scores else [])):
+        table.add_column(name, justify="right")
+    for number, found in enumerate(report.inputs):
+        cells = [_span(found["rank"]), f"{found['weight']:.3f}"]
+        score = [f"{100 * scores[found['name']]:.1f}"] if found["name"] in scores else []
+        table.add_row(str(number + 1), found["name"], found["task"] or "", *cells, *score)
+    score = [f"{100 * scores['merged']:.1f}"] if scores else []
+    table.add_section()
+    table.add_row("", "merged", "", _span(report.rank), "", *score, style="bold")
+    return table
+
+
+def _distances(report: MergeReport) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for number in range(len(report.inputs)):
+        table.add_column(str(number + 1), justify="right")
+    for number, (distances, cosines) in enumerate(zip(report.distance, report.cosine, strict=True)):
+        cells = [f"{d:.3g} ({c:.2f})" for d, c in zip(distances, cosines, strict=True)]
+        table.add_row(str(number + 1), *cells[: number + 1])
+    return table
+
+
+def _span(ranks: Sequence[int]) -> str:
+    return "-".join(str(rank) for rank in sorted({ranks[0], ranks[-1]})) if ranks else ""
+
+
 def _weights(text: str | None) -> dict[str, float] | list[float] | None:
-    """ "a=0.7,b=0.3" -> weights of tasks; "1,0,0.5" -> weights of the skills."""
+    """ "a=0.7,b=0.3" -> weights by name; "1,0,0.5" -> weights in order."""
     if text is None:
         return None
     parts = [part.rpartition("=") for part in text.split(",")]
@@ -114,5 +288,5 @@ def _weights(text: str | None) -> dict[str, float] | list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(
-            f"--weights: cannot read {text!r}: expected a weight per task, as in a=0.7,b=0.3, or per skill, as in 1,0,0.5"
+            f"--weights: cannot read {text!r}: expected one for each input, as in 0.7,0.3, or by name, as in a=0.7,b=0.3"
         ) from None

@@ -88,7 +88,8 @@ def test_merge_writes_what_evaluate_reads(run: Path, tmp_path: Path, form: str) 
     output = tmp_path / form
     task = json.loads((run / "run.json").read_text())["tasks"][0]
     result = succeed("merge", run, "--method", "task", "--task", task, "--to", form, "--json", "--output", output)
-    assert json.loads(result.stdout) == {"output": str(output), "method": "task", "to": form}
+    told = json.loads(result.stdout)
+    assert (told["output"], told["method"], told["to"]) == (str(output), "task", form)
     few = ("--tasks", "builtin:skills", "--task", task, "--limit", "8", "--metrics", "rouge_l", "--json")
     merged = json.loads(succeed("evaluate", output, *few).stdout)
     routed = json.loads(succeed("evaluate", run, *few).stdout)
@@ -190,11 +191,12 @@ def test_demo_prints_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A benchmark that takes no time, in the place of `ops`."""
     result = {
+        "benchmark": "ops",
         "machine": {"cpu": "test", "commit": "abc"},
         "tables": [{"title": "Layer", "columns": ["shape", "ratio"], "rows": [["1x1", 0.25], ["1x2", "no agreement"]]}],
     }
     module = ModuleType("mhr_benchmarks.ops")
-    module.run = lambda quick: result | {"quick": quick}  # type: ignore[attr-defined]
+    module.run = lambda quick, **more: result | {"quick": quick} | more  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "mhr_benchmarks.ops", module)
     return result
 
@@ -203,9 +205,15 @@ def test_benchmark_prints_tables_and_keeps_the_numbers(stand_in: dict[str, Any],
     shown = succeed("benchmark", "ops", "--quick", "--output", tmp_path).stdout
     for word in ("commit: abc", "Layer", "0.25", "no agreement"):
         assert word in shown
-    assert json.loads((tmp_path / "ops.json").read_text()) == stand_in | {"quick": True}
+    kept = json.loads((tmp_path / "ops.json").read_text())
+    assert kept == stand_in | {"quick": True, "command": "mhr benchmark ops --quick"}
+    page = (tmp_path / "ops.md").read_text()
+    for line in ("`mhr benchmark ops --quick`", "cpu test; commit abc", "## Layer", "| 1x1 | 0.25 |"):
+        assert line in page.splitlines()
     assert "is there already" in refuse("benchmark", "ops", "--output", tmp_path)
     assert (
         json.loads(succeed("benchmark", "ops", "--json", "--output", tmp_path, "--overwrite").stdout)["quick"] is False
     )
+    assert json.loads(succeed("benchmark", "ops", "--minutes", "1.5", "--json").stdout)["minutes"] == 1.5
+    assert "--minutes is for ops" in refuse("benchmark", "train", "--minutes", "1")
     assert "did you mean 'merge'" in refuse("benchmark", "merg")
