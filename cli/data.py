@@ -19,6 +19,8 @@ EXAMPLES = """**Examples**
 
 mhr data check natural-instructions
 
+mhr data check natural-instructions --split-list xlingual
+
 mhr data check questions.jsonl --columns input=question,targets=answer --json
 """
 
@@ -48,6 +50,22 @@ Definitions = Annotated[
 Positives = Annotated[
     int, typer.Option(help="Solved examples before each input (Super-NaturalInstructions).", rich_help_panel=SETTINGS)
 ]
+SplitList = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Folder of splits/ that says which tasks are held out (Super-NaturalInstructions). Unset: default.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Subset = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Configuration of a Hugging Face dataset, such as sst2 of nyu-mll/glue.",
+        rich_help_panel=SETTINGS,
+    ),
+]
 
 
 @app.command(epilog=EXAMPLES)
@@ -57,6 +75,8 @@ def check(
     columns: Columns = None,
     definitions: Definitions = True,
     positives: Positives = 0,
+    split_list: SplitList = None,
+    subset: Subset = None,
 ) -> None:
     """Read a whole collection; list every fault with its file and line, then sizes, lengths and labels of its tasks.
 
@@ -67,7 +87,14 @@ def check(
         from mhr.data.check import check_collection
 
         column_map = parse_column_map(columns) if columns else None
-        found = check_collection(path, column_map=column_map, definitions=definitions, positives=positives)
+        found = check_collection(
+            path,
+            column_map=column_map,
+            definitions=definitions,
+            positives=positives,
+            split_list=split_list,
+            subset=subset,
+        )
     if json:
         print_json(found.to_dict())
     else:

@@ -88,6 +88,19 @@ DataSet = Annotated[
         rich_help_panel=SETTINGS,
     ),
 ]
+Inference = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Of AdaMix: the average of its modules, modules drawn for each sentence or token, or an ensemble of several "
+        "draws.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Draws = Annotated[
+    int | None, typer.Option(help="Draws of an ensemble (default 8).", rich_help_panel=SETTINGS, show_default=False)
+]
+Seed = Annotated[int, typer.Option(help="Of modules that are drawn.", rich_help_panel=SETTINGS)]
 
 
 def evaluate(
@@ -105,6 +118,9 @@ def evaluate(
     route_as: RouteAs = None,
     model: options.Base = None,
     kind: Kind = None,
+    inference: Inference = "average",
+    draws: Draws = None,
+    seed: Seed = 0,
     set_: DataSet = None,
 ) -> None:
     """Score a model on a task collection: exact match, Rouge-L and accuracy, per task, per category and on average.
@@ -112,11 +128,12 @@ def evaluate(
     With --output, DIR/evaluation.json keeps the scores and DIR/predictions.jsonl every answer.
     """
     with working():
+        from mhr.evaluation import Inference, load_model
         from mhr.evaluation import evaluate as judge
-        from mhr.evaluation import load_model
         from mhr.evaluation.scope import tasks_to_judge
         from mhr.files import make_folder, prepare_output
 
+        how = Inference(inference, draws, seed)
         if output:
             prepare_output(output, overwrite)
         collection = tasks_to_judge(path, tasks=tasks, names=options.split(task), part=part, overrides=set_ or ())
@@ -128,6 +145,7 @@ def evaluate(
             limit=limit,
             batch_size=batch_size,
             metrics=options.split([metrics] if metrics else None),
+            inference=how,
         )
         if output:
             make_folder(output)
@@ -143,7 +161,9 @@ def evaluate(
 
 def _print(result: EvaluationResult) -> None:
     measures = [m for m in MEASURES if any(m in scores for scores in result.tasks.values())]
-    out.print(f"{result.model} on {result.source}, {result.split}", style="bold", markup=False, soft_wrap=True)
+    protocol = result.settings.get("protocol")
+    how = f", protocol {protocol}" if protocol else ""
+    out.print(f"{result.model} on {result.source}, {result.split}{how}", style="bold", markup=False, soft_wrap=True)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
     for measure in ("n", *measures):

@@ -42,7 +42,8 @@ _CLASSES = {
 def load_backbone(
     name_or_path: str | Path, kind: str | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, in evaluation mode with weights of `dtype`, and its tokenizer.
+    """The model, in evaluation mode with weights of `dtype`, and its tokenizer. `model.mhr_untrained` names the modules that
+    the checkpoint does not hold (a new classification head, the pooler of an encoder that was saved without one).
 
     name_or_path  a name of BUILTIN, a local folder, or a hub id
     kind          one of KINDS; None takes what the configuration says: encoder-decoders are "seq2seq", models whose
@@ -74,12 +75,14 @@ def load_backbone(
                 f"model {name!r} ({config.model_type}) cannot be loaded as {kind!r}: {_kinds_line(config)}"
             )
         settings = {"num_labels": 1} if kind == "encoder" else {}
-        model = auto.from_pretrained(source, dtype=dtype, **settings)
+        model, found = auto.from_pretrained(source, dtype=dtype, output_loading_info=True, **settings)
         tokenizer = ByT5Tokenizer() if name in BUILTIN else AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         where = "the folder is no model" if is_folder else "neither a local folder nor a hub id that can be reached"
         raise MhrError(f"cannot load model {name!r}: {where}: {reason}") from error
+    # Drawn at random by transformers: attach has them trained and stored with the bank.
+    model.__dict__["mhr_untrained"] = sorted({key.rpartition(".")[0] for key in found["missing_keys"]})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mhr.backbones import BUILTIN
 from mhr.errors import CheckpointError
 from mhr.layers import AdapterBank
+from mhr.layers.routed import RoutedLayer
 from mhr.layers.targets import features, is_linear
 
 # Elements of each parameter that a fingerprint looks at: little enough to take well under a second on a large model.
@@ -73,8 +75,9 @@ def check_base(
     for module in modules:
         if module not in found:
             raise CheckpointError(f"{wrong}: it brings module {module!r}, which this model does not have")
-    if base.fingerprint and not same_base(base.fingerprint, fingerprint(model, modules)):
-        raise CheckpointError(f"{wrong}: the architecture is the same, but the weights are not")
+    found_print = fingerprint(model, modules)
+    if base.fingerprint and found_print and not same_base(base.fingerprint, found_print):
+        raise CheckpointError(f"{wrong}: the architecture is the same, but the weights are not{_drawn(model, modules)}")
 
 
 def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
@@ -82,7 +85,10 @@ def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
 
     The same with and without a bank; parameters of the modules that the bank (or `without`) names are left out. The values
     are hashed as float32, bfloat16 and float16, so that `same_base` knows a model again that was loaded in a narrower dtype.
+    Empty for a model with quantised layers, whose values say nothing about those of the model that was quantised.
     """
+    if any(is_quantised(module) for module in model.modules()):
+        return ""
     bank = getattr(model, "mhr", None)
     layers: set[str] = set()
     skipped = tuple(f"{name}." for name in without)
@@ -109,6 +115,16 @@ def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
     return "-".join(digest.hexdigest()[:16] for digest in (structure, *values.values()))
 
 
+def is_quantised(layer: nn.Module) -> bool:
+    """Whether a layer stands for a Linear without holding its weights as plain numbers of floating point."""
+    if isinstance(layer, RoutedLayer) or not is_linear(layer):
+        return False
+    weight = getattr(layer, "weight", None)
+    return not (
+        isinstance(weight, Tensor) and weight.is_floating_point() and weight.numel() == math.prod(features(layer))
+    )
+
+
 def same_base(one: str, other: str) -> bool:
     """Whether two fingerprints are of one base model, up to its rounding to a narrower dtype."""
     a, b = one.split("-"), other.split("-")
@@ -124,6 +140,18 @@ def kind_of(model: nn.Module) -> str:
 
 def _model_type(model: nn.Module) -> str:
     return getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+
+
+def _drawn(model: nn.Module, modules: Iterable[str]) -> str:
+    """What is to be known of modules that the base model's own checkpoint lacks and that the adapter does not bring."""
+    brought = tuple(f"{module}." for module in modules)
+    drawn = [name for name in getattr(model, "mhr_untrained", ()) if not f"{name}.".startswith(brought)]
+    return (
+        f"; its checkpoint does not hold {' and '.join(map(repr, drawn))}, drawn at random each time it is loaded: name that in "
+        "modules_to_save when attaching, to store it with the adapter"
+        if drawn
+        else ""
+    )
 
 
 def _arrow(sizes: Sizes) -> str:

@@ -14,11 +14,12 @@ whether a new composition is learnt from few examples.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 from typing import Literal
 
@@ -180,6 +181,14 @@ def skills_suite(seed: int = 0, train_per_task: int = 400, test_per_task: int = 
         raise ConfigError(
             f"train_per_task and test_per_task must be 0 or more, got {train_per_task} and {test_per_task}"
         )
+    made = _suite(seed, train_per_task, test_per_task)
+    tasks = [dataclasses.replace(task, train=list(task.train), test=list(task.test)) for task in made]
+    return TaskCollection(tasks, "builtin:skills")
+
+
+@lru_cache(maxsize=2)
+def _suite(seed: int, train_per_task: int, test_per_task: int) -> list[Task]:
+    """The tasks, made once: a job of several stages reads the suite again and again, which takes half a second each time."""
     tasks = []
     for skills, held_out in sorted(compositions().items(), key=lambda item: item[1]):
         stream = draw_examples(skills, seed)
@@ -187,4 +196,4 @@ def skills_suite(seed: int = 0, train_per_task: int = 400, test_per_task: int = 
         train = list(islice(stream, train_per_task))
         name = "-".join(skills)
         tasks.append(Task(name, train, test, held_out, "-".join(SKILLS[s].kind for s in skills), choices_of(skills)))
-    return TaskCollection(tasks, "builtin:skills")
+    return tasks

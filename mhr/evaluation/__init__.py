@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mhr.evaluation.drawing import INFERENCE, Inference
 from mhr.evaluation.evaluate import METRICS, evaluate
 from mhr.evaluation.generation import Generated, generate_answers
 from mhr.evaluation.loaded import LoadedModel
@@ -10,9 +11,11 @@ from mhr.evaluation.ranking import Ranked, rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
 
 __all__ = [
+    "INFERENCE",
     "METRICS",
     "EvaluationResult",
     "Generated",
+    "Inference",
     "LoadedModel",
     "Prediction",
     "Ranked",

@@ -73,17 +73,3 @@ def _out_of_memory(error: BaseException) -> bool:
         or "not enough memory" in str(error)
         or "can't allocate memory" in str(error)
     )
-
-
-def pad(
-    rows: Sequence[Sequence[int]], value: int, *, left: bool = False, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ragged token rows as int64 [B, L] filled up with `value`, and their mask [B, L], 1 at tokens."""
-    longest = max((len(row) for row in rows), default=0)
-    ids = torch.full((len(rows), longest), value, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        span = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[i, span] = torch.tensor(row, dtype=torch.long)
-        mask[i, span] = 1
-    return ids.to(device), mask.to(device)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mhr.data.example import Example, TaskCollection
 from mhr.errors import ConfigError, DataError, nearest
+from mhr.evaluation.drawing import Inference
 from mhr.evaluation.generation import generate_answers
 from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.metrics import exact_match, majority_baseline, mean, rouge_l
@@ -33,11 +34,12 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     max_input_length: int | None = None,
     max_target_length: int | None = None,
-    length_norm: float = 1.0,
+    length_norm: float | None = None,
     n_beams: int = 1,
     precision: str = "no",
     progress: bool = True,
     unseen: str = "uniform",
+    inference: Inference | None = None,
 ) -> EvaluationResult:
     """Scores of `loaded` on every task of `collection`; `EvaluationResult` says which.
 
@@ -49,11 +51,12 @@ def evaluate(
     max_input_length   tokens of an input (of a pair, for encoders); longer ones are cut, and counted. None: as the model
                        was trained, otherwise 512; never more than the model takes
     max_target_length  tokens of a choice or of a generated answer. None: as the model was trained, otherwise 128
-    length_norm        see `rank_choices`
+    length_norm        see `rank_choices`; None: as the model was trained, otherwise 1
     n_beams            see `generate_answers`
     precision          "no", "bf16" or "fp16" (automatic mixed precision)
     progress           show a progress bar on stderr
     unseen             how tasks that the bank does not know are routed: "uniform", or "error" to refuse them
+    inference          how modules that AdaMix drew at random in training are used; None averages them
 
     Raises ConfigError for settings that are unknown or out of range, DataError where there is nothing to evaluate, TaskError
     for an unknown task with unseen="error".
@@ -63,6 +66,8 @@ def evaluate(
             raise ConfigError(f"unknown metric {name!r}: {nearest(name, METRICS)}")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}, expected a whole number of at least 1")
+    inference = inference or Inference()
+    length_norm = loaded.length_norm if length_norm is None else length_norm
     start = time.perf_counter()
     max_input_length, max_target_length = loaded.lengths(max_input_length, max_target_length)
     to_rank, to_generate, skipped = _share_out(loaded, collection, split, limit, metrics)
@@ -71,8 +76,9 @@ def evaluate(
         "batch_size": batch_size,
         "unseen": unseen,
         "precision": precision,
+        "draws": inference.repeats,
     }
-    with _progress(progress, len(to_rank) + len(to_generate)) as advance:
+    with inference.on(loaded), _progress(progress, len(to_rank) + len(to_generate)) as advance:
         ranked = rank_choices(
             loaded, to_rank, max_target_length=max_target_length, length_norm=length_norm, advance=advance, **settings
         )
@@ -110,6 +116,9 @@ def evaluate(
             "length_norm": length_norm,
             "n_beams": n_beams,
             "task": loaded.task,
+            "protocol": loaded.protocol,
+            "inference": inference.how,
+            "seed": inference.seed,
         },
         versions=versions(),
         seconds=time.perf_counter() - start,

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from transformers import GenerationConfig
 
 from mhr.data.example import Example
+from mhr.data.tokens import encode, encode_prompts
 from mhr.errors import ConfigError
-from mhr.evaluation.batching import in_batches, pad
+from mhr.evaluation.batching import in_batches
+from mhr.evaluation.drawing import MeanOverDraws
 from mhr.evaluation.loaded import LoadedModel
-from mhr.evaluation.texts import encode_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ def generate_answers(
     batch_size: int | None = None,
     unseen: str = "uniform",
     precision: str = "no",
+    draws: int = 1,
     advance: Callable[[float], None] | None = None,
 ) -> list[Generated]:
     """The model's answer to every example, in the order of the examples. Tasks may be mixed.
@@ -41,6 +43,7 @@ def generate_answers(
     batch_size   examples a batch; None finds it, see `in_batches`
     unseen       how a task that the bank does not know is routed, "uniform" or "error"
     precision    "no", "bf16" or "fp16" of the large products
+    draws        rows of each example that answer as one, by the mean of their scores; see `Inference`
     advance      called with the number of examples done
 
     Raises ConfigError for an encoder, which cannot generate, and for lengths and beams out of range.
@@ -54,8 +57,9 @@ def generate_answers(
             f"min_new_tokens {min_new_tokens}, max_new_tokens {max_new_tokens}, n_beams {n_beams}: expected "
             "0 <= min_new_tokens <= max_new_tokens, at least one new token and one beam"
         )
-    inputs = encode_inputs(loaded, [e.input for e in examples], max_input_length)
     prompted = loaded.kind == "causal"
+    read = encode_prompts if prompted else encode
+    inputs = read(loaded.tokenizer, [e.input for e in examples], max_input_length)
     # What is left open here (special tokens) comes from the model's own generation config; its habits are overruled.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -68,11 +72,15 @@ def generate_answers(
         no_repeat_ngram_size=0,
         pad_token_id=loaded.pad_id,
     )
+    processors = [MeanOverDraws(draws, n_beams)] if draws > 1 else []
 
     def answer(batch: list[int]) -> list[str]:
-        ids, mask = pad([inputs.ids[i] for i in batch], loaded.pad_id, left=prompted, device=loaded.device)
-        with loaded.routing([examples[i].task for i in batch], unseen):
-            out = loaded.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        rows = [i for i in batch for _ in range(draws)]
+        ids, mask = loaded.pad([inputs.ids[i] for i in rows], left=prompted)
+        with loaded.routing([examples[i].task for i in rows], unseen):
+            out = loaded.model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=processors
+            )[::draws]
         new = out[:, ids.shape[1] :] if prompted else out
         return [text.strip() for text in loaded.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
@@ -80,7 +88,7 @@ def generate_answers(
         if advance is not None:
             advance(len(batch))
 
-    sizes = [(len(row) + max_new_tokens) * n_beams for row in inputs.ids]
+    sizes = [(len(row) + max_new_tokens) * n_beams * draws for row in inputs.ids]
     with loaded.judging(precision):
         texts = in_batches(answer, sizes, device=loaded.device, batch_size=batch_size, done=done)
     return [Generated(text, cut) for text, cut in zip(texts, inputs.cut, strict=True)]

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mhr.errors import ConfigError
-from mhr.evaluation.batching import pad
 from mhr.evaluation.loaded import LoadedModel
 
 
@@ -33,10 +32,10 @@ def log_likelihoods(
     """
     device = loaded.device
     owner = [i for i, own in enumerate(answers) for _ in own]
-    tokens, mask = pad([answer for own in answers for answer in own], loaded.pad_id, device=device)
+    tokens, mask = loaded.pad([answer for own in answers for answer in own])
     index = torch.tensor(owner, device=device)
     read = _read_input if loaded.kind == "seq2seq" else _read_prompt
-    with loaded.routing(tasks, unseen):
+    with loaded.routing(tasks, unseen) as routed:
         begun = read(loaded, inputs, tokens, mask, index)
     losses = torch.zeros(tokens.shape, device=device)
     losses[:, 0] = F.cross_entropy(begun.logits[index].float(), tokens[:, 0], reduction="none")
@@ -46,7 +45,7 @@ def log_likelihoods(
                 f"{loaded.description} keeps no keys and values that choices could share: it cannot rank them"
             )
         begun.cache.batch_select_indices(index)
-        with loaded.routing([tasks[i] for i in owner], unseen):
+        with loaded.routing(tasks if routed is None else routed.take(index)):
             logits = loaded.model(**begun.going_on, past_key_values=begun.cache, use_cache=True).logits
         losses[:, 1:] = F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")
     totals = iter((-losses * mask).sum(1).tolist())
@@ -66,7 +65,7 @@ def _read_input(
     loaded: LoadedModel, inputs: Sequence[list[int]], tokens: Tensor, mask: Tensor, index: Tensor
 ) -> _Begun:
     """An encoder-decoder reads the input and decodes the start token. index [P]: the input of each answer."""
-    ids, seen = pad(inputs, loaded.pad_id, device=tokens.device)
+    ids, seen = loaded.pad(inputs)
     decoded = loaded.model.prepare_decoder_input_ids_from_labels(tokens.masked_fill(mask == 0, -100))
     first = torch.searchsorted(index, torch.arange(len(inputs), device=index.device))
     out = loaded.model(input_ids=ids, attention_mask=seen, decoder_input_ids=decoded[first, :1], use_cache=True)
@@ -82,7 +81,7 @@ def _read_prompt(
     loaded: LoadedModel, inputs: Sequence[list[int]], tokens: Tensor, mask: Tensor, index: Tensor
 ) -> _Begun:
     """A decoder reads the prompt, padded on its left so that every answer begins in the same column."""
-    ids, seen = pad(inputs, loaded.pad_id, left=True, device=tokens.device)
+    ids, seen = loaded.pad(inputs, left=True)
     extra: dict[str, Any] = {"logits_to_keep": 1} if loaded.takes("logits_to_keep") else {}
     rest = tokens[:, :-1]
     going_on = {"input_ids": rest, "attention_mask": torch.cat([seen[index], mask[:, :-1]], 1)}

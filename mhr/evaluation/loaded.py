@@ -8,10 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mhr.data.tokens import pad
 from mhr.errors import ConfigError, nearest
 from mhr.layers import AdapterBank
+from mhr.routing import RoutingBatch
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Dtypes of the large products, by the names that training uses; "no" is the dtype of the weights."""
@@ -27,6 +30,8 @@ class LoadedModel:
     description  one line on what was loaded, for people
     task         route every example as this task; None routes each as its own
     trained_with tokens of an input and of a target that it was trained with, where that is known
+    length_norm  power of a choice's length that its log-likelihood is divided by, as it was trained
+    protocol     how it was chosen in few-shot adaptation: "held-out", or "paper" (on the test examples)
     """
 
     model: PreTrainedModel
@@ -35,6 +40,8 @@ class LoadedModel:
     description: str
     task: str | None = None
     trained_with: tuple[int, int] | None = None
+    length_norm: float = 1.0
+    protocol: str | None = None
 
     def __post_init__(self) -> None:
         if self.task is not None:
@@ -60,6 +67,11 @@ class LoadedModel:
         """The token that fills rows up; its value never matters, because padding is masked."""
         pad = self.tokenizer.pad_token_id
         return 0 if pad is None else int(pad)
+
+    def pad(self, rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[Tensor, Tensor]:
+        """Token rows as input_ids [B, L] and attention_mask [B, L], on the model's device."""
+        ids, mask = pad(rows, self.pad_id, left=left)
+        return ids.to(self.device), mask.to(self.device)
 
     def lengths(self, max_input_length: int | None = None, max_target_length: int | None = None) -> tuple[int, int]:
         """Tokens of an input and of a target to keep: what is asked for, or as trained, or 512 and 128; capped to what the
@@ -110,13 +122,17 @@ class LoadedModel:
                 self.model.train()
 
     @contextmanager
-    def routing(self, tasks: Sequence[str], unseen: str = "uniform") -> Iterator[None]:
-        """Route the calls of the model inside the block: one task name per row. Without a bank it does nothing.
+    def routing(self, tasks: Sequence[str] | RoutingBatch, unseen: str = "uniform") -> Iterator[RoutingBatch | None]:
+        """Route the calls of the model inside the block: one task name per row, or what an earlier block was given.
 
-        A task that the bank does not know is routed uniformly, or refused with unseen="error" (TaskError).
+        A task that the bank does not know is routed uniformly, or refused with unseen="error" (TaskError). Without a bank it
+        does nothing.
         """
         if self.bank is None:
-            yield
+            yield None
         else:
-            with self.bank.routing([self.task or task for task in tasks], unseen=unseen):
-                yield
+            batch = tasks
+            if not isinstance(batch, RoutingBatch):
+                batch = self.bank.for_batch([self.task or task for task in batch], unseen)
+            with self.bank.routing(batch):
+                yield batch

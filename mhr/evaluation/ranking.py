@@ -7,15 +7,16 @@ encoders     score = the one logit of the pair (x, y)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from mhr.data.example import Example
-from mhr.errors import ConfigError, DataError
-from mhr.evaluation.batching import in_batches, pad
+from mhr.data.tokens import check_choices, encode, encode_answers, encode_pairs, encode_prompts, pad
+from mhr.errors import ConfigError
+from mhr.evaluation.batching import in_batches
 from mhr.evaluation.likelihood import log_likelihoods
 from mhr.evaluation.loaded import LoadedModel
-from mhr.evaluation.texts import encode_answers, encode_inputs, encode_pairs
+from mhr.evaluation.metrics import mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ def rank_choices(
     batch_size: int | None = None,
     unseen: str = "uniform",
     precision: str = "no",
+    draws: int = 1,
     advance: Callable[[float], None] | None = None,
 ) -> list[Ranked]:
     """The scores of every example's choices, in the order of the examples. Tasks may be mixed.
@@ -50,24 +52,33 @@ def rank_choices(
     batch_size   examples (encoders: pairs) a batch; None finds it, see `in_batches`
     unseen       how a task that the bank does not know is routed, "uniform" or "error"
     precision    "no", "bf16" or "fp16" of the large products
+    draws        how often each choice is scored, for the mean; see `Inference`
     advance      called with the number of examples done; a part of an example's choices counts as that part of it
 
     Raises DataError for an example without choices or with an empty one, ConfigError for a classifier with several outputs,
     TaskError for an unknown task with unseen="error". Equal choices get equal scores.
     """
     for example in examples:
-        where = f"example {example.id!r} of task {example.task!r}"
-        if not example.choices:
-            raise DataError(f"{where} has no choices to rank: give it some, or generate its answer")
-        if not all(choice.strip() for choice in example.choices):
-            raise DataError(f"{where} has an empty choice among {list(example.choices)}: expected some text in each")
+        check_choices(example)
     if not examples:
         return []
-    with loaded.judging(precision):
+
+    def done(part: float) -> None:
+        if advance is not None:
+            advance(part / draws)
+
+    def rank() -> list[Ranked]:
         if loaded.kind == "encoder":
-            return _rank_pairs(loaded, examples, max_input_length, batch_size, unseen, advance)
+            return _rank_pairs(loaded, examples, max_input_length, batch_size, unseen, done)
         lengths = max_input_length, max_target_length
-        return _rank_answers(loaded, examples, lengths, length_norm, batch_size, unseen, advance)
+        return _rank_answers(loaded, examples, lengths, length_norm, batch_size, unseen, done)
+
+    with loaded.judging(precision):
+        drawn = [rank() for _ in range(draws)]
+    return [
+        replace(each[0], scores=[mean(scores) for scores in zip(*(r.scores for r in each), strict=True)])
+        for each in zip(*drawn, strict=True)
+    ]
 
 
 def _rank_pairs(
@@ -76,7 +87,7 @@ def _rank_pairs(
     max_length: int,
     batch_size: int | None,
     unseen: str,
-    advance: Callable[[float], None] | None,
+    advance: Callable[[float], None],
 ) -> list[Ranked]:
     outputs = loaded.model.config.num_labels
     if outputs != 1:
@@ -84,21 +95,20 @@ def _rank_pairs(
             f"{loaded.description} has {outputs} outputs: expected num_labels=1, a score of an input and a choice"
         )
     owners = [example for example in examples for _ in example.choices]
-    pairs = encode_pairs(loaded, [e.input for e in owners], [c for e in examples for c in e.choices], max_length)
+    pairs = encode_pairs(loaded.tokenizer, examples, max_length)
     device = loaded.device
 
     def score(batch: list[int]) -> list[float]:
-        ids, mask = pad([pairs.ids[p] for p in batch], loaded.pad_id, device=device)
+        ids, mask = loaded.pad([pairs.ids[p] for p in batch])
         inputs = {"input_ids": ids, "attention_mask": mask}
         if pairs.types is not None:
-            inputs["token_type_ids"], _ = pad([pairs.types[p] for p in batch], 0, device=device)
+            inputs["token_type_ids"] = pad([pairs.types[p] for p in batch], 0)[0].to(device)
         with loaded.routing([owners[p].task for p in batch], unseen):
             logits = loaded.model(**inputs).logits
         return logits.float().squeeze(-1).tolist()
 
     def done(batch: list[int]) -> None:
-        if advance is not None:
-            advance(sum(1 / len(owners[p].choices) for p in batch))
+        advance(sum(1 / len(owners[p].choices) for p in batch))
 
     scores = in_batches(score, [len(row) for row in pairs.ids], device=device, batch_size=batch_size, done=done)
     ends = list(accumulate((len(example.choices) for example in examples), initial=0))
@@ -112,11 +122,12 @@ def _rank_answers(
     length_norm: float,
     batch_size: int | None,
     unseen: str,
-    advance: Callable[[float], None] | None,
+    advance: Callable[[float], None],
 ) -> list[Ranked]:
-    inputs = encode_inputs(loaded, [e.input for e in examples], max_lengths[0])
+    read, say = (encode, encode) if loaded.kind == "seq2seq" else (encode_prompts, encode_answers)
+    inputs = read(loaded.tokenizer, [e.input for e in examples], max_lengths[0])
     distinct = list(dict.fromkeys(choice for example in examples for choice in example.choices))
-    encoded = encode_answers(loaded, distinct, max_lengths[1])
+    encoded = say(loaded.tokenizer, distinct, max_lengths[1])
     tokens = dict(zip(distinct, encoded.ids, strict=True))
     cut = {choice for choice, was_cut in zip(distinct, encoded.cut, strict=True) if was_cut}
     answers = [[tokens[choice] for choice in example.choices] for example in examples]
@@ -135,8 +146,7 @@ def _rank_answers(
         ]
 
     def done(batch: list[int]) -> None:
-        if advance is not None:
-            advance(len(batch))
+        advance(len(batch))
 
     # Every choice keeps a copy of its input's keys and values, so that memory goes with their product.
     sizes = [len(row) * len(a) + sum(map(len, a)) for row, a in zip(inputs.ids, answers, strict=True)]

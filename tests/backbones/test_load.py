@@ -60,6 +60,7 @@ def test_local_folders_load_as_what_they_are(tmp_path: Path, name: str, kind: st
     assert tokenizer.pad_token is not None
     if kind == "encoder":
         assert model.config.num_labels == 1
+    assert model.mhr_untrained == (["classifier"] if kind == "encoder" else [])
 
 
 def test_a_decoder_may_rank_as_an_encoder(tmp_path: Path):

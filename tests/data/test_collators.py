@@ -89,13 +89,13 @@ def test_ranking_cuts_inputs_and_never_choices(word_tokenizer: PreTrainedTokeniz
 
 def test_a_choice_that_leaves_no_room_is_told(word_tokenizer: PreTrainedTokenizerFast):
     collator = RankingCollator(word_tokenizer, max_input_length=5)
-    with pytest.raises(DataError, match="task 'b', example '': choice 'w6 w7' alone takes 5 tokens"):
+    with pytest.raises(DataError, match="example '' of task 'b': choice 'w6 w7' alone takes 5 tokens"):
         collator(EXAMPLES)
 
 
 def test_ranking_without_choices_names_the_task(word_tokenizer: PreTrainedTokenizerFast):
     example = Example("free", "w0", ("w1",), id="free-3")
-    with pytest.raises(DataError, match="task 'free', example 'free-3': no choices to rank"):
+    with pytest.raises(DataError, match="example 'free-3' of task 'free' has no choices to rank"):
         RankingCollator(word_tokenizer)([example])
 
 

@@ -51,6 +51,15 @@ def test_the_suite_is_the_same_for_a_seed_and_differs_between_seeds():
     assert [t.train for t in first.values()] != [t.train for t in other.values()]
 
 
+def test_a_suite_that_is_changed_leaves_the_next_one_as_it_was():
+    changed = skills_suite(0, 5, 5)
+    for task in changed.values():
+        task.train.clear()
+        task.held_out = True
+    assert all(len(task.train) == 5 for task in skills_suite(0, 5, 5).values())
+    assert skills_suite(0, 5, 5).training()
+
+
 def test_a_smaller_suite_is_the_beginning_of_a_greater_one():
     small, great = skills_suite(0, 5, 10), skills_suite(0, 20, 10)
     assert all(small[name].test == great[name].test for name in small)

@@ -7,7 +7,7 @@ import torch
 
 from mhr.errors import ConfigError, MhrError
 from mhr.evaluation import batching
-from mhr.evaluation.batching import in_batches, pad
+from mhr.evaluation.batching import in_batches
 
 CPU = torch.device("cpu")
 WORDS_OF_ALLOCATORS = (
@@ -74,12 +74,3 @@ def test_a_batch_size_below_one_is_refused() -> None:
 
 def test_no_items() -> None:
     assert in_batches(lambda batch: batch, [], device=CPU) == []
-
-
-def test_padding() -> None:
-    ids, mask = pad([[5, 6], [7], []], 9, device=CPU)
-    assert ids.tolist() == [[5, 6], [7, 9], [9, 9]]
-    assert mask.tolist() == [[1, 1], [1, 0], [0, 0]]
-    ids, mask = pad([[5, 6], [7]], 9, left=True, device=CPU)
-    assert ids.tolist() == [[5, 6], [9, 7]]
-    assert mask.tolist() == [[1, 1], [0, 1]]

@@ -45,7 +45,7 @@ def test_equals_a_loop_over_the_choices(ask: Ask, examples: list[Example], name:
         ranked = rank_choices(loaded, examples, length_norm=length_norm, batch_size=4)
         for example, found in zip(examples, ranked, strict=True):
             expected = [plain_score(loaded, example, choice, length_norm) for choice in example.choices]
-            assert found.scores == pytest.approx(expected, abs=2e-5)
+            assert found.scores == pytest.approx(expected, rel=2e-6, abs=2e-5)
             assert found.best == expected.index(max(expected))
 
 
@@ -76,7 +76,7 @@ def test_equal_choices_get_equal_scores_and_the_first_wins(ask: Ask) -> None:
     twins = Example("alpha", "w1 w2", ("w3",), ("w3", "w4 w5", "w3"), "x")
     for name in KINDS:
         found = rank_choices(ask(name), [twins])[0]
-        assert found.scores[0] == pytest.approx(found.scores[2], abs=1e-6)
+        assert found.scores[0] == pytest.approx(found.scores[2], rel=1e-6, abs=1e-6)
     assert dataclasses.replace(found, scores=[0.5, 0.1, 0.5]).best == 0
 
 

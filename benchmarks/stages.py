@@ -1,0 +1,82 @@
+"""A study on disk, stage by stage: what is done is kept in `state.json`, so an interrupted study is taken up by the same command."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import transformers
+
+from mhr.data import TaskCollection
+from mhr.evaluation import evaluate, load_model
+from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
+from mhr.training import RunFolder
+from mhr.training.run import versions
+
+from .measure import machine
+
+Result = TypeVar("Result")
+
+
+class Stages:
+    """What a study has done so far.
+
+    output  its folder; one that holds a study of something else is refused
+    asked   what the study is: anything that JSON can hold
+    state   `asked`, and what was found: "seconds" of each stage, "scores" (row -> task -> seed -> measures; seed "None" where
+            nothing is drawn), "runs" (name -> what is to be known of a run)
+    """
+
+    def __init__(self, output: Path, asked: dict[str, Any]):
+        self.output = make_folder(output)
+        path = output / "state.json"
+        asked = json.loads(json.dumps(asked))
+        self.state = read_json(path) if path.is_file() else asked | {"seconds": {}, "scores": {}, "runs": {}}
+        if any(self.state.get(key) != value for key, value in asked.items()):
+            raise SystemExit(f"{output} holds another study: choose another --output, or the same flags")
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+
+    def timed(self, stage: str, work: Callable[[], Result]) -> Result:
+        """The result of `work`. Its wall time is kept when it first ends; of work that was interrupted, that of the rest."""
+        start = time.perf_counter()
+        result = work()
+        self.state["seconds"].setdefault(stage, time.perf_counter() - start)
+        self.save()
+        return result
+
+    def score(self, row: str, path: str | Path, tasks: TaskCollection, seed: int | None, **settings: Any) -> None:
+        """Evaluate the model at `path` and keep the measures of each task, unless that is done. settings: of `evaluate`."""
+        found = self.state["scores"].setdefault(row, {})
+        missing = [name for name in tasks if str(seed) not in found.get(name, {})]
+        if not missing:
+            return
+        start = time.perf_counter()
+        result = evaluate(load_model(path), tasks.select(missing), progress=seed is None, **settings)
+        for name, measures in result.tasks.items():
+            found.setdefault(name, {})[str(seed)] = measures
+        seconds = self.state["seconds"]
+        seconds[f"evaluate {row}"] = seconds.get(f"evaluate {row}", 0.0) + time.perf_counter() - start
+        self.save()
+
+    def keep(self, name: str, run: RunFolder) -> None:
+        """What a table says of a run."""
+        info = {key: run.info[key] for key in ("parameters", "examples", "truncated", "steps") if key in run.info}
+        self.state["runs"][name] = info | {"tasks": len(run.info["tasks"])}
+
+    def save(self) -> None:
+        write_json_atomically(self.output / "state.json", self.state)
+
+    def publish(
+        self, results: Path, name: str, command: str, table: Callable[[dict[str, Any]], str], **more: Any
+    ) -> str:
+        """Write NAME.json, with machine and versions, and NAME.md into `results`; returns the table."""
+        record = {"command": command, **more, "machine": machine(), "versions": versions(), **self.state}
+        text = table(record)
+        results.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(results / f"{name}.json", record)
+        write_text_atomically(results / f"{name}.md", text)
+        return text
