@@ -134,8 +134,9 @@ class RoutedTrainer(Trainer):
     def _note_consistency(self) -> None:
         """Tell the run what consistency weighs, and for which tasks it compares single logits."""
         if self.consistency and self.is_world_process_zero():
-            alone = {e.task for e in self.examples if self.kind == "encoder" and len(e.choices) == 1}
-            self.run.write(consistency={"weight": self.consistency, "squared_difference": sorted(alone)})
+            examples = [self.examples[i] for i in range(len(self.examples))] if self.kind == "encoder" else []
+            alone = sorted({example.task for example in examples if len(example.choices) == 1})
+            self.run.write(consistency={"weight": self.consistency, "squared_difference": alone})
 
     def _checkpoint_blocks(self, on: bool) -> None:
         if self.config.gradient_checkpointing:

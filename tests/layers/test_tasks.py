@@ -20,7 +20,7 @@ TASKS = ["boolq", "rte", "copa"]
 
 def adapted(method: str = "mhr") -> tuple[PreTrainedModel, AdapterBank]:
     model = tiny_model("bert-encoder")
-    heads = 4 if method not in ("poly", "private", "shared") else 1
+    heads = 4 if method not in ("poly", "private", "shared", "adamix") else 1
     bank = mhr.attach(model, AdapterConfig(method=method, n_heads=heads), TASKS)
     randomise(bank)
     return model, bank
