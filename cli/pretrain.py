@@ -125,6 +125,27 @@ Scheduler = Annotated[
         rich_help_panel=SETTINGS,
     ),
 ]
+SwitchToMu = Annotated[
+    int | None,
+    typer.Option(
+        "--switch-to-mu-at",
+        metavar="STEP",
+        help="After this step all skills weigh alike: the bank trains on as its average, one adapter for all tasks, for "
+        "zero-shot use (MHR-mu).",
+        rich_help_panel=SETTINGS,
+        show_default=False,
+    ),
+]
+AnnealToMu = Annotated[
+    int | None,
+    typer.Option(
+        "--anneal-to-mu",
+        metavar="STEPS",
+        help="The same by degrees: over the last so many steps the routing goes to uniform by a cosine.",
+        rich_help_panel=SETTINGS,
+        show_default=False,
+    ),
+]
 Seed = Annotated[
     int | None,
     typer.Option(
@@ -160,6 +181,9 @@ def pretrain(
     precision: Precision = None,
     scheduler: Scheduler = None,
     seed: Seed = None,
+    template: options.Template = None,
+    switch_to_mu_at: SwitchToMu = None,
+    anneal_to_mu: AnnealToMu = None,
 ) -> None:
     """Train a bank of adapters, and how tasks are routed over it, on many tasks at once.
 
@@ -194,6 +218,9 @@ def pretrain(
             precision=precision,
             scheduler=scheduler,
             seed=seed,
+            template=template,
+            switch_to_mu_at=switch_to_mu_at,
+            anneal_to_mu=anneal_to_mu,
         )
         run = train(settings, str(output), resume=resume, overwrite=overwrite)
     if json:

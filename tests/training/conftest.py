@@ -13,7 +13,7 @@ import torch
 from transformers import ByT5Tokenizer
 
 from mhr.data.skills import choices_of, draw_examples
-from mhr.training import load_config
+from mhr.training import RunFolder, load_config, pretrain
 from mhr.training.settings import RunConfig
 from tests.models import tiny_model
 
@@ -86,5 +86,26 @@ def settings(backbone: Callable[..., str], tasks_file: Path) -> Callable[..., Ru
             "adapt.lr": 1e-2,
         }
         return load_config(model=backbone(model, **(model_config or {})), **{**defaults, **flags})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    """Runs by method, filled by `source`."""
+    return {}
+
+
+@pytest.fixture
+def source(
+    pretrained: dict[str, RunFolder], settings: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], RunFolder]:
+    """A pretrained run of a method, made once."""
+
+    def make(method: str) -> RunFolder:
+        if method not in pretrained:
+            folder = tmp_path_factory.mktemp(method) / "run"
+            pretrained[method] = pretrain(settings(method=method, steps=6, save_every=6), str(folder), progress=False)
+        return pretrained[method]
 
     return make

@@ -26,27 +26,6 @@ Make = Callable[..., RunConfig]
 TASKS = ["next-first", "swap-last"]
 
 
-@pytest.fixture(scope="session")
-def pretrained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
-    """Runs by method, filled by `source`."""
-    return {}
-
-
-@pytest.fixture
-def source(
-    pretrained: dict[str, RunFolder], settings: Make, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], RunFolder]:
-    """A pretrained run of a method, made once."""
-
-    def make(method: str) -> RunFolder:
-        if method not in pretrained:
-            folder = tmp_path_factory.mktemp(method) / "run"
-            pretrained[method] = pretrain(settings(method=method, steps=6, save_every=6), str(folder), progress=False)
-        return pretrained[method]
-
-    return make
-
-
 def changed(run: RunFolder, first: dict[str, Tensor]) -> set[str]:
     """Kinds of tensors (layers, routers, modules) that differ from `first`."""
     tensors = read_adapter(run.adapter).tensors

@@ -1,0 +1,250 @@
+"""The few-shot protocol: what is chosen on, what is looked at, and what the result says of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mhr.checkpoint import read_adapter
+from mhr.data import load_tasks
+from mhr.errors import ConfigError, DataError, MhrError, TaskError
+from mhr.evaluation import evaluate, load_model
+from mhr.training import RunFolder, adapt, selecting
+from mhr.training.selecting import Look, grid_points, share_out
+from mhr.training.settings import AdaptConfig
+from mhr.training.tasks import shots_of
+from mhr.training.trainer import RoutedTrainer
+
+Source = Callable[[str], RunFolder]
+TASK = "next-first"
+
+
+@pytest.fixture
+def searched(source: Source, tmp_path: Path) -> Callable[..., RunFolder]:
+    """One adaptation of the MHR run to one task with these few-shot settings."""
+
+    def make(name: str = "out", **few: Any) -> RunFolder:
+        settings = {"mode": "mhr", "steps": 6, "eval_every": None, **few}
+        (run,) = adapt(str(source("mhr").path), [TASK], output=str(tmp_path / name), progress=False, **settings)
+        return run
+
+    return make
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    return read_adapter(run.adapter).tensors
+
+
+def test_without_a_choice_nothing_is_judged(searched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selecting, "evaluate", lambda *args, **kwargs: pytest.fail("nothing is to be chosen"))
+    run = searched()
+    assert run.info["protocol"] == "held-out"
+    assert run.info["selection"] is None
+    assert len(run.info["shots"]) == 8
+    assert run.info["steps"] == 6
+    assert not (run.path / "trials").exists()
+    again = searched("again", select="last")
+    assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(again).values(), strict=True))
+
+
+def test_a_grid_is_chosen_on_a_quarter_of_the_shots_and_trained_again_on_all(searched: Any) -> None:
+    run = searched(grid={"lr": [1e-2, 1e-6], "router_lr": [0.5]})
+    chosen = run.info["selection"]
+    assert (chosen["on"], chosen["examples"], chosen["refit"]) == ("a quarter of the shots", 2, True)
+    assert [trial["settings"] for trial in chosen["trials"]] == [
+        {"lr": 1e-2, "router_lr": 0.5},
+        {"lr": 1e-6, "router_lr": 0.5},
+    ]
+    best = chosen["trials"][chosen["chosen"]]
+    assert (best["score"], -best["loss"]) == max((t["score"], -t["loss"]) for t in chosen["trials"])
+    assert all(trial["step"] == 6 for trial in chosen["trials"])
+    # The result is the training on all shots that anyone would have made with the chosen settings.
+    alone = searched("alone", lr=best["settings"]["lr"], router_lr=0.5)
+    assert alone.info["shots"] == run.info["shots"]
+    assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(alone).values(), strict=True))
+    assert run.config().train.lr == best["settings"]["lr"]
+    assert [record["step"] for record in run.metrics()] == list(range(1, 7))
+    trials = [RunFolder(run.path / "trials" / str(i), {}).metrics() for i in (0, 1)]
+    assert all(len(trial) == 6 for trial in trials)
+
+
+def test_looking_changes_nothing_of_the_training(searched: Any) -> None:
+    looked = searched("looked", eval_every=2, dev_shots=4)
+    plain = searched("plain")
+    losses = [[record["loss"] for record in run.metrics()] for run in (looked, plain)]
+    assert losses[0] == losses[1]
+    assert [look["step"] for look in looked.info["selection"]["trials"][0]["looks"]] == [2, 4, 6]
+
+
+def test_the_best_step_on_dev_shots_is_kept(searched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.25, 0.75, 0.5])
+    monkeypatch.setattr(selecting.Judge, "__call__", lambda self, step: Look(next(scores), 1.0, step))
+    run = searched("best", eval_every=2, dev_shots=4)
+    chosen = run.info["selection"]
+    assert (chosen["on"], chosen["examples"], chosen["refit"]) == ("dev shots", 4, False)
+    assert (run.info["steps"], chosen["trials"][0]["step"]) == (4, 4)
+    # The same training, whose weights are taken after the fourth step.
+    step = RoutedTrainer.training_step
+    taken: dict[str, torch.Tensor] = {}
+
+    def watch(self: RoutedTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 4:
+            taken.update({name: t.clone() for name, t in self.bank.tensors().items()})
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(RoutedTrainer, "training_step", watch)
+    searched("last")
+    found = weights(run)
+    assert all(torch.equal(found[name], tensor) for name, tensor in taken.items())
+
+
+def test_patience_ends_a_training_and_the_refit_stops_at_the_same_step(
+    searched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.25, 0.5])
+    monkeypatch.setattr(selecting.Judge, "__call__", lambda self, step: Look(next(scores), 1.0, step))
+    run = searched(eval_every=1, patience=2, steps=20)
+    trial = run.info["selection"]["trials"][0]
+    assert [look["step"] for look in trial["looks"]] == [1, 2, 3]
+    assert trial["step"] == run.info["steps"] == 1
+    assert run.info["selection"]["refit"]
+    assert [record["step"] for record in run.metrics()] == [1]
+    # The learning rate is that of the long training, of which this is the beginning.
+    assert run.metrics()[0]["lr"] == searched("long", steps=20).metrics()[0]["lr"]
+
+
+def test_protocol_paper_chooses_on_the_test_examples_and_says_so(searched: Any, tasks_file: Path) -> None:
+    run = searched(protocol="paper", grid={"lr": [1e-2, 1e-3]})
+    chosen = run.info["selection"]
+    assert run.info["protocol"] == "paper"
+    assert (chosen["on"], chosen["examples"], chosen["refit"]) == ("test", 4, False)
+    assert [look["step"] for look in chosen["trials"][0]["looks"]] == list(range(1, 7))
+    loaded = load_model(run.path)
+    result = evaluate(loaded, load_tasks(tasks_file).select([TASK]), progress=False)
+    best = chosen["trials"][chosen["chosen"]]
+    assert result.tasks[TASK]["score"] == best["score"]
+    assert result.settings["protocol"] == "paper"
+
+
+def test_held_out_never_looks_at_the_test_examples(
+    searched: Any, monkeypatch: pytest.MonkeyPatch, tasks_file: Path
+) -> None:
+    tests = {example.input for example in load_tasks(tasks_file)[TASK].test}
+    train = {example.input for example in load_tasks(tasks_file)[TASK].train}
+    judged: list[str] = []
+    judge = selecting.evaluate
+
+    def seen(loaded: Any, collection: Any, **settings: Any) -> Any:
+        judged.extend(example.input for task in collection.values() for example in task.test)
+        return judge(loaded, collection, **settings)
+
+    monkeypatch.setattr(selecting, "evaluate", seen)
+    searched(grid={"lr": [1e-2, 1e-3]})
+    assert set(judged) <= train
+    assert not set(judged) & (tests - train)
+
+
+def test_a_dev_collection_is_judged_on(searched: Any, tmp_path: Path, tasks_file: Path) -> None:
+    dev = tmp_path / "dev.jsonl"
+    lines = [json.loads(line) for line in tasks_file.read_text().splitlines()]
+    dev.write_text("".join(json.dumps({**row, "split": "train"}) + "\n" for row in lines if row["task"] == TASK))
+    run = searched(dev=str(dev), grid={"lr": [1e-2, 1e-3]})
+    assert run.info["selection"]["on"] == str(dev)
+    assert run.info["selection"]["examples"] == 28
+    with pytest.raises(ConfigError, match="the collection that is tested on"):
+        searched("same", dev=str(tasks_file), grid={"lr": [1e-2, 1e-3]})
+    dev.write_text(dev.read_text().replace(TASK, "other"))
+    with pytest.raises(TaskError, match=f"unknown task '{TASK}'"):
+        searched("none", dev=str(dev), grid={"lr": [1e-2, 1e-3]})
+
+
+def test_two_methods_see_the_same_shots_and_judge_on_the_same(source: Source, tmp_path: Path, tasks_file: Path) -> None:
+    task = load_tasks(tasks_file)[TASK]
+    few = AdaptConfig(shots=8, grid={"lr": [1e-2, 1e-3], "router_lr": [0.5, 0.1]})
+    shots = {mode: share_out(task, few, 1, mode) for mode in ("mhr", "mu", "lora", "full")}
+    assert all(part == shots["mhr"] for part in shots.values())
+    assert shots["mhr"].shots == [*shots["mhr"].train, *shots["mhr"].judged]
+
+
+def test_a_grid_leaves_out_what_a_mode_does_not_have() -> None:
+    few = AdaptConfig(grid={"lr": [1e-2, 1e-3], "router_lr": [0.5, 0.1], "steps": [10]})
+    assert len(grid_points(few, "mhr")) == 4
+    assert grid_points(few, "z") == [{"router_lr": 0.5, "steps": 10}, {"router_lr": 0.1, "steps": 10}]
+    assert grid_points(few, "mu") == [{"lr": 1e-2, "steps": 10}, {"lr": 1e-3, "steps": 10}]
+    assert grid_points(AdaptConfig(), "mhr") == [{}]
+    assert isinstance(grid_points(few, "z")[0]["steps"], int)
+
+
+def test_mode_full_searches_its_own_learning_rate(searched: Any) -> None:
+    run = searched(mode="full", grid={"lr": [1e-3, 1e-9]}, dev_shots=4, steps=2)
+    chosen = run.info["selection"]
+    assert run.config().train.lr == chosen["trials"][chosen["chosen"]]["settings"]["lr"]
+    assert (run.path / "model").is_dir()
+
+
+def test_ranking_losses_and_a_schedule_of_their_own(searched: Any) -> None:
+    run = searched(mc_loss=1.0, unlikely_loss=1.0, length_norm=0.5, scheduler="constant", warmup=0.0)
+    train = run.config().train
+    assert (train.mc_loss, train.unlikely_loss, train.length_norm, train.scheduler) == (1.0, 1.0, 0.5, "constant")
+    assert {record["lr"] for record in run.metrics()} == {train.lr}
+    assert load_model(run.path).length_norm == 0.5
+    plain = searched("plain", scheduler="constant", warmup=0.0)
+    assert run.metrics()[0]["loss"] > plain.metrics()[0]["loss"]
+
+
+def test_shots_by_task() -> None:
+    few = AdaptConfig(shots=32, shots_for={"boolq": 4, "*wino*": 50})
+    assert [shots_of(few, name) for name in ("boolq", "super_winogrande", "rte")] == [4, 50, 32]
+
+
+def test_a_choice_that_begins_another_is_noted(source: Source, tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    rows = [
+        {"task": "count", "input": "x" * n, "targets": str(n), "choices": ["1", "10", "2"], "split": "train"}
+        for n in (1, 2, 10, 1)
+    ]
+    tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common: dict[str, Any] = {"mode": "mu", "tasks_path": str(tasks), "shots": 2, "steps": 1, "progress": False}
+    adapt(str(source("mhr").path), ["count"], output=str(tmp_path / "out"), mc_loss=1.0, **common)
+    (line,) = json.loads((tmp_path / "out" / "adapt.json").read_text())["notes"]
+    assert "task 'count': choice '1' is the beginning of choice '10'" in line
+    adapt(str(source("mhr").path), ["count"], output=str(tmp_path / "plain"), **common)
+    assert json.loads((tmp_path / "plain" / "adapt.json").read_text())["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("few", "error", "said"),
+    [
+        ({"grid": {"lrr": [1.0]}}, ConfigError, "grid has 'lrr', which is no knob: did you mean 'lr'"),
+        ({"grid": {"lr": [1e-3, 1e-3]}}, ConfigError, "expected each value once"),
+        ({"grid": {"lr": []}}, ConfigError, "at least one"),
+        ({"grid": {"lr": [-1.0]}}, ConfigError, "grid has a value that cannot be: lr is -1.0"),
+        ({"grid": {"steps": [1.5]}}, ConfigError, "steps is 1.5, expected a whole number"),
+        ({"shots": 23, "dev_shots": 2}, DataError, "fewer than the 23 shots and 2 dev shots asked for: use --shots 22"),
+        ({"shots": 1, "grid": {"lr": [1.0, 2.0]}}, DataError, "no part can be split off"),
+        ({"shots_for": {"next-frist": 4}}, TaskError, "unknown task 'next-frist'.*'next-first'"),
+        ({"shots_for": {TASK: 0}}, ConfigError, "shots_for 'next-first' is 0"),
+        ({"protocol": "papper"}, ConfigError, "protocol is 'papper', which is unknown: did you mean 'paper'"),
+        ({"protocol": "paper", "dev_shots": 3}, ConfigError, "leave dev and dev_shots out"),
+        ({"select": "last", "patience": 2}, ConfigError, "patience looks for the best step, but select is 'last'"),
+        ({"select": "frist"}, ConfigError, "select is 'frist'"),
+        ({"patience": 0}, ConfigError, "patience is 0"),
+        ({"dev": "x.jsonl", "dev_shots": 3}, ConfigError, "leave one out"),
+        ({"seeds": [3, 3]}, ConfigError, "expected each seed once"),
+        ({"mc_loss": -1.0}, ConfigError, "mc_loss is -1"),
+        ({"sheduler": "linear"}, ConfigError, "unknown few-shot setting 'sheduler': did you mean 'scheduler'"),
+        ({"template": "gleu"}, ConfigError, "no templates called 'gleu'"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_written(
+    few: dict[str, Any], error: type[MhrError], said: str, source: Source, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=said) as caught:
+        adapt(str(source("mhr").path), [TASK], mode="mhr", output=str(tmp_path / "out"), progress=False, **few)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
