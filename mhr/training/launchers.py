@@ -9,6 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -21,14 +22,32 @@ from mhr.training.settings import check_whole
 from mhr.training.units import Study, Unit, Worker
 
 Row = dict[str, Any]
-Launcher = Callable[[Study, Sequence[Unit], int | None], Generator[Row, None, None]]
+Launch = Callable[[Study, Sequence[Unit]], Generator[Row, None, None]]
 
-launchers: Registry[Launcher] = Registry("launcher")
-"""Functions `(study, units, workers) -> rows as they are done`, by name. Closing what they return ends their processes."""
+launchers: Registry[Callable[[int | None], Launch]] = Registry("launcher")
+"""By name, functions of the number of workers (None: as many as there is room for) that check what they need and return
+`(study, units) -> rows as they are done`. Closing what that returns ends its processes."""
 
 
 @launchers.register("local")
-def launch_local(study: Study, units: Sequence[Unit], workers: int | None = None) -> Generator[Row, None, None]:
+def local_launcher(workers: int | None = None) -> Launch:
+    """Processes of this machine. Raises ConfigError for a number of workers that cannot be."""
+    _check(workers)
+    return partial(_launch_local, workers)
+
+
+@launchers.register("ray")
+def ray_launcher(workers: int | None = None) -> Launch:
+    """Actors of a Ray cluster. Raises ConfigError where Ray is not installed, and for a number of workers that cannot be."""
+    _check(workers)
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise ConfigError("launcher 'ray' needs Ray: pip install 'mhr[ray]', or use launcher 'local'") from None
+    return partial(_launch_ray, workers)
+
+
+def _launch_local(workers: int | None, study: Study, units: Sequence[Unit]) -> Generator[Row, None, None]:
     """Processes of this machine, one for each GPU, or else for each core that this process may use.
 
     They share nothing, so one that is killed (for want of memory, say) fails the unit that it was at, and another process
@@ -63,17 +82,11 @@ def launch_local(study: Study, units: Sequence[Unit], workers: int | None = None
             hand.end()
 
 
-@launchers.register("ray")
-def launch_ray(study: Study, units: Sequence[Unit], workers: int | None = None) -> Generator[Row, None, None]:
-    """Actors of the Ray cluster that RAY_ADDRESS names, or of one on this machine: one for each GPU, or else for each core.
+def _launch_ray(workers: int | None, study: Study, units: Sequence[Unit]) -> Generator[Row, None, None]:
+    """Actors of the Ray cluster that RAY_ADDRESS names, or of one on this machine: one for each GPU, or else for each core."""
+    import ray
+    from ray.util import ActorPool
 
-    Raises ConfigError where Ray is not installed.
-    """
-    try:
-        import ray
-        from ray.util import ActorPool
-    except ImportError:
-        raise ConfigError("launcher 'ray' needs Ray: pip install 'mhr[ray]', or use launcher 'local'") from None
     began = not ray.is_initialized()
     if began:
         ray.init(log_to_driver=False, include_dashboard=False)
@@ -161,7 +174,10 @@ def _visible_gpus() -> list[str]:
     return told.split(",")[: torch.cuda.device_count()] if told else [str(i) for i in range(torch.cuda.device_count())]
 
 
+def _check(workers: int | None) -> None:
+    if workers is not None:
+        check_whole("workers", workers, at_least=1)
+
+
 def _number(asked: int | None, usual: int, most: int) -> int:
-    if asked is not None:
-        check_whole("workers", asked, at_least=1)
     return max(min(asked or usual, most), 1)

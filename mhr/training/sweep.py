@@ -113,6 +113,7 @@ def sweep(
     Raises ConfigError, TaskError, DataError and CheckpointError for what does not fit, before anything is written, and
     TrainingError for a folder that holds another sweep, and at the end where units have failed; Interrupted on Ctrl-C.
     """
+    launch = launchers[launcher](workers)
     study, units, notes = _plan(runs, tasks, modes, output, tasks_path, template, limit, few)
     folder = Path(output)
     described = {"settings": study.identity, "axes": _axes(units), "notes": notes}
@@ -123,7 +124,7 @@ def sweep(
         job = bar.add_task("sweep", total=len(units), completed=len(units) - len(left))
         try:
             if left:
-                with closing(launchers[launcher](study, left, workers)) as finished:
+                with closing(launch(study, left)) as finished:
                     for row in finished:
                         append_row(folder / RESULTS_FILE, row)
                         rows[Unit.key_of(row)] = row

@@ -1,0 +1,284 @@
+"""Sweeps: one row a unit, resumable after a kill, the same by every launcher, and refused over another study."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from mhr.errors import ConfigError, DataError, MhrError, TrainingError
+from mhr.training import RunFolder, launchers
+from mhr.training.sweep import SweepResult, append_row, sweep
+from mhr.training.units import Worker
+
+Source = Callable[[str], RunFolder]
+TASKS = ["next-first", "swap-last"]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A launcher that works in this process; the list holds the task of every unit that was made."""
+    made: list[str] = []
+
+    def launch(study: Any, units: Any) -> Any:
+        worker = Worker(study)
+        for unit in units:
+            made.append(unit.task)
+            yield worker.work(unit)
+
+    monkeypatch.setitem(launchers.launchers._items, "here", lambda workers: launch)
+    return made
+
+
+@pytest.fixture
+def swept(source: Source, tmp_path: Path) -> Callable[..., SweepResult]:
+    def run(methods: tuple[str, ...] = ("mhr",), **settings: Any) -> SweepResult:
+        defaults: dict[str, Any] = {
+            "modes": ["mu"],
+            "output": str(tmp_path / "sweep"),
+            "steps": 2,
+            "launcher": "here",
+            "progress": False,
+        }
+        return sweep([str(source(method).path) for method in methods], **{**defaults, **settings})
+
+    return run
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_every_combination_has_a_row(swept: Any, here: list[str], tmp_path: Path, source: Source) -> None:
+    result = swept(("mhr", "lora"), modes=["z", "mu"], seeds=[1, 2], grid={"lr": [1e-2, 1e-3]})
+    keys = [(row["run"], row["mode"], row["task"], row["seed"]) for row in result.rows]
+    runs = {method: result.rows[0 if method == "mhr" else -1]["run"] for method in ("mhr", "lora")}
+    expected = [(runs["mhr"], mode, task, seed) for mode in ("z", "mu") for task in TASKS for seed in (1, 2)]
+    expected += [(runs["lora"], "mu", task, seed) for task in TASKS for seed in (1, 2)]
+    assert keys == expected
+    assert len(result.notes) == 1
+    assert "its routing is not learned" in result.notes[0]
+    for row in result.rows:
+        assert (row["status"], row["protocol"], row["n"], row["shots"]) == ("done", "held-out", 4, 8)
+        assert 0 <= row["score"] <= 1
+        # Mode z has no learning rate of adapters to search.
+        assert len(row["trials"]) == (0 if row["mode"] == "z" else 2)
+        assert row["chosen_on"] == (None if row["mode"] == "z" else "a quarter of the shots")
+        assert (Path(row["folder"]) / "adapter").is_dir()
+    table = pyarrow.parquet.read_table(tmp_path / "sweep" / "results.parquet").to_pylist()
+    assert [row["score"] for row in table] == [row["score"] for row in rows_of(tmp_path / "sweep")]
+    (mean,) = [row for row in result.summary() if row["task"] is None and row["mode"] == "z"]
+    scores = [row["score"] for row in result.rows if row["mode"] == "z"]
+    assert mean["mean"] == pytest.approx(sum(scores) / 4)
+    assert mean["n"] == 2
+
+
+def test_what_is_done_is_skipped_and_more_can_be_asked_for(swept: Any, here: list[str], tmp_path: Path) -> None:
+    first = swept(tasks=TASKS[:1], seeds=[1])
+    assert here == TASKS[:1]
+    again = swept(tasks=TASKS[:1], seeds=[1], resume=True)
+    assert here == TASKS[:1]
+    assert again.rows == first.rows
+    more = swept(tasks=TASKS, seeds=[1], resume=True)
+    assert here == TASKS
+    assert more.rows[0] == first.rows[0]
+    assert len(rows_of(tmp_path / "sweep")) == 2
+    with pytest.raises(TrainingError, match="holds this sweep already: go on with --resume"):
+        swept(tasks=TASKS, seeds=[1])
+    swept(tasks=TASKS[:1], seeds=[1], overwrite=True)
+    assert here == [*TASKS, TASKS[0]]
+    assert len(rows_of(tmp_path / "sweep")) == 1
+
+
+def test_a_unit_that_was_trained_but_not_told_is_evaluated_alone(swept: Any, here: list[str], tmp_path: Path) -> None:
+    (row,) = swept(tasks=TASKS[:1], seeds=[1]).rows
+    file = tmp_path / "sweep" / "results.jsonl"
+    file.write_text('{"run": "mhr", "mo')  # a kill has cut the line
+    trained = (Path(row["folder"]) / "run.json").stat().st_mtime_ns
+    (again,) = swept(tasks=TASKS[:1], seeds=[1], resume=True).rows
+    assert (Path(row["folder"]) / "run.json").stat().st_mtime_ns == trained
+    assert {**again, "seconds": None} == {**row, "seconds": None}
+    assert rows_of(tmp_path / "sweep") == [again]
+
+
+def test_a_unit_that_fails_is_told_and_tried_again(
+    swept: Any, here: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Worker._work
+
+    def fail(self: Worker, unit: Any) -> Any:
+        if unit.task == TASKS[1]:
+            raise TrainingError("the loss is nan")
+        return work(self, unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "_work", fail)
+        with pytest.raises(TrainingError, match=r"1 of 2 units failed, first .*swap-last/1: the loss is nan; --resume"):
+            swept(seeds=[1])
+    assert [row["status"] for row in rows_of(tmp_path / "sweep")] == ["done", "failed"]
+    assert pyarrow.parquet.read_table(tmp_path / "sweep" / "results.parquet").num_rows == 2
+    result = swept(seeds=[1], resume=True)
+    assert [row["status"] for row in result.rows] == ["done", "done"]
+    assert here == [*TASKS, TASKS[1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"steps": 3}, TrainingError, r"table of another sweep, with runs\..*adapt\.steps 2, not 3"),
+        ({"protocol": "paper"}, TrainingError, r"adapt\.protocol 'held-out', not 'paper'"),
+        ({"limit": 2}, TrainingError, "with limit None, not 2"),
+        ({"grid": {"lrr": [1.0]}}, ConfigError, "grid has 'lrr', which is no knob: did you mean 'lr'"),
+        ({"shots": 25}, DataError, "has 24 training examples, fewer than the 25 shots"),
+        ({"seeds": [1, 1]}, ConfigError, "expected each seed once"),
+        ({"modes": ["zz"]}, ConfigError, "mode is 'zz'"),
+        ({"modes": ["lora"]}, ConfigError, "its adapter is not shared by all tasks"),
+        ({"launcher": "slurm"}, ConfigError, "unknown launcher 'slurm'"),
+        ({"workers": 0, "launcher": "local"}, ConfigError, "workers is 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_table_stays(
+    changes: dict[str, Any], error: type[MhrError], said: str, swept: Any, here: list[str], tmp_path: Path
+) -> None:
+    swept(tasks=TASKS[:1], seeds=[1])
+    before = (tmp_path / "sweep" / "results.jsonl").read_bytes()
+    with pytest.raises(error, match=said) as caught:
+        swept(**{"tasks": TASKS, "seeds": [1], "resume": True, **changes})
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "sweep" / "results.jsonl").read_bytes() == before
+
+
+def test_a_run_that_was_trained_again_is_another_one(swept: Any, here: list[str], source: Source) -> None:
+    swept(tasks=TASKS[:1], seeds=[1])
+    config = source("mhr").adapter / "mhr_config.json"
+    before = config.read_text()
+    try:
+        config.write_text(before + " ")
+        with pytest.raises(TrainingError, match=r"another sweep, with runs\..*\.trained"):
+            swept(tasks=TASKS[:1], seeds=[1], resume=True)
+    finally:
+        config.write_text(before)
+
+
+def test_rows_are_appended_whole(tmp_path: Path) -> None:
+    for i in range(3):
+        append_row(tmp_path / "rows.jsonl", {"i": i, "text": "ä\nb"})
+    assert [json.loads(line)["i"] for line in (tmp_path / "rows.jsonl").read_text("utf-8").splitlines()] == [0, 1, 2]
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import json, sys
+from mhr.training.sweep import sweep
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[1])
+    runs = settings.pop("runs")
+    print(len(sweep(runs, **settings).rows))
+"""
+
+
+def children_of(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on_where_it_was(source: Source, tmp_path: Path, here: list[str]) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    output = tmp_path / "sweep"
+    settings = {
+        "runs": [str(source("mhr").path)],
+        "tasks": TASKS,
+        "modes": ["mhr", "mu"],
+        "seeds": [1, 2],
+        "steps": 40,
+        "workers": 2,
+        "output": str(output),
+        "progress": False,
+        "resume": True,
+    }
+    command = [sys.executable, str(program), json.dumps(settings)]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment)
+    deadline = time.monotonic() + 120
+    results = output / "results.jsonl"
+    while time.monotonic() < deadline and process.poll() is None and not (results.is_file() and rows_of(output)):
+        time.sleep(0.05)
+    workers = children_of(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while time.monotonic() < deadline and any(map(alive, workers)):
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+    before = rows_of(output)
+    assert 0 < len(before) < 8
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "8"
+    after = rows_of(output)
+    assert after[: len(before)] == before
+    assert len({(row["mode"], row["task"], row["seed"]) for row in after}) == len(after) == 8
+    # Processes change nothing of what comes out.
+    alone = sweep([str(source("mhr").path)], TASKS[:1], modes=["mu"], seeds=[2], steps=40, launcher="here",
+                  output=str(tmp_path / "alone"), progress=False)  # fmt: skip
+    (same,) = [row for row in after if (row["mode"], row["task"], row["seed"]) == ("mu", TASKS[0], 2)]
+    assert same["score"] == alone.rows[0]["score"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_fails_its_unit_alone(source: Source, tmp_path: Path, monkeypatch: Any) -> None:
+    begun: list[Any] = []
+    take = launchers._Hand.take
+
+    def kill_the_first(self: Any, unit: Any) -> None:
+        take(self, unit)
+        if not begun:
+            os.kill(self.process.pid, signal.SIGKILL)
+        begun.append(unit)
+
+    monkeypatch.setattr(launchers._Hand, "take", kill_the_first)
+    settings: dict[str, Any] = {"modes": ["mu"], "seeds": [1], "steps": 2, "workers": 1, "progress": False}
+    with pytest.raises(TrainingError, match="1 of 2 units failed.*its process ended with signal SIGKILL"):
+        sweep([str(source("mhr").path)], TASKS, output=str(tmp_path / "sweep"), **settings)
+    assert [row["status"] for row in rows_of(tmp_path / "sweep")] == ["failed", "done"]
+
+
+@pytest.mark.slow
+def test_two_workers_of_a_local_ray_cluster(swept: Any, tmp_path: Path, here: list[str]) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'mhr[ray]')")
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    try:
+        result = swept(seeds=[1, 2], launcher="ray", workers=2)
+    finally:
+        ray.shutdown()
+    local = swept(seeds=[1, 2], output=str(tmp_path / "local"))
+    columns = ("mode", "task", "seed", "score", "lr", "steps")
+    assert [[row[c] for c in columns] for row in result.rows] == [[row[c] for c in columns] for row in local.rows]
+    assert here == [task for task in TASKS for _ in (1, 2)]
+
+
+def test_without_ray_the_launcher_says_what_to_install(
+    swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"launcher 'ray' needs Ray: pip install 'mhr\[ray\]'"):
+        swept(seeds=[1], launcher="ray")
+    assert not (tmp_path / "sweep").exists()
