@@ -6,8 +6,11 @@ import itertools
 import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+
+Drawn = TypeVar("Drawn", bound=Hashable)
 
 EXACT_UP_TO = 13
 """Differences of which every combination of signs is tried; of more, N_FLIPS random ones."""
@@ -36,7 +39,7 @@ class Paired:
         return statistics.stdev(self.by_seed) if len(self.by_seed) > 1 else 0.0
 
 
-def compare(a: Mapping[tuple[str, Hashable], float], b: Mapping[tuple[str, Hashable], float]) -> Paired | None:
+def compare(a: Mapping[tuple[str, Drawn], float], b: Mapping[tuple[str, Drawn], float]) -> Paired | None:
     """`a - b` over the (task, seed) pairs that both have; None where they have none in common."""
     common = [key for key in a if key in b]
     if not common:

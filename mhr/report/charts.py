@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -25,26 +26,29 @@ from mhr.report.drawing import (
     styled,
 )
 
+WIDTH = 6.4
+"""Inches of a chart that a phone shows whole, its letters getting smaller."""
+
 Points = Sequence[tuple[int, float]]
 
 
 @styled
 def plot_standings(standings: Sequence[Standing], majority: float | None) -> Figure:
-    """The mean of each contestant, with its spread over seeds; a line at what the most frequent answer scores."""
-    figure = new_figure(7.2, 0.9 + 0.3 * len(standings))
-    axes = figure.add_subplot()
-    for i, standing in enumerate(standings):
-        axes.barh(i, standing.mean, height=0.62, color=SERIES[0], alpha=1.0 if i == 0 else 0.45)
-        if standing.spread:
-            axes.errorbar(standing.mean, i, xerr=standing.spread, color=FAINT, capsize=3, linewidth=1.2)
-        reach = standing.mean + (standing.spread or 0.0)
-        axes.text(reach, i, f"  {100 * standing.mean:.1f}", va="center", fontsize=8)
+    """The mean of each contestant, with its spread over seeds, and what the most frequent answer scores where that is known."""
+    rows = [(s.contestant, s.mean, s.spread or 0.0, SERIES[0], 1.0 if i == 0 else 0.5) for i, s in enumerate(standings)]
     if majority is not None:
-        axes.axvline(majority, color=FAINT, linewidth=1, linestyle="--")
-        axes.text(majority, -0.75, "majority", ha="center", fontsize=7, color=FAINT)
-    axes.set_yticks(range(len(standings)), [cut(s.contestant) for s in standings], fontsize=8)
-    axes.set_ylim(len(standings) - 0.4, -0.6)
-    axes.set_xlim(0.0, 1.12 * max(s.mean + (s.spread or 0.0) for s in standings) or 1.0)
+        rows.append(("majority", majority, 0.0, SERIES[6], 0.6))
+    figure = new_figure(WIDTH, 0.7 + 0.34 * len(rows))
+    axes = figure.add_subplot()
+    for i, (_, mean, deviation, drawn, alpha) in enumerate(rows):
+        axes.barh(i, mean, height=0.66, color=drawn, alpha=alpha)
+        if deviation:
+            axes.errorbar(mean, i, xerr=deviation, color=FAINT, capsize=3, linewidth=1.2)
+        place: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{100 * mean:.1f}", (mean + deviation, i), **place)
+    axes.set_yticks(range(len(rows)), [cut(row[0]) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0.0, 1.12 * max(mean + deviation for _, mean, deviation, _, _ in rows) or 1.0)
     axes.xaxis.set_major_formatter(per_cent())
     axes.set_xlabel("mean over tasks, per cent")
     axes.tick_params(axis="y", length=0)
@@ -55,7 +59,7 @@ def plot_standings(standings: Sequence[Standing], majority: float | None) -> Fig
 @styled
 def plot_curves(curves: Mapping[str, Curve]) -> Figure:
     """Training loss against steps; the band reaches from the lowest to the highest of repeated runs."""
-    figure = new_figure(7.2, 3.6)
+    figure = new_figure(WIDTH, 3.8)
     axes = figure.add_subplot()
     for i, (label, curve) in enumerate(curves.items()):
         axes.plot(curve.steps, curve.mean, color=colour(i), linestyle=dash(i), linewidth=1.6, label=cut(label))
@@ -72,7 +76,7 @@ def plot_curves(curves: Mapping[str, Curve]) -> Figure:
 @styled
 def plot_alignment(points: Mapping[str, Points]) -> Figure:
     """Mean cosine of the tasks' gradients at several points of training."""
-    figure = new_figure(7.2, 3.2)
+    figure = new_figure(WIDTH, 3.6)
     axes = figure.add_subplot()
     for i, (label, own) in enumerate(points.items()):
         steps, values = zip(*own, strict=True)
@@ -88,11 +92,11 @@ def plot_alignment(points: Mapping[str, Points]) -> Figure:
 @styled
 def plot_costs(found: Mapping[str, tuple[int, float, float | None]]) -> Figure:
     """Score against trained parameters. found: label -> (trained, mean, spread)."""
-    figure = new_figure(7.2, 3.8)
+    figure = new_figure(WIDTH, 4.2)
     axes = figure.add_subplot()
     for i, (label, (trained, mean, deviation)) in enumerate(found.items()):
         axes.errorbar(trained, mean, yerr=deviation or None, fmt="o", color=colour(i), markersize=6, capsize=3)
-        axes.annotate(cut(label), (trained, mean), xytext=(6, 5), textcoords="offset points", fontsize=7)
+        axes.annotate(cut(label), (trained, mean), xytext=(6, 5), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
     axes.margins(x=0.18, y=0.15)
     axes.yaxis.set_major_formatter(per_cent())
@@ -128,6 +132,6 @@ def plot_cosines(tasks: Sequence[str], cosines: Tensor) -> Figure:
 
 
 def _legend(axes: Axes, n: int) -> None:
-    """Beside the chart, where it hides nothing."""
-    if n:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
+    """Under the chart, where it hides nothing and takes no width."""
+    if n > 1:
+        axes.figure.legend(loc="outside lower left", ncols=2 if n > 2 else n)

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ SEQUENTIAL = LinearSegmentedColormap.from_list("sequential", [(*_BLUE, 0.0), (*_
 MAX_TICKS = 48
 MAX_NAME = 40
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text in an SVG stays text
     "svg.hashsalt": "mhr",  # equal plots are equal files
     "axes.axisbelow": True,
@@ -44,19 +45,19 @@ STYLE = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.linewidth": 0.8,
-    "axes.titlesize": 10,
-    "axes.labelsize": 8,
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
     "grid.color": GRID,
     "grid.linewidth": 0.8,
-    "legend.fontsize": 8,
+    "legend.fontsize": 9,
     "legend.frameon": False,
     "text.color": INK,
     "xtick.color": FAINT,
     "xtick.labelcolor": INK,
-    "xtick.labelsize": 7,
+    "xtick.labelsize": 9,
     "ytick.color": FAINT,
     "ytick.labelcolor": INK,
-    "ytick.labelsize": 7,
+    "ytick.labelsize": 9,
 }
 
 
@@ -92,10 +93,10 @@ def _image(
     for spine in axes.spines.values():
         spine.set_visible(True)
         spine.set_color(GRID)
-    bar = axes.figure.colorbar(image, ax=axes, shrink=0.8)
+    bar = axes.figure.colorbar(image, ax=axes.figure.axes, shrink=0.8)
     bar.outline.set_edgecolor(GRID)
-    bar.set_label(label, fontsize=7)
-    bar.ax.tick_params(labelsize=6)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=7)
 
 
 def name_ticks(axes: Axes, columns: Sequence[str], rows: Sequence[str], step: int = 1) -> None:
@@ -103,8 +104,8 @@ def name_ticks(axes: Axes, columns: Sequence[str], rows: Sequence[str], step: in
     across, down = spread(len(columns)), spread(len(rows), 4 * MAX_TICKS)
     turn = 0 if max(map(len, columns)) <= 2 else 90
     places = [i * step + (step - 1) / 2 for i in across]
-    axes.set_xticks(places, [cut(columns[i]) for i in across], rotation=turn, fontsize=6)
-    axes.set_yticks(down, [cut(rows[i]) for i in down], fontsize=6)
+    axes.set_xticks(places, [cut(columns[i]) for i in across], rotation=turn, fontsize=7)
+    axes.set_yticks(down, [cut(rows[i]) for i in down], fontsize=7)
     axes.tick_params(length=0)
 
 

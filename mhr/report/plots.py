@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -57,8 +58,8 @@ def plot_skills(routing: Routing) -> Figure:
     if n_tasks * n_skills <= 240:
         for t, row in enumerate(values.tolist()):
             for s, value in enumerate(row):
-                strong = {"color": "white"} if abs(value - 1 / n_skills) > 0.65 * reach else {}
-                axes.text(s, t, f"{value:.2f}", ha="center", va="center", fontsize=6, **strong)
+                strong: dict[str, Any] = {"color": "white"} if abs(value - 1 / n_skills) > 0.65 * reach else {}
+                axes.text(s, t, f"{value:.2f}", ha="center", va="center", fontsize=7, **strong)
     return figure
 
 
@@ -110,11 +111,13 @@ def plot_entropy(routings: dict[str, Routing]) -> Figure:
     axes.grid(axis="y")
     axes.axhline(1.0, color=FAINT, linewidth=0.8, linestyle="--")
     shown = spread(len(names))
-    axes.set_xticks(shown, [names[i] for i in shown], rotation=90, fontsize=6)
+    axes.set_xticks(shown, [names[i] for i in shown], rotation=90, fontsize=7)
+    lowest = min(value for routing in routings.values() for value in routing.entropy.values())
+    axes.set_ylim(min(lowest - 0.01, 0.94), 1.0 + 0.02 * (1.02 - min(lowest, 0.94)))
     axes.set_ylabel("entropy / log S")
     axes.set_title("Entropy of the routing by layer (1: every skill alike)")
     if len(routings) > 1:
-        axes.legend(loc="best")
+        axes.figure.legend(loc="outside lower left", ncols=len(routings))
     return figure
 
 
@@ -132,8 +135,8 @@ def _draw_tree(axes: Axes, joins: list[Join], order: list[int]) -> None:
         )
         row[k], height[k] = (row[a] + row[b]) / 2, join.height
     axes.set_xlim(left=0.0)
-    axes.tick_params(left=False, labelleft=False, labelsize=6)
-    axes.set_xlabel("1 - cosine", fontsize=6)
+    axes.tick_params(left=False, labelleft=False, labelsize=7)
+    axes.set_xlabel("1 - cosine", fontsize=7)
     for spine in ("left", "right", "top"):
         axes.spines[spine].set_visible(False)
 

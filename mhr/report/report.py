@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mhr import __version__
 from mhr.files import make_folder, prepare_output, write_json_atomically, write_text_atomically
-from mhr.report.sections import Details, Figure, Section, sections
-from mhr.report.sources import Material, read_sources
+from mhr.report.blocks import Details, Figure, Section
+from mhr.report.material import Material
+from mhr.report.sections import sections
+from mhr.report.sources import read_sources
 from mhr.report.tables import Table
 
 PAGE_FILE, MARKDOWN_FILE, JSON_FILE = "report.html", "report.md", "report.json"
@@ -48,6 +50,7 @@ class Report:
             style=Markup(folder.joinpath("page.css").read_text("utf-8")),
             script=Markup(folder.joinpath("page.js").read_text("utf-8")),
             markup=Markup,
+            breakable=breakable,
         )
 
     def to_markdown(self) -> str:
@@ -77,6 +80,11 @@ class Report:
                 for label, group in self.material.groups.items()
             },
         }
+
+
+def breakable(name: str) -> Markup:
+    """A name that a page may break after its underscores."""
+    return Markup("_<wbr>").join(map(escape, name.split("_")))
 
 
 def make_report(paths: Sequence[str | Path], title: str = DEFAULT_TITLE) -> Report:

@@ -2,89 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
-from mhr.analysis.scores import Score, Scores
+from mhr.analysis.scores import Score
 from mhr.errors import CheckpointError, DataError
 from mhr.evaluation import METRICS
 from mhr.files import read_json
+from mhr.report.material import Group, Material, label_of
+from mhr.report.score_tables import read_sweep, read_table
 from mhr.training.run import RUN_FILE, RunFolder
 
 EXPECTED = (
     "expected a run (run.json), adaptations (adapt.json), an evaluation (evaluation.json), an inspection (inspection.json), "
     "a sweep (sweep.json), a demo (demo.json), a study, or a table of scores (.jsonl or .parquet)"
 )
-COLUMNS = ("task", "mode", "method", "seed", "metric", "value")
-"""Columns of a table of scores, one number a row; "category" may stand beside them. The table of a sweep has a column for each
-metric instead."""
-
-METHOD_NAMES = {
-    "mhr": "MHR",
-    "poly": "Poly",
-    "lora": "shared LoRA",
-    "private": "private LoRA",
-    "ia3": "IA3",
-    "poly-ia3": "Poly-IA3",
-    "random": "random routing",
-    "uniform": "uniform routing",
-    "hash": "hash routing",
-    "full": "full fine-tuning",
-    "adamix": "AdaMix",
-}
-SUFFIXES = {"z": "-z", "mu": "-mu", "full": ", all weights", "random": ", fresh bank"}
-
-
-@dataclass
-class Group:
-    """One run, or the adaptations of one run in one mode to several tasks with several seeds.
-
-    runs         its run folders; none where only scores are known
-    trained      numbers that one of them trains, where that is known
-    protocol     how settings were chosen, where that is known
-    inspections  what `mhr inspect --output` wrote about them
-    """
-
-    label: str
-    path: Path
-    runs: list[RunFolder] = field(default_factory=list)
-    trained: int | None = None
-    protocol: str = ""
-    inspections: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def info(self) -> dict[str, Any]:
-        return self.runs[0].info if self.runs else {}
-
-    @property
-    def pretrained(self) -> bool:
-        return self.info.get("kind") == "pretrain"
-
-
-@dataclass
-class Material:
-    """Everything that was found, in the order it was named. notes: what a reader has to know about it, one line each."""
-
-    groups: dict[str, Group] = field(default_factory=dict)
-    scores: Scores = field(default_factory=Scores)
-    notes: list[str] = field(default_factory=list)
-    collections: dict[str, str] = field(default_factory=dict)
-    """Label of a group -> the task collection it was trained or judged on."""
-
-    def group(self, label: str, path: Path) -> Group:
-        """A new group; a label that is taken gets its path behind it."""
-        if label in self.groups:
-            label = f"{label} ({path})"
-        if label in self.groups:
-            raise DataError(f"{path} is given twice: name each run once")
-        self.groups[label] = Group(label, path)
-        return self.groups[label]
 
 
 def read_sources(paths: Sequence[str | Path]) -> Material:
@@ -130,7 +63,7 @@ def _reader_of_file(path: Path) -> Callable[[Path, Material], None]:
     if path.name in FOLDERS:
         return FOLDERS[path.name]
     if path.suffix in (".jsonl", ".parquet"):
-        return _read_table
+        return read_table
     if path.suffix != ".json":
         raise DataError(f"{path} is nothing to report: {EXPECTED}")
     keys = read_json(path, DataError).keys()
@@ -181,22 +114,6 @@ def _add_runs(path: Path, runs: list[RunFolder], material: Material) -> None:
         material.notes.append(
             f"{path} has no scores: mhr evaluate {runs[0].path} --output {runs[0].path / 'evaluation'}"
         )
-
-
-def label_of(info: Mapping[str, Any]) -> str:
-    """What a run is called: its method, its mode, and how it met its tasks."""
-    if info.get("kind") == "adapt":
-        return adapted_label(str(info.get("method")), str(info.get("mode")), len(info.get("shots", [])))
-    return f"{_method_name(str(info.get('method', 'run')))}, pretrained"
-
-
-def adapted_label(method: str, mode: str, shots: int | None) -> str:
-    """What an adaptation is called: "MHR-z, 32 shots"."""
-    return _method_name(method) + SUFFIXES.get(mode, "") + (f", {shots} shots" if shots else "")
-
-
-def _method_name(method: str) -> str:
-    return METHOD_NAMES.get(method, method)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -283,81 +200,6 @@ def _read_demo(path: Path, material: Material) -> None:
         )
 
 
-def _read_sweep(path: Path, material: Material) -> None:
-    table = path.parent / "results.jsonl"
-    if not table.is_file():
-        raise DataError(f"{path.parent} is a sweep without results yet: go on with mhr sweep --resume")
-    _read_table(table, material)
-
-
-def _read_table(path: Path, material: Material) -> None:
-    """A table of scores: of a sweep, or one number a row. A contestant is a method in a mode, of one run."""
-    groups: dict[tuple[str, ...], Group] = {}
-    latest: dict[tuple[str, ...], Score] = {}
-    failed = 0
-    for number, row in _rows(path):
-        where = f"{path}:{number}"
-        of_sweep = {"run", "mode", "task", "seed", "status"} <= row.keys()
-        if of_sweep and row["status"] != "done":
-            failed += 1
-            continue
-        missing = [] if of_sweep else [name for name in COLUMNS if name not in row]
-        if missing:
-            raise DataError(f"{where}: no {missing[0]!r}: a table of scores has the columns {', '.join(COLUMNS)}")
-        if not of_sweep and row["metric"] not in METRICS:
-            continue
-        key = str(row.get("run", "")), str(row["method"]), str(row["mode"])
-        if key not in groups:
-            groups[key] = _group_of_row(row, path, material)
-        found = _score_of_row(row, groups[key].label, where)
-        at = (found.contestant, found.task, str(found.seed))
-        if at in latest and not of_sweep:
-            material.scores.add([latest[at], found])  # which refuses them, naming both
-        latest[at] = found  # a unit of a sweep that was tried again counts once
-    if not latest:
-        raise DataError(f"{path} holds no scores: expected rows with a metric of {', '.join(METRICS)}")
-    if failed:
-        material.notes.append(f"{path}: {failed} units failed and are left out")
-    material.scores.add(latest.values())
-
-
-def _group_of_row(row: Mapping[str, Any], path: Path, material: Material) -> Group:
-    label = adapted_label(str(row["method"]), str(row["mode"]), row.get("shots"))
-    if label in material.groups and row.get("run"):
-        label = f"{label} ({row['run']})"
-    group = material.group(label, path)
-    group.trained, group.protocol = row.get("trained"), str(row.get("protocol") or "")
-    material.collections[group.label] = path.parent.name if "run" in row else path.stem
-    return group
-
-
-def _score_of_row(row: Mapping[str, Any], label: str, where: str) -> Score:
-    metric = str(row.get("metric") or next((name for name in METRICS if row.get(name) is not None), "score"))
-    value = row["value"] if "value" in row else row.get("score")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise DataError(f"{where}: value is {value!r}, expected a number")
-    seed = None if row["seed"] is None else str(row["seed"])
-    category = str(row.get("category") or "")
-    return Score(label, str(row["task"]), value, metric, seed, category, None, row.get("majority"), row.get("n"))
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if path.suffix == ".parquet":
-        try:
-            yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}") from None
-        return
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: no valid JSON ({error.msg}): expected one row a line") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected a JSON object, got {line:.40}")
-        yield number, row
-
-
 def _read_inspection(path: Path, material: Material) -> None:
     found = read_json(path, DataError)
     group = material.group(f"inspection of {found.get('path', path.parent)}", path.parent)
@@ -367,7 +209,7 @@ def _read_inspection(path: Path, material: Material) -> None:
 FOLDERS: dict[str, Callable[[Path, Material], None]] = {
     "run.json": _read_run,
     "adapt.json": _read_adaptations,
-    "sweep.json": _read_sweep,
+    "sweep.json": read_sweep,
     "demo.json": _read_demo,
     "evaluation.json": _read_evaluation,
     "inspection.json": _read_inspection,

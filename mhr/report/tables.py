@@ -90,6 +90,11 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
+def count(n: int, noun: str) -> str:
+    """ "1 task", "3 tasks"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def _marked(cell: Cell) -> str:
     content = _plain(cell.text)
     return f"**{content}**" if cell.best and content else content

@@ -17,7 +17,7 @@ from mhr.report.tables import Cell, Table, byte_size, p_value, score, text
 from tests.report import browser
 from tests.report.material import SUITE, a_run, adaptations, an_evaluation
 
-VOID = ("meta", "link", "path", "use", "image", "rect", "br")
+VOID = ("wbr", "meta", "link", "path", "use", "image", "rect", "br")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,89 @@
+"""What a report is about: runs in groups, each with its name, and all their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mhr.analysis.scores import Scores
+from mhr.errors import DataError
+from mhr.training.run import RunFolder
+
+METHOD_NAMES = {
+    "mhr": "MHR",
+    "poly": "Poly",
+    "lora": "shared LoRA",
+    "private": "private LoRA",
+    "ia3": "IA3",
+    "poly-ia3": "Poly-IA3",
+    "random": "random routing",
+    "uniform": "uniform routing",
+    "hash": "hash routing",
+    "full": "full fine-tuning",
+    "adamix": "AdaMix",
+}
+SUFFIXES = {"z": "-z", "mu": "-mu", "full": ", all weights", "random": ", fresh bank"}
+
+
+@dataclass
+class Group:
+    """One run, or the adaptations of one run in one mode to several tasks with several seeds.
+
+    runs         its run folders; none where only scores are known
+    trained      numbers that one of them trains, where that is known
+    protocol     how settings were chosen, where that is known
+    inspections  what `mhr inspect --output` wrote about them
+    """
+
+    label: str
+    path: Path
+    runs: list[RunFolder] = field(default_factory=list)
+    trained: int | None = None
+    protocol: str = ""
+    inspections: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return self.runs[0].info if self.runs else {}
+
+    @property
+    def pretrained(self) -> bool:
+        return self.info.get("kind") == "pretrain"
+
+
+@dataclass
+class Material:
+    """Everything that was found, in the order it was named. notes: what a reader has to know about it, one line each."""
+
+    groups: dict[str, Group] = field(default_factory=dict)
+    scores: Scores = field(default_factory=Scores)
+    notes: list[str] = field(default_factory=list)
+    collections: dict[str, str] = field(default_factory=dict)
+    """Label of a group -> the task collection it was trained or judged on."""
+
+    def group(self, label: str, path: Path) -> Group:
+        """A new group; a label that is taken gets its path behind it."""
+        if label in self.groups:
+            label = f"{label} ({path})"
+        if label in self.groups:
+            raise DataError(f"{path} is given twice: name each run once")
+        self.groups[label] = Group(label, path)
+        return self.groups[label]
+
+
+def label_of(info: Mapping[str, Any]) -> str:
+    """What a run is called: its method, its mode, and how it met its tasks."""
+    if info.get("kind") == "adapt":
+        return adapted_label(str(info.get("method")), str(info.get("mode")), len(info.get("shots", [])))
+    return f"{_method_name(str(info.get('method', 'run')))}, pretrained"
+
+
+def adapted_label(method: str, mode: str, shots: int | None) -> str:
+    """What an adaptation is called: "MHR-z, 32 shots"."""
+    return _method_name(method) + SUFFIXES.get(mode, "") + (f", {shots} shots" if shots else "")
+
+
+def _method_name(method: str) -> str:
+    return METHOD_NAMES.get(method, method)

@@ -1,0 +1,144 @@
+"""How training went, and what was learnt: curves, routing, gradient alignment, transfer."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from mhr.analysis.inspection import Inspection
+from mhr.report import charts, plots
+from mhr.report.blocks import Block, Figure, Looked
+from mhr.report.drawing import to_inline_svg
+from mhr.report.material import Group
+from mhr.report.tables import Cell, Table, decimal, p_value, score, text, whole
+
+
+def learning(looked: Looked) -> Iterator[Block]:
+    """Learning curves."""
+    kinds: dict[str, Callable[[Group], bool]] = {
+        "Pretraining": lambda group: group.pretrained,
+        "Adapting, mean and range over tasks and seeds": lambda group: not group.pretrained,
+    }
+    for title, of_kind in kinds.items():
+        own = {label: curve for label, curve in looked.curves.items() if of_kind(looked.material.groups[label])}
+        own = {label: curve for label, curve in own.items() if len(curve.steps) > 1}
+        if own:
+            yield Figure(
+                to_inline_svg(charts.plot_curves(own), f"Line chart. {title}: training loss by step"), title + "."
+            )
+    rows = [
+        [text(label), whole(curve.runs), whole(curve.steps[-1]), decimal(curve.mean[0]), decimal(curve.mean[-1])]
+        for label, curve in looked.curves.items()
+    ]
+    if rows:
+        yield Table(
+            "learning", "Training loss", ["contestant", "runs", "last step", "first logged", "last logged"], rows
+        )
+
+
+def routing(looked: Looked) -> Iterator[Block]:
+    """Routing."""
+    routed = {
+        label: found
+        for label, found in looked.inspections.items()
+        if found.routed and looked.material.groups[label].pretrained
+    }
+    if not routed:
+        return
+    suite = any(found.agreement for found in routed.values())
+    rows = []
+    for label, found in routed.items():
+        own = found.routing
+        shape = [whole(len(own.tasks)), whole(own.n_heads), whole(own.n_skills)]
+        measures = [
+            decimal(statistics.mean(own.entropy.values())),
+            decimal(statistics.mean(own.effective_skills.values()), 2),
+            decimal(statistics.mean(own.discreteness.values())),
+        ]
+        rows.append([text(label), *shape, *measures, *([_agreement(found)] if suite else [])])
+    columns = ["run", "tasks", "heads", "skills", "entropy", "effective skills", "discreteness"]
+    yield Table(
+        "routing",
+        "How sharply tasks choose",
+        [*columns, *(["agreement with true skills"] if suite else [])],
+        rows,
+        note="Means over tasks, layers and heads. Entropy: 1 is uniform, 0 one skill. Effective skills: exp of the entropy. "
+        "Discreteness: 0 is uniform, 1 one skill."
+        + suite
+        * " Agreement: rank correlation between how alike two tasks are routed and how many skills of the built-in suite "
+        "they share, with a one-sided permutation test over task names.",
+    )
+    entropy = "Entropy of the routing by layer"
+    yield Figure(
+        to_inline_svg(plots.plot_entropy({k: f.routing for k, f in routed.items()}), entropy), entropy + ".", wide=True
+    )
+    for label, found in routed.items():
+        caption = f"{label}: weights of the skills by task, mean over layers and heads"
+        yield Figure(to_inline_svg(plots.plot_skills(found.routing), f"Heat map. {caption}"), caption + ".", wide=True)
+        if len(found.tasks) > 1:
+            caption = f"{label}: cosine of the tasks' routing, measured from uniform, in the order of its tree"
+            yield Figure(
+                to_inline_svg(plots.plot_similarity(found.routing), f"Heat map. {caption}"), caption + ".", wide=True
+            )
+
+
+def _agreement(found: Inspection) -> Cell:
+    agreed = found.agreement
+    if agreed is None:
+        return Cell("")
+    return Cell(f"{agreed.correlation:.2f} ({p_value(agreed.p)})", agreed.correlation)
+
+
+def alignment(looked: Looked) -> Iterator[Block]:
+    """Gradient alignment."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    last: dict[str, dict[str, Any]] = {}
+    for label, group in looked.material.groups.items():
+        for found in group.inspections:
+            for one in found.get("alignment", []):
+                if one["mean"] is not None:
+                    points.setdefault(label, []).append((one["step"], one["mean"]))
+                last[label] = one
+    if not points:
+        return
+    caption = "Mean cosine between the gradients of pairs of tasks, by step of training"
+    yield Figure(to_inline_svg(charts.plot_alignment(points), f"Line chart. {caption}"), caption + ".")
+    rows = [[text(label), whole(step), decimal(mean)] for label, own in points.items() for step, mean in own]
+    yield Table(
+        "alignment",
+        "Mean cosine between tasks",
+        ["run", "step", "mean cosine"],
+        rows,
+        note="One gradient per task, of its mean loss over fixed training examples, with respect to the skills of the bank, "
+        "routed as in evaluation, without dropout.",
+    )
+    layers = list(dict.fromkeys(layer for one in last.values() for layer in one["layers"]))
+    rows = [[text(layer), *(decimal(one["layers"].get(layer)) for one in last.values())] for layer in layers]
+    yield Table("alignment_layers", "By layer, at the last point", ["layer", *last], rows)
+    for label, one in last.items():
+        caption = f"{label}: cosine of the tasks' gradients after {one['step']} steps"
+        drawn = charts.plot_cosines(one["tasks"], torch.tensor(one["cosines"]))
+        yield Figure(to_inline_svg(drawn, f"Heat map. {caption}"), caption + ".", wide=True)
+
+
+def transfer(looked: Looked) -> Iterator[Block]:
+    """Transfer between tasks."""
+    matrices: dict[str, dict[str, dict[str, float]]] = {}
+    for label, group in looked.material.groups.items():
+        for found in group.inspections:
+            if found.get("transfer"):
+                matrices[label] = found["transfer"]
+    gathered: dict[tuple[str, str, str], list[float]] = {}
+    for one in looked.material.scores.transfer:
+        gathered.setdefault((one.contestant, str(one.trained_on), one.task), []).append(one.value)
+    for (label, row, column), values in gathered.items():
+        matrices.setdefault(label, {}).setdefault(row, {})[column] = statistics.mean(values)
+    for i, (label, matrix) in enumerate(matrices.items()):
+        caption = f"{label}: score on each task of what was trained on another"
+        yield Figure(to_inline_svg(charts.plot_transfer(matrix), f"Heat map. {caption}"), caption + ".", wide=True)
+        columns = list(dict.fromkeys(task for row in matrix.values() for task in row))
+        rows = [[text(row), *(score(own.get(column)) for column in columns)] for row, own in matrix.items()]
+        yield Table(f"transfer_{i}", f"Transfer, {label}", ["trained on", *columns], rows, note="Per cent.")

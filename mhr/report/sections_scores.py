@@ -1,0 +1,164 @@
+"""Who won, on what, and by how much."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+from mhr.analysis.scores import Scores, Standing
+from mhr.files import read_json
+from mhr.report import charts
+from mhr.report.blocks import Block, Figure, Looked
+from mhr.report.drawing import to_inline_svg
+from mhr.report.material import Group, Material
+from mhr.report.tables import Cell, Table, count, listed, p_value, score, text, whole
+
+
+def summary(looked: Looked) -> Iterator[Block]:
+    """Summary."""
+    material, scores = looked.material, looked.material.scores
+    meeting = scores.meeting()
+    standings = scores.standings(meeting)
+    yield _what_was_compared(material, meeting)
+    if standings:
+        told = _who_leads(standings)
+        yield told[0].upper() + told[1:]
+    yield from material.notes
+    if not standings:
+        return
+    majority = scores.majority
+    line = statistics.mean(majority[t] for t in meeting) if all(t in majority for t in meeting) else None
+    caption = "Mean over tasks with its standard deviation over seeds"
+    yield Figure(to_inline_svg(charts.plot_standings(standings, line), f"Bar chart. {caption}"), caption + ".")
+    yield _standings_table(standings, len(meeting), material)
+
+
+def _what_was_compared(material: Material, meeting: list[str]) -> str:
+    contestants = material.scores.contestants
+    runs = sum(len(group.runs) for group in material.groups.values())
+    collections = listed(sorted({material.collections.get(c, "") for c in contestants} - {""}))
+    if not contestants:
+        return f"{count(runs, 'run')}, none of them evaluated."
+    metrics = sorted({str(material.scores.metric(task)) for task in meeting})
+    by = f", by {' or '.join(m.replace('_', ' ') for m in metrics)}" if meeting and metrics != ["score"] else ""
+    where = f" of {collections}" if collections else ""
+    return f"{count(len(contestants), 'contestant')} on {count(len(meeting), 'task')}{where}{by}; {count(runs, 'run')}."
+
+
+def _who_leads(standings: list[Standing]) -> str:
+    first = standings[0]
+    seeds = f" ± {100 * first.spread:.1f} over {first.seeds} seeds" if first.spread is not None else ""
+    told = f"{first.contestant}: {100 * first.mean:.1f}{seeds}"
+    if len(standings) == 1:
+        return told + "."
+    level = [s.contestant for s in standings[1:] if s.mean == first.mean]
+    if level:
+        return f"{told}, level with {listed(level)}."
+    second = standings[1]
+    behind = second.behind
+    assert behind is not None, "they meet"
+    sure = "" if behind.p < 0.05 else ", which may be chance"
+    return (
+        f"{first.contestant} leads with {100 * first.mean:.1f}{seeds}; {second.contestant} is "
+        f"{-100 * behind.difference:.1f} points behind ({behind.worse} worse and {behind.better} better of {behind.n} pairs of "
+        f"task and seed, {p_value(behind.p)}){sure}."
+    )
+
+
+def _standings_table(standings: list[Standing], n_tasks: int, material: Material) -> Table:
+    protocols = [material.groups[s.contestant].protocol for s in standings]
+    told = any(protocols)
+    rows = [
+        [
+            text(s.contestant),
+            *([text(protocol)] if told else []),
+            score(s.mean, s.spread, best=i == 0),
+            score(s.by_category),
+            whole(s.best_on),
+            whole(s.seeds),
+            Cell("") if s.behind is None else Cell(f"{100 * s.behind.difference:+.1f}", s.behind.difference),
+            Cell("") if s.behind is None else Cell(p_value(s.behind.p).removeprefix("p = "), s.behind.p),
+        ]
+        for i, (s, protocol) in enumerate(zip(standings, protocols, strict=True))
+    ]
+    return Table(
+        "standings",
+        f"Contestants over {count(n_tasks, 'task')}",
+        [
+            "contestant",
+            *(["protocol"] if told else []),
+            "mean over tasks",
+            "mean over categories",
+            "best on",
+            "seeds",
+            "to the first",
+            "p",
+        ],
+        rows,
+        names=1 + told,
+        note="Per cent ± standard deviation over seeds. p: two-sided sign-flip permutation test against the first, paired over "
+        "tasks and seeds; seeds that share a pretrained model are not independent of one another, so it flatters.",
+    )
+
+
+def tasks(looked: Looked) -> Iterator[Block]:
+    """Tasks and categories."""
+    scores = looked.material.scores
+    contestants = scores.contestants
+    if not contestants:
+        return
+    categories = scores.by_category
+    if len(categories) > 1:
+        rows = [[text(name or "(none)"), whole(len(own)), *_row(scores, own)] for name, own in categories.items()]
+        yield Table("categories", "By category", ["category", "tasks", *contestants], rows)
+    rows = [
+        [text(task), text(category), score(scores.majority.get(task)), *_row(scores, [task])]
+        for category, own in categories.items()
+        for task in own
+    ]
+    meeting = scores.meeting()
+    foot = [text(f"mean over {len(meeting)} tasks"), text(""), Cell(""), *_row(scores, meeting)]
+    yield Table(
+        "tasks",
+        "By task",
+        ["task", "category", "majority", *contestants],
+        rows,
+        [foot] if len(meeting) > 1 else [],
+        note="Per cent ± standard deviation over seeds; bold is the best of a row. Majority: always giving the most frequent "
+        "training answer.",
+        names=2,
+    )
+
+
+def _row(scores: Scores, own: list[str]) -> list[Cell]:
+    """The mean of every contestant over these tasks, where it was judged on all of them."""
+    found = [scores.mean(c, own)[:2] if own and all(scores.of(c, t) for t in own) else None for c in scores.contestants]
+    top = max((mean for mean, _ in filter(None, found)), default=None)
+    several = len({cell[0] for cell in found if cell}) > 1
+    return [score(None) if f is None else score(*f, best=several and f[0] == top) for f in found]
+
+
+def seen_and_unseen(looked: Looked) -> Iterator[Block]:
+    """Seen and unseen tasks."""
+    scores = looked.material.scores
+    rows = []
+    for label, group in looked.material.groups.items():
+        known = _pretrained_on(group)
+        judged = [task for task in scores.tasks if scores.of(label, task)]
+        seen = [task for task in judged if task in known]
+        if known and seen and len(seen) < len(judged):
+            unseen = [task for task in judged if task not in known]
+            values = [scores.mean(label, part)[0] for part in (seen, unseen)]
+            rows.append([text(label), whole(len(seen)), score(values[0]), whole(len(unseen)), score(values[1])])
+    if rows:
+        columns = ["contestant", "seen tasks", "mean on seen", "unseen tasks", "mean on unseen"]
+        yield Table("seen_and_unseen", "Tasks of pretraining and others", columns, rows)
+
+
+def _pretrained_on(group: Group) -> set[str]:
+    """Tasks that the bank of a group was pretrained on, where that can still be read."""
+    if group.pretrained:
+        return set(group.info.get("tasks", []))
+    source = Path(str(group.info.get("source", ""))) / "run.json"
+    return set(read_json(source).get("tasks", [])) if source.is_file() else set()
