@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer
-from mhr.ops import routed_adapter
+from mhr.ops import routed_bottleneck
 from mhr.routing import Router, RoutingState
 
 INIT_STD = 0.02
@@ -42,8 +42,6 @@ class RoutedBottleneck(RoutedLayer):
     def forward(self, x: Tensor) -> Tensor:
         weights, rows, rows_b = self.routing(x)
         h = self.base(x)
-        down, bias_down, up, bias_up = self.mixed(weights)
-        bias_down, bias_up = bias_down.mean(1), bias_up.squeeze(1)
-        return routed_adapter(
-            h.clone(), h, down, up, rows, rows_b=rows_b, bias_a=bias_down, bias_b=bias_up, activation="gelu"
-        )
+        a, b = (None, None) if weights is None else self.by_side(weights)
+        bank = self.bank_a, self.bias_a, self.bank_b, self.bias_b
+        return routed_bottleneck(h, *bank, a, rows, weights_b=None if a is b else b, rows_b=rows_b)

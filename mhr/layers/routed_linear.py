@@ -22,7 +22,7 @@ class RoutedLinear(RoutedLayer):
     of the output. With `AdapterConfig.dropout` the x of the adapter loses some of its elements while training.
 
     A plain nn.Linear takes the fused path that owns the frozen product; any other base (quantised, Conv1D, one with
-    hooks) is called as it is and the adapter is added into its output, as where skills are drawn or x loses elements.
+    hooks) is called as it is and the adapter is added into its output, as where x loses elements.
     """
 
     bank_names = ("bank_a", "bank_b")
@@ -50,8 +50,8 @@ class RoutedLinear(RoutedLayer):
         weights, rows, rows_b = self.routing(x)
         base = self.base
         dropout = self.config.dropout if self.training else 0.0
-        if weights is not None and not dropout and _is_plain(base):
-            a, b = self.by_side(weights)
+        if not dropout and _is_plain(base):
+            a, b = self.by_side(self.one_hot() if weights is None else weights)
             return routed_linear(
                 x,
                 base.weight,
@@ -68,6 +68,11 @@ class RoutedLinear(RoutedLayer):
         if dropout:
             x = F.dropout(x, dropout)
         return routed_adapter(y, x.to(y.dtype), a, b, rows, self.scaling, rows_b=rows_b)
+
+    def one_hot(self) -> Tensor:
+        """Weights [S, 1, S] that make each skill a row of its own: little work beside a product that is fused."""
+        even = self.router.even
+        return torch.eye(self.router.n_skills, dtype=even.dtype, device=even.device)[:, None]
 
 
 def _is_plain(base: nn.Module) -> TypeGuard[nn.Linear]:

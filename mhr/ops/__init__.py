@@ -7,6 +7,7 @@ from mhr.ops.native import build_info, native_ops
 from mhr.ops.route import route
 from mhr.ops.route_all import route_all
 from mhr.ops.routed_adapter import routed_adapter
+from mhr.ops.routed_bottleneck import routed_bottleneck
 from mhr.ops.routed_linear import routed_linear
 from mhr.ops.weighted_average import weighted_average
 
@@ -17,6 +18,7 @@ __all__ = [
     "route",
     "route_all",
     "routed_adapter",
+    "routed_bottleneck",
     "routed_linear",
     "weighted_average",
 ]
