@@ -9,6 +9,7 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
+from . import harness as in_harness
 from . import options
 from .console import note, out, print_json, working
 from .options import SETTINGS
@@ -122,11 +123,34 @@ def evaluate(
     draws: Draws = None,
     seed: Seed = 0,
     set_: DataSet = None,
+    harness: in_harness.Harness = None,
+    harness_tasks: in_harness.HarnessTasks = None,
 ) -> None:
     """Score a model on a task collection: exact match, Rouge-L and accuracy, per task, per category and on average.
 
-    With --output, DIR/evaluation.json keeps the scores and DIR/predictions.jsonl every answer.
+    With --output, DIR/evaluation.json keeps the scores and DIR/predictions.jsonl every answer. With --harness, the tasks are
+    those of the lm-evaluation-harness, and DIR/harness.json keeps what it says.
     """
+    if harness:
+        in_harness.refuse({"--tasks": tasks, "--task": task, "--part": part, "--metrics": metrics, "--set": set_})
+        with working():
+            found = in_harness.evaluate(
+                path,
+                options.split(harness) or [],
+                harness_tasks,
+                limit,
+                batch_size,
+                route_as,
+                model,
+                kind,
+                output,
+                overwrite,
+            )
+        if json:
+            print_json(found)
+        else:
+            in_harness.print_results(path, found)
+        return
     with working():
         from mhr.evaluation import Inference, load_model
         from mhr.evaluation import evaluate as judge

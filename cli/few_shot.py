@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from mhr.errors import ConfigError
 
@@ -122,23 +121,6 @@ DevShots = Annotated[
         rich_help_panel=PROTOCOL,
     ),
 ]
-
-
-class ManyValues(TyperCommand):
-    """A command whose `--grid` takes several values in a row: `--grid lr=1e-3,1e-4 router_lr=0.5,0.1`."""
-
-    MANY = "--grid"
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        inside = False
-        for argument in args:
-            if inside and spread[-1] != self.MANY:
-                inside = "=" in argument and not argument.startswith("-")
-                spread += [self.MANY] if inside else []
-            inside = inside or argument == self.MANY
-            spread.append(argument)
-        return super().parse_args(ctx, spread)
 
 
 def few_shot_flags(shots: str | None, seeds: str | None, grid: list[str] | None, **others: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typer
 from . import adapt, benchmark, data, demo, doctor, evaluate, inspect, merge, pretrain, report, sweep
 from .commands import Commands
 from .console import out
-from .few_shot import ManyValues
+from .many import ManyValues
 
 app = typer.Typer(
     name="mhr",
@@ -54,7 +54,7 @@ app.command(epilog=pretrain.EXAMPLES)(pretrain.pretrain)
 app.command(epilog=adapt.EXAMPLES, cls=ManyValues)(adapt.adapt)
 app.command(epilog=sweep.EXAMPLES, cls=ManyValues)(sweep.sweep)
 app.command(epilog=merge.EXAMPLES)(merge.merge)
-app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(epilog=evaluate.EXAMPLES, cls=ManyValues)(evaluate.evaluate)
 app.command(epilog=benchmark.EXAMPLES)(benchmark.benchmark)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=report.EXAMPLES)(report.report)

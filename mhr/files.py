@@ -24,6 +24,7 @@ OUTPUT_MARKS = (
     "adapter_config.json",
     "config.json",
     "evaluation.json",
+    "harness.json",
     "inspection.json",
     "report.json",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from mhr.backbones import load_backbone
 from mhr.checkpoint import is_adapter, kind_of, load_checkpoint
@@ -28,13 +29,18 @@ def load_model(
     Raises CheckpointError for what is missing, unfinished, damaged or none of these, ConfigError for settings that do not
     fit what was found, MhrError for a base model that cannot be loaded.
     """
-    name, description, trained_with = str(path), str(path), None
+    name, description = str(path), str(path)
+    as_trained: dict[str, Any] = {}
     folder = Path(path)
     if (folder / RUN_FILE).is_file() or (folder / "adapt.json").is_file():
         run = RunFolder.open(folder)
         config = run.config()
         folder, kind = run.result(), kind or run.info.get("model_kind")
-        trained_with = config.data.max_input_length, config.data.max_target_length
+        as_trained = {
+            "trained_with": (config.data.max_input_length, config.data.max_target_length),
+            "length_norm": config.train.length_norm,
+            "protocol": run.info.get("protocol"),
+        }
         name, description = (
             str(folder),
             f"{path} ({run.info.get('kind')} {run.info.get('mode') or run.info.get('method')})",
@@ -57,7 +63,7 @@ def load_model(
     found = kind_of(model)
     if kind is not None and kind != found:
         raise ConfigError(f"kind is {kind!r}, but {path} is of kind {found!r}: leave kind out")
-    return LoadedModel(model, tokenizer, found, description, task, trained_with)
+    return LoadedModel(model, tokenizer, found, description, task, **as_trained)
 
 
 def _check_model(name: str) -> None:

@@ -1,0 +1,86 @@
+"""Our models in EleutherAI's lm-evaluation-harness (package lm-eval): its tasks, its prompts, its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from mhr.checkpoint import checkpoint_of
+from mhr.errors import ConfigError, nearest
+from mhr.evaluation.loaded import LoadedModel
+from mhr.layers import detach
+from mhr.merging import fold_into, merge_task, merge_uniform
+
+
+def evaluate_in_harness(
+    loaded: LoadedModel,
+    tasks: Sequence[str],
+    *,
+    include: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+) -> dict[str, Any]:
+    """The harness's results on its `tasks`, task by task: {"results": {task: {metric: value}}, "versions", "n-shot", ...}.
+
+    loaded      its bank is folded into the base weights (see `as_plain_model`), so afterwards `loaded` is that plain model
+    include     folder of further task files (YAML), beside those that come with the harness
+    limit       at most this many examples a task
+
+    Raises ConfigError where lm-eval is not installed, for an encoder, and for an unknown task, naming the nearest.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+    except ImportError:
+        raise ConfigError("--harness needs lm-evaluation-harness: pip install 'mhr[harness]'") from None
+    if loaded.kind == "encoder":
+        raise ConfigError(
+            f"{loaded.description} is an encoder, and the harness asks for likelihoods of texts: use a generator"
+        )
+    manager = _find_tasks(tasks, include)
+    backend = "causal" if loaded.kind == "causal" else "seq2seq"
+    model = HFLM(
+        pretrained=as_plain_model(loaded),
+        tokenizer=loaded.tokenizer,
+        backend=backend,
+        batch_size=batch_size or 1,
+        device=str(loaded.device),
+    )
+    found = simple_evaluate(model=model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False)
+    return {key: found[key] for key in ("results", "versions", "n-shot", "higher_is_better") if key in found}
+
+
+def _find_tasks(names: Sequence[str], include: str | Path | None) -> Any:
+    """A task manager that knows the tasks. That of all tasks takes long to make, so those of `include` are tried alone first."""
+    from lm_eval.tasks import TaskManager
+
+    if include is not None:
+        if not Path(include).is_dir():
+            raise ConfigError(f"no folder of harness tasks at {include}")
+        alone = TaskManager(include_path=str(include), include_defaults=False)
+        if set(names) <= set(alone.all_tasks):
+            return alone
+    manager = TaskManager(include_path=None if include is None else str(include))
+    for name in names:
+        if name not in manager.all_tasks:
+            raise ConfigError(f"unknown harness task {name!r}: {nearest(name, manager.all_tasks)}")
+    return manager
+
+
+def as_plain_model(loaded: LoadedModel) -> PreTrainedModel:
+    """The model without a bank: its one task's mixture, that of `loaded.task`, or the average of its skills, is folded into
+    the base weights, which is exact. Raises MergeError for adapters that cannot be folded."""
+    bank = loaded.bank
+    if bank is None:
+        return loaded.model
+    checkpoint = checkpoint_of(loaded.model, loaded.description)
+    alone = bank.tasks[0] if len(bank.tasks) == 1 else None
+    task = loaded.task or alone
+    one = bank.needs_tasks and task is not None
+    plain = merge_task(checkpoint, task=str(task)) if one else merge_uniform(checkpoint)
+    detach(loaded.model)
+    fold_into(loaded.model, plain)
+    return loaded.model

@@ -1,0 +1,109 @@
+"""Our models in the lm-evaluation-harness, on a task file of our own; skipped where lm-eval is not installed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import ByT5Tokenizer
+
+import mhr
+from mhr.errors import ConfigError
+from mhr.evaluation import LoadedModel
+from mhr.evaluation.harness import as_plain_model, evaluate_in_harness
+from tests.cli.running import invoke, refuse
+from tests.models import random_batch, randomise, tiny_model
+
+TASK = """
+task: tiny_choice
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{label}}}}"
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with one task of the harness, with four questions."""
+    rows = tmp_path / "rows.jsonl"
+    with open(rows, "w", encoding="utf-8") as file:
+        for i in range(4):
+            file.write(json.dumps({"question": f"first: b{i}", "choices": ["a", "b", "c"], "label": i % 3}) + "\n")
+    (tmp_path / "harness").mkdir()
+    (tmp_path / "harness" / "tiny.yaml").write_text(TASK.format(rows=rows))
+    return tmp_path / "harness"
+
+
+def loaded(name: str = "t5", kind: str = "seq2seq") -> LoadedModel:
+    model = tiny_model(name, vocab_size=384)
+    if kind != "encoder":
+        bank = mhr.attach(model, mhr.AdapterConfig(method="mhr", n_heads=2, n_skills=3, rank=2), ["a", "b"])
+        randomise(bank)
+    return LoadedModel(model, ByT5Tokenizer(), kind, "tiny")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("t5", "seq2seq"), ("llama", "causal")])
+@pytest.mark.parametrize("task", ["b", None])
+def test_the_plain_model_is_the_routed_one(name: str, kind: str, task: str | None) -> None:
+    asked = loaded(name, kind)
+    asked.task = task
+    batch = random_batch(asked.model)
+    names = ["b"] * 4 if task else ["unseen"] * 4
+    with asked.routing(names):
+        routed = asked.model(**batch).logits
+    plain = as_plain_model(asked)
+    assert asked.bank is None
+    torch.testing.assert_close(plain(**batch).logits, routed, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_harness_asks_our_models(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval", reason="the lm-evaluation-harness is not installed (pip install 'mhr[harness]')")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    found = evaluate_in_harness(loaded(), ["tiny_choice"], include=folder, limit=3, batch_size=2)
+    measures = found["results"]["tiny_choice"]
+    assert measures["acc,none"] in (0.0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0)
+    assert found["n-shot"] == {"tiny_choice": 0}
+    with pytest.raises(ConfigError, match="unknown harness task 'tiny_choise': did you mean 'tiny_choice'"):
+        evaluate_in_harness(loaded(), ["tiny_choise"], include=folder)
+    with pytest.raises(ConfigError, match="no folder of harness tasks at"):
+        evaluate_in_harness(loaded(), ["tiny_choice"], include=folder / "none")
+    with pytest.raises(ConfigError, match="tiny is an encoder"):
+        evaluate_in_harness(loaded("bert", "encoder"), ["tiny_choice"], include=folder)
+    shown = invoke(
+        "evaluate",
+        "builtin:t5-tiny",
+        "--harness",
+        "tiny_choice",
+        "--harness-tasks",
+        folder,
+        "--output",
+        tmp_path / "out",
+    )
+    assert shown.exit_code == 0, shown.stderr
+    for word in ("tiny_choice", "acc", "stderr"):
+        assert word in shown.stdout
+    kept: dict[str, Any] = json.loads((tmp_path / "out" / "harness.json").read_text())
+    assert kept["results"]["tiny_choice"]["sample_len"] == 4
+
+
+def test_without_the_harness_or_with_flags_of_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert "pip install 'mhr[harness]'" in refuse("evaluate", "builtin:t5-tiny", "--harness", "boolq", "rte")
+    assert "--tasks is for task collections" in refuse(
+        "evaluate", "builtin:t5-tiny", "--harness", "boolq", "--tasks", "builtin:skills"
+    )
