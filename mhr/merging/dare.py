@@ -24,6 +24,8 @@ def combine_dare(sources: Sequence[Source], weights: list[float], *, drop: float
     """
     if not 0 <= drop < 1:
         raise MergeError(f"drop is {drop}: expected the share of numbers to drop, at least 0 and below 1")
+    if drop == 0:
+        return Combination(weights)
 
     def merge(name: str, tensors: Sequence[Tensor]) -> Tensor:
         total: Tensor | None = None

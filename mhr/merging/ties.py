@@ -23,6 +23,8 @@ def combine_ties(sources: Sequence[Source], weights: list[float], *, density: fl
     """
     if not 0 < density <= 1:
         raise MergeError(f"density is {density}: expected the share of numbers to keep, above 0 and at most 1")
+    if len(sources) == 1 and density == 1:
+        return Combination(weights)  # itself, also where its product would have to be factored again
 
     def merge(name: str, tensors: Sequence[Tensor]) -> Tensor:
         limits: list[float] = []

@@ -1,0 +1,95 @@
+"""MerA: hidden units in another order, or with other signs, are found again; and the assignment behind it is optimal."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from mhr.checkpoint import write_adapter
+from mhr.checkpoint.plain import BottleneckFactors, PlainBottleneck, plain_checkpoint
+from mhr.merging import LoraFactors, PlainLora, merge, read_report
+from mhr.merging.assignment import assign
+from mhr.merging.mera import aligned
+from tests.merging.loras import BASE, deltas, error, load, lora, save
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 7])
+def test_the_assignment_is_the_best_of_all(n):
+    random = np.random.default_rng(n)
+    for _ in range(10):
+        gains = random.normal(size=(n, n))
+        found = assign(gains)
+        assert sorted(found) == list(range(n))
+        best = max(sum(gains[i, p[i]] for i in range(n)) for p in permutations(range(n)))
+        assert sum(gains[i, found[i]] for i in range(n)) == pytest.approx(best)
+
+
+def test_a_large_assignment_is_found_again() -> None:
+    random = np.random.default_rng(0)
+    order = random.permutation(64)
+    points = random.normal(size=(64, 10))
+    assert assign(points @ points[order].T) == np.argsort(order).tolist()
+    assert assign(np.zeros((4, 4))) != []
+
+
+def shuffled(plain: PlainLora, seed: int) -> PlainLora:
+    """The same updates, their ranks in another order and with other signs."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {}
+    for name, f in plain.layers.items():
+        order = torch.randperm(f.rank, generator=generator)
+        signs = torch.randint(0, 2, (f.rank,), generator=generator) * 2.0 - 1
+        layers[name] = LoraFactors(f.a[:, order] * signs, f.b[order] * signs[:, None], f.alpha)
+    return PlainLora(layers, plain.base)
+
+
+def test_what_differs_in_order_and_sign_only_is_one_adapter(tmp_path):
+    given = lora(1, rank=8)
+    folders = save(tmp_path, given, *(shuffled(given, seed) for seed in (1, 2, 3)))
+    output = merge(folders, method="mera", output=tmp_path / "mera")
+    assert error(deltas(load(output)), deltas(given)) < 1e-6
+    assert read_report(output).notes["aligned to"] in [str(folder) for folder in folders]
+    uniform = load(merge(folders, output=tmp_path / "uniform"))
+    assert error(deltas(uniform), deltas(given)) > 0.5
+
+
+def test_scalings_do_not_hide_what_is_alike(tmp_path):
+    given = lora(1, rank=6)
+    scaled = PlainLora(
+        {n: LoraFactors(f.a / 2, f.b / 2, 4 * f.alpha) for n, f in shuffled(given, 4).layers.items()}, given.base
+    )
+    output = merge(save(tmp_path, given, scaled), method="mera", output=tmp_path / "mera")
+    assert error(deltas(load(output)), deltas(given)) < 1e-6
+
+
+def test_aligning_changes_nothing_by_itself() -> None:
+    one, two = lora(1).layers["block.0.q"], lora(2, alpha=7.0).layers["block.0.q"]
+    assert error(aligned(two, one).delta(), two.delta()) < 1e-6
+
+
+def bottleneck(seed: int, width: int = 6) -> BottleneckFactors:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (20, width), (width, 20), (width,), (20,)
+    return BottleneckFactors(*(torch.randn(shape, generator=generator) for shape in shapes))
+
+
+def test_units_of_a_bottleneck_take_their_biases_along(tmp_path):
+    given = bottleneck(1)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    moved = BottleneckFactors(given.a[:, order], given.b[order], given.bias_a[order], given.bias_b)
+    folders = []
+    for i, layer in enumerate((given, moved)):
+        folders.append(write_adapter(plain_checkpoint(PlainBottleneck({"out": layer}, BASE)), tmp_path / f"{i}"))
+    found = load(merge(folders, method="mera", output=tmp_path / "mera")).layers["out"]
+    x = torch.randn(5, 20)
+
+    def update(layer: BottleneckFactors) -> torch.Tensor:
+        return torch.nn.functional.gelu(x @ layer.a + layer.bias_a) @ layer.b + layer.bias_b
+
+    assert error(update(found), update(given)) < 1e-6
+    # Signs are not free in front of a GELU.
+    turned = BottleneckFactors(-given.a, -given.b, -given.bias_a, given.bias_b)
+    assert error(update(aligned(turned, given)), update(turned)) < 1e-6
