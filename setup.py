@@ -1,4 +1,4 @@
-"""Builds csrc/ into mhr._C and mhr._autograd with ninja and maps the command line and the benchmarks to installed packages.
+"""Builds csrc/ into mhr._C and mhr._autograd and maps the command line and the benchmarks to installed packages.
 
 Everything else is in pyproject.toml. Both are compiled against the torch that is installed, so build without isolation.
 Environment: MHR_CUDA=0|1 leaves the CUDA kernels out or demands them (default: where nvcc is found and torch has CUDA),
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
@@ -53,14 +56,21 @@ def cuda_archs(nvcc: str) -> list[str]:
     return [arch for arch in wanted if f"compute_{arch}" in known]
 
 
-def quote(argument: str | Path) -> str:
-    """An argument as ninja and the shell read it."""
-    text = str(argument).replace("$", "$$")
-    return f"'{text}'" if any(c in text for c in ' "()&;') else text
+class Step(NamedTuple):
+    """One command of the build, run in the build folder: `command` makes `out` from `inputs`."""
+
+    out: str
+    inputs: list[str]
+    command: str
+    compiles: bool = True
 
 
-class NinjaBuild(build_ext):
-    """build_ext through ninja: parallel, incremental, and a finished library is moved into place in one step."""
+def shell(*arguments: str | Path) -> str:
+    return shlex.join(map(str, arguments))
+
+
+class NativeBuild(build_ext):
+    """build_ext through ninja where there is one: parallel, incremental. A finished library is moved into place in one step."""
 
     def build_extensions(self) -> None:
         try:
@@ -81,75 +91,43 @@ class NinjaBuild(build_ext):
         work = ROOT / "build" / f"native-{kernels.split('.')[1]}-torch{torch.__version__}{'-cuda' if nvcc else ''}"
         work.mkdir(parents=True, exist_ok=True)
         home = Path(torch.__file__).parent
-        system = [
-            home / "include",
-            home / "include" / "torch" / "csrc" / "api" / "include",
-            sysconfig.get_path("include"),
-        ]
+        headers = (home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include"))
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         major, minor = TORCH_MINIMUM.split(".")
-        defines = [
+        own = [
             f"-DTORCH_TARGET_VERSION=0x{int(major):02x}{int(minor):02x}000000000000",
             f'-DMHR_TORCH_VERSION="{torch.__version__}"',
             f'-DMHR_TORCH_MINIMUM="{TORCH_MINIMUM}"',
             f'-DMHR_CUDA_ARCHS="{";".join(archs)}"',
             *(["-DMHR_X86"] if x86 else []),
             *(["-DMHR_WITH_CUDA"] if nvcc else []),
+            f"-isystem{pybind11.get_include()}",
         ]
-        flags = " ".join(map(quote, [*CXX_FLAGS, f"-I{CSRC}", *(f"-isystem{path}" for path in system)]))
-        lines = [
-            "ninja_required_version = 1.5",
-            f"rule cxx\n  command = {quote(cxx)} {flags} $extra -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
-            f"rule link\n  command = {quote(cxx)} -shared -o $out $in $libraries",
-        ]
-        own = [*defines, f"-isystem{pybind11.get_include()}"]
+        flags = [cxx, *CXX_FLAGS, f"-I{CSRC}", *(f"-isystem{path}" for path in headers)]
+        libraries = [f"-L{home / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
         objects = [
-            self.rule("cxx", source, [*own, *SIMD_FLAGS.get(source.name, [])], lines)
+            compiled(source, *flags, *own, *SIMD_FLAGS.get(source.name, []))
             for source in [CSRC / "module.cpp", *sorted(CSRC.glob("cpu/*.cpp"))]
             if x86 or source.name not in SIMD_FLAGS
         ]
-        libraries = [f"-L{home / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
-        node = self.rule("cxx", CSRC / "autograd.cpp", ["-std=c++20"], lines)
-        self.link(autograd, [node], [*libraries, "-ltorch_python"], lines)
+        node = compiled(CSRC / "autograd.cpp", *flags, "-std=c++20")
+        cuda_libraries = []
         if nvcc:
-            gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-            nvcc_flags = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", *gencode]
-            nvcc_command = " ".join(map(quote, [nvcc, *nvcc_flags]))
-            lines.append(
-                f"rule nvcc\n  command = {nvcc_command} -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
-            )
             cuda = Path(nvcc).resolve().parent.parent
-            objects += [self.rule("nvcc", source, [], lines) for source in sorted(CSRC.glob("cuda/*.cu"))]
+            gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+            nvcc_flags = [nvcc, "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", *gencode]
+            objects += [compiled(source, *nvcc_flags) for source in sorted(CSRC.glob("cuda/*.cu"))]
             for source in sorted(CSRC.glob("cuda/*_torch.cpp")):
-                objects.append(self.rule("cxx", source, [*own, f"-isystem{cuda / 'include'}"], lines))
+                objects.append(compiled(source, *flags, *own, f"-isystem{cuda / 'include'}"))
             folder = cuda / ("lib64" if (cuda / "lib64").is_dir() else "lib")
-            libraries += [f"-L{folder}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
-        self.link(kernels, objects, libraries, lines)
-        (work / "build.ninja").write_text("\n".join([*lines, ""]))
-        self.ninja(work)
+            cuda_libraries = [f"-L{folder}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+        links = [
+            linked(kernels, cxx, objects, [*libraries, *cuda_libraries]),
+            linked(autograd, cxx, [node], [*libraries, "-ltorch_python"]),
+        ]
+        run_steps([*objects, node], links, work, self.parallel)
         for target in targets:
             self.install_file(work / target.name, target)
-
-    @staticmethod
-    def link(target: str, objects: list[str], libraries: list[str], lines: list[str]) -> None:
-        """Adds the build line of one library."""
-        lines.append(f"build {target}: link {' '.join(objects)}\n  libraries = {' '.join(map(quote, libraries))}")
-
-    @staticmethod
-    def rule(rule: str, source: Path, extra: list[str], lines: list[str]) -> str:
-        """Adds the build line of one source file; returns its object."""
-        out = "-".join(source.relative_to(CSRC).parts) + ".o"
-        escaped = str(source).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
-        lines.append(f"build {out}: {rule} {escaped}" + (f"\n  extra = {' '.join(map(quote, extra))}" if extra else ""))
-        return out
-
-    def ninja(self, work: Path) -> None:
-        ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
-        command = [ninja] if ninja else [sys.executable, "-m", "ninja"]
-        jobs = [f"-j{self.parallel}"] if self.parallel else []
-        result = subprocess.run([*command, "-C", str(work), *jobs], check=False)
-        if result.returncode:
-            sys.exit("mhr: the native extension did not compile; the compiler's message is above")
 
     @staticmethod
     def install_file(built: Path, target: Path) -> None:
@@ -167,9 +145,51 @@ class NinjaBuild(build_ext):
             self.install_file(built, ROOT / self.get_ext_filename(ext.name))
 
 
+def compiled(source: Path, *command: str | Path) -> Step:
+    out = "-".join(source.relative_to(CSRC).parts) + ".o"
+    return Step(out, [str(source)], shell(*command, "-MMD", "-MF", f"{out}.d", "-c", source, "-o", out))
+
+
+def linked(out: str, cxx: str, objects: list[Step], libraries: list[str]) -> Step:
+    inputs = [step.out for step in objects]
+    return Step(out, inputs, shell(cxx, "-shared", "-o", out, *inputs, *libraries), compiles=False)
+
+
+def run_steps(compilations: list[Step], links: list[Step], work: Path, jobs: int | None) -> None:
+    """Runs what is out of date, or everything where there is no ninja."""
+    ninja = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
+    if ninja:
+        (work / "build.ninja").write_text("\n".join([NINJA_RULES, *map(ninja_edge, [*compilations, *links]), ""]))
+        done = subprocess.run([ninja, "-C", str(work), *([f"-j{jobs}"] if jobs else [])], check=False).returncode == 0
+    else:
+
+        def run(step: Step) -> bool:
+            return subprocess.run(step.command, shell=True, cwd=work, check=False).returncode == 0
+
+        with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+            done = all(pool.map(run, compilations)) and all(map(run, links))
+    if not done:
+        sys.exit("mhr: the native extension did not compile; the compiler's message is above")
+
+
+NINJA_RULES = """ninja_required_version = 1.5
+rule compile
+  command = $run
+  depfile = $out.d
+  deps = gcc
+rule link
+  command = $run"""
+
+
+def ninja_edge(step: Step) -> str:
+    inputs = " ".join(path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:") for path in step.inputs)
+    rule = "compile" if step.compiles else "link"
+    return f"build {step.out}: {rule} {inputs}\n  run = {step.command.replace('$', '$$')}"
+
+
 setup(
     packages=[*find_packages(include=["mhr", "mhr.*"]), "mhr_cli", "mhr_benchmarks"],
     package_dir={"mhr_cli": "cli", "mhr_benchmarks": "benchmarks"},
     ext_modules=[Extension("mhr._C", sources=[]), Extension("mhr._autograd", sources=[])],
-    cmdclass={"build_ext": NinjaBuild},
+    cmdclass={"build_ext": NativeBuild},
 )

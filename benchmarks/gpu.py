@@ -1,15 +1,16 @@
-"""The CUDA kernels against the byte floor, plain cuBLAS, eager torch, torch.compile and PEFT's Poly: `python -m benchmarks.gpu`.
+"""The CUDA kernels against the byte floor, plain cuBLAS, eager torch, torch.compile and PEFT: `python -m benchmarks.gpu`.
 
-First the two rates that bound everything: a device copy and a bfloat16 matrix product. Then the routed adapter alone, forward
-and backward, over tokens N, width d, rank r and tasks T, and whole adapted layers at one shape. Every time is the median of
-runs that begin with a cold L2, taken with CUDA events; beside it the fraction of the floor, bytes / copy bandwidth: forward
-reads x and y and writes y, backward reads dy, x and dx and writes dx. Where results disagree, no time is printed.
+First the two rates that bound everything: a device copy and a bfloat16 matrix product. Then a training step of a T5 of
+T5-large's shape; mixing and averaging; and over tokens N, width d, rank r and tasks T the routed adapter alone, against a
+loop of cuBLAS products, and the whole adapted layer, against eager and PEFT's Poly. Every time is the median of runs that
+begin with a cold L2, taken with CUDA events; beside it its multiple of the floor, bytes / copy bandwidth. Where results
+disagree, no time is printed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -18,15 +19,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PolyConfig
+from peft.tuners.poly.layer import Linear as PolyLinear
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhr.ops import native_ops, routed_linear
+from mhr.ops import mix, native_ops, routed_linear, weighted_average
 
 from .measure import machine, rms_error
+from .pages import save
+from .train import AGREEMENT as AGREEMENT_FP32
+from .train import Peers, Setting
 
 AGREEMENT = 2e-2  # RMS, bfloat16
 N_SKILLS, N_HEADS = 8, 8
+TOKENS, WIDTHS, RANKS, TASKS = (2048, 8192, 32768), (1024, 2048, 4096, 8192), (1, 4, 16, 64), (1, 8, 64)
+COMPILED = (8192, 4096, 16, 8)  # torch.compile takes its time: at one shape only
+T5_LARGE = Setting(1024, 24, 16, 32128, 16, 512, 128, "cuda")
+
+Row = dict[str, Any]
 
 
 class Timer:
@@ -115,9 +126,10 @@ class Adapter:
         return max(rms_error(a, b) for a, b in zip(ours, peers, strict=True))
 
 
-def adapter(timer: Timer, bandwidth: float, n: int, d: int, rank: int, tasks: int) -> dict[str, Any]:
+def adapter(timer: Timer, bandwidth: float, n: int, d: int, rank: int, tasks: int) -> Row:
+    """The op alone. Forward reads x and y and writes y; backward reads dy, x and dx and writes dx."""
     case = Adapter(timer.device, n, d, rank, tasks)
-    result: dict[str, Any] = {"N": n, "d": d, "r": rank, "T": tasks, "disagreement": case.disagreement()}
+    result: Row = {"N": n, "d": d, "r": rank, "T": tasks, "disagreement": case.disagreement()}
     if not result["disagreement"] <= AGREEMENT:
         return result
     tensor = case.x.nbytes / bandwidth / 1e9
@@ -135,16 +147,17 @@ def adapter(timer: Timer, bandwidth: float, n: int, d: int, rank: int, tasks: in
     return result
 
 
-def layers(timer: Timer, n: int, d: int, rank: int, tasks: int) -> dict[str, Any]:
+def layer(timer: Timer, n: int, d: int, rank: int, tasks: int) -> Row:
     """Overheads in microseconds of whole adapted layers over the frozen linear, forward and forward + backward."""
     torch.manual_seed(0)
     device, dtype = timer.device, torch.bfloat16
-    length = n // tasks
-    x = torch.randn(tasks, length, d, device=device, dtype=dtype, requires_grad=True)
-    dy = torch.randn(tasks, length, d, device=device, dtype=dtype)
+    x = torch.randn(tasks, n // tasks, d, device=device, dtype=dtype, requires_grad=True)
+    dy = torch.randn(tasks, n // tasks, d, device=device, dtype=dtype)
     base = torch.nn.Linear(d, d, device=device, dtype=dtype).requires_grad_(False)
+    config = PolyConfig(r=rank, n_tasks=tasks, n_skills=N_SKILLS, n_splits=N_HEADS, target_modules=["x"])
+    poly = PolyLinear(base, "default", config).to(device, dtype)
     shapes = ((N_HEADS, N_SKILLS, d // N_HEADS, rank), (N_HEADS, N_SKILLS, rank, d // N_HEADS))
-    bank_a, bank_b = ((torch.randn(*s, device=device) * 0.05).to(dtype).requires_grad_() for s in shapes)
+    bank_a, bank_b = ((torch.randn(*s, device=device) * d**-0.5).to(dtype).requires_grad_() for s in shapes)
     w = torch.rand(tasks, N_HEADS, N_SKILLS, device=device).softmax(-1).requires_grad_()
     rows = torch.arange(tasks, device=device)
 
@@ -156,78 +169,193 @@ def layers(timer: Timer, n: int, d: int, rank: int, tasks: int) -> dict[str, Any
         b = torch.einsum("uhs,hsrd->urhd", w.to(dtype), bank_b).reshape(tasks, rank, d)
         return base(x) + torch.bmm(torch.bmm(x, a), b)
 
-    leaves = {"linear": [x], "ours": [x, bank_a, bank_b, w], "eager": [x, bank_a, bank_b, w]}
-    peers: dict[str, Callable[[], Tensor]] = {"linear": lambda: F.linear(x, base.weight, base.bias)}
-    peers |= {"ours": ours, "eager": eager}
-    if device == "cuda":
-        peers["compile"], leaves["compile"] = torch.compile(eager), leaves["eager"]
-    try:
-        from peft import PolyConfig
-        from peft.tuners.poly.layer import Linear as PolyLinear
-    except ImportError:
-        pass
-    else:
-        config = PolyConfig(r=rank, n_tasks=tasks, n_skills=N_SKILLS, n_splits=N_HEADS, target_modules=["x"])
-        poly = PolyLinear(base, "default", config).to(device, dtype)
-        peers["peft_poly"] = lambda: poly(x, task_ids=rows)
-        leaves["peft_poly"] = [x, *(p for p in poly.parameters() if p.requires_grad)]
-    result: dict[str, Any] = {"N": n, "d": d, "r": rank, "T": tasks}
-    result["disagreement"] = rms_error(ours().detach(), eager().detach())
+    own = [x, bank_a, bank_b, w]
+    peers: dict[str, tuple[Callable[[], Tensor], list[Tensor]]] = {
+        "linear": (lambda: F.linear(x, base.weight, base.bias), [x]),
+        "ours": (ours, own),
+        "eager": (eager, own),
+        "peft_poly": (lambda: poly(x, task_ids=rows), [x, *(p for p in poly.parameters() if p.requires_grad)]),
+    }
+    if (n, d, rank, tasks) == COMPILED:
+        peers["compile"] = (torch.compile(eager), own)
+    result: Row = {"disagreement": rms_error(ours(), eager())}
     if not result["disagreement"] <= AGREEMENT:
         return result
-
-    def step(name: str) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(peers[name](), leaves[name], dy)
-
     for mode in ("forward", "train"):
         times = {}
-        for name, run in peers.items():
+        for name, (forward, leaves) in peers.items():
             if mode == "forward":
-                times[name] = timer(torch.no_grad()(run))
+                times[name] = timer(torch.no_grad()(forward))
             else:
-                times[name] = timer(partial(step, name))
+                times[name] = timer(lambda f=forward, of=leaves: torch.autograd.grad(f(), of, dy))
         linear = times.pop("linear")
-        result[mode] = {"linear_us": linear * 1e6, **{k: (v - linear) * 1e6 for k, v in times.items()}}
+        over = {name: (seconds - linear) * 1e6 for name, seconds in times.items()}
+        result[mode] = {"linear_us": linear * 1e6, **over, "of_poly": over["ours"] / over["peft_poly"]}
     return result
+
+
+def mixing(timer: Timer, bandwidth: float, n_layers: int, d: int, rank: int, tasks: int) -> Row:
+    """All factors of a model in one call, and back, against an einsum for each."""
+    torch.manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=timer.device).bfloat16().requires_grad_()
+
+    banks = [random(N_HEADS, N_SKILLS, d // N_HEADS, rank) for _ in range(n_layers)]
+    banks += [random(N_HEADS, N_SKILLS, rank, d // N_HEADS) for _ in range(n_layers)]
+    head_dims = [1] * n_layers + [2] * n_layers
+    w = torch.rand(tasks, N_HEADS, N_SKILLS, device=timer.device).softmax(-1).requires_grad_()
+
+    def ours() -> list[Tensor]:
+        return mix(banks, [w] * len(banks), head_dims)
+
+    def eager() -> list[Tensor]:
+        a = [torch.einsum("uhs,hsdr->uhdr", w.bfloat16(), b).flatten(1, 2) for b in banks[:n_layers]]
+        b = [torch.einsum("uhs,hsrd->urhd", w.bfloat16(), b).flatten(2) for b in banks[n_layers:]]
+        return a + b
+
+    apart = max(rms_error(a, b) for a, b in zip(ours(), eager(), strict=True))
+    result: Row = {"what": f"mix, {len(banks)} banks, d {d}, r {rank}, T {tasks}", "disagreement": apart}
+    if not apart <= AGREEMENT:
+        return result
+    mixed = ours()
+    grads = [torch.randn_like(m) for m in mixed]
+    read, written = (sum(t.nbytes for t in tensors) for tensors in (banks, mixed))
+
+    def train(forward: Callable[[], list[Tensor]]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(forward(), [*banks, w], grads)
+
+    for mode, run, peer, moved in (
+        ("forward", torch.no_grad()(ours), torch.no_grad()(eager), read + written),
+        ("train", partial(train, ours), partial(train, eager), 3 * read + 2 * written),
+    ):
+        seconds = timer(run)
+        floor = moved / bandwidth / 1e9
+        result[mode] = {"us": seconds * 1e6, "of_floor": seconds / floor, "of_eager": seconds / timer(peer)}
+    return result
+
+
+def averaging(timer: Timer, bandwidth: float, count: int, size: int) -> Row:
+    tensors = [torch.randn(size, device=timer.device).bfloat16() for _ in range(count)]
+    weights = [1.0 / count] * count
+
+    def eager() -> Tensor:
+        total = tensors[0].float() * weights[0]
+        for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+            total.add_(tensor, alpha=weight)
+        return total.bfloat16()
+
+    apart = rms_error(weighted_average(tensors, weights), eager())
+    result: Row = {"what": f"weighted_average, {count} of {tensors[0].nbytes >> 20} MiB", "disagreement": apart}
+    if apart <= AGREEMENT:
+        seconds = timer(lambda: weighted_average(tensors, weights))
+        floor = (count + 1) * tensors[0].nbytes / bandwidth / 1e9
+        result["forward"] = {"us": seconds * 1e6, "of_floor": seconds / floor, "of_eager": seconds / timer(eager)}
+    return result
+
+
+def training_step(timer: Timer, setting: Setting) -> Row:
+    """A whole step in bfloat16, after every implementation has computed the same in float32."""
+    peers = Peers(setting)
+    result: Row = {"setting": vars(setting), "disagreement": max(peers.disagreement().values())}
+    if not result["disagreement"] <= AGREEMENT_FP32:
+        return result
+    for model in peers.models.values():
+        model.to(torch.bfloat16)
+    result["ms"] = {name: timer(peers.step(name)) * 1e3 for name in peers.models}
+    frozen = result["ms"]["frozen"]
+    result["of_frozen"] = {name: ms / frozen for name, ms in result["ms"].items()}
+    return result
+
+
+def tables(record: Row) -> list[dict[str, Any]]:
+    step = record["step"]
+    ops_rows = []
+    for row in record["mixing"]:
+        for mode in ("forward", "train"):
+            cells = list(row[mode].values()) if mode in row else ["disagrees" if "forward" not in row else ""] * 3
+            ops_rows.append([f"{row['what']}, {mode}", *cells])
+    shape_rows = []
+    for row in record["shapes"]:
+        cells: list[Any] = []
+        for part, modes, keys in (
+            ("adapter", ("forward", "backward"), ("us", "of_floor", "of_cublas")),
+            ("layer", ("forward", "train"), ("ours", "of_poly")),
+        ):
+            for mode in modes:
+                found = row[part].get(mode)
+                cells += ["disagrees"] * len(keys) if found is None else [found[key] for key in keys]
+        shape_rows.append([*(row["adapter"][key] for key in "NdrT"), *cells])
+    return [
+        {
+            "title": "A training step of T5-large's shape, bfloat16",
+            "columns": ["", "ms", "of the frozen model's"],
+            "rows": [[n, ms, step["of_frozen"][n]] for n, ms in step["ms"].items()] if "ms" in step else [],
+            "note": "" if "ms" in step else f"Results disagree by {step['disagreement']:.1e}: no times.",
+        },
+        {
+            "title": "Mixing and averaging",
+            "columns": ["", "us", "of the byte floor", "of eager"],
+            "rows": ops_rows,
+        },
+        {
+            "title": "The routed adapter alone, and the overhead of a whole layer; microseconds",
+            "columns": [
+                *"NdrT",
+                *(f"{mode}{of}" for mode in ("forward", "backward") for of in ("", " / floor", " / cuBLAS")),
+                *(f"layer, {mode}{of}" for mode in ("forward", "train") for of in ("", " / Poly")),
+            ],
+            "rows": shape_rows,
+            "note": f"{len(shape_rows)} of {record['shapes_of_grid']} shapes in the time there was.",
+        },
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gpu.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--device", default="cuda", help="cpu only tries the script")
     parser.add_argument("--quick", action="store_true", help="small shapes")
+    parser.add_argument("--minutes", type=float, default=4.0, help="shapes that do not fit are left out")
     options = parser.parse_args()
-    timer = Timer(options.device, 3 if options.quick else 15)
-    found = rates(timer, 256 if options.quick else 8192)
-    about = {**machine(), "cuda_kernels": sorted(n for n, devices in native_ops().items() if "cuda" in devices)}
+    quick, end = options.quick, time.monotonic() + 60 * options.minutes
+    timer = Timer(options.device, 3 if quick else 11)
+    found = rates(timer, 256 if quick else 8192)
+    bandwidth = found["copy_gb_per_s"]
+    about = {**machine(), **{name: round(rate, 1) for name, rate in found.items()}}
+    about["cuda_kernels"] = sorted(n for n, devices in native_ops().items() if "cuda" in devices)
     if options.device == "cuda":
         about |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    print(json.dumps({**about, **found}))
-    tokens, widths = ((64, 128), (64,)) if options.quick else ((2048, 8192, 32768), (1024, 2048, 4096, 8192))
-    print(
-        f"{'N':>6} {'d':>5} {'r':>3} {'T':>3} {'forward':>9} {'/floor':>7} {'/cublas':>8} {'backward':>9} {'/floor':>7} {'/cublas':>8}"
+    print(about, flush=True)
+    step = training_step(timer, Setting(32, 1, 2, 64, 8, 6, 3, options.device) if quick else T5_LARGE)
+    print(step, flush=True)
+    rows = [
+        mixing(timer, bandwidth, *((3, 64, 4, 2) if quick else (144, 1024, 16, 8))),
+        averaging(timer, bandwidth, 8, 1000 if quick else 100 << 20),
+    ]
+    print(rows, flush=True)
+    axes = ((64, 128), (64,), (1, 4), (1, 8)) if quick else (TOKENS, WIDTHS, RANKS, TASKS)
+    # The shape of the targets first, then those around it: what time cuts off is what matters least.
+    shapes = sorted(
+        itertools.product(*axes), key=lambda shape: sum(a != b for a, b in zip(shape, COMPILED, strict=True))
     )
-    sweep = []
-    for n in tokens:
-        for d in widths:
-            for rank in (1, 4, 16, 64):
-                for tasks in (1, 8, 64):
-                    row = adapter(timer, found["copy_gb_per_s"], n, d, rank, tasks)
-                    sweep.append(row)
-                    cells = "results disagree"
-                    if "forward" in row:
-                        cells = " ".join(
-                            f"{row[k]['us']:9.1f} {row[k]['of_floor']:7.2f} {row[k]['of_cublas']:8.2f}"
-                            for k in ("forward", "backward")
-                        )
-                    print(f"{n:6d} {d:5d} {rank:3d} {tasks:3d} {cells}", flush=True)
-    shape = (64, 64, 4, 4) if options.quick else (8192, 4096, 16, 8)
-    layer = layers(timer, *shape)
-    print(json.dumps(layer))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(
-        json.dumps({"machine": about, "rates": found, "adapter": sweep, "layers": layer}, indent=1)
-    )
+    measured = []
+    for shape in shapes:
+        if time.monotonic() > end:
+            break
+        measured.append({"adapter": adapter(timer, bandwidth, *shape), "layer": layer(timer, *shape)})
+        print(shape, measured[-1], flush=True)
+    record: Row = {
+        "benchmark": "gpu",
+        "command": "make gpu-check",
+        "machine": about,
+        "step": step,
+        "mixing": rows,
+        "shapes": measured,
+        "shapes_of_grid": len(shapes),
+    }
+    record["tables"] = tables(record)
+    save(record, options.output, {})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ example, as PEFT's) and without (one mix for each distinct task, as the T0 recip
 
 from __future__ import annotations
 
+import random
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,9 @@ from torch import Tensor, nn
 from mhr.ops import route, routed_linear
 
 from .measure import copy_bandwidth, interleave, machine, median_difference, quiet_machine, rms_error
+from .ops_report import plots, tables
+
+__all__ = ["plots", "run"]
 
 N_TASKS, N_SKILLS = 64, 8
 # Largest RMS difference between peers of one dtype: in bfloat16 they round at different places.
@@ -44,6 +49,13 @@ class Case:
         return (
             f"{self.batch}x{self.length} d {width} H {self.n_heads} r {self.rank} tasks {self.distinct or self.batch}"
         )
+
+    @property
+    def peers(self) -> list[str]:
+        """Who is timed. Every shape is held against PEFT's Poly, one in six against all there is."""
+        others = ["peft_lora", "eager", *(["ours_with_noise"] if self.train else [])]
+        everyone = (self.n_heads, self.rank) == (8, 4) or self.batch * self.length == 1
+        return ["linear", "peft_poly", "ours", *(others if everyone else [])]
 
     @property
     def least_bytes(self) -> int:
@@ -168,10 +180,9 @@ class Layers:
         )
 
 
-def measure(case: Case, budget: float) -> dict[str, Any]:
+def measure(case: Case, budget: float, least: int) -> dict[str, Any]:
     """Times of one case; no ratio where the implementations do not agree."""
     layers = Layers(case)
-    names = ["linear", "peft_poly", "peft_lora", "eager", "ours", *(["ours_with_noise"] if case.train else [])]
     apart = layers.disagreement()
     result: dict[str, Any] = {
         "shape": case.shape,
@@ -185,126 +196,58 @@ def measure(case: Case, budget: float) -> dict[str, Any]:
     }
     if not result["agrees"]:
         return result
-    times = interleave({name: layers.step(name) for name in names}, budget)
+    times = interleave({name: layers.step(name) for name in case.peers}, budget, least)
+    linear = statistics.median(times["linear"])
+    over = {n: median_difference(times[n], times["linear"]) for n in case.peers if n != "linear"}
     result["repetitions"] = len(times["linear"])
     result["us"] = {name: statistics.median(values) * 1e6 for name, values in times.items()}
-    over = {n: median_difference(times[n], times["linear"]) for n in names if n != "linear"}
     result["overhead_us"] = {name: value * 1e6 for name, value in over.items()}
-    result["of_poly"] = over["ours"] / over["peft_poly"]
-    result["of_poly_with_noise"] = over["ours_with_noise"] / over["peft_poly"] if case.train else None
-    result["of_lora"] = over["ours"] / over["peft_lora"]
-    result["of_linear"] = 1 + over["ours"] / statistics.median(times["linear"])
-    result["poly_of_linear"] = 1 + over["peft_poly"] / statistics.median(times["linear"])
+    result["of_poly"] = {n: over[n] / over["peft_poly"] for n in ("ours", "ours_with_noise") if n in over}
+    result["of_lora"] = over["ours"] / over["peft_lora"] if "peft_lora" in over else None
+    result["of_linear"] = {name: 1 + value / linear for name, value in over.items()}
     result["gb_per_s"] = case.least_bytes / over["ours"] / 1e9 if over["ours"] > 0 else None
     return result
 
 
-def tiny(budget: float) -> dict[str, Any]:
+def tiny() -> Case:
     """The cost of calling: one example of length 1, width 64, forward and backward."""
-    return measure(Case(1, 1, 64, 64, 1, 4, 1, torch.float32, True), budget)
+    return Case(1, 1, 64, 64, 1, 4, 1, torch.float32, True)
 
 
-def run(quick: bool = False) -> dict[str, Any]:
-    """Measures the grid; returns the machine, every result, and tables for people."""
-    budget = 0.5 if quick else 3.0
+def growth(quick: bool) -> list[Case]:
+    """How cost grows with the tokens: one example of four tasks to the longest that is quick to measure."""
+    lengths = (8, 32, 128) if quick else (8, 32, 128, 512)
+    return [Case(4, length, 1024, 1024, 8, 4, 4, torch.float32, True) for length in lengths]
+
+
+def run(quick: bool = False, minutes: float | None = None) -> dict[str, Any]:
+    """Measures the grid; returns the machine, every result, and tables for people.
+
+    The whole grid takes hours. `minutes` ends it early: shapes come in a random order, always the same, so that what was
+    measured is a fair sample of the grid.
+    """
+    budget, least = (0.5, 5) if quick else (0.5, 30)
+    cases = grid(quick)
+    order = random.Random(0).sample(range(len(cases)), len(cases))
+    end = time.monotonic() + 60 * (minutes or float("inf"))
+    measured: dict[int, dict[str, Any]] = {}
     with quiet_machine():
         bandwidth = copy_bandwidth()
-        smallest = tiny(budget)
-        results = [measure(case, budget) for case in grid(quick)]
+        smallest = measure(tiny(), budget, 200)
+        growing = [measure(case, budget, least) for case in growth(quick)]
+        for index in order:
+            if time.monotonic() > end:
+                break
+            measured[index] = measure(cases[index], budget, least)
+            print(f"{len(measured)}/{len(cases)} {cases[index].shape}", flush=True)
         host = {**machine(), "copy_gb_per_s": round(bandwidth, 1)}
-    return {
+    results = {
         "benchmark": "ops",
         "quick": quick,
         "machine": host,
-        "results": results,
+        "shapes_of_grid": len(cases),
+        "results": [measured[index] for index in sorted(measured)],
         "tiny": smallest,
-        "tables": [_summary(results), _shapes(results), _tiny(smallest)],
+        "growth": growing,
     }
-
-
-def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    rows = []
-    for dtype in ("float32", "bfloat16"):
-        for mode in ("forward", "train"):
-            for low, high, name in ((1, 4, "r <= 4"), (16, 16, "r = 16")):
-                chosen = [
-                    r
-                    for r in results
-                    if r["dtype"] == dtype and r["mode"] == mode and low <= r["rank"] <= high and r["agrees"]
-                ]
-                if not chosen:
-                    continue
-                ratios = [r["of_poly"] for r in chosen]
-                noisy = [r["of_poly_with_noise"] for r in chosen if r["of_poly_with_noise"] is not None]
-                wide = [r["of_linear"] for r in chosen if r["n_in"] == 2048]
-                rows.append(
-                    [
-                        f"{dtype} {mode} {name}",
-                        len(ratios),
-                        statistics.median(ratios),
-                        max(ratios),
-                        statistics.median(noisy) if noisy else "",
-                        statistics.median([r["of_lora"] for r in chosen]),
-                        max(wide) if wide else "",
-                    ]
-                )
-    return {
-        "title": "Overhead over the frozen linear, as a fraction of PEFT Poly's",
-        "columns": [
-            "",
-            "shapes",
-            "median",
-            "worst",
-            "with PEFT's noise",
-            "of PEFT LoRA's",
-            "worst layer / linear at d 2048",
-        ],
-        "rows": rows,
-        "note": _note(results),
-    }
-
-
-def _shapes(results: list[dict[str, Any]]) -> dict[str, Any]:
-    rows = []
-    for r in results:
-        name = f"{r['dtype']} {r['mode']} {r['shape']}"
-        if not r["agrees"]:
-            rows.append([name, *["outputs disagree"] * 7])
-            continue
-        times = r["us"]
-        rows.append(
-            [
-                name,
-                times["linear"],
-                r["overhead_us"]["ours"],
-                r["overhead_us"]["peft_poly"],
-                r["overhead_us"]["peft_lora"],
-                r["overhead_us"]["eager"],
-                r["of_poly"],
-                r["gb_per_s"] if r["gb_per_s"] is not None else "",
-            ]
-        )
-    return {
-        "title": "Each shape: microseconds over the frozen linear",
-        "columns": ["", "linear", "ours", "PEFT Poly", "PEFT LoRA", "eager", "ours / Poly", "GB/s"],
-        "rows": rows,
-    }
-
-
-def _tiny(result: dict[str, Any]) -> dict[str, Any]:
-    if not result["agrees"]:
-        return {"title": "Cost of calling, 1x1x64", "columns": ["outputs disagree"], "rows": []}
-    times = result["us"]
-    linear = times["linear"]
-    return {
-        "title": "Cost of calling: 1x1x64, forward and backward",
-        "columns": ["", "us", "of the frozen linear"],
-        "rows": [[name, us, us / linear] for name, us in times.items()],
-    }
-
-
-def _note(results: list[dict[str, Any]]) -> str:
-    apart = [r["shape"] for r in results if not r["agrees"]]
-    if apart:
-        return f"No ratio for {len(apart)} shapes whose outputs disagree: {', '.join(apart[:3])}"
-    return "Outputs and gradients of every shape agreed before it was timed."
+    return {**results, "tables": tables(results)}

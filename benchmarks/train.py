@@ -11,6 +11,7 @@ import copy
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,20 +32,40 @@ AGREEMENT = 1e-4
 Step = Callable[[], Any]
 
 
-def backbone(width: int) -> T5ForConditionalGeneration:
-    """A random T5 of four and four blocks, whose backward pass goes down to the embeddings, as below an adapter it must."""
+@dataclass(frozen=True)
+class Setting:
+    """A T5 of `blocks` and `blocks` blocks, and its batch."""
+
+    width: int
+    blocks: int
+    attention_heads: int
+    vocabulary: int
+    batch: int
+    input: int
+    target: int
+    device: str = "cpu"
+
+
+def small(width: int) -> Setting:
+    """What a core trains in a second."""
+    return Setting(width, 4, 8, VOCABULARY, BATCH, INPUT, TARGET)
+
+
+def backbone(setting: Setting) -> T5ForConditionalGeneration:
+    """A random T5 whose backward pass goes down to the embeddings, as below an adapter it must."""
     torch.manual_seed(0)
     config = T5Config(
-        vocab_size=VOCABULARY,
-        d_model=width,
-        d_kv=width // 8,
-        num_heads=8,
-        d_ff=4 * width,
-        num_layers=4,
+        vocab_size=setting.vocabulary,
+        d_model=setting.width,
+        d_kv=setting.width // setting.attention_heads,
+        num_heads=setting.attention_heads,
+        d_ff=4 * setting.width,
+        num_layers=setting.blocks,
         dropout_rate=0.0,
         decoder_start_token_id=0,
     )
-    model = T5ForConditionalGeneration(config).requires_grad_(False)
+    with torch.device(setting.device):
+        model = T5ForConditionalGeneration(config).requires_grad_(False)
     model.enable_input_require_grads()
     return model
 
@@ -72,18 +93,21 @@ class EagerLinear(nn.Module):
 class Peers:
     """The same T5 in every implementation; those that route hold the same banks and logits."""
 
-    def __init__(self, width: int):
+    def __init__(self, setting: Setting):
         from peft import LoraConfig, PolyConfig, get_peft_model
 
-        base = backbone(width)
+        base = backbone(setting)
+        self.device = setting.device
         self.names = [f"task{i}" for i in range(TASKS)]
-        self.inputs = {
-            "input_ids": torch.randint(3, VOCABULARY, (BATCH, INPUT)),
-            "attention_mask": torch.ones(BATCH, INPUT, dtype=torch.long),
-            "labels": torch.randint(3, VOCABULARY, (BATCH, TARGET)),
+        batch, vocabulary = setting.batch, setting.vocabulary
+        inputs = {
+            "input_ids": torch.randint(3, vocabulary, (batch, setting.input)),
+            "attention_mask": torch.ones(batch, setting.input, dtype=torch.long),
+            "labels": torch.randint(3, vocabulary, (batch, setting.target)),
         }
+        self.inputs = {name: tensor.to(setting.device) for name, tensor in inputs.items()}
         draw = random.Random(0)
-        self.ids = [draw.choice(range(0, TASKS, TASKS // DISTINCT)) for _ in range(BATCH)]
+        self.ids = [draw.choice(range(0, TASKS, TASKS // DISTINCT)) for _ in range(batch)]
         self.ids[:DISTINCT] = range(0, TASKS, TASKS // DISTINCT)
 
         def routed(noise: str) -> T5ForConditionalGeneration:
@@ -94,7 +118,7 @@ class Peers:
             bank = mhr.attach(model, config, self.names)
             with torch.no_grad():
                 for layer in bank.layers.values():
-                    nn.init.normal_(layer.bank_b, std=width**-0.5)
+                    nn.init.normal_(layer.bank_b, std=setting.width**-0.5)
                     nn.init.normal_(layer.router.logits)
             return model
 
@@ -108,7 +132,7 @@ class Peers:
         self.models["eager"] = copy.deepcopy(base)
         self._share_weights()
         for model in self.models.values():
-            model.train()
+            model.to(setting.device).train()
 
     def _share_weights(self) -> None:
         """Copy our banks and logits into PEFT's Poly and the eager model."""
@@ -127,11 +151,12 @@ class Peers:
         """One forward pass, with all that an implementation does for the routing of a batch."""
         model = self.models[name]
         if name == "peft_poly":
-            return model(**self.inputs, task_ids=torch.tensor(self.ids))
+            return model(**self.inputs, task_ids=torch.tensor(self.ids, device=self.device))
         if name.startswith("ours"):
             return model(**self.inputs, task_ids=[self.names[i] for i in self.ids])
         if name == "eager":
-            EagerLinear.routing = torch.unique(torch.tensor(self.ids), return_inverse=True)
+            tasks, rows = torch.unique(torch.tensor(self.ids), return_inverse=True)
+            EagerLinear.routing = tasks.to(self.device), rows.to(self.device)
         return model(**self.inputs)
 
     def trained(self, name: str) -> list[nn.Parameter]:
@@ -175,7 +200,7 @@ class Peers:
 
 def measure(width: int, budget: float, least: int) -> dict[str, Any]:
     """Times of one width; no ratio where the implementations do not agree."""
-    peers = Peers(width)
+    peers = Peers(small(width))
     apart = peers.disagreement()
     result: dict[str, Any] = {
         "width": width,

@@ -30,11 +30,16 @@ Name = Annotated[str, typer.Argument(metavar="|".join(BENCHMARKS), help="What to
 Quick = Annotated[
     bool, typer.Option("--quick", help="A few shapes and repetitions: under two minutes, rougher numbers.")
 ]
+Minutes = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="ops only: measure a random part of the grid, as much as this allows. All takes hours."),
+]
 
 
 def benchmark(
     name: Name,
     quick: Quick = False,
+    minutes: Minutes = None,
     output: options.OptionalOutput = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
@@ -42,28 +47,34 @@ def benchmark(
     """Time ours against PEFT, eager and the frozen layer: interleaved in one process, medians of paired differences.
 
     No speed-up is shown for outputs that do not agree. With --output, DIR/NAME.json keeps everything with the machine and
-    commit it was measured on.
+    commit it was measured on, DIR/NAME.md has the tables, and what is plotted lies beside them as PNG and SVG.
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {name!r}: {nearest(name, BENCHMARKS)}")
+    if minutes and name != "ops":
+        raise ConfigError(f"--minutes is for ops, whose grid is long: leave it out of {name}")
     file = output / f"{name}.json" if output else None
     if file and file.exists() and not overwrite:
         raise ConfigError(f"{file} is there already: choose another --output, or pass --overwrite to replace it")
     with working(models=False):
-        result = importlib.import_module(f"mhr_benchmarks.{name}").run(quick=quick)
-        if file:
-            from mhr.files import make_folder, write_json_atomically
+        module = importlib.import_module(f"mhr_benchmarks.{name}")
+        command = " ".join(
+            ["mhr benchmark", name, *["--quick"] * quick, *([f"--minutes {minutes:g}"] if minutes else [])]
+        )
+        result = {"command": command, **module.run(quick=quick, **({"minutes": minutes} if minutes else {}))}
+        written = []
+        if output:
+            from mhr_benchmarks.pages import save
 
-            make_folder(file.parent)
-            write_json_atomically(file, result)
+            written = save(result, output, module.plots(result) if hasattr(module, "plots") else {})
     if json:
         print_json(result)
     else:
         out.print("  ".join(f"{key}: {value}" for key, value in result["machine"].items()), soft_wrap=True)
         for table in result["tables"]:
             _print(table)
-    if file:
-        note(f"Written: {file}")
+    for path in written:
+        note(f"Written: {path}")
 
 
 def _print(content: dict[str, Any]) -> None:

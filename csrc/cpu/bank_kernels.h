@@ -72,44 +72,66 @@ void distribute(T* bank, BankRun to, const acc_t<T>* w, const acc_t<T>* mixed, M
     sum_runs(mixed, from.stride, from.count, w, 1, from.weight_stride, bank, to.skill_stride, to.skills, to.length);
 }
 
-// out[j] += <a[j], b> for J rows of a; two chains each hide the adder's latency.
-template <int J, class T>
-MHR_INLINE void dots_tile(const T* a, BankRun run, const acc_t<T>* b, int64_t b_row_stride, acc_t<T>* out) {
+template <class T>
+void widen_all(const T* from, int64_t n, acc_t<T>* to) {
   using C = acc_t<T>;
-  vec<C> acc[J] = {}, more[J] = {};
-  C rest[J] = {};
-  for (int64_t row = 0; row < run.rows; row++, a += run.row_stride, b += b_row_stride) {
-    int64_t i = 0;
-    for (; i + 2 * lanes<C> <= run.length; i += 2 * lanes<C>) {
-      const vec<C> v = load(b + i), u = load(b + i + lanes<C>);
-#pragma GCC unroll 8
-      for (int j = 0; j < J; j++) {
-        acc[j] += load(a + j * run.skill_stride + i) * v;
-        more[j] += load(a + j * run.skill_stride + i + lanes<C>) * u;
-      }
-    }
-    for (; i + lanes<C> <= run.length; i += lanes<C>)
-      for (int j = 0; j < J; j++) acc[j] += load(a + j * run.skill_stride + i) * load(b + i);
-    for (; i < run.length; i++)
-      for (int j = 0; j < J; j++) rest[j] += widen(a[j * run.skill_stride + i]) * b[i];
-  }
-  for (int j = 0; j < J; j++) {
-    acc[j] += more[j];
-    out[j] += rest[j];
-  }
-  store_sums<J, C>(acc, out, true);
+  int64_t i = 0;
+  for (; i + lanes<C> <= n; i += lanes<C>) store(to + i, load(from + i));
+  for (; i < n; i++) to[i] = widen(from[i]);
 }
 
-// A piece of the bank's runs, all skills, that stays in the first-level cache while every routing row passes over it.
+// out[u][j] += <a[j], b[u]> for J skills and U routing rows.
+template <int J, int U, class A, class C>
+MHR_INLINE void dots_tile(const A* a, BankRun run, const C* b, MixedRun other, C* out, int64_t out_stride) {
+  vec<C> acc[U][J] = {};
+  C rest[U][J] = {};
+  for (int64_t row = 0; row < run.rows; row++, a += run.row_stride, b += other.row_stride) {
+    int64_t i = 0;
+    for (; i + lanes<C> <= run.length; i += lanes<C>) {
+      vec<C> v[U];
+#pragma GCC unroll 8
+      for (int u = 0; u < U; u++) v[u] = load(b + u * other.stride + i);
+#pragma GCC unroll 8
+      for (int j = 0; j < J; j++) {
+        const vec<C> w = load(a + j * run.skill_stride + i);
+#pragma GCC unroll 8
+        for (int u = 0; u < U; u++) acc[u][j] += w * v[u];
+      }
+    }
+    for (; i < run.length; i++)
+      for (int u = 0; u < U; u++)
+        for (int j = 0; j < J; j++) rest[u][j] += widen(a[j * run.skill_stride + i]) * b[u * other.stride + i];
+  }
+#pragma GCC unroll 8
+  for (int u = 0; u < U; u++) {
+    for (int j = 0; j < J; j++) out[u * out_stride + j] += rest[u][j];
+    store_sums<J, C>(acc[u], out + u * out_stride, true);
+  }
+}
+
+template <int J, class A, class C>
+MHR_INLINE void dots_rows(const A* a, BankRun run, const C* b, MixedRun other, C* out, int64_t out_stride) {
+  constexpr int U = kStreams;
+  int64_t u = 0;
+  for (; u + U <= other.count; u += U)
+    dots_tile<J, U>(a, run, b + u * other.stride, other, out + u * out_stride, out_stride);
+  for (; u < other.count; u++) dots_tile<J, 1>(a, run, b + u * other.stride, other, out + u * out_stride, out_stride);
+}
+
+// A piece of the bank's runs that stays in the first-level cache while every routing row passes over it.
 constexpr int64_t kDotElements = 512;
 
-template <class T>
-void dots_piece(const T* bank, BankRun a, const acc_t<T>* mixed, MixedRun b, acc_t<T>* out) {
-  for (int64_t u = 0; u < b.count; u++, mixed += b.stride, out += a.skills) {
-    int64_t s = 0;
-    for (; s + kWide <= a.skills; s += kWide)
-      dots_tile<kWide>(bank + s * a.skill_stride, a, mixed, b.row_stride, out + s);
-    for (; s < a.skills; s++) dots_tile<1>(bank + s * a.skill_stride, a, mixed, b.row_stride, out + s);
+// J skills of one piece, widened once for all rows.
+template <int J, class T, class C = acc_t<T>>
+MHR_INLINE void dots_skills(const T* bank, BankRun a, const C* mixed, MixedRun b, C* out) {
+  if constexpr (std::is_same_v<T, C>) {
+    dots_rows<J>(bank, a, mixed, b, out, a.skills);
+  } else {
+    C wide[J * kDotElements];
+    for (int j = 0; j < J; j++)
+      for (int64_t row = 0; row < a.rows; row++)
+        widen_all(bank + j * a.skill_stride + row * a.row_stride, a.length, wide + j * kDotElements + row * a.length);
+    dots_rows<J>(wide, {a.skills, kDotElements, a.rows, a.length, a.length}, mixed, b, out, a.skills);
   }
 }
 
@@ -121,7 +143,11 @@ void dots(const T* bank, BankRun a, const acc_t<T>* mixed, MixedRun b, acc_t<T>*
       BankRun piece = a;
       piece.rows = a.rows - row < rows ? a.rows - row : rows;
       piece.length = a.length - i < kDotElements ? a.length - i : kDotElements;
-      dots_piece(bank + row * a.row_stride + i, piece, mixed + row * b.row_stride + i, b, out);
+      const T* from = bank + row * a.row_stride + i;
+      const acc_t<T>* other = mixed + row * b.row_stride + i;
+      int64_t s = 0;
+      for (; s + kWide <= a.skills; s += kWide) dots_skills<kWide>(from + s * a.skill_stride, piece, other, b, out + s);
+      for (; s < a.skills; s++) dots_skills<1>(from + s * a.skill_stride, piece, other, b, out + s);
     }
 }
 
@@ -168,14 +194,6 @@ void spread(const C* run, int64_t width, int64_t rank, C* panel) {
 template <class C>
 void gather(const C* panel, int64_t width, int64_t rank, C* run) {
   transpose(panel, kPanel, rank, width, run, rank);
-}
-
-template <class T>
-void widen_all(const T* from, int64_t n, acc_t<T>* to) {
-  using C = acc_t<T>;
-  int64_t i = 0;
-  for (; i + lanes<C> <= n; i += lanes<C>) store(to + i, load(from + i));
-  for (; i < n; i++) to[i] = widen(from[i]);
 }
 
 template <class T>

@@ -49,10 +49,10 @@ void pack(const float* panel, int64_t rank, Use use, float* packed) {
 // ---- shrink: pairs of columns
 template <int N, int R>
 MHR_INLINE void shrink_tile(const bfloat16* x, int64_t ldx, const bfloat16* m, int64_t rank, int64_t panels, float* h,
-                            bool add, bool ahead) {
+                            bool add, Reader& ahead) {
   __m512 acc[N][R] = {};
   for (int64_t p = 0; p < panels; p++, x += kPanel, m += rank * kPanel) {
-    if (ahead) prefetch_panel<N>(x + N * ldx, ldx);
+    ahead.step();
 #pragma GCC unroll 2
     for (int k = 0; k < kPanel; k += kHalf) {
       __m512bh a[R];
@@ -72,36 +72,38 @@ MHR_INLINE void shrink_tile(const bfloat16* x, int64_t ldx, const bfloat16* m, i
 
 template <int N>
 MHR_INLINE void shrink_tokens(const bfloat16* x, int64_t ldx, const bfloat16* m, int64_t rank, int64_t panels, float* h,
-                              bool add) {
+                              bool add, Reader& ahead) {
   int64_t r = 0;
   for (; r + kRanks <= rank; r += kRanks)
-    shrink_tile<N, kRanks>(x, ldx, m + r * kPanel, rank, panels, h + r, add, r == 0);
-  for (; r < rank; r++) shrink_tile<N, 1>(x, ldx, m + r * kPanel, rank, panels, h + r, add, r == 0);
+    shrink_tile<N, kRanks>(x, ldx, m + r * kPanel, rank, panels, h + r, add, ahead);
+  for (; r < rank; r++) shrink_tile<N, 1>(x, ldx, m + r * kPanel, rank, panels, h + r, add, ahead);
 }
 
 void shrink_panels(const bfloat16* x, int64_t ldx, int64_t n, const bfloat16* m, int64_t rank, int64_t panels, float* h,
-                   bool add) {
+                   bool add, Ahead wanted) {
+  Reader ahead(wanted, groups(n, kTokens) * groups(rank, kRanks) * panels);
   int64_t i = 0;
-  for (; i + kTokens <= n; i += kTokens) shrink_tokens<kTokens>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add);
-  for (; i < n; i++) shrink_tokens<1>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add);
+  for (; i + kTokens <= n; i += kTokens)
+    shrink_tokens<kTokens>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add, ahead);
+  for (; i < n; i++) shrink_tokens<1>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add, ahead);
 }
 
-void shrink(const bfloat16* x, int64_t n, const float* packed, int64_t rank, int64_t columns, float* h) {
+void shrink(const bfloat16* x, int64_t n, const float* packed, int64_t rank, int64_t columns, float* h, Ahead ahead) {
   const bfloat16* rows = as_bf16(packed);
   const int64_t full = columns / kPanel, width = columns % kPanel;
-  shrink_panels(x, columns, n, rows, rank, full, h, false);
+  shrink_panels(x, columns, n, rows, rank, full, h, false, ahead);
   if (!width) return;
   bfloat16 tail[kBlock * kPanel];
   pad_tail(x + full * kPanel, columns, n, width, tail);
-  shrink_panels(tail, kPanel, n, rows + full * rank * kPanel, rank, 1, h, true);
+  shrink_panels(tail, kPanel, n, rows + full * rank * kPanel, rank, 1, h, true, kNothing);
 }
 
 // ---- expand: pairs of ranks
 template <int N>
 MHR_INLINE void expand_tokens(bfloat16* y, int64_t ldy, const bfloat16* m, int64_t pairs, int64_t panels,
-                              const uint32_t* h, bool overwrite) {
+                              const uint32_t* h, bool overwrite, Reader& ahead) {
   for (int64_t p = 0; p < panels; p++, m += 2 * pairs * kPanel, y += kPanel) {
-    prefetch_panel<N>(y + N * ldy, ldy);
+    ahead.step();
     vec<float> acc[N][4] = {};
     if (!overwrite) {
 #pragma GCC unroll 8
@@ -130,45 +132,51 @@ MHR_INLINE void expand_tokens(bfloat16* y, int64_t ldy, const bfloat16* m, int64
 }
 
 void expand_panels(bfloat16* y, int64_t ldy, int64_t n, const bfloat16* m, int64_t pairs, int64_t panels,
-                   const uint32_t* h, bool overwrite) {
+                   const uint32_t* h, bool overwrite, Ahead wanted) {
+  Reader ahead(wanted, groups(n, kTokens) * panels);
   int64_t i = 0;
   for (; i + kTokens <= n; i += kTokens)
-    expand_tokens<kTokens>(y + i * ldy, ldy, m, pairs, panels, h + i * pairs, overwrite);
-  for (; i < n; i++) expand_tokens<1>(y + i * ldy, ldy, m, pairs, panels, h + i * pairs, overwrite);
+    expand_tokens<kTokens>(y + i * ldy, ldy, m, pairs, panels, h + i * pairs, overwrite, ahead);
+  for (; i < n; i++) expand_tokens<1>(y + i * ldy, ldy, m, pairs, panels, h + i * pairs, overwrite, ahead);
 }
 
 void expand(bfloat16* y, int64_t n, const float* packed, int64_t rank, int64_t columns, const float* h, float* scratch,
-            bool overwrite) {
+            bool overwrite, Ahead ahead) {
   const int64_t pairs = rank_pairs(rank), full = columns / kPanel, width = columns % kPanel;
   uint32_t* paired = reinterpret_cast<uint32_t*>(scratch);
   for (int64_t i = 0; i < n; i++)
     for (int64_t r = 0; r < rank; r += 2)
       paired[i * pairs + r / 2] = round_pair(h[i * rank + r], r + 1 < rank ? h[i * rank + r + 1] : 0.0f);
   const bfloat16* m = as_bf16(packed);
-  expand_panels(y, columns, n, m, pairs, full, paired, overwrite);
+  expand_panels(y, columns, n, m, pairs, full, paired, overwrite, ahead);
   if (!width) return;
   bfloat16 tail[kBlock * kPanel];
   y += full * kPanel;
   pad_tail(y, columns, n, width, tail);
-  expand_panels(tail, kPanel, n, m + full * 2 * pairs * kPanel, pairs, 1, paired, overwrite);
+  expand_panels(tail, kPanel, n, m + full * 2 * pairs * kPanel, pairs, 1, paired, overwrite, kNothing);
   for (int64_t i = 0; i < n; i++) std::memcpy(y + i * columns, tail + i * kPanel, width * sizeof(bfloat16));
 }
 
 // ---- outer: pairs of tokens
 template <int R>
-MHR_INLINE void outer_tile(const __m512i (*x)[4], int64_t pairs, const uint32_t* h, int64_t rank, float* out) {
-  __m512 acc[R][4];
+MHR_INLINE void outer_tile(const __m512i (*x)[4], int64_t pairs, const uint32_t* h, int64_t rank, float* out,
+                           bool overwrite, Reader& ahead) {
+  __m512 acc[R][4] = {};
+  if (!overwrite) {
 #pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
+    for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-    for (int k = 0; k < 4; k++) acc[r][k] = _mm512_loadu_ps(out + r * kPanel + 16 * k);
-  for (int64_t i = 0; i < pairs; i++)
+      for (int k = 0; k < 4; k++) acc[r][k] = _mm512_loadu_ps(out + r * kPanel + 16 * k);
+  }
+  for (int64_t i = 0; i < pairs; i++) {
+    ahead.step();
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const __m512bh v = splat_pair(h[i * rank + r]);
 #pragma GCC unroll 8
       for (int k = 0; k < 4; k++) acc[r][k] = _mm512_dpbf16_ps(acc[r][k], v, (__m512bh)x[i][k]);
     }
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
@@ -176,41 +184,44 @@ MHR_INLINE void outer_tile(const __m512i (*x)[4], int64_t pairs, const uint32_t*
 }
 
 void outer_panels(const bfloat16* x, int64_t ldx, int64_t n, const uint32_t* h, int64_t rank, int64_t panels,
-                  float* out) {
+                  float* out, bool overwrite, Ahead wanted) {
   alignas(64) static const uint16_t kOrder[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                                   8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   const __m512i low = _mm512_load_si512(kOrder), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   const int64_t pairs = (n + 1) / 2;
+  Reader ahead(wanted, panels * pairs * (1 + groups(rank, kRanks)));
   __m512i paired[kPairs][4];
   for (int64_t p = 0; p < panels; p++, x += kPanel, out += rank * kPanel) {
-    for (int64_t i = 0; i < pairs; i++)
+    for (int64_t i = 0; i < pairs; i++) {
+      ahead.step();
 #pragma GCC unroll 2
       for (int k = 0; k < 2; k++) {
         const bfloat16* at = x + 2 * i * ldx + k * kHalf;
-        __builtin_prefetch(at + kAhead * kPanel, 0, 2);
-        __builtin_prefetch(at + ldx + kAhead * kPanel, 0, 2);
         const __m512i a = _mm512_loadu_si512(at);
         const __m512i b = 2 * i + 1 < n ? _mm512_loadu_si512(at + ldx) : _mm512_setzero_si512();
         paired[i][2 * k] = _mm512_permutex2var_epi16(a, low, b);
         paired[i][2 * k + 1] = _mm512_permutex2var_epi16(a, high, b);
       }
+    }
     int64_t r = 0;
-    for (; r + kRanks <= rank; r += kRanks) outer_tile<kRanks>(paired, pairs, h + r, rank, out + r * kPanel);
-    for (; r < rank; r++) outer_tile<1>(paired, pairs, h + r, rank, out + r * kPanel);
+    for (; r + kRanks <= rank; r += kRanks)
+      outer_tile<kRanks>(paired, pairs, h + r, rank, out + r * kPanel, overwrite, ahead);
+    for (; r < rank; r++) outer_tile<1>(paired, pairs, h + r, rank, out + r * kPanel, overwrite, ahead);
   }
 }
 
-void outer(const bfloat16* x, int64_t n, const float* h, int64_t rank, int64_t columns, float* scratch, float* panels) {
+void outer(const bfloat16* x, int64_t n, const float* h, int64_t rank, int64_t columns, float* scratch, float* panels,
+           bool overwrite, Ahead ahead) {
   const int64_t full = columns / kPanel, width = columns % kPanel;
   uint32_t* paired = reinterpret_cast<uint32_t*>(scratch);
   for (int64_t i = 0; i < n; i += 2)
     for (int64_t r = 0; r < rank; r++)
       paired[i / 2 * rank + r] = round_pair(h[i * rank + r], i + 1 < n ? h[(i + 1) * rank + r] : 0.0f);
-  outer_panels(x, columns, n, paired, rank, full, panels);
+  outer_panels(x, columns, n, paired, rank, full, panels, overwrite, ahead);
   if (!width) return;
   bfloat16 tail[kBlock * kPanel];
   pad_tail(x + full * kPanel, columns, n, width, tail);
-  outer_panels(tail, kPanel, n, paired, rank, 1, panels + full * rank * kPanel);
+  outer_panels(tail, kPanel, n, paired, rank, 1, panels + full * rank * kPanel, overwrite, kNothing);
 }
 
 constexpr TokenKernels<bfloat16> table() { return {&packed_panel, &pack, &shrink, &expand, &outer}; }

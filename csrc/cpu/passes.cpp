@@ -53,7 +53,7 @@ struct Pieces {
     }
   }
 
-  // Zeroes the slots of rows that no token uses; the pieces zero their own.
+  // Zeroes the slots of rows that no token uses; the first block of a piece overwrites.
   template <class C>
   void clear_unused(int64_t stride, C* sums) const {
     for (size_t u = 0; u < used.size(); u++)
@@ -67,14 +67,29 @@ struct Pieces {
       if (piece.slot == piece.row) continue;
       C* to = sums + piece.row * stride;
       const C* from = sums + piece.slot * stride;
-      parallel(stride, 1, [&](int64_t begin, int64_t end) {
+      parallel(stride - kPanel, 1, [&](int64_t begin, int64_t end) {  // without what keeps rows apart
         for (int64_t i = begin; i < end; i++) to[i] += from[i];
       });
     }
   }
 
+  // The block that the thread with pieces up to `end_piece` takes after block j, or null.
+  const Block* next(int64_t j, int64_t end_piece) const {
+    return j + 1 < pieces[end_piece - 1].last ? &blocks[j + 1] : nullptr;
+  }
+
   int64_t mean_tokens(int64_t tokens) const { return pieces.empty() ? 0 : tokens / int64_t(pieces.size()); }
 };
+
+// Rows of a wide tensor, to be asked for ahead of their use.
+template <class T>
+Ahead rows_of(const T* t, int64_t columns, int64_t begin, int64_t count) {
+  return {reinterpret_cast<const char*>(t + begin * columns), int64_t(count * columns * sizeof(T)) / 64};
+}
+template <class T>
+Ahead rows_of(const T* t, int64_t columns, const Block& block) {
+  return rows_of(t, columns, block.begin, block.count);
+}
 
 template <class C>
 C gelu(C z) {
@@ -110,12 +125,14 @@ void ForwardPass<T>::run() const {
     for (int64_t i = begin; i < end; i++) {
       const Block& block = blocks[i];
       C* out = z + block.begin * rank;
-      k.shrink(x + block.begin * a->columns, block.count, a->row(block.row_a), rank, a->columns, out);
+      k.shrink(x + block.begin * a->columns, block.count, a->row(block.row_a), rank, a->columns, out,
+               rows_of(y, b->columns, block));
       if (bias_a)
         for (int64_t n = 0; n < block.count; n++)
           for (int64_t r = 0; r < rank; r++) out[n * rank + r] += bias_a[block.row_a * rank + r];
       activate(out, block.count, rank, width, activation, scale, h);
-      k.expand(y + block.begin * b->columns, block.count, b->row(block.row_b), width, b->columns, h, scratch, false);
+      k.expand(y + block.begin * b->columns, block.count, b->row(block.row_b), width, b->columns, h, scratch, false,
+               i + 1 < end ? rows_of(x, a->columns, blocks[i + 1]) : Ahead{});
     }
   });
 }
@@ -133,19 +150,21 @@ void BackwardDyPass<T>::run(Gradients<C>& d_b) const {
              C *h = work.data(), *dh = h + kBlock * width, *scratch = dh + kBlock * width;
              for (int64_t i = begin; i < end; i++) {
                C* sums = d_b.sums.data() + plan.pieces[i].slot * d_b.stride;
-               std::memset(sums, 0, d_b.stride * sizeof(C));
                for (int64_t j = plan.pieces[i].first; j < plan.pieces[i].last; j++) {
-                 const Block& block = plan.blocks[j];
+                 const Block &block = plan.blocks[j], *next = plan.next(j, end);
                  const T* from = dy + block.begin * b->columns;
                  const C* before = z + block.begin * rank;
-                 k.shrink(from, block.count, b->row(block.row_a), width, b->columns, dh);
+                 const int64_t half = next ? next->count / 2 : 0;
+                 k.shrink(from, block.count, b->row(block.row_a), width, b->columns, dh,
+                          next ? rows_of(dy, b->columns, next->begin, half) : Ahead{});
                  for (int64_t n = 0; n < block.count; n++)
                    for (int64_t r = 0; r < rank; r++) {
                      const C slope = activation == Activation::gelu ? gelu_slope(before[n * rank + r]) : C(1);
                      dz[(block.begin + n) * rank + r] = scale * dh[n * width + r] * slope;
                    }
                  activate(before, block.count, rank, width, activation, scale, h);
-                 k.outer(from, block.count, h, width, b->columns, scratch, sums);
+                 k.outer(from, block.count, h, width, b->columns, scratch, sums, j == plan.pieces[i].first,
+                         next ? rows_of(dy, b->columns, next->begin + half, next->count - half) : Ahead{});
                }
              }
            });
@@ -164,14 +183,15 @@ void BackwardXPass<T>::run(Gradients<C>& d_a) const {
              const Buffer<C> scratch(token_scratch(rank));
              for (int64_t i = begin; i < end; i++) {
                C* sums = d_a.sums.data() + plan.pieces[i].slot * d_a.stride;
-               std::memset(sums, 0, d_a.stride * sizeof(C));
                for (int64_t j = plan.pieces[i].first; j < plan.pieces[i].last; j++) {
-                 const Block& block = plan.blocks[j];
+                 const Block &block = plan.blocks[j], *next = plan.next(j, end);
                  const C* dh = dz + block.begin * rank;
-                 k.outer(x + block.begin * a->columns, block.count, dh, rank, a->columns, scratch.data(), sums);
+                 const Ahead next_x = next ? rows_of(x, a->columns, *next) : Ahead{};
+                 k.outer(x + block.begin * a->columns, block.count, dh, rank, a->columns, scratch.data(), sums,
+                         j == plan.pieces[i].first, dx ? rows_of(dx, a->columns, block) : next_x);
                  if (dx)
                    k.expand(dx + block.begin * a->columns, block.count, a->row(block.row_a), rank, a->columns, dh,
-                            scratch.data(), !accumulate);
+                            scratch.data(), !accumulate, next_x);
                }
              }
            });

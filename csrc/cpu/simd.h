@@ -8,6 +8,13 @@ namespace mhr {
 // What a factor is laid out for: x M^T or h M.
 enum class Use { shrink, expand };
 
+// Memory that is wanted soon. The kernels ask for it while they compute, a few lines at a time: what a pass reads next
+// arrives under cover of what it does now, in an order that memory likes.
+struct Ahead {
+  const char* begin;
+  int64_t lines;
+};
+
 // Products of up to kBlock tokens with one mixed factor M [R, D], activations of type T.
 template <class T>
 struct TokenKernels {
@@ -16,11 +23,13 @@ struct TokenKernels {
   int64_t (*packed_panel)(int64_t rank, Use use);
   void (*pack)(const C* panel, int64_t rank, Use use, C* packed);
   // h[n, R] = x M^T
-  void (*shrink)(const T* x, int64_t n, const C* m, int64_t rank, int64_t columns, C* h);
+  void (*shrink)(const T* x, int64_t n, const C* m, int64_t rank, int64_t columns, C* h, Ahead ahead);
   // y[n, D] = h M, added to what is there unless overwrite; scratch of expand_scratch elements
-  void (*expand)(T* y, int64_t n, const C* m, int64_t rank, int64_t columns, const C* h, C* scratch, bool overwrite);
-  // panels += h^T x
-  void (*outer)(const T* x, int64_t n, const C* h, int64_t rank, int64_t columns, C* scratch, C* panels);
+  void (*expand)(T* y, int64_t n, const C* m, int64_t rank, int64_t columns, const C* h, C* scratch, bool overwrite,
+                 Ahead ahead);
+  // panels = h^T x, added to what is there unless overwrite
+  void (*outer)(const T* x, int64_t n, const C* h, int64_t rank, int64_t columns, C* scratch, C* panels, bool overwrite,
+                Ahead ahead);
 };
 
 static constexpr int64_t token_scratch(int64_t rank) { return kBlock * (rank + 1); }

@@ -13,28 +13,36 @@ namespace {
 constexpr int kTokens = 4;
 constexpr int kRanks = MHR_VECTOR_BYTES == 64 ? 4 : 2;
 constexpr int kVectors = MHR_VECTOR_BYTES == 64 ? 4 : 2;
-constexpr int kAhead = 2;  // panels by which outer reads ahead
 
-// Asks the second-level cache for a panel's columns of N rows: memory is read while earlier rows are computed with.
-template <int N, class T>
-MHR_INLINE void prefetch_panel(const T* x, int64_t ldx) {
-#pragma GCC unroll 8
-  for (int n = 0; n < N; n++)
-#pragma GCC unroll 8
-    for (int64_t c = 0; c < kPanel; c += 64 / sizeof(T)) __builtin_prefetch(x + n * ldx + c, 0, 2);
-}
+// Asks the second-level cache for what is wanted soon, in as many steps as the kernel has.
+class Reader {
+ public:
+  Reader(Ahead ahead, int64_t steps)
+      : at_(ahead.begin), end_(at_ + 64 * ahead.lines), each_(64 * ((ahead.lines + steps - 1) / (steps ? steps : 1))) {}
+  inline __attribute__((always_inline)) void step() {
+    const char* stop = end_ - at_ < each_ ? end_ : at_ + each_;
+    for (; at_ < stop; at_ += 64) __builtin_prefetch(at_, 0, 2);
+  }
+
+ private:
+  const char *at_, *end_;
+  int64_t each_;
+};
 
 template <class C>
 constexpr int panel_vectors = kPanel / lanes<C>;
+// Tiles of `size` that `n` falls into, what is left over taken one by one.
+constexpr int64_t groups(int64_t n, int64_t size) { return n / size + n % size; }
+constexpr Ahead kNothing{nullptr, 0};
 
 // ---- shrink
 template <class T, int N, int R>
 MHR_INLINE void shrink_tile(const T* x, int64_t ldx, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
-                            bool add, bool ahead) {
+                            bool add, Reader& ahead) {
   using C = acc_t<T>;
   vec<C> acc[N][R] = {};
   for (int64_t p = 0; p < panels; p++, x += kPanel, m += rank * kPanel) {
-    if (ahead) prefetch_panel<N>(x + N * ldx, ldx);
+    ahead.step();
 #pragma GCC unroll 4
     for (int k = 0; k < panel_vectors<C>; k++) {
       vec<C> a[R];
@@ -54,20 +62,21 @@ MHR_INLINE void shrink_tile(const T* x, int64_t ldx, const acc_t<T>* m, int64_t 
 
 template <class T, int N>
 MHR_INLINE void shrink_tokens(const T* x, int64_t ldx, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
-                              bool add) {
+                              bool add, Reader& ahead) {
   int64_t r = 0;
   for (; r + kRanks <= rank; r += kRanks)
-    shrink_tile<T, N, kRanks>(x, ldx, m + r * kPanel, rank, panels, h + r, add, r == 0);
-  for (; r < rank; r++) shrink_tile<T, N, 1>(x, ldx, m + r * kPanel, rank, panels, h + r, add, r == 0);
+    shrink_tile<T, N, kRanks>(x, ldx, m + r * kPanel, rank, panels, h + r, add, ahead);
+  for (; r < rank; r++) shrink_tile<T, N, 1>(x, ldx, m + r * kPanel, rank, panels, h + r, add, ahead);
 }
 
 template <class T>
 void shrink_panels(const T* x, int64_t ldx, int64_t n, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
-                   bool add) {
+                   bool add, Ahead wanted) {
+  Reader ahead(wanted, groups(n, kTokens) * groups(rank, kRanks) * panels);
   int64_t i = 0;
   for (; i + kTokens <= n; i += kTokens)
-    shrink_tokens<T, kTokens>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add);
-  for (; i < n; i++) shrink_tokens<T, 1>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add);
+    shrink_tokens<T, kTokens>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add, ahead);
+  for (; i < n; i++) shrink_tokens<T, 1>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add, ahead);
 }
 
 // ---- expand
@@ -99,33 +108,40 @@ MHR_INLINE void expand_tile(T* y, int64_t ldy, const acc_t<T>* m, int64_t rank, 
 }
 
 template <class T, int N, bool Overwrite>
-MHR_INLINE void expand_tokens(T* y, int64_t ldy, const acc_t<T>* m, int64_t rank, int64_t panels, const acc_t<T>* h) {
+MHR_INLINE void expand_tokens(T* y, int64_t ldy, const acc_t<T>* m, int64_t rank, int64_t panels, const acc_t<T>* h,
+                              Reader& ahead) {
   using C = acc_t<T>;
   for (int64_t p = 0; p < panels; p++, m += rank * kPanel, y += kPanel) {
-    prefetch_panel<N>(y + N * ldy, ldy);
+    ahead.step();
     for (int k = 0; k < panel_vectors<C>; k += kVectors)
       expand_tile<T, N, kVectors, Overwrite>(y + k * lanes<C>, ldy, m + k * lanes<C>, rank, h);
   }
 }
 
 template <class T, bool Overwrite>
-void expand_panels(T* y, int64_t ldy, int64_t n, const acc_t<T>* m, int64_t rank, int64_t panels, const acc_t<T>* h) {
+void expand_panels(T* y, int64_t ldy, int64_t n, const acc_t<T>* m, int64_t rank, int64_t panels, const acc_t<T>* h,
+                   Ahead wanted) {
+  Reader ahead(wanted, groups(n, kTokens) * panels);
   int64_t i = 0;
   for (; i + kTokens <= n; i += kTokens)
-    expand_tokens<T, kTokens, Overwrite>(y + i * ldy, ldy, m, rank, panels, h + i * rank);
-  for (; i < n; i++) expand_tokens<T, 1, Overwrite>(y + i * ldy, ldy, m, rank, panels, h + i * rank);
+    expand_tokens<T, kTokens, Overwrite>(y + i * ldy, ldy, m, rank, panels, h + i * rank, ahead);
+  for (; i < n; i++) expand_tokens<T, 1, Overwrite>(y + i * ldy, ldy, m, rank, panels, h + i * rank, ahead);
 }
 
 // ---- outer
 template <class T, int R, int V>
-MHR_INLINE void outer_tile(const T* x, int64_t ldx, int64_t n, const acc_t<T>* h, int64_t rank, acc_t<T>* out) {
+MHR_INLINE void outer_tile(const T* x, int64_t ldx, int64_t n, const acc_t<T>* h, int64_t rank, acc_t<T>* out,
+                           bool overwrite, Reader& ahead) {
   using C = acc_t<T>;
-  vec<C> acc[R][V];
+  vec<C> acc[R][V] = {};
+  if (!overwrite) {
 #pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
+    for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-    for (int k = 0; k < V; k++) acc[r][k] = load(out + r * kPanel + k * lanes<C>);
+      for (int k = 0; k < V; k++) acc[r][k] = load(out + r * kPanel + k * lanes<C>);
+  }
   for (int64_t i = 0; i < n; i++) {
+    ahead.step();
     vec<C> v[V];
 #pragma GCC unroll 8
     for (int k = 0; k < V; k++) v[k] = load(x + i * ldx + k * lanes<C>);
@@ -143,18 +159,19 @@ MHR_INLINE void outer_tile(const T* x, int64_t ldx, int64_t n, const acc_t<T>* h
 }
 
 template <class T>
-void outer_panels(const T* x, int64_t ldx, int64_t n, const acc_t<T>* h, int64_t rank, int64_t panels, acc_t<T>* out) {
+void outer_panels(const T* x, int64_t ldx, int64_t n, const acc_t<T>* h, int64_t rank, int64_t panels, acc_t<T>* out,
+                  bool overwrite, Ahead wanted) {
   using C = acc_t<T>;
-  for (int64_t p = 0; p < panels; p++, x += kPanel, out += rank * kPanel) {
-    for (int64_t i = 0; i < n; i++) prefetch_panel<1>(x + i * ldx + kAhead * kPanel, ldx);
+  Reader ahead(wanted, panels * (panel_vectors<C> / kVectors) * groups(rank, kRanks) * n);
+  for (int64_t p = 0; p < panels; p++, x += kPanel, out += rank * kPanel)
     for (int k = 0; k < panel_vectors<C>; k += kVectors) {
       int64_t r = 0;
       const int64_t at = k * lanes<C>;
       for (; r + kRanks <= rank; r += kRanks)
-        outer_tile<T, kRanks, kVectors>(x + at, ldx, n, h + r, rank, out + r * kPanel + at);
-      for (; r < rank; r++) outer_tile<T, 1, kVectors>(x + at, ldx, n, h + r, rank, out + r * kPanel + at);
+        outer_tile<T, kRanks, kVectors>(x + at, ldx, n, h + r, rank, out + r * kPanel + at, overwrite, ahead);
+      for (; r < rank; r++)
+        outer_tile<T, 1, kVectors>(x + at, ldx, n, h + r, rank, out + r * kPanel + at, overwrite, ahead);
     }
-  }
 }
 
 // ---- whole factors: full panels where they lie, the rest through a padded copy
@@ -167,40 +184,41 @@ void pad_tail(const T* x, int64_t ldx, int64_t n, int64_t width, T* tail) {
 }
 
 template <class T>
-void shrink(const T* x, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, acc_t<T>* h) {
+void shrink(const T* x, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, acc_t<T>* h, Ahead ahead) {
   const int64_t full = columns / kPanel, width = columns % kPanel;
-  shrink_panels<T>(x, columns, n, m, rank, full, h, false);
+  shrink_panels<T>(x, columns, n, m, rank, full, h, false, ahead);
   if (!width) return;
   T tail[kBlock * kPanel];
   pad_tail(x + full * kPanel, columns, n, width, tail);
-  shrink_panels<T>(tail, kPanel, n, m + full * rank * kPanel, rank, 1, h, true);
+  shrink_panels<T>(tail, kPanel, n, m + full * rank * kPanel, rank, 1, h, true, kNothing);
 }
 
 template <class T>
 void expand(T* y, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, const acc_t<T>* h, acc_t<T>*,
-            bool overwrite) {
+            bool overwrite, Ahead ahead) {
   const int64_t full = columns / kPanel, width = columns % kPanel;
   if (overwrite)
-    expand_panels<T, true>(y, columns, n, m, rank, full, h);
+    expand_panels<T, true>(y, columns, n, m, rank, full, h, ahead);
   else
-    expand_panels<T, false>(y, columns, n, m, rank, full, h);
+    expand_panels<T, false>(y, columns, n, m, rank, full, h, ahead);
   if (!width) return;
   T tail[kBlock * kPanel];
   y += full * kPanel;
   pad_tail(y, columns, n, width, tail);
   if (overwrite) std::memset(tail, 0, sizeof(tail));
-  expand_panels<T, false>(tail, kPanel, n, m + full * rank * kPanel, rank, 1, h);
+  expand_panels<T, false>(tail, kPanel, n, m + full * rank * kPanel, rank, 1, h, kNothing);
   for (int64_t i = 0; i < n; i++) std::memcpy(y + i * columns, tail + i * kPanel, width * sizeof(T));
 }
 
 template <class T>
-void outer(const T* x, int64_t n, const acc_t<T>* h, int64_t rank, int64_t columns, acc_t<T>*, acc_t<T>* panels) {
+void outer(const T* x, int64_t n, const acc_t<T>* h, int64_t rank, int64_t columns, acc_t<T>*, acc_t<T>* panels,
+           bool overwrite, Ahead ahead) {
   const int64_t full = columns / kPanel, width = columns % kPanel;
-  outer_panels<T>(x, columns, n, h, rank, full, panels);
+  outer_panels<T>(x, columns, n, h, rank, full, panels, overwrite, ahead);
   if (!width) return;
   T tail[kBlock * kPanel];
   pad_tail(x + full * kPanel, columns, n, width, tail);
-  outer_panels<T>(tail, kPanel, n, h, rank, 1, panels + full * rank * kPanel);
+  outer_panels<T>(tail, kPanel, n, h, rank, 1, panels + full * rank * kPanel, overwrite, kNothing);
 }
 
 template <class T>

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# What CUDA does not offer: float64, and complaints about values of rows, offsets and tasks, which only the CPU reads.
+CPU_ONLY = ("float64", "rows must lie", "offsets must rise", "tasks must be below")
+
 
 @dataclass(frozen=True)
 class Layout:
