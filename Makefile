@@ -1,10 +1,10 @@
-# demo | test | install | lint | bench | mutants | gpu-check | clean: what README says and what CI runs.
+# demo | test | install | lint | bench | study | mutants | gpu-check | clean: what README says and what CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test install lint bench mutants gpu-check clean
+.PHONY: demo test install lint bench study mutants gpu-check clean
 
 demo: install
 	$(BIN)/mhr demo --output runs/demo --resume
@@ -23,6 +23,12 @@ bench: install
 	$(BIN)/mhr benchmark ops
 	$(BIN)/mhr benchmark train
 	$(BIN)/mhr benchmark merge
+
+# The claims of the paper at small size, in less than an hour on two cores; with the real tasks beside the repository, in two
+# hours more. Interrupted, it goes on where it was. QUICK=1 only shows that everything runs.
+REAL := $(or $(MHR_TASKS),$(wildcard ../shared/data/superni))
+study: install
+	$(BIN)/python -m mhr_benchmarks.study --output runs/study$(if $(QUICK),_quick --quick) $(if $(REAL),--tasks $(REAL))
 
 mutants: install
 	$(BIN)/python -m tests.emulation.mutants
