@@ -60,7 +60,7 @@ def diagonal_fisher(
     """The diagonal Fisher information of an adapter by "layer.tensor" or "module.tensor", see `combine_fisher`."""
     if isinstance(plain, PlainLora):
         plain = PlainLora({n: scaled(f, 1.0) for n, f in plain.layers.items()}, plain.base, plain.modules)
-    with judge.wearing(plain_checkpoint(plain)) as loaded:
+    with judge.wearing(plain_checkpoint(plain)) as loaded, torch.enable_grad():
         bank = loaded.bank
         assert bank is not None
         parameters = dict(_parameters(bank))

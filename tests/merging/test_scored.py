@@ -1,0 +1,245 @@
+"""Merges that look at data: the greedy soup, Fisher information, and scores before and after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mhr import AdapterConfig, attach
+from mhr.backbones import load_backbone
+from mhr.checkpoint import BaseModel, checkpoint_of, load_checkpoint, save_adapter
+from mhr.checkpoint.plain import plain_checkpoint
+from mhr.data import load_tasks
+from mhr.data.skills import draw_examples
+from mhr.errors import ConfigError, DataError, MergeError, TaskError
+from mhr.interop import load_peft
+from mhr.merging import LoraFactors, PlainLora, combine_soup_greedy, merge, merge_uniform, read_report
+from mhr.merging.fisher import diagonal_fisher
+from mhr.merging.judge import Judge
+from mhr.training.config import RunConfig, dump_config, load_config
+from mhr.training.run import RunFolder
+from tests.merging.loras import load, same, save
+from tests.merging.test_ties_dare import Named
+
+BASE = "builtin:t5-tiny"
+TASK = "rev-last"
+DATA = {"tasks": "builtin:skills", "dev_tasks": [TASK], "limit": 6, "progress": False}
+
+
+def adapter(seed: int, size: float = 0.05) -> PlainLora:
+    """A random LoRA on the built-in model."""
+    model, _ = load_backbone(BASE)
+    attach(model, AdapterConfig(method="shared", rank=2, targets=["q", "v"]), [TASK])
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.mhr.adapter_parameters():
+        p.data = size * torch.randn(p.shape, generator=generator)
+    return merge_uniform(checkpoint_of(model, BASE))
+
+
+# ---- greedy soup -----------------------------------------------------------------------------------------------------
+
+
+def greedy(scores: dict[frozenset[int], float], n: int) -> tuple[list[float], list[dict]]:
+    sources = [Named(f"digest {i}") for i in range(n)]
+    for i, source in enumerate(sources):
+        source.name = str(i)
+
+    def score(weights: list[float]) -> float:
+        used = {w for w in weights if w > 0}
+        assert len(used) == 1
+        assert sum(weights) == pytest.approx(1)
+        return scores[frozenset(i for i, w in enumerate(weights) if w > 0)]
+
+    found = combine_soup_greedy(sources, [1 / n] * n, score=score)
+    return found.weights, found.notes["steps"]
+
+
+def test_a_checkpoint_stays_only_where_it_improves_the_average() -> None:
+    alone = {frozenset({0}): 0.5, frozenset({1}): 0.8, frozenset({2}): 0.7, frozenset({3}): 0.6}
+    tries = {frozenset({1, 2}): 0.8, frozenset({1, 3}): 0.9, frozenset({1, 3, 0}): 0.95}
+    weights, steps = greedy(alone | tries, 4)
+    assert weights == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])
+    assert [(step["input"], step["kept"]) for step in steps] == [("1", True), ("2", False), ("3", True), ("0", True)]
+    assert [step["with it"] for step in steps] == [0.8, 0.8, 0.9, 0.95]
+
+
+def test_the_best_stays_alone_where_nothing_improves() -> None:
+    weights, _ = greedy({frozenset({0}): 0.1, frozenset({1}): 0.2, frozenset({0, 1}): 0.15}, 2)
+    assert weights == [0.0, 1.0]
+
+
+def test_a_greedy_soup_of_adapters(tmp_path):
+    """Zeros do nothing to the backbone, which knows this task, and loud noise ruins it: only the first may stay."""
+    rows = [
+        {"task": "upper", "input": e.input, "targets": list(e.targets), "split": "train" if i < 8 else "test"}
+        for i, e in zip(range(16), draw_examples(("upper",)), strict=False)
+    ]
+    (tmp_path / "upper.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    quiet, noise = adapter(1, size=0.0), adapter(2, size=3.0)
+    folders = save(tmp_path, noise, quiet)
+    output = merge(
+        folders,
+        method="soup-greedy",
+        evaluate=True,
+        tasks=str(tmp_path / "upper.jsonl"),
+        progress=False,
+        output=tmp_path / "out",
+    )
+    assert same(load(output), load_peft(folders[1]))
+    report = read_report(output)
+    assert [i["weight"] for i in report.inputs] == [0.0, 1.0]
+    assert [step["input"] for step in report.notes["steps"]] == [str(folders[1]), str(folders[0])]
+    assert report.scores.keys() == {str(folders[0]), str(folders[1]), "merged"}
+    assert report.scores["merged"] == report.scores[str(folders[1])]
+    assert report.scores["merged"]["mean"] > report.scores[str(folders[0])]["mean"]
+    assert report.scores["merged"]["tasks"].keys() == {"upper"}
+
+
+# ---- Fisher ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge(BaseModel(BASE, "seq2seq"), "x", [], [], tasks="builtin:skills", names=[TASK], progress=False)
+
+
+def test_fisher_is_the_mean_square_of_the_gradients(judge):
+    plain = adapter(3)
+    examples = judge.collection[TASK].train[:3]
+    found = diagonal_fisher(judge, plain, examples)
+    balanced = {n: LoraFactors(f.a * f.scaling**0.5, f.b * f.scaling**0.5, 2.0) for n, f in plain.layers.items()}
+    squares: dict[str, torch.Tensor] = {}
+    with judge.wearing(plain_checkpoint(PlainLora(balanced, plain.base))) as loaded:
+        for example in examples:
+            loaded.model.zero_grad()
+            text = loaded.tokenizer(example.input, text_target=example.targets[0], return_tensors="pt")
+            out = loaded.model(**text, task_ids=loaded.bank.tasks)
+            (out.loss * text["labels"].numel()).backward()  # the sum over tokens
+            for name, layer in loaded.bank.layers.items():
+                for key, p in (("a", layer.bank_a), ("b", layer.bank_b)):
+                    squares[f"{name}.{key}"] = squares.get(f"{name}.{key}", 0) + p.grad[0, 0] ** 2
+    norm = sum(float(s.double().square().sum()) for s in squares.values()) ** 0.5
+    assert found.keys() == squares.keys()
+    for name, square in squares.items():
+        torch.testing.assert_close(found[name], square / norm, rtol=1e-3, atol=1e-7)
+    assert sum(float(f.double().square().sum()) for f in found.values()) == pytest.approx(1, rel=1e-5)
+
+
+def test_what_an_adapter_depends_on_weighs_more(tmp_path, judge):
+    one, two = adapter(4), adapter(5)
+    output = merge(
+        save(tmp_path, one, two), method="fisher", examples=4, weights=[1, 3], **DATA, output=tmp_path / "out"
+    )
+    found = load(output)
+    fishers = [diagonal_fisher(judge, plain, judge.collection[TASK].train[:4]) for plain in (one, two)]
+    apart = 0.0
+    for name, factors in found.layers.items():
+        f, g = 0.25 * fishers[0][f"{name}.a"], 0.75 * fishers[1][f"{name}.a"]
+        x, y = one.layers[name].a, two.layers[name].a
+        plain = 0.25 * x + 0.75 * y
+        expected = torch.where(f + g > 0, (f * x + g * y) / (f + g), plain)
+        torch.testing.assert_close(factors.a, expected, rtol=1e-4, atol=1e-5)
+        apart += float((factors.a - plain).norm())
+    assert apart > 0.1
+    assert read_report(output).notes == {"examples per task": 4}
+
+
+def test_the_order_of_inputs_changes_no_fisher_merge(tmp_path):
+    folders = save(tmp_path, adapter(4), adapter(5))
+    found = [
+        merge(order, method="fisher", examples=2, **DATA, output=tmp_path / f"{i}")
+        for i, order in enumerate((folders, folders[::-1]))
+    ]
+    assert same(load(found[0]), load(found[1]))
+    assert same(load(merge(folders[:1], method="fisher", **DATA, output=tmp_path / "one")), load_peft(folders[0]))
+
+
+def test_fisher_information_that_is_0_everywhere(tmp_path):
+    """With A = 0 and B = 0 no gradient reaches either."""
+    folders = save(tmp_path, adapter(4), adapter(5, size=0.0))
+    with pytest.raises(MergeError, match="Fisher information of .*input-1 is 0 everywhere on 2 examples"):
+        merge(folders, method="fisher", examples=2, **DATA, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_that_differ_by_layer_and_a_head(tmp_path, judge):
+    plain = adapter(6)
+    first = next(iter(plain.layers))
+    f = plain.layers[first]
+    wide = LoraFactors(torch.cat([f.a, f.a], 1), torch.cat([f.b, f.b], 0), 3.0)
+    found = diagonal_fisher(
+        judge, PlainLora({**plain.layers, first: wide}, plain.base), judge.collection[TASK].train[:1]
+    )
+    assert found[f"{first}.a"].shape == wide.a.shape
+    assert {t.shape for name, t in found.items() if name.endswith(".b") and first not in name} == {f.b.shape}
+
+
+# ---- what is scored on -----------------------------------------------------------------------------------------------
+
+
+def test_examples_that_a_run_adapted_on_are_no_dev_examples(tmp_path):
+    train = load_tasks("builtin:skills")[TASK].train
+
+    def judge(shots: int) -> Judge:
+        run = RunFolder(tmp_path, {"tasks": [TASK], "shots": [e.id for e in train[:shots]]})
+        (tmp_path / "config.yaml").write_text(dump_config(RunConfig()))
+        return Judge(BaseModel(BASE, "seq2seq"), "x", [run], [TASK], tasks="builtin:skills")
+
+    dev = judge(5)._dev[TASK].train
+    assert [e.id for e in dev] == [e.id for e in train[5:]]
+    with pytest.raises(DataError, match="no training example that no input adapted on"):
+        _ = judge(len(train))._dev
+
+
+def test_an_adapted_run_brings_its_own_task(tmp_path):
+    """Written as `mhr adapt` writes it: the collection, the task and the shots come from run.json and config.yaml."""
+    model, _ = load_backbone(BASE)
+    attach(model, AdapterConfig(n_heads=2, n_skills=2, rank=2), [TASK])
+    folders = []
+    for seed in ("13", "42"):
+        folder = tmp_path / TASK / seed
+        save_adapter(model, folder / "adapter", base=BASE)
+        (folder / "run.json").write_text(json.dumps({"status": "done", "kind": "adapt", "tasks": [TASK], "shots": []}))
+        (folder / "config.yaml").write_text(dump_config(load_config(n_heads=2, n_skills=2, rank=2)))
+        folders.append(folder)
+        for p in model.mhr.adapter_parameters():
+            p.data.add_(0.01)
+    output = merge(
+        tmp_path / TASK, method="soup-uniform", evaluate=True, limit=4, progress=False, output=tmp_path / "out"
+    )
+    report = read_report(output)
+    assert report.space == "bank"
+    assert report.scores["merged"]["tasks"].keys() == {TASK}
+    merged, _ = load_checkpoint(output)
+    assert merged.mhr.config.n_skills == 2
+    ours, other = (load_checkpoint(f / "adapter")[0].mhr.tensors() for f in folders)
+    for name, tensor in merged.mhr.tensors().items():
+        torch.testing.assert_close(tensor, (ours[name] + other[name]) / 2)
+
+
+def test_what_cannot_be_scored(tmp_path):
+    folders = save(tmp_path, adapter(1), adapter(2))
+    for settings, error, line in (
+        ({"method": "soup-greedy"}, ConfigError, "no task collection is given"),
+        ({"method": "fisher"}, ConfigError, "no task collection is given"),
+        ({"evaluate": True}, ConfigError, "no task collection is given"),
+        ({"method": "fisher", **DATA, "dev_tasks": ["rev-lst"]}, TaskError, "unknown task 'rev-lst'"),
+        ({"tasks": "builtin:skills"}, MergeError, "--tasks is given, but nothing is scored: add --evaluate"),
+        ({"dev_tasks": [TASK]}, MergeError, "--dev-task is given, but nothing is scored"),
+        ({"method": "soup-greedy", **DATA, "split": "dev"}, DataError, "unknown split 'dev'"),
+    ):
+        with pytest.raises(error, match=line):
+            merge(folders, **settings, output=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_base_model_that_is_not_told(tmp_path):
+    plain = adapter(1)
+    folders = save(tmp_path, PlainLora(plain.layers, BaseModel("")))
+    with pytest.raises(ConfigError, match="does not say which model it belongs to: name that with --model"):
+        merge(folders, evaluate=True, **DATA, output=tmp_path / "out")
+    output: Path = merge(folders, evaluate=True, **DATA, base=BASE, output=tmp_path / "out")
+    assert read_report(output).scores["merged"]["mean"] >= 0
