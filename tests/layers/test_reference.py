@@ -178,3 +178,20 @@ def test_initial_values(init: str, bound: float) -> None:
     assert 0.98 * bound < layer.bank_a.abs().max() <= bound
     assert abs(layer.bank_a.mean()) < 0.1 * bound
     assert not layer.bank_b.any()
+
+
+def test_dropout_takes_elements_of_the_adapter_s_input_while_training() -> None:
+    base = nn.Linear(IN, OUT).double()
+    model, bank = one_layer(base, method="shared", rank=3, alpha=6.0, dropout=0.5)
+    layer = bank.layers["layer"]
+    x = torch.randn(2, LENGTH, IN, dtype=torch.float64)
+
+    def expected(seen: Tensor) -> Tensor:
+        return base(x) + 2.0 * (seen @ layer.bank_a[0, 0]) @ layer.bank_b[0, 0]
+
+    model.train()
+    torch.manual_seed(1)
+    found = model(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, expected(nn.functional.dropout(x, 0.5)))
+    torch.testing.assert_close(model.eval()(x), expected(x))
