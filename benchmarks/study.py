@@ -132,9 +132,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes side by side, of one thread each (default 2)")
     parser.add_argument("--quick", action="store_true", help="a few steps and tasks: to see that everything runs")
     parser.add_argument("--only-publish", action="store_true", help="train nothing; publish what is done")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page and its plots go")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the numbers go")
+    parser.add_argument("--docs", type=Path, help="where the page and its plots go (default docs; --quick: the output)")
+    parser.add_argument(
+        "--results", type=Path, help="where the numbers go (default benchmarks/results; --quick: the output)"
+    )
     args = parser.parse_args()
+    results = args.results or (args.output if args.quick else Path(__file__).parent / "results")
+    docs = args.docs or (args.output if args.quick else ROOT / "docs")
     tasks = args.tasks or (default_tasks() if args.setting == "real" else None)
     settings = []
     if args.setting != "real":
@@ -153,7 +157,7 @@ def main() -> None:
         ]
     )
     command = f"python -m mhr_benchmarks.study --output DIR{flags}"
-    for line in publish(settings, args.output, args.results, args.docs, command, quick=args.quick):
+    for line in publish(settings, args.output, results, docs, command, quick=args.quick):
         print(line)
 
 
