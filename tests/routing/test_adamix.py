@@ -155,9 +155,10 @@ def test_inference_by_token_draws_for_every_token() -> None:
 
 
 @pytest.mark.parametrize("mode", ["average", "sentence", "token"])
+@pytest.mark.parametrize("adapter", ["bottleneck", "lora"])
 @pytest.mark.parametrize("name", ["t5", "gpt2"])
-def test_every_mode_generates(name: str, mode: str) -> None:
-    model, bank = adapted(name)
+def test_every_mode_generates(name: str, adapter: str, mode: str) -> None:
+    model, bank = adapted(name, adapter=adapter)
     bank.inference = mode
     inputs = random_batch(model)["input_ids"]
 
