@@ -97,6 +97,17 @@ Targets = Annotated[
         rich_help_panel=SETTINGS,
     ),
 ]
+InitSkills = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--init-skills",
+        metavar="FOLDER",
+        help="An adapter (ours or PEFT's, or a folder of them) that a skill begins as, the first ones in order; repeat it for "
+        "more. The other skills are drawn.",
+        rich_help_panel=SETTINGS,
+        show_default=False,
+    ),
+]
 Lr = Annotated[
     float | None, typer.Option(help="Learning rate of the adapters (default 0.001).", rich_help_panel=SETTINGS)
 ]
@@ -184,6 +195,7 @@ def pretrain(
     template: options.Template = None,
     switch_to_mu_at: SwitchToMu = None,
     anneal_to_mu: AnnealToMu = None,
+    init_skills: InitSkills = None,
 ) -> None:
     """Train a bank of adapters, and how tasks are routed over it, on many tasks at once.
 
@@ -221,6 +233,7 @@ def pretrain(
             template=template,
             switch_to_mu_at=switch_to_mu_at,
             anneal_to_mu=anneal_to_mu,
+            init_skills=init_skills or None,
         )
         run = train(settings, str(output), resume=resume, overwrite=overwrite)
     if json:

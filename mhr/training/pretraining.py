@@ -17,6 +17,7 @@ from mhr.errors import TrainingError
 from mhr.files import writing_folder
 from mhr.layers import attach
 from mhr.merging import merge_uniform
+from mhr.merging.seeding import seed_bank
 from mhr.training.checkpoints import newest_complete, step_of
 from mhr.training.config import to_dict
 from mhr.training.processes import processes
@@ -55,6 +56,8 @@ def pretrain(
         model.requires_grad_(True)
     else:
         attach(model, config.adapter, list(tasks))
+        if config.init_skills and not (resume and newest_complete(RunFolder(output, {}).checkpoints)[0]):
+            seed_bank(model, config.init_skills)
     run, checkpoint = _open(config, output, state, resume, overwrite)
     if run.status == "done":
         return run

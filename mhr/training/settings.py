@@ -342,12 +342,18 @@ class RunConfig:
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
     """Settings of the adapter bank; None with method full."""
 
+    init_skills: list[str] | None = None
+    """Adapters (folders of ours or PEFT's, or folders of them) that the first skills of the bank begin as. None: all skills
+    are drawn."""
+
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
         check_choice("method", self.method, tuple(METHODS))
+        if self.init_skills and METHODS[self.method] is None:
+            raise ConfigError(f"init_skills is given, but method {self.method!r} has no skills: leave it out")
         if self.kind is not None:
             check_choice("kind", self.kind, KINDS)
         fixed = METHODS[self.method]

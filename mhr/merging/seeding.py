@@ -1,0 +1,98 @@
+"""Adapters that were trained already as the first skills of a bank that is about to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mhr.checkpoint import check_base
+from mhr.checkpoint.plain import BottleneckFactors, LoraFactors
+from mhr.errors import MergeError
+from mhr.layers import AdapterBank
+from mhr.layers.attach import bank_of
+from mhr.layers.routed import RoutedLayer
+from mhr.merging.inputs import SHOWN, find_adapters, needs_task, open_bank, open_source
+from mhr.merging.source import Layer, Source, scaled
+
+
+@torch.no_grad()
+def seed_bank(model: nn.Module, folders: Sequence[str]) -> None:
+    """Make the adapters in `folders` the first skills of the bank on `model`, in their order; the others stay as drawn.
+
+    folders: runs, adapter checkpoints or PEFT folders of one plain adapter each, or folders of them. A skill computes what its
+    adapter did: a scaling other than the bank's is taken up by both factors of a LoRA, and what its rank lacks to the bank's
+    keeps the fresh A, with B = 0, so that it can still learn. Modules that an adapter stores whole stay behind.
+
+    Raises MergeError, or CheckpointError for another base model, for what does not fit; the bank is then as it was.
+    """
+    bank = bank_of(model)
+    sources = [_open(path) for folder in folders for path in find_adapters(folder)]
+    _check(bank, sources)
+    for source in sources:
+        check_base(model, source.base, {name: shape.sizes for name, shape in source.shapes.items()}, (), source.name)
+    for name, layer in bank.layers.items():
+        for skill, source in enumerate(sources):
+            _put(layer, skill, source.layer(name))
+
+
+def _open(path: Path) -> Source:
+    found = open_bank(path)
+    if found is not None and needs_task(found.checkpoint):
+        raise MergeError(
+            f"init_skills: {path} routes {len(found.checkpoint.tasks)} tasks and is no one adapter: merge it first, as in mhr merge "
+            f"{path} --method task --task NAME"
+        )
+    return open_source(path)
+
+
+def _check(bank: AdapterBank, sources: Sequence[Source]) -> None:
+    config = bank.config
+    if config.share != "none":
+        raise MergeError(
+            f"init_skills cannot start skills that share a projection (share {config.share!r}): leave one out"
+        )
+    for source in sources:
+        if source.kind != config.adapter:
+            raise MergeError(
+                f"init_skills: {source.name} is {SHOWN[source.kind]}, but the bank is made of adapter {config.adapter!r}"
+            )
+    n_skills = config.skills_for(len(bank.tasks))
+    if len(sources) > n_skills:
+        raise MergeError(
+            f"init_skills names {len(sources)} adapters, but the bank has room for {n_skills}: name fewer, or raise --n-skills"
+        )
+    for source in sources:
+        for missing, where, other in (
+            (bank.layers.keys() - source.shapes.keys(), source.name, "the bank"),
+            (source.shapes.keys() - bank.layers.keys(), "the bank", source.name),
+        ):
+            if missing:
+                raise MergeError(
+                    f"init_skills: {other} adapts layer {min(missing)!r}, {where} does not ({len(missing)} layers in all): choose "
+                    "--targets such that both have the same"
+                )
+        rank = max(shape.rank for shape in source.shapes.values())
+        if source.kind != "ia3" and rank > config.rank:
+            raise MergeError(f"init_skills: {source.name} has rank {rank}, the bank {config.rank}: use --rank {rank}")
+
+
+def _put(layer: RoutedLayer, skill: int, given: Layer) -> None:
+    """Write one layer of a plain adapter into a skill of the layer's bank."""
+    bank = {name: p[:, skill] for name, p in layer.bank().items()}  # [H, P, Q] each, views
+    if isinstance(given, Tensor):
+        bank["bank_v"].copy_(given.view(layer.router.n_heads, 1, -1))
+        return
+    if isinstance(given, LoraFactors):
+        given = scaled(given, layer.config.scaling)
+    rank = given.a.shape[1]
+    heads = layer.router.n_heads
+    bank["bank_a"][..., :rank].copy_(given.a.view(heads, -1, rank))
+    bank["bank_b"].zero_()
+    bank["bank_b"][:, :rank].copy_(given.b.view(rank, heads, -1).transpose(0, 1))
+    if isinstance(given, BottleneckFactors):
+        # The heads' biases of the hidden units are averaged, so each head gets all of it.
+        bank["bias_a"][..., :rank].copy_(given.bias_a.expand(heads, 1, -1))
+        bank["bias_b"].copy_(given.bias_b.view(heads, 1, -1))
