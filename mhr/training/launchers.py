@@ -15,11 +15,15 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from mhr.errors import ConfigError
 from mhr.registry import Registry
 from mhr.training.settings import check_whole
 from mhr.training.units import Study, Unit, Worker
+
+PATIENCE = 10.0
+"""Seconds that a process without work has to leave before it is ended."""
 
 Row = dict[str, Any]
 Launch = Callable[[Study, Sequence[Unit]], Generator[Row, None, None]]
@@ -128,7 +132,7 @@ class _Hand:
         """The row of the unit; with status "lost" where the process has ended."""
         assert self.unit is not None
         try:
-            return self.connection.recv()
+            row: Row = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
@@ -137,9 +141,14 @@ class _Hand:
                 ", perhaps for want of memory" if code == -signal.SIGKILL else ""
             )
             return {**self.unit.failed(error), "status": "lost"}
+        self.unit = None
+        return row
 
     def end(self) -> None:
+        """End the process: one that waits leaves by itself, one at work is told to stop."""
         self.connection.close()
+        if self.unit is None:
+            self.process.join(PATIENCE)
         self.process.terminate()
         self.process.join()
 
@@ -151,6 +160,8 @@ def _serve(connection: Connection, study: Study, gpu: str | None, threads: int) 
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     torch.set_num_threads(threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     gc.freeze()
     worker = Worker(study)
     try:
