@@ -35,7 +35,7 @@ def transfer_matrix(
     loaded = load_model(run)
     if loaded.bank is None:
         raise ConfigError(f"{run} routes no tasks: a transfer matrix needs a run with a bank of adapters")
-    rows = [name for name in loaded.bank.tasks if name in collection] if tasks is None else list(tasks)
+    rows = [name for name in collection if name in loaded.bank.tasks] if tasks is None else list(tasks)
     if not rows:
         raise ConfigError(f"the bank of {run} holds none of the {len(collection)} tasks: name tasks it was trained on")
     found: Matrix = {}

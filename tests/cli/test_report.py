@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from tests.cli.running import refuse, succeed
+from tests.test_readme import parse
 
 
 def test_inspect_computes_alignment_and_transfer(run: Path, tmp_path: Path) -> None:
@@ -67,3 +69,11 @@ def test_what_cannot_be_reported_is_refused_with_one_line(run: Path, tmp_path: P
     (tmp_path / "notes").mkdir()
     assert "is nothing to report (it holds nothing)" in refuse("report", tmp_path / "notes", *output)
     assert not (tmp_path / "report").exists()
+
+
+def test_the_page_about_it_names_commands_that_there_are() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "report.md").read_text("utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("mhr ")]
+    assert len(lines) >= 8
+    for line in lines:
+        parse(shlex.split(line)[1:])
