@@ -64,8 +64,9 @@ def evaluate(
     for name in metrics or ():
         if name not in METRICS:
             raise ConfigError(f"unknown metric {name!r}: {nearest(name, METRICS)}")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit is {limit}, expected a whole number of at least 1")
+    for name, number in (("limit", limit), ("batch_size", batch_size)):
+        if number is not None and number < 1:
+            raise ConfigError(f"{name} is {number}, expected a whole number of at least 1")
     inference = inference or Inference()
     length_norm = loaded.length_norm if length_norm is None else length_norm
     start = time.perf_counter()

@@ -21,7 +21,7 @@ from mhr.errors import ConfigError, DataError, TrainingError, nearest
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
 from mhr.training.config import to_dict
 from mhr.training.pretraining import count_parameters, fit, save_result
-from mhr.training.processes import processes
+from mhr.training.processes import check_precision, processes
 from mhr.training.run import RUN_FILE, RunFolder, clear
 from mhr.training.selecting import (
     Judge,
@@ -98,6 +98,7 @@ def adapt(
     source = RunFolder.open(run)
     config = few_shot_settings(source.config(), tasks_path, template, few)
     mode = check_mode(mode, config, run)
+    check_precision(config.train.precision)
     if not (resume and Path(output).is_dir() and any(Path(output).iterdir())):
         prepare_output(output, overwrite)
     described = {

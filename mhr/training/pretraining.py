@@ -20,7 +20,7 @@ from mhr.merging import merge_uniform
 from mhr.merging.seeding import seed_bank
 from mhr.training.checkpoints import newest_complete, step_of
 from mhr.training.config import to_dict
-from mhr.training.processes import processes
+from mhr.training.processes import check_precision, processes
 from mhr.training.run import RunFolder
 from mhr.training.settings import RunConfig
 from mhr.training.signals import Interrupted
@@ -46,6 +46,7 @@ def pretrain(
     on Ctrl-C, after a checkpoint.
     """
     state = processes()
+    check_precision(config.train.precision)
     RunFolder.check(output, overwrite=overwrite, resume=resume)
     set_seed(config.train.seed)
     model, tokenizer = load_backbone(config.model, config.kind)

@@ -28,7 +28,7 @@ from transformers import (
 from mhr.checkpoint import read_adapter, save_adapter
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
-from mhr.errors import ConfigError, TrainingError
+from mhr.errors import TrainingError
 from mhr.layers import AdapterBank
 from mhr.training.averaging import share_of_average
 from mhr.training.checkpoints import keep_newest, mark_complete
@@ -354,8 +354,6 @@ class _StopAndLog(TrainerCallback):
 
 
 def _arguments(config: TrainConfig, run: RunFolder, resumable: bool, whole: bool) -> TrainingArguments:
-    if config.precision == "fp16" and not on_gpu():
-        raise ConfigError("precision is 'fp16', which needs a GPU, and there is none: use 'bf16' or 'no'")
     return TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=config.steps,

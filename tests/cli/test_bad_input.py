@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mhr.training.checkpoints import newest_complete
 from tests.cli.running import SMALL, invoke, last_line, refuse, spawn, succeed
@@ -150,6 +151,15 @@ def test_long_inputs_are_cut_and_counted(run: Path, rows: Path, tmp_path: Path) 
 )
 def test_settings_that_cannot_be(output: Path, flags: tuple[str, ...], expected: str) -> None:
     assert expected in refuse("pretrain", *flags, "--output", output)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU takes fp16")
+def test_half_precision_without_a_gpu(output: Path, run: Path, tmp_path: Path) -> None:
+    assert "precision is 'fp16', which needs a GPU" in refuse("pretrain", "--precision", "fp16", "--output", output)
+    copy = Path(shutil.copytree(run, tmp_path / "from a GPU"))
+    settings = copy / "config.yaml"
+    settings.write_text(settings.read_text().replace("precision: 'no'", "precision: fp16"))
+    assert "needs a GPU" in refuse("adapt", copy, "--task", "rev-upper", "--mode", "z", "--output", output)
 
 
 def test_an_unknown_key_in_a_file(output: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from mhr.backbones import load_backbone
 from mhr.data.samplers import ExampleDataset, TaskSampler
-from mhr.errors import ConfigError, TrainingError
+from mhr.errors import TrainingError
 from mhr.layers import attach
 from mhr.training import load_config
 from mhr.training.run import RunFolder
@@ -171,12 +171,6 @@ def test_ctrl_c_ends_after_the_update_at_work(settings: Make, tmp_path: Path) ->
     trainer.training_step = interrupted  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match="stopped after step 3 of 8.*--resume"):
         trainer.fit()
-
-
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU takes fp16")
-def test_fp16_needs_a_gpu(settings: Make, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="fp16.*use 'bf16'"):
-        trainer_for(settings(precision="fp16"), tmp_path)
 
 
 def test_mixed_precision_keeps_the_adapters_in_float32(settings: Make, tmp_path: Path) -> None:
