@@ -56,7 +56,7 @@ class Plan:
     n_dev: int = 100
     limit: int | None = None
     """Test examples of each task; None takes all 100."""
-    steps: int = 100
+    steps: int = 90
     """Updates on one task; all tasks at once get twice as many."""
     batch: int = 8
     max_length: int = 64

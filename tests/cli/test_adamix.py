@@ -35,6 +35,19 @@ def test_a_run_is_told_by_inspect_and_merges_to_the_average(run: Path, tmp_path:
     assert scores[0] == scores[1]
 
 
+def test_modules_may_be_drawn_to_compare(run: Path, tmp_path: Path) -> None:
+    told = json.loads(succeed("evaluate", run, *FEW, "--inference", "ensemble", "--draws", "2", "--seed", "3").stdout)
+    assert {key: told["settings"][key] for key in ("inference", "draws", "seed")} == {
+        "inference": "ensemble",
+        "draws": 2,
+        "seed": 3,
+    }
+    succeed("adapt", run, "--task", "rev-upper", "--mode", "mhr", "--steps", "1", "--output", tmp_path / "adapted")
+    succeed("evaluate", tmp_path / "adapted" / "rev-upper" / "13", *FEW, "--inference", "token")
+    succeed("merge", run, "--output", tmp_path / "merged")
+    assert "has no modules that are drawn" in refuse("evaluate", tmp_path / "merged", *FEW, "--inference", "token")
+
+
 @pytest.mark.parametrize("form", ["peft-lora", "model"])
 def test_only_a_lora_becomes_a_peft_folder_or_a_model(run: Path, tmp_path: Path, form: str) -> None:
     output = tmp_path / form
