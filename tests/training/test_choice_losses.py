@@ -133,6 +133,19 @@ def test_both_halves_of_a_pass_see_the_same_noise() -> None:
     assert len(drawn) == 1
 
 
+@pytest.mark.parametrize(("name", "kind"), [("t5", "seq2seq"), ("llama", "causal")])
+def test_gradient_checkpointing_changes_nothing(name: str, kind: str) -> None:
+    found = []
+    for checkpointed in (False, True):
+        model = routed_model(name).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        CHOICE_LOSSES[kind]()(model, batch_of(kind), 0.0).sums.sum().backward()
+        found.append([p.grad for p in [*model.mhr.adapter_parameters(), *model.mhr.router_parameters()]])
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(("name", "kind"), KINDS[::2])
 def test_a_model_without_a_bank_trains_too(name: str, kind: str) -> None:
     model = tiny_model(name, vocab_size=BYTES).requires_grad_(True)

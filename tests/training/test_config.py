@@ -10,6 +10,7 @@ import yaml
 from mhr.errors import ConfigError
 from mhr.training.config import dump_config, load_config, presets, to_dict
 from mhr.training.methods import METHODS
+from mhr.training.tasks import shots_of
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
@@ -43,6 +44,10 @@ def test_preset_values_are_those_of_the_papers() -> None:
     assert (crossfit.model, crossfit.method, crossfit.adapter.n_heads) == ("facebook/bart-large", "poly", 1)
     assert t0.train.warmup_steps == 6000
     assert t0.adapt.seeds == [42, 1024, 0]
+    assert (t0.adapt.length_norm, t0.adapt.mc_loss, t0.adapt.unlikely_loss) == (1, 1, 1)
+    shots = [shots_of(t0.adapt, name) for name in ("rte", "winogrande_xl", "story_cloze_2016", "hellaswag", "h-swag")]
+    assert shots == [32, 50, 70, 20, 20]
+    assert superni.adapt.grid == crossfit.adapt.grid == {"lr": [1e-3, 1e-4], "router_lr": [0.5, 0.1]}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -14,7 +14,7 @@ from mhr.checkpoint import read_adapter
 from mhr.data import load_tasks
 from mhr.errors import ConfigError, DataError, MhrError, TaskError
 from mhr.evaluation import evaluate, load_model
-from mhr.training import RunFolder, adapt, selecting
+from mhr.training import RunFolder, adapt, pretrain, selecting
 from mhr.training.selecting import Look, grid_points, share_out
 from mhr.training.settings import AdaptConfig
 from mhr.training.tasks import shots_of
@@ -195,6 +195,18 @@ def test_ranking_losses_and_a_schedule_of_their_own(searched: Any) -> None:
     assert load_model(run.path).length_norm == 0.5
     plain = searched("plain", scheduler="constant", warmup=0.0)
     assert run.metrics()[0]["loss"] > plain.metrics()[0]["loss"]
+
+
+@pytest.mark.parametrize("model", ["t5", "llama", "bert"])
+def test_every_kind_of_model_is_searched_with_ranking_losses(
+    model: str, settings: Callable[..., Any], tmp_path: Path
+) -> None:
+    heads = {"train.precision": "bf16", "n_heads": 2, "steps": 2}
+    source = pretrain(settings(model, **heads), str(tmp_path / "source"), progress=False)
+    few: dict[str, Any] = {"mc_loss": 1.0, "unlikely_loss": 1.0, "grid": {"router_lr": [0.5, 0.1]}, "steps": 2}
+    (run,) = adapt(str(source.path), [TASK], mode="mhr", output=str(tmp_path / "out"), progress=False, **few)
+    assert len(run.info["selection"]["trials"]) == 2
+    assert all(0 < trial["loss"] < 100 for trial in run.info["selection"]["trials"])
 
 
 def test_shots_by_task() -> None:
