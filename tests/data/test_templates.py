@@ -117,3 +117,18 @@ def test_a_template_that_is_not_there(tmp_path: Path) -> None:
         read_templates(str(tmp_path / "nowhere.yaml"))
     with pytest.raises(ConfigError, match="no templates called 'gleu': did you mean 'glue'"):
         read_templates("gleu")
+
+
+def test_class_labels_of_a_data_set_are_found_by_their_names(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "positive"])}
+    )
+    table = datasets.Dataset.from_dict({"sentence": ["fine", "dull"], "label": [1, 0]}, features=features)
+    datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "sst2"))
+    found = load_tasks(tmp_path / "sst2", column_map={"targets": "label"}, template="glue")["sst2"].train
+    assert [(e.input, e.targets, e.choices) for e in found] == [
+        ("fine It was", ("great",), ("terrible", "great")),
+        ("dull It was", ("terrible",), ("terrible", "great")),
+    ]
