@@ -50,7 +50,7 @@ def do(unit: Unit, output: Path) -> float:
     stages.keep("pretrained", run)
     collection = _collection(setting)
     held_out = collection.select(list(setting.held_out))
-    stages.score("zero-shot", run.path, held_out, None, **setting.evaluate)
+    stages.score("zero-shot", run.path, held_out, unit.seed, **setting.evaluate)
     for mode in variant.modes:
         runs = stages.timed(
             f"adapt {mode}",
@@ -146,7 +146,10 @@ def main() -> None:
     if tasks and args.setting != "suite":
         settings.append(real(tasks, args.quick))
     if not args.only_publish:
-        run_units([unit for setting in settings for unit in units_of(setting)], args.output, args.workers)
+        try:
+            run_units([unit for setting in settings for unit in units_of(setting)], args.output, args.workers)
+        except KeyboardInterrupt:
+            sys.exit("Interrupted: the same command goes on where it was.")
     from .study_page import publish
 
     flags = "".join(

@@ -23,6 +23,7 @@ METHOD_NAMES = {
     "hash": "hash routing",
     "full": "full fine-tuning",
     "adamix": "AdaMix",
+    "adamix-lora": "AdaMix-LoRA",
 }
 SUFFIXES = {"z": "-z", "mu": "-mu", "full": ", all weights", "random": ", fresh bank"}
 
@@ -62,6 +63,8 @@ class Material:
     notes: list[str] = field(default_factory=list)
     collections: dict[str, str] = field(default_factory=dict)
     """Label of a group -> the task collection it was trained or judged on."""
+    unjudged: list[Path] = field(default_factory=list)
+    """A run of every group that no evaluation was found for."""
 
     def group(self, label: str, path: Path) -> Group:
         """A new group; a label that is taken gets its path behind it."""

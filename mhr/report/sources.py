@@ -111,9 +111,7 @@ def _add_runs(path: Path, runs: list[RunFolder], material: Material) -> None:
         for file in sorted([*run.path.glob("inspection.json"), *run.path.glob("*/inspection.json")]):
             group.inspections.append(read_json(file, DataError))
     if not judged:
-        material.notes.append(
-            f"{path} has no scores: mhr evaluate {runs[0].path} --output {runs[0].path / 'evaluation'}"
-        )
+        material.unjudged.append(runs[0].path)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -221,7 +219,11 @@ FOLDERS: dict[str, Callable[[Path, Material], None]] = {
 
 
 def _tell_apart(material: Material) -> None:
-    """Note where the contestants cannot be compared as they stand."""
+    """Note what lacks scores, and where the contestants cannot be compared as they stand."""
+    if material.unjudged:
+        first, n = material.unjudged[0], len(material.unjudged)
+        who = f"{first} has" if n == 1 else f"{n} runs have"
+        material.notes.append(f"{who} no scores: mhr evaluate {first} --output {first / 'evaluation'}")
     scores = material.scores
     contestants = scores.contestants
     if len(contestants) < 2:
