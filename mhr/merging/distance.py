@@ -36,13 +36,13 @@ class Gram:
         self.products += flat @ flat.T
 
     def _add_factors(self, layers: Sequence[LoraFactors]) -> None:
-        ranks = [f.rank for f in layers]
-        a = torch.cat([f.scaling * f.a.double() for f in layers], dim=1)
-        b = torch.cat([f.b.double() for f in layers], dim=0)
-        blocks = (a.T @ a) * (b @ b.T)  # [sum R, sum R]
-        for i, row in enumerate(blocks.split(ranks, dim=0)):
-            for j, block in enumerate(row.split(ranks, dim=1)):
-                self.products[i, j] += block.sum()
+        sides = [(f.scaling * f.a.double(), f.b.double()) for f in layers]
+        for i, (a, b) in enumerate(sides):
+            for j, (other_a, other_b) in enumerate(sides[: i + 1]):
+                product = ((a.T @ other_a) * (b @ other_b.T)).sum()
+                self.products[i, j] += product
+                if i != j:
+                    self.products[j, i] += product
 
     @property
     def distance(self) -> list[list[float]]:

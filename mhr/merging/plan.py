@@ -13,7 +13,7 @@ from typing import Any
 
 from mhr.checkpoint import AdapterCheckpoint
 from mhr.checkpoint.plain import plain_checkpoint
-from mhr.errors import MergeError
+from mhr.errors import ConfigError, MergeError, nearest
 from mhr.merging.banks import Bank, average_banks, check_banks
 from mhr.merging.collapse import merge_methods
 from mhr.merging.combination import SPACES, Combination, Method, methods
@@ -105,8 +105,9 @@ def make_plan(order: Order) -> Plan:
     if order.method is None:
         one_task = bank is not None and len(bank.checkpoint.tasks) == 1 and order.space != "delta"
         order.method = "task" if one_task else "uniform"
-    if order.method not in methods:
-        merge_methods[order.method]  # an unknown name is told here
+    known = {*merge_methods, *methods}
+    if order.method not in known:
+        raise ConfigError(f"unknown merge method {order.method!r}: {nearest(order.method, sorted(known))}")
     if bank is not None and order.method in merge_methods and order.space != "delta" and len(order.tasks) < 2:
         return _within(order, bank)
     if order.method == "task":

@@ -57,8 +57,8 @@ def same(one: PlainAdapter, other: PlainAdapter) -> bool:
 
 
 def deltas(plain: PlainLora) -> torch.Tensor:
-    """All updates in one vector, float64."""
-    return torch.cat([f.scaling * (f.a.double() @ f.b.double()).flatten() for f in plain.layers.values()])
+    """All updates in one vector, float64, layers by their names: files have orders of their own."""
+    return torch.cat([f.scaling * (f.a.double() @ f.b.double()).flatten() for _, f in sorted(plain.layers.items())])
 
 
 def error(found: torch.Tensor, truth: torch.Tensor) -> float:
