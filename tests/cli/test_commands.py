@@ -106,6 +106,37 @@ def test_merge_by_weights(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_merge_of_several_inputs_shows_its_report(run: Path, tmp_path: Path) -> None:
+    seeds = ("--mode", "mu", "--steps", "1", "--shots", "4", "--seeds", "1,2", "--lr", "0.1")
+    succeed("adapt", run, "--task", "rev-upper", *seeds, "--output", tmp_path / "mu")
+    inputs = [tmp_path / "mu" / "rev-upper" / seed for seed in "12"]
+    shown = succeed(
+        "merge", tmp_path / "mu" / "rev-upper", "--space", "delta", "--rank", "1", "--evaluate", "--limit", "2", "--output",
+        tmp_path / "delta",
+    ).stdout  # fmt: skip
+    for word in (
+        "uniform, delta space",
+        "score",
+        "Distance between inputs",
+        "Re-factored to rank 1: relative error",
+        "0.500",
+    ):
+        assert word in shown
+    told = json.loads((tmp_path / "delta" / "merge_report.json").read_text())
+    assert [i["name"] for i in told["inputs"]] == [str(path) for path in inputs]
+    assert set(told["scores"]) == {*map(str, inputs), "merged"}
+    one, two = inputs
+    result = succeed("merge", two, one, "--method", "ties", "--density", "0.5", "--json", "--output", tmp_path / "ties")
+    report = json.loads(result.stdout)
+    assert (report["method"], report["settings"], report["rank"]) == ("ties", {"density": 0.5}, [2])
+    assert report["distance"][0][1] == pytest.approx(told["distance"][0][1])
+    shown = succeed("merge", *inputs, "--method", "soup-greedy", "--limit", "2", "--output", tmp_path / "greedy").stdout
+    assert "kept" in shown
+    weights = ("--method", "weighted", "--weights", "1,2,3", "--output", tmp_path / "none")
+    assert "got 3 weights for 2 inputs" in refuse("merge", *inputs, *weights)
+    assert not (tmp_path / "none").exists()
+
+
 def test_inspect_shows_routing_and_draws_it(run: Path, tmp_path: Path) -> None:
     output = tmp_path / "plots"
     shown = succeed("inspect", run, "--output", output).stdout
