@@ -91,26 +91,28 @@ class NativeBuild(build_ext):
         work = ROOT / "build" / f"native-{kernels.split('.')[1]}-torch{torch.__version__}{'-cuda' if nvcc else ''}"
         work.mkdir(parents=True, exist_ok=True)
         home = Path(torch.__file__).parent
-        headers = (home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include"))
+        headers = [home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include")]
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         major, minor = TORCH_MINIMUM.split(".")
-        own = [
+        defines = [
             f"-DTORCH_TARGET_VERSION=0x{int(major):02x}{int(minor):02x}000000000000",
             f'-DMHR_TORCH_VERSION="{torch.__version__}"',
             f'-DMHR_TORCH_MINIMUM="{TORCH_MINIMUM}"',
             f'-DMHR_CUDA_ARCHS="{";".join(archs)}"',
             *(["-DMHR_X86"] if x86 else []),
             *(["-DMHR_WITH_CUDA"] if nvcc else []),
-            f"-isystem{pybind11.get_include()}",
         ]
-        flags = [cxx, *CXX_FLAGS, f"-I{CSRC}", *(f"-isystem{path}" for path in headers)]
+        flags = [cxx, *CXX_FLAGS, f"-I{CSRC}"]
+        system = [f"-isystem{path}" for path in headers]
+        # The stable ABI comes with pybind11 of its own: torch's copy, which lies among its headers, refuses to serve it.
+        stable = [*flags, *defines, f"-isystem{pybind11.get_include()}", *system]
         libraries = [f"-L{home / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
         objects = [
-            compiled(source, *flags, *own, *SIMD_FLAGS.get(source.name, []))
+            compiled(source, *stable, *SIMD_FLAGS.get(source.name, []))
             for source in [CSRC / "module.cpp", *sorted(CSRC.glob("cpu/*.cpp"))]
             if x86 or source.name not in SIMD_FLAGS
         ]
-        node = compiled(CSRC / "autograd.cpp", *flags, "-std=c++20")
+        node = compiled(CSRC / "autograd.cpp", *flags, *system, "-std=c++20")
         cuda_libraries = []
         if nvcc:
             cuda = Path(nvcc).resolve().parent.parent
@@ -118,7 +120,7 @@ class NativeBuild(build_ext):
             nvcc_flags = [nvcc, "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", *gencode]
             objects += [compiled(source, *nvcc_flags) for source in sorted(CSRC.glob("cuda/*.cu"))]
             for source in sorted(CSRC.glob("cuda/*_torch.cpp")):
-                objects.append(compiled(source, *flags, *own, f"-isystem{cuda / 'include'}"))
+                objects.append(compiled(source, *stable, f"-isystem{cuda / 'include'}"))
             folder = cuda / ("lib64" if (cuda / "lib64").is_dir() else "lib")
             cuda_libraries = [f"-L{folder}", "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
         links = [

@@ -1,114 +1,184 @@
-// Autograd nodes of the hot path in C++: the same as _RoutedLinear and _Route of mhr/ops, at a third of the cost of a
-// call.
+// Autograd nodes of the hot path in C++: the same as _RoutedLinear and _Route of mhr/ops, at a fraction of the cost of
+// a call. They are written as torch's own are: torch::autograd::Function would demangle its name and copy its arguments
+// again and again, at 20 us a step.
 //
 // libtorch's stable ABI has no autograd, so this file alone is compiled against ATen and is a library of its own, bound
 // to the torch it was built with. The ops it calls go through the dispatcher: any device, native or not.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/outer.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <memory>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 namespace mhr {
 namespace {
 
 using at::Tensor;
-using torch::autograd::AutogradContext;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
+
+// How this torch holds its nodes: the later versions by an intrusive pointer.
+using NodePointer = decltype(torch::autograd::Edge::function);
+template <class T>
+NodePointer new_node() {
+  if constexpr (std::is_same_v<NodePointer, std::shared_ptr<Node>>)
+    return NodePointer(new T());
+  else
+    return c10::make_intrusive<T>();
+}
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
-Tensor undefined_or(const OptionalTensor& t) { return t ? *t : Tensor(); }
+OptionalTensor optional(Tensor t) { return t.defined() ? OptionalTensor(std::move(t)) : std::nullopt; }
+
+// A node behind the given inputs, or null where none of them wants a gradient.
+template <class T, class... Inputs>
+NodePointer node_of(const char* op, const Inputs&... inputs) {
+  TORCH_CHECK(!(torch::autograd::isFwGradDefined(inputs) || ...), "mhr::", op,
+              " has no forward-mode derivative: use backward");
+  if (!torch::autograd::compute_requires_grad(inputs...)) return nullptr;
+  NodePointer node = new_node<T>();
+  node->set_next_edges(torch::autograd::collect_next_edges(inputs...));
+  return node;
+}
 
 void refuse_second_order(const char* op) {
   TORCH_CHECK(!at::GradMode::is_enabled(), "mhr::", op,
               " is differentiable once: its backward has no gradient, so create_graph cannot be used");
 }
 
-struct RoutedLinear : torch::autograd::Function<RoutedLinear> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                        const Tensor& bank_a, const Tensor& bank_b, const Tensor& weights,
-                        const OptionalTensor& weights_b, const Tensor& rows, const OptionalTensor& rows_b,
-                        const OptionalTensor& offsets, double scale) {
-    static const auto op =
-        find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-                       const Tensor&, const OptionalTensor&, const OptionalTensor&, double)>(
-            "mhr::routed_linear_forward");
-    const Tensor dense = x.contiguous();
-    const Tensor y = at::linear(dense, weight, bias);
-    const Tensor h = op.call(y, dense, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, scale);
-    ctx->save_for_backward({dense, weight, bank_a, bank_b, weights, undefined_or(weights_b), rows, undefined_or(rows_b),
-                            undefined_or(offsets), h});
-    ctx->saved_data["scale"] = scale;
-    ctx->saved_data["has_bias"] = bias.has_value();
-    return y;
+struct RoutedLinear : Node {
+  enum Input { kX, kWeight, kBias, kBankA, kBankB, kWeights, kWeightsB, kInputs };
+  SavedVariable x, weight, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, h;
+  double scale = 1.0;
+
+  std::string name() const override { return "RoutedLinear"; }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable* v : {&x, &weight, &bank_a, &bank_b, &weights, &weights_b, &rows, &rows_b, &offsets, &h})
+      v->reset_data();
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+  variable_list apply(variable_list&& grads) override {
     static const auto op = find_op<std::tuple<Tensor, Tensor, Tensor, Tensor>(
         const OptionalTensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
         const OptionalTensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, double)>(
         "mhr::routed_linear_backward");
     refuse_second_order("routed_linear");
-    const variable_list saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &weight = saved[1], &weights_b = saved[5];
-    const Tensor dy = grads[0].contiguous();
-    const Tensor dx = ctx->needs_input_grad(0) ? at::matmul(dy, weight) : Tensor();
-    const auto [d_bank_a, d_bank_b, d_weights, d_weights_b] =
-        op.call(optional(dx), dy, x, saved[9], saved[2], saved[3], saved[4], optional(weights_b), saved[6],
-                optional(saved[7]), optional(saved[8]), ctx->saved_data["scale"].toDouble());
-    Tensor d_weight, d_bias;
-    if (ctx->needs_input_grad(1))
-      d_weight = x.dim() > 1 ? at::matmul(dy.flatten(0, -2).t(), x.flatten(0, -2)) : at::outer(dy, x);
-    // Inputs are counted without those that were absent.
-    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2))
-      d_bias = dy.dim() > 1 ? dy.flatten(0, -2).sum(0) : dy;
-    return {dx,       d_weight, d_bias,   d_bank_a, d_bank_b, d_weights, weights_b.defined() ? d_weights_b : Tensor(),
-            Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-};
-
-struct Route : torch::autograd::Function<Route> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& logits, const Tensor& tasks, const OptionalTensor& noise,
-                        double temperature) {
-    static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, double)>("mhr::route");
-    const auto dtype = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    const Tensor values = logits.to(dtype).contiguous(), dense_tasks = tasks.contiguous();
-    const OptionalTensor dense_noise = noise ? OptionalTensor(noise->to(dtype).contiguous()) : std::nullopt;
-    ctx->save_for_backward({values, dense_tasks, undefined_or(dense_noise)});
-    ctx->saved_data["temperature"] = temperature;
-    ctx->saved_data["dtype"] = logits.scalar_type();
-    return op.call(values, dense_tasks, dense_noise, temperature);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, double)>(
-        "mhr::route_backward");
-    refuse_second_order("route");
-    const variable_list saved = ctx->get_saved_variables();
-    const Tensor d_logits = op.call(grads[0].contiguous(), saved[0], saved[1], optional(saved[2]),
-                                    ctx->saved_data["temperature"].toDouble());
-    return {d_logits.to(ctx->saved_data["dtype"].toScalarType()), Tensor(), Tensor(), Tensor()};
+    std::lock_guard<std::mutex> lock(mutex_);
+    variable_list found(kInputs);
+    if (!grads[0].defined()) return found;
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor given = x.unpack(), dy = grads[0].contiguous();
+    if (task_should_compute_output(kX)) found[kX] = at::matmul(dy, weight.unpack());
+    if (task_should_compute_output(kWeight))
+      found[kWeight] = given.dim() > 1 ? at::matmul(dy.flatten(0, -2).t(), given.flatten(0, -2)) : at::outer(dy, given);
+    if (task_should_compute_output(kBias)) found[kBias] = dy.dim() > 1 ? dy.flatten(0, -2).sum(0) : dy;
+    const OptionalTensor apart = optional(weights_b.unpack());
+    Tensor d_weights_b;
+    std::tie(found[kBankA], found[kBankB], found[kWeights], d_weights_b) =
+        op.call(optional(found[kX]), dy, given, h.unpack(), bank_a.unpack(), bank_b.unpack(), weights.unpack(), apart,
+                rows.unpack(), optional(rows_b.unpack()), optional(offsets.unpack()), scale);
+    if (apart) found[kWeightsB] = d_weights_b;
+    return found;
   }
 };
 
 Tensor routed_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Tensor& bank_a,
                      const Tensor& bank_b, const Tensor& weights, const OptionalTensor& weights_b, const Tensor& rows,
                      const OptionalTensor& rows_b, const OptionalTensor& offsets, double scale) {
-  return RoutedLinear::apply(x, weight, bias, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, scale);
+  static const auto op =
+      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                     const Tensor&, const OptionalTensor&, const OptionalTensor&, double)>(
+          "mhr::routed_linear_forward");
+  const NodePointer node = node_of<RoutedLinear>("routed_linear", x, weight, bias, bank_a, bank_b, weights, weights_b);
+  Tensor y, h, dense;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    dense = x.contiguous();
+    y = at::linear(dense, weight, bias);
+    h = op.call(y, dense, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, scale);
+  }
+  if (!node) return y;
+  const auto saved = [](const OptionalTensor& t) { return SavedVariable(t, false); };
+  auto& own = static_cast<RoutedLinear&>(*node);
+  own.x = saved(dense);
+  own.weight = saved(weight);
+  own.bank_a = saved(bank_a);
+  own.bank_b = saved(bank_b);
+  own.weights = saved(weights);
+  own.weights_b = saved(weights_b);
+  own.rows = saved(rows);
+  own.rows_b = saved(rows_b);
+  own.offsets = saved(offsets);
+  own.h = saved(h);
+  own.scale = scale;
+  torch::autograd::set_history(y, node);
+  return y;
 }
 
+struct Route : Node {
+  SavedVariable logits, tasks, noise;
+  double temperature = 1.0;
+  at::ScalarType dtype = at::kFloat;
+
+  std::string name() const override { return "Route"; }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable* v : {&logits, &tasks, &noise}) v->reset_data();
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, double)>(
+        "mhr::route_backward");
+    refuse_second_order("route");
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!grads[0].defined()) return {Tensor()};
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor d_logits =
+        op.call(grads[0].contiguous(), logits.unpack(), tasks.unpack(), optional(noise.unpack()), temperature);
+    return {d_logits.to(dtype)};
+  }
+};
+
 Tensor route(const Tensor& logits, const Tensor& tasks, const OptionalTensor& noise, double temperature) {
-  return Route::apply(logits, tasks, noise, temperature);
+  static const auto op = find_op<Tensor(const Tensor&, const Tensor&, const OptionalTensor&, double)>("mhr::route");
+  const NodePointer node = node_of<Route>("route", logits);
+  Tensor w, values, dense_tasks;
+  OptionalTensor dense_noise;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const auto dtype = logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    values = logits.to(dtype).contiguous();
+    dense_tasks = tasks.contiguous();
+    if (noise) dense_noise = noise->to(dtype).contiguous();
+    w = op.call(values, dense_tasks, dense_noise, temperature);
+  }
+  if (!node) return w;
+  auto& own = static_cast<Route&>(*node);
+  own.logits = SavedVariable(values, false);
+  own.tasks = SavedVariable(dense_tasks, false);
+  own.noise = SavedVariable(dense_noise, false);
+  own.temperature = temperature;
+  own.dtype = logits.scalar_type();
+  torch::autograd::set_history(w, node);
+  return w;
 }
 
 }  // namespace

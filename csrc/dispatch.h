@@ -77,11 +77,11 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, Sc
   int64_t stride = 1;
   for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(1, sizes.begin()[i])) strides[i] = stride;
   int32_t device = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides.data(), code,
-                                                         device, like.get_device(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides.data(), code, device,
+                                                  like.get_device(), &handle));
   Tensor out(handle);
   if (poisons() && like.is_cpu()) std::memset(out.mutable_data_ptr(), 0xff, out.numel() * out.element_size());
   return out;
