@@ -65,7 +65,9 @@ class Plan:
     modules: int = 4
     lora_rank: int = 16
     """Trains 294,912 numbers beside the head, four bottlenecks of width 16 train 304,512."""
-    lr: float = 2e-3
+    adamix_lr: float = 6e-3
+    bottleneck_lr: float = 6e-3
+    lora_lr: float = 2e-3
     full_lr: float = 1e-4
 
 
@@ -84,11 +86,12 @@ class Study:
         self.tasks = load_tasks(self.files[TOGETHER])
 
     def run(self) -> None:
-        methods = {
-            "AdaMix": {"method": "adamix", "n_skills": self.plan.modules, "rank": self.plan.width},
-            "one bottleneck": {"method": "bottleneck", "rank": self.plan.width},
-            "LoRA": {"method": "lora", "rank": self.plan.lora_rank, "alpha": float(self.plan.lora_rank)},
-            "full fine-tuning": {"method": "full"},
+        plan = self.plan
+        methods: dict[str, dict[str, Any]] = {
+            "AdaMix": {"method": "adamix", "lr": plan.adamix_lr, "n_skills": plan.modules, "rank": plan.width},
+            "one bottleneck": {"method": "bottleneck", "lr": plan.bottleneck_lr, "rank": plan.width},
+            "LoRA": {"method": "lora", "lr": plan.lora_lr, "rank": plan.lora_rank, "alpha": float(plan.lora_rank)},
+            "full fine-tuning": {"method": "full", "lr": plan.full_lr},
         }
         runs = {
             (name, group, seed): self.trained(name, settings, group, seed)
@@ -110,14 +113,13 @@ class Study:
                 self.merged_tasks(name, seed, [runs[name, task, seed] for task in self.plan.tasks])
 
     def trained(self, name: str, settings: dict[str, Any], group: str, seed: int) -> RunFolder:
-        plan, full = self.plan, settings["method"] == "full"
+        plan = self.plan
         config = load_config(
             model=self.base,
             kind="encoder",
             tasks=self.files[group],
             steps=plan.steps * (2 if group == TOGETHER else 1),
             batch_size=plan.batch,
-            lr=plan.full_lr if full else plan.lr,
             seed=seed,
             sampler="uniform",
             max_input_length=plan.max_length,
