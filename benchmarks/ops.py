@@ -45,10 +45,8 @@ class Case:
 
     @property
     def shape(self) -> str:
-        width = f"{self.n_in}" if self.n_in == self.n_out else f"{self.n_in}->{self.n_out}"
-        return (
-            f"{self.batch}x{self.length} d {width} H {self.n_heads} r {self.rank} tasks {self.distinct or self.batch}"
-        )
+        width = f"{self.n_in}" if self.n_in == self.n_out else f"{self.n_in}-{self.n_out}"
+        return f"{self.batch}x{self.length} d{width} H{self.n_heads} r{self.rank} t{self.distinct or self.batch}"
 
     @property
     def peers(self) -> list[str]:

@@ -31,12 +31,12 @@ def save(record: Mapping[str, Any], folder: Path, figures: Mapping[str, Figure])
 def page(record: Mapping[str, Any], figures: list[str]) -> str:
     """The tables in Markdown, with the command and the machine above them."""
     lines = [f"# Benchmark: {record['benchmark']}", "", f"`{record['command']}`", ""]
-    lines += ["; ".join(f"{key.replace('_', ' ')} {_cell(value)}" for key, value in record["machine"].items()), ""]
+    lines += ["; ".join(f"{key.replace('_', ' ')} {cell(value)}" for key, value in record["machine"].items()), ""]
     lines += [f"![{name}]({name}.svg)" for name in figures]
     for table in record["tables"]:
         lines += ["", f"## {table['title']}", ""]
         lines += ["| " + " | ".join(map(str, table["columns"])) + " |", "|---" * len(table["columns"]) + "|"]
-        lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in table["rows"]]
+        lines += ["| " + " | ".join(map(cell, row)) + " |" for row in table["rows"]]
         if table.get("note"):
             lines += ["", table["note"]]
     return "\n".join([*lines, ""])
@@ -51,7 +51,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Three digits of a fraction, all of a large number."""
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -78,11 +78,13 @@ def benchmark(
 
 
 def _print(content: dict[str, Any]) -> None:
+    from mhr_benchmarks.pages import cell
+
     table = Table(title=content["title"], title_justify="left", title_style="bold")
     for index, column in enumerate(content["columns"]):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in content["rows"]:
-        table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*map(cell, row))
     out.print()
     out.print(table)
     if content.get("note"):
