@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +14,10 @@ from torch import Tensor
 
 from mhr.ops import weighted_average
 
+from . import merge_memory
 from .measure import copy_bandwidth, interleave, machine, quiet_machine, rms_error
+
+LINUX = platform.system() == "Linux"  # whose /proc tells peak memory
 
 # Largest RMS error against float64 that is taken for the same result; eager bfloat16 rounds at every step.
 AGREEMENT = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
@@ -81,7 +87,7 @@ def measure(dtype: torch.dtype, count: int, n_bytes: int, repetitions: int) -> d
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Averages 8 tensors of 200 MB (quick: 32 MB); returns the machine, results and a table."""
+    """Averages 8 tensors of 200 MB, and merges 8 adapters of that size (quick: 32 MB); returns the machine, results and tables."""
     size = (32 if quick else 200) << 20
     with quiet_machine():
         results = [measure(dtype, 8, size, 5 if quick else 11) for dtype in (torch.float32, torch.bfloat16)]
@@ -107,4 +113,18 @@ def run(quick: bool = False) -> dict[str, Any]:
         "rows": rows,
         "note": f"A copy moves {bandwidth:.1f} GB/s here, reads and writes counted.",
     }
-    return {"benchmark": "merge", "quick": quick, "machine": host, "results": results, "tables": [table]}
+    tables = [table]
+    if LINUX:
+        with tempfile.TemporaryDirectory() as folder:
+            inputs = merge_memory.make_inputs(Path(folder), 8, size >> 20)
+            memory = merge_memory.measure(inputs, Path(folder) / "merged", "uniform", "factor")
+        cells = [memory[key] / 1e6 for key in ("inputs", "before", "added")]
+        tables.append(
+            {
+                "title": "Memory of merging 8 adapters, layer by layer",
+                "columns": ["", "inputs MB", "process before MB", "added at the peak MB", "of the inputs"],
+                "rows": [["uniform, factor space", *cells, memory["added"] / memory["inputs"]]],
+            }
+        )
+        results.append({"memory": memory})
+    return {"benchmark": "merge", "quick": quick, "machine": host, "results": results, "tables": tables}

@@ -13,8 +13,10 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from mhr.errors import CheckpointError
 
 DTYPES = {
     "F64": torch.float64,
@@ -60,10 +62,13 @@ class TensorFile:
         return file_digest(self.path)
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Copies of the tensors of these names; None reads all."""
+        """Copies of the tensors of these names; None reads all. Raises CheckpointError where the file can no longer be read."""
         # The pages of a mapped file count as this process's memory until the mapping goes, so it does not stay open.
-        with safe_open(self.path, framework="pt") as file:
-            return {name: file.get_tensor(name).clone() for name in (self.shapes if names is None else names)}
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                return {name: file.get_tensor(name).clone() for name in (self.shapes if names is None else names)}
+        except (OSError, SafetensorError) as fault:
+            raise CheckpointError(f"cannot read {self.path}: {fault}") from None
 
 
 class TensorWriter:

@@ -200,8 +200,9 @@ def _of_banks(order: Order, method: Method, banks: list[Bank]) -> Plan:
 
 def _routed(bank: Bank) -> Source:
     """A bank as its one task is routed. With several tasks no plain adapter stands for it, and its layers are not read."""
-    task = bank.checkpoint.tasks[0]
-    source = BankSource(bank.name, bank.checkpoint, bank.file, partial(merge_task, task=task), "bank", task)
+    tasks = bank.checkpoint.tasks
+    source = BankSource(bank.name, bank.checkpoint, bank.file, partial(merge_task, task=tasks[0]), "bank")
+    source.task = tasks[0] if len(tasks) == 1 else None
     source.run = run_of(Path(bank.name))
     return source
 

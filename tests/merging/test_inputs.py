@@ -11,7 +11,7 @@ import torch
 from mhr import AdapterConfig, attach
 from mhr.checkpoint import BaseModel, TensorFile, checkpoint_of, read_adapter, write_adapter
 from mhr.checkpoint.plain import plain_checkpoint
-from mhr.errors import CheckpointError, ConfigError, MergeError, MhrError, TaskError
+from mhr.errors import CheckpointError, ConfigError, MergeError, TaskError
 from mhr.merging import LoraFactors, PlainLora, merge, merge_task, merge_uniform, read_report
 from mhr.merging.source import tensors_of
 from tests.merging.loras import SIZES, deltas, error, ia3, load, lora, same, save
@@ -261,15 +261,16 @@ def test_nothing_is_left_where_reading_fails_half_way(tmp_path, monkeypatch):
     folders = save(tmp_path, lora(1), lora(2))
     read, calls = TensorFile.read, []
 
-    def fail(self: TensorFile, names=None) -> dict[str, torch.Tensor]:
+    def cut_short(self: TensorFile, names=None) -> dict[str, torch.Tensor]:
         calls.append(names)
-        if len(calls) > 3:
-            raise OSError(5, "Input/output error", str(self.path))
+        if len(calls) == 4:
+            self.path.write_bytes(b"cut")
         return read(self, names)
 
-    monkeypatch.setattr(TensorFile, "read", fail)
-    with pytest.raises(MhrError, match="Input/output error"):
+    monkeypatch.setattr(TensorFile, "read", cut_short)
+    with pytest.raises(CheckpointError, match="cannot read .*adapter_model.safetensors"):
         merge(folders, output=tmp_path / "out")
+    assert len(calls) == 4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["input-0", "input-1"]
 
 
