@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
 from mhr.report.charts import WIDTH, plot_alignment
-from mhr.report.drawing import colour, new_figure, per_cent, save, styled
-from mhr.report.tables import Cell, Table, p_value, score, text, whole
+from mhr.report.drawing import colour, marker, new_figure, per_cent, save, styled
+from mhr.report.tables import Cell, Table, p_number, score, text, whole
 from mhr.training.run import versions
 
 from .measure import machine
@@ -205,11 +205,18 @@ def _part(found: Results, answers: Sequence[Answer], plots: Mapping[str, str]) -
         f"{setting.adapt['steps']} steps, shots and all else drawn by the seed of the run; {found.seconds / 60:.0f} minutes of "
         "one process. Score: accuracy by ranking where a task has choices, otherwise exact match.",
         "",
+        f"Pretraining: {_said(setting.pretrain)}. Adapting: {_said(setting.adapt)}.",
+        "",
         _scores_table(found).to_markdown(),
         _findings_table(answers).to_markdown(),
         *(f"![{caption}]({file})\n" for file, caption in plots.items()),
     ]
     return "\n".join(lines)
+
+
+def _said(settings: Mapping[str, Any]) -> str:
+    """Settings in a line, without the places of this machine."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items() if name not in ("model", "tasks"))
 
 
 def _scores_table(found: Results) -> Table:
@@ -237,7 +244,7 @@ def _findings_table(answers: Sequence[Answer]) -> Table:
             difference,
             seeds,
             pairs,
-            p_value(found.p).removeprefix("p = "),
+            p_number(found.p),
             verdict,
         ]
         rows.append([text(cell) for cell in cells])
@@ -265,7 +272,7 @@ def _plots(found: Results, docs: Path, ending: str) -> dict[str, str]:
     if points:
         drawn["alignment"] = (plot_alignment(points), "Mean cosine between the gradients of tasks, mean over seeds")
     for what, sizes in (("heads", _sizes(found, "h", SWEPT_HEADS)), ("skills", _sizes(found, "s", SWEPT_SKILLS))):
-        if len(sizes) > 1:
+        if len(sizes) > 2:
             drawn[what] = (_plot_sizes(found, sizes, what), f"Score against the number of {what}")
     return {
         save(figure, docs / f"study_{found.setting.name}_{name}{ending}.svg").name: caption
@@ -289,15 +296,15 @@ def _sizes(found: Results, letter: str, swept: Sequence[int]) -> dict[int, str]:
 
 @styled
 def _plot_costs(found: Results) -> Figure:
-    figure = new_figure(WIDTH, 4.2)
+    figure = new_figure(WIDTH, 5.0)
     axes = figure.add_subplot()
     for i, row in enumerate(row for row in found.rows if row in NAMES and not row.endswith("zero-shot")):
         mean, deviation = found.mean(row)
         trained = found.trained(row) or 1
-        axes.errorbar(trained, mean, yerr=deviation, fmt="o", color=colour(i), markersize=6, capsize=3)
-        axes.annotate(NAMES[row], (trained, mean), xytext=(7, 3), textcoords="offset points", fontsize=8)
+        axes.errorbar(trained, mean, yerr=deviation, fmt=marker(i), color=colour(i), capsize=3, label=NAMES[row])
     axes.set_xscale("log")
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.1, y=0.15)
+    axes.figure.legend(loc="outside lower left", ncols=2)
     axes.yaxis.set_major_formatter(per_cent())
     axes.set_xlabel("parameters that one adaptation trains")
     axes.set_ylabel("mean over tasks, per cent")

@@ -19,6 +19,7 @@ from mhr.report.drawing import (
     cut,
     dash,
     heat_map,
+    marker,
     name_ticks,
     new_figure,
     per_cent,
@@ -92,13 +93,15 @@ def plot_alignment(points: Mapping[str, Points]) -> Figure:
 @styled
 def plot_costs(found: Mapping[str, tuple[int, float, float | None]]) -> Figure:
     """Score against trained parameters. found: label -> (trained, mean, spread)."""
-    figure = new_figure(WIDTH, 4.2)
+    figure = new_figure(WIDTH, 4.8)
     axes = figure.add_subplot()
     for i, (label, (trained, mean, deviation)) in enumerate(found.items()):
-        axes.errorbar(trained, mean, yerr=deviation or None, fmt="o", color=colour(i), markersize=6, capsize=3)
-        axes.annotate(cut(label), (trained, mean), xytext=(6, 5), textcoords="offset points", fontsize=9)
+        axes.errorbar(
+            trained, mean, yerr=deviation or None, fmt=marker(i), color=colour(i), capsize=3, label=cut(label)
+        )
     axes.set_xscale("log")
-    axes.margins(x=0.18, y=0.15)
+    axes.margins(x=0.1, y=0.15)
+    _legend(axes, len(found))
     axes.yaxis.set_major_formatter(per_cent())
     axes.set_xlabel("trained parameters")
     axes.set_ylabel("mean over tasks, per cent")

@@ -118,6 +118,11 @@ def dash(i: int) -> str:
     return DASHES[i // len(SERIES) % len(DASHES)]
 
 
+def marker(i: int) -> str:
+    """Marker of series i, for points that no line joins."""
+    return "osD^vP"[i % 6]
+
+
 def per_cent() -> FuncFormatter:
     """Ticks of fractions, in per cent."""
     return FuncFormatter(lambda value, _: f"{100 * value:g}")

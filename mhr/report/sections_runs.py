@@ -44,7 +44,7 @@ def costs(looked: Looked) -> Iterator[Block]:
         return
     yield Table(
         "costs",
-        "Parameters and bytes",
+        "What is trained, what is stored, and what one more task adds",
         [
             "run",
             "trained",

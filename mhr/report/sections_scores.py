@@ -12,7 +12,7 @@ from mhr.report import charts
 from mhr.report.blocks import Block, Figure, Looked
 from mhr.report.drawing import to_inline_svg
 from mhr.report.material import Group, Material
-from mhr.report.tables import Cell, Table, count, listed, p_value, score, text, whole
+from mhr.report.tables import Cell, Table, count, listed, p_number, p_value, score, text, whole
 
 
 def summary(looked: Looked) -> Iterator[Block]:
@@ -78,7 +78,7 @@ def _standings_table(standings: list[Standing], n_tasks: int, material: Material
             whole(s.best_on),
             whole(s.seeds),
             Cell("") if s.behind is None else Cell(f"{100 * s.behind.difference:+.1f}", s.behind.difference),
-            Cell("") if s.behind is None else Cell(p_value(s.behind.p).removeprefix("p = "), s.behind.p),
+            Cell("") if s.behind is None else Cell(p_number(s.behind.p), s.behind.p),
         ]
         for i, (s, protocol) in enumerate(zip(standings, protocols, strict=True))
     ]

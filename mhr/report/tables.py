@@ -84,6 +84,11 @@ def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}" if value < 0.1 else f"p = {value:.2f}"
 
 
+def p_number(value: float) -> str:
+    """`p_value` for a column that is called p: "0.03", "< 0.001"."""
+    return p_value(value).removeprefix("p ").removeprefix("= ")
+
+
 def listed(names: Sequence[str], most: int = 3) -> str:
     """ "a, b and 7 more"."""
     shown = ", ".join(names[:most])
