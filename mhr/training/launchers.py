@@ -145,11 +145,11 @@ class _Hand:
         return row
 
     def end(self) -> None:
-        """End the process: one that waits leaves by itself, one at work is told to stop."""
+        """End the process: one that waits leaves by itself; one at work is killed, since its unit will be made anew."""
         self.connection.close()
         if self.unit is None:
             self.process.join(PATIENCE)
-        self.process.terminate()
+        self.process.kill()
         self.process.join()
 
 

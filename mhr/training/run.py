@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mhr import __version__
 from mhr.errors import CheckpointError
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically, write_text_atomically, writing
@@ -109,12 +111,16 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         """The resolved settings of the run."""
-        return load_config(self.path / "config.yaml")
+        file = self.path / "config.yaml"
+        if not file.is_file() and "config" in self.info:  # a kill came before it was written
+            write_text_atomically(file, yaml.safe_dump(self.info["config"], sort_keys=False, allow_unicode=True))
+        return load_config(file)
 
     def start(self, config: RunConfig, **info: Any) -> None:
         """Write what is known before the first step."""
-        write_text_atomically(self.path / "config.yaml", dump_config(config))
+        # First what tells that this is a run: a folder without it is left alone, also by a resumed run after a kill.
         self.write(status="running", **info, versions=versions(), config=to_dict(config))
+        write_text_atomically(self.path / "config.yaml", dump_config(config))
 
     def write(self, **changes: Any) -> None:
         """Change what run.json says."""

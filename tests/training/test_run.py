@@ -26,6 +26,22 @@ def test_a_run_is_written_and_read_back(tmp_path: Path) -> None:
         again.result()
 
 
+def test_a_kill_at_the_beginning_leaves_a_run_that_can_be_resumed_or_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(preset="demo", steps=3)
+
+    def killed(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mhr.training.run.write_text_atomically", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder.create(tmp_path / "run").start(config, kind="pretrain")
+    assert RunFolder.create(tmp_path / "run", resume=True).config() == config
+    assert RunFolder.create(tmp_path / "run", overwrite=True).info == {}
+
+
 def test_a_folder_in_use_is_refused_and_nothing_in_it_is_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(MhrError, match="not empty.*--overwrite"):

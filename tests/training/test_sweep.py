@@ -209,8 +209,8 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(source: Source, tmp_path: P
         "runs": [str(source("mhr").path)],
         "tasks": TASKS,
         "modes": ["mhr", "mu"],
-        "seeds": [1, 2],
-        "steps": 40,
+        "seeds": [1],
+        "steps": 60,
         "workers": 2,
         "output": str(output),
         "progress": False,
@@ -230,16 +230,17 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(source: Source, tmp_path: P
         time.sleep(0.05)
     assert not any(map(alive, workers))
     before = rows_of(output)
-    assert 0 < len(before) < 8
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == "8"
+    assert 0 < len(before) < 4
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "4"
     after = rows_of(output)
     assert after[: len(before)] == before
-    assert len({(row["mode"], row["task"], row["seed"]) for row in after}) == len(after) == 8
+    assert len({(row["mode"], row["task"], row["seed"]) for row in after}) == len(after) == 4
     # Processes change nothing of what comes out.
-    alone = sweep([str(source("mhr").path)], TASKS[:1], modes=["mu"], seeds=[2], steps=40, launcher="here",
+    alone = sweep([str(source("mhr").path)], TASKS[:1], modes=["mu"], seeds=[1], steps=60, launcher="here",
                   output=str(tmp_path / "alone"), progress=False)  # fmt: skip
-    (same,) = [row for row in after if (row["mode"], row["task"], row["seed"]) == ("mu", TASKS[0], 2)]
+    (same,) = [row for row in after if (row["mode"], row["task"], row["seed"]) == ("mu", TASKS[0], 1)]
     assert same["score"] == alone.rows[0]["score"]
 
 
