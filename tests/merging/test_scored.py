@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 
 from mhr import AdapterConfig, attach
 from mhr.backbones import load_backbone
@@ -23,6 +24,7 @@ from mhr.training.config import RunConfig, dump_config, load_config
 from mhr.training.run import RunFolder
 from tests.merging.loras import load, same, save
 from tests.merging.test_ties_dare import Named
+from tests.models import randomise, tiny_model
 
 BASE = "builtin:t5-tiny"
 TASK = "rev-last"
@@ -175,6 +177,32 @@ def test_ranks_that_differ_by_layer_and_a_head(tmp_path, judge):
     )
     assert found[f"{first}.a"].shape == wide.a.shape
     assert {t.shape for name, t in found.items() if name.endswith(".b") and first not in name} == {f.b.shape}
+
+
+def test_a_head_that_was_trained_whole_has_fisher_information_too(tmp_path):
+    """An encoder that ranks choices: the head is merged by its own information."""
+    tiny_model("bert", vocab_size=384).save_pretrained(tmp_path / "base")
+    ByT5Tokenizer().save_pretrained(tmp_path / "base")
+    rows = [
+        {"task": "t", "input": f"is it {i}?", "targets": ["yes"], "choices": ["yes", "no"], "split": split}
+        for i in range(4)
+        for split in ("train", "test")
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folders = []
+    for seed in (1, 2):
+        model, _ = load_backbone(str(tmp_path / "base"), "encoder")
+        randomise(attach(model, AdapterConfig(method="shared", rank=2, targets=["query"]), ["t"]), seed)
+        torch.nn.init.normal_(model.classifier.weight, generator=torch.Generator().manual_seed(seed))
+        folders.append(save_adapter(model, tmp_path / f"{seed}", base=str(tmp_path / "base")))
+    settings = {"tasks": str(tmp_path / "t.jsonl"), "progress": False}
+    found = load(merge(folders, method="fisher", **settings, evaluate=True, output=tmp_path / "out"))
+    plains = [load(folder) for folder in folders]
+    one, two, merged = (p.modules["classifier"]["weight"] for p in (*plains, found))
+    low, high = torch.minimum(one, two), torch.maximum(one, two)
+    assert ((merged >= low - 1e-5) & (merged <= high + 1e-5)).all()
+    assert (merged - (one + two) / 2).norm() > 0.05 * (one - two).norm()
+    assert read_report(tmp_path / "out").scores["merged"]["tasks"].keys() == {"t"}
 
 
 # ---- what is scored on -----------------------------------------------------------------------------------------------
