@@ -167,7 +167,7 @@ def _serve(connection: Connection, study: Study, gpu: str | None, threads: int) 
     try:
         while True:
             connection.send(worker.work(connection.recv()))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+    except (EOFError, ConnectionError, KeyboardInterrupt):
         return
 
 
