@@ -22,7 +22,15 @@ def test_rows_stand_in_their_sections() -> None:
         "command": "python -m mhr_benchmarks.adamix",
         "machine": {"cpu": "a CPU", "threads": 1, "commit": "abc"},
         "seconds": {"all": 90.0},
-        "plan": {"tasks": TASKS, "seeds": [1, 2], "n_train": 300, "steps": 10, "batch": 8, "precision": "bf16"},
+        "plan": {
+            "tasks": TASKS,
+            "seeds": [1, 2],
+            "n_train": 300,
+            "steps": 1,
+            "batch": 8,
+            "precision": "bf16",
+            "updates": [["AdaMix", 10, 0.002]],
+        },
         "scores": {
             "AdaMix, each task alone": alone,
             "AdaMix, each task alone: per token": scores({"1": 0.6, "2": 0.6}, {"1": 0.4, "2": 0.4}),
