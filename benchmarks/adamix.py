@@ -127,7 +127,7 @@ class Study:
         }
         jobs = [
             self.job(name, methods[name], steps, lr, group, seed)
-            for group in (TOGETHER, *plan.tasks)
+            for group in (*plan.tasks, TOGETHER)
             for seed in plan.seeds
             for name, steps, lr in plan.updates
         ]
