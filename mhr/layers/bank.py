@@ -92,7 +92,7 @@ class AdapterBank(nn.Module):
         packed = packed.to(device, non_blocking=True)
         n, end = len(rows), len(rows) + len(distinct)
         draws = None if drawn is None else packed[end:].view(drawn.shape)
-        average = None if self.toward_average == 0 else even.new_tensor(self.toward_average)
+        average = None if self.toward_average == 0 else even.new_full((), self.toward_average)
         return RoutingBatch(
             rows=packed[:n], tasks=packed[n:end], noise=noise, draws=draws, source=source, average=average
         )

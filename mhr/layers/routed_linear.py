@@ -62,6 +62,7 @@ class RoutedLinear(RoutedLayer):
                 rows,
                 self.scaling,
                 weights_b=None if a is b else b,
+                rows_b=rows_b,
             )
         a, b = self.mixed(weights)
         y = base(x)

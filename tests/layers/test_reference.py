@@ -195,3 +195,34 @@ def test_dropout_takes_elements_of_the_adapter_s_input_while_training() -> None:
     torch.manual_seed(1)
     torch.testing.assert_close(found, expected(nn.functional.dropout(x, 0.5)))
     torch.testing.assert_close(model.eval()(x), expected(x))
+
+
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+@pytest.mark.parametrize("share", ["none", "up", "down"])
+def test_drawn_lora(share: str, kind: str, dtype: torch.dtype) -> None:
+    """A and B are drawn apart from one another, and only what is drawn gets a gradient."""
+    base = Conv1D(OUT, IN) if kind == "conv1d" else nn.Linear(IN, OUT)
+    model, bank = one_layer(base.to(dtype), method="adamix", share=share, rank=3, alpha=2.0, n_skills=5)
+    (layer,) = bank.layers.values()
+    assert isinstance(layer, RoutedLinear)
+    model.train()
+    bank.seed_draws(7, 1)
+    batch = bank.for_batch(["rte", "copa", "rte", "rte"])
+    assert batch.draws is not None
+    (a,), (b,) = batch.draws[0].tolist()
+    assert a != b  # or the test would not tell them apart
+    x = torch.randn(4, LENGTH, IN, dtype=dtype, requires_grad=True)
+    upstream = torch.randn(4, LENGTH, OUT, dtype=dtype)
+    y = model(x, task_ids=batch)
+    (y * upstream).sum().backward()
+
+    leaves = {"x": x, "bank_a": layer.bank_a, "bank_b": layer.bank_b}
+    truth = {name: t.detach().double().requires_grad_() for name, t in leaves.items()}
+    matrix = base.weight.detach().double()
+    frozen = truth["x"] @ (matrix if kind == "conv1d" else matrix.T) + base.bias.detach().double()
+    expected = frozen + 2.0 / 3 * truth["x"] @ truth["bank_a"][0, a] @ truth["bank_b"][0, b]
+    (expected * upstream.double()).sum().backward()
+    close("y", y, expected, LIMITS[dtype])
+    for name, leaf in leaves.items():
+        close(name, leaf.grad, truth[name].grad, LIMITS[dtype])
