@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -103,7 +104,7 @@ def read_dev(config: RunConfig) -> TaskCollection | None:
     dev = config.adapt.dev
     if dev is None:
         return None
-    if dev == config.tasks:
+    if Path(dev).resolve() == Path(config.tasks).resolve():
         raise ConfigError(
             f"dev is {dev}, the collection that is tested on: name another one, use dev_shots, or say protocol 'paper'"
         )

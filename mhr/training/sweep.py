@@ -31,7 +31,6 @@ from mhr.files import (
     read_json,
     write_bytes_atomically,
     write_json_atomically,
-    write_text_atomically,
     writing,
 )
 from mhr.training.adapting import few_shot_settings, fitting_tasks, named_tasks
@@ -114,8 +113,9 @@ def sweep(
     TrainingError for a folder that holds another sweep, and at the end where units have failed; Interrupted on Ctrl-C.
     """
     launch = launchers[launcher](workers)
-    study, units, notes = _plan(runs, tasks, modes, output, tasks_path, template, limit, few)
     folder = Path(output)
+    known = _known_names(folder) if resume else {}
+    study, units, notes = _plan(runs, known, tasks, modes, output, tasks_path, template, limit, few)
     described = {"settings": study.identity, "axes": _axes(units), "notes": notes}
     _open(folder, described, overwrite=overwrite, resume=resume)
     rows = _read_rows(folder / RESULTS_FILE)
@@ -144,10 +144,11 @@ def sweep(
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one line in one write, on the disk when it returns: a kill leaves all of it or a cut last line."""
+    """Append one line, on the disk when it returns: a kill leaves all of it or a cut last line."""
     line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    with writing(path), open(path, "ab", buffering=0) as file:
+    with writing(path), open(path, "ab") as file:
         file.write(line)
+        file.flush()
         os.fsync(file.fileno())
 
 
@@ -167,6 +168,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _plan(
     runs: Sequence[str],
+    known: Mapping[str, str],
     tasks: Sequence[str] | None,
     modes: Sequence[str],
     output: str,
@@ -176,7 +178,7 @@ def _plan(
     few: dict[str, Any],
 ) -> tuple[Study, list[Unit], list[str]]:
     """What all units share, the units, and what was left out."""
-    names = _names(runs)
+    names = _names(runs, known)
     sources = {name: RunFolder.open(run) for name, run in names.items()}
     configs = {name: few_shot_settings(run.config(), tasks_path, template, few) for name, run in sources.items()}
     for source in sources.values():
@@ -198,7 +200,8 @@ def _plan(
                     share_out(task, config.adapt, seed, mode, dev)  # too few examples are told before anything is done
                     units.append(Unit(names[name], name, mode, task.name, seed))
     identity = {"runs": shared, "tasks": tasks_path, "template": template, "limit": limit}
-    return Study(output, tasks_path, template, limit, few, identity), units, notes
+    # A mode may be asked for by two names.
+    return Study(output, tasks_path, template, limit, few, identity), list(dict.fromkeys(units)), notes
 
 
 def _fitting(collection: TaskCollection, source: RunFolder, config: RunConfig, named: bool) -> TaskCollection:
@@ -209,14 +212,22 @@ def _fitting(collection: TaskCollection, source: RunFolder, config: RunConfig, n
     return fitting_tasks(collection, named, kind, tokenizer, config)[0]
 
 
-def _names(runs: Sequence[str]) -> dict[str, str]:
-    """A short name for every run: the last part of its path, and as much before it as tells them apart."""
+def _known_names(folder: Path) -> dict[str, str]:
+    """The path of each run that the table in a folder has -> its name there."""
+    file = folder / SWEEP_FILE
+    runs = read_json(file, TrainingError)["settings"]["runs"] if file.is_file() else {}
+    return {run["path"]: name for name, run in runs.items()}
+
+
+def _names(runs: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+    """A short name for every run: the one that is known, or the last part of its path and as much before it as tells them apart."""
     paths = [Path(run).resolve() for run in runs]
     if len(set(paths)) < len(paths):
         raise ConfigError("a run is given twice: name each run once")
     for n in range(1, max((len(path.parts) for path in paths), default=1) + 1):
-        names = ["/".join(path.parts[-n:]) for path in paths]
-        if len(set(names)) == len(names):
+        names = [known.get(str(path)) or "/".join(path.parts[-n:]) for path in paths]
+        others = [name for path, name in known.items() if Path(path) not in paths]
+        if len({*names, *others}) == len(names) + len(others):
             return dict(zip(names, map(str, runs), strict=True))
     raise ConfigError("no run is given: name at least one")
 
@@ -259,25 +270,27 @@ def _axes(units: Sequence[Unit]) -> dict[str, list[Any]]:
 
 
 def _open(folder: Path, described: dict[str, Any], *, overwrite: bool, resume: bool) -> None:
-    """The folder of the sweep, made or found. Raises TrainingError where it holds another one."""
+    """The folder of the sweep, made or found. Raises TrainingError where it holds another one.
+
+    Runs may be added to a sweep: only those that both have are compared, and those not asked for now stay on record.
+    """
     known = folder / SWEEP_FILE
-    if known.is_file() and not overwrite:
-        before, now = (flat(values) for values in (read_json(known, TrainingError)["settings"], described["settings"]))
-        shared = set(described["settings"]["runs"])
-        for key in sorted(before.keys() | now.keys()):
-            foreign = key.startswith("runs.") and not any(key.startswith(f"runs.{name}.") for name in shared)
-            added = key.startswith("runs.") and not any(k.startswith(key.rpartition(".adapt.")[0]) for k in before)
-            if foreign or added or before.get(key) == now.get(key):
-                continue
-            raise TrainingError(
-                f"{folder} holds the table of another sweep, with {key} {before.get(key)!r}, not {now.get(key)!r}: ask for the "
-                "same, or choose another output folder"
-            )
+    if known.is_file() and (resume or not overwrite):
+        settings, before = described["settings"], read_json(known, TrainingError)["settings"]
+        shared = settings["runs"].keys() & before["runs"].keys()
+        one, two = (flat({**s, "runs": {name: s["runs"][name] for name in shared}}) for s in (before, settings))
+        for key in sorted(one.keys() | two.keys()):
+            if one.get(key) != two.get(key):
+                raise TrainingError(
+                    f"{folder} holds the table of another sweep, with {key} {one.get(key)!r}, not {two.get(key)!r}: ask for "
+                    "the same, or choose another output folder"
+                )
         if not resume:
             raise TrainingError(
                 f"{folder} holds this sweep already: go on with --resume, or start over with --overwrite"
             )
-    elif not (resume and known.is_file()):
+        described = described | {"settings": settings | {"runs": before["runs"] | settings["runs"]}}
+    else:
         prepare_output(folder, overwrite)
         clear(make_folder(folder))
     write_json_atomically(known, described)
@@ -287,10 +300,9 @@ def _read_rows(path: Path) -> dict[tuple[Any, ...], Row]:
     """The last row of each unit. A line that a kill has cut is taken out of the file, so that the next one begins a line."""
     if not path.is_file():
         return {}
-    text = path.read_text("utf-8")
-    whole, _, cut = text.rpartition("\n")
+    whole, end, cut = path.read_bytes().rpartition(b"\n")  # bytes: a cut may go through a letter
     if cut:
-        write_text_atomically(path, whole + "\n" if whole else "")
+        write_bytes_atomically(path, whole + end)
     rows = (json.loads(line) for line in whole.splitlines())
     return {Unit.key_of(row): row for row in rows}
 

@@ -91,7 +91,7 @@ class Worker:
             limit=self.study.limit,
             max_input_length=config.data.max_input_length,
             max_target_length=config.data.max_target_length,
-            length_norm=config.adapt.length_norm,
+            length_norm=run.info["config"]["train"]["length_norm"],  # a grid may have chosen it
             precision=config.train.precision,
             progress=False,
         )

@@ -157,7 +157,7 @@ def test_a_dev_collection_is_judged_on(searched: Any, tmp_path: Path, tasks_file
     assert run.info["selection"]["on"] == str(dev)
     assert run.info["selection"]["examples"] == 28
     with pytest.raises(ConfigError, match="the collection that is tested on"):
-        searched("same", dev=str(tasks_file), grid={"lr": [1e-2, 1e-3]})
+        searched("same", dev=f"{tasks_file.parent}/./{tasks_file.name}", grid={"lr": [1e-2, 1e-3]})
     dev.write_text(dev.read_text().replace(TASK, "other"))
     with pytest.raises(TaskError, match=f"unknown task '{TASK}'"):
         searched("none", dev=str(dev), grid={"lr": [1e-2, 1e-3]})

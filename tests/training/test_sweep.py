@@ -16,7 +16,8 @@ import pyarrow.parquet
 import pytest
 
 from mhr.errors import ConfigError, DataError, MhrError, TrainingError
-from mhr.training import RunFolder, launchers
+from mhr.evaluation import evaluate, load_model
+from mhr.training import RunFolder, launchers, units
 from mhr.training.sweep import SweepResult, append_row, sweep
 from mhr.training.units import Worker
 
@@ -99,10 +100,46 @@ def test_what_is_done_is_skipped_and_more_can_be_asked_for(swept: Any, here: lis
     assert len(rows_of(tmp_path / "sweep")) == 1
 
 
+def test_further_runs_can_be_asked_for(swept: Any, here: list[str], tmp_path: Path) -> None:
+    """Those asked for before stay on record, so that they cannot come back with other settings."""
+    first = swept(("mhr",), tasks=TASKS[:1], seeds=[1])
+    both = swept(("mhr", "lora"), tasks=TASKS[:1], seeds=[1], resume=True)
+    assert both.rows[0] == first.rows[0]
+    other = swept(("lora",), tasks=TASKS[:1], seeds=[1], resume=True)
+    assert other.rows == both.rows[1:]
+    assert len(here) == 2
+    with pytest.raises(TrainingError, match=r"table of another sweep, with runs\..*adapt\.steps 2, not 3"):
+        swept(("mhr",), tasks=TASKS[:1], seeds=[1], steps=3, resume=True, overwrite=True)
+    assert [row["status"] for row in rows_of(tmp_path / "sweep")] == ["done", "done"]
+
+
+def test_a_mode_by_two_names_is_one(swept: Any, here: list[str]) -> None:
+    assert len(swept(tasks=TASKS[:1], seeds=[1], modes=["mhr", "poly"]).rows) == 1
+    assert here == TASKS[:1]
+
+
+def test_units_are_judged_as_their_grid_has_chosen(swept: Any, here: list[str], tmp_path: Path) -> None:
+    (row,) = swept(tasks=TASKS[:1], seeds=[1], grid={"length_norm": [0.0]}, select="best").rows
+    loaded = load_model(row["folder"])
+    assert loaded.length_norm == 0.0
+    judged: list[float] = []
+
+    def ask(*arguments: Any, length_norm: float, **settings: Any) -> Any:
+        judged.append(length_norm)
+        return evaluate(*arguments, length_norm=length_norm, **settings)
+
+    (tmp_path / "sweep" / "results.jsonl").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(units, "evaluate", ask)
+        (again,) = swept(tasks=TASKS[:1], seeds=[1], grid={"length_norm": [0.0]}, select="best", resume=True).rows
+    assert judged == [0.0]
+    assert again["score"] == row["score"]
+
+
 def test_a_unit_that_was_trained_but_not_told_is_evaluated_alone(swept: Any, here: list[str], tmp_path: Path) -> None:
     (row,) = swept(tasks=TASKS[:1], seeds=[1]).rows
     file = tmp_path / "sweep" / "results.jsonl"
-    file.write_text('{"run": "mhr", "mo')  # a kill has cut the line
+    file.write_bytes('{"run": "ä'.encode()[:-1])  # a kill has cut the line, in the middle of a letter
     trained = (Path(row["folder"]) / "run.json").stat().st_mtime_ns
     (again,) = swept(tasks=TASKS[:1], seeds=[1], resume=True).rows
     assert (Path(row["folder"]) / "run.json").stat().st_mtime_ns == trained
