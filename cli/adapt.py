@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from . import few_shot, options
+from . import options
 from .console import note, print_json, working
+from .few_shot import few_shot_options
 from .options import SETTINGS
 
 EXAMPLES = """**Examples**
@@ -30,6 +31,7 @@ Mode = Annotated[
 ]
 
 
+@few_shot_options
 def adapt(
     run: options.Run,
     output: options.Output,
@@ -40,24 +42,8 @@ def adapt(
     json: options.Json = False,
     mode: Mode = "mhr",
     template: options.Template = None,
-    shots: few_shot.Shots = None,
-    seeds: few_shot.Seeds = None,
-    steps: few_shot.Steps = None,
-    batch_size: few_shot.BatchSize = None,
-    lr: few_shot.Lr = None,
-    router_lr: few_shot.RouterLr = None,
-    warmup: few_shot.Warmup = None,
-    scheduler: few_shot.Scheduler = None,
-    mc_loss: few_shot.McLoss = None,
-    unlikely_loss: few_shot.UnlikelyLoss = None,
-    length_norm: few_shot.LengthNorm = None,
-    grid: few_shot.Grid = None,
-    protocol: few_shot.Protocol = None,
-    select: few_shot.Select = None,
-    eval_every: few_shot.EvalEvery = None,
-    patience: few_shot.Patience = None,
-    dev: few_shot.Dev = None,
-    dev_shots: few_shot.DevShots = None,
+    *,
+    few: dict[str, Any],
 ) -> None:
     """Adapt a pretrained run to new tasks, from a few examples of each.
 
@@ -69,11 +55,6 @@ def adapt(
         from mhr.files import read_json
         from mhr.training import adapt as train
 
-        few = few_shot.few_shot_flags(
-            shots, seeds, grid, steps=steps, batch_size=batch_size, lr=lr, router_lr=router_lr, warmup=warmup,
-            scheduler=scheduler, mc_loss=mc_loss, unlikely_loss=unlikely_loss, length_norm=length_norm,
-            protocol=protocol, select=select, eval_every=eval_every, patience=patience, dev=dev, dev_shots=dev_shots,
-        )  # fmt: skip
         runs = train(
             str(run),
             options.split(task),

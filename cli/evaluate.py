@@ -9,6 +9,8 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
+from mhr.errors import ConfigError
+
 from . import harness as in_harness
 from . import options
 from .console import note, out, print_json, working
@@ -131,20 +133,34 @@ def evaluate(
     With --output, DIR/evaluation.json keeps the scores and DIR/predictions.jsonl every answer. With --harness, the tasks are
     those of the lm-evaluation-harness, and DIR/harness.json keeps what it says.
     """
+    if harness_tasks is not None and not harness:
+        raise ConfigError("--harness-tasks is the place of tasks that --harness names: add that, or leave it out")
     if harness:
-        in_harness.refuse({"--tasks": tasks, "--task": task, "--part": part, "--metrics": metrics, "--set": set_})
+        in_harness.refuse(
+            {
+                "--tasks": tasks is not None,
+                "--task": task is not None,
+                "--part": part is not None,
+                "--metrics": metrics is not None,
+                "--set": set_ is not None,
+                "--split": split != "test",
+                "--inference": inference != "average",
+                "--draws": draws is not None,
+                "--seed": seed != 0,
+            }
+        )
         with working():
             found = in_harness.evaluate(
                 path,
                 options.split(harness) or [],
-                harness_tasks,
-                limit,
-                batch_size,
-                route_as,
-                model,
-                kind,
-                output,
-                overwrite,
+                include=harness_tasks,
+                limit=limit,
+                batch_size=batch_size,
+                route_as=route_as,
+                base=model,
+                kind=kind,
+                output=output,
+                overwrite=overwrite,
             )
         if json:
             print_json(found)

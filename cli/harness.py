@@ -37,16 +37,17 @@ HarnessTasks = Annotated[
 ]
 
 
-def refuse(flags: dict[str, Any]) -> None:
-    """Raise ConfigError for a flag that says which tasks of a collection are meant."""
-    for name, value in flags.items():
-        if value is not None:
+def refuse(flags: dict[str, bool]) -> None:
+    """Raise ConfigError for a flag that is given (name -> whether it is) and speaks of the tasks of a collection."""
+    for name, given in flags.items():
+        if given:
             raise ConfigError(f"{name} is for task collections, and --harness has tasks of its own: leave one out")
 
 
 def evaluate(
     path: str,
     names: list[str],
+    *,
     include: Path | None,
     limit: int | None,
     batch_size: int | None,

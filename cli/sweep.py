@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from . import few_shot, options
+from . import options
 from .console import note, out, print_json, working
+from .few_shot import few_shot_options
 from .options import SETTINGS, WHERE
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ Workers = Annotated[
 ]
 
 
+@few_shot_options
 def sweep(
     runs: Runs,
     output: options.Output,
@@ -66,24 +68,8 @@ def sweep(
     json: options.Json = False,
     limit: Limit = None,
     template: options.Template = None,
-    shots: few_shot.Shots = None,
-    seeds: few_shot.Seeds = None,
-    steps: few_shot.Steps = None,
-    batch_size: few_shot.BatchSize = None,
-    lr: few_shot.Lr = None,
-    router_lr: few_shot.RouterLr = None,
-    warmup: few_shot.Warmup = None,
-    scheduler: few_shot.Scheduler = None,
-    mc_loss: few_shot.McLoss = None,
-    unlikely_loss: few_shot.UnlikelyLoss = None,
-    length_norm: few_shot.LengthNorm = None,
-    grid: few_shot.Grid = None,
-    protocol: few_shot.Protocol = None,
-    select: few_shot.Select = None,
-    eval_every: few_shot.EvalEvery = None,
-    patience: few_shot.Patience = None,
-    dev: few_shot.Dev = None,
-    dev_shots: few_shot.DevShots = None,
+    *,
+    few: dict[str, Any],
 ) -> None:
     """Adapt runs in several modes to many tasks with several seeds, evaluate each result, and keep one table.
 
@@ -93,11 +79,6 @@ def sweep(
     with working():
         from mhr.training.sweep import sweep as work
 
-        few = few_shot.few_shot_flags(
-            shots, seeds, grid, steps=steps, batch_size=batch_size, lr=lr, router_lr=router_lr, warmup=warmup,
-            scheduler=scheduler, mc_loss=mc_loss, unlikely_loss=unlikely_loss, length_norm=length_norm,
-            protocol=protocol, select=select, eval_every=eval_every, patience=patience, dev=dev, dev_shots=dev_shots,
-        )  # fmt: skip
         result = work(
             [str(run) for run in runs],
             options.split(task),

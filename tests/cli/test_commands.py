@@ -141,7 +141,7 @@ def test_inspect_shows_routing_and_draws_it(run: Path, tmp_path: Path) -> None:
     output = tmp_path / "plots"
     shown = succeed("inspect", run, "--output", output).stdout
     tasks = json.loads((run / "run.json").read_text())["tasks"]
-    for word in ("routing of one more task", "Entropy", tasks[0], tasks[-1]):
+    for word in ("routing of one more task", "entropy", tasks[0], tasks[-1]):
         assert word in shown
     names = {file.name for file in output.iterdir()}
     assert {"routing.png", "routing.svg", "similarity.png", "entropy.svg", "inspection.json"} <= names

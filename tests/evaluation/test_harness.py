@@ -107,3 +107,8 @@ def test_without_the_harness_or_with_flags_of_collections(monkeypatch: pytest.Mo
     assert "--tasks is for task collections" in refuse(
         "evaluate", "builtin:t5-tiny", "--harness", "boolq", "--tasks", "builtin:skills"
     )
+    for flag in (("--split", "train"), ("--inference", "token"), ("--seed", "1")):
+        assert f"{flag[0]} is for task collections" in refuse(
+            "evaluate", "builtin:t5-tiny", "--harness", "boolq", *flag
+        )
+    assert "--harness-tasks is the place" in refuse("evaluate", "builtin:t5-tiny", "--harness-tasks", "dir")
