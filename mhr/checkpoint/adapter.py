@@ -233,7 +233,9 @@ def _open_tensors(path: Path, size: int, digest: str) -> TensorFile:
         found = path.stat().st_size
         if found != size:
             state = "truncated" if found < size else "too long"
-            raise CheckpointError(f"{path} is {state}: {found} bytes, {CONFIG_FILE} says {size}; copy or train it again")
+            raise CheckpointError(
+                f"{path} is {state}: {found} bytes, {CONFIG_FILE} says {size}; copy or train it again"
+            )
         if file_digest(path) != digest:
             raise CheckpointError(
                 f"{path} is damaged: its SHA-256 is not the one in {CONFIG_FILE}; copy or train it again"

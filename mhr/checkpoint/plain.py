@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class LoraFactors:
         return self.alpha / self.rank
 
     @property
-    def sizes(self) -> tuple[int, int]:
+    def sizes(self) -> Sizes:
         """(I, O)."""
         return self.a.shape[0], self.b.shape[1]
 
@@ -39,34 +41,6 @@ class LoraFactors:
         """`(alpha / R) * A B` [I, O], in float32 (float64 for float64 factors)."""
         dtype = accumulator(torch.promote_types(self.a.dtype, self.b.dtype))
         return self.scaling * (self.a.to(dtype) @ self.b.to(dtype))
-
-
-@dataclass(frozen=True)
-class PlainLora:
-    """One LoRA (arXiv 2106.09685). `modules` holds what the adapter stores whole: module -> its state."""
-
-    layers: dict[str, LoraFactors]
-    base: BaseModel
-    modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-
-    @property
-    def sizes(self) -> dict[str, Sizes]:
-        """Layer -> (in, out) features."""
-        return {name: factors.sizes for name, factors in self.layers.items()}
-
-
-@dataclass(frozen=True)
-class PlainIA3:
-    """One IA3 (arXiv 2205.05638): each layer's output is multiplied by its vector [O]."""
-
-    layers: dict[str, Tensor]
-    base: BaseModel
-    modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-
-    @property
-    def sizes(self) -> dict[str, Sizes]:
-        """Layer -> (in, out) features; a vector does not tell the first."""
-        return {name: (None, vector.shape[0]) for name, vector in self.layers.items()}
 
 
 @dataclass(frozen=True)
@@ -82,24 +56,47 @@ class BottleneckFactors:
     def rank(self) -> int:
         return self.a.shape[1]
 
+    @property
+    def sizes(self) -> Sizes:
+        """(None, O): a bottleneck does not tell the inputs of its layer."""
+        return None, self.a.shape[0]
+
+
+Held = TypeVar("Held", LoraFactors, Tensor, BottleneckFactors)
+
 
 @dataclass(frozen=True)
-class PlainBottleneck:
-    """One bottleneck adapter (arXiv 2205.12410): what a bank of them, AdaMix's above all, merges to."""
+class _Plain(Generic[Held]):
+    """layers: adapted layer -> what the adapter holds for it; modules: what it stores whole, module -> its state."""
 
-    layers: dict[str, BottleneckFactors]
+    layers: dict[str, Held]
     base: BaseModel
     modules: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def sizes(self) -> dict[str, Sizes]:
-        """Layer -> (in, out) features; a bottleneck does not tell the first."""
-        return {name: (None, factors.a.shape[0]) for name, factors in self.layers.items()}
+        """Layer -> (in, out) features; None where the adapter does not tell them."""
+        return {
+            name: (None, held.shape[0]) if isinstance(held, Tensor) else held.sizes
+            for name, held in self.layers.items()
+        }
+
+
+class PlainLora(_Plain[LoraFactors]):
+    """One LoRA (arXiv 2106.09685)."""
+
+
+class PlainIA3(_Plain[Tensor]):
+    """One IA3 (arXiv 2205.05638): each layer's output is multiplied by its vector [O]."""
+
+
+class PlainBottleneck(_Plain[BottleneckFactors]):
+    """One bottleneck adapter (arXiv 2205.12410): what a bank of them, AdaMix's above all, merges to."""
 
 
 PlainAdapter = PlainLora | PlainIA3 | PlainBottleneck
 
-KINDS: dict[str, type[PlainAdapter]] = {"lora": PlainLora, "ia3": PlainIA3, "bottleneck": PlainBottleneck}
+KINDS: dict[str, type[Any]] = {"lora": PlainLora, "ia3": PlainIA3, "bottleneck": PlainBottleneck}
 """Kind of adapter, as `AdapterConfig.adapter` names it -> a plain one."""
 
 
@@ -111,23 +108,23 @@ def attach_plain(model: nn.Module, plain: PlainAdapter, task: str = "merged") ->
     return attach_checkpoint(plain_checkpoint(plain, task), model, f"the plain {_kind(plain)}")
 
 
-def plain_checkpoint(plain: PlainAdapter, task: str = "merged") -> AdapterCheckpoint:
+def plain_checkpoint(
+    plain: PlainAdapter, task: str = "merged", size: tuple[int, float] | None = None
+) -> AdapterCheckpoint:
     """A plain adapter as a checkpoint: method shared, one task.
 
-    A bank has one rank and one scaling. Layers of a lower rank get zeros up to the highest, which train to nothing, and where
-    the scalings of a LoRA differ B takes up the difference.
+    size: (rank, alpha) of the bank; None takes the `bank_size` of the adapter's layers. Layers of a lower rank get zeros up to
+    it, which train to nothing, and where the scaling of a LoRA differs B takes up the difference.
     """
     tensors: dict[str, Tensor] = {}
     rank, alpha = 1, 1.0
     if isinstance(plain, PlainLora):
-        rank = max(factors.rank for factors in plain.layers.values())
-        kinds = {(factors.rank, factors.alpha) for factors in plain.layers.values()}
-        alpha = kinds.pop()[1] if len(kinds) == 1 else rank * max(f.scaling for f in plain.layers.values())
+        rank, alpha = size or bank_size((factors.rank, factors.alpha) for factors in plain.layers.values())
         for name, factors in plain.layers.items():
             b = factors.b if factors.scaling == alpha / rank else factors.b * (factors.scaling / (alpha / rank))
             tensors |= _banks(name, rank, bank_a=factors.a, bank_b=b)
     elif isinstance(plain, PlainBottleneck):
-        rank = max(bottleneck.rank for bottleneck in plain.layers.values())
+        rank, _ = size or bank_size((factors.rank, 1.0) for factors in plain.layers.values())
         for name, f in plain.layers.items():
             tensors |= _banks(name, rank, bank_a=f.a, bank_b=f.b, bias_a=f.bias_a[None], bias_b=f.bias_b[None])
     else:
@@ -151,6 +148,15 @@ def plain_checkpoint(plain: PlainAdapter, task: str = "merged") -> AdapterCheckp
         modules=list(plain.modules),
         tensors=tensors,
     )
+
+
+def bank_size(layers: Iterable[tuple[int, float]]) -> tuple[int, float]:
+    """The one (rank, alpha) that a bank has for layers of these: the highest rank, and the scaling of all or else the largest."""
+    sizes = set(layers)
+    if len(sizes) == 1:
+        return sizes.pop()
+    rank = max(rank for rank, _ in sizes)
+    return rank, rank * max(alpha / r for r, alpha in sizes)
 
 
 def _banks(layer: str, rank: int, **factors: Tensor) -> dict[str, Tensor]:

@@ -15,12 +15,9 @@ from torch import Tensor
 
 from mhr.checkpoint import AdapterCheckpoint, BaseModel, TensorFile
 from mhr.checkpoint.base import Sizes
-from mhr.checkpoint.plain import LoraFactors, PlainAdapter, PlainBottleneck, PlainIA3, PlainLora
+from mhr.checkpoint.plain import KINDS, LoraFactors, PlainAdapter
 from mhr.interop import PeftAdapter
 from mhr.training.run import RunFolder
-
-KINDS: dict[str, type[Any]] = {"lora": PlainLora, "ia3": PlainIA3, "bottleneck": PlainBottleneck}
-"""Plain adapters by the name that `AdapterConfig.adapter` has for them."""
 
 Layer = Any
 """One layer of a plain adapter: LoraFactors, the vector of an IA3, BottleneckFactors."""

@@ -6,27 +6,24 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mhr.checkpoint import TENSORS_FILE, AdapterCheckpoint, TensorWriter, write_config
-from mhr.checkpoint.plain import LoraFactors, plain_checkpoint
+from mhr.checkpoint.plain import KINDS, bank_size, plain_checkpoint
 from mhr.errors import MergeError
 from mhr.files import write_json_atomically
 from mhr.interop import peft
 from mhr.merging.banks import Bank
-from mhr.merging.source import KINDS, Layer, Source
+from mhr.merging.source import Source
 
 
 def write_plain(source: Source, folder: Path, task: str) -> None:
     """A plain adapter as an adapter checkpoint of ours, see `plain_checkpoint`: method shared, one task."""
-    rank = max(shape.rank for shape in source.shapes.values())
-    alphas = {(shape.rank, shape.alpha) for shape in source.shapes.values()}
-    alpha = alphas.pop()[1] if len(alphas) == 1 else rank * max(s.scaling for s in source.shapes.values())
+    size = bank_size((shape.rank, shape.alpha) for shape in source.shapes.values())
     described: AdapterCheckpoint | None = None
     with TensorWriter(folder / TENSORS_FILE) as file:
         for name in source.shapes:
-            layer = _filled_up(source.layer(name), rank, alpha)
-            part = plain_checkpoint(KINDS[source.kind]({name: layer}, source.base), task)
+            part = plain_checkpoint(KINDS[source.kind]({name: source.layer(name)}, source.base), task, size)
             described = described or part
             _add(file, part.tensors)
         for name in source.modules:
@@ -65,17 +62,6 @@ def write_peft(source: Source, folder: Path) -> None:
     ranks = {n: (s.rank, s.alpha) for n, s in source.shapes.items()} if source.kind == "lora" else None
     config = peft.peft_config(source.base, source.shapes, source.modules, ranks)
     write_json_atomically(folder / peft.CONFIG_FILE, config)
-
-
-def _filled_up(layer: Layer, rank: int, alpha: float) -> Layer:
-    """A LoRA's factors with the rank and alpha that all its layers get in a bank: zeros beside, B taking up the scaling."""
-    if not isinstance(layer, LoraFactors):
-        return layer
-    a = nn.functional.pad(layer.a, (0, rank - layer.rank))
-    b = nn.functional.pad(layer.b, (0, 0, 0, rank - layer.rank))
-    if layer.scaling != alpha / rank:
-        b = b * (layer.scaling / (alpha / rank))
-    return LoraFactors(a, b, alpha)
 
 
 def _add(file: TensorWriter, tensors: dict[str, Tensor]) -> None:

@@ -24,6 +24,7 @@ METHOD_NAMES = {
     "full": "full fine-tuning",
     "adamix": "AdaMix",
     "adamix-lora": "AdaMix-LoRA",
+    "bottleneck": "shared bottleneck",
 }
 SUFFIXES = {"z": "-z", "mu": "-mu", "full": ", all weights", "random": ", fresh bank"}
 
