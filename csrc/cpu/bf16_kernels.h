@@ -24,11 +24,10 @@ MHR_INLINE __m512bh splat_pair(uint32_t pair) { return (__m512bh)_mm512_set1_epi
 MHR_INLINE __m512i interleave(__m256i low, __m256i high) {
   return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
 }
-MHR_INLINE uint32_t round_pair(float low, float high) {
-  bfloat16 a, b;
-  narrow(low, a);
-  narrow(high, b);
-  return a.bits | uint32_t(b.bits) << 16;
+// 16 lanes, or as many as there are numbers left.
+MHR_INLINE __mmask16 first_lanes(int64_t n) { return n < 16 ? __mmask16((1u << n) - 1) : __mmask16(0xffff); }
+MHR_INLINE __m256i round_lanes(__mmask16 mask, const float* from) {
+  return (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, from));
 }
 
 void pack(const float* panel, int64_t rank, Use use, float* packed) {
@@ -145,8 +144,9 @@ void expand(bfloat16* y, int64_t n, const float* packed, int64_t rank, int64_t c
   const int64_t pairs = rank_pairs(rank), full = columns / kPanel, width = columns % kPanel;
   uint32_t* paired = reinterpret_cast<uint32_t*>(scratch);
   for (int64_t i = 0; i < n; i++)
-    for (int64_t r = 0; r < rank; r += 2)
-      paired[i * pairs + r / 2] = round_pair(h[i * rank + r], r + 1 < rank ? h[i * rank + r + 1] : 0.0f);
+    for (int64_t r = 0; r < rank; r += 16)  // an odd last one beside zero
+      _mm256_mask_storeu_epi32(paired + i * pairs + r / 2, __mmask8(first_lanes(pairs - r / 2)),
+                               round_lanes(first_lanes(rank - r), h + i * rank + r));
   const bfloat16* m = as_bf16(packed);
   expand_panels(y, columns, n, m, pairs, full, paired, overwrite, ahead);
   if (!width) return;
@@ -215,8 +215,13 @@ void outer(const bfloat16* x, int64_t n, const float* h, int64_t rank, int64_t c
   const int64_t full = columns / kPanel, width = columns % kPanel;
   uint32_t* paired = reinterpret_cast<uint32_t*>(scratch);
   for (int64_t i = 0; i < n; i += 2)
-    for (int64_t r = 0; r < rank; r++)
-      paired[i / 2 * rank + r] = round_pair(h[i * rank + r], i + 1 < n ? h[(i + 1) * rank + r] : 0.0f);
+    for (int64_t r = 0; r < rank; r += 16) {
+      const float* row = h + i * rank + r;
+      const __mmask16 mask = first_lanes(rank - r);
+      const __m256i low = round_lanes(mask, row);
+      const __m256i high = i + 1 < n ? round_lanes(mask, row + rank) : _mm256_setzero_si256();
+      _mm512_mask_storeu_epi32(paired + i / 2 * rank + r, mask, interleave(low, high));
+    }
   outer_panels(x, columns, n, paired, rank, full, panels, overwrite, ahead);
   if (!width) return;
   bfloat16 tail[kBlock * kPanel];
@@ -224,7 +229,7 @@ void outer(const bfloat16* x, int64_t n, const float* h, int64_t rank, int64_t c
   outer_panels(tail, kPanel, n, paired, rank, 1, panels + full * rank * kPanel, overwrite, kNothing);
 }
 
-constexpr TokenKernels<bfloat16> table() { return {&packed_panel, &pack, &shrink, &expand, &outer}; }
+constexpr TokenKernels<bfloat16> table() { return {&packed_panel, &pack, &shrink, &expand, &outer, &gelu}; }
 
 }  // namespace dots16
 }  // namespace

@@ -1,6 +1,5 @@
 #include "cpu/passes.h"
 
-#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -91,23 +90,11 @@ Ahead rows_of(const T* t, int64_t columns, const Block& block) {
   return rows_of(t, columns, block.begin, block.count);
 }
 
+// h[n, R'] = scale * value[n, R], with a last column of `scale` where R' = R + 1 carries the bias.
 template <class C>
-C gelu(C z) {
-  return C(0.5) * z * (C(1) + std::erf(z * C(M_SQRT1_2)));
-}
-
-template <class C>
-C gelu_slope(C z) {
-  const C density = std::exp(C(-0.5) * z * z) * C(0.5 * M_2_SQRTPI * M_SQRT1_2);
-  return C(0.5) * (C(1) + std::erf(z * C(M_SQRT1_2))) + z * density;
-}
-
-// h[n, R'] = scale * act(z[n, R]), with a last column of `scale` where R' = R + 1 carries the bias.
-template <class C>
-void activate(const C* z, int64_t n, int64_t rank, int64_t width, Activation activation, C scale, C* h) {
+void scale_rows(const C* value, int64_t n, int64_t rank, int64_t width, C scale, C* h) {
   for (int64_t i = 0; i < n; i++) {
-    for (int64_t r = 0; r < rank; r++)
-      h[i * width + r] = scale * (activation == Activation::gelu ? gelu(z[i * rank + r]) : z[i * rank + r]);
+    for (int64_t r = 0; r < rank; r++) h[i * width + r] = scale * value[i * rank + r];
     if (width > rank) h[i * width + rank] = scale;
   }
 }
@@ -118,10 +105,11 @@ template <class T>
 void ForwardPass<T>::run() const {
   const TokenKernels<T>& k = token_kernels<T>();
   const int64_t rank = a->rank, width = b->rank;
+  const bool gelu = activation == Activation::gelu;
   const std::vector<Block> blocks = blocks_of(segments, rows_a, rows_b);
   parallel(blocks.size(), kBlock * (rank * a->columns + width * b->columns), [&](int64_t begin, int64_t end) {
-    const Buffer<C> work(kBlock * width + token_scratch(width));
-    C *h = work.data(), *scratch = h + kBlock * width;
+    const Buffer<C> work(2 * kBlock * width + token_scratch(width));
+    C *h = work.data(), *value = h + kBlock * width, *scratch = value + kBlock * width;
     for (int64_t i = begin; i < end; i++) {
       const Block& block = blocks[i];
       C* out = z + block.begin * rank;
@@ -130,7 +118,8 @@ void ForwardPass<T>::run() const {
       if (bias_a)
         for (int64_t n = 0; n < block.count; n++)
           for (int64_t r = 0; r < rank; r++) out[n * rank + r] += bias_a[block.row_a * rank + r];
-      activate(out, block.count, rank, width, activation, scale, h);
+      if (gelu) k.gelu(out, block.count * rank, value, nullptr);
+      scale_rows(gelu ? value : out, block.count, rank, width, scale, h);
       k.expand(y + block.begin * b->columns, block.count, b->row(block.row_b), width, b->columns, h, scratch, false,
                i + 1 < end ? rows_of(x, a->columns, blocks[i + 1]) : Ahead{});
     }
@@ -140,14 +129,16 @@ void ForwardPass<T>::run() const {
 template <class T>
 void BackwardDyPass<T>::run(Gradients<C>& d_b) const {
   const TokenKernels<T>& k = token_kernels<T>();
-  const int64_t width = b->rank, rank = bias ? width - 1 : width;
+  const int64_t rank = b->rank, width = rank + (bias ? 1 : 0);
+  const bool gelu = activation == Activation::gelu;
   const Pieces plan(segments, rows, b->rows);
   d_b.sums = Buffer<C>(plan.slots * d_b.stride);
   plan.clear_unused(d_b.stride, d_b.sums.data());
   parallel(plan.pieces.size(), 2 * plan.mean_tokens(segments.tokens) * width * b->columns,
            [&](int64_t begin, int64_t end) {
-             const Buffer<C> work(2 * kBlock * width + token_scratch(width));
-             C *h = work.data(), *dh = h + kBlock * width, *scratch = dh + kBlock * width;
+             const Buffer<C> work(4 * kBlock * width + token_scratch(width));
+             C *h = work.data(), *dh = h + kBlock * width, *value = dh + kBlock * width;
+             C *slope = value + kBlock * width, *scratch = slope + kBlock * width;
              for (int64_t i = begin; i < end; i++) {
                C* sums = d_b.sums.data() + plan.pieces[i].slot * d_b.stride;
                for (int64_t j = plan.pieces[i].first; j < plan.pieces[i].last; j++) {
@@ -155,14 +146,15 @@ void BackwardDyPass<T>::run(Gradients<C>& d_b) const {
                  const T* from = dy + block.begin * b->columns;
                  const C* before = z + block.begin * rank;
                  const int64_t half = next ? next->count / 2 : 0;
-                 k.shrink(from, block.count, b->row(block.row_a), width, b->columns, dh,
+                 k.shrink(from, block.count, b->row(block.row_a), rank, b->columns, dh,
                           next ? rows_of(dy, b->columns, next->begin, half) : Ahead{});
-                 for (int64_t n = 0; n < block.count; n++)
-                   for (int64_t r = 0; r < rank; r++) {
-                     const C slope = activation == Activation::gelu ? gelu_slope(before[n * rank + r]) : C(1);
-                     dz[(block.begin + n) * rank + r] = scale * dh[n * width + r] * slope;
-                   }
-                 activate(before, block.count, rank, width, activation, scale, h);
+                 C* to = dz + block.begin * rank;
+                 for (int64_t i = 0; i < block.count * rank; i++) to[i] = scale * dh[i];
+                 if (gelu) {
+                   k.gelu(before, block.count * rank, value, slope);
+                   for (int64_t i = 0; i < block.count * rank; i++) to[i] *= slope[i];
+                 }
+                 scale_rows(gelu ? value : before, block.count, rank, width, scale, h);
                  k.outer(from, block.count, h, width, b->columns, scratch, sums, j == plan.pieces[i].first,
                          next ? rows_of(dy, b->columns, next->begin + half, next->count - half) : Ahead{});
                }

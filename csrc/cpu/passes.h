@@ -47,7 +47,7 @@ struct BackwardDyPass {
   Segments segments;
   const int64_t* rows;
   const Factors<T>* b;
-  bool bias;  // b's last rank is the bias
+  bool bias;  // the gradient has one rank more than b: the bias's
   Activation activation;
   C scale;
   const T* dy;

@@ -13,21 +13,40 @@ Activation activation_of(const char* op, const std::string& name) {
   return name == "gelu" ? Activation::gelu : Activation::none;
 }
 
+// The rows that some segment has, in order of their first, and every segment's among these: of AdaMix's modules, say,
+// one is drawn, and only its factors are read.
+struct UsedRows {
+  UsedRows(const Tensor& rows, int64_t n_rows) : of_segment(rows.numel()), place(n_rows, -1) {
+    for (size_t g = 0; g < of_segment.size(); g++) {
+      const int64_t row = pointer<int64_t>(rows)[g];
+      if (place[row] < 0) {
+        place[row] = count();
+        used.push_back(row);
+      }
+      of_segment[g] = place[row];
+    }
+  }
+  int64_t count() const { return int64_t(used.size()); }
+
+  std::vector<int64_t> used, of_segment, place;  // place: of each row among the used ones, or -1
+};
+
 // Factors [U, I, R] (transposed) or [U, R, D] to panels, with `bias` [U, D] as one rank more.
 template <class T>
-Factors<T> factors_of(const char* op, const Tensor& factor, bool transposed, const std::optional<Tensor>& bias,
-                      Use use) {
+Factors<T> factors_of(const char* op, const Tensor& factor, const UsedRows& rows, bool transposed,
+                      const std::optional<Tensor>& bias, Use use) {
   using C = acc_t<T>;
   const int64_t rank = factor.size(transposed ? 2 : 1), columns = factor.size(transposed ? 1 : 2);
   const BankShape shape{1, 1, transposed ? columns : rank, transposed ? rank : columns, transposed};
   const BankShape bias_shape{1, 1, 1, columns, false};
   const C one = 1;
-  Factors<T> out(factor.size(0), rank + (bias ? 1 : 0), columns, use);
+  Factors<T> out(rows.count(), rank + (bias ? 1 : 0), columns, use);
   dispatch_beside<C>(op, factor.scalar_type(), [&](auto tag) {
     using F = typename decltype(tag)::type;
     out.fill(out.rows * rank * kPanel, [&](int64_t panel, int64_t first, int64_t count, C* scratch, C* to,
                                            int64_t stride) {
-      for (int64_t u = first; u < first + count; u++, to += stride) {
+      for (int64_t i = first; i < first + count; i++, to += stride) {
+        const int64_t u = rows.used[i];
         mix_panel(pointer<F>(factor) + u * rank * columns, shape, panel, &one, 1, scratch, to, stride);
         if (bias)
           mix_panel(pointer<F>(*bias) + u * columns, bias_shape, panel, &one, 1, scratch, to + rank * kPanel, stride);
@@ -51,17 +70,19 @@ Tensor routed_adapter_forward(Tensor y, Tensor x, Tensor A, Tensor B, Tensor row
   dispatch_float(op, x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = acc_t<T>;
-    const Factors<T> a = factors_of<T>(op, A, true, std::nullopt, Use::shrink);
-    const Factors<T> b = factors_of<T>(op, B, false, bias_b, Use::expand);
-    Buffer<C> wide_bias(bias_a ? A.size(0) * rank : 0);
+    const UsedRows used_a(rows, A.size(0)), used_b(rows_b ? *rows_b : rows, B.size(0));
+    const Factors<T> a = factors_of<T>(op, A, used_a, true, std::nullopt, Use::shrink);
+    const Factors<T> b = factors_of<T>(op, B, used_b, false, bias_b, Use::expand);
+    Buffer<C> wide_bias(bias_a ? used_a.count() * rank : 0);
     if (bias_a)
       dispatch_beside<C>(op, bias_a->scalar_type(), [&](auto bias_tag) {
         using F = typename decltype(bias_tag)::type;
-        bank_kernels<F>().widen(pointer<F>(*bias_a), A.size(0) * rank, wide_bias.data());
+        for (int64_t i = 0; i < used_a.count(); i++)
+          bank_kernels<F>().widen(pointer<F>(*bias_a) + used_a.used[i] * rank, rank, wide_bias.data() + i * rank);
       });
     ForwardPass<T>{segments,
-                   pointer<int64_t>(rows),
-                   pointer<int64_t>(rows_b ? *rows_b : rows),
+                   used_a.of_segment.data(),
+                   used_b.of_segment.data(),
                    &a,
                    &b,
                    bias_a ? wide_bias.data() : nullptr,
@@ -90,28 +111,31 @@ std::tuple<Tensor, Tensor, Tensor> routed_adapter_backward_dy(Tensor dy, Tensor 
   dispatch_float(op, dy.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = acc_t<T>;
-    // The bias's own values are not needed: a rank of zeros stands for it.
-    std::optional<Tensor> zeros;
-    if (need_bias) {
-      zeros = empty(B, {n_rows, n_out}, B.scalar_type());
-      torch::stable::zero_(*zeros);
-    }
-    const Factors<T> b = factors_of<T>(op, B, false, zeros, Use::shrink);
-    Gradients<C> sums(b.rank, n_out);
-    BackwardDyPass<T>{segments,      pointer<int64_t>(rows), &b, need_bias, act, C(scale), pointer<T>(dy),
+    const UsedRows used(rows, n_rows);
+    const Factors<T> b = factors_of<T>(op, B, used, false, std::nullopt, Use::shrink);
+    const int64_t width = rank + (need_bias ? 1 : 0);
+    Gradients<C> sums(width, n_out);
+    BackwardDyPass<T>{segments,      used.of_segment.data(), &b, need_bias, act, C(scale), pointer<T>(dy),
                       pointer<C>(z), mutable_pointer<C>(dz)}
         .run(sums);
-    C *to = mutable_pointer<C>(d_b), *to_bias = mutable_pointer<C>(d_bias);
-    parallel(n_rows, rank * n_out, [&](int64_t begin, int64_t end) {
-      const Buffer<C> plain(need_bias ? b.rank * n_out : 0);
+    parallel(n_rows, width * n_out, [&](int64_t begin, int64_t end) {
+      const Buffer<C> plain(need_bias ? width * n_out : 0);
       for (int64_t u = begin; u < end; u++) {
-        if (!need_bias) {
-          from_panels(sums.row(u), rank, n_out, false, to + u * rank * n_out);
+        C* to = mutable_pointer<C>(d_b) + u * rank * n_out;
+        C* to_bias = need_bias ? mutable_pointer<C>(d_bias) + u * n_out : nullptr;
+        if (used.place[u] < 0) {
+          std::fill(to, to + rank * n_out, C(0));
+          if (need_bias) std::fill(to_bias, to_bias + n_out, C(0));
           continue;
         }
-        from_panels(sums.row(u), b.rank, n_out, false, plain.data());
-        std::copy(plain.data(), plain.data() + rank * n_out, to + u * rank * n_out);
-        std::copy(plain.data() + rank * n_out, plain.data() + b.rank * n_out, to_bias + u * n_out);
+        const C* found = sums.row(used.place[u]);
+        if (!need_bias) {
+          from_panels(found, rank, n_out, false, to);
+          continue;
+        }
+        from_panels(found, width, n_out, false, plain.data());
+        std::copy(plain.data(), plain.data() + rank * n_out, to);
+        std::copy(plain.data() + rank * n_out, plain.data() + width * n_out, to_bias);
       }
     });
   });
@@ -132,22 +156,30 @@ std::tuple<Tensor, Tensor> routed_adapter_backward_x(std::optional<Tensor> dx, T
   dispatch_float(op, x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = acc_t<T>;
-    const Factors<T> a = factors_of<T>(op, A, true, std::nullopt, Use::expand);
+    const UsedRows used(rows, n_rows);
+    const Factors<T> a = factors_of<T>(op, A, used, true, std::nullopt, Use::expand);
     Gradients<C> sums(rank, n_in);
     const C* slope = pointer<C>(dz);
     BackwardXPass<T>{
-        segments, pointer<int64_t>(rows), &a, pointer<T>(x), slope, dx ? mutable_pointer<T>(*dx) : nullptr, accumulate}
+        segments, used.of_segment.data(), &a, pointer<T>(x), slope, dx ? mutable_pointer<T>(*dx) : nullptr, accumulate}
         .run(sums);
-    C* to = mutable_pointer<C>(d_a);
     parallel(n_rows, rank * n_in, [&](int64_t begin, int64_t end) {
-      for (int64_t u = begin; u < end; u++) from_panels(sums.row(u), rank, n_in, true, to + u * rank * n_in);
+      for (int64_t u = begin; u < end; u++) {
+        C* to = mutable_pointer<C>(d_a) + u * rank * n_in;
+        if (used.place[u] < 0)
+          std::fill(to, to + rank * n_in, C(0));
+        else
+          from_panels(sums.row(used.place[u]), rank, n_in, true, to);
+      }
     });
     if (!need_bias) return;
     C* to_bias = mutable_pointer<C>(d_bias);
     std::fill(to_bias, to_bias + n_rows * rank, C(0));
-    for (int64_t g = 0; g < segments.count; g++)
+    for (int64_t g = 0; g < segments.count; g++) {
+      C* sum = to_bias + pointer<int64_t>(rows)[g] * rank;
       for (int64_t t = segments.begin(g); t < segments.end(g); t++)
-        for (int64_t r = 0; r < rank; r++) to_bias[pointer<int64_t>(rows)[g] * rank + r] += slope[t * rank + r];
+        for (int64_t r = 0; r < rank; r++) sum[r] += slope[t * rank + r];
+    }
   });
   return {d_a, d_bias};
 }

@@ -30,6 +30,8 @@ struct TokenKernels {
   // panels = h^T x, added to what is there unless overwrite
   void (*outer)(const T* x, int64_t n, const C* h, int64_t rank, int64_t columns, C* scratch, C* panels, bool overwrite,
                 Ahead ahead);
+  // value[i] = gelu(z[i]), slope[i] = gelu'(z[i]) unless null
+  void (*gelu)(const C* z, int64_t n, C* value, C* slope);
 };
 
 static constexpr int64_t token_scratch(int64_t rank) { return kBlock * (rank + 1); }

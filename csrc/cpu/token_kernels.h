@@ -3,6 +3,7 @@
 // copy.
 #pragma once
 
+#include "cpu/gelu.h"
 #include "cpu/simd.h"
 #include "cpu/vector.h"
 
@@ -223,7 +224,7 @@ void outer(const T* x, int64_t n, const acc_t<T>* h, int64_t rank, int64_t colum
 
 template <class T>
 constexpr TokenKernels<T> token_table() {
-  return {nullptr, nullptr, &shrink<T>, &expand<T>, &outer<T>};
+  return {nullptr, nullptr, &shrink<T>, &expand<T>, &outer<T>, &gelu};
 }
 
 }  // namespace
