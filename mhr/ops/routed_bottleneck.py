@@ -43,6 +43,15 @@ def routed_bottleneck(
     backward beside the inputs: 4 N R bytes. Deterministic. AdaMix (arXiv 2205.12410), which draws u and v at random.
     Raises RuntimeError where shapes or dtypes do not fit.
     """
+    op, heads = "mhr::routed_bottleneck", bank_a.shape[0]
+    check(
+        heads * bank_a.shape[2] == x.shape[-1],
+        f"{op}: x must have O = {heads * bank_a.shape[2]} columns, as bank_a adapts, got {x.shape[-1]}",
+    )
+    check(
+        weights is not None or heads == 1,
+        f"{op}: skills are rows, without weights, only where there is one head, got {heads}",
+    )
     return apply(_RoutedBottleneck, x, bank_a, bias_a, bank_b, bias_b, weights, weights_b, rows, rows_b, offsets)
 
 
@@ -63,8 +72,11 @@ class _RoutedBottleneck(torch.autograd.Function):
         rows_b: Tensor | None,
         offsets: Tensor | None,
     ) -> Tensor:
-        x = x.contiguous()
-        banks = (bank_a, bias_a, bank_b, bias_b)
+        x, rows = x.contiguous(), rows.contiguous()
+        banks = (bank_a.contiguous(), bias_a.contiguous(), bank_b.contiguous(), bias_b.contiguous())
+        weights, weights_b, rows_b, offsets = (
+            t if t is None else t.contiguous() for t in (weights, weights_b, rows_b, offsets)
+        )
         a, bias, b, bias_out = _rows_of(x, banks, weights, weights_b)
         y = x.clone()
         z = torch.ops.mhr.routed_adapter_forward(y, x, a, b, rows, rows_b, offsets, bias, bias_out, "gelu", 1.0)
@@ -92,7 +104,7 @@ class _RoutedBottleneck(torch.autograd.Function):
         heads = bank_a.shape[0]
         grads = (d_a, (d_bias_a / heads)[:, None].repeat(1, heads, 1), d_b, d_bias_b[:, None])
         *d_banks, w_a, w_bias_a, w_b, w_bias_b = ops.mix_backward(
-            grads, _dense(banks), _sides(weights, weights_b), HEAD_DIMS, True, True
+            grads, banks, _sides(weights, weights_b), HEAD_DIMS, True, True
         )
         d_weights, d_weights_b = w_a + w_bias_a, w_b + w_bias_b
         if weights_b is None:
@@ -104,23 +116,14 @@ def _rows_of(
     x: Tensor, banks: tuple[Tensor, ...], weights: Tensor | None, weights_b: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A `[U, O, R]`, a `[U, R]`, B `[U', R, O]` and b `[U', O]`; mixed ones as the sums they are."""
-    op = "mhr::routed_bottleneck"
-    heads, width, out = banks[0].shape[0], banks[0].shape[2], x.shape[-1]
-    check(heads * width == out, f"{op}: x must have O = {heads * width} columns, as bank_a adapts, got {out}")
     if weights is None:
-        check(heads == 1, f"{op}: skills are rows, without weights, only where there is one head, got {heads}")
         a, bias_a, b, bias_b = (bank.squeeze(0) for bank in banks)
         return a, bias_a.squeeze(1), b, bias_b.squeeze(1)
-    a, bias_a, b, bias_b = torch.ops.mhr.mix(_dense(banks), _sides(weights, weights_b), HEAD_DIMS, accumulator(x.dtype))
+    a, bias_a, b, bias_b = torch.ops.mhr.mix(banks, _sides(weights, weights_b), HEAD_DIMS, accumulator(x.dtype))
     return a, bias_a.mean(1), b, bias_b.squeeze(1)
-
-
-def _dense(banks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(bank.contiguous() for bank in banks)
 
 
 def _sides(weights: Tensor, weights_b: Tensor | None) -> tuple[Tensor, ...]:
     """The weights of each bank."""
-    a = weights.contiguous()
-    b = a if weights_b is None else weights_b.contiguous()
-    return a, a, b, b
+    b = weights if weights_b is None else weights_b
+    return weights, weights, b, b

@@ -76,7 +76,8 @@ class _RoutedLinear(torch.autograd.Function):
         offsets: Tensor | None,
         scale: float,
     ) -> Tensor:
-        x = x.contiguous()
+        x, bank_a, bank_b, weights, rows = (t.contiguous() for t in (x, bank_a, bank_b, weights, rows))
+        weights_b, rows_b, offsets = (t if t is None else t.contiguous() for t in (weights_b, rows_b, offsets))
         y = F.linear(x, weight, bias)
         h = _forward(y, x, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, scale)
         ctx.scale = scale

@@ -54,6 +54,11 @@ def values(*shape: int, dtype: torch.dtype, spread: float = 1.0) -> Tensor:
     return (torch.randn(shape, dtype=torch.float64) * spread).to(dtype)
 
 
+def strided(tensor: Tensor) -> Tensor:
+    """The same numbers, two apart in memory."""
+    return torch.stack([tensor, tensor], -1)[..., 0]
+
+
 def with_gradients(
     function: Callable[..., Tensor | Sequence[Tensor]],
     inputs: dict[str, Tensor],

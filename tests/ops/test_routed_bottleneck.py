@@ -9,7 +9,7 @@ from torch import Tensor
 from mhr.ops import routed_bottleneck
 from mhr.ops.checks import accumulator
 from tests.helpers import DTYPES, assert_close
-from tests.ops.cases import LAYOUTS, Layout, double, mix_formula, values, with_gradients
+from tests.ops.cases import LAYOUTS, Layout, double, mix_formula, strided, values, with_gradients
 
 EQUAL, RAGGED = LAYOUTS[1], LAYOUTS[2]
 # H, S, O, R
@@ -98,6 +98,24 @@ def test_accuracy_with_weights_of_its_own_for_b_and_float32_banks(dtype: torch.d
     tokens = RAGGED.row_of_token()
     found = with_gradients(lambda **t: routed_bottleneck(**t, rows=rows, offsets=offsets), given)
     assert_close(found, with_gradients(formula(tokens, tokens), double(given)), dtype)
+
+
+@pytest.mark.parametrize("weighed", [True, False])
+def test_non_contiguous_inputs(weighed: bool) -> None:
+    given = inputs(RAGGED, (1, RAGGED.n_rows, 6, 2), torch.float32)
+    if not weighed:
+        del given["weights"]
+    rows, offsets = RAGGED.tensors()
+    assert offsets is not None
+    settings = {} if weighed else {"weights": None}
+    tokens = RAGGED.row_of_token()
+
+    def ours(**tensors: Tensor) -> Tensor:
+        apart = {name: strided(t) for name, t in tensors.items()}
+        return routed_bottleneck(**apart, **settings, rows=strided(rows), offsets=strided(offsets))
+
+    truth = with_gradients(formula(tokens, tokens), double(given))
+    assert_close(with_gradients(ours, given), truth, torch.float32)
 
 
 @pytest.mark.parametrize("weighed", [True, False])

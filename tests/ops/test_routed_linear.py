@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from mhr.ops import routed_linear
 from mhr.ops.checks import accumulator
 from tests.helpers import DTYPES, assert_close
-from tests.ops.cases import LAYOUTS, Layout, adapter_formula, double, mix_formula, values, with_gradients
+from tests.ops.cases import LAYOUTS, Layout, adapter_formula, double, mix_formula, strided, values, with_gradients
 
 EQUAL, RAGGED = LAYOUTS[1], LAYOUTS[2]
 # H, S, I, O, R
@@ -87,6 +87,18 @@ def test_one_token_without_leading_dimensions_and_without_bias() -> None:
     found = with_gradients(lambda **t: routed_linear(bias=None, rows=torch.tensor([1]), **t), given)
     A, B = mix_formula(given["bank_a"], given["weights"], 1)[1], mix_formula(given["bank_b"], given["weights"], 2)[1]
     torch.testing.assert_close(found["out0"], F.linear(given["x"], given["weight"]) + given["x"] @ A @ B)
+
+
+def test_non_contiguous_inputs() -> None:
+    given = inputs(RAGGED, (2, 3, 8, 6, 2), torch.float32)
+    rows, offsets = RAGGED.tensors()
+    assert offsets is not None
+
+    def ours(**tensors: Tensor) -> Tensor:
+        apart = {name: strided(t) for name, t in tensors.items()}
+        return routed_linear(**apart, rows=strided(rows), scale=0.7, offsets=strided(offsets))
+
+    assert_close(with_gradients(ours, given), with_gradients(formula(RAGGED), double(given)), torch.float32)
 
 
 def test_gradcheck() -> None:
