@@ -3,35 +3,20 @@
 #include <cmath>
 
 #include "dispatch.h"
+#include "route_checks.h"
 
 namespace mhr {
 namespace {
 
 constexpr double kEpsilon = 1e-12;
 
-struct Shape {
-  int64_t tasks, heads, skills, rows;
-};
-
-Shape check(const char* op, const Tensor& logits, const Tensor& tasks, const std::optional<Tensor>& noise,
-            double temperature) {
-  check_dim(op, "logits", logits, "T, H, S", 3);
-  check_dim(op, "tasks", tasks, "U", 1);
-  check_dtype(op, "tasks", tasks, ScalarType::Long);
-  STD_TORCH_CHECK(temperature > 0, "mhr::", op, ": temperature must be positive, got ", temperature);
-  const Shape shape{logits.size(0), logits.size(1), logits.size(2), tasks.size(0)};
-  check_dtype(op, "logits", logits, accumulator_dtype(logits.scalar_type()));
-  check_contiguous(op, "logits", logits);
-  check_contiguous(op, "tasks", tasks);
-  if (noise) {
-    check_shape(op, "noise", *noise, "U, H, S", {shape.rows, shape.heads, shape.skills});
-    check_dtype(op, "noise", *noise, logits.scalar_type());
-    check_contiguous(op, "noise", *noise);
-  }
+RouteSizes check(const char* op, const Tensor& logits, const Tensor& tasks, const std::optional<Tensor>& noise,
+                 double temperature) {
+  const RouteSizes sizes = check_route(op, logits, tasks, noise, temperature);
   const int64_t* task = pointer<int64_t>(tasks);
-  for (int64_t u = 0; u < shape.rows; u++)
-    STD_TORCH_CHECK(task[u] < shape.tasks, "mhr::", op, ": tasks must be below T = ", shape.tasks, ", got ", task[u]);
-  return shape;
+  for (int64_t u = 0; u < sizes.rows; u++)
+    STD_TORCH_CHECK(task[u] < sizes.tasks, "mhr::", op, ": tasks must be below T = ", sizes.tasks, ", got ", task[u]);
+  return sizes;
 }
 
 // p[s] = sigmoid((z[s] + noise[s]) / temperature); returns their sum, kept from zero.
@@ -46,7 +31,7 @@ C sigmoids(const C* z, const C* noise, int64_t n, C temperature, C* p) {
 }
 
 template <class C>
-void forward(const Shape& shape, const C* logits, const int64_t* tasks, const C* noise, C temperature, C* w) {
+void forward(const RouteSizes& shape, const C* logits, const int64_t* tasks, const C* noise, C temperature, C* w) {
   const int64_t n = shape.heads * shape.skills;
   for (int64_t u = 0; u < shape.rows; u++, w += n) {
     if (tasks[u] < 0) {
@@ -62,8 +47,8 @@ void forward(const Shape& shape, const C* logits, const int64_t* tasks, const C*
 }
 
 template <class C>
-void backward(const Shape& shape, const C* dw, const C* logits, const int64_t* tasks, const C* noise, C temperature,
-              C* d_logits) {
+void backward(const RouteSizes& shape, const C* dw, const C* logits, const int64_t* tasks, const C* noise,
+              C temperature, C* d_logits) {
   const int64_t n = shape.heads * shape.skills;
   std::fill(d_logits, d_logits + shape.tasks * n, C(0));
   const std::unique_ptr<C[]> p(new C[shape.skills]);
@@ -91,7 +76,7 @@ void dispatch_logits(const Tensor& logits, F&& f) {
 }
 
 Tensor route(Tensor logits, Tensor tasks, std::optional<Tensor> noise, double temperature) {
-  const Shape shape = check("route", logits, tasks, noise, temperature);
+  const RouteSizes shape = check("route", logits, tasks, noise, temperature);
   Tensor w = empty(logits, {shape.rows, shape.heads, shape.skills}, logits.scalar_type());
   dispatch_logits(logits, [&](auto tag) {
     using C = typename decltype(tag)::type;
@@ -103,10 +88,8 @@ Tensor route(Tensor logits, Tensor tasks, std::optional<Tensor> noise, double te
 
 Tensor route_backward(Tensor dw, Tensor logits, Tensor tasks, std::optional<Tensor> noise, double temperature) {
   const char* op = "route_backward";
-  const Shape shape = check(op, logits, tasks, noise, temperature);
-  check_shape(op, "dw", dw, "U, H, S", {shape.rows, shape.heads, shape.skills});
-  check_dtype(op, "dw", dw, logits.scalar_type());
-  check_contiguous(op, "dw", dw);
+  const RouteSizes shape = check(op, logits, tasks, noise, temperature);
+  check_route_grad(op, dw, logits, shape);
   Tensor d_logits = empty(logits, {shape.tasks, shape.heads, shape.skills}, logits.scalar_type());
   dispatch_logits(logits, [&](auto tag) {
     using C = typename decltype(tag)::type;

@@ -32,7 +32,7 @@ def results(problem: Problem) -> list[list[torch.Tensor]]:
 
 
 def test_the_kernels_are_native() -> None:
-    for name in ("mix", "mix_backward", "routed_adapter_forward", "weighted_average"):
+    for name in ("mix", "mix_backward", "route", "route_backward", "routed_adapter_forward", "weighted_average"):
         assert "cuda" in native_ops()[name], "the extension was built without CUDA: MHR_CUDA=1 demands it"
 
 

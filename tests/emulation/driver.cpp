@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cuda/mix.h"
+#include "cuda/route.h"
 #include "cuda/routed_adapter.h"
 #include "cuda/weighted_average.h"
 #include "emulation/runtime.h"
@@ -205,6 +206,32 @@ const char* mix_backward(Call& c) {
   return mhr::cuda::launch_mix_backward(items.data(), items.size(), workspace, nullptr);
 }
 
+mhr::cuda::Route route_of(Call& c) {
+  mhr::cuda::Route p{};
+  p.n_tasks = c.integer();
+  p.heads = c.integer();
+  p.skills = c.integer();
+  p.rows = c.integer();
+  p.temperature = float(c.real());
+  p.logits = c.input<float>();
+  p.tasks = c.input<int64_t>();
+  p.noise = c.input<float>();
+  return p;
+}
+
+const char* route(Call& c) {
+  mhr::cuda::Route p = route_of(c);
+  p.out = c.output<float>();
+  return launch_route(p, nullptr);
+}
+
+const char* route_backward(Call& c) {
+  mhr::cuda::Route p = route_of(c);
+  p.dw = c.input<float>();
+  p.out = c.output<float>();
+  return launch_route_backward(p, nullptr);
+}
+
 const char* weighted_average(Call& c) {
   mhr::cuda::WeightedAverage p{};
   p.dtype = mhr::cuda::Dtype(c.integer());
@@ -231,6 +258,8 @@ constexpr struct {
     {"routed_adapter_backward_x", routed_adapter_backward_x},
     {"mix", mix},
     {"mix_backward", mix_backward},
+    {"route", route},
+    {"route_backward", route_backward},
     {"weighted_average", weighted_average},
 };
 

@@ -18,6 +18,8 @@ from tests.emulation.adapter_cases import CASES, Case, Problem, check
 from tests.emulation.bounds import Bounded, product, worst
 from tests.emulation.emulator import ROOT, build, run
 from tests.emulation.test_mix import ITEMS, SUMS, backward_call, forward_call
+from tests.emulation.test_route import calls as route_calls
+from tests.emulation.test_route import compare as compare_route
 from tests.emulation.test_sanitizers import RACE_CASES
 from tests.emulation.test_weighted_average import call as average_call
 
@@ -153,6 +155,8 @@ MUTANTS = (
     ),
     Mutant("mix: absent rows written", "address", "mix.cuh", "      if (row0 + j < m.rows)\n", "      if (true)\n"),
     Mutant("mix: half a warp's dots", "plain", "mix.cuh", "step = 16; step; step /= 2", "step = 8; step; step /= 2"),
+    Mutant("route: every row of a task but its first", "plain", "route.cuh", "found &= found - 1", "found = 0"),
+    Mutant("route: rows past the last", "address", "route.cuh", "first + lane < p.rows && ", ""),
     Mutant(
         "average: the tail as a whole vector", "address", "weighted_average.cuh", "p.vectors && n == kEach", "p.vectors"
     ),
@@ -174,6 +178,7 @@ def examine(driver: Path, cases: tuple[Case, ...], compare: bool) -> None:
         assert worst(item.split(factor), sums.rounded(item.mixed_dtype)) <= 1, "mix"
         dots = product(Bounded.exact(item.split(grad)), Bounded.exact(bank.flatten(2)).mT, SUMS)
         assert worst(grads[2 * ITEMS.index(item) + 1].transpose(0, 1), dots) <= 1, "weights_grad"
+    compare_route(run(driver, route_calls(7)))
     for count, size in ((3, 61), (300, 40)):
         tensors = [torch.randn(size) for _ in range(count)]
         ((out,),) = run(driver, [average_call(tensors, [1.0] * count)])

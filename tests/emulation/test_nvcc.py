@@ -16,7 +16,16 @@ from tests.emulation.emulator import ROOT, ninja
 
 NVCC = os.environ.get("CUDA_HOME", "") and f"{os.environ['CUDA_HOME']}/bin/nvcc" or shutil.which("nvcc")
 # The most registers of a thread that leave room for the blocks an SM should hold: 3 of 128 threads, 2, 2 of 256.
-MOST_REGISTERS = {"shrink": 168, "expand": 168, "outer": 255, "finish": 64, "gather": 64, "mix": 128, "weighted": 128}
+MOST_REGISTERS = {
+    "shrink": 168,
+    "expand": 168,
+    "outer": 255,
+    "finish": 64,
+    "gather": 64,
+    "mix": 128,
+    "weighted": 128,
+    "route": 64,
+}
 
 
 def architectures() -> list[int]:
@@ -87,7 +96,7 @@ before = mhr.ops.native_ops()
 torch.ops.load_library({str(library)!r})
 after = mhr.ops.native_ops()
 ours = {{"mix", "mix_backward", "routed_adapter_forward", "routed_adapter_backward_dy", "routed_adapter_backward_x",
-         "weighted_average"}}
+         "route", "route_backward", "weighted_average"}}
 assert {{name for name, devices in after.items() if "cuda" in devices}} >= ours, after
 x = torch.randn(4, 8)
 assert torch.equal(mhr.ops.weighted_average([x, x], [0.5, 0.5]), x)  # the CPU's own ops are untouched

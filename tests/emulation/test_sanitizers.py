@@ -11,6 +11,7 @@ from tests.emulation import emulator
 from tests.emulation.adapter_cases import BF16, CASES, FP32, Case, Problem
 from tests.emulation.emulator import Call, run
 from tests.emulation.test_mix import ITEMS, backward_call, forward_call
+from tests.emulation.test_route import calls as route_calls
 from tests.emulation.test_weighted_average import call as average_call
 
 pytestmark = [pytest.mark.emulation, pytest.mark.slow]
@@ -35,7 +36,8 @@ def driver(flavour: str) -> Path:
 
 def other_calls() -> list[Call]:
     tensors = [torch.randn(300, dtype=torch.float32) for _ in range(3)]
-    return [forward_call(ITEMS, 7), backward_call(ITEMS, 7), average_call(tensors, [0.5, 0.25, 0.25])]
+    average = average_call(tensors, [0.5, 0.25, 0.25])
+    return [forward_call(ITEMS, 7), backward_call(ITEMS, 7), *route_calls(7), average]
 
 
 def test_every_access_is_inside_and_aligned() -> None:
