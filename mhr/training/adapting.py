@@ -126,11 +126,12 @@ def adapt(
         for task in collection.values()
         for seed in config.adapt.seeds
     ]
+    check_batches(jobs, config, kind, start)
     folder = make_folder(output)
     if overwrite and not resume:
         clear(folder)
     runs = [{"task": j.task.name, "seed": j.seed, "path": str(j.folder.relative_to(folder))} for j in jobs]
-    notes = ranking_notes(collection, config, kind)
+    notes = ranking_notes(collection) if kind != "encoder" and ranks(config, mode) else []
     write_json_atomically(folder / ADAPT_FILE, described | {"left_out": left_out, "notes": notes, "runs": runs})
     steps = sum(steps_of(job, config, mode) for job in jobs)
     with ProgressBar(steps, f"adapt {mode}", progress) as bar, frozen_heap():
@@ -180,18 +181,31 @@ def fitting_tasks(
     return kept, left_out
 
 
-def ranking_notes(collection: TaskCollection, config: RunConfig, kind: str) -> list[str]:
+def ranks(config: RunConfig, mode: str) -> bool:
+    """Whether a ranking loss is on at any point of the grid."""
+    points = (at_point(config.adapt, point, mode) for point in grid_points(config.adapt, mode))
+    return any(few.mc_loss or few.unlikely_loss for few in points)
+
+
+def ranking_notes(collection: TaskCollection) -> list[str]:
     """A line for every task on whose choices a ranking loss has a hard time."""
     notes = []
-    if kind != "encoder" and (config.adapt.mc_loss or config.adapt.unlikely_loss):
-        for task in collection.values():
-            pair = next(filter(None, (beginnings(example) for example in task.train)), None)
-            if pair is not None:
-                notes.append(
-                    f"task {task.name!r}: choice {pair[0]!r:.40} is the beginning of choice {pair[1]!r:.40}; only the end token "
-                    "tells them apart, and unlikely_loss pushes against both"
-                )
+    for task in collection.values():
+        pair = next(filter(None, (beginnings(example) for example in task.train)), None)
+        if pair is not None:
+            notes.append(
+                f"task {task.name!r}: choice {pair[0]!r:.40} is the beginning of choice {pair[1]!r:.40}; only the end token "
+                "tells them apart, and unlikely_loss pushes against both"
+            )
     return notes
+
+
+def check_batches(jobs: Sequence[Job], config: RunConfig, kind: str, start: Start) -> None:
+    """Raise DataError where the examples of an adaptation cannot become a batch: choices that are the same once they are cut,
+    or that leave no room for an input."""
+    collator = make_collator(kind, start.tokenizer, config.data, ranks(config, start.mode))
+    for job in jobs:
+        collator([*job.shots.shots, *job.shots.judged])
 
 
 def steps_of(job: Job, config: RunConfig, mode: str) -> int:

@@ -229,6 +229,19 @@ def test_a_choice_that_begins_another_is_noted(source: Source, tmp_path: Path) -
     assert json.loads((tmp_path / "plain" / "adapt.json").read_text())["notes"] == []
 
 
+def test_choices_that_are_the_same_once_cut_leave_nothing_behind(source: Source, tmp_path: Path) -> None:
+    """Also where only a point of the grid ranks them."""
+    tasks = tmp_path / "tasks.jsonl"
+    long = ["a" * 90 + end for end in "12"]
+    rows = [{"task": "t", "input": f"{n}", "targets": long[n % 2], "choices": long, "split": "train"} for n in range(8)]
+    tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common: dict[str, Any] = {"mode": "mu", "tasks_path": str(tasks), "shots": 4, "steps": 1, "progress": False}
+    for few in ({"mc_loss": 1.0}, {"grid": {"unlikely_loss": [0.0, 1.0]}}):
+        with pytest.raises(DataError, match="are the same in their first"):
+            adapt(str(source("mhr").path), ["t"], output=str(tmp_path / "out"), **few, **common)
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("few", "error", "said"),
     [
