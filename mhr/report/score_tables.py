@@ -64,7 +64,8 @@ def _group_of_row(row: Mapping[str, Any], path: Path, material: Material) -> Gro
         label = f"{label} ({row['run']})"
     group = material.group(label, path)
     group.trained, group.protocol = row.get("trained"), str(row.get("protocol") or "")
-    material.collections[group.label] = path.parent.name if "run" in row else path.stem
+    named = path.parent.name if "run" in row else path.stem
+    material.collections[group.label] = str(row.get("collection") or named)
     return group
 
 

@@ -121,17 +121,18 @@ class _Ready:
 def _columns(run: RunFolder, result: EvaluationResult) -> dict[str, Any]:
     """What a row tells of a run and its evaluation."""
     (measures,) = result.tasks.values()
-    train, selection = run.info["config"]["train"], run.info["selection"]
+    config, selection = run.info["config"], run.info["selection"]
     chosen = selection["trials"][selection["chosen"]] if selection else None
     return {
         "method": run.info["method"],
+        "collection": config["tasks"],
         "category": measures["category"],
         "protocol": run.info["protocol"],
         "chosen_on": selection["on"] if selection else None,
         "shots": len(run.info["shots"]),
-        "lr": train["lr"],
-        "router_lr": train["router_lr"],
-        "batch_size": train["batch_size"],
+        "lr": config["train"]["lr"],
+        "router_lr": config["train"]["router_lr"],
+        "batch_size": config["train"]["batch_size"],
         "steps": run.info["steps"],
         "dev_score": chosen["score"] if chosen else None,
         "trials": [{key: trial[key] for key in ("settings", "step", "score", "loss")} for trial in selection["trials"]]

@@ -70,6 +70,7 @@ def test_a_sweep(tmp_path: Path) -> None:
         "method": "mhr",
         "shots": 32,
         "trained": 192,
+        "collection": "builtin:skills",
     }
     row |= {"protocol": "held-out", "score": 0.5, "accuracy": None, "exact_match": 0.5, "majority": 0.1, "n": 100}
     content = [row, row | {"score": 0.75}, row | {"run": "other"}, row | {"seed": 42, "status": "failed"}]
@@ -81,6 +82,7 @@ def test_a_sweep(tmp_path: Path) -> None:
     assert (found.groups["MHR-z, 32 shots"].protocol, found.groups["MHR-z, 32 shots"].trained) == ("held-out", 192)
     assert found.scores.metric("x") == "exact_match"
     assert found.notes == [f"{tmp_path / 'results.jsonl'}: 1 units failed and are left out"]
+    assert set(found.collections.values()) == {"builtin:skills"}
     (tmp_path / "results.jsonl").unlink()
     assert "without results yet" in refused(tmp_path)
 
