@@ -3,7 +3,8 @@
 // name and copy its arguments again and again, at 20 us a step.
 //
 // libtorch's stable ABI has no autograd, so this file alone is compiled against ATen and is a library of its own, bound
-// to the torch it was built with. The ops it calls go through the dispatcher: any device, native or not.
+// to the torch it was built with. The ops it calls go through the dispatcher: any device, native or not. Saved tensors
+// are unpacked before autograd is left out: under gradient checkpointing that runs the forward pass again.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/linear.h>
@@ -87,18 +88,20 @@ struct RoutedLinear : Node {
     std::lock_guard<std::mutex> lock(mutex_);
     variable_list found(kInputs);
     if (!grads[0].defined()) return found;
+    const Tensor given = x.unpack(), frozen = weight.unpack(), a = bank_a.unpack(), b = bank_b.unpack();
+    const Tensor w = weights.unpack(), row = rows.unpack(), kept = h.unpack();
+    const OptionalTensor w_b = optional(weights_b.unpack()), row_b = optional(rows_b.unpack());
+    const OptionalTensor segments = optional(offsets.unpack());
     const at::AutoDispatchBelowADInplaceOrView below;
-    const Tensor given = x.unpack(), dy = grads[0].contiguous();
-    if (task_should_compute_output(kX)) found[kX] = at::matmul(dy, weight.unpack());
+    const Tensor dy = grads[0].contiguous();
+    if (task_should_compute_output(kX)) found[kX] = at::matmul(dy, frozen);
     if (task_should_compute_output(kWeight))
       found[kWeight] = given.dim() > 1 ? at::matmul(dy.flatten(0, -2).t(), given.flatten(0, -2)) : at::outer(dy, given);
     if (task_should_compute_output(kBias)) found[kBias] = dy.dim() > 1 ? dy.flatten(0, -2).sum(0) : dy;
-    const OptionalTensor apart = optional(weights_b.unpack());
     Tensor d_weights_b;
     std::tie(found[kBankA], found[kBankB], found[kWeights], d_weights_b) =
-        op.call(optional(found[kX]), dy, given, h.unpack(), bank_a.unpack(), bank_b.unpack(), weights.unpack(), apart,
-                rows.unpack(), optional(rows_b.unpack()), optional(offsets.unpack()), scale);
-    if (apart) found[kWeightsB] = d_weights_b;
+        op.call(optional(found[kX]), dy, given, kept, a, b, w, w_b, row, row_b, segments, scale);
+    if (w_b) found[kWeightsB] = d_weights_b;
     return found;
   }
 };
@@ -193,14 +196,14 @@ struct RoutedBottleneck : Node {
     std::lock_guard<std::mutex> lock(mutex_);
     variable_list found(kInputs);
     if (!grads[0].defined()) return found;
-    const at::AutoDispatchBelowADInplaceOrView below;
     const Banks bank{banks[0].unpack(), banks[1].unpack(), banks[2].unpack(), banks[3].unpack()};
+    const Tensor given = x.unpack(), row = rows.unpack(), kept = z.unpack();
     const OptionalTensor w = optional(weights.unpack()), w_b = optional(weights_b.unpack());
-    const OptionalTensor segments = optional(offsets.unpack()), apart = optional(rows_b.unpack());
-    const Tensor given = x.unpack(), dy = grads[0].contiguous(), row = rows.unpack();
+    const OptionalTensor row_b = optional(rows_b.unpack()), segments = optional(offsets.unpack());
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const Tensor dy = grads[0].contiguous();
     const auto [a, bias_a, b, bias_b] = rows_of(given, bank, w, w_b);
-    const auto [dz, d_b, d_bias_b] =
-        backward_dy.call(dy, z.unpack(), b, apart ? *apart : row, segments, "gelu", 1.0, true);
+    const auto [dz, d_b, d_bias_b] = backward_dy.call(dy, kept, b, row_b ? *row_b : row, segments, "gelu", 1.0, true);
     // The gradient of the residual, which the adapter's is added to.
     if (task_should_compute_output(kX)) found[kX] = dy.clone();
     const auto [d_a, d_bias_a] = backward_x.call(optional(found[kX]), given, dz, a, row, segments, true, true);
@@ -277,9 +280,10 @@ struct Route : Node {
     refuse_second_order("route");
     std::lock_guard<std::mutex> lock(mutex_);
     if (!grads[0].defined()) return {Tensor()};
+    const Tensor values = logits.unpack(), chosen = tasks.unpack();
+    const OptionalTensor added = optional(noise.unpack());
     const at::AutoDispatchBelowADInplaceOrView below;
-    const Tensor d_logits =
-        op.call(grads[0].contiguous(), logits.unpack(), tasks.unpack(), optional(noise.unpack()), temperature);
+    const Tensor d_logits = op.call(grads[0].contiguous(), values, chosen, added, temperature);
     return {d_logits.to(dtype)};
   }
 };
