@@ -26,9 +26,10 @@ def learning(looked: Looked) -> Iterator[Block]:
         own = {label: curve for label, curve in looked.curves.items() if of_kind(looked.material.groups[label])}
         own = {label: curve for label, curve in own.items() if len(curve.steps) > 1}
         if own:
-            yield Figure(
-                to_inline_svg(charts.plot_curves(own), f"Line chart. {title}: training loss by step"), title + "."
-            )
+            # One curve has no legend.
+            caption = f"{title}: {next(iter(own))}" if len(own) == 1 else title
+            drawn = charts.plot_curves(own)
+            yield Figure(to_inline_svg(drawn, f"Line chart. {caption}: training loss by step"), caption + ".")
     rows = [
         [text(label), whole(curve.runs), whole(curve.steps[-1]), decimal(curve.mean[0]), decimal(curve.mean[-1])]
         for label, curve in looked.curves.items()

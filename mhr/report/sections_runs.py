@@ -77,13 +77,13 @@ def manifest(looked: Looked) -> Iterator[Block]:
                 text(str(group.path)),
                 text(str(info.get("base", ""))),
                 text(", ".join(sorted({run.status for run in group.runs}))),
+                text(", ".join(f"{name} {version}" for name, version in info.get("versions", {}).items())),
                 whole(len(group.runs)),
                 whole(len({task for run in group.runs for task in run.info.get("tasks", [])})),
-                text(", ".join(f"{name} {version}" for name, version in info.get("versions", {}).items())),
             ]
         )
     yield Table(
-        "runs", "What was run", ["run", "folder", "base model", "status", "runs", "tasks", "versions"], rows, names=4
+        "runs", "What was run", ["run", "folder", "base model", "status", "versions", "runs", "tasks"], rows, names=5
     )
     settings = {label: flat(_config(group)) for label, group in groups.items()}
     keys = list(dict.fromkeys(key for own in settings.values() for key in own))

@@ -145,6 +145,7 @@ def test_an_output_folder_that_is_in_use(written: Path, tmp_path: Path) -> None:
 
 def test_a_report_without_scores_still_shows_the_runs(tmp_path: Path) -> None:
     made = make_report([a_run(tmp_path / "mhr")])
+    assert "Pretraining: MHR, pretrained." in made.to_html()  # one curve has no legend
     assert [section.key for section in made.sections] == ["summary", "learning", "routing", "costs", "manifest"]
     assert made.sections[0].blocks[0] == "1 run, none of them evaluated."
 
