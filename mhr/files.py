@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mhr.errors import MhrError
 
@@ -174,3 +175,8 @@ def _sync_folder(path: Path) -> None:
     """Make a rename in this folder lasting, where the system can (Windows opens no folders)."""
     if os.name == "posix":
         _sync(path)
+
+
+def folder_name(name: str) -> str:
+    """A name of anything as the name of a folder: what a path would read otherwise is written as %XX, also in "." and ".."."""
+    return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe=" ")

@@ -9,6 +9,7 @@ import pytest
 
 from mhr.errors import CheckpointError, MhrError
 from mhr.files import (
+    folder_name,
     make_folder,
     prepare_output,
     read_json,
@@ -128,3 +129,11 @@ def test_json_faults_name_file_and_line(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match="no text in UTF-8"):
         read_json(path, CheckpointError)
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("boolq", "boolq"), ("a b", "a b"), ("glue/rte", "glue%2Frte"), ("..", "%2E%2E"), (".", "%2E")]
+)
+def test_any_name_is_a_folder_of_its_own(tmp_path, name, folder):
+    assert folder_name(name) == folder
+    assert (tmp_path / folder_name(name)).resolve().parent == tmp_path.resolve()

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
@@ -18,7 +17,7 @@ from mhr.data import Example, Task, TaskCollection
 from mhr.data.choice_collators import beginnings
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import ConfigError, DataError, TrainingError, nearest
-from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
+from mhr.files import folder_name, make_folder, prepare_output, read_json, write_json_atomically
 from mhr.training.config import to_dict
 from mhr.training.pretraining import count_parameters, fit, save_result
 from mhr.training.processes import check_precision, processes
@@ -121,7 +120,7 @@ def adapt(
             task,
             seed,
             share_out(task, config.adapt, seed, mode, dev),
-            Path(output) / quote(task.name, safe=" ") / str(seed),
+            Path(output) / folder_name(task.name) / str(seed),
         )
         for task in collection.values()
         for seed in config.adapt.seeds

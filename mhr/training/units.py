@@ -6,11 +6,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from mhr.data import TaskCollection
 from mhr.errors import MhrError
 from mhr.evaluation import EvaluationResult, LoadedModel, evaluate, load_model
+from mhr.files import folder_name
 from mhr.training.adapting import Job, few_shot_settings, frozen_heap, run_job
 from mhr.training.run import RUN_FILE, RunFolder
 from mhr.training.selecting import read_dev, share_out
@@ -77,7 +77,7 @@ class Worker:
         config, source, start = ready.config, ready.source, ready.start
         task = ready.tasks[unit.task]
         kind = source.info["model_kind"]
-        folder = Path(self.study.output) / "units" / unit.name / unit.mode / quote(unit.task, safe=" ") / str(unit.seed)
+        folder = Path(self.study.output) / "units" / unit.name / unit.mode / folder_name(unit.task) / str(unit.seed)
         job = Job(task, unit.seed, share_out(task, config.adapt, unit.seed, start.mode, ready.dev), folder)
         trained_before = (folder / RUN_FILE).is_file() and RunFolder.open(folder).status == "done"
         began = time.perf_counter()
