@@ -232,9 +232,7 @@ def main() -> None:
     parser.add_argument("--tasks", required=True, help="a folder in the layout of Super-NaturalInstructions")
     parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the page goes")
-    parser.add_argument(
-        "--steps", type=float, default=1.0, help="scales all updates; 1 is a plan for an hour on one core"
-    )
+    parser.add_argument("--steps", type=float, default=1.0, help="scales the updates of every method")
     parser.add_argument("--workers", type=int, default=1, help="processes that train, one thread each")
     parser.add_argument("--quick", action="store_true", help="a few steps and examples: to see that everything runs")
     args = parser.parse_args()
