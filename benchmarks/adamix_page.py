@@ -14,7 +14,10 @@ def page(record: Mapping[str, Any]) -> str:
     """Tables in Markdown: accuracy in per cent, mean ± standard deviation over seeds; the last column averages the tasks."""
     plan, scores, tasks = record["plan"], record["scores"], record["plan"]["tasks"]
     first: Scores = next(iter(scores.values()))
-    updates = ", ".join(f"{name} {plan['steps'] * steps:g} updates at {lr:g}" for name, steps, lr in plan["updates"])
+    updates = ", ".join(
+        f"{name} {plan['steps'] * alone:g} ({plan['steps'] * together:g}) updates at {lr:g}"
+        for name, alone, together, lr in plan["updates"]
+    )
     majority = [100 * next(iter(first[task].values()))["majority"] for task in tasks]
     lines = [
         "# AdaMix and merging on real tasks, MiniLM",
@@ -23,7 +26,7 @@ def page(record: Mapping[str, Any]) -> str:
         "",
         f"{record['machine']['cpu']}, {record['machine']['threads']} thread, commit {record['machine']['commit']}, "
         f"{sum(record['seconds'].values()) / 60:.0f} minutes. {plan['n_train']} training examples of each task, "
-        f"{updates} of {plan['batch']} examples on one task alone, half as many more on all at once, {plan['precision']} autocast. Accuracy by "
+        f"{updates} of {plan['batch']} examples on one task alone (on all at once), {plan['precision']} autocast. Accuracy by "
         f"ranking choices on {next(iter(first[tasks[0]].values()))['n']} test examples, per cent, mean over "
         f"{len(plan['seeds'])} seeds ± standard deviation.",
         "",
