@@ -117,6 +117,7 @@ def real(path: str, quick: bool) -> Setting:
             "lr": 2e-3,
             "router_lr": 0.1,
             "max_input_length": length,
+            "precision": "bf16",
             "definitions": False,
             "fit": True,
             "max_choices": most,
