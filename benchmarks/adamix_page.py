@@ -14,9 +14,8 @@ def page(record: Mapping[str, Any]) -> str:
     """Tables in Markdown: accuracy in per cent, mean ± standard deviation over seeds; the last column averages the tasks."""
     plan, scores, tasks = record["plan"], record["scores"], record["plan"]["tasks"]
     first: Scores = next(iter(scores.values()))
-    updates = ", ".join(
-        f"{name} {plan['steps'] * alone:g} ({plan['steps'] * together:g}) updates at {lr:g}"
-        for name, alone, together, lr in plan["updates"]
+    alone, together = (
+        ", ".join(f"{row[0]} {plan['steps'] * row[i][0]:g} at {row[i][1]:g}" for row in plan["updates"]) for i in (1, 2)
     )
     majority = [100 * next(iter(first[task].values()))["majority"] for task in tasks]
     lines = [
@@ -26,7 +25,8 @@ def page(record: Mapping[str, Any]) -> str:
         "",
         f"{record['machine']['cpu']}, {record['machine']['threads']} thread, commit {record['machine']['commit']}, "
         f"{sum(record['seconds'].values()) / 60:.0f} minutes. {plan['n_train']} training examples of each task, "
-        f"{updates} of {plan['batch']} examples on one task alone (on all at once), {plan['precision']} autocast. Accuracy by "
+        f"batches of {plan['batch']}, {plan['precision']} autocast; updates and learning rate on one task: {alone}; on all at "
+        f"once: {together}. Accuracy by "
         f"ranking choices on {next(iter(first[tasks[0]].values()))['n']} test examples, per cent, mean over "
         f"{len(plan['seeds'])} seeds ± standard deviation.",
         "",

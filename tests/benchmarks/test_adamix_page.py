@@ -29,7 +29,7 @@ def test_rows_stand_in_their_sections() -> None:
             "steps": 1,
             "batch": 8,
             "precision": "bf16",
-            "updates": [["AdaMix", 10, 20, 0.002]],
+            "updates": [["AdaMix", [10, 0.002], [20, 0.001]]],
         },
         "scores": {
             "AdaMix, each task alone": alone,
