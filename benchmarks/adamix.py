@@ -33,8 +33,9 @@ from mhr.data import Example, TaskCollection, load_tasks
 from mhr.evaluation import Inference
 from mhr.files import make_folder, write_text_atomically
 from mhr.merging import merge
-from mhr.training import RunFolder, load_config, pretrain
-from mhr.training.settings import RunConfig
+from mhr.runs import RunFolder, load_config
+from mhr.runs.settings import RunConfig
+from mhr.training import pretrain
 
 from .adamix_page import page
 from .stages import Stages

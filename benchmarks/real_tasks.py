@@ -21,7 +21,9 @@ from typing import Any
 from transformers import AutoTokenizer, ByT5Tokenizer
 
 from mhr.data import TaskCollection, load_tasks
-from mhr.training import RunFolder, adapt, load_config, pretrain
+from mhr.few_shot import adapt
+from mhr.runs import RunFolder, load_config
+from mhr.training import pretrain
 
 from .stages import Stages
 from .tables import study_table

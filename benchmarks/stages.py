@@ -13,8 +13,8 @@ import transformers
 from mhr.data import TaskCollection
 from mhr.evaluation import evaluate, load_model
 from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
-from mhr.training import RunFolder
-from mhr.training.run import versions
+from mhr.runs import RunFolder
+from mhr.runs.run import versions
 
 from .measure import machine
 

@@ -29,7 +29,9 @@ def do(unit: Unit, output: Path) -> float:
     import torch
 
     from mhr.analysis.alignment import align_run
-    from mhr.training import adapt, load_config, pretrain
+    from mhr.few_shot import adapt
+    from mhr.runs import load_config
+    from mhr.training import pretrain
 
     from .stages import Stages
 

@@ -13,7 +13,7 @@ from mhr.files import make_folder, read_json, write_json_atomically, write_text_
 from mhr.report.charts import WIDTH, plot_alignment
 from mhr.report.drawing import colour, marker, new_figure, per_cent, save, styled
 from mhr.report.tables import Cell, Table, p_number, score, text, whole
-from mhr.training.run import versions
+from mhr.runs.run import versions
 
 from .measure import machine
 from .study_claims import CLAIMS, Answer, Values, answer

@@ -52,8 +52,8 @@ def adapt(
     last step counts.
     """
     with working():
+        from mhr.few_shot import adapt as train
         from mhr.files import read_json
-        from mhr.training import adapt as train
 
         runs = train(
             str(run),

@@ -136,7 +136,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def few_shot_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command OPTIONS behind its own options. It gets them as `few`: settings of `mhr.training.adapt`."""
+    """Give a command OPTIONS behind its own options. It gets them as `few`: settings of `mhr.few_shot.adapt`."""
 
     @wraps(command)
     def with_options(**values: Any) -> None:
@@ -153,7 +153,7 @@ def few_shot_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def few_shot_flags(shots: str | None, seeds: str | None, grid: list[str] | None, **others: Any) -> dict[str, Any]:
-    """The flags as settings of `mhr.training.adapt`, without those that were not given."""
+    """The flags as settings of `mhr.few_shot.adapt`, without those that were not given."""
     number, by_task = _shots(shots)
     settings = {"shots": number, "shots_for": by_task, "seeds": _seeds(seeds), "grid": _grid(grid), **others}
     return {name: value for name, value in settings.items() if value is not None}

@@ -61,10 +61,12 @@ def evaluate(
     from mhr.evaluation import load_model
     from mhr.evaluation.harness import evaluate_in_harness
     from mhr.files import make_folder, prepare_output, write_json_atomically
+    from mhr.merging import fold_bank
 
     if output:
         prepare_output(output, overwrite)
     loaded = load_model(path, base=base, kind=kind, task=route_as)
+    fold_bank(loaded)
     found = evaluate_in_harness(loaded, names, include=include, limit=limit, batch_size=batch_size)
     if output:
         write_json_atomically(make_folder(output) / "harness.json", found)

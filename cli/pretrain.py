@@ -205,7 +205,7 @@ def pretrain(
     if resume and config is None and (output / "config.yaml").is_file():
         config = output / "config.yaml"
     with working():
-        from mhr.training import load_config
+        from mhr.runs import load_config
         from mhr.training import pretrain as train
 
         settings = load_config(

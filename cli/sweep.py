@@ -15,7 +15,7 @@ from .few_shot import few_shot_options
 from .options import SETTINGS, WHERE
 
 if TYPE_CHECKING:
-    from mhr.training.sweep import SweepResult
+    from mhr.few_shot.sweeping import SweepResult
 
 EXAMPLES = """**Examples**
 
@@ -77,7 +77,7 @@ def sweep(
     --resume goes on with what is not done.
     """
     with working():
-        from mhr.training.sweep import sweep as work
+        from mhr.few_shot.sweeping import sweep as work
 
         result = work(
             [str(run) for run in runs],

@@ -8,8 +8,9 @@ Names are imported on first use, so that `import mhr` and the command line's hel
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from mhr.lazy import lazy
 
 __version__ = "0.1.0"
 
@@ -34,10 +35,7 @@ if TYPE_CHECKING:
     from mhr.layers import AdapterBank, attach, detach
 
 
-def __getattr__(name: str) -> object:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'mhr' has no attribute {name!r}")
+__getattr__ = lazy(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

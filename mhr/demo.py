@@ -19,13 +19,15 @@ from mhr.analysis.inspection import inspect_run
 from mhr.data import TaskCollection, load_tasks
 from mhr.errors import TrainingError
 from mhr.evaluation import evaluate, load_model
+from mhr.few_shot import adapt
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
 from mhr.merging import merge
 from mhr.report.plots import save_plots
-from mhr.training import adapt, load_config, pretrain
-from mhr.training.config import to_dict
-from mhr.training.run import clear
-from mhr.training.settings import check_whole
+from mhr.runs import load_config
+from mhr.runs.checks import check_whole
+from mhr.runs.config import to_dict
+from mhr.runs.run import clear
+from mhr.training import pretrain
 
 TASKS = ("rev-first", "rotl-second", "first-upper", "min-box", "tail-place")
 """Held-out tasks of the built-in suite, of each kind of composition."""

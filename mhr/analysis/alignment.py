@@ -20,12 +20,13 @@ from mhr.checkpoint import AdapterCheckpoint, attach_checkpoint, is_adapter, kin
 from mhr.data import Example, TaskCollection
 from mhr.data.collators import Batch, Collator
 from mhr.errors import CheckpointError, TaskError
+from mhr.few_shot.shots import draw_shots
 from mhr.layers import AdapterBank, detach
-from mhr.training.checkpoints import all_checkpoints, fault_of, step_of
-from mhr.training.losses import losses
-from mhr.training.run import RunFolder
-from mhr.training.settings import check_whole
-from mhr.training.tasks import draw_shots, make_collator
+from mhr.losses.by_kind import losses
+from mhr.runs.checkpoints import all_checkpoints, fault_of, step_of
+from mhr.runs.checks import check_whole
+from mhr.runs.run import RunFolder
+from mhr.runs.tasks import make_collator
 
 BUDGET = 2**30
 """Bytes of gradients that are kept at a time, by default."""
@@ -85,7 +86,7 @@ def align_run(
 ) -> list[Alignment]:
     """The alignment of `collection`'s tasks at every checkpoint that the pretraining run kept, the first one first.
 
-    examples   training examples of each task, drawn by `mhr.training.tasks.draw_shots` with `seed`, the same for every run.
+    examples   training examples of each task, drawn by `mhr.few_shot.shots.draw_shots` with `seed`, the same for every run.
                A task that the bank does not know is routed uniformly
     budget     see `gram_matrices`
     say        is told what begins, one line each

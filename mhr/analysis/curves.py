@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mhr.training.run import RunFolder
+from mhr.runs.run import RunFolder
 
 
 @dataclass(frozen=True, slots=True)

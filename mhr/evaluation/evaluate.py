@@ -18,7 +18,7 @@ from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.metrics import exact_match, majority_baseline, mean, rouge_l
 from mhr.evaluation.ranking import rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
-from mhr.training.run import versions
+from mhr.runs.run import versions
 
 METRICS = ("accuracy", "exact_match", "rouge_l")
 """accuracy is of ranking an example's choices; exact_match and rouge_l judge a generated answer."""

@@ -6,13 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
-from mhr.checkpoint import checkpoint_of
 from mhr.errors import ConfigError, nearest
 from mhr.evaluation.loaded import LoadedModel
-from mhr.layers import detach
-from mhr.merging import fold_into, merge_task, merge_uniform
 
 
 def evaluate_in_harness(
@@ -25,11 +20,11 @@ def evaluate_in_harness(
 ) -> dict[str, Any]:
     """The harness's results on its `tasks`, task by task: {"results": {task: {metric: value}}, "versions", "n-shot", ...}.
 
-    loaded      its bank is folded into the base weights (see `as_plain_model`), so afterwards `loaded` is that plain model
+    loaded      a model without a bank, for the harness knows no task names: `mhr.merging.fold_bank` makes one
     include     folder of further task files (YAML), beside those that come with the harness
     limit       at most this many examples a task
 
-    Raises ConfigError where lm-eval is not installed, for an encoder, and for an unknown task, naming the nearest.
+    Raises ConfigError where lm-eval is not installed, for an encoder or a bank, and for an unknown task, naming the nearest.
     """
     try:
         from lm_eval import simple_evaluate
@@ -40,10 +35,14 @@ def evaluate_in_harness(
         raise ConfigError(
             f"{loaded.description} is an encoder, and the harness asks for likelihoods of texts: use a generator"
         )
+    if loaded.routed:
+        raise ConfigError(
+            f"{loaded.description} has a bank: fold it into the base weights first, mhr.merging.fold_bank(loaded)"
+        )
     manager = _find_tasks(tasks, include)
     backend = "causal" if loaded.kind == "causal" else "seq2seq"
     model = HFLM(
-        pretrained=as_plain_model(loaded),
+        pretrained=loaded.model,
         tokenizer=loaded.tokenizer,
         backend=backend,
         batch_size=batch_size or 1,
@@ -68,19 +67,3 @@ def _find_tasks(names: Sequence[str], include: str | Path | None) -> Any:
         if name not in manager.all_tasks:
             raise ConfigError(f"unknown harness task {name!r}: {nearest(name, manager.all_tasks)}")
     return manager
-
-
-def as_plain_model(loaded: LoadedModel) -> PreTrainedModel:
-    """The model without a bank: its one task's mixture, that of `loaded.task`, or the average of its skills, is folded into
-    the base weights, which is exact. Raises MergeError for adapters that cannot be folded."""
-    bank = loaded.bank
-    if bank is None:
-        return loaded.model
-    checkpoint = checkpoint_of(loaded.model, loaded.description)
-    alone = bank.tasks[0] if len(bank.tasks) == 1 else None
-    task = loaded.task or alone
-    one = bank.needs_tasks and task is not None
-    plain = merge_task(checkpoint, task=str(task)) if one else merge_uniform(checkpoint)
-    detach(loaded.model)
-    fold_into(loaded.model, plain)
-    return loaded.model

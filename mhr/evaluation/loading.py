@@ -12,7 +12,7 @@ from mhr.checkpoint.plain import attach_plain
 from mhr.errors import CheckpointError, ConfigError
 from mhr.evaluation.loaded import LoadedModel
 from mhr.interop import is_peft, load_peft
-from mhr.training.run import RUN_FILE, RunFolder
+from mhr.runs.run import RUN_FILE, RunFolder
 
 
 def load_model(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mhr.data import TaskCollection
 from mhr.errors import ConfigError, DataError, nearest
-from mhr.training.config import load_config
-from mhr.training.run import RUN_FILE, RunFolder
-from mhr.training.tasks import read_tasks
+from mhr.runs.config import load_config
+from mhr.runs.run import RUN_FILE, RunFolder
+from mhr.runs.tasks import read_tasks
 
 PARTS = ("held-out", "training", "all")
 

@@ -8,6 +8,7 @@ from mhr.merging.combination import SPACES, Combination, methods
 from mhr.merging.dare import combine_dare
 from mhr.merging.fisher import combine_fisher
 from mhr.merging.fold import fold_into
+from mhr.merging.fold_bank import fold_bank
 from mhr.merging.inputs import find_adapter
 from mhr.merging.mera import combine_mera
 from mhr.merging.merge import DTYPES, FORMS, merge
@@ -41,6 +42,7 @@ __all__ = [
     "combine_uniform",
     "combine_weighted",
     "find_adapter",
+    "fold_bank",
     "fold_into",
     "merge",
     "merge_methods",

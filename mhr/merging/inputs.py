@@ -18,7 +18,7 @@ from mhr.merging.collapse import collapse
 from mhr.merging.source import BankSource, PeftSource, Source
 from mhr.merging.task import merge_task
 from mhr.routing import routers
-from mhr.training.run import RUN_FILE, RunFolder
+from mhr.runs.run import RUN_FILE, RunFolder
 
 SHOWN = {"lora": "a LoRA", "ia3": "an IA3", "bottleneck": "a bottleneck adapter"}
 

@@ -17,11 +17,11 @@ from mhr.errors import ConfigError, DataError
 from mhr.evaluation import EvaluationResult, LoadedModel, evaluate
 from mhr.evaluation.scope import tasks_to_judge
 from mhr.layers import detach
+from mhr.losses.by_kind import losses
 from mhr.merging.source import Source
-from mhr.training.losses import losses
-from mhr.training.run import RunFolder
-from mhr.training.settings import DataConfig
-from mhr.training.tasks import make_collator
+from mhr.runs.run import RunFolder
+from mhr.runs.settings import DataConfig
+from mhr.runs.tasks import make_collator
 
 
 class Judge:

@@ -17,7 +17,7 @@ from mhr.checkpoint import AdapterCheckpoint, BaseModel, TensorFile
 from mhr.checkpoint.base import Sizes
 from mhr.checkpoint.plain import KINDS, LoraFactors, PlainAdapter
 from mhr.interop import PeftAdapter
-from mhr.training.run import RunFolder
+from mhr.runs.run import RunFolder
 
 Layer = Any
 """One layer of a plain adapter: LoraFactors, the vector of an IA3, BottleneckFactors."""

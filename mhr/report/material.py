@@ -9,7 +9,7 @@ from typing import Any
 
 from mhr.analysis.scores import Scores
 from mhr.errors import DataError
-from mhr.training.run import RunFolder
+from mhr.runs.run import RunFolder
 
 METHOD_NAMES = {
     "mhr": "MHR",

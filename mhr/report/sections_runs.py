@@ -13,7 +13,7 @@ from mhr.report.blocks import Block, Details, Figure, Looked
 from mhr.report.drawing import to_inline_svg
 from mhr.report.material import Group
 from mhr.report.tables import Table, byte_size, text, whole
-from mhr.training.pretraining import flat
+from mhr.runs.config import flat
 
 
 def costs(looked: Looked) -> Iterator[Block]:

@@ -12,7 +12,7 @@ from mhr.evaluation import METRICS
 from mhr.files import read_json
 from mhr.report.material import Group, Material, label_of
 from mhr.report.score_tables import read_sweep, read_table
-from mhr.training.run import RUN_FILE, RunFolder
+from mhr.runs.run import RUN_FILE, RunFolder
 
 EXPECTED = (
     "expected a run (run.json), adaptations (adapt.json), an evaluation (evaluation.json), an inspection (inspection.json), "

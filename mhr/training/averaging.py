@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from mhr.training.settings import TrainConfig
+from mhr.runs.settings import TrainConfig
 
 
 def share_of_average(config: TrainConfig, step: int) -> float:

@@ -18,13 +18,13 @@ from mhr.files import writing_folder
 from mhr.layers import attach
 from mhr.merging import merge_uniform
 from mhr.merging.seeding import seed_bank
-from mhr.training.checkpoints import newest_complete, step_of
-from mhr.training.config import to_dict
+from mhr.runs.checkpoints import newest_complete, step_of
+from mhr.runs.config import flat, to_dict
+from mhr.runs.run import RunFolder
+from mhr.runs.settings import RunConfig
+from mhr.runs.tasks import make_collator, read_tasks, usable_tasks
 from mhr.training.processes import check_precision, processes
-from mhr.training.run import RunFolder
-from mhr.training.settings import RunConfig
 from mhr.training.signals import Interrupted
-from mhr.training.tasks import make_collator, read_tasks, usable_tasks
 from mhr.training.trainer import RoutedTrainer
 from mhr.training.watch import ProgressBar, TensorBoard
 
@@ -163,14 +163,3 @@ def _check_same(config: RunConfig, run: RunFolder) -> None:
             f"run {run.path} was started with {key} = {before.get(key)!r}, not {now.get(key)!r}: resume it with its own "
             f"settings (--config {run.path / 'config.yaml'}) or choose another output folder"
         )
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found

@@ -30,14 +30,14 @@ from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import TrainingError
 from mhr.layers import AdapterBank
+from mhr.losses.by_kind import ExampleLosses
+from mhr.losses.choices import make_loss
+from mhr.losses.consistency import consistency_weight, example_divergences
+from mhr.runs.checkpoints import keep_newest, mark_complete
+from mhr.runs.run import RunFolder
+from mhr.runs.settings import TrainConfig
 from mhr.training.averaging import share_of_average
-from mhr.training.checkpoints import keep_newest, mark_complete
-from mhr.training.choice_losses import make_loss
-from mhr.training.consistency import consistency_weight, example_divergences
-from mhr.training.losses import ExampleLosses
 from mhr.training.processes import on_gpu, processes
-from mhr.training.run import RunFolder
-from mhr.training.settings import TrainConfig
 from mhr.training.signals import Interrupted, StopRequest
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor"}

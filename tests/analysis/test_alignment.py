@@ -15,9 +15,10 @@ from mhr.checkpoint import checkpoint_of
 from mhr.data import load_tasks
 from mhr.data.collators import Seq2SeqCollator
 from mhr.errors import CheckpointError, ConfigError, TaskError
+from mhr.few_shot.shots import draw_shots
 from mhr.layers import detach
-from mhr.training import RunFolder, load_config, pretrain
-from mhr.training.tasks import draw_shots
+from mhr.runs import RunFolder, load_config
+from mhr.training import pretrain
 from tests.models import randomise
 
 NAMES = ["rev-last", "next-first", "min-box"]

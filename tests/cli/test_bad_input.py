@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from mhr.training.checkpoints import newest_complete
+from mhr.runs.checkpoints import newest_complete
 from tests.cli.running import SMALL, invoke, last_line, refuse, spawn, succeed
 
 Collection = Callable[..., Path]

@@ -13,8 +13,8 @@ from typer.main import get_command
 import mhr
 from mhr.errors import ConfigError
 from mhr.ops import native_ops
-from mhr.training.config import load_config
-from mhr.training.methods import METHODS, MODES
+from mhr.runs.config import load_config
+from mhr.runs.methods import METHODS, MODES
 from mhr_cli.main import app
 from tests.cli.running import invoke, succeed
 

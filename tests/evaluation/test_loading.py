@@ -12,8 +12,10 @@ from mhr.checkpoint import save_adapter
 from mhr.data import Example
 from mhr.errors import CheckpointError, ConfigError, MhrError, TaskError
 from mhr.evaluation import load_model, rank_choices
+from mhr.few_shot import adapt
 from mhr.merging import merge
-from mhr.training import adapt, load_config, pretrain
+from mhr.runs import load_config
+from mhr.training import pretrain
 from tests.models import randomise, tiny_model
 from tests.tokenizers import make_word_tokenizer
 

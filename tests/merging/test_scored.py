@@ -20,8 +20,9 @@ from mhr.interop import load_peft
 from mhr.merging import LoraFactors, PlainLora, combine_soup_greedy, merge, merge_uniform, read_report
 from mhr.merging.fisher import diagonal_fisher
 from mhr.merging.judge import Judge
-from mhr.training.config import RunConfig, dump_config, load_config
-from mhr.training.run import RunFolder
+from mhr.runs.config import dump_config, load_config
+from mhr.runs.run import RunFolder
+from mhr.runs.settings import RunConfig
 from tests.merging.loras import load, same, save
 from tests.merging.test_ties_dare import Named
 from tests.models import randomise, tiny_model

@@ -19,7 +19,7 @@ from mhr.errors import CheckpointError, ConfigError, MergeError
 from mhr.interop import load_peft, save_peft
 from mhr.merging import merge_uniform
 from mhr.merging.seeding import seed_bank
-from mhr.training.config import load_config
+from mhr.runs.config import load_config
 from mhr.training.pretraining import pretrain
 from tests.cli.running import SMALL, refuse, succeed
 from tests.models import random_batch, randomise, tiny_model

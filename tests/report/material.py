@@ -9,7 +9,7 @@ from typing import Any
 
 from mhr import attach
 from mhr.checkpoint import save_adapter
-from mhr.training import RunFolder, load_config
+from mhr.runs import RunFolder, load_config
 from tests.models import randomise, tiny_model
 
 SUITE = ["rev-last", "rev-first", "swap-last", "min-box", "max-box", "min-upper"]

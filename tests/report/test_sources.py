@@ -13,7 +13,7 @@ import pytest
 from mhr.errors import CheckpointError, DataError, MhrError
 from mhr.report.material import METHOD_NAMES
 from mhr.report.sources import read_sources
-from mhr.training.methods import METHODS
+from mhr.runs.methods import METHODS
 from tests.report.material import a_run, adaptations, an_evaluation, rows
 
 ROW = {"task": "rev-last", "mode": "z", "method": "mhr", "seed": 1, "metric": "exact_match", "value": 0.5}

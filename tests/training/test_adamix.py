@@ -12,9 +12,11 @@ import torch
 
 from mhr.checkpoint import load_checkpoint, read_adapter
 from mhr.errors import ConfigError
-from mhr.training import RunFolder, adapt, load_config, pretrain
-from mhr.training.config import dump_config
-from mhr.training.settings import RunConfig
+from mhr.few_shot import adapt
+from mhr.runs import RunFolder, load_config
+from mhr.runs.config import dump_config
+from mhr.runs.settings import RunConfig
+from mhr.training import pretrain
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
 from tests.training.test_pretraining import WORKER, start_worker

@@ -16,10 +16,12 @@ from mhr.checkpoint import checkpoint_of, read_adapter
 from mhr.data import load_tasks
 from mhr.errors import ConfigError
 from mhr.evaluation import evaluate, load_model
+from mhr.few_shot import adapt
 from mhr.merging import merge_uniform
-from mhr.training import RunFolder, adapt, load_config, pretrain
+from mhr.runs import RunFolder, load_config
+from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.training import pretrain
 from mhr.training.averaging import share_of_average
-from mhr.training.settings import RunConfig, TrainConfig
 from mhr.training.trainer import RoutedTrainer
 from tests.models import random_batch, randomise, tiny_model
 

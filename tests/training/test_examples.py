@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mhr.training import adapt, load_config, pretrain
+from mhr.few_shot import adapt
+from mhr.runs import load_config
+from mhr.training import pretrain
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 TINY = {"t0": "t5", "superni": "t5", "demo": "t5", "crossfit": "bart", "encoder-ranking": "bert", "decoder": "llama"}

@@ -17,11 +17,12 @@ from transformers import AutoModelForSeq2SeqLM
 
 from mhr.checkpoint import load_checkpoint, read_adapter
 from mhr.errors import DataError, MhrError, TargetError, TrainingError
-from mhr.training import RunFolder, pretrain
-from mhr.training.checkpoints import all_checkpoints, fault_of
-from mhr.training.config import dump_config
-from mhr.training.methods import METHODS
-from mhr.training.settings import RunConfig
+from mhr.runs import RunFolder
+from mhr.runs.checkpoints import all_checkpoints, fault_of
+from mhr.runs.config import dump_config
+from mhr.runs.methods import METHODS
+from mhr.runs.settings import RunConfig
+from mhr.training import pretrain
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
 

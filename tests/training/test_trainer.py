@@ -16,11 +16,11 @@ from mhr.backbones import load_backbone
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import TrainingError
 from mhr.layers import attach
-from mhr.training import load_config
-from mhr.training.run import RunFolder
-from mhr.training.settings import RunConfig
+from mhr.runs import load_config
+from mhr.runs.run import RunFolder
+from mhr.runs.settings import RunConfig
+from mhr.runs.tasks import make_collator, read_tasks
 from mhr.training.signals import Interrupted, StopRequest
-from mhr.training.tasks import make_collator, read_tasks
 from mhr.training.trainer import RoutedTrainer, WholeRun
 
 Make = Callable[..., RunConfig]

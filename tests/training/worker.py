@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from mhr.training import load_config, pretrain, trainer
+from mhr.runs import load_config
+from mhr.training import pretrain, trainer
 
 torch.set_num_threads(1)
 

@@ -14,9 +14,9 @@ from mhr.data import Example
 from mhr.data.choice_collators import CHOICE_COLLATORS, beginnings, scored_answers
 from mhr.errors import DataError
 from mhr.evaluation import LoadedModel, rank_choices
-from mhr.training.choice_losses import CHOICE_LOSSES, ChoiceLoss, make_loss, unlikelihood
-from mhr.training.losses import Seq2SeqLoss, losses
-from mhr.training.settings import TrainConfig
+from mhr.losses.by_kind import Seq2SeqLoss, losses
+from mhr.losses.choices import CHOICE_LOSSES, ChoiceLoss, make_loss, unlikelihood
+from mhr.runs.settings import TrainConfig
 from tests.models import randomise, tiny_model
 
 BYTES = 384

@@ -17,12 +17,7 @@ from mhr.data import Example, Task, TaskCollection
 from mhr.data.choice_collators import beginnings
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import ConfigError, DataError, TrainingError, nearest
-from mhr.files import folder_name, make_folder, prepare_output, read_json, write_json_atomically
-from mhr.training.config import to_dict
-from mhr.training.pretraining import count_parameters, fit, save_result
-from mhr.training.processes import check_precision, processes
-from mhr.training.run import RUN_FILE, RunFolder, clear
-from mhr.training.selecting import (
+from mhr.few_shot.selecting import (
     Judge,
     LookOut,
     Shots,
@@ -34,9 +29,16 @@ from mhr.training.selecting import (
     read_dev,
     share_out,
 )
-from mhr.training.settings import AdaptConfig, RunConfig
-from mhr.training.starts import Start, check_mode, load_start
-from mhr.training.tasks import make_collator, read_tasks, usable_tasks, with_shots
+from mhr.few_shot.shots import with_shots
+from mhr.few_shot.starts import Start, check_mode, load_start
+from mhr.files import folder_name, make_folder, prepare_output, read_json, write_json_atomically
+from mhr.runs.adapt_settings import AdaptConfig
+from mhr.runs.config import to_dict
+from mhr.runs.run import RUN_FILE, RunFolder, clear
+from mhr.runs.settings import RunConfig
+from mhr.runs.tasks import make_collator, read_tasks, usable_tasks
+from mhr.training.pretraining import count_parameters, fit, save_result
+from mhr.training.processes import check_precision, processes
 from mhr.training.trainer import RoutedTrainer
 from mhr.training.watch import ProgressBar
 
@@ -85,10 +87,10 @@ def adapt(
                  run's `adapt` settings say
 
     Without a grid and without a look for the best step, each adaptation is one training, and its last step counts. With
-    one, the protocol says what is chosen on: `mhr.training.selecting.share_out`.
+    one, the protocol says what is chosen on: `mhr.few_shot.selecting.share_out`.
 
     Returns the run folders OUTPUT/TASK/SEED, task by task; OUTPUT/adapt.json lists them, and each run.json says the protocol
-    and how it was chosen. Shots are drawn by `mhr.training.tasks.draw_shots`, the same for all modes and methods. Raises
+    and how it was chosen. Shots are drawn by `mhr.few_shot.shots.draw_shots`, the same for all modes and methods. Raises
     MhrError for settings, tasks or folders that do not fit, before anything is written; TrainingError for a loss that is not
     finite; Interrupted on Ctrl-C.
     """

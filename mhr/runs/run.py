@@ -24,7 +24,8 @@ import yaml
 from mhr import __version__
 from mhr.errors import CheckpointError
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically, write_text_atomically, writing
-from mhr.training.config import RunConfig, dump_config, load_config, to_dict
+from mhr.runs.config import dump_config, load_config, to_dict
+from mhr.runs.settings import RunConfig
 
 RUN_FILE = "run.json"
 

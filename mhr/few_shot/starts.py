@@ -12,9 +12,10 @@ from mhr.checkpoint import load_adapter, read_adapter
 from mhr.errors import ConfigError
 from mhr.layers import AdapterBank, attach
 from mhr.merging import attach_plain, merge_uniform
-from mhr.training.methods import MODES
-from mhr.training.run import RunFolder
-from mhr.training.settings import RunConfig, check_choice
+from mhr.runs.checks import check_choice
+from mhr.runs.methods import MODES
+from mhr.runs.run import RunFolder
+from mhr.runs.settings import RunConfig
 
 
 class Start:

@@ -10,13 +10,13 @@ from typing import Any
 from mhr.data import TaskCollection
 from mhr.errors import MhrError
 from mhr.evaluation import EvaluationResult, LoadedModel, evaluate, load_model
+from mhr.few_shot.adapting import Job, few_shot_settings, frozen_heap, run_job
+from mhr.few_shot.selecting import read_dev, share_out
+from mhr.few_shot.starts import Start, check_mode, load_start
 from mhr.files import folder_name
-from mhr.training.adapting import Job, few_shot_settings, frozen_heap, run_job
-from mhr.training.run import RUN_FILE, RunFolder
-from mhr.training.selecting import read_dev, share_out
-from mhr.training.settings import RunConfig
-from mhr.training.starts import Start, check_mode, load_start
-from mhr.training.tasks import read_tasks
+from mhr.runs.run import RUN_FILE, RunFolder
+from mhr.runs.settings import RunConfig
+from mhr.runs.tasks import read_tasks
 from mhr.training.watch import ProgressBar
 
 
@@ -48,7 +48,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What all units of a sweep share; see `mhr.training.sweep.sweep`. identity: what decides their results, for resuming."""
+    """What all units of a sweep share; see `mhr.few_shot.sweeping.sweep`. identity: what decides their results, for resuming."""
 
     output: str
     tasks_path: str | None

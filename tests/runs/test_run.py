@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mhr.errors import CheckpointError, MhrError
-from mhr.training.checkpoints import fault_of, keep_newest, mark_complete, newest_complete
-from mhr.training.config import load_config
-from mhr.training.run import RunFolder
+from mhr.runs.checkpoints import fault_of, keep_newest, mark_complete, newest_complete
+from mhr.runs.config import load_config
+from mhr.runs.run import RunFolder
 
 
 def test_a_run_is_written_and_read_back(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_kill_at_the_beginning_leaves_a_run_that_can_be_resumed_or_replaced(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mhr.training.run.write_text_atomically", killed)
+        patch.setattr("mhr.runs.run.write_text_atomically", killed)
         with pytest.raises(KeyboardInterrupt):
             RunFolder.create(tmp_path / "run").start(config, kind="pretrain")
     assert RunFolder.create(tmp_path / "run", resume=True).config() == config

@@ -17,10 +17,9 @@ import yaml
 
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError, nearest
-from mhr.training.methods import METHODS
-from mhr.training.settings import AdaptConfig, DataConfig, RunConfig, TrainConfig
-
-__all__ = ["AdaptConfig", "DataConfig", "RunConfig", "TrainConfig", "dump_config", "load_config", "presets", "to_dict"]
+from mhr.runs.methods import METHODS
+from mhr.runs.adapt_settings import AdaptConfig
+from mhr.runs.settings import DataConfig, RunConfig, TrainConfig
 
 SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "train": TrainConfig, "adapt": AdaptConfig}
 
@@ -48,7 +47,7 @@ class Setting:
 def presets() -> dict[str, str]:
     """The packaged presets: name -> first line of its file, which says what it is."""
     found = {}
-    for entry in sorted(resources.files("mhr.training").joinpath("presets").iterdir(), key=lambda e: e.name):
+    for entry in sorted(resources.files("mhr.runs").joinpath("presets").iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".yaml"):
             found[entry.name.removesuffix(".yaml")] = entry.read_text("utf-8").partition("\n")[0].removeprefix("# ")
     return found
@@ -111,6 +110,17 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 def dump_config(config: RunConfig) -> str:
     """Every setting, as YAML."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
 
 
 # ---- names and types -------------------------------------------------------------------------------------------------
@@ -258,7 +268,7 @@ def _preset(name: str) -> dict[str, Setting]:
     known = presets()
     if name not in known:
         raise ConfigError(f"unknown preset {name!r}: {nearest(name, known)}")
-    text = resources.files("mhr.training").joinpath("presets", f"{name}.yaml").read_text("utf-8")
+    text = resources.files("mhr.runs").joinpath("presets", f"{name}.yaml").read_text("utf-8")
     return dict(_flatten(_read_yaml(text, f"preset {name}"), f"preset {name}"))
 
 

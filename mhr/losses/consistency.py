@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mhr.layers import AdapterBank
-from mhr.training.losses import ExampleLosses, Prediction, precise
-from mhr.training.settings import TrainConfig
+from mhr.losses.by_kind import ExampleLosses, Prediction, precise
+from mhr.runs.settings import TrainConfig
 
 PUBLISHED = {"encoder": 1.0, "seq2seq": 100.0, "causal": 100.0}
 """Kind of model -> weight of the divergence: of an example where choices are ranked, of a target token where text is generated."""

@@ -18,9 +18,9 @@ import torch
 from transformers.utils import logging
 
 from mhr.errors import ConfigError
+from mhr.few_shot.units import Study, Unit, Worker
 from mhr.registry import Registry
-from mhr.training.settings import check_whole
-from mhr.training.units import Study, Unit, Worker
+from mhr.runs.checks import check_whole
 
 PATIENCE = 10.0
 """Seconds that a process without work has to leave before it is ended."""

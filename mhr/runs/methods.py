@@ -21,4 +21,4 @@ METHODS: dict[str, dict[str, str] | None] = {
 None has no adapter and trains all weights."""
 
 MODES = ("mhr", "z", "mu", "lora", "full", "random")
-"""Ways to adapt to a new task, see `mhr.training.adapt`; "poly" is accepted for "mhr"."""
+"""Ways to adapt to a new task, see `mhr.few_shot.adapt`; "poly" is accepted for "mhr"."""

@@ -15,10 +15,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from mhr.data import Example, Task, TaskCollection
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation import LoadedModel, evaluate
-from mhr.training.choice_losses import make_loss
-from mhr.training.settings import AdaptConfig, RunConfig, as_knob
-from mhr.training.starts import Start
-from mhr.training.tasks import draw_shots, make_collator, read_tasks, shots_of
+from mhr.few_shot.shots import draw_shots, shots_of
+from mhr.few_shot.starts import Start
+from mhr.losses.choices import make_loss
+from mhr.runs.adapt_settings import AdaptConfig, as_knob
+from mhr.runs.settings import RunConfig
+from mhr.runs.tasks import make_collator, read_tasks
 
 IDLE_KNOBS = {
     "z": ("lr",),

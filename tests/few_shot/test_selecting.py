@@ -14,10 +14,12 @@ from mhr.checkpoint import read_adapter
 from mhr.data import load_tasks
 from mhr.errors import ConfigError, DataError, MhrError, TaskError
 from mhr.evaluation import evaluate, load_model
-from mhr.training import RunFolder, adapt, pretrain, selecting
-from mhr.training.selecting import Look, grid_points, share_out
-from mhr.training.settings import AdaptConfig
-from mhr.training.tasks import shots_of
+from mhr.few_shot import adapt, selecting
+from mhr.few_shot.selecting import Look, grid_points, share_out
+from mhr.few_shot.shots import shots_of
+from mhr.runs import RunFolder
+from mhr.runs.adapt_settings import AdaptConfig
+from mhr.training import pretrain
 from mhr.training.trainer import RoutedTrainer
 
 Source = Callable[[str], RunFolder]

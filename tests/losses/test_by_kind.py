@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mhr.training.losses import Loss, choice_losses, losses, token_losses
+from mhr.losses.by_kind import Loss, choice_losses, losses, token_losses
 from tests.models import random_batch, tiny_model
 
 

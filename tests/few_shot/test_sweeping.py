@@ -17,9 +17,10 @@ import pytest
 
 from mhr.errors import ConfigError, DataError, MhrError, TrainingError
 from mhr.evaluation import evaluate, load_model
-from mhr.training import RunFolder, launchers, units
-from mhr.training.sweep import SweepResult, append_row, sweep
-from mhr.training.units import Worker
+from mhr.few_shot import launchers, units
+from mhr.few_shot.sweeping import SweepResult, append_row, sweep
+from mhr.few_shot.units import Worker
+from mhr.runs import RunFolder
 
 Source = Callable[[str], RunFolder]
 TASKS = ["next-first", "swap-last"]
@@ -216,7 +217,7 @@ def test_rows_are_appended_whole(tmp_path: Path) -> None:
 
 PROGRAM = """
 import json, sys
-from mhr.training.sweep import sweep
+from mhr.few_shot.sweeping import sweep
 
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])

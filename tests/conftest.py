@@ -13,8 +13,8 @@ import torch
 from transformers import ByT5Tokenizer
 
 from mhr.data.skills import choices_of, draw_examples
-from mhr.training import RunFolder, load_config, pretrain
-from mhr.training.settings import RunConfig
+from mhr.runs import RunConfig, RunFolder, load_config
+from mhr.training import pretrain
 from tests.models import tiny_model
 
 BYTES = 384  # ids of the byte-level tokenizer
@@ -23,7 +23,7 @@ TRAINING = ("rev-first", "next-last", "rev-last")
 HELD_OUT = ("next-first", "swap-last")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def small_and_quick() -> None:
     torch.set_num_threads(1)
     gc.freeze()  # every Trainer collects garbage, and the libraries' own objects make that a second
@@ -67,7 +67,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 
 
 @pytest.fixture
-def settings(backbone: Callable[..., str], tasks_file: Path) -> Callable[..., RunConfig]:
+def settings(backbone: Callable[..., str], tasks_file: Path, small_and_quick: None) -> Callable[..., RunConfig]:
     """Settings of a tiny run; keywords are flags, `model` a name for `backbone`."""
 
     def make(model: str = "t5", model_config: dict[str, Any] | None = None, **flags: Any) -> RunConfig:

@@ -25,6 +25,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mhr.backbones import load_backbone
 from mhr.data import TaskCollection
 from mhr.errors import ConfigError, TrainingError
+from mhr.few_shot.adapting import few_shot_settings, fitting_tasks, named_tasks
+from mhr.few_shot.launchers import launchers
+from mhr.few_shot.selecting import read_dev, share_out
+from mhr.few_shot.starts import check_mode
+from mhr.few_shot.units import Study, Unit
 from mhr.files import (
     make_folder,
     prepare_output,
@@ -33,16 +38,10 @@ from mhr.files import (
     write_json_atomically,
     writing,
 )
-from mhr.training.adapting import few_shot_settings, fitting_tasks, named_tasks
-from mhr.training.config import to_dict
-from mhr.training.launchers import launchers
-from mhr.training.pretraining import flat
-from mhr.training.run import RunFolder, clear
-from mhr.training.selecting import read_dev, share_out
-from mhr.training.settings import RunConfig
+from mhr.runs.config import flat, to_dict
+from mhr.runs.run import RunFolder, clear
+from mhr.runs.settings import RunConfig
 from mhr.training.signals import Interrupted
-from mhr.training.starts import check_mode
-from mhr.training.units import Study, Unit
 
 SWEEP_FILE = "sweep.json"
 RESULTS_FILE = "results.jsonl"

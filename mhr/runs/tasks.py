@@ -1,19 +1,14 @@
-"""Which tasks and examples a run trains on: the collection of its settings, what fits its model, and the shots of a task."""
+"""Which tasks a run trains on: the collection of its settings, and what of it fits its model."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
-
 from transformers import PreTrainedTokenizerBase
 
-from mhr.data import Example, Task, TaskCollection, load_tasks
+from mhr.data import Task, TaskCollection, load_tasks
 from mhr.data.choice_collators import CHOICE_COLLATORS
 from mhr.data.collators import CausalCollator, Collator, RankingCollator, Seq2SeqCollator
 from mhr.errors import DataError
-from mhr.training.settings import AdaptConfig, DataConfig
+from mhr.runs.settings import DataConfig
 
 COLLATORS: dict[str, type[Collator]] = {
     "seq2seq": Seq2SeqCollator,
@@ -65,36 +60,6 @@ def usable_tasks(
         example = f", as {first[0]!r}: {first[1]}" if first else ""
         raise DataError(f"{tasks.source or 'collection'}: none of its {len(tasks)} tasks can be used{example}")
     return TaskCollection(kept, tasks.source, tasks.notes), left_out
-
-
-def shots_of(few: AdaptConfig, task: str) -> int:
-    """The number of shots for a task: by its own name in `shots_for`, by the first pattern there that fits it, or `shots`."""
-    patterns = (n for pattern, n in few.shots_for.items() if fnmatchcase(task, pattern))
-    return few.shots_for.get(task) or next(patterns, few.shots)
-
-
-def draw_shots(task: Task, shots: int, seed: int, more: int = 0) -> list[Example]:
-    """The `shots` training examples of a task that a seed picks, the same for every mode and method; `more` after them.
-
-    Rule: training examples in the order of SHA-256("seed/task/id/input"), the first `shots` + `more` of them. Raises
-    DataError for a task that has fewer.
-    """
-    if len(task.train) < shots + more:
-        asked = f"the {shots} shots and {more} dev shots" if more else f"the {shots} shots"
-        raise DataError(
-            f"task {task.name!r} has {len(task.train)} training examples, fewer than {asked} asked for: "
-            f"use --shots {max(len(task.train) - more, 1)} or fewer"
-        )
-
-    def rank(example: Example) -> bytes:
-        return hashlib.sha256(f"{seed}/{task.name}/{example.id}/{example.input}".encode()).digest()
-
-    return sorted(task.train, key=rank)[: shots + more]
-
-
-def with_shots(task: Task, shots: Iterable[Example]) -> TaskCollection:
-    """A collection of this one task, with only these training examples."""
-    return TaskCollection([dataclasses.replace(task, train=list(shots))])
 
 
 def _unusable(task: Task, kind: str, data: DataConfig) -> str | None:

@@ -14,12 +14,14 @@ from torch import Tensor
 from mhr.checkpoint import load_checkpoint, read_adapter
 from mhr.data import Example, Task
 from mhr.errors import ConfigError, DataError, MhrError, TaskError, TrainingError
+from mhr.few_shot import adapt
+from mhr.few_shot.adapting import ADAPT_FILE
+from mhr.few_shot.shots import draw_shots
+from mhr.few_shot.starts import load_start
 from mhr.merging import merge_uniform
-from mhr.training import RunFolder, adapt, pretrain
-from mhr.training.adapting import ADAPT_FILE
-from mhr.training.settings import RunConfig
-from mhr.training.starts import load_start
-from mhr.training.tasks import draw_shots
+from mhr.runs import RunFolder
+from mhr.runs.settings import RunConfig
+from mhr.training import pretrain
 from mhr.training.trainer import RoutedTrainer
 
 Make = Callable[..., RunConfig]

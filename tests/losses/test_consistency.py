@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mhr.training.consistency import divergences, example_divergences
-from mhr.training.losses import ExampleLosses, Prediction, pad_choices
+from mhr.losses.by_kind import ExampleLosses, Prediction, pad_choices
+from mhr.losses.consistency import divergences, example_divergences
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from mhr.data.collators import IGNORED, Batch
 from mhr.layers import AdapterBank
-from mhr.training.losses import ExampleLosses, Loss, Prediction, choice_losses, losses, precise
-from mhr.training.settings import TrainConfig
+from mhr.losses.by_kind import ExampleLosses, Loss, Prediction, choice_losses, losses, precise
+from mhr.runs.settings import TrainConfig
 
 MARGIN = 1e-2
 """Keeps the unlikelihood of a token that the model is sure of finite."""

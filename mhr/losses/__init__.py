@@ -1,0 +1,1 @@
+"""What training minimises: the answers' likelihood, T-Few's losses of choices, AdaMix's consistency."""

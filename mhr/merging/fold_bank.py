@@ -1,0 +1,27 @@
+"""Fold the bank of a loaded model into its base weights, for programs that know nothing of tasks."""
+
+from __future__ import annotations
+
+from mhr.checkpoint import checkpoint_of
+from mhr.evaluation import LoadedModel
+from mhr.layers import detach
+from mhr.merging.fold import fold_into
+from mhr.merging.task import merge_task
+from mhr.merging.uniform import merge_uniform
+
+
+def fold_bank(loaded: LoadedModel) -> None:
+    """Make `loaded` a plain model, in place, which is exact: its one task's mixture, that of `loaded.task`, or the average of its
+    skills goes into the base weights. A model without a bank stays as it is.
+
+    Raises MergeError for adapters that cannot be folded.
+    """
+    bank = loaded.bank
+    if bank is None:
+        return
+    checkpoint = checkpoint_of(loaded.model, loaded.description)
+    task = loaded.task or (bank.tasks[0] if len(bank.tasks) == 1 else None)
+    plain = merge_task(checkpoint, task=task) if bank.needs_tasks and task is not None else merge_uniform(checkpoint)
+    detach(loaded.model)
+    fold_into(loaded.model, plain)
+    loaded.task = None
