@@ -82,7 +82,7 @@ def adapt(
     tasks        names; None takes every held-out task that the model can be trained on
     tasks_path   another collection than the run's
     template     other prompt templates than the run's
-    resume       skip what is done in `output` already
+    resume       skip what is done in `output` already; tasks that are not named now stay listed there
     few          fields of AdaptConfig (shots, seeds, steps, lr, grid, protocol ...); None and what is not given are as the
                  run's `adapt` settings say
 
@@ -131,9 +131,10 @@ def adapt(
     folder = make_folder(output)
     if overwrite and not resume:
         clear(folder)
-    runs = [{"task": j.task.name, "seed": j.seed, "path": str(j.folder.relative_to(folder))} for j in jobs]
-    notes = ranking_notes(collection) if kind != "encoder" and ranks(config, mode) else []
-    write_json_atomically(folder / ADAPT_FILE, described | {"left_out": left_out, "notes": notes, "runs": runs})
+    described["left_out"] = left_out
+    described["notes"] = ranking_notes(collection) if kind != "encoder" and ranks(config, mode) else []
+    described["runs"] = [{"task": j.task.name, "seed": j.seed, "path": str(j.folder.relative_to(folder))} for j in jobs]
+    write_json_atomically(folder / ADAPT_FILE, _with_earlier(folder, described))
     steps = sum(steps_of(job, config, mode) for job in jobs)
     with ProgressBar(steps, f"adapt {mode}", progress) as bar, frozen_heap():
         return [run_job(job, start, config, source, bar) for job in jobs]
@@ -378,6 +379,19 @@ class _Search:
     def _folder(self, number: int) -> RunFolder:
         """Where the log of a trial goes."""
         return RunFolder(make_folder(self.work.run.path / TRIALS / str(number)), {})
+
+
+def _with_earlier(folder: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """What adapt.json says of `described` adaptations and of earlier ones of other tasks in the same folder."""
+    if not (folder / ADAPT_FILE).is_file():
+        return described
+    before = read_json(folder / ADAPT_FILE, TrainingError)
+    earlier = [run for run in before["runs"] if run not in described["runs"]]
+    return described | {
+        "left_out": before["left_out"] | described["left_out"],
+        "notes": list(dict.fromkeys([*before["notes"], *described["notes"]])),
+        "runs": [*earlier, *described["runs"]],
+    }
 
 
 def _check_same(folder: Path, described: dict[str, Any]) -> None:

@@ -34,6 +34,15 @@ def find_adapter(path: str | Path) -> Path:
     inside = _inside(path)
     if inside:
         raise CheckpointError(f"{path} holds {len(inside)} adapters: name one of them, as in {inside[0]}")
+    if (path / RUN_FILE).is_file():
+        run = RunFolder.open(path)
+        if run.status != "done":
+            raise CheckpointError(f"no adapter at {path}: its run is not done (status {run.status!r}), finish it first")
+        if run.model.is_dir():
+            raise CheckpointError(
+                f"no adapter at {path}: its run trained all weights, and {run.model} is the model that came out; adapters are "
+                "what is merged"
+            )
     raise CheckpointError(f"no adapter at {path}: expected a run folder, an adapter checkpoint or a PEFT folder")
 
 

@@ -75,18 +75,28 @@ class Judge:
         model, tokenizer = self._parts
         attach_checkpoint(adapter, model)
         try:
-            lengths = self.data.max_input_length, self.data.max_target_length
-            yield LoadedModel(model.eval(), tokenizer, kind_of(model), "the adapter", trained_with=lengths)
+            yield self._loaded(model, tokenizer, "the adapter")
         finally:
             detach(model)
 
     def evaluate(self, adapter: AdapterCheckpoint, split: str = "test") -> EvaluationResult:
         """How an adapter does on the tasks to score on."""
-        collection = self._dev if split == "train" else self.collection
         with self.wearing(adapter) as loaded:
-            return evaluate(
-                loaded, collection, split=split, limit=self.limit, batch_size=self.batch_size, progress=self.progress
-            )
+            return self._score(loaded, split)
+
+    def evaluate_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
+        """How a model that an adapter was folded into does on the tests of the tasks to score on."""
+        return self._score(self._loaded(model, tokenizer, "the merged model"), "test")
+
+    def _loaded(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, called: str) -> LoadedModel:
+        lengths = self.data.max_input_length, self.data.max_target_length
+        return LoadedModel(model.eval(), tokenizer, kind_of(model), called, trained_with=lengths)
+
+    def _score(self, loaded: LoadedModel, split: str) -> EvaluationResult:
+        collection = self._dev if split == "train" else self.collection
+        return evaluate(
+            loaded, collection, split=split, limit=self.limit, batch_size=self.batch_size, progress=self.progress
+        )
 
     def dev_score(self, adapter: AdapterCheckpoint) -> float:
         """The mean score over tasks on the dev examples."""

@@ -128,8 +128,9 @@ def merge(
         else:
             _write_adapter(plan, folder, to, None if dtype is None else DTYPES[dtype])
         if evaluate and plan.judge is not None:
-            after = plain_checkpoint(plain) if plain is not None else _read(folder, to)
-            scores["merged"] = _told(plan.judge.evaluate(after))
+            judge = plan.judge  # of what was written, so with its rounding
+            after = judge.evaluate(_read(folder, to)) if whole is None else judge.evaluate_model(*whole)
+            scores["merged"] = _told(after)
             plan.report.scores = scores
         plan.finish().write(folder)
     return output

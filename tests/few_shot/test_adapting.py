@@ -153,6 +153,9 @@ def test_resume_skips_what_is_done(
     assert (runs[0].path / "run.json").stat().st_mtime_ns == before
     with pytest.raises(TrainingError, match="holds adaptations with mode 'mu', not 'mhr'"):
         adapt(run, TASKS, resume=True, **{**arguments, "mode": "mhr"})
+    adapt(run, TASKS[:1], resume=True, **arguments)  # the other task stays listed
+    listed = json.loads((tmp_path / "out" / "adapt.json").read_text())["runs"]
+    assert sorted(one["task"] for one in listed) == sorted(TASKS)
     with pytest.raises(MhrError, match="not empty"):
         adapt(run, TASKS, **arguments)
     again = adapt(run, TASKS[:1], overwrite=True, **arguments)

@@ -284,7 +284,13 @@ def test_paths_that_hold_nothing_to_merge(tmp_path):
     shutil.copytree(folder, tmp_path / "seeds" / "13")
     unfinished.mkdir()
     (unfinished / "run.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no adapter at .*seeds/42"):
+    with pytest.raises(CheckpointError, match="no adapter at .*seeds/42: its run is not done .status 'new'."):
+        merge(tmp_path / "seeds", output=tmp_path / "out")
+    (unfinished / "run.json").write_text('{"status": "done", "method": "full"}')
+    (unfinished / "model").mkdir()
+    with pytest.raises(
+        CheckpointError, match="no adapter at .*seeds/42: its run trained all weights, and .*model is the"
+    ):
         merge(tmp_path / "seeds", output=tmp_path / "out")
     with pytest.raises(TaskError, match="unknown task 'rt' of .*: did you mean 'rte'"):
         merge([bank(tmp_path / "a"), bank(tmp_path / "b")], task="rt", output=tmp_path / "out")

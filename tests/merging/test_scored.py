@@ -16,6 +16,7 @@ from mhr.checkpoint.plain import plain_checkpoint
 from mhr.data import load_tasks
 from mhr.data.skills import draw_examples
 from mhr.errors import ConfigError, DataError, MergeError, TaskError
+from mhr.evaluation import evaluate
 from mhr.interop import load_peft
 from mhr.merging import LoraFactors, PlainLora, combine_soup_greedy, merge, merge_uniform, read_report
 from mhr.merging.fisher import diagonal_fisher
@@ -74,20 +75,48 @@ def test_the_best_stays_alone_where_nothing_improves() -> None:
     assert weights == [0.0, 1.0]
 
 
-def test_a_greedy_soup_of_adapters(tmp_path):
-    """Zeros do nothing to the backbone, which knows this task, and loud noise ruins it: only the first may stay."""
+def upper(folder: Path) -> str:
+    """A collection of one task that the built-in backbone knows, with 8 training and 8 test examples."""
     rows = [
         {"task": "upper", "input": e.input, "targets": list(e.targets), "split": "train" if i < 8 else "test"}
         for i, e in zip(range(16), draw_examples(("upper",)), strict=False)
     ]
-    (tmp_path / "upper.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "upper.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "upper.jsonl")
+
+
+@pytest.mark.parametrize("to", ["mhr", "peft-lora", "model"])
+def test_what_is_scored_is_what_was_written(tmp_path, monkeypatch, to):
+    rounded: list[bool] = []
+
+    def evaluate_one(loaded, *arguments, **settings):
+        weights = loaded.model.parameters() if loaded.bank is None else loaded.bank.tensors().values()
+        rounded.append(all(torch.equal(w, w.bfloat16().to(w.dtype)) for w in weights))
+        return evaluate(loaded, *arguments, **settings)
+
+    monkeypatch.setattr("mhr.merging.judge.evaluate", evaluate_one)
+    merge(
+        save(tmp_path, adapter(1)),
+        to=to,
+        dtype="bfloat16",
+        evaluate=True,
+        tasks=upper(tmp_path),
+        limit=2,
+        progress=False,
+        output=tmp_path / "out",
+    )
+    assert rounded == [False, True]
+
+
+def test_a_greedy_soup_of_adapters(tmp_path):
+    """Zeros do nothing to the backbone, which knows this task, and loud noise ruins it: only the first may stay."""
     quiet, noise = adapter(1, size=0.0), adapter(2, size=3.0)
     folders = save(tmp_path, noise, quiet)
     output = merge(
         folders,
         method="soup-greedy",
         evaluate=True,
-        tasks=str(tmp_path / "upper.jsonl"),
+        tasks=upper(tmp_path),
         progress=False,
         output=tmp_path / "out",
     )
