@@ -17,8 +17,8 @@ import yaml
 
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError, nearest
-from mhr.runs.methods import METHODS
 from mhr.runs.adapt_settings import AdaptConfig
+from mhr.runs.methods import METHODS
 from mhr.runs.settings import DataConfig, RunConfig, TrainConfig
 
 SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "train": TrainConfig, "adapt": AdaptConfig}
