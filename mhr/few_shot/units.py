@@ -10,7 +10,8 @@ from typing import Any
 from mhr.data import TaskCollection
 from mhr.errors import MhrError
 from mhr.evaluation import EvaluationResult, LoadedModel, evaluate, load_model
-from mhr.few_shot.adapting import Job, few_shot_settings, frozen_heap, run_job
+from mhr.few_shot.adapting import few_shot_settings
+from mhr.few_shot.jobs import Job, frozen_heap, run_job
 from mhr.few_shot.selecting import read_dev, share_out
 from mhr.few_shot.starts import Start, check_mode, load_start
 from mhr.files import folder_name
