@@ -224,9 +224,17 @@ def _scores_table(found: Results) -> Table:
     names += [row for row in found.rows if row not in NAMES and not row.endswith("zero-shot")]
     majority = statistics.mean(m["majority"] or 0.0 for m in found.measures(names[0]).values())
     rows = [[text("majority"), score(majority), Cell("")]]
-    rows += [[text(NAMES.get(row, row)), score(*found.mean(row)), whole(found.trained(row))] for row in names]
+    rows += [[text(_name(row)), score(*found.mean(row)), whole(found.trained(row))] for row in names]
     note = "Per cent ± standard deviation over seeds. Trained: by one adaptation; zero-shot, by pretraining."
     return Table("scores", "Held-out tasks, mean", ["method", "score", "trained"], rows, note=note)
+
+
+def _name(row: str) -> str:
+    """What people call a row; "h2 z" is MHR-z with 2 heads."""
+    if row in NAMES:
+        return NAMES[row]
+    variant, _, mode = row.partition(" ")
+    return f"{NAMES[f'mhr {mode}']}, {variant[1:]} {'heads' if variant[0] == 'h' else 'skills'}"
 
 
 def _findings_table(answers: Sequence[Answer]) -> Table:
