@@ -2,7 +2,7 @@
 
 Two settings (the built-in suite with the built-in T5, real tasks with the MiniLM encoder), several variants and seeds: each
 pretraining run with what is made from it is a unit, and --workers processes of one thread make them side by side. What is done is
-kept, so the same command takes up an interrupted study. Without --tasks only the suite is run.
+kept, so the same command takes up an interrupted study. Without real tasks (--tasks, or beside the repository) only the suite is run.
 
 At its end, or with --only-publish from the units that are done: benchmarks/results/study_SETTING.json with every score, the
 verdicts on the claims, and the page docs/study.md with its plots.
@@ -129,8 +129,13 @@ def run_units(units: list[Unit], output: Path, workers: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
-    parser.add_argument("--tasks", help="a folder of real tasks in the layout of Super-NaturalInstructions")
-    parser.add_argument("--setting", choices=("suite", "real"), help="only this one; default: what there are tasks for")
+    parser.add_argument(
+        "--tasks",
+        help="a folder of real tasks in the layout of Super-NaturalInstructions; default: ../shared/data/superni beside the repository",
+    )
+    parser.add_argument(
+        "--setting", choices=("suite", "real"), help="only this one; default: both, where there are real tasks"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes side by side, of one thread each (default 2)")
     parser.add_argument("--quick", action="store_true", help="a few steps and tasks: to see that everything runs")
     parser.add_argument("--only-publish", action="store_true", help="train nothing; publish what is done")
@@ -141,11 +146,14 @@ def main() -> None:
     args = parser.parse_args()
     results = args.results or (args.output if args.quick else Path(__file__).parent / "results")
     docs = args.docs or (args.output if args.quick else ROOT / "docs")
-    tasks = args.tasks or (default_tasks() if args.setting == "real" else None)
+    tasks = args.tasks or default_tasks()
+    if args.setting is None and args.tasks is None and not Path(tasks).is_dir():
+        print(f"no real tasks at {tasks}: only the suite is run; name their folder with --tasks", file=sys.stderr)
+        args.setting = "suite"
     settings = []
     if args.setting != "real":
         settings.append(suite(args.quick))
-    if tasks and args.setting != "suite":
+    if args.setting != "suite":
         settings.append(real(tasks, args.quick))
     if not args.only_publish:
         try:
@@ -156,7 +164,7 @@ def main() -> None:
 
     flags = "".join(
         [
-            " --tasks PATH" if args.tasks else "",
+            "" if args.setting == "suite" else " --tasks PATH",
             f" --setting {args.setting}" if args.setting else "",
             " --quick" * args.quick,
         ]

@@ -10,7 +10,7 @@ import pytest
 
 from mhr.analysis.compare import compare
 from mhr.report.sources import read_sources
-from mhr_benchmarks.study import do
+from mhr_benchmarks.study import do, main
 from mhr_benchmarks.study_claims import CLAIMS, Comparison, answer, judge
 from mhr_benchmarks.study_page import publish
 from mhr_benchmarks.study_plan import suite, units_of
@@ -106,3 +106,12 @@ def test_a_small_study_from_training_to_its_page(tmp_path: Path) -> None:
     report = read_sources([tmp_path / "results" / "study_suite_quick.json"])
     assert "poly z" in report.scores.contestants
     assert report.groups["poly z"].trained == record["runs"]["poly z"]["parameters"]["trained"]
+
+
+def test_without_real_tasks_only_the_suite_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mhr_benchmarks.study.default_tasks", lambda: str(tmp_path / "none"))
+    monkeypatch.setattr("sys.argv", ["study", "--output", str(tmp_path), "--quick", "--only-publish"])
+    main()
+    assert f"no real tasks at {tmp_path / 'none'}: only the suite is run" in capsys.readouterr().err
