@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -270,7 +272,10 @@ def _findings_table(answers: Sequence[Answer]) -> Table:
 def _plots(found: Results, docs: Path, ending: str) -> dict[str, str]:
     """Files that were drawn, each with its caption."""
     drawn: dict[str, tuple[Figure, str]] = {
-        "costs": (_plot_costs(found), "Score against the parameters that one adaptation trains"),
+        "costs": (
+            _plot_costs(found),
+            "Score against the parameters that one adaptation trains (of as many, side by side)",
+        ),
     }
     points = {
         NAMES[row]: _by_step(found, variant)
@@ -306,10 +311,14 @@ def _sizes(found: Results, letter: str, swept: Sequence[int]) -> dict[int, str]:
 def _plot_costs(found: Results) -> Figure:
     figure = new_figure(WIDTH, 5.0)
     axes = figure.add_subplot()
+    beside: Counter[float] = Counter()
     for i, row in enumerate(row for row in found.rows if row in NAMES and not row.endswith("zero-shot")):
         mean, deviation = found.mean(row)
         trained = found.trained(row) or 1
-        axes.errorbar(trained, mean, yerr=deviation, fmt=marker(i), color=colour(i), capsize=3, label=NAMES[row])
+        size = round(math.log10(trained), 1)
+        place = trained * 1.12 ** beside[size]  # of as many numbers, side by side
+        beside[size] += 1
+        axes.errorbar(place, mean, yerr=deviation, fmt=marker(i), color=colour(i), capsize=3, label=NAMES[row])
     axes.set_xscale("log")
     axes.margins(x=0.1, y=0.15)
     axes.figure.legend(loc="outside lower left", ncols=2)
