@@ -199,10 +199,11 @@ def _head(answers: Mapping[str, Sequence[Answer]], command: str) -> str:
 def _part(found: Results, answers: Sequence[Answer], plots: Mapping[str, str]) -> str:
     setting = found.setting
     seeds = ", ".join(map(str, setting.seeds))
+    fewer = " (the sweeps of heads and skills with fewer)" if any(v.seeds for v in setting.variants) else ""
     lines = [
         f"## {setting.title}",
         "",
-        f"{len(found.units)} pretraining runs with seeds {seeds} (the sweeps of heads and skills with fewer), "
+        f"{len(found.units)} pretraining runs with seeds {seeds}{fewer}, "
         f"{setting.pretrain['steps']} steps each; {len(setting.held_out)} held-out tasks, adapted from {SHOTS} examples in "
         f"{setting.adapt['steps']} steps, shots and all else drawn by the seed of the run; {found.seconds / 60:.0f} minutes of "
         "one process. Score: accuracy by ranking where a task has choices, otherwise exact match.",
