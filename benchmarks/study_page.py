@@ -111,6 +111,7 @@ def publish(
     make_folder(results)
     make_folder(docs)
     ending = "_quick" if quick else ""
+    made = machine()  # before its files change what the commit is said to be
     parts, told, answers = [], [], {}
     for setting in settings:
         found = Results(setting, output)
@@ -118,19 +119,19 @@ def publish(
             continue
         answers[setting.title] = [answer(claim, found.values) for claim in CLAIMS]
         file = write_json_atomically(
-            results / f"study_{setting.name}{ending}.json", _record(found, answers[setting.title], command)
+            results / f"study_{setting.name}{ending}.json", _record(found, answers[setting.title], command, made)
         )
         plots = _plots(found, docs, ending)
         parts.append(_part(found, answers[setting.title], plots))
         told += [f"{setting.title}, claim {a.claim.number}: {a.verdict}" for a in answers[setting.title] if a.verdict]
         told.append(f"Written: {file}")
     if parts:
-        page = write_text_atomically(docs / f"study{ending}.md", "\n".join([_head(answers, command), *parts]))
+        page = write_text_atomically(docs / f"study{ending}.md", "\n".join([_head(answers, command, made), *parts]))
         told.append(f"Written: {page}")
     return told
 
 
-def _record(found: Results, answers: Sequence[Answer], command: str) -> dict[str, Any]:
+def _record(found: Results, answers: Sequence[Answer], command: str, made: Mapping[str, Any]) -> dict[str, Any]:
     """Everything, in the form that `mhr report` reads: contestant -> task -> seed -> measures."""
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     for row in found.rows:
@@ -139,7 +140,7 @@ def _record(found: Results, answers: Sequence[Answer], command: str) -> dict[str
     setting = found.setting
     return {
         "command": command,
-        "machine": machine(),
+        "machine": made,
         "versions": versions(),
         "tasks": setting.title,
         "plan": {
@@ -167,13 +168,12 @@ def _record(found: Results, answers: Sequence[Answer], command: str) -> dict[str
 # ---- the page --------------------------------------------------------------------------------------------------------
 
 
-def _head(answers: Mapping[str, Sequence[Answer]], command: str) -> str:
+def _head(answers: Mapping[str, Sequence[Answer]], command: str, made: Mapping[str, Any]) -> str:
     rows = [
         [text(f"{claim.number}. {claim.text}"), *(text(own[i].verdict or "not asked") for own in answers.values())]
         for i, claim in enumerate(CLAIMS)
     ]
     verdicts = Table("claims", "Claims", ["claim", *answers], rows, names=1 + len(answers))
-    made = machine()
     return "\n".join(
         [
             "# The claims of the MHR paper, asked again at small size",
