@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from mhr.checks import check_number, check_whole
 from mhr.errors import ConfigError, nearest
 
 METHODS = ("mhr", "poly", "shared", "private", "uniform", "random", "hash", "adamix")
@@ -92,9 +93,9 @@ class AdapterConfig:
             raise ConfigError(f"n_skills is {self.n_skills}, but private has one skill per task: leave n_skills out")
         for name in ("n_heads", "n_skills", "rank"):
             if name != "n_skills" or self.method != "private":
-                _whole(name, getattr(self, name), at_least=1)
+                check_whole(name, getattr(self, name), at_least=1)
         for name in ("alpha", "temperature"):
-            _positive(name, getattr(self, name))
+            check_number(name, getattr(self, name), above=0)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout!r}, expected a number of at least 0 and below 1")
         if self.dropout and self.adapter != "lora":
@@ -138,13 +139,3 @@ class AdapterConfig:
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(allowed)}: {nearest(str(value), allowed)}")
-
-
-def _whole(name: str, value: Any, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(f"{name} is {value!r}, expected a whole number of at least {at_least}")
-
-
-def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ConfigError(f"{name} is {value!r}, expected a number above 0")

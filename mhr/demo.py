@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mhr.analysis.inspection import inspect_run
+from mhr.checks import check_whole
 from mhr.data import TaskCollection, load_tasks
 from mhr.errors import TrainingError
 from mhr.evaluation import evaluate, load_model
@@ -24,7 +25,6 @@ from mhr.files import make_folder, prepare_output, read_json, write_json_atomica
 from mhr.merging import merge
 from mhr.report.plots import save_plots
 from mhr.runs import load_config
-from mhr.runs.checks import check_whole
 from mhr.runs.config import to_dict
 from mhr.runs.run import clear
 from mhr.training import pretrain

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mhr.backbones import load_backbone
 from mhr.checkpoint import AdapterCheckpoint, attach_checkpoint, is_adapter, kind_of, read_adapter
+from mhr.checks import check_whole
 from mhr.data import Example, TaskCollection
 from mhr.data.collators import Batch, Collator
 from mhr.errors import CheckpointError, TaskError
@@ -24,7 +25,6 @@ from mhr.few_shot.shots import draw_shots
 from mhr.layers import AdapterBank, detach
 from mhr.losses.by_kind import losses
 from mhr.runs.checkpoints import all_checkpoints, fault_of, step_of
-from mhr.runs.checks import check_whole
 from mhr.runs.run import RunFolder
 from mhr.runs.tasks import make_collator
 

@@ -172,10 +172,10 @@ def _with_earlier(folder: Path, described: dict[str, Any]) -> dict[str, Any]:
     if not (folder / ADAPT_FILE).is_file():
         return described
     before = read_json(folder / ADAPT_FILE, TrainingError)
-    earlier = [run for run in before["runs"] if run not in described["runs"]]
+    earlier = [run for run in before.get("runs", []) if run not in described["runs"]]
     return described | {
-        "left_out": before["left_out"] | described["left_out"],
-        "notes": list(dict.fromkeys([*before["notes"], *described["notes"]])),
+        "left_out": before.get("left_out", {}) | described["left_out"],
+        "notes": list(dict.fromkeys([*before.get("notes", []), *described["notes"]])),
         "runs": [*earlier, *described["runs"]],
     }
 

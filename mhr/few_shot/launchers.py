@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from mhr.checks import check_whole
 from mhr.errors import ConfigError
 from mhr.few_shot.units import Study, Unit, Worker
 from mhr.registry import Registry
-from mhr.runs.checks import check_whole
 
 PATIENCE = 10.0
 """Seconds that a process without work has to leave before it is ended."""

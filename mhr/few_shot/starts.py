@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.backbones import load_backbone
 from mhr.checkpoint import load_adapter, read_adapter
+from mhr.checks import check_choice
 from mhr.errors import ConfigError
 from mhr.layers import AdapterBank, attach
 from mhr.merging import attach_plain, merge_uniform
-from mhr.runs.checks import check_choice
 from mhr.runs.methods import MODES
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mhr.checks import check_choice, check_number, check_whole
 from mhr.errors import ConfigError, nearest
-from mhr.runs.checks import SCHEDULERS, check_choice, check_number, check_whole
 
+SCHEDULERS = ("linear", "cosine", "constant")
+"""Schedules of the learning rate after the warm-up, of a run and of an adaptation."""
 PROTOCOLS = ("held-out", "paper")
 SELECTIONS = ("best", "last")
 KNOBS = ("lr", "router_lr", "steps", "batch_size", "warmup", "length_norm", "mc_loss", "unlikely_loss")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from mhr.checks import check_choice, check_number, check_whole
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError
-from mhr.runs.adapt_settings import AdaptConfig
-from mhr.runs.checks import SCHEDULERS, check_choice, check_number, check_whole
+from mhr.runs.adapt_settings import SCHEDULERS, AdaptConfig
 from mhr.runs.methods import METHODS
 
 SAMPLERS = ("proportional", "uniform", "temperature")

@@ -7,9 +7,6 @@ from typing import Any
 
 from mhr.errors import ConfigError, nearest
 
-SCHEDULERS = ("linear", "cosine", "constant")
-"""Schedules of the learning rate after the warm-up, of a run and of an adaptation."""
-
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
