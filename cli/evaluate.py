@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mhr.errors import ConfigError
+from mhr.locks import locked
 
 from . import harness as in_harness
 from . import options
@@ -167,7 +168,7 @@ def evaluate(
         else:
             in_harness.print_results(path, found)
         return
-    with working():
+    with working(), locked(output):
         from mhr.evaluation import Inference, load_model
         from mhr.evaluation import evaluate as judge
         from mhr.evaluation.scope import tasks_to_judge

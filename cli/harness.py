@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mhr.errors import ConfigError
+from mhr.locks import one_writer
 
 from .console import out
 
@@ -44,6 +45,7 @@ def refuse(flags: dict[str, bool]) -> None:
             raise ConfigError(f"{name} is for task collections, and --harness has tasks of its own: leave one out")
 
 
+@one_writer
 def evaluate(
     path: str,
     names: list[str],

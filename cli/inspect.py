@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mhr.errors import ConfigError
+from mhr.locks import locked
 
 from . import options
 from .console import note, out, print_json, working
@@ -95,7 +96,7 @@ def inspect(
     ):
         if given is not None and not there:
             raise ConfigError(f"{name} says something with {needed} only: add that, or leave {name} out")
-    with working():
+    with working(), locked(output):
         from mhr.analysis.inspection import inspect_run
         from mhr.files import make_folder, prepare_output, write_json_atomically
 

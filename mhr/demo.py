@@ -22,6 +22,7 @@ from mhr.errors import TrainingError
 from mhr.evaluation import evaluate, load_model
 from mhr.few_shot import adapt
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
+from mhr.locks import one_writer
 from mhr.merging import merge
 from mhr.report.plots import save_plots
 from mhr.runs import load_config
@@ -77,6 +78,7 @@ class DemoResult:
         return dataclasses.asdict(self) | {"path": str(self.path), "mean": self.mean}
 
 
+@one_writer
 def run_demo(
     output: str | Path,
     *,

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     {"errors", "lazy"},
     {"checks"},
-    {"registry", "config", "files"},
+    {"registry", "config", "files", "locks"},
     {"ops"},
     {"routing", "data"},
     {"layers", "backbones", "runs"},

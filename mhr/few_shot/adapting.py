@@ -16,6 +16,7 @@ from mhr.few_shot.jobs import Job, check_batches, frozen_heap, ranks, run_job, s
 from mhr.few_shot.selecting import read_dev, share_out
 from mhr.few_shot.starts import check_mode, load_start
 from mhr.files import folder_name, make_folder, prepare_output, read_json, write_json_atomically
+from mhr.locks import one_writer
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.config import to_dict
 from mhr.runs.run import RunFolder, clear
@@ -27,6 +28,7 @@ from mhr.training.watch import ProgressBar
 ADAPT_FILE = "adapt.json"
 
 
+@one_writer
 def adapt(
     run: str,
     tasks: Sequence[str] | None = None,

@@ -38,6 +38,7 @@ from mhr.files import (
     write_json_atomically,
     writing,
 )
+from mhr.locks import one_writer
 from mhr.runs.config import flat, to_dict
 from mhr.runs.run import RunFolder, clear
 from mhr.runs.settings import RunConfig
@@ -80,6 +81,7 @@ class SweepResult:
         return found
 
 
+@one_writer
 def sweep(
     runs: Sequence[str],
     tasks: Sequence[str] | None = None,

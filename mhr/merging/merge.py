@@ -18,6 +18,7 @@ from mhr.errors import MergeError, MhrError
 from mhr.evaluation import EvaluationResult
 from mhr.files import prepare_output, writing_folder
 from mhr.interop import load_peft
+from mhr.locks import one_writer
 from mhr.merging.fold import fold_into
 from mhr.merging.inputs import needs_task
 from mhr.merging.plan import Order, Plan, make_plan
@@ -30,6 +31,7 @@ FORMS = ("mhr", "peft-lora", "model")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
+@one_writer
 def merge(
     inputs: str | Path | Sequence[str | Path],
     *,

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from mhr import __version__
 from mhr.files import make_folder, prepare_output, write_json_atomically, write_text_atomically
+from mhr.locks import one_writer
 from mhr.report.blocks import Details, Figure, Section
 from mhr.report.material import Material
 from mhr.report.sections import sections
@@ -97,6 +98,7 @@ def make_report(paths: Sequence[str | Path], title: str = DEFAULT_TITLE) -> Repo
     return Report(title, made, material, sections(material))
 
 
+@one_writer
 def write_report(
     paths: Sequence[str | Path], output: str | Path, *, title: str = DEFAULT_TITLE, overwrite: bool = False
 ) -> Report:

@@ -16,6 +16,7 @@ from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import TrainingError
 from mhr.files import writing_folder
 from mhr.layers import attach
+from mhr.locks import one_writer
 from mhr.merging import merge_uniform
 from mhr.merging.seeding import seed_bank
 from mhr.runs.checkpoints import newest_complete, step_of
@@ -32,6 +33,7 @@ from mhr.training.watch import ProgressBar, TensorBoard
 FREE = {"train.save_every", "train.keep_checkpoints", "train.log_every", "adapt"}
 
 
+@one_writer
 def pretrain(
     config: RunConfig, output: str, *, resume: bool = False, overwrite: bool = False, progress: bool = True
 ) -> RunFolder:
