@@ -135,15 +135,26 @@ def read_json(path: str | Path, error: type[MhrError] = MhrError) -> dict[str, A
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turn an OSError in the block into one line that names `path`."""
+    """Turn an OSError in the block, or what torch and safetensors raise in its place, into one line that names `path`."""
     try:
         yield
-    except OSError as fault:
-        mend = {
-            errno.ENOSPC: "free some space or choose another output folder",
-            errno.EDQUOT: "free some space or choose another output folder",
-        }.get(fault.errno or 0, "choose another output folder")
-        raise MhrError(f"cannot write {path}: {fault.strerror or fault}; {mend}") from fault
+    except Exception as fault:
+        if not _is_from_writing(fault):
+            raise
+        number = getattr(fault, "errno", None)
+        fix = "choose another output folder"
+        if number == errno.ENOENT and not Path(path).parent.exists():
+            fix = f"{Path(path).parent} is gone: was it deleted or moved meanwhile?"
+        elif number in (None, errno.ENOSPC, errno.EDQUOT):
+            fix = "free some space or choose another output folder"
+        what = getattr(fault, "strerror", None) or str(fault).partition("\n")[0]
+        raise MhrError(f"cannot write {path}: {what}; {fix}") from fault
+
+
+def _is_from_writing(fault: Exception) -> bool:
+    """torch.save raises RuntimeError for a full disk, safetensors an error of its own, both without the system's number."""
+    marks = ("PytorchStreamWriter", "inline_container.cc", "iostream error", "I/O error")
+    return isinstance(fault, OSError) or any(mark in str(fault) for mark in marks)
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.backbones import load_backbone
 from mhr.checkpoint import AdapterCheckpoint, read_adapter
 from mhr.checkpoint.plain import PlainAdapter, plain_checkpoint
-from mhr.errors import MergeError, MhrError
+from mhr.errors import MergeError
 from mhr.evaluation import EvaluationResult
 from mhr.files import prepare_output, writing_folder
 from mhr.interop import load_peft
@@ -124,9 +122,8 @@ def merge(
     whole = None if plain is None else _folded(plain, dtype)
     with writing_folder(output) as folder:
         if whole is not None:
-            with _clear_write_errors(output):
-                for part in whole:
-                    part.save_pretrained(folder)
+            for part in whole:
+                part.save_pretrained(folder)
         else:
             _write_adapter(plan, folder, to, None if dtype is None else DTYPES[dtype])
         if evaluate and plan.judge is not None:
@@ -161,11 +158,3 @@ def _folded(plain: PlainAdapter, dtype: str | None) -> tuple[PreTrainedModel, Pr
     model, tokenizer = load_backbone(plain.base.name_or_path, plain.base.kind or None)
     fold_into(model, plain)
     return model if dtype is None else model.to(DTYPES[dtype]), tokenizer
-
-
-@contextmanager
-def _clear_write_errors(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except SafetensorError as fault:
-        raise MhrError(f"cannot write {output}: {fault}") from fault

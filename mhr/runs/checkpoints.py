@@ -51,13 +51,24 @@ def step_of(folder: Path) -> int:
 
 
 def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that can be used, and a line for every newer one that cannot."""
+    """The newest checkpoint that can be used, and a line for every newer one that cannot.
+
+    Raises CheckpointError where there were complete ones, and all of them are damaged: to begin anew is not what was asked for.
+    """
     skipped: list[str] = []
+    damaged = None
     for checkpoint in all_checkpoints(folder):
         fault = fault_of(checkpoint)
         if fault is None:
             return checkpoint, skipped
         skipped.append(f"skipped {checkpoint}: {fault}")
+        if damaged is None and (checkpoint / MARK).is_file():
+            damaged = f"{checkpoint.name}: {fault}"
+    if damaged is not None:
+        raise CheckpointError(
+            f"none of the {len(skipped)} checkpoints in {folder} can be used ({damaged}): restore one from a copy, or begin "
+            "anew with --overwrite"
+        )
     return None, skipped
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from mhr.backbones import load_backbone
 from mhr.checkpoint import checkpoint_of, kind_of, save_adapter, write_adapter
 from mhr.checkpoint.plain import plain_checkpoint
 from mhr.data.samplers import ExampleDataset, TaskSampler
-from mhr.errors import TrainingError
+from mhr.errors import MhrError, TrainingError
 from mhr.files import writing_folder
 from mhr.layers import attach
 from mhr.locks import one_writer
@@ -88,6 +89,8 @@ def pretrain(
     )
     with ProgressBar(config.train.steps, f"pretrain {config.method}", progress and state.is_main_process) as bar:
         bar.skip(0 if checkpoint is None else step_of(checkpoint))
+        for line in run.info.get("skipped", ()):
+            bar.note(f"{line}; going on from {run.info['resumed_from'] or 'the beginning'}")
         trainer = RoutedTrainer(
             model, tokenizer, kind, config.train, examples, sampler, collator, run, config.model,
             callbacks=[bar, TensorBoard(run.logs)],
@@ -106,7 +109,10 @@ def fit(trainer: RoutedTrainer, checkpoint: Any = None) -> None:
         trainer.fit(checkpoint)
     except (TrainingError, Interrupted) as error:
         if trainer.is_world_process_zero():
-            trainer.run.write(status="failed" if isinstance(error, TrainingError) else "interrupted", error=str(error))
+            with suppress(MhrError):  # where the disk is full, that is what has to be told
+                trainer.run.write(
+                    status="failed" if isinstance(error, TrainingError) else "interrupted", error=str(error)
+                )
         raise
 
 

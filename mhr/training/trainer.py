@@ -28,12 +28,13 @@ from transformers import (
 from mhr.checkpoint import read_adapter, save_adapter
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
-from mhr.errors import TrainingError
+from mhr.errors import MhrError, TrainingError
+from mhr.files import writing
 from mhr.layers import AdapterBank
 from mhr.losses.by_kind import ExampleLosses
 from mhr.losses.choices import make_loss
 from mhr.losses.consistency import consistency_weight, example_divergences
-from mhr.runs.checkpoints import keep_newest, mark_complete
+from mhr.runs.checkpoints import MARK, all_checkpoints, keep_newest, mark_complete
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import TrainConfig
 from mhr.training.averaging import share_of_average
@@ -197,9 +198,8 @@ class RoutedTrainer(Trainer):
         return loss
 
     def _last_checkpoint(self) -> str:
-        step = self.state.global_step // self.config.save_every * self.config.save_every
-        folder = self.run.checkpoints / f"checkpoint-{step}"
-        return f"the last checkpoint is {folder}" if folder.is_dir() else "there is no checkpoint yet"
+        folder = next((p for p in all_checkpoints(self.run.checkpoints) if (p / MARK).is_file()), None)
+        return "there is no checkpoint yet" if folder is None else f"the last checkpoint is {folder}"
 
     @property
     def stopping(self) -> bool:
@@ -291,12 +291,19 @@ class RoutedTrainer(Trainer):
         if self.args.should_save and folder.exists():
             shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        try:
+            with writing(folder):
+                super()._save_checkpoint(model, trial)
+        except MhrError as error:
+            # What there is of it goes, so that what was written before stays, and there is room to say how the run ended.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise TrainingError(f"{error}; {self._last_checkpoint()}") from error
         # Every process writes the state of its random numbers.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(folder)
-            keep_newest(self.run.checkpoints, self.config.keep_checkpoints)
+            with writing(folder):
+                mark_complete(folder)
+                keep_newest(self.run.checkpoints, self.config.keep_checkpoints)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:

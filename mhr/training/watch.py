@@ -38,6 +38,11 @@ class ProgressBar(TrainerCallback):
     def title(self, text: str) -> None:
         self.progress.update(self.bar, description=text)
 
+    def note(self, line: str) -> None:
+        """One line above the bar, where that is shown."""
+        if not self.progress.disable:
+            self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def skip(self, steps: int) -> None:
         """Count steps that were done before."""
         self.progress.advance(self.bar, steps)

@@ -94,6 +94,8 @@ def test_checkpoints_count_only_when_complete_and_sound(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-4" / "tensors").write_bytes(b"12345678")
     assert fault_of(tmp_path / "checkpoint-4") == "tensors is damaged"
     (tmp_path / "checkpoint-2" / "complete.json").unlink()
-    assert newest_complete(tmp_path)[0] is None
+    told = r"none of the 3 checkpoints in .* can be used \(checkpoint-10: tensors has 7 bytes instead of 8\): restore"
+    with pytest.raises(CheckpointError, match=told):
+        newest_complete(tmp_path)
     keep_newest(tmp_path, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-10"]

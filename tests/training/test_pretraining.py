@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from mhr.checkpoint import load_checkpoint, read_adapter
-from mhr.errors import DataError, MhrError, TargetError, TrainingError
+from mhr.errors import CheckpointError, DataError, MhrError, TargetError, TrainingError
 from mhr.runs import RunFolder
 from mhr.runs.checkpoints import all_checkpoints, fault_of
 from mhr.runs.config import dump_config
@@ -141,6 +142,68 @@ def test_a_kill_leaves_a_usable_checkpoint_and_resume_repeats_the_losses(setting
         assert [p.name for p in all_checkpoints(again.checkpoints)] == ["checkpoint-10", "checkpoint-8"]
         assert all(fault_of(p) is None for p in all_checkpoints(again.checkpoints))
     assert "checkpoint-8" in again.info["skipped"][0]
+
+
+def test_what_a_resumed_run_cannot_use_is_said_and_it_never_begins_anew_unasked(
+    settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(steps=6, save_every=2, log_every=1)
+    run = pretrain(config, str(tmp_path / "run"), progress=False)
+    run.write(status="running")
+    newest, older = all_checkpoints(run.checkpoints)[:2]
+    (newest / "optimizer.pt").write_bytes(b"")
+    pretrain(config, str(run.path), resume=True)
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"skipped {newest}: optimizer.pt has 0 bytes" in told
+    assert f"going on from {older.name}" in told
+    run.write(status="running")
+    for checkpoint in all_checkpoints(run.checkpoints):
+        (checkpoint / "optimizer.pt").write_bytes(b"")
+    before = run.metrics()
+    with pytest.raises(CheckpointError, match="none of the . checkpoints in .* can be used"):
+        pretrain(config, str(run.path), resume=True, progress=False)
+    assert run.metrics() == before
+
+
+@pytest.mark.parametrize("what", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    what: str, settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = torch.save
+
+    def onto_a_full_disk(value: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        full = "checkpoint-4" in str(path) and Path(path).name == what
+        save(value, "/dev/full" if full else path, *args, **kwargs)
+
+    config = settings(steps=6, save_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", onto_a_full_disk)
+        with pytest.raises(
+            TrainingError, match="cannot write .*checkpoint-4: .*the last checkpoint is .*checkpoint-2$"
+        ):
+            pretrain(config, str(tmp_path / "run"), progress=False)
+    cut = RunFolder.open(tmp_path / "run")
+    assert cut.status == "failed"
+    assert [p.name for p in all_checkpoints(cut.checkpoints)] == ["checkpoint-2"]
+    again = pretrain(config, str(cut.path), resume=True, progress=False)
+    assert again.info["resumed_from"] == "checkpoint-2"
+    assert losses(again) == losses(pretrain(config, str(tmp_path / "whole"), progress=False))
+
+
+def test_a_folder_that_vanishes_is_told_in_one_line(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = RoutedTrainer.training_step
+
+    def vanishing(self: RoutedTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 3:
+            shutil.rmtree(self.run.path)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(RoutedTrainer, "training_step", vanishing)
+    with pytest.raises(MhrError, match=r"cannot write .*run is gone: was it deleted or moved meanwhile\?$"):
+        pretrain(settings(steps=6, save_every=2), str(tmp_path / "run"), progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_processes_give_the_losses_of_one(settings: Make, tmp_path: Path) -> None:
