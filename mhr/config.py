@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mhr.checks import check_number, check_whole
-from mhr.errors import ConfigError, nearest
+from mhr.errors import ConfigError
+from mhr.setting import Settings, convert, expected, setting, settings_of
 
 METHODS = ("mhr", "poly", "shared", "private", "uniform", "random", "hash", "adamix")
 ADAPTERS = ("lora", "ia3", "bottleneck")
@@ -16,88 +16,113 @@ NOISES = ("off", "per_example", "per_task")
 INITS = ("mhr", "peft")
 SHARES = ("none", "up", "down")
 
+OWN_SETTINGS: dict[str, type[Settings]] = {}
+"""Settings of a routing method's own: its name -> their class. In a file they stand in `adapter.router`, as in
+`adapter: {router: {hidden: 64}}`, on the command line in `--set adapter.router.hidden=64`; the router reads `config.router`."""
+
 
 @dataclass
-class AdapterConfig:
+class AdapterConfig(Settings):
     """One bank of adapters and how tasks are routed over it."""
 
-    method: str = "mhr"
-    """Routing method: mhr, poly (MHR with one head), shared (one adapter for all tasks), private (one per task),
-    uniform, random (fixed), hash (fixed by the task's name), adamix (a skill drawn at random for each training pass, their
-    average otherwise)."""
-
-    adapter: str = "lora"
-    """What is routed: lora (two low-rank factors per Linear), ia3 (one vector that scales its output) or bottleneck (down,
-    GELU, up, with biases and a residual, after its output)."""
-
-    n_skills: int | None = None
-    """Skills in the bank, S. None: 8, or 4 for adamix, or 1 for shared, or as many as tasks for private, which takes no other
-    number."""
-
-    n_heads: int | None = None
-    """Heads, H: blocks of the input and output features that are routed apart. None: 8 for mhr, otherwise 1."""
-
-    rank: int = 4
-    """Rank r of each low-rank factor; the width of a bottleneck."""
-
-    alpha: float = 1.0
-    """LoRA alpha: the update is scaled by alpha / rank."""
-
-    dropout: float = 0.0
-    """LoRA dropout: share of the input of the factors that is dropped while training."""
-
-    targets: list[str] | str | None = None
-    """Layers to adapt. A list holds names or their endings ("q", "attention.query"); a string is a regular expression
-    for the whole name. None: the attention projections of the model's architecture; the outputs of its feed-forward blocks
-    for a bottleneck."""
-
-    modules_to_save: list[str] | None = None
-    """Modules outside the bank that are trained and stored whole. None: the head of a sequence-classification model, and what
-    the base model's checkpoint does not hold (the pooler of an encoder that was saved without one)."""
-
-    granularity: str = "fine"
-    """Which layers share one routing table: fine (none), layer (attention, feed-forward ...), block (transformer
-    block), coder (encoder, decoder), coarse (all)."""
-
-    noise: str = "off"
-    """Relaxed-Bernoulli noise on the routing while training: off, per_example (as published), per_task."""
-
-    temperature: float = 1.0
-    """Temperature of the relaxed Bernoulli."""
-
-    straight_through: bool = False
-    """Round the routing in the forward pass and keep its gradient."""
-
-    init: str = "mhr"
-    """Initial A of a LoRA: mhr (U(-b, b), b = sqrt(1/3)/sqrt(in)) or peft (b = 1/sqrt(in/H)). B starts at 0."""
-
-    share: str = "none"
-    """Projection of which adamix has one for all skills: none, up (factor B) or down (factor A)."""
+    method: str = setting(
+        "mhr",
+        """Routing method: mhr, poly (MHR with one head), shared (one adapter for all tasks), private (one per task), uniform,
+        random (fixed), hash (fixed by the task's name), adamix (a skill drawn at random for each training pass, their average
+        otherwise).""",
+        choices=METHODS,
+    )
+    adapter: str = setting(
+        "lora",
+        """Kind of adapter that is routed: lora, ia3 or bottleneck. lora: two low-rank factors per Linear; ia3: one vector that
+        scales its output; bottleneck: down, GELU, up, with biases and a residual, after its output.""",
+        choices=ADAPTERS,
+        flag="--adapter",
+        of_method=True,
+    )
+    n_skills: int | None = setting(
+        None,
+        """Skills in the bank, S (unset: 8). 4 for adamix, 1 for one shared adapter, and as many as tasks for private, which takes
+        no other number.""",
+        at_least=1,
+        flag="--n-skills --skills",
+        of_method=True,
+    )
+    n_heads: int | None = setting(
+        None,
+        """Heads, H: blocks of features routed apart (unset: 8 for mhr, else 1). They must divide the input and output sizes of the
+        adapted layers.""",
+        at_least=1,
+        flag="--n-heads --heads",
+        of_method=True,
+    )
+    rank: int = setting(4, "Rank of the low-rank factors; width of a bottleneck.", at_least=1, flag="--rank")
+    alpha: float = setting(1.0, "LoRA alpha: the adapter's output is scaled by alpha / rank.", above=0)
+    dropout: float = setting(
+        0.0,
+        "LoRA dropout: share of the input of the factors that is dropped while training.",
+        at_least=0,
+        below=1,
+        of_method=True,
+    )
+    targets: list[str] | str | None = setting(
+        None,
+        """Layers to adapt, by names or their endings, as in q,v. A list holds names ("q", "attention.query"); in a file, a string
+        is a regular expression for the whole name. Unset: the attention projections of the model's architecture; the outputs of
+        its feed-forward blocks for a bottleneck.""",
+        flag="--targets",
+        metavar="NAME,...",
+    )
+    modules_to_save: list[str] | None = setting(
+        None,
+        """Modules outside the bank that are trained and stored whole. Unset: the head of a sequence-classification model, and
+        what the base model's checkpoint does not hold (the pooler of an encoder that was saved without one).""",
+    )
+    granularity: str = setting(
+        "fine",
+        """Which layers share one routing table: fine, layer, block, coder or coarse. fine: none; layer: the attention, the
+        feed-forward ... of a block; block: a transformer block; coder: encoder, decoder; coarse: all.""",
+        choices=GRANULARITIES,
+    )
+    noise: str = setting(
+        "off",
+        "Relaxed-Bernoulli noise on the routing while training: off, per_example (as published), per_task.",
+        choices=NOISES,
+        of_method=True,
+    )
+    temperature: float = setting(1.0, "Temperature of the relaxed Bernoulli.", above=0)
+    straight_through: bool = setting(
+        False, "Round the routing in the forward pass and keep its gradient.", of_method=True
+    )
+    init: str = setting(
+        "mhr",
+        "Initial A of a LoRA: mhr (U(-b, b), b = sqrt(1/3)/sqrt(in)) or peft (b = 1/sqrt(in/H)). B starts at 0.",
+        choices=INITS,
+    )
+    share: str = setting(
+        "none",
+        "Projection of which adamix has one for all skills: none, up (factor B) or down (factor A).",
+        choices=SHARES,
+        switches={"--share-up": "up", "--share-down": "down"},
+        of_method=True,
+    )
+    router: dict[str, Any] = setting(
+        {}, "Settings of the routing method's own, by their names; most methods have none.", of_method=True
+    )
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, METHODS)
-        _one_of("adapter", self.adapter, ADAPTERS)
-        _one_of("granularity", self.granularity, GRANULARITIES)
-        _one_of("noise", self.noise, NOISES)
-        _one_of("init", self.init, INITS)
-        _one_of("share", self.share, SHARES)
         if self.n_heads is None:
             self.n_heads = 8 if self.method == "mhr" else 1
         if self.n_skills is None and self.method != "private":
             self.n_skills = {"shared": 1, "adamix": 4}.get(self.method, 8)
+        super().__post_init__()
+        self._check_router()
         if self.method in ("poly", "adamix") and self.n_heads != 1:
             raise ConfigError(f"n_heads is {self.n_heads}, but {self.method} has 1 head: use method 'mhr' for more")
         if self.method == "shared" and self.n_skills != 1:
             raise ConfigError(f"n_skills is {self.n_skills}, but shared has 1 skill: use 'uniform' to average more")
         if self.method == "private" and self.n_skills is not None:
             raise ConfigError(f"n_skills is {self.n_skills}, but private has one skill per task: leave n_skills out")
-        for name in ("n_heads", "n_skills", "rank"):
-            if name != "n_skills" or self.method != "private":
-                check_whole(name, getattr(self, name), at_least=1)
-        for name in ("alpha", "temperature"):
-            check_number(name, getattr(self, name), above=0)
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout!r}, expected a number of at least 0 and below 1")
         if self.dropout and self.adapter != "lora":
             raise ConfigError(
                 f"dropout is {self.dropout}, which is for lora, but adapter is {self.adapter!r}: leave it out"
@@ -123,19 +148,36 @@ class AdapterConfig:
         """Skills in the bank when it serves `n_tasks` tasks."""
         return n_tasks if self.n_skills is None else self.n_skills
 
+    def _check_router(self) -> None:
+        """Check the settings of the routing method's own, and fill in their defaults."""
+        own = OWN_SETTINGS.get(self.method)
+        if own is None:
+            if self.router:
+                raise ConfigError(
+                    f"router is {self.router!r}, but method {self.method!r} has no settings of its own: leave it out"
+                )
+            return
+        types = {name: hint for name, (hint, _) in settings_of(own).items()}
+        values = {}
+        for name, value in self.router.items():
+            try:
+                values[name] = convert(value, types[name]) if name in types else value
+            except ValueError:
+                raise ConfigError(f"router.{name} is {value!r}, expected {expected(types[name])}") from None
+        try:
+            self.router = own.from_dict(values, f"setting of method {self.method!r}").to_dict()
+        except ConfigError as error:
+            dot = "." if str(error).partition(" ")[0] in values else ": "
+            raise ConfigError(f"router{dot}{error}") from None
+
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """Every setting; those of the routing method's own where it has any."""
+        values = super().to_dict()
+        if not values["router"]:
+            del values["router"]
+        return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> AdapterConfig:
+    def from_dict(cls, values: Mapping[str, Any], what: str = "adapter setting") -> AdapterConfig:
         """The configuration with these settings. An unknown one is an error that names the nearest known one."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"unknown adapter setting {key!r}: {nearest(key, known)}")
-        return cls(**values)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}, expected one of {', '.join(allowed)}: {nearest(str(value), allowed)}")
+        return super().from_dict(values, what)

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A part may import itself and the parts of the levels above its own in this list, which are lower in the house.
 LEVELS = [
     {"errors", "lazy"},
+    {"setting"},
     {"checks"},
     {"registry", "config", "files", "locks"},
     {"ops"},

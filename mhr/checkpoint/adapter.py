@@ -97,6 +97,7 @@ def write_adapter(checkpoint: AdapterCheckpoint, folder: str | Path) -> Path:
 def write_config(checkpoint: AdapterCheckpoint, folder: Path, size: int, sha256: str) -> None:
     """Put in place what makes a checkpoint of the tensors that lie in `folder` already, of which size and SHA-256 are told."""
     described = dataclasses.asdict(dataclasses.replace(checkpoint, tensors={}))
+    described["config"] = checkpoint.config.to_dict()
     described["tensors"] = {"file": TENSORS_FILE, "size": size, "sha256": sha256}
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "mhr_version": __version__}
     write_json_atomically(folder / CONFIG_FILE, head | described)

@@ -99,21 +99,9 @@ def run_job(job: Job, start: Start, config: RunConfig, source: RunFolder, bar: P
 
 def _settings(config: RunConfig, few: AdaptConfig, mode: str, seed: int) -> RunConfig:
     """The settings of one training: those of the run, with what `few` says about training."""
+    optimization = few.optimization() | ({"lr": few.full_lr} if mode == "full" else {})
     train = dataclasses.replace(
-        config.train,
-        steps=few.steps,
-        batch_size=few.batch_size,
-        accumulation=1,
-        lr=few.full_lr if mode == "full" else few.lr,
-        router_lr=few.router_lr,
-        warmup=few.warmup,
-        scheduler=few.scheduler or config.train.scheduler,
-        length_norm=few.length_norm,
-        mc_loss=few.mc_loss,
-        unlikely_loss=few.unlikely_loss,
-        switch_to_mu_at=None,
-        anneal_to_mu=None,
-        seed=seed,
+        config.train, **optimization, accumulation=1, switch_to_mu_at=None, anneal_to_mu=None, seed=seed
     )
     return dataclasses.replace(config, train=train, adapt=dataclasses.replace(few, seeds=[seed]))
 

@@ -1,113 +1,158 @@
-"""Settings of an adaptation, documented field by field; those of a run hold them as its defaults."""
+"""Settings of every training, and of an adaptation; those of a run hold the latter as its defaults."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mhr.checks import check_choice, check_number, check_whole
 from mhr.errors import ConfigError, nearest
+from mhr.setting import MOST_SEED, Settings, as_in, setting, settings_of
 
 SCHEDULERS = ("linear", "cosine", "constant")
-"""Schedules of the learning rate after the warm-up, of a run and of an adaptation."""
+"""Schedules of the learning rate after the warm-up."""
 PROTOCOLS = ("held-out", "paper")
 SELECTIONS = ("best", "last")
-KNOBS = ("lr", "router_lr", "steps", "batch_size", "warmup", "length_norm", "mc_loss", "unlikely_loss")
-"""Settings of AdaptConfig that a grid can search."""
 
 
 @dataclass
-class AdaptConfig:
+class OptimizationConfig(Settings):
+    """What decides a training, be it of a run or of an adaptation."""
+
+    steps: int = setting(1000, "Optimizer steps.", at_least=1, flag="--steps")
+    batch_size: int = setting(16, "Examples per forward pass and process.", at_least=1, flag="--batch-size")
+    lr: float = setting(1e-3, "Learning rate of the adapters.", above=0, flag="--lr")
+    router_lr: float = setting(
+        0.1, "Learning rate of the routing logits, which have no weight decay.", above=0, flag="--router-lr"
+    )
+    warmup: float = setting(
+        0.06,
+        "Steps over which the learning rate rises: a share of all below 1, else their number.",
+        at_least=0,
+    )
+    scheduler: str = setting(
+        "linear",
+        "Learning rate after the warm-up: linear (to 0), cosine (to 0), constant.",
+        choices=SCHEDULERS,
+        flag="--scheduler",
+    )
+    length_norm: float = setting(
+        1.0,
+        """Power of a choice's length that its log-likelihood is divided by. Where generators rank choices: 0 sums over its tokens,
+        1 takes their mean.""",
+        at_least=0,
+    )
+    mc_loss: float = setting(
+        0.0,
+        """Weight of ranking the right choice first (T-Few). For generators on tasks with choices; encoders are trained so
+        anyway.""",
+        at_least=0,
+    )
+    unlikely_loss: float = setting(
+        0.0,
+        "Weight of making the tokens of wrong choices unlikely (T-Few). For generators on tasks with choices.",
+        at_least=0,
+    )
+
+    @property
+    def warmup_steps(self) -> int:
+        return math.ceil(self.steps * self.warmup) if self.warmup < 1 else int(self.warmup)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether generators are trained on the choices of a task, not on its right answers alone."""
+        return self.mc_loss > 0 or self.unlikely_loss > 0
+
+    def optimization(self) -> dict[str, Any]:
+        """The settings of this class, by name; those that are unset are left out."""
+        values = {name: getattr(self, name) for name in settings_of(OptimizationConfig)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+KNOBS = tuple(name for name, (hint, _) in settings_of(OptimizationConfig).items() if hint in (int, float))
+"""Settings of an adaptation that a grid can search."""
+
+
+@dataclass
+class AdaptConfig(OptimizationConfig):
     """How a run is adapted to a new task; what is not named here is as in the run's training."""
 
-    shots: int = 32
-    """Examples of the task that are trained on."""
-
-    shots_for: dict[str, int] = field(default_factory=dict)
-    """Other numbers of shots for some tasks, by name or pattern: {winogrande: 50, "*hellaswag*": 20}."""
-
-    seeds: list[int] = field(default_factory=lambda: [13, 42, 58])
-    """One adaptation per seed, which picks the shots, fresh values, their order and dropout."""
-
-    steps: int = 1000
-    """Updates of the weights."""
-
-    batch_size: int = 8
-    """Examples per update."""
-
-    lr: float = 1e-3
-    """Learning rate of the adapters."""
-
-    router_lr: float = 0.1
-    """Learning rate of the routing logits."""
-
-    full_lr: float = 1e-4
-    """Learning rate where all weights train (mode full)."""
-
-    warmup: float = 0.06
-    """Steps over which the learning rate rises: below 1 a share of all steps, otherwise their number."""
-
-    scheduler: str | None = None
-    """Learning rate after the warm-up: linear, cosine, constant. None: as in the run's training."""
-
-    length_norm: float = 1.0
-    """As train.length_norm."""
-
-    mc_loss: float = 0.0
-    """As train.mc_loss."""
-
-    unlikely_loss: float = 0.0
-    """As train.unlikely_loss."""
-
-    grid: dict[str, list[float]] = field(default_factory=dict)
-    """Values of knobs to choose from, all combinations of them: {lr: [1e-3, 1e-4], router_lr: [0.5, 0.1]}. A knob that a mode
-    does not have (lr in mode z, router_lr in mode mu) is left out there; in mode full, lr is full_lr."""
-
-    protocol: str = "held-out"
-    """Where a grid or a step is chosen: held-out (on a quarter of the shots, or a dev set; the test examples are not looked at),
-    or paper (on the test examples that are reported afterwards, as published for T0)."""
-
-    select: str | None = None
-    """Which step of a training counts: best or last. None: best with protocol paper, eval_every or patience, otherwise last."""
-
-    eval_every: int | None = None
-    """Steps between two looks for the best step. None: a tenth of the steps."""
-
-    patience: int | None = None
-    """Looks without a better score after which a training ends. None trains all steps."""
-
-    dev: str | None = None
-    """Collection whose tasks of the same names hold the examples that are chosen on, instead of a quarter of the shots."""
-
-    dev_shots: int = 0
-    """Further shots that are chosen on, instead of a quarter of the shots."""
+    batch_size: int = as_in(OptimizationConfig, "batch_size", 8, doc="Examples per optimizer step.")
+    warmup: float = as_in(OptimizationConfig, "warmup", 0.06, flag=("--warmup",))
+    scheduler: str | None = as_in(  # type: ignore[assignment]
+        OptimizationConfig,
+        "scheduler",
+        None,
+        doc="Learning rate after the warm-up: linear, cosine, constant. Unset: as in the run's training.",
+    )
+    length_norm: float = as_in(OptimizationConfig, "length_norm", 1.0, flag=("--length-norm",))
+    mc_loss: float = as_in(OptimizationConfig, "mc_loss", 0.0, flag=("--mc-loss",))
+    unlikely_loss: float = as_in(OptimizationConfig, "unlikely_loss", 0.0, flag=("--unlikely-loss",))
+    full_lr: float = setting(1e-4, "Learning rate where all weights train (mode full).", above=0)
+    shots: int = setting(32, "Examples of the task that are trained on.", at_least=1)
+    shots_for: dict[str, int] = setting(
+        {},
+        """Other numbers of shots for some tasks. By name or pattern: {winogrande: 50, "*hellaswag*": 20}.""",
+        at_least=1,
+    )
+    seeds: list[int] = setting(
+        [13, 42, 58],
+        "One adaptation per seed, for a mean with its spread. It picks the shots, fresh values, their order and dropout.",
+        at_least=0,
+        at_most=MOST_SEED,
+        flag="--seeds",
+        metavar="N,N,...",
+    )
+    grid: dict[str, list[float]] = setting(
+        {},
+        """Values of knobs to choose from, all combinations of them. In a file {lr: [1e-3, 1e-4], router_lr: [0.5, 0.1]}. A knob
+        that a mode does not have (lr in mode z, router_lr in mode mu) is left out there; in mode full, lr is full_lr.""",
+    )
+    protocol: str = setting(
+        "held-out",
+        """Where a grid or the best step is chosen: held-out or paper. held-out: on a quarter of the shots, or a dev set, the test
+        examples are not looked at; paper: on the test examples that are reported afterwards, as published for T0.""",
+        choices=PROTOCOLS,
+        flag="--protocol",
+    )
+    select: str | None = setting(
+        None,
+        """Step that counts: best or last. Unset: best with protocol paper, eval_every or patience, otherwise last.""",
+        choices=SELECTIONS,
+        flag="--select",
+    )
+    eval_every: int | None = setting(
+        None, "Steps between two evaluations for the best step. Unset: a tenth of the steps.",
+        at_least=1, flag="--eval-every",
+    )  # fmt: skip
+    patience: int | None = setting(
+        None,
+        "Early-stopping patience: evaluations without a better score. Unset: all steps are trained.",
+        at_least=1,
+        flag="--patience",
+    )
+    dev: str | None = setting(
+        None,
+        """Collection of validation examples, instead of a quarter of the shots. Its tasks have the same names.""",
+        flag="--dev",
+        metavar="PATH",
+    )
+    dev_shots: int = setting(
+        0,
+        """Further shots that are validation examples, instead of a quarter of the shots. They are drawn after the shots.""",
+        at_least=0,
+        flag="--dev-shots",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("shots", "steps", "batch_size"):
-            check_whole(name, getattr(self, name), at_least=1)
-        for task, shots in self.shots_for.items():
-            check_whole(f"shots_for {task!r}", shots, at_least=1)
+        super().__post_init__()
         if not self.seeds:
-            raise ConfigError("seeds is empty: expected at least one whole number")
-        for seed in self.seeds:
-            check_whole("seeds", seed, at_least=0)
+            raise ConfigError("seeds is empty: expected at least one integer")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds is {self.seeds}: expected each seed once")
-        for name in ("lr", "router_lr", "full_lr"):
-            check_number(name, getattr(self, name), above=0)
-        for name in ("warmup", "length_norm", "mc_loss", "unlikely_loss"):
-            check_number(name, getattr(self, name), at_least=0)
-        if self.scheduler is not None:
-            check_choice("scheduler", self.scheduler, SCHEDULERS)
-        check_choice("protocol", self.protocol, PROTOCOLS)
-        if self.select is not None:
-            check_choice("select", self.select, SELECTIONS)
         for name in ("eval_every", "patience"):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), at_least=1)
-                if self.select == "last":
-                    raise ConfigError(f"{name} looks for the best step, but select is 'last': leave one out")
-        check_whole("dev_shots", self.dev_shots, at_least=0)
+            if getattr(self, name) is not None and self.select == "last":
+                raise ConfigError(f"{name} looks for the best step, but select is 'last': leave one out")
         if self.dev is not None and self.dev_shots:
             raise ConfigError(f"dev_shots is {self.dev_shots}, but dev names a collection: leave one out")
         if self.protocol == "paper" and (self.dev is not None or self.dev_shots):
@@ -129,17 +174,18 @@ class AdaptConfig:
 
     @property
     def picks_step(self) -> bool:
-        """Whether a training is looked at on its way, for its best step."""
+        """Whether a training is evaluated on its way, for its best step."""
         if self.select is not None:
             return self.select == "best"
         return self.protocol == "paper" or self.eval_every is not None or self.patience is not None
 
     @property
     def look_every(self) -> int:
-        """Steps between two looks."""
+        """Steps between two evaluations."""
         return self.eval_every or max(self.steps // 10, 1)
 
 
 def as_knob(name: str, value: float) -> Any:
-    """A value of a grid, whole where the knob is."""
-    return int(value) if name in ("steps", "batch_size") and float(value).is_integer() else value
+    """A value of a grid, an integer where the knob is one."""
+    hint = settings_of(OptimizationConfig)[name][0]
+    return int(value) if hint is int and float(value).is_integer() else value

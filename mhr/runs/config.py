@@ -6,12 +6,11 @@ load_config("recipe.yaml", preset="t0", overrides=["train.lr=3e-3"], steps=500)
 from __future__ import annotations
 
 import dataclasses
-import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_origin
 
 import yaml
 
@@ -20,28 +19,21 @@ from mhr.errors import ConfigError, nearest
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.methods import METHODS
 from mhr.runs.settings import DataConfig, RunConfig, TrainConfig
+from mhr.runs.yaml_text import read_settings, read_value, text_of
+from mhr.setting import Setting, check_setting, convert, expected, settings_of
 
 SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "train": TrainConfig, "adapt": AdaptConfig}
 
-# Settings that mean something for one method only: they leave with a preset's method when another is asked for.
-OF_A_METHOD = (
-    "adapter.adapter",
-    "adapter.dropout",
-    "adapter.n_heads",
-    "adapter.n_skills",
-    "adapter.noise",
-    "adapter.share",
-    "adapter.straight_through",
-    "train.consistency",
-)
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Setting:
-    """A value and where it was said."""
+class Said:
+    """A value and where it was said: a file, "--set", a flag, or "" by a program."""
 
     value: Any
-    origin: str
+    origin: str = ""
+
+    def error(self, text: str) -> ConfigError:
+        return ConfigError(f"{self.origin}: {text}" if self.origin else text)
 
 
 def presets() -> dict[str, str]:
@@ -54,54 +46,63 @@ def presets() -> dict[str, str]:
 
 
 def load_config(
-    file: str | Path | None = None, preset: str | None = None, overrides: Sequence[str] = (), **flags: Any
+    file: str | Path | None = None,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Said] | None = None,
+    **settings: Any,
 ) -> RunConfig:
-    """The settings of a run: defaults < preset < `file` (YAML) < `overrides` ("train.lr=1e-3") < `flags` (lr=1e-3).
+    """The settings of a run: defaults < preset < `file` (YAML) < `overrides` ("train.lr=1e-3") < `flags` and `settings`.
 
-    A file may name its preset (`preset: t0`). Flags are names of settings, with their section where that is `adapt` or
-    where two sections have the same one ({"data.temperature": 4}); None leaves a setting as it is. What belongs
-    to a preset's method (OF_A_METHOD) is dropped where another one is asked for, and its targets where bottlenecks, which have
-    places of their own, take the place of LoRAs or the other way round.
+    A file may name its preset (`preset: t0`). `settings` are names of settings (lr=1e-3), with their section where that is
+    `adapt` or where two sections have the same one ({"data.temperature": 4}); None leaves a setting as it is. `flags` are the
+    same by their full names, with where each was said. What belongs to a preset's method (`Setting.of_method`) is dropped where
+    another one is asked for, and its targets where bottlenecks, which have places of their own, take the place of LoRAs or the
+    other way round.
 
-    Raises ConfigError, naming file or flag and key: a key that is unknown (the nearest is named) or given twice, a value
-    of the wrong type or out of range.
+    Raises ConfigError, naming where it was said and the key: a key that is unknown (the nearest is named) or given twice, a
+    value of the wrong type or out of range.
     """
-    said = _read_yaml(Path(file).read_text("utf-8"), str(file)) if file is not None and _readable(Path(file)) else {}
+    said = read_settings(text_of(file), str(file)) if file is not None else {}
     own_preset = said.pop("preset", None)
     preset = preset or own_preset
     layers = [_preset(preset)] if preset else []
     layers.append(dict(_flatten(said, str(file))))
-    layers.append(dict(_assignment(text) for text in overrides))
-    layers.append(
-        {_full_name(name): Setting(v, "--" + name.replace("_", "-")) for name, v in flags.items() if v is not None}
-    )
-    merged: dict[str, Setting] = {}
+    layers.append(dict(assignment(text) for text in overrides))
+    layers.append({full_name(name): Said(value) for name, value in settings.items() if value is not None})
+    layers.append(dict(flags or {}))
+    merged: dict[str, Said] = {}
     for layer in layers:
         if "method" in layer and "method" in merged and layer["method"].value != merged["method"].value:
-            gone = (
-                [key for key in merged if key.startswith("adapter.")]
-                if layer["method"].value == "full"
-                else OF_A_METHOD
-            )
-            merged = {key: setting for key, setting in merged.items() if key not in gone}
+            without = layer["method"].value == "full"
+            merged = {
+                key: value
+                for key, value in merged.items()
+                if not (key.startswith("adapter.") if without else _of_method(key))
+            }
         if _has_bottlenecks(merged) != _has_bottlenecks({**merged, **layer}):
             merged.pop("adapter.targets", None)
         merged.update(layer)
     return _build(merged)
 
 
-def _has_bottlenecks(settings: Mapping[str, Setting]) -> bool:
-    method = settings["method"].value if "method" in settings else RunConfig.method
-    chosen = settings["adapter.adapter"].value if "adapter.adapter" in settings else None
+def _of_method(key: str) -> bool:
+    return key in all_settings() and all_settings()[key][1].of_method
+
+
+def _has_bottlenecks(said: Mapping[str, Said]) -> bool:
+    method = said["method"].value if "method" in said else RunConfig.method
+    chosen = said["adapter.adapter"].value if "adapter.adapter" in said else None
     return "bottleneck" in (chosen, (METHODS.get(str(method)) or {}).get("adapter"))
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Every setting, nested as in a file; `load_config` reads it back to the same configuration."""
     values = dataclasses.asdict(config)
-    if values["adapter"] is None:
+    if config.adapter is None:
         del values["adapter"]
     else:
+        values["adapter"] = config.adapter.to_dict()
         for key in METHODS[config.method] or ():
             del values["adapter"][key]
     return values
@@ -123,26 +124,39 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-# ---- names and types -------------------------------------------------------------------------------------------------
+# ---- names -----------------------------------------------------------------------------------------------------------
 
 
 @cache
-def _types() -> dict[str, Any]:
-    """Type of every setting by its dotted name."""
-    known: dict[str, Any] = {}
-    for name, hint in get_type_hints(RunConfig).items():
-        if name not in SECTIONS:
-            known[name] = hint
+def all_settings() -> dict[str, tuple[Any, Setting]]:
+    """Every setting of a run by its dotted name: its type and what is known of it."""
+    known = dict(settings_of(RunConfig))
     for section, cls in SECTIONS.items():
-        for name, hint in get_type_hints(cls).items():
-            known[f"{section}.{name}"] = hint
+        known |= {f"{section}.{name}": found for name, found in settings_of(cls).items()}
     del known["adapter.method"]  # the setting `method` decides it
     return known
 
 
+def _home(key: str) -> str | None:
+    """The setting that a key is, or is an entry of: adapter.router of adapter.router.hidden. None where there is none."""
+    known = all_settings()
+    if key in known:
+        return key
+    parts = key.split(".")
+    for n in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:n])
+        if name in known and _is_mapping(known[name][0]):
+            return name
+    return None
+
+
+def _is_mapping(hint: Any) -> bool:
+    return get_origin(hint) is dict or any(get_origin(option) is dict for option in getattr(hint, "__args__", ()))
+
+
 def _unknown(key: str) -> str:
     """What is wrong with a key that is no setting."""
-    known = _types()
+    known = all_settings()
     leaf = key.rpartition(".")[2]
     if key == "adapter.method":
         return f"unknown key {key!r}: the setting 'method' decides it"
@@ -157,156 +171,88 @@ def _unknown(key: str) -> str:
     return f"unknown key {key!r}: {nearest(key, [*known, *SECTIONS])}"
 
 
-def _full_name(flag: str) -> str:
+def full_name(name: str) -> str:
     """The dotted name of a setting that may be given without its section."""
-    known = _types()
-    if flag in known:
-        return flag
-    found = [name for name in known if name.rpartition(".")[2] == flag and not name.startswith("adapt.")]
+    known = all_settings()
+    if name in known:
+        return name
+    found = [key for key in known if key.rpartition(".")[2] == name and not key.startswith("adapt.")]
     if len(found) == 1:
         return found[0]
     if found:
-        raise ConfigError(f"setting {flag!r} is ambiguous: write {' or '.join(map(repr, found))}")
-    raise ConfigError(f"unknown setting {flag!r}: {nearest(flag, known)}")
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`; ValueError where it cannot be."""
-    if get_origin(hint) in (Union, types.UnionType):
-        options = get_args(hint)
-        if type(None) in options and (value is None or value == "none"):
-            return None
-        exact = [o for o in options if isinstance(value, get_origin(o) or o)]
-        for option in exact or [o for o in options if o is not type(None)]:
-            try:
-                return _convert(value, option)
-            except ValueError:
-                continue
-        raise ValueError
-    if get_origin(hint) is list:
-        if isinstance(value, str):
-            value = [part.strip() for part in value.split(",")]
-        if not isinstance(value, Iterable) or isinstance(value, Mapping):
-            raise ValueError
-        return [_convert(item, get_args(hint)[0]) for item in value]
-    if get_origin(hint) is dict:
-        if not isinstance(value, Mapping):
-            raise ValueError
-        key_type, value_type = get_args(hint)
-        return {_convert(k, key_type): _convert(v, value_type) for k, v in value.items()}
-    if isinstance(value, bool) or hint is bool:
-        if isinstance(value, bool) and hint is bool:
-            return value
-        raise ValueError
-    if hint is str and isinstance(value, (str, int, float)):
-        return str(value)
-    if hint is float and isinstance(value, (str, int, float)):
-        return float(value)
-    if hint is int and isinstance(value, (str, int, float)):
-        number = float(value)  # YAML reads 1e5 as text
-        if number.is_integer():
-            return int(number)
-    raise ValueError
-
-
-def _type_name(hint: Any) -> str:
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_type_name(option) for option in get_args(hint))
-    if get_origin(hint) is list:
-        return f"a list of {_plural(get_args(hint)[0])}"
-    if get_origin(hint) is dict:
-        return f"a mapping of names to {_plural(get_args(hint)[1])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}[hint]
-
-
-def _plural(hint: Any) -> str:
-    return f"lists of {_plural(get_args(hint)[0])}" if get_origin(hint) is list else f"{_type_name(hint)[2:]}s"
+        raise ConfigError(f"setting {name!r} is ambiguous: write {' or '.join(map(repr, found))}")
+    raise ConfigError(f"unknown setting {name!r}: {nearest(name, known)}")
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which only true and false are Booleans (`noise: off` is a text), and a repeated key is an error."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if first in "tTfF" or not tag.endswith(":bool")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _readable(file: Path) -> bool:
-    """True, or ConfigError where there is no such file."""
-    if not file.is_file():
-        raise ConfigError(f"no configuration file at {file}: expected a YAML file; presets are named with --preset")
-    return True
-
-
-def _read_yaml(text: str, origin: str) -> dict[str, Any]:
-    try:
-        values = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{origin}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{origin}: expected settings such as 'train: {{steps: 100}}', got {type(values).__name__}")
-    return values
-
-
-def _preset(name: str) -> dict[str, Setting]:
+def _preset(name: str) -> dict[str, Said]:
     known = presets()
     if name not in known:
         raise ConfigError(f"unknown preset {name!r}: {nearest(name, known)}")
     text = resources.files("mhr.runs").joinpath("presets", f"{name}.yaml").read_text("utf-8")
-    return dict(_flatten(_read_yaml(text, f"preset {name}"), f"preset {name}"))
+    return dict(_flatten(read_settings(text, f"preset {name}"), f"preset {name}"))
 
 
-def _flatten(values: Mapping[str, Any], origin: str) -> Iterator[tuple[str, Setting]]:
+def _flatten(values: Mapping[str, Any], origin: str) -> Iterator[tuple[str, Said]]:
     for name, value in values.items():
         if name in SECTIONS:
             if value is not None and not isinstance(value, dict):
                 raise ConfigError(f"{origin}: {name} is {value!r}, expected a section of settings")
             for key, item in (value or {}).items():
-                yield f"{name}.{key}", Setting(item, origin)
+                yield f"{name}.{key}", Said(item, origin)
         else:
-            yield str(name), Setting(value, origin)
+            yield str(name), Said(value, origin)
 
 
-def _assignment(text: str) -> tuple[str, Setting]:
+def assignment(text: str) -> tuple[str, Said]:
+    """What `--set NAME=VALUE` says. Raises ConfigError for a text of another form."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set {text!r} has no '=': expected a setting and its value, as in train.lr=1e-3")
     try:
-        return name.strip(), Setting(yaml.load(value, _Loader), "--set")
-    except yaml.YAMLError:
+        return name.strip(), Said(read_value(value), "--set")
+    except ValueError:
         raise ConfigError(f"--set {text!r}: cannot read the value {value!r}") from None
 
 
-def _build(merged: Mapping[str, Setting]) -> RunConfig:
-    known = _types()
+def typed(key: str, said: Said) -> Any:
+    """The value of a setting as its type. Raises ConfigError, naming where it was said, the key and what was expected."""
+    hint, known = all_settings()[key]
+    try:
+        value = convert(said.value, hint)
+    except (ValueError, OverflowError):
+        raise said.error(f"{key} is {said.value!r:.200}, expected {expected(hint, known)}") from None
+    try:
+        check_setting(key, value, hint, known)
+    except ConfigError as error:
+        raise said.error(str(error)) from None
+    return value
+
+
+def _gathered(merged: Mapping[str, Said]) -> dict[str, Said]:
+    """The settings said, entries of mappings put into these. Raises ConfigError for unknown keys."""
+    found: dict[str, Said] = {}
+    for key, said in merged.items():
+        home = _home(key)
+        if home is None:
+            raise said.error(_unknown(key))
+        if home == key:
+            found[key] = said
+        else:
+            before = found[home].value if home in found else None
+            entries = dict(before) if isinstance(before, Mapping) else {}
+            found[home] = Said(entries | {key.removeprefix(f"{home}."): said.value}, said.origin)
+    return found
+
+
+def _build(merged: Mapping[str, Said]) -> RunConfig:
+    merged = _gathered(merged)
     values: dict[str, dict[str, Any]] = {section: {} for section in ["", *SECTIONS]}
-    for key, setting in merged.items():
-        if key not in known:
-            raise ConfigError(f"{setting.origin}: {_unknown(key)}")
-        try:
-            value = _convert(setting.value, known[key])
-        except ValueError:
-            raise ConfigError(
-                f"{setting.origin}: {key} is {setting.value!r}, expected {_type_name(known[key])}"
-            ) from None
+    for key, said in merged.items():
         section, _, name = key.rpartition(".")
-        values[section][name] = value
+        values[section][name] = typed(key, said)
     method = values[""].get("method", RunConfig.method)
     built: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
@@ -314,30 +260,29 @@ def _build(merged: Mapping[str, Setting]) -> RunConfig:
         if section == "adapter":
             fixed = METHODS.get(method, {})
             if fixed is None and settings:
-                first = next(iter(settings))
-                raise ConfigError(
-                    f"{merged[f'adapter.{first}'].origin}: adapter.{first} does not go with method 'full', which has no adapter"
-                )
+                first = f"adapter.{next(iter(settings))}"
+                raise merged[first].error(f"{first} does not go with method 'full', which has no adapter")
             if fixed is None:
                 built[section] = None
                 continue
             if "adapter" in settings and settings["adapter"] != fixed.get("adapter", settings["adapter"]):
-                raise ConfigError(
-                    f"{merged['adapter.adapter'].origin}: adapter.adapter is {settings['adapter']!r}, but method {method!r} "
-                    f"trains {fixed['adapter']!r}: leave it out, or choose mhr, poly or another method that leaves it open"
+                raise merged["adapter.adapter"].error(
+                    f"adapter.adapter is {settings['adapter']!r}, but method {method!r} trains {fixed['adapter']!r}: leave it "
+                    "out, or choose mhr, poly or another method that leaves it open"
                 )
             settings = {**settings, **fixed}
         built[section] = _checked(cls, settings, section, merged)
     return _checked(RunConfig, {**values[""], **built}, "", merged)
 
 
-def _checked(cls: type, values: dict[str, Any], section: str, merged: Mapping[str, Setting]) -> Any:
-    """cls(**values), where an error, which begins with the name of the setting, also says where that was set."""
+def _checked(cls: type, values: dict[str, Any], section: str, merged: Mapping[str, Said]) -> Any:
+    """cls(**values), where an error, which begins with the name of the setting, gets its section and where that was said."""
     try:
         return cls(**values)
     except ConfigError as error:
-        key = (f"{section}." if section else "") + str(error).partition(" ")[0]
-        if key not in merged:
-            raise
         prefix = f"{section}." if section else ""
-        raise type(error)(f"{merged[key].origin}: {prefix}{error}") from None
+        name = str(error).partition(" ")[0].rstrip(":").partition(".")[0] if section else str(error).partition(" ")[0]
+        key = prefix + name
+        if key not in all_settings():
+            raise
+        raise merged.get(key, Said(None)).error(f"{prefix}{error}") from None

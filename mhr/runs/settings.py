@@ -1,15 +1,14 @@
-"""Settings of a run, documented field by field. `mhr.runs.config.load_config` reads them from files and flags."""
+"""Settings of a run, documented where they stand. `mhr.runs.config.load_config` reads them from files and flags."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-from mhr.checks import check_choice, check_number, check_whole
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError
-from mhr.runs.adapt_settings import SCHEDULERS, AdaptConfig
+from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
 from mhr.runs.methods import METHODS
+from mhr.setting import MOST_SEED, Settings, setting
 
 SAMPLERS = ("proportional", "uniform", "temperature")
 OPTIMIZERS = ("adamw", "adafactor")
@@ -18,169 +17,139 @@ KINDS = ("seq2seq", "causal", "encoder")
 
 
 @dataclass
-class DataConfig:
-    """Which examples are read, how they are cut, and how often each task is drawn."""
+class DataConfig(Settings):
+    """Which examples are read, how they are truncated, and how often each task is drawn."""
 
-    max_input_length: int = 256
-    """Tokens of an input that are kept; longer inputs are truncated, and counted."""
-
-    max_target_length: int = 64
-    """Tokens of a target that are kept."""
-
-    sampler: str = "proportional"
-    """How tasks are drawn: proportional (to their number of examples), uniform, temperature (size ** (1 / temperature))."""
-
-    temperature: float = 2.0
-    """Temperature of the temperature sampler: 1 is proportional, large values are nearly uniform."""
-
-    max_per_task: int | None = None
-    """A task counts as having at most this many examples when tasks are drawn; None sets no limit."""
-
-    definitions: bool = True
-    """Begin an input with the definition of its task (Super-NaturalInstructions)."""
-
-    positives: int = 0
-    """Solved examples shown before an input (Super-NaturalInstructions)."""
-
-    column_map: dict[str, str] | None = None
-    """Columns of JSONL, Parquet or a Hugging Face dataset by the name they have here: {input: question, targets: answer}."""
-
-    split_list: str | None = None
-    """Super-NaturalInstructions: folder of splits/ that says which tasks are held out; None takes "default"."""
-
-    subset: str | None = None
-    """Configuration of a Hugging Face dataset (sst2 of nyu-mll/glue)."""
-
-    fit: bool = False
-    """Keep only the tasks whose inputs fit max_input_length, so that nothing is truncated."""
-
-    max_choices: int | None = None
-    """Keep only the tasks with at most this many answer choices: an encoder reads its input once for each. None sets no limit."""
-
-    template: str | None = None
-    """Prompt templates: a YAML file, or the name of a packaged one (glue). None takes inputs and choices as they are read."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_input_length", "max_target_length"):
-            check_whole(name, getattr(self, name), at_least=2)
-        check_choice("sampler", self.sampler, SAMPLERS)
-        check_number("temperature", self.temperature, above=0)
-        if self.max_per_task is not None:
-            check_whole("max_per_task", self.max_per_task, at_least=1)
-        if self.max_choices is not None:
-            check_whole("max_choices", self.max_choices, at_least=2)
-        check_whole("positives", self.positives, at_least=0)
+    max_input_length: int = setting(
+        256, "Tokens of an input that are kept. Longer inputs are truncated, and counted.", at_least=2
+    )
+    max_target_length: int = setting(64, "Tokens of a target that are kept.", at_least=2)
+    sampler: str = setting(
+        "proportional",
+        """How tasks are drawn: proportional, uniform or temperature. proportional: to their number of examples; temperature:
+        to size ** (1 / temperature).""",
+        choices=SAMPLERS,
+    )
+    temperature: float = setting(
+        2.0, "Temperature of the temperature sampler: 1 is proportional, large values are nearly uniform.", above=0
+    )
+    max_per_task: int | None = setting(
+        None,
+        "Most examples that a task counts as having when tasks are drawn. Unset: no limit.",
+        at_least=1,
+    )
+    definitions: bool = setting(
+        True, "Begin an input with the definition of its task (Super-NaturalInstructions).", flag="--definitions"
+    )
+    positives: int = setting(
+        0, "Solved examples shown before an input (Super-NaturalInstructions).", at_least=0, flag="--positives"
+    )
+    column_map: dict[str, str] | None = setting(
+        None,
+        """Columns by the name they have here: input=question,targets=answer. Of input, targets, choices, task and split, where
+        those of JSONL, Parquet or a Hugging Face dataset have other names.""",
+        flag="--columns",
+        metavar="OURS=THEIRS,...",
+    )
+    split_list: str | None = setting(
+        None,
+        """Folder of splits/ that says which tasks are held out (Super-NaturalInstructions). Unset: default.""",
+        flag="--split-list",
+    )
+    subset: str | None = setting(
+        None, "Configuration of a Hugging Face dataset (sst2 of nyu-mll/glue).", flag="--subset"
+    )
+    fit: bool = setting(False, "Keep only the tasks whose inputs fit max_input_length, so that nothing is truncated.")
+    max_choices: int | None = setting(
+        None,
+        """Keep only the tasks with at most this many answer choices. An encoder reads its input once for each. Unset: no
+        limit.""",
+        at_least=2,
+    )
+    template: str | None = setting(
+        None,
+        """Prompt templates: a YAML file, or the name of a packaged one (glue). Unset: inputs and choices as they are read, or as
+        the run's settings say.""",
+        flag="--template",
+        metavar="FILE",
+    )
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(OptimizationConfig):
     """How a run is trained."""
 
-    steps: int = 1000
-    """Updates of the weights."""
-
-    batch_size: int = 16
-    """Examples per process and forward pass. The global batch is batch_size x accumulation x processes."""
-
-    accumulation: int = 1
-    """Forward passes per update."""
-
-    lr: float = 1e-3
-    """Learning rate of the adapters (of all weights with method full)."""
-
-    router_lr: float = 0.1
-    """Learning rate of the routing logits Z, which have no weight decay."""
-
-    optimizer: str = "adamw"
-    """adamw, or adafactor (without relative steps and parameter scaling)."""
-
-    weight_decay: float = 0.0
-    """Weight decay of the adapters (of all weights but biases and norms with method full)."""
-
-    clip: float = 1.0
-    """Greatest norm of the gradient of all parameters together; 0 does not clip."""
-
-    warmup: float = 0.06
-    """Steps over which the learning rate rises: below 1 a share of all steps, otherwise their number."""
-
-    scheduler: str = "linear"
-    """Learning rate after the warm-up: linear (to 0), cosine (to 0), constant."""
-
-    label_smoothing: float = 0.0
-    """Probability mass spread over the whole vocabulary (over the choices for encoders)."""
-
-    length_norm: float = 1.0
-    """Power of a choice's number of tokens that its log-likelihood is divided by where choices are ranked (generators): 0 sums
-    over its tokens, 1 takes their mean."""
-
-    mc_loss: float = 0.0
-    """Weight of ranking the right choice first, for generators on tasks with choices (T-Few); encoders are trained so anyway."""
-
-    unlikely_loss: float = 0.0
-    """Weight of making the tokens of wrong choices unlikely, for generators on tasks with choices (T-Few)."""
-
-    switch_to_mu_at: int | None = None
-    """Step after which all skills weigh alike: from there the bank trains as its average, one adapter for all tasks, which is
-    the result of the run. None never switches."""
-
-    anneal_to_mu: int | None = None
-    """Last steps over which the routing weights go to uniform by a cosine, instead of a switch. None leaves them."""
-
-    consistency: float | None = None
-    """AdaMix: weight of the divergence of two passes that draw different skills; 0 leaves the second pass out. None: as published,
-    1 where choices are ranked, 100 per target token where text is generated."""
-
-    precision: str = "no"
-    """no (the dtypes of the weights), bf16 or fp16 (automatic mixed precision)."""
-
-    gradient_checkpointing: bool = False
-    """Compute each transformer block again during backward: less memory, more time."""
-
-    seed: int = 42
-    """Seed of initial values, the order of examples, dropout and routing noise."""
-
-    save_every: int = 500
-    """Updates between two resumable checkpoints."""
-
-    keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
-
-    log_every: int = 20
-    """Updates between two lines of the log."""
+    accumulation: int = setting(
+        1,
+        """Gradient accumulation: forward passes per optimizer step. The global batch is batch_size x accumulation x
+        processes.""",
+        at_least=1,
+        flag="--accumulation",
+    )
+    optimizer: str = setting(
+        "adamw", "adamw, or adafactor (without relative steps and parameter scaling).", choices=OPTIMIZERS
+    )
+    weight_decay: float = setting(
+        0.0, "Weight decay of the adapters (of all weights but biases and norms with method full).", at_least=0
+    )
+    clip: float = setting(1.0, "Maximum gradient norm, of all parameters together; 0 does not clip.", at_least=0)
+    label_smoothing: float = setting(
+        0.0,
+        "Probability mass spread over the whole vocabulary (over the choices for encoders).",
+        at_least=0,
+        below=1,
+    )
+    switch_to_mu_at: int | None = setting(
+        None,
+        """Step after which skills have uniform weights (MHR-mu): one adapter for all tasks. From there the bank trains on as its
+        average, which is the result of the run, for zero-shot use.""",
+        at_least=0,
+        flag="--switch-to-mu-at",
+        metavar="STEP",
+    )
+    anneal_to_mu: int | None = setting(
+        None,
+        "Last steps over which the routing goes to uniform by a cosine, instead of a switch.",
+        at_least=1,
+        flag="--anneal-to-mu",
+        metavar="STEPS",
+    )
+    consistency: float | None = setting(
+        None,
+        """adamix: weight of the consistency regularisation between two passes. They draw different skills; 0 leaves the second
+        pass out. Unset: as published, 1 where choices are ranked, 100 per target token where text is generated.""",
+        at_least=0,
+        flag="--consistency",
+        of_method=True,
+    )
+    precision: str = setting(
+        "no",
+        "no (the dtypes of the weights), bf16 or fp16 (automatic mixed precision).",
+        choices=PRECISIONS,
+        flag="--precision",
+    )
+    gradient_checkpointing: bool = setting(
+        False, "Compute each transformer block again during backward: less memory, more time."
+    )
+    seed: int = setting(
+        42,
+        "Seed of initial values, the order of examples, dropout and routing noise.",
+        at_least=0,
+        at_most=MOST_SEED,
+        flag="--seed",
+    )
+    save_every: int = setting(500, "Optimizer steps between two resumable checkpoints.", at_least=1)
+    keep_checkpoints: int = setting(2, "Newest checkpoints that are kept.", at_least=1)
+    log_every: int = setting(20, "Optimizer steps between two lines of the log.", at_least=1)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "save_every", "keep_checkpoints", "log_every"):
-            check_whole(name, getattr(self, name), at_least=1)
-        for name in ("lr", "router_lr"):
-            check_number(name, getattr(self, name), above=0)
-        for name in ("weight_decay", "clip", "warmup", "length_norm", "mc_loss", "unlikely_loss"):
-            check_number(name, getattr(self, name), at_least=0)
-        for name, low in (("switch_to_mu_at", 0), ("anneal_to_mu", 1)):
+        super().__post_init__()
+        for name in ("switch_to_mu_at", "anneal_to_mu"):
             value = getattr(self, name)
-            if value is not None:
-                check_whole(name, value, at_least=low)
-                if value > self.steps - (name == "switch_to_mu_at"):
-                    raise ConfigError(
-                        f"{name} is {value}, but the run has {self.steps} steps: use fewer, or more steps"
-                    )
+            if value is not None and value > self.steps - (name == "switch_to_mu_at"):
+                raise ConfigError(f"{name} is {value}, but the run has {self.steps} steps: use fewer, or more steps")
         if self.switch_to_mu_at is not None and self.anneal_to_mu is not None:
             raise ConfigError("anneal_to_mu and switch_to_mu_at are both given: leave one out")
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_choice("scheduler", self.scheduler, SCHEDULERS)
-        check_number("label_smoothing", self.label_smoothing, at_least=0, below=1)
-        if self.consistency is not None:
-            check_number("consistency", self.consistency, at_least=0)
-        check_choice("precision", self.precision, PRECISIONS)
-        check_whole("seed", self.seed, at_least=0)
-
-    @property
-    def warmup_steps(self) -> int:
-        return math.ceil(self.steps * self.warmup) if self.warmup < 1 else int(self.warmup)
-
-    @property
-    def ranks(self) -> bool:
-        """Whether generators are trained on the choices of a task, not on its right answers alone."""
-        return self.mc_loss > 0 or self.unlikely_loss > 0
 
     @property
     def ends_in_mu(self) -> bool:
@@ -189,40 +158,49 @@ class TrainConfig:
 
 
 @dataclass
-class RunConfig:
+class RunConfig(Settings):
     """Everything that decides a pretraining run, and the defaults for adapting from it."""
 
-    model: str = "builtin:t5-tiny"
-    """Backbone: a hub id, a folder, or builtin:t5-tiny."""
-
-    kind: str | None = None
-    """seq2seq, causal or encoder (ranks choices). None: what the model's own configuration says."""
-
-    tasks: str = "builtin:skills"
-    """Task collection: a folder, a file, a Hugging Face dataset, or builtin:skills."""
-
-    method: str = "mhr"
-    """What is trained: mhr, poly, lora (one for all tasks), private (one per task), ia3, poly-ia3, bottleneck (one for all
-    tasks), adamix (bottlenecks) or adamix-lora (a skill drawn at random for each pass), random, uniform, hash (routing that is
-    not learned), full (all weights, no adapter)."""
-
+    model: str = setting("builtin:t5-tiny", "Backbone: a hub id, a folder, or builtin:t5-tiny.", flag="--model")
+    kind: str | None = setting(
+        None,
+        "seq2seq, causal or encoder (ranks choices). Unset: what the model's own configuration says.",
+        choices=KINDS,
+    )
+    tasks: str = setting(
+        "builtin:skills",
+        """Task collection: a folder, a file, a Hugging Face dataset, or builtin:skills. A Super-NaturalInstructions folder, a
+        JSONL or Parquet file or folder, or a hub id or saved folder of datasets.""",
+        flag="--tasks",
+        metavar="PATH",
+    )
+    method: str = setting(
+        "mhr",
+        """What is trained: mhr, poly, lora, ... or full (all weights, no adapter). lora: one for all tasks; private: one per task;
+        ia3, poly-ia3; bottleneck: one for all tasks; adamix (bottlenecks) or adamix-lora: a skill drawn at random for each pass;
+        random, uniform, hash: routing that is not learned.""",
+        choices=lambda: METHODS,
+        flag="--method",
+    )
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
     """Settings of the adapter bank; None with method full."""
 
-    init_skills: list[str] | None = None
-    """Adapters (folders of ours or PEFT's, or folders of them) that the first skills of the bank begin as. None: all skills
-    are drawn."""
+    init_skills: list[str] | None = setting(
+        None,
+        """Adapters (folders of ours or PEFT's) that the first skills begin as. Or folders of them; repeat the flag for more.
+        Unset: all skills are drawn.""",
+        flag="--init-skills",
+        metavar="FOLDER",
+    )
 
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, tuple(METHODS))
+        super().__post_init__()
         if self.init_skills and METHODS[self.method] is None:
             raise ConfigError(f"init_skills is given, but method {self.method!r} has no skills: leave it out")
-        if self.kind is not None:
-            check_choice("kind", self.kind, KINDS)
         fixed = METHODS[self.method]
         if fixed is None:
             self.adapter = None

@@ -137,7 +137,7 @@ def test_long_inputs_are_cut_and_counted(run: Path, rows: Path, tmp_path: Path) 
     [
         (("--targets", "quary"), "'quary'"),
         (("--n-heads", "7"), "encoder.block.0.layer.0.SelfAttention.q"),
-        (("--rank", "0"), "--rank: adapter.rank is 0, expected a whole number of at least 1"),
+        (("--rank", "0"), "--rank: adapter.rank is 0, expected an integer of at least 1"),
         (("--lr", "-0.1"), "--lr: train.lr is -0.1, expected a number above 0"),
         (("--router-lr", "-1"), "--router-lr: train.router_lr is -1.0"),
         (("--set", "train.stesp=3"), "--set: unknown key 'train.stesp': in section 'train', did you mean 'steps'"),

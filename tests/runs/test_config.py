@@ -96,18 +96,18 @@ def test_values_are_converted() -> None:
         ("train: {lr: -1e-3}", r"recipe.yaml: train.lr is -0.001, expected a number above 0"),
         ("train: {lr: .nan}", r"recipe.yaml: train.lr is nan"),
         ("train: {router_lr: -1}", r"recipe.yaml: train.router_lr is -1.0"),
-        ("adapter: {rank: 0}", r"recipe.yaml: adapter.rank is 0, expected a whole number of at least 1"),
+        ("adapter: {rank: 0}", r"recipe.yaml: adapter.rank is 0, expected an integer of at least 1"),
         ("train: {steps: 0}", r"recipe.yaml: train.steps is 0"),
-        ("train: {steps: many}", r"recipe.yaml: train.steps is 'many', expected a whole number"),
-        ("train: {steps: 1.5}", r"expected a whole number"),
-        ("train: {steps: true}", r"expected a whole number"),
+        ("train: {steps: many}", r"recipe.yaml: train.steps is 'many', expected an integer"),
+        ("train: {steps: 1.5}", r"expected an integer"),
+        ("train: {steps: true}", r"expected an integer"),
         ("data: {fit: 1}", r"expected true or false"),
         (
             "train: {optimizer: adamv}",
-            r"recipe.yaml: train.optimizer is 'adamv', which is unknown: did you mean 'adamw'",
+            r"recipe.yaml: train.optimizer is 'adamv', expected one of adamw, adafactor: did you mean 'adamw'",
         ),
-        ("method: mrh", r"recipe.yaml: method is 'mrh', which is unknown: did you mean 'mhr'"),
-        ("kind: decoder", r"recipe.yaml: kind is 'decoder', which is unknown"),
+        ("method: mrh", r"recipe.yaml: method is 'mrh', expected one of mhr, .*: did you mean 'mhr'"),
+        ("kind: decoder", r"recipe.yaml: kind is 'decoder', expected one of seq2seq, causal, encoder"),
         ("adapt: {seeds: [1, 1]}", r"recipe.yaml: adapt.seeds is \[1, 1\]: expected each seed once"),
         ("adapt: {seeds: []}", r"adapt.seeds is empty"),
         ("method: full\nadapter: {rank: 2}", r"recipe.yaml: adapter.rank does not go with method 'full'"),
@@ -132,7 +132,7 @@ def test_flags_are_found_without_their_section() -> None:
     assert load_config(**{"data.temperature": 4}).data.temperature == 4
     with pytest.raises(ConfigError, match="'adapter.temperature' or 'data.temperature'"):
         load_config(temperature=4)
-    with pytest.raises(ConfigError, match="--rank: adapter.rank is 0"):
+    with pytest.raises(ConfigError, match="^adapter.rank is 0"):
         load_config(rank=0)
     with pytest.raises(ConfigError, match="unknown setting 'rnak'"):
         load_config(rnak=2)
