@@ -87,6 +87,6 @@ def test_the_tour_writes_what_it_says(tour: Path) -> None:
 def test_python_runs(tour: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tour)
     blocks = [block for language, block in BLOCKS if language == "python"]
-    assert len(blocks) == 3
+    assert len(blocks) == 2
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
