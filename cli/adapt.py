@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mhr.methods import MODES, listed
+
 from . import options
 from .console import note, print_json, working
 from .few_shot import few_shot_options
@@ -24,8 +26,7 @@ Mode = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="What is trained: mhr (the bank and a new routing row), z (the routing row alone), mu (the bank's average, one "
-        "plain LoRA), lora (the shared adapter of a lora run), full (all weights of the backbone), random (a fresh bank).",
+        help=f"What is trained: {listed(MODES)}.",
         rich_help_panel=SETTINGS,
     ),
 ]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mhr.errors import ConfigError
+from mhr.methods import METHODS, listed
 
 from . import options
 from .console import note, print_json, working
@@ -36,17 +37,17 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="mhr (routing per head, the default), poly (one head), lora (one for all tasks), private (one per task), ia3, poly-ia3, "
-        "bottleneck (one for all tasks), adamix (bottlenecks, one drawn at random for each pass), adamix-lora, random, uniform or "
-        "hash (routing that is not learned), full (all weights, no adapter).",
+        help=f"What is trained: {listed(METHODS)}.",
         rich_help_panel=SETTINGS,
     ),
 ]
+OPEN = [name for name, method in METHODS.items() if method.routing and not method.adapter]
+
 Adapter = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="What mhr, poly, private, random, uniform and hash route: lora, ia3 or bottleneck (default lora).",
+        help=f"What is routed: lora, ia3 or bottleneck (default lora), with method {', '.join(OPEN)}.",
         rich_help_panel=SETTINGS,
     ),
 ]

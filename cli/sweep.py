@@ -9,6 +9,8 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
+from mhr.methods import MODES
+
 from . import options
 from .console import note, out, print_json, working
 from .few_shot import few_shot_options
@@ -33,7 +35,7 @@ Modes = Annotated[
     str,
     typer.Option(
         metavar="NAME,...",
-        help="Modes of `mhr adapt`: mhr, z, mu, lora, full, random. One that a run does not allow is left out there.",
+        help=f"Modes of `mhr adapt`: {', '.join(MODES)}. One that a run does not allow is left out there.",
         rich_help_panel=SETTINGS,
     ),
 ]

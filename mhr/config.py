@@ -7,18 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from mhr.errors import ConfigError
+from mhr.methods import ROUTING_METHODS, RoutingMethod, listed
 from mhr.setting import Settings, convert, expected, setting, settings_of
 
-METHODS = ("mhr", "poly", "shared", "private", "uniform", "random", "hash", "adamix")
 ADAPTERS = ("lora", "ia3", "bottleneck")
 GRANULARITIES = ("fine", "layer", "block", "coder", "coarse")
 NOISES = ("off", "per_example", "per_task")
 INITS = ("mhr", "peft")
 SHARES = ("none", "up", "down")
-
-OWN_SETTINGS: dict[str, type[Settings]] = {}
-"""Settings of a routing method's own: its name -> their class. In a file they stand in `adapter.router`, as in
-`adapter: {router: {hidden: 64}}`, on the command line in `--set adapter.router.hidden=64`; the router reads `config.router`."""
 
 
 @dataclass
@@ -27,10 +23,8 @@ class AdapterConfig(Settings):
 
     method: str = setting(
         "mhr",
-        """Routing method: mhr, poly (MHR with one head), shared (one adapter for all tasks), private (one per task), uniform,
-        random (fixed), hash (fixed by the task's name), adamix (a skill drawn at random for each training pass, their average
-        otherwise).""",
-        choices=METHODS,
+        f"Routing method: {listed(ROUTING_METHODS)}.",
+        choices=lambda: ROUTING_METHODS,
     )
     adapter: str = setting(
         "lora",
@@ -42,8 +36,8 @@ class AdapterConfig(Settings):
     )
     n_skills: int | None = setting(
         None,
-        """Skills in the bank, S (unset: 8). 4 for adamix, 1 for one shared adapter, and as many as tasks for private, which takes
-        no other number.""",
+        """Skills in the bank, S (unset: 8). Methods that draw skills have 4, those of one adapter for all tasks 1, and those of
+        one adapter a task as many as tasks, and no other number.""",
         at_least=1,
         flag="--n-skills --skills",
         of_method=True,
@@ -101,43 +95,55 @@ class AdapterConfig(Settings):
     )
     share: str = setting(
         "none",
-        "Projection of which adamix has one for all skills: none, up (factor B) or down (factor A).",
+        "Projection of which AdaMix has one for all skills: none, up (factor B) or down (factor A).",
         choices=SHARES,
         switches={"--share-up": "up", "--share-down": "down"},
         of_method=True,
     )
     router: dict[str, Any] = setting(
-        {}, "Settings of the routing method's own, by their names; most methods have none.", of_method=True
+        {},
+        """Settings of the routing method's own, by their names; most methods have none. `RoutingMethod.settings` declares them; in
+        a file they are `adapter: {router: {hidden: 64}}`, on the command line `--set adapter.router.hidden=64`.""",
+        of_method=True,
     )
 
     def __post_init__(self) -> None:
-        if self.n_heads is None:
-            self.n_heads = 8 if self.method == "mhr" else 1
-        if self.n_skills is None and self.method != "private":
-            self.n_skills = {"shared": 1, "adamix": 4}.get(self.method, 8)
+        routing = ROUTING_METHODS.get(self.method)
+        if routing is not None and self.n_heads is None:
+            self.n_heads = routing.n_heads
+        if routing is not None and self.n_skills is None and not routing.skill_per_task:
+            self.n_skills = routing.n_skills
         super().__post_init__()
+        routing = self.routing
         self._check_router()
-        if self.method in ("poly", "adamix") and self.n_heads != 1:
-            raise ConfigError(f"n_heads is {self.n_heads}, but {self.method} has 1 head: use method 'mhr' for more")
-        if self.method == "shared" and self.n_skills != 1:
-            raise ConfigError(f"n_skills is {self.n_skills}, but shared has 1 skill: use 'uniform' to average more")
-        if self.method == "private" and self.n_skills is not None:
-            raise ConfigError(f"n_skills is {self.n_skills}, but private has one skill per task: leave n_skills out")
+        if routing.one_head and self.n_heads != 1:
+            raise ConfigError(f"n_heads is {self.n_heads}, but {self.method} has 1 head: {_with_more('one_head')}")
+        if routing.one_skill and self.n_skills != 1:
+            raise ConfigError(f"n_skills is {self.n_skills}, but {self.method} has 1 skill: {_with_more('one_skill')}")
+        if routing.skill_per_task and self.n_skills is not None:
+            raise ConfigError(f"n_skills is {self.n_skills}, but {self.method} has one skill per task: leave it out")
         if self.dropout and self.adapter != "lora":
             raise ConfigError(
                 f"dropout is {self.dropout}, which is for lora, but adapter is {self.adapter!r}: leave it out"
             )
-        if self.share != "none" and (self.method != "adamix" or self.adapter == "ia3"):
+        if self.share != "none" and (not routing.drawn or self.adapter == "ia3"):
+            drawing = " or ".join(name for name, row in ROUTING_METHODS.items() if row.drawn)
             raise ConfigError(
-                f"share is {self.share!r}, but {self.method} routes {self.adapter} as a whole: only adamix draws the two "
+                f"share is {self.share!r}, but {self.method} routes {self.adapter} as a whole: only {drawing} draws the two "
                 "projections of a lora or bottleneck apart"
             )
         for name, idle in (("noise", "off"), ("straight_through", False)):
             value = getattr(self, name)
-            if value != idle and self.method not in ("mhr", "poly"):
+            if value != idle and not routing.noisy:
+                lacks = "logits in its routing" if routing.learned else "learned routing"
                 raise ConfigError(
-                    f"{name} is {value!r}, but method {self.method!r} has no learned routing: set {name} to {idle!r}"
+                    f"{name} is {value!r}, but method {self.method!r} has no {lacks}: set {name} to {idle!r}"
                 )
+
+    @property
+    def routing(self) -> RoutingMethod:
+        """What the routing method is: its row of `mhr.methods.ROUTING_METHODS`."""
+        return ROUTING_METHODS[self.method]
 
     @property
     def scaling(self) -> float:
@@ -150,7 +156,7 @@ class AdapterConfig(Settings):
 
     def _check_router(self) -> None:
         """Check the settings of the routing method's own, and fill in their defaults."""
-        own = OWN_SETTINGS.get(self.method)
+        own = self.routing.settings
         if own is None:
             if self.router:
                 raise ConfigError(
@@ -181,3 +187,9 @@ class AdapterConfig(Settings):
     def from_dict(cls, values: Mapping[str, Any], what: str = "adapter setting") -> AdapterConfig:
         """The configuration with these settings. An unknown one is an error that names the nearest known one."""
         return super().from_dict(values, what)
+
+
+def _with_more(restriction: str) -> str:
+    """Methods without a restriction of theirs to one head or skill, as a way on."""
+    names = [name for name, row in ROUTING_METHODS.items() if not getattr(row, restriction) and not row.skill_per_task]
+    return f"leave it out, or use method {', '.join(map(repr, names[:-1]))} or {names[-1]!r}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from mhr import config as adapter_config
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError
+from mhr.methods import ROUTING_METHODS
 from mhr.runs.config import all_settings, load_config, to_dict
 from mhr.setting import Settings, as_in, convert, setting, settings_of
 
@@ -123,7 +124,7 @@ def test_a_routing_method_may_have_settings_of_its_own(monkeypatch: pytest.Monke
     assert "router" not in AdapterConfig().to_dict()
     with pytest.raises(ConfigError, match=r"^--set: adapter.router .*method 'mhr' has no settings of its own"):
         load_config(overrides=["adapter.router.hidden=3"])
-    monkeypatch.setitem(adapter_config.OWN_SETTINGS, "mhr", NetworkSettings)
+    monkeypatch.setitem(ROUTING_METHODS, "mhr", dataclasses.replace(ROUTING_METHODS["mhr"], settings=NetworkSettings))
     config = load_config(overrides=["adapter.router.hidden=8", "adapter.router.lr=1e-2"])
     assert config.adapter is not None
     assert config.adapter.router == {"hidden": 8, "lr": 0.01}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mhr.analysis.inspection import Inspection
+from mhr.methods import ROUTING_METHODS
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ def cost_of(found: Inspection) -> Cost:
     each = found.bytes / max(found.stored, 1)
     if found.run.get("kind") == "adapt":
         another = found.trained
-    elif found.method == "private":
+    elif found.method in ROUTING_METHODS and ROUTING_METHODS[found.method].skill_per_task:
         another = found.parameters["skills"]["trained"] // len(found.tasks)
     else:
         another = found.per_task

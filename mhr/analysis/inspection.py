@@ -13,26 +13,28 @@ from safetensors import safe_open
 
 from mhr.analysis.agreement import Agreement, agreement, shared_skills
 from mhr.analysis.routing import Routing
-from mhr.checkpoint import AdapterCheckpoint, is_adapter, read_adapter, routing_weights
+from mhr.checkpoint import AdapterCheckpoint, is_adapter, read_adapter, routing_states, routing_weights
 from mhr.checkpoint.plain import plain_checkpoint
 from mhr.errors import CheckpointError
 from mhr.files import read_json
 from mhr.interop.peft import load_peft
 from mhr.merging import find_adapter
+from mhr.methods import MODES, WHOLE
+from mhr.routing import routers
 
-KINDS = {"layers": "skills", "routers": "routing", "modules": "modules"}
+ROUTING = "routing"
+KINDS = {"layers": "skills", "routers": ROUTING, "modules": "modules"}
 """First part of a tensor's name -> what it is."""
-
-LEARNED_ROUTING = ("mhr", "poly")
 
 
 @dataclass(frozen=True)
 class Inspection:
     """An adapter, looked at.
 
-    method      routing method of the bank; "full" where all weights of the model were trained and there is no bank
+    method      routing method of the bank; `mhr.methods.WHOLE` where all weights of the model were trained and there is no bank
     adapter     "lora", "ia3", or "" without a bank
     parameters  "skills", "routing", "modules" (or "model") -> {"stored": n, "trained": n, "bytes": stored bytes}
+    per_task    routing parameters of one task, which one more task would add
     routing     the routing of its tasks
     run         what run.json says, {} outside a run folder
     """
@@ -45,6 +47,7 @@ class Inspection:
     alpha: float
     n_layers: int
     parameters: dict[str, dict[str, int]]
+    per_task: int
     routing: Routing
     run: dict[str, Any]
 
@@ -66,12 +69,6 @@ class Inspection:
     def bytes(self) -> int:
         """Bytes of the numbers in the adapter's file."""
         return sum(count["bytes"] for count in self.parameters.values())
-
-    @property
-    def per_task(self) -> int:
-        """Routing parameters of one task: G * H * S where routing is learned, otherwise 0."""
-        shape = self.routing
-        return len(shape.weights) * shape.n_heads * shape.n_skills if self.method in LEARNED_ROUTING else 0
 
     @property
     def routed(self) -> bool:
@@ -134,21 +131,44 @@ def inspect_run(path: str | Path) -> Inspection:
         alpha=float(config.alpha),
         n_layers=len(checkpoint.layers),
         parameters=_parameters(checkpoint, run.get("mode")),
+        per_task=_per_task(checkpoint),
         routing=Routing(checkpoint.tasks, routing_weights(checkpoint)),
         run=run,
     )
 
 
 def _parameters(checkpoint: AdapterCheckpoint, mode: str | None) -> dict[str, dict[str, int]]:
-    """Counts by kind. An adaptation of mode z trains the routing only; a routing table that is fixed is only stored."""
+    """Counts by kind. An adaptation that trains no skills trains rows of routing only; a table that is fixed is only stored."""
+    all_of_it = mode not in MODES or MODES[mode].trains_skills
     counts = {kind: {"stored": 0, "trained": 0, "bytes": 0} for kind in KINDS.values()}
     for name, tensor in checkpoint.tensors.items():
         kind = KINDS[name.partition(".")[0]]
         counts[kind]["stored"] += tensor.numel()
         counts[kind]["bytes"] += tensor.nbytes
-        if checkpoint.config.method in LEARNED_ROUTING if kind == "routing" else mode != "z":
+        if kind != ROUTING and all_of_it:
             counts[kind]["trained"] += tensor.numel()
+    rows, shared = _routing_parameters(checkpoint)
+    counts[ROUTING]["trained"] = rows + (shared if all_of_it else 0)
     return {kind: count for kind, count in counts.items() if count["stored"]}
+
+
+def _per_task(checkpoint: AdapterCheckpoint) -> int:
+    return _routing_parameters(checkpoint)[0] // len(checkpoint.tasks)
+
+
+def _routing_parameters(checkpoint: AdapterCheckpoint) -> tuple[int, int]:
+    """How many parameters routers have for their tasks' rows, and how many that all tasks share."""
+    with torch.random.fork_rng(devices=[]):  # a router draws itself at random
+        router = routers[checkpoint.config.method](checkpoint.config, checkpoint.tasks)
+    trained = {name for name, _ in router.named_parameters()}
+    rows = shared = 0
+    for state in routing_states(checkpoint).values():
+        for name in trained & state.keys():
+            if name in router.per_task:
+                rows += state[name].numel()
+            else:
+                shared += state[name].numel()
+    return rows, shared
 
 
 def _inspect_model(path: Path, run: dict[str, Any]) -> Inspection:
@@ -160,12 +180,13 @@ def _inspect_model(path: Path, run: dict[str, Any]) -> Inspection:
     return Inspection(
         path=str(path),
         base=str(run.get("base", "")),
-        method="full",
+        method=WHOLE,
         adapter="",
         rank=0,
         alpha=0.0,
         n_layers=0,
         parameters={"model": {"stored": n, "trained": n, "bytes": size}},
+        per_task=0,
         routing=Routing(list(run.get("tasks", [])), {}),
         run=run,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,18 +183,14 @@ def routing_weights(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
 
     Raises CheckpointError where the routing tables do not fit the configuration.
     """
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in checkpoint.tensors.items():
-        if key.startswith("routers."):
-            group, _, name = key.removeprefix("routers.").rpartition(".")
-            states.setdefault(group, {})[name] = tensor
+    states = routing_states(checkpoint)
     # As wide as in the model that the checkpoint is of.
     wide = any(tensor.dtype == torch.float64 for tensor in checkpoint.tensors.values())
     weights = {}
     # Routers draw themselves at random before they are filled: none of the caller's random numbers are used up.
     with torch.random.fork_rng(devices=[]):
         for group in dict.fromkeys(checkpoint.groups.values()):
-            state = states.get(group or "all", {})
+            state = states.get(group, {})
             router = routers[checkpoint.config.method](checkpoint.config, checkpoint.tasks)
             if wide:
                 router.double()
@@ -206,6 +203,28 @@ def routing_weights(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
                 ) from None
             weights[group] = router.table()
     return weights
+
+
+def routing_states(checkpoint: AdapterCheckpoint) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each router by their names in it: group of layers -> its state. A group without tensors is left out."""
+    keys = routing_keys(checkpoint, checkpoint.tensors)
+    return {group: {name: checkpoint.tensors[key] for name, key in own.items()} for group, own in keys.items()}
+
+
+def routing_keys(checkpoint: AdapterCheckpoint, keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Which of `keys`, names of a checkpoint's tensors, belong to which router: group of layers -> name in the router -> key.
+
+    Both parts of a key may have dots in them, so it is the groups' names that tell where one ends.
+    """
+    found: dict[str, dict[str, str]] = {}
+    groups = sorted(set(checkpoint.groups.values()), key=len, reverse=True)  # one name may begin another
+    for key in keys:
+        for group in groups:
+            prefix = f"routers.{group or 'all'}."
+            if key.startswith(prefix):
+                found.setdefault(group, {})[key.removeprefix(prefix)] = key
+                break
+    return found
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from mhr.checkpoint.adapter import AdapterCheckpoint, attach_checkpoint
 from mhr.checkpoint.base import BaseModel, Sizes
 from mhr.config import AdapterConfig
 from mhr.layers import AdapterBank
+from mhr.methods import SHARED
 from mhr.ops.checks import accumulator
 
 
@@ -111,7 +112,7 @@ def attach_plain(model: nn.Module, plain: PlainAdapter, task: str = "merged") ->
 def plain_checkpoint(
     plain: PlainAdapter, task: str = "merged", size: tuple[int, float] | None = None
 ) -> AdapterCheckpoint:
-    """A plain adapter as a checkpoint: method shared, one task.
+    """A plain adapter as a checkpoint: one skill that all tasks share, one task.
 
     size: (rank, alpha) of the bank; None takes the `bank_size` of the adapter's layers. Layers of a lower rank get zeros up to
     it, which train to nothing, and where the scaling of a LoRA differs B takes up the difference.
@@ -132,7 +133,7 @@ def plain_checkpoint(
     for module, state in plain.modules.items():
         tensors.update({f"modules.{module}.{key}": tensor for key, tensor in state.items()})
     config = AdapterConfig(
-        method="shared",
+        method=SHARED,
         adapter=_kind(plain),
         rank=rank,
         alpha=alpha,

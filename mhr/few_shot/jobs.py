@@ -19,6 +19,7 @@ from mhr.few_shot.selecting import Judge, LookOut, Shots, StopAfter, Trial, at_p
 from mhr.few_shot.shots import with_shots
 from mhr.few_shot.starts import Start
 from mhr.files import make_folder
+from mhr.methods import BACKBONE, MODES
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.run import RUN_FILE, RunFolder
 from mhr.runs.settings import RunConfig
@@ -99,7 +100,7 @@ def run_job(job: Job, start: Start, config: RunConfig, source: RunFolder, bar: P
 
 def _settings(config: RunConfig, few: AdaptConfig, mode: str, seed: int) -> RunConfig:
     """The settings of one training: those of the run, with what `few` says about training."""
-    optimization = few.optimization() | ({"lr": few.full_lr} if mode == "full" else {})
+    optimization = few.optimization() | ({"lr": few.full_lr} if MODES[mode].begins == BACKBONE else {})
     train = dataclasses.replace(
         config.train, **optimization, accumulation=1, switch_to_mu_at=None, anneal_to_mu=None, seed=seed
     )

@@ -18,24 +18,17 @@ from mhr.evaluation import LoadedModel, evaluate
 from mhr.few_shot.shots import draw_shots, shots_of
 from mhr.few_shot.starts import Start
 from mhr.losses.choices import make_loss
+from mhr.methods import BACKBONE, MODES
 from mhr.runs.adapt_settings import AdaptConfig, as_knob
 from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import make_collator, read_tasks
-
-IDLE_KNOBS = {
-    "z": ("lr",),
-    "mu": ("router_lr",),
-    "lora": ("router_lr",),
-    "full": ("router_lr",),
-}
-"""Knobs that change nothing, by mode: a grid leaves them as they are."""
 
 Point = dict[str, float]
 
 
 def grid_points(few: AdaptConfig, mode: str) -> list[Point]:
     """All combinations of the grid's values that differ in this mode, in the grid's order; one empty point without a grid."""
-    axes = {name: values for name, values in few.grid.items() if name not in IDLE_KNOBS.get(mode, ())}
+    axes = {name: values for name, values in few.grid.items() if name not in MODES[mode].idle}
     return [
         {name: as_knob(name, value) for name, value in zip(axes, values, strict=True)}
         for values in itertools.product(*axes.values())
@@ -43,9 +36,9 @@ def grid_points(few: AdaptConfig, mode: str) -> list[Point]:
 
 
 def at_point(few: AdaptConfig, point: Point, mode: str) -> AdaptConfig:
-    """The settings of one training of the grid; with mode full, its lr is the one of all weights."""
+    """The settings of one training of the grid; where all weights are trained, its lr is the one of all weights."""
     changes: dict[str, Any] = dict(point)
-    if mode == "full" and "lr" in changes:
+    if MODES[mode].begins == BACKBONE and "lr" in changes:
         changes["full_lr"] = changes["lr"]
     return dataclasses.replace(few, grid={}, **changes)
 

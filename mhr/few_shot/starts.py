@@ -13,7 +13,7 @@ from mhr.checks import check_choice
 from mhr.errors import ConfigError
 from mhr.layers import AdapterBank, attach
 from mhr.merging import attach_plain, merge_uniform
-from mhr.runs.methods import MODES
+from mhr.methods import AVERAGE, BACKBONE, BANK, FRESH, METHODS, MODE_ALIASES, MODES, ONE, refusal
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
 
@@ -33,17 +33,24 @@ class Start:
         self.first = {name: tensor.detach().clone() for name, tensor in self._kept().items()}
 
     def begin(self, task: str, seed: int) -> None:
-        """Return to the beginning; routing rows and fresh banks are drawn anew from `seed`."""
+        """Return to the beginning; routing rows and fresh banks are drawn anew from `seed`.
+
+        What a router shares between tasks is kept like the skills: it trains with them, and the next task finds it as it was.
+        """
         set_seed(seed)
         if self.bank is None:
             self.model.requires_grad_(True)
         else:
             self.bank.set_tasks([task], fresh=True)
-            if self.mode == "random":
+            if MODES[self.mode].begins == FRESH:
                 for layer in self.bank.layers.values():
                     layer.reset()
-            for parameter in [*self.bank.adapter_parameters(), *self.bank.saved_parameters()]:
-                parameter.requires_grad_(self.mode != "z")
+                for router in self.bank.groups.values():
+                    router.reset()
+            trained = MODES[self.mode].trains_skills
+            shared = [p for router in self.bank.groups.values() for p in router.shared_parameters()]
+            for parameter in (*self.bank.adapter_parameters(), *self.bank.saved_parameters(), *shared):
+                parameter.requires_grad_(trained)
         with torch.no_grad():
             for name, tensor in self._kept().items():
                 tensor.copy_(self.first[name])
@@ -61,57 +68,46 @@ class Start:
             tensor.copy_(weights[name])
 
     def _kept(self) -> dict[str, Tensor]:
-        """What every adaptation finds as it was: all weights, or the bank without its routing."""
+        """What every adaptation finds as it was: all weights, or what `begin` does not draw of the bank."""
         if self.bank is None:
             return self.model.state_dict()
-        fresh = ("routers.", "layers.") if self.mode == "random" else ("routers.",)
-        return {name: tensor for name, tensor in self.bank.tensors().items() if not name.startswith(fresh)}
+        drawn = ("routers.", "layers.") if MODES[self.mode].begins == FRESH else ("routers.",)
+        kept = {name: tensor for name, tensor in self.bank.tensors().items() if not name.startswith(drawn)}
+        return kept if MODES[self.mode].begins == FRESH else kept | self.bank.shared_routing()
 
 
 def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
     """The model that a mode begins from, on the result of a pretraining run.
 
-    mhr, z, lora   base model and bank         mu       base model and the bank's uniform factor average, one plain LoRA
-    full           base model, or the model    random   base model and a fresh bank with the run's settings
-                   that the run trained whole
-
-    The one adapter that AdaMix (adamix, adamix-lora) trains is the average of its skills: there `lora` is `mu`.
+    `Mode.begins`: the base model and the bank; its skills' uniform factor average, one plain adapter; the one adapter that the
+    run trained, which is that average where skills are drawn (AdaMix); a fresh bank with the run's settings; or the base
+    model alone, trained by the run if that trained it whole.
 
     Raises ConfigError for a mode that the run's method does not allow.
     """
     mode = check_mode(mode, config, str(run.path))
     result = run.result()
-    base = str(result) if config.method == "full" else config.model
+    base = str(result) if METHODS[config.method].routing is None else config.model
     set_seed(config.train.seed)  # an untrained classification head is drawn as in pretraining
     model, tokenizer = load_backbone(base, run.info["model_kind"])
-    if mode == "random":
+    begins = MODES[mode].begins
+    if begins == ONE:
+        begins = AVERAGE if config.adapter is not None and config.adapter.routing.drawn else BANK
+    if begins == FRESH:
         assert config.adapter is not None
         attach(model, config.adapter, run.info["tasks"][:1])
-    elif mode == "mu" or (mode == "lora" and config.adapter is not None and config.adapter.method == "adamix"):
+    elif begins == AVERAGE:
         attach_plain(model, merge_uniform(read_adapter(result)))
-    elif mode != "full":
+    elif begins != BACKBONE:
         load_adapter(result, model)
     return Start(model, tokenizer, base, mode)
 
 
 def check_mode(mode: str, config: RunConfig, run: str) -> str:
-    """The mode, "mhr" for "poly". Raises ConfigError for an unknown one and one that a run with these settings does not allow."""
-    mode = "mhr" if mode == "poly" else mode
-    check_choice("mode", mode, MODES)
-    method = config.method
-    shared = config.train.ends_in_mu or (config.adapter is not None and config.adapter.method == "shared")
-    reason = None
-    if config.adapter is None:
-        if mode != "full":
-            reason = "it trained all weights and has no adapter: use mode 'full'"
-    elif mode == "lora" and not shared and config.adapter.method != "adamix":
-        reason = "its adapter is not shared by all tasks: use mode 'mu' for its average, or 'mhr'"
-    elif config.train.ends_in_mu and mode in ("mhr", "z"):
-        reason = "it ended as the average of its skills, so there is nothing to route: use mode 'lora' or 'mu'"
-    elif mode == "z" and config.adapter.method not in ("mhr", "poly"):
-        reason = "its routing is not learned, so there is no row to train"
-    elif mode == "mhr" and method == "private":
-        reason = "its tasks have adapters of their own and nothing for a new task: use mode 'mu' or 'random'"
+    """The mode, by its own name where it has others. Raises ConfigError for an unknown one and one that a run with these settings does not allow."""
+    mode = MODE_ALIASES.get(mode, mode)
+    check_choice("mode", mode, tuple(MODES))
+    reason = refusal(mode, config.method, averaged=config.train.ends_in_mu)
     if reason:
-        raise ConfigError(f"mode is {mode!r}, but run {run} has method {method!r}: {reason}")
+        raise ConfigError(f"mode is {mode!r}, but run {run} has method {config.method!r}: {reason}")
     return mode

@@ -120,7 +120,7 @@ class AdapterBank(nn.Module):
     @property
     def needs_tasks(self) -> bool:
         """Whether tasks are routed differently, so that the model must be told which is which."""
-        return routers[self.config.method].needs_tasks
+        return self.config.routing.needs_tasks
 
     def _row(self, task: str | int, unseen: str) -> int:
         if isinstance(task, int):
@@ -165,7 +165,7 @@ class AdapterBank(nn.Module):
     @property
     def draws(self) -> bool:
         """Whether skills are drawn at random in training."""
-        return routers[self.config.method].draws
+        return self.config.routing.drawn
 
     def seed_draws(self, seed: int, step: int, pass_: int = 0) -> None:
         """Have the next batch draw its skills as pass `pass_` of a step, and the batches after it as the passes after that.
@@ -225,7 +225,7 @@ class AdapterBank(nn.Module):
         keep = [None if fresh else self._position.get(name) for name in names]
         for router in self.groups.values():
             router.set_tasks(names, keep)
-        if routers[self.config.method].skill_per_task:
+        if self.config.routing.skill_per_task:
             for layer in self.layers.values():
                 layer.select_skills(keep)
         self.tasks = list(names)
@@ -237,8 +237,17 @@ class AdapterBank(nn.Module):
         return [p for layer in self.layers.values() for p in layer.bank().values()]
 
     def router_parameters(self) -> list[nn.Parameter]:
-        """Routing logits; empty for methods that learn no routing."""
+        """Parameters of the routers; none for methods that learn no routing."""
         return list(self.routers.parameters())
+
+    def shared_routing(self) -> dict[str, Tensor]:
+        """The part of `tensors` that belongs to routers and to no task: what a router shares between tasks."""
+        return {
+            f"routers.{name or 'all'}.{key}": tensor
+            for name, router in self.groups.items()
+            for key, tensor in router.state_dict().items()
+            if key not in router.per_task
+        }
 
     def saved_parameters(self) -> list[nn.Parameter]:
         """Parameters of the modules that are trained whole."""

@@ -41,8 +41,8 @@ class RoutedLinear(RoutedLayer):
         if name == "bank_b":
             return torch.zeros(heads, n_skills, rank, self.out_features // heads, **self.place())
         bound = math.sqrt(heads / fan_in) if self.config.init == "peft" else math.sqrt(1 / 3 / fan_in)
-        # AdaMix's skills begin as copies of one.
-        n_drawn = 1 if self.config.method == "adamix" else n_skills
+        # Skills that are drawn (AdaMix) begin as copies of one.
+        n_drawn = 1 if self.config.routing.drawn else n_skills
         a = torch.empty(heads, n_drawn, fan_in // heads, rank, **self.place()).uniform_(-bound, bound)
         return a.repeat(1, n_skills // n_drawn, 1, 1)
 

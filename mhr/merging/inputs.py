@@ -17,7 +17,6 @@ from mhr.merging.banks import Bank
 from mhr.merging.collapse import collapse
 from mhr.merging.source import BankSource, PeftSource, Source
 from mhr.merging.task import merge_task
-from mhr.routing import routers
 from mhr.runs.run import RUN_FILE, RunFolder
 
 SHOWN = {"lora": "a LoRA", "ia3": "an IA3", "bottleneck": "a bottleneck adapter"}
@@ -89,7 +88,7 @@ def open_bank(path: Path) -> Bank | None:
 
 def needs_task(checkpoint: AdapterCheckpoint) -> bool:
     """Whether a bank is as many adapters as it has tasks, so that one has to be named."""
-    return routers[checkpoint.config.method].needs_tasks and len(checkpoint.tasks) > 1
+    return checkpoint.config.routing.needs_tasks and len(checkpoint.tasks) > 1
 
 
 def open_source(path: Path, task: str | None = None) -> Source:
@@ -124,7 +123,7 @@ def open_source(path: Path, task: str | None = None) -> Source:
 def open_skills(bank: Bank) -> list[Source]:
     """The skills of a bank, each as an adapter of its own; where every task has its own, under the task's name."""
     checkpoint = bank.checkpoint
-    named = routers[checkpoint.config.method].skill_per_task
+    named = checkpoint.config.routing.skill_per_task
     found: list[Source] = []
     for skill in range(checkpoint.config.skills_for(len(checkpoint.tasks))):
         task = checkpoint.tasks[skill] if named else None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mhr.checkpoint import AdapterCheckpoint, BaseModel, TensorFile
+from mhr.checkpoint import AdapterCheckpoint, BaseModel, TensorFile, routing_keys
 from mhr.checkpoint.base import Sizes
 from mhr.checkpoint.plain import KINDS, LoraFactors, PlainAdapter
 from mhr.interop import PeftAdapter
@@ -91,14 +91,11 @@ class BankSource(Source):
         self.checkpoint, self.file, self.collapse = checkpoint, file, collapse
         self.digest = _digest(file, config.to_dict(), checkpoint.tasks, checkpoint.groups, how)
         self._keys: dict[str, list[str]] = {layer: [] for layer in checkpoint.layers}
-        self._routers: dict[str, list[str]] = {}
+        self._routers = routing_keys(checkpoint, file.shapes)
         for key in file.shapes:
             part, _, rest = key.partition(".")
-            owner = rest.rpartition(".")[0]
             if part == "layers":
-                self._keys[owner].append(key)
-            elif part == "routers":
-                self._routers.setdefault(owner, []).append(key)
+                self._keys[rest.rpartition(".")[0]].append(key)
         self.shapes = {
             layer: Shape(sizes, file.dtypes[self._keys[layer][0]], config.rank, float(config.alpha))
             for layer, sizes in checkpoint.layers.items()
@@ -115,7 +112,7 @@ class BankSource(Source):
             layers={name: self.checkpoint.layers[name]},
             groups={name: group},
             modules=[],
-            tensors=self.file.read([*self._keys[name], *self._routers.get(group or "all", [])]),
+            tensors=self.file.read([*self._keys[name], *self._routers.get(group, {}).values()]),
         )
         return self.collapse(alone).layers[name]
 

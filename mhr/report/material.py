@@ -9,24 +9,8 @@ from typing import Any
 
 from mhr.analysis.scores import Scores
 from mhr.errors import DataError
+from mhr.methods import title_of
 from mhr.runs.run import RunFolder
-
-METHOD_NAMES = {
-    "mhr": "MHR",
-    "poly": "Poly",
-    "lora": "shared LoRA",
-    "private": "private LoRA",
-    "ia3": "IA3",
-    "poly-ia3": "Poly-IA3",
-    "random": "random routing",
-    "uniform": "uniform routing",
-    "hash": "hash routing",
-    "full": "full fine-tuning",
-    "adamix": "AdaMix",
-    "adamix-lora": "AdaMix-LoRA",
-    "bottleneck": "shared bottleneck",
-}
-SUFFIXES = {"z": "-z", "mu": "-mu", "full": ", all weights", "random": ", fresh bank"}
 
 
 @dataclass
@@ -81,13 +65,9 @@ def label_of(info: Mapping[str, Any]) -> str:
     """What a run is called: its method, its mode, and how it met its tasks."""
     if info.get("kind") == "adapt":
         return adapted_label(str(info.get("method")), str(info.get("mode")), len(info.get("shots", [])))
-    return f"{_method_name(str(info.get('method', 'run')))}, pretrained"
+    return f"{title_of(str(info.get('method', 'run')))}, pretrained"
 
 
 def adapted_label(method: str, mode: str, shots: int | None) -> str:
     """What an adaptation is called: "MHR-z, 32 shots"."""
-    return _method_name(method) + SUFFIXES.get(mode, "") + (f", {shots} shots" if shots else "")
-
-
-def _method_name(method: str) -> str:
-    return METHOD_NAMES.get(method, method)
+    return title_of(method, mode) + (f", {shots} shots" if shots else "")

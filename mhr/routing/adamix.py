@@ -18,8 +18,6 @@ INFERENCE = ("average", "sentence", "token")
 class AdamixRouter(UniformRouter):
     """`w[u, h, s] = 1 / S`, the merged skills. While training none are weighed: see `draw`."""
 
-    draws = True
-
 
 def draw(generator: torch.Generator, n_routers: int, n_skills: tuple[int, int], n: int) -> Tensor:
     """Skills drawn uniformly and independently for every router, for factors A and for factors B, and for `n` segments.

@@ -14,8 +14,6 @@ from mhr.routing.router import TableRouter, routers
 class PrivateRouter(TableRouter):
     """`w[t, h, s] = 1 where s = t, else 0`: one LoRA per task, nothing shared."""
 
-    skill_per_task = True
-
     def row(self, index: int, task: str) -> Tensor:
         one = torch.zeros_like(self.even)
         one[:, index] = 1.0

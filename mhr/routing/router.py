@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,24 +13,21 @@ from mhr.config import AdapterConfig
 from mhr.ops.checks import accumulator
 from mhr.registry import Registry
 from mhr.routing.batch import RoutingBatch
+from mhr.routing.parameters import ParameterGroup
 
 
 class Router(nn.Module, ABC):
     """Routing weights `w [U, H, S]`, float32 or float64, for the distinct tasks of a batch; over S they sum to 1.
 
     A task id of -1 (a task that the table does not hold) gets the uniform weights 1/S, whatever the method.
-    Subclasses are registered in `routers` under the name that `AdapterConfig.method` uses. `index` is the position of
-    this router among the routers of its model: where the noise meant for it lies in `RoutingBatch.noise`.
+    Subclasses are registered in `routers` under the name of their row in `mhr.methods.ROUTING_METHODS`, which says what the
+    method is; `settings` are those of its own. `index` is the position of this router among the routers of its model: where
+    the noise meant for it lies in `RoutingBatch.noise`.
     """
 
-    needs_tasks = True
-    """Whether the weights differ between tasks. If not, a model may be called without task ids."""
-
-    skill_per_task = False
-    """Whether skill s belongs to task s, so that a change of tasks changes the bank too."""
-
-    draws = False
-    """Whether skills are drawn at random while training (`RoutingBatch.draws`), and only otherwise weighed."""
+    per_task: tuple[str, ...] = ()
+    """Names of its tensors (in `state_dict`) whose first axis is the task. All others are shared by all tasks, and a new task
+    finds them as they are."""
 
     even: Tensor
     """The uniform weights [H, S]."""
@@ -37,6 +35,7 @@ class Router(nn.Module, ABC):
     def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0):
         super().__init__()
         self.config = config
+        self.settings: Any = config.routing.settings and config.routing.settings(**config.router)
         self.index = index
         self.register_buffer("even", torch.empty(0), persistent=False)
         self._resize(len(tasks))
@@ -72,6 +71,18 @@ class Router(nn.Module, ABC):
         """Follow a change of the task list: new row i is old row `keep[i]`, or a fresh one where that is None."""
         self._resize(len(tasks))
 
+    def reset(self) -> None:
+        """Draw anew what all tasks share. (Rows of tasks are drawn by `set_tasks`.)"""
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Its parameters that belong to no task."""
+        return [parameter for name, parameter in self.named_parameters() if name not in self.per_task]
+
+    def parameter_groups(self, routing: ParameterGroup) -> list[ParameterGroup]:
+        """How its parameters are trained. `routing` has the rate of routing logits (`router_lr`) and no weight decay; a network
+        that all tasks share may have a group of its own, by another name."""
+        return [routing.of(self.parameters())]
+
     def table(self) -> Tensor:
         """Weights of every task, without noise and gradient, [T, H, S]."""
         tasks = torch.arange(self.n_tasks, device=self.even.device)
@@ -86,6 +97,7 @@ class Router(nn.Module, ABC):
 class TableRouter(Router):
     """A router that looks its weights up in a table [T, H, S] which is never trained."""
 
+    per_task = ("weights",)
     weights: Tensor
 
     def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0):

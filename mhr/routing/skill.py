@@ -24,6 +24,8 @@ class SkillRouter(Router):
     keeps the gradient of the unrounded p; a head whose every skill is rounded to 0 is routed uniformly.
     """
 
+    per_task = ("logits",)
+
     def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0):
         super().__init__(config, tasks, index)
         self.logits = nn.Parameter(self._fresh(len(tasks)))

@@ -12,7 +12,5 @@ from mhr.routing.router import Router, routers
 class UniformRouter(Router):
     """`w[u, h, s] = 1 / S`. `shared` is the same with S = 1: one adapter for all tasks."""
 
-    needs_tasks = False
-
     def forward(self, batch: RoutingBatch) -> Tensor:
         return self.even.expand(batch.tasks.shape[0], *self.even.shape)

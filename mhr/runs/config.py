@@ -16,8 +16,8 @@ import yaml
 
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError, nearest
+from mhr.methods import METHODS
 from mhr.runs.adapt_settings import AdaptConfig
-from mhr.runs.methods import METHODS
 from mhr.runs.settings import DataConfig, RunConfig, TrainConfig
 from mhr.runs.yaml_text import read_settings, read_value, text_of
 from mhr.setting import Setting, check_setting, convert, expected, settings_of
@@ -74,7 +74,8 @@ def load_config(
     merged: dict[str, Said] = {}
     for layer in layers:
         if "method" in layer and "method" in merged and layer["method"].value != merged["method"].value:
-            without = layer["method"].value == "full"
+            chosen = METHODS.get(str(layer["method"].value))
+            without = chosen is not None and chosen.routing is None
             merged = {
                 key: value
                 for key, value in merged.items()
@@ -91,9 +92,9 @@ def _of_method(key: str) -> bool:
 
 
 def _has_bottlenecks(said: Mapping[str, Said]) -> bool:
-    method = said["method"].value if "method" in said else RunConfig.method
+    method = METHODS.get(str(said["method"].value if "method" in said else RunConfig.method))
     chosen = said["adapter.adapter"].value if "adapter.adapter" in said else None
-    return "bottleneck" in (chosen, (METHODS.get(str(method)) or {}).get("adapter"))
+    return "bottleneck" in (chosen, method and method.adapter)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
         del values["adapter"]
     else:
         values["adapter"] = config.adapter.to_dict()
-        for key in METHODS[config.method] or ():
+        for key in METHODS[config.method].fixed:
             del values["adapter"][key]
     return values
 
@@ -258,17 +259,18 @@ def _build(merged: Mapping[str, Said]) -> RunConfig:
     for section, cls in SECTIONS.items():
         settings = values[section]
         if section == "adapter":
-            fixed = METHODS.get(method, {})
-            if fixed is None and settings:
+            row = METHODS[method]
+            fixed = row.fixed
+            if row.routing is None and settings:
                 first = f"adapter.{next(iter(settings))}"
-                raise merged[first].error(f"{first} does not go with method 'full', which has no adapter")
-            if fixed is None:
+                raise merged[first].error(f"{first} does not go with method {method!r}, which has no adapter")
+            if row.routing is None:
                 built[section] = None
                 continue
             if "adapter" in settings and settings["adapter"] != fixed.get("adapter", settings["adapter"]):
                 raise merged["adapter.adapter"].error(
                     f"adapter.adapter is {settings['adapter']!r}, but method {method!r} trains {fixed['adapter']!r}: leave it "
-                    "out, or choose mhr, poly or another method that leaves it open"
+                    f"out, or choose {', '.join(name for name, other in METHODS.items() if other.routing and not other.adapter)}"
                 )
             settings = {**settings, **fixed}
         built[section] = _checked(cls, settings, section, merged)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError
+from mhr.methods import METHODS, ROUTING_METHODS, listed
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
-from mhr.runs.methods import METHODS
 from mhr.setting import MOST_SEED, Settings, setting
 
 SAMPLERS = ("proportional", "uniform", "temperature")
@@ -176,9 +176,7 @@ class RunConfig(Settings):
     )
     method: str = setting(
         "mhr",
-        """What is trained: mhr, poly, lora, ... or full (all weights, no adapter). lora: one for all tasks; private: one per task;
-        ia3, poly-ia3; bottleneck: one for all tasks; adamix (bottlenecks) or adamix-lora: a skill drawn at random for each pass;
-        random, uniform, hash: routing that is not learned.""",
+        f"What is trained: {', '.join(METHODS)}. In short: {listed(METHODS)}.",
         choices=lambda: METHODS,
         flag="--method",
     )
@@ -199,28 +197,32 @@ class RunConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init_skills and METHODS[self.method] is None:
+        method = METHODS[self.method]
+        if self.init_skills and method.routing is None:
             raise ConfigError(f"init_skills is given, but method {self.method!r} has no skills: leave it out")
-        fixed = METHODS[self.method]
-        if fixed is None:
+        if method.routing is None:
             self.adapter = None
-        elif self.adapter is None or any(getattr(self.adapter, key) != value for key, value in fixed.items()):
-            raise ConfigError(f"adapter does not fit method {self.method!r}: expected AdapterConfig with {fixed}")
-        if self.train.ends_in_mu and (self.adapter is None or self.adapter.method in ("shared", "uniform", "adamix")):
+        elif self.adapter is None or any(getattr(self.adapter, key) != value for key, value in method.fixed.items()):
+            raise ConfigError(
+                f"adapter does not fit method {self.method!r}: expected AdapterConfig with {method.fixed}"
+            )
+        if self.train.ends_in_mu and (self.adapter is None or not self.adapter.routing.needs_tasks):
             name = "anneal_to_mu" if self.train.switch_to_mu_at is None else "switch_to_mu_at"
+            fitting = [row.name for row in METHODS.values() if row.routing and ROUTING_METHODS[row.routing].needs_tasks]
             raise ConfigError(
                 f"train.{name} is given, but method {self.method!r} routes no skills by task, so there is nothing to average: "
-                "use it with mhr, poly, private, random or hash"
+                f"use it with {', '.join(fitting[:-1])} or {fitting[-1]}"
             )
         self._check_consistency()
 
     def _check_consistency(self) -> None:
         weight = self.train.consistency
-        if self.adapter is None or self.adapter.method != "adamix":
+        if self.adapter is None or not self.adapter.routing.drawn:
             if weight:
+                drawing = [row.name for row in METHODS.values() if row.routing and ROUTING_METHODS[row.routing].drawn]
                 raise ConfigError(
                     f"train.consistency is {weight}, but method {self.method!r} draws no skills whose passes could differ: "
-                    "leave it out, or use adamix"
+                    f"leave it out, or use {' or '.join(drawing)}"
                 )
         elif self.adapter.n_skills == 1 and weight != 0:
             raise ConfigError(

@@ -31,6 +31,7 @@ from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import MhrError, TrainingError
 from mhr.files import writing
 from mhr.layers import AdapterBank
+from mhr.layers.parameter_groups import parameter_groups
 from mhr.losses.by_kind import ExampleLosses
 from mhr.losses.choices import make_loss
 from mhr.losses.consistency import consistency_weight, example_divergences
@@ -209,34 +210,18 @@ class RoutedTrainer(Trainer):
     # ---- optimiser -----------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Adapters (or all weights) at `lr`, routing logits at `router_lr`; decay where it makes sense."""
+        """The optimizer over `mhr.layers.parameter_groups`."""
         if self.optimizer is None:
-            groups = {name: group for name, group in self._groups().items() if group["params"]}
+            groups = parameter_groups(
+                self.model,
+                lr=self.config.lr,
+                router_lr=self.config.router_lr,
+                weight_decay=self.config.weight_decay,
+                decaying=set(self.get_decay_parameter_names(self.model)),
+            )
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = optimizer([{"name": name, **group} for name, group in groups.items()], **settings)
+            self.optimizer = optimizer([group.to_optimizer() for group in groups], **settings)
         return self.optimizer
-
-    def _groups(self) -> dict[str, dict[str, Any]]:
-        groups: dict[str, dict[str, Any]] = {
-            "adapters": {"params": [], "lr": self.config.lr, "weight_decay": self.config.weight_decay},
-            "undecayed": {"params": [], "lr": self.config.lr, "weight_decay": 0.0},
-            "routing": {"params": [], "lr": self.config.router_lr, "weight_decay": 0.0},
-        }
-        # Biases, norms, and vectors of scalings, whose neutral value is 1, would be pulled off by decay.
-        decaying = set(self.get_decay_parameter_names(self.model))
-        scalings = self.bank.adapter_parameters() if self.bank and self.bank.config.adapter == "ia3" else []
-        undecayed = {id(p) for p in scalings}
-        routing = {id(p) for p in self.bank.router_parameters()} if self.bank else set()
-        for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if id(parameter) in routing:
-                groups["routing"]["params"].append(parameter)
-            elif name in decaying and id(parameter) not in undecayed:
-                groups["adapters"]["params"].append(parameter)
-            else:
-                groups["undecayed"]["params"].append(parameter)
-        return groups
 
     # ---- log -----------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ from typer.main import get_command
 
 import mhr
 from mhr.errors import ConfigError
+from mhr.methods import METHODS, MODES
 from mhr.ops import native_ops
 from mhr.runs.config import load_config
-from mhr.runs.methods import METHODS, MODES
 from mhr_cli.main import app
 from tests.cli.running import invoke, succeed
 

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mhr
 from mhr import AdapterBank, AdapterConfig
-from mhr.config import ADAPTERS, METHODS
+from mhr.config import ADAPTERS
 from mhr.layers import RoutedLayer
+from mhr.methods import ROUTING_METHODS
 from tests.models import random_batch, tiny_model
 
 TASKS = ["boolq", "rte", "copa"]
@@ -32,7 +33,7 @@ def test_layers_run_where_no_value_can_be_read(name: str, noise: str) -> None:
     run_without_values(bank, bank.layers.values())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ROUTING_METHODS)
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("training", [False, True])
 def test_every_method_runs_where_no_value_can_be_read(method: str, adapter: str, training: bool) -> None:

@@ -11,9 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from mhr.errors import CheckpointError, DataError, MhrError
-from mhr.report.material import METHOD_NAMES
 from mhr.report.sources import read_sources
-from mhr.runs.methods import METHODS
 from tests.report.material import a_run, adaptations, an_evaluation, rows
 
 ROW = {"task": "rev-last", "mode": "z", "method": "mhr", "seed": 1, "metric": "exact_match", "value": 0.5}
@@ -37,10 +35,6 @@ def test_adaptations_are_one_contestant_with_its_seeds(tmp_path: Path) -> None:
     assert list(found.groups) == ["MHR-z, 2 shots"]
     assert found.scores.of("MHR-z, 2 shots", "tail-place") == {"1": 0.5, "2": 0.7}
     assert len(found.groups["MHR-z, 2 shots"].runs) == 4
-
-
-def test_every_method_has_a_name() -> None:
-    assert METHODS.keys() <= METHOD_NAMES.keys()
 
 
 def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import yaml
 
 from mhr.errors import ConfigError
 from mhr.few_shot.shots import shots_of
+from mhr.methods import METHODS
 from mhr.runs.config import dump_config, load_config, presets, to_dict
-from mhr.runs.methods import METHODS
 
 
 def test_later_layers_win(tmp_path: Path) -> None:

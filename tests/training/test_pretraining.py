@@ -18,10 +18,10 @@ from transformers import AutoModelForSeq2SeqLM
 
 from mhr.checkpoint import load_checkpoint, read_adapter
 from mhr.errors import CheckpointError, DataError, MhrError, TargetError, TrainingError
+from mhr.methods import METHODS
 from mhr.runs import RunFolder
 from mhr.runs.checkpoints import all_checkpoints, fault_of
 from mhr.runs.config import dump_config
-from mhr.runs.methods import METHODS
 from mhr.runs.settings import RunConfig
 from mhr.training import pretrain
 from mhr.training.signals import Interrupted

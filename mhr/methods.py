@@ -1,0 +1,195 @@
+"""What a method is, told once: how a bank routes, what a user trains by which name, and how a run is adapted.
+
+Three tables, each of the one before it:
+
+    ROUTING_METHODS   how tasks are routed over a bank        `AdapterConfig.method`, and the name of a router
+    METHODS           what `mhr pretrain --method` trains     a routing method with a kind of adapter, or all weights
+    MODES             how `mhr adapt --mode` goes on from it  what it loads and trains; `refusal` says where it cannot
+
+The command line's help, the names in reports and every decision that depends on a method are made of these rows; no other
+module names one. A new routing method is a row of the first two and a class in `mhr/routing/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mhr.setting import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingMethod:
+    """How tasks are routed over the skills of a bank.
+
+    summary         one line for help and docs
+    n_heads         heads of a bank unless `AdapterConfig.n_heads` says otherwise; with one_head there can be no more
+    n_skills        skills likewise; with one_skill there can be no more. skill_per_task: skill s is task s's own, and their number
+                    is that of the tasks
+    learned         whether the router has parameters that are trained
+    noisy           whether it takes noise, temperature and straight_through: it is made of logits
+    drawn           whether skills are drawn at random in training, and averaged only otherwise
+    needs_tasks     whether tasks are told apart; if not, a model may be called without task ids
+    settings        settings of its own (`mhr.setting`): the keys of `AdapterConfig.router`, and `Router.settings` to the router
+    """
+
+    name: str
+    summary: str
+    n_heads: int = 1
+    one_head: bool = False
+    n_skills: int = 8
+    one_skill: bool = False
+    skill_per_task: bool = False
+    learned: bool = False
+    noisy: bool = False
+    drawn: bool = False
+    needs_tasks: bool = True
+    settings: type[Settings] | None = None
+
+    @property
+    def one_adapter(self) -> bool:
+        """Whether what is trained is one adapter for all tasks, or its copies."""
+        return self.one_skill or self.drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What a run trains, by the name that a user gives it.
+
+    title     its name in reports
+    summary   one line for help
+    routing   key of ROUTING_METHODS; None trains all weights, without an adapter
+    adapter   the kind of adapter that it fixes; None leaves that to `AdapterConfig.adapter`
+    """
+
+    name: str
+    title: str
+    summary: str
+    routing: str | None
+    adapter: str | None = None
+
+    @property
+    def fixed(self) -> dict[str, str]:
+        """The fields of AdapterConfig that it fixes."""
+        found = {"method": self.routing, "adapter": self.adapter}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+BANK, AVERAGE, ONE, FRESH, BACKBONE = "bank", "average", "one", "fresh", "backbone"
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How a run is adapted to a new task.
+
+    summary         one line for help
+    suffix          what it adds to a method's title in reports
+    begins          BANK (the run's, with a fresh row for the task), AVERAGE (its skills' average, one plain adapter), ONE (the one
+                    adapter that the run trained), FRESH (a bank drawn anew with the run's settings) or BACKBONE
+    trains_skills   whether the adapter (or, from BACKBONE, the model) is trained; trains_routing: whether a row of routing is
+    """
+
+    name: str
+    summary: str
+    suffix: str
+    begins: str
+    trains_skills: bool = True
+    trains_routing: bool = False
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Learning rates that change nothing: a grid leaves them as they are."""
+        rates = {"lr": self.trains_skills, "router_lr": self.trains_routing}
+        return tuple(name for name, used in rates.items() if not used)
+
+
+SHARED = "shared"
+"""The routing method of one adapter for all tasks, which every merge yields."""
+
+WHOLE = "full"
+"""The method, and the mode, without an adapter."""
+
+ROUTING_METHODS = {
+    row.name: row
+    for row in (
+        RoutingMethod("mhr", "learned for each task and head", n_heads=8, learned=True, noisy=True),
+        RoutingMethod("poly", "learned for each task, with one head", one_head=True, learned=True, noisy=True),
+        RoutingMethod(SHARED, "one adapter for all tasks", n_skills=1, one_skill=True, needs_tasks=False),
+        RoutingMethod("private", "one adapter for each task", skill_per_task=True),
+        RoutingMethod("uniform", "every skill weighs 1/S", needs_tasks=False),
+        RoutingMethod("random", "drawn once, fixed"),
+        RoutingMethod("hash", "fixed by the task's name"),
+        RoutingMethod(
+            "adamix",
+            "a skill drawn at random for each training pass, their average otherwise",
+            one_head=True,
+            n_skills=4,
+            drawn=True,
+            needs_tasks=False,
+        ),
+    )
+}
+
+METHODS = {
+    row.name: row
+    for row in (
+        Method("mhr", "MHR", "routing learned per task and head, the default", "mhr"),
+        Method("poly", "Poly", "one head", "poly"),
+        Method("lora", "shared LoRA", "one for all tasks", SHARED, "lora"),
+        Method("private", "private LoRA", "one per task", "private"),
+        Method("ia3", "IA3", "one for all tasks", SHARED, "ia3"),
+        Method("poly-ia3", "Poly-IA3", "one head", "poly", "ia3"),
+        Method("bottleneck", "shared bottleneck", "one for all tasks", SHARED, "bottleneck"),
+        Method("adamix", "AdaMix", "bottlenecks, one drawn at random for each pass", "adamix", "bottleneck"),
+        Method("adamix-lora", "AdaMix-LoRA", "the same of LoRAs", "adamix", "lora"),
+        Method("random", "random routing", "routing drawn once and fixed", "random"),
+        Method("uniform", "uniform routing", "every skill weighs 1/S", "uniform"),
+        Method("hash", "hash routing", "routing fixed by the task's name", "hash"),
+        Method(WHOLE, "full fine-tuning", "all weights, no adapter", None),
+    )
+}
+
+MODES = {
+    row.name: row
+    for row in (
+        Mode("mhr", "the bank and a new routing row", "", BANK, trains_routing=True),
+        Mode("z", "the routing row alone", "-z", BANK, trains_skills=False, trains_routing=True),
+        Mode("mu", "the bank's average, one plain adapter", "-mu", AVERAGE),
+        Mode("lora", "the one adapter of a run that trained one for all tasks", "", ONE),
+        Mode(WHOLE, "all weights of the backbone", ", all weights", BACKBONE),
+        Mode("random", "a fresh bank and routing row", ", fresh bank", FRESH, trains_routing=True),
+    )
+}
+
+MODE_ALIASES = {"poly": "mhr"}
+"""Other names of modes."""
+
+
+def listed(rows: Mapping[str, RoutingMethod] | Mapping[str, Method] | Mapping[str, Mode]) -> str:
+    """The rows of a table for help: "mhr (routing ...), poly (one head), ..."."""
+    return ", ".join(f"{name} ({row.summary})" for name, row in rows.items())
+
+
+def title_of(method: str, mode: str | None = None) -> str:
+    """What reports call a method, or an adaptation in a mode; a name that no table has stays as it is."""
+    title = METHODS[method].title if method in METHODS else method
+    return title + (MODES[mode].suffix if mode in MODES else "")
+
+
+def refusal(mode: str, method: str, averaged: bool) -> str | None:
+    """Why a run of a method cannot be adapted in a mode; None where it can. averaged: it ended as the average of its skills."""
+    asked, routed = MODES[mode], METHODS[method].routing
+    if routed is None:
+        return None if asked.begins == BACKBONE else f"it trained all weights and has no adapter: use mode {WHOLE!r}"
+    routing = ROUTING_METHODS[routed]
+    if asked.begins == ONE and not (averaged or routing.one_adapter):
+        return "its adapter is not shared by all tasks: use mode 'mu' for its average, or 'mhr'"
+    if asked.begins != BANK:
+        return None
+    if averaged:
+        return "it ended as the average of its skills, so there is nothing to route: use mode 'lora' or 'mu'"
+    if not asked.trains_skills and not routing.learned:
+        return "its routing is not learned, so there is no row to train"
+    if routing.skill_per_task:
+        return "its tasks have adapters of their own and nothing for a new task: use mode 'mu' or 'random'"
+    return None
