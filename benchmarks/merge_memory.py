@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mhr.checkpoint import TensorWriter
+from mhr.adapters.tensor_file import TensorWriter
 
 WIDTH, RANK = 4096, 64
 

@@ -60,10 +60,9 @@ def evaluate(
     overwrite: bool,
 ) -> dict[str, Any]:
     """The harness's results, also written to DIR/harness.json where there is an output folder."""
-    from mhr.evaluation import load_model
+    from mhr.evaluation import fold_bank, load_model
     from mhr.evaluation.harness import evaluate_in_harness
     from mhr.files import make_folder, prepare_output, write_json_atomically
-    from mhr.merging import fold_bank
 
     if output:
         prepare_output(output, overwrite)

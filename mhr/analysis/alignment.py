@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mhr.adapters import AdapterCheckpoint, attach_checkpoint, is_adapter, kind_of, read_adapter
 from mhr.backbones import load_backbone
-from mhr.checkpoint import AdapterCheckpoint, attach_checkpoint, is_adapter, kind_of, read_adapter
 from mhr.checks import check_whole
 from mhr.data import Example, TaskCollection
 from mhr.data.collators import Batch, Collator

@@ -11,14 +11,20 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from mhr.adapters import (
+    AdapterCheckpoint,
+    find_adapter,
+    is_adapter,
+    load_peft,
+    plain_checkpoint,
+    read_adapter,
+    routing_states,
+    routing_weights,
+)
 from mhr.analysis.agreement import Agreement, agreement, shared_skills
 from mhr.analysis.routing import Routing
-from mhr.checkpoint import AdapterCheckpoint, is_adapter, read_adapter, routing_states, routing_weights
-from mhr.checkpoint.plain import plain_checkpoint
 from mhr.errors import CheckpointError
 from mhr.files import read_json
-from mhr.interop.peft import load_peft
-from mhr.merging import find_adapter
 from mhr.methods import MODES, WHOLE
 from mhr.routing import routers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mhr.evaluation.drawing import INFERENCE, Inference
 from mhr.evaluation.evaluate import METRICS, evaluate
+from mhr.evaluation.fold_bank import fold_bank
 from mhr.evaluation.generation import Generated, generate_answers
 from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.loading import load_model
@@ -20,6 +21,7 @@ __all__ = [
     "Prediction",
     "Ranked",
     "evaluate",
+    "fold_bank",
     "generate_answers",
     "load_model",
     "rank_choices",

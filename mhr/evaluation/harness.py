@@ -20,7 +20,7 @@ def evaluate_in_harness(
 ) -> dict[str, Any]:
     """The harness's results on its `tasks`, task by task: {"results": {task: {metric: value}}, "versions", "n-shot", ...}.
 
-    loaded      a model without a bank, for the harness knows no task names: `mhr.merging.fold_bank` makes one
+    loaded      a model without a bank, for the harness knows no task names: `mhr.evaluation.fold_bank` makes one
     include     folder of further task files (YAML), beside those that come with the harness
     limit       at most this many examples a task
 
@@ -37,7 +37,7 @@ def evaluate_in_harness(
         )
     if loaded.routed:
         raise ConfigError(
-            f"{loaded.description} has a bank: fold it into the base weights first, mhr.merging.fold_bank(loaded)"
+            f"{loaded.description} has a bank: fold it into the base weights first, mhr.evaluation.fold_bank(loaded)"
         )
     manager = _find_tasks(tasks, include)
     backend = "causal" if loaded.kind == "causal" else "seq2seq"

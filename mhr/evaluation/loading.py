@@ -6,12 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mhr.adapters import attach_plain, is_adapter, is_peft, kind_of, load_checkpoint, load_peft
 from mhr.backbones import load_backbone
-from mhr.checkpoint import is_adapter, kind_of, load_checkpoint
-from mhr.checkpoint.plain import attach_plain
 from mhr.errors import CheckpointError, ConfigError
 from mhr.evaluation.loaded import LoadedModel
-from mhr.interop import is_peft, load_peft
 from mhr.runs.run import RUN_FILE, RunFolder
 
 
@@ -46,13 +44,10 @@ def load_model(
             f"{path} ({run.info.get('kind')} {run.info.get('mode') or run.info.get('method')})",
         )
     if is_adapter(folder):
-        model, tokenizer = load_checkpoint(folder, base)
+        model, tokenizer = load_checkpoint(folder, base, kind)
     elif is_peft(folder):
         plain = load_peft(folder)
-        base = base or plain.base.name_or_path
-        if not base:
-            raise CheckpointError(f"{folder} does not say which model it belongs to: name that as base")
-        model, tokenizer = load_backbone(base, kind or plain.base.kind or None)
+        model, tokenizer = load_backbone(plain.base.where(base, str(folder)), kind or plain.base.kind or None)
         attach_plain(model, plain)
     elif base is not None:
         raise ConfigError(f"base is {base!r}, but {path} names a whole model, not an adapter: leave base out")

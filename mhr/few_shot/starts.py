@@ -7,12 +7,11 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mhr.adapters import attach_plain, collapse, load_adapter, read_adapter
 from mhr.backbones import load_backbone
-from mhr.checkpoint import load_adapter, read_adapter
 from mhr.checks import check_choice
 from mhr.errors import ConfigError
 from mhr.layers import AdapterBank, attach
-from mhr.merging import attach_plain, merge_uniform
 from mhr.methods import AVERAGE, BACKBONE, BANK, FRESH, METHODS, MODE_ALIASES, MODES, ONE, refusal
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
@@ -97,7 +96,7 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
         assert config.adapter is not None
         attach(model, config.adapter, run.info["tasks"][:1])
     elif begins == AVERAGE:
-        attach_plain(model, merge_uniform(read_adapter(result)))
+        attach_plain(model, collapse(read_adapter(result), None))
     elif begins != BACKBONE:
         load_adapter(result, model)
     return Start(model, tokenizer, base, mode)

@@ -251,7 +251,8 @@ class AdapterBank(nn.Module):
 
     def saved_parameters(self) -> list[nn.Parameter]:
         """Parameters of the modules that are trained whole."""
-        return [p for module in self.saved.values() for p in module.parameters()]
+        # Each once: modules may share parameters (tied embeddings).
+        return list(dict.fromkeys(p for module in self.saved.values() for p in module.parameters()))
 
     def weights(self) -> dict[str, Tensor]:
         """Routing weights of every task, group by group: name -> [T, H, S] (T = 1 where tasks are not told apart)."""

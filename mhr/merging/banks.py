@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mhr.checkpoint import AdapterCheckpoint, TensorFile
+from mhr.adapters.checkpoint import AdapterCheckpoint
+from mhr.adapters.tensor_file import TensorFile
 from mhr.errors import MergeError
 from mhr.ops import weighted_average
 
 
-@dataclass(frozen=True)
-class Bank:
-    """A bank on disk: what describes it, without tensors, and the file that holds them."""
-
-    name: str
-    checkpoint: AdapterCheckpoint
-    file: TensorFile
-
-    @property
-    def digest(self) -> str:
-        return self.file.digest
-
-
 class AveragedFile(TensorFile):
-    """`sum_k w_k x_k` of the tensors of several files, averaged when they are read. Whole numbers have to be the same."""
+    """`sum_k w_k x_k` of the tensors of several files, averaged when they are read. Integers have to be the same."""
 
     def __init__(self, files: Sequence[TensorFile], weights: Sequence[float]):
         self.files, self.weights = files, list(weights)
@@ -45,37 +33,44 @@ class AveragedFile(TensorFile):
             elif all(torch.equal(tensors[0], other) for other in tensors):
                 averaged[name] = tensors[0]
             else:
-                raise MergeError(f"tensor {name!r} of the banks holds whole numbers that differ and have no average")
+                raise MergeError(f"tensor {name!r} of the banks holds integers that differ and have no average")
         return averaged
 
 
-def average_banks(banks: Sequence[Bank], weights: Sequence[float]) -> Bank:
+def file_of(bank: AdapterCheckpoint) -> TensorFile:
+    """The file of a bank that was opened and not read."""
+    assert isinstance(bank.tensors, TensorFile)
+    return bank.tensors
+
+
+def average_banks(banks: Sequence[AdapterCheckpoint], weights: Sequence[float]) -> AdapterCheckpoint:
     """The bank `sum_k w_k x_k`, computed when its tensors are read. Banks that weigh nothing are left out."""
     used = [(bank, w) for bank, w in zip(banks, weights, strict=True) if w > 0]
-    file = AveragedFile([bank.file for bank, _ in used], [w for _, w in used])
-    return Bank("the merged bank", banks[0].checkpoint, file)
+    file = AveragedFile([file_of(bank) for bank, _ in used], [w for _, w in used])
+    return dataclasses.replace(banks[0], tensors=file, name="the merged bank")
 
 
-def check_banks(banks: Sequence[Bank]) -> None:
+def check_banks(banks: Sequence[AdapterCheckpoint]) -> None:
     """Raise MergeError, naming what differs, where the banks are not of one layout: settings, tasks, layers, tensors."""
-    first = banks[0]
-    for other in banks[1:]:
-        one, two = first.checkpoint, other.checkpoint
+    one = banks[0]
+    for two in banks[1:]:
+        settings = two.config.to_dict()
         for key, value in one.config.to_dict().items():
-            if key not in ("targets", "modules_to_save") and two.config.to_dict()[key] != value:
+            if key not in ("targets", "modules_to_save") and settings[key] != value:
                 raise MergeError(
-                    f"{first.name} has {key} {value!r}, {other.name} {two.config.to_dict()[key]!r}: banks that are merged "
+                    f"{one.name} has {key} {value!r}, {two.name} {settings[key]!r}: banks that are merged "
                     "skill by skill have one layout; name a task with --task to merge what it is routed to"
                 )
         for what in ("tasks", "layers", "groups", "modules"):
             if getattr(one, what) != getattr(two, what):
                 raise MergeError(
-                    f"{first.name} and {other.name} do not have the same {what}: banks that are merged skill by skill have one "
+                    f"{one.name} and {two.name} do not have the same {what}: banks that are merged skill by skill have one "
                     "layout; name a task with --task to merge what it is routed to"
                 )
-        for key, shape in first.file.shapes.items():
-            if other.file.shapes.get(key) != shape or other.file.dtypes[key] != first.file.dtypes[key]:
+        first, other = file_of(one), file_of(two)
+        for key, shape in first.shapes.items():
+            if other.shapes.get(key) != shape or other.dtypes[key] != first.dtypes[key]:
                 raise MergeError(
-                    f"tensor {key!r} of {first.name} is {first.file.dtypes[key]} {shape}, that of {other.name} "
-                    f"{other.file.dtypes.get(key)} {other.file.shapes.get(key)}: expected the same"
+                    f"tensor {key!r} of {one.name} is {first.dtypes[key]} {shape}, that of {two.name} "
+                    f"{other.dtypes.get(key)} {other.shapes.get(key)}: expected the same"
                 )

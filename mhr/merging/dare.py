@@ -1,29 +1,31 @@
-"""DARE (arXiv 2311.03099): drop numbers at random, scale up the rest, average."""
+"""DARE (arXiv 2311.03099): drop elements at random, scale up the rest, average."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from mhr.errors import MergeError
-from mhr.merging.combination import Combination, register
-from mhr.merging.source import Source
+from mhr.adapters.plain import PlainAdapter
+from mhr.merging.combination import Combination, Setting, register
 
 
 @register("dare", "delta", "factor", weights="optional")
-def combine_dare(sources: Sequence[Source], weights: list[float], *, drop: float = 0.9, seed: int = 0) -> Combination:
-    """`x = sum_k w_k m_k x_k / (1 - drop)`, m_k 0 with probability `drop` and otherwise 1, number by number.
+def combine_dare(
+    sources: Sequence[PlainAdapter],
+    weights: list[float],
+    *,
+    drop: Annotated[float, Setting("the share of elements that is dropped at random", least=0, below=1)] = 0.9,
+    seed: Annotated[int, Setting("fixes what is dropped", least=0)] = 0,
+) -> Combination:
+    """`x = sum_k w_k m_k x_k / (1 - drop)`, m_k 0 with probability `drop` and otherwise 1, elementwise.
 
     The draw depends on the seed, on what the input holds and on the layer, not on the order of inputs. In factor space the
     factors are thinned out each by itself.
-
-    Raises MergeError for a drop outside [0, 1).
     """
-    if not 0 <= drop < 1:
-        raise MergeError(f"drop is {drop}: expected the share of numbers to drop, at least 0 and below 1")
     if drop == 0:
         return Combination(weights)
 
@@ -40,6 +42,6 @@ def combine_dare(sources: Sequence[Source], weights: list[float], *, drop: float
 
 
 def keep(shape: torch.Size, drop: float, key: str) -> Tensor:
-    """Which numbers are kept, each with probability `1 - drop`: the same for the same key, on every machine."""
+    """Which elements are kept, each with probability `1 - drop`: the same for the same key, on every machine."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little", signed=True)
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) >= drop

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mhr.checkpoint.plain import LoraFactors
-from mhr.merging.source import Layer, tensors_of
+from mhr.adapters.layer import AdapterLayer, LoraFactors
 
 
 class Gram:
@@ -21,14 +20,14 @@ class Gram:
     def __init__(self, n: int):
         self.products = torch.zeros(n, n, dtype=torch.float64)
 
-    def add(self, layers: Sequence[Layer]) -> None:
+    def add(self, layers: Sequence[AdapterLayer]) -> None:
         """One layer of every adapter."""
-        if isinstance(layers[0], LoraFactors):
-            self._add_factors(layers)
+        factors = [layer for layer in layers if isinstance(layer, LoraFactors)]
+        if factors:
+            self._add_factors(factors)
             return
-        origin = 1.0 if isinstance(layers[0], Tensor) else 0.0
-        for tensors in zip(*(tensors_of(layer).values() for layer in layers), strict=True):
-            self.add_tensors(tensors, origin)
+        for tensors in zip(*(layer.tensors().values() for layer in layers), strict=True):
+            self.add_tensors(tensors, layers[0].origin)
 
     def add_tensors(self, tensors: Sequence[Tensor], origin: float = 0.0) -> None:
         """One tensor of every adapter."""

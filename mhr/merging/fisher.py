@@ -1,27 +1,35 @@
-"""Fisher merging (arXiv 2111.09832): an average in which each number weighs as much as its adapter depends on it."""
+"""Fisher merging (arXiv 2111.09832): an average in which each parameter weighs as much as its adapter depends on it."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from mhr.checkpoint import TensorFile, TensorWriter
-from mhr.checkpoint.plain import PlainAdapter, PlainLora, plain_checkpoint
+from mhr.adapters.plain import PlainAdapter, plain_checkpoint
+from mhr.adapters.tensor_file import TensorFile, TensorWriter
 from mhr.data import Example
 from mhr.errors import MergeError
 from mhr.layers import AdapterBank
-from mhr.merging.combination import Combination, register
+from mhr.merging.combination import Combination, Setting, register
 from mhr.merging.judge import Judge
-from mhr.merging.source import Source, scaled, tensors_of
 
 
 @register("fisher", "factor", weights="optional")
-def combine_fisher(sources: Sequence[Source], weights: list[float], *, judge: Judge, examples: int = 64) -> Combination:
-    """`x = sum_k w_k F_k x_k / sum_k w_k F_k`, number by number; where no input's F says anything, `sum_k w_k x_k`.
+def combine_fisher(
+    sources: Sequence[PlainAdapter],
+    weights: list[float],
+    *,
+    judge: Judge,
+    examples: Annotated[
+        int, Setting("how many examples of each input's task its Fisher information is estimated on", least=1)
+    ] = 64,
+) -> Combination:
+    """`x = sum_k w_k F_k x_k / sum_k w_k F_k`, elementwise; where no input's F says anything, `sum_k w_k x_k`.
 
     F_k, of the norm 1 over the whole adapter, is the diagonal of input k's empirical Fisher information: the mean over
     `examples` examples of each of its tasks of the squared gradient of `log p(answer)`, the answer being the first target.
@@ -34,10 +42,9 @@ def combine_fisher(sources: Sequence[Source], weights: list[float], *, judge: Ju
     folder = tempfile.TemporaryDirectory(prefix="mhr-fisher-")
     files = []
     for number, source in enumerate(sources):
-        fisher = diagonal_fisher(judge, source.plain(), judge.examples_of(source, examples), source.name)
+        fisher = diagonal_fisher(judge, source.read(), judge.examples_of(source, examples), source.name)
         with TensorWriter(Path(folder.name) / f"{number}.safetensors") as file:
-            for name, tensor in fisher.items():
-                file.add(name, tensor)
+            file.add_all(fisher)
         files.append(TensorFile(file.path))
 
     def merge(name: str, tensors: Sequence[Tensor], _folder: object = folder) -> Tensor:
@@ -58,8 +65,8 @@ def diagonal_fisher(
     judge: Judge, plain: PlainAdapter, examples: Sequence[Example], name: str = "the adapter"
 ) -> dict[str, Tensor]:
     """The diagonal Fisher information of an adapter by "layer.tensor" or "module.tensor", see `combine_fisher`."""
-    if isinstance(plain, PlainLora):
-        plain = PlainLora({n: scaled(f, 1.0) for n, f in plain.layers.items()}, plain.base, plain.modules)
+    layers = {name: layer.scaled(1.0) for name, layer in plain.layers.items()}
+    plain = PlainAdapter(layers, plain.base, plain.modules)
     with judge.wearing(plain_checkpoint(plain)) as loaded, torch.enable_grad():
         bank = loaded.bank
         assert bank is not None
@@ -79,7 +86,7 @@ def diagonal_fisher(
         )
     fisher = {key: (square / norm).cpu() for key, square in squares.items()}
     for layer, factors in plain.layers.items():
-        for key, tensor in tensors_of(factors).items():
+        for key, tensor in factors.tensors().items():
             fisher[f"{layer}.{key}"] = _like(fisher[f"{layer}.{key}"], tensor)
     return fisher
 

@@ -10,15 +10,16 @@ from functools import cached_property
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mhr.adapters.base import BaseModel, kind_of
+from mhr.adapters.checkpoint import AdapterCheckpoint, attach_checkpoint
+from mhr.adapters.plain import PlainAdapter
 from mhr.backbones import load_backbone
-from mhr.checkpoint import AdapterCheckpoint, BaseModel, attach_checkpoint, kind_of
 from mhr.data import Example, TaskCollection
-from mhr.errors import ConfigError, DataError
+from mhr.errors import DataError
 from mhr.evaluation import EvaluationResult, LoadedModel, evaluate
 from mhr.evaluation.scope import tasks_to_judge
 from mhr.layers import detach
 from mhr.losses.by_kind import losses
-from mhr.merging.source import Source
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import DataConfig
 from mhr.runs.tasks import make_collator
@@ -53,8 +54,7 @@ class Judge:
         batch_size: int | None = None,
         progress: bool = True,
     ):
-        if not base.name_or_path:
-            raise ConfigError(f"{path} does not say which model it belongs to: name that with --model")
+        base.where(None, path)
         self.base, self.split, self.limit = base, split, limit
         self.batch_size, self.progress = batch_size, progress
         self.data = next((run.config().data for run in runs), DataConfig())
@@ -117,7 +117,7 @@ class Judge:
             left.append(dataclasses.replace(task, train=train))
         return TaskCollection(left, self.collection.source)
 
-    def examples_of(self, source: Source, n: int) -> list[Example]:
+    def examples_of(self, source: PlainAdapter, n: int) -> list[Example]:
         """The first `n` examples of each task that an adapter stands for: of its shots, where a run tells them, otherwise of
         the training examples; of all tasks to score on where it stands for none of the collection."""
         own = source.task is not None and source.task in self.everything

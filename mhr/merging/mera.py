@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mhr.checkpoint.plain import BottleneckFactors, LoraFactors
+from mhr.adapters.layer import AdapterLayer, BottleneckFactors, LoraFactors
+from mhr.adapters.plain import PlainAdapter
 from mhr.errors import MergeError
 from mhr.merging.assignment import assign
 from mhr.merging.combination import Combination, register
-from mhr.merging.source import Layer, Source, scaled
 
 
 @register("mera", "factor", weights="optional")
-def combine_mera(sources: Sequence[Source], weights: list[float]) -> Combination:
+def combine_mera(sources: Sequence[PlainAdapter], weights: list[float]) -> Combination:
     """`A = sum_k w_k A_k P_k`, `B = sum_k w_k P_k^T B_k`, with the P_k that bring each input nearest to the heaviest one.
 
     A hidden unit is a rank of a LoRA or a unit of a bottleneck: a column of A, a row of B and, in a bottleneck, a bias between
@@ -29,25 +29,27 @@ def combine_mera(sources: Sequence[Source], weights: list[float]) -> Combination
         raise MergeError("mera aligns hidden units, and an IA3 has none: use uniform or weighted")
     reference = max(range(len(weights)), key=weights.__getitem__)
 
-    def align(layers: list[Layer]) -> list[Layer]:
+    def align(layers: list[AdapterLayer]) -> list[AdapterLayer]:
         return [layer if i == reference else aligned(layer, layers[reference]) for i, layer in enumerate(layers)]
 
     return Combination(weights, align=align, notes={"aligned to": sources[reference].name})
 
 
-def aligned(layer: Layer, to: Layer) -> Layer:
+def aligned(layer: AdapterLayer, to: AdapterLayer) -> AdapterLayer:
     """The layer with its hidden units in the order, and in a LoRA with the signs, that bring them nearest to those of `to`."""
     if isinstance(layer, BottleneckFactors):
         order = torch.tensor(assign((_units(to).T @ _units(layer)).numpy()))
         return BottleneckFactors(layer.a[:, order], layer.b[order], layer.bias_a[order], layer.bias_b)
-    gains = _units(scaled(to, 1.0)).T @ _units(scaled(layer, 1.0))
+    assert isinstance(layer, LoraFactors)
+    gains = _units(to.scaled(1.0)).T @ _units(layer.scaled(1.0))
     order = torch.tensor(assign(gains.abs().numpy()))
     signs = torch.where(gains[torch.arange(len(order)), order] < 0, -1.0, 1.0).to(layer.a.dtype)
     return LoraFactors(layer.a[:, order] * signs, layer.b[order] * signs[:, None], layer.alpha)
 
 
-def _units(layer: LoraFactors | BottleneckFactors) -> Tensor:
+def _units(layer: AdapterLayer) -> Tensor:
     """All that belongs to a hidden unit in a column of its own [I + O (+ 1), R], in float64."""
+    assert isinstance(layer, LoraFactors | BottleneckFactors)
     parts = [layer.a, layer.b.T]
     if isinstance(layer, BottleneckFactors):
         parts.append(layer.bias_a[None])

@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mhr.adapters.checkpoint import AdapterCheckpoint, read_adapter
+from mhr.adapters.fold import fold_into
+from mhr.adapters.open import needs_task
+from mhr.adapters.peft import load_peft
+from mhr.adapters.peft_export import save_peft
+from mhr.adapters.plain import PlainAdapter, plain_checkpoint
+from mhr.adapters.write import write_bank, write_plain
 from mhr.backbones import load_backbone
-from mhr.checkpoint import AdapterCheckpoint, read_adapter
-from mhr.checkpoint.plain import PlainAdapter, plain_checkpoint
-from mhr.errors import MergeError
+from mhr.errors import MergeError, nearest
 from mhr.evaluation import EvaluationResult
 from mhr.files import prepare_output, writing_folder
-from mhr.interop import load_peft
 from mhr.locks import one_writer
-from mhr.merging.fold import fold_into
-from mhr.merging.inputs import needs_task
+from mhr.merging.combination import all_settings
 from mhr.merging.plan import Order, Plan, make_plan
-from mhr.merging.source import CastSource, Source
-from mhr.merging.writing import write_bank, write_peft, write_plain
 
 FORMS = ("mhr", "peft-lora", "model")
 """What a merge can write: an adapter checkpoint of ours, a PEFT folder, or a whole plain transformers model."""
@@ -38,10 +39,6 @@ def merge(
     weights: Mapping[str, float] | Sequence[float] | None = None,
     space: str | None = None,
     rank: int | None = None,
-    density: float | None = None,
-    drop: float | None = None,
-    seed: int | None = None,
-    examples: int | None = None,
     evaluate: bool = False,
     tasks: str | None = None,
     dev_tasks: Sequence[str] | None = None,
@@ -54,6 +51,7 @@ def merge(
     overwrite: bool = False,
     dtype: str | None = None,
     base: str | None = None,
+    **settings: Any,
 ) -> Path:
     """Merge adapters into one and write it to the folder `output`, which it returns; `read_report` tells how it went.
 
@@ -64,12 +62,12 @@ def merge(
               information is estimated on. Several for a single bank merge its mixtures for these tasks
     weights   one for each input in their order, or by name of input or task; within one bank, of its tasks or skills
     space     one of SPACES; None takes the method's own. rank: of the factors that products get, None: the largest one
-    density ... examples    settings of the methods that name them
     evaluate  score every input, and the merged adapter, on the test examples; told in the report
     tasks, dev_tasks, split, limit, batch_size    what is scored on, see `Judge`
     to        one of FORMS
     dtype     of the tensors written, one of DTYPES; None keeps them
     base      path or hub id of the base model; None takes the one that the adapters name
+    settings  those of the method, such as density=0.3 of "ties": each method declares its own, see `mhr.merging.Setting`
 
     Inputs are read layer by layer, so that they need not fit into memory together. Everything is checked before anything is
     written, and the folder appears whole. Raises MergeError for settings and inputs that do not go together, CheckpointError
@@ -79,15 +77,17 @@ def merge(
         raise MergeError(f"cannot merge to {to!r}: expected one of {', '.join(FORMS)}")
     if dtype is not None and dtype not in DTYPES:
         raise MergeError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
-    for name, number in (("rank", rank), ("examples", examples)):
-        if number is not None and number < 1:
-            raise MergeError(f"{name} is {number}: expected a whole number of at least 1")
+    if rank is not None and rank < 1:
+        raise MergeError(f"rank is {rank}: expected an integer of at least 1")
+    known = all_settings()
+    for name in settings:
+        if name not in known:
+            raise MergeError(f"no merge method has a setting {name!r}: {nearest(name, sorted(known))}")
     output = prepare_output(output, overwrite)
     paths = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     for path in paths:
         if Path(path).resolve().is_relative_to(output.resolve()):
             raise MergeError(f"output folder {output} holds the input {path}: choose another")
-    settings = {"density": density, "drop": drop, "seed": seed, "examples": examples}
     order = Order(
         paths=paths,
         method=method,
@@ -110,16 +110,15 @@ def merge(
     with torch.no_grad():
         plan = make_plan(order)
     plan.report.to, plan.report.dtype = to, dtype
-    if plan.bank is not None and needs_task(plan.bank.checkpoint) and to != "mhr":
+    if plan.bank is not None and needs_task(plan.bank) and to != "mhr":
         raise MergeError(
-            f"the merged bank routes {len(plan.bank.checkpoint.tasks)} tasks, so it is no one adapter: write it with --to mhr, and "
+            f"the merged bank routes {len(plan.bank.tasks)} tasks, so it is no one adapter: write it with --to mhr, and "
             "merge that for a task"
         )
     scores = {}
     if evaluate and plan.judge is not None:
         scores = {name: _told(plan.judge.evaluate(load())) for name, load in plan.before.items()}
-    plain = plan.result.plain() if to == "model" else None
-    whole = None if plain is None else _folded(plain, dtype)
+    whole = _folded(plan.result, dtype) if to == "model" else None
     with writing_folder(output) as folder:
         if whole is not None:
             for part in whole:
@@ -136,13 +135,13 @@ def merge(
 
 
 def _write_adapter(plan: Plan, folder: Path, to: str, dtype: torch.dtype | None) -> None:
-    source: Source = plan.result if dtype is None else CastSource(plan.result, dtype)
+    plain = plan.result if dtype is None else plan.result.cast(dtype)
     if to == "peft-lora":
-        write_peft(source, folder)
+        save_peft(plain, folder)
     elif plan.bank is not None:
         write_bank(plan.bank, folder, dtype)
     else:
-        write_plain(source, folder, plan.task)
+        write_plain(plain, folder, plan.task)
 
 
 def _read(folder: Path, to: str) -> AdapterCheckpoint:

@@ -2,69 +2,73 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 import torch
 from torch import Tensor
 
-from mhr.checkpoint.plain import LoraFactors
+from mhr.adapters.layer import AdapterLayer, LoraFactors, Shape
+from mhr.adapters.plain import Lazy, PlainAdapter
 from mhr.errors import MergeError
 from mhr.merging.combination import Combination, MergeTensors
 from mhr.merging.refactor import Loss, refactor_dense, refactor_sum
-from mhr.merging.source import Layer, Shape, Source, scaled, tensors_of, with_tensors
 from mhr.ops import weighted_average
 from mhr.ops.checks import accumulator
 
 
-class MergedSource(Source):
-    """What sources become by a combination. Nothing is merged before a layer is asked for.
+class Merging:
+    """Adapters and how they are combined; `adapter` is what they become. Nothing is merged before a layer is asked for.
 
     space "factor" merges the tensors of LoRAs as they are, scalings that differ taken up evenly by both factors; "delta" merges
     the updates `(alpha / R) A B` and factors the result again to `rank` (None: the largest rank of the inputs).
 
     errors   layer -> what re-factoring lost, as far as layers were asked for; empty where none is needed
-    watch    called with each layer's name and the inputs' layers
+    watch    called with the inputs' layers, layer by layer
     """
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[PlainAdapter],
         combination: Combination,
         space: str,
         rank: int | None = None,
-        watch: Callable[[list[Layer]], None] | None = None,
+        watch: Callable[[list[AdapterLayer]], None] | None = None,
     ):
         first = sources[0]
         self.sources, self.combination, self.space, self.rank, self.watch = sources, combination, space, rank, watch
         # What weighs nothing is still looked at, but it is kept out of the sums, where 0 * inf would do harm.
         self.used = [i for i, w in enumerate(combination.weights) if w > 0 or combination.tensors]
-        self.name, self.kind, self.task, self.modules = "the merged adapter", first.kind, None, first.modules
-        self.base = next((s.base for s in sources if s.base.fingerprint), first.base)
-        self.digest = ""
         self.errors: dict[str, Loss] = {}
         self.shapes = {layer: self._shape(layer) for layer in first.shapes}
+        self.adapter = PlainAdapter(
+            layers=Lazy(self.shapes, self._layer),
+            base=next((s.base for s in sources if s.base.fingerprint), first.base),
+            modules=Lazy(first.states, self._module),
+            shapes=self.shapes,
+            states=first.states,
+            name="the merged adapter",
+        )
 
-    def layer(self, name: str) -> Layer:
-        layers = [source.layer(name) for source in self.sources]
+    def _layer(self, name: str) -> AdapterLayer:
+        layers = [source.layers[name] for source in self.sources]
         if self.watch is not None:
             self.watch(layers)
         layers = [layers[i] for i in self.used]
         if self._is_copy(name):
             return layers[0]
         if self.space == "delta":
-            return self._merge_products(name, layers)
+            return self._merge_products(name, [layer for layer in layers if isinstance(layer, LoraFactors)])
         if self.combination.align is not None:
             layers = self.combination.align(layers)
-        if isinstance(layers[0], LoraFactors):
-            layers = [scaled(factors, self.shapes[name].scaling) for factors in layers]
-        by_name = [tensors_of(layer) for layer in layers]
-        origin = 1.0 if self.kind == "ia3" else 0.0
-        merged = {key: self._merge(f"{name}.{key}", [t[key] for t in by_name], origin) for key in by_name[0]}
-        return with_tensors(layers[0], merged)
+        first = layers[0].scaled(self.shapes[name].scaling)
+        by_name = [layer.scaled(self.shapes[name].scaling).tensors() for layer in layers]
+        merged = {key: self._merge(f"{name}.{key}", [t[key] for t in by_name], first.origin) for key in by_name[0]}
+        return first.with_tensors(merged)
 
-    def module(self, name: str) -> dict[str, Tensor]:
-        states = [self.sources[i].module(name) for i in self.used]
+    def _module(self, name: str) -> dict[str, Tensor]:
+        states = [self.sources[i].modules[name] for i in self.used]
         return {key: self._merge_state(f"{name}.{key}", [s[key] for s in states]) for key in states[0]}
 
     @property
@@ -87,9 +91,9 @@ class MergedSource(Source):
     def _first(self, layer: str) -> Shape:
         return self.sources[self.used[0]].shapes[layer]
 
-    def _most(self, layer: str) -> tuple[int, int]:
-        sizes = self._first(layer).sizes
-        return sizes[0] or sizes[1], sizes[1]
+    def _most(self, layer: str) -> list[int]:
+        """The sizes of a layer, as far as they are told: no product has a higher rank."""
+        return [size for size in self._first(layer).sizes if size is not None]
 
     def _shape(self, layer: str) -> Shape:
         first = self._first(layer)
@@ -98,11 +102,11 @@ class MergedSource(Source):
             return first
         if self.space == "factor":
             alpha = first.alpha if len({s.alpha for s in shapes}) == 1 else first.rank * max(s.scaling for s in shapes)
-            return Shape(first.sizes, first.dtype, first.rank, alpha)
+            return dataclasses.replace(first, alpha=alpha)
         most = [self.rank or max(s.rank for s in shapes), *self._most(layer)]
         # A sum of products has no more than the sum of their ranks; what other methods yield may have any.
         rank = min([*most, sum(s.rank for s in shapes)] if self.combination.tensors is None else most)
-        return Shape(first.sizes, first.dtype, rank, float(rank))
+        return dataclasses.replace(first, rank=rank, alpha=float(rank))
 
     def _merge_products(self, name: str, layers: list[LoraFactors]) -> LoraFactors:
         rank = self.shapes[name].rank
@@ -123,7 +127,7 @@ class MergedSource(Source):
         first = tensors[0]
         if not first.is_floating_point():
             if any(not torch.equal(first, other) for other in tensors):
-                raise MergeError(f"tensor {name!r} of the inputs holds whole numbers that differ and have no average")
+                raise MergeError(f"tensor {name!r} of the inputs holds integers that differ and have no average")
             return first
         if self.combination.module is not None:
             return _from_origin(self.combination.module, name, tensors, 0.0)

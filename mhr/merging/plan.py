@@ -9,37 +9,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mhr.checkpoint import AdapterCheckpoint
-from mhr.checkpoint.plain import plain_checkpoint
+from mhr.adapters.checkpoint import AdapterCheckpoint
+from mhr.adapters.collapse import collapse_task
+from mhr.adapters.find import find_adapters
+from mhr.adapters.open import collapsed, needs_task, open_bank, open_plain, open_skills
+from mhr.adapters.plain import PlainAdapter, plain_checkpoint
 from mhr.errors import ConfigError, MergeError, nearest
-from mhr.merging.banks import Bank, average_banks, check_banks
-from mhr.merging.collapse import merge_methods
-from mhr.merging.combination import SPACES, Combination, Method, methods
+from mhr.merging.banks import average_banks, check_banks, file_of
+from mhr.merging.combination import SPACES, Combination, Method, all_settings, merge_methods, methods
 from mhr.merging.distance import Gram
-from mhr.merging.inputs import (
-    check_sources,
-    find_adapters,
-    needs_task,
-    open_bank,
-    open_skills,
-    open_source,
-    run_of,
-)
+from mhr.merging.inputs import check_sources
 from mhr.merging.judge import Judge
-from mhr.merging.merged import MergedSource
+from mhr.merging.merged import Merging
 from mhr.merging.report import MergeReport
 from mhr.merging.shares import input_shares
-from mhr.merging.source import BankSource, Source
-from mhr.merging.task import merge_task
+
+T = TypeVar("T")
 
 Weights = Mapping[str, float] | Sequence[float] | None
 
 
 @dataclass
 class Order:
-    """What a user asks for, see `mhr.merging.merge`. settings: those of the method that are not None."""
+    """What a user asks for, see `mhr.merging.merge`. settings: those of methods that are not None."""
 
     paths: list[str | Path]
     method: str | None
@@ -52,30 +46,44 @@ class Order:
     judging: dict[str, Any] = field(default_factory=dict)
 
     def refuse(self, **given: Any) -> None:
-        """Raise MergeError for the first of these settings that is given."""
+        """Raise MergeError for the first of these settings that is given, naming the methods that take it."""
         for name, value in given.items():
             if value:
-                raise MergeError(
-                    f"merge method {self.method!r} takes no {name}: leave it out, or choose the method that does"
-                )
+                raise MergeError(f"merge method {self.method!r} takes no {name}: {_mend(name)}")
+
+
+def _mend(name: str) -> str:
+    """What to do about a setting that the method does not take."""
+    if name == "task":
+        return (
+            "it averages all of a bank; leave --task out, add --method task for the one task's mixture, or name several tasks to "
+            "merge their mixtures"
+        )
+    takers = {
+        "weights": ["weighted", *(n for n, m in methods.items() if m.weights == "optional")],
+        "rank": ["any other (with --space delta)"],
+    }
+    found = takers.get(name) or all_settings()[name][1]
+    return f"leave it out, or choose {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}"
 
 
 @dataclass
 class Plan:
     """A merge that is ready. result: what is to be written; its layers are merged when they are read.
 
-    bank    the same where whole banks are averaged, and it can stay a bank
+    bank    the same where whole banks are averaged, and it can stay a bank; `merging` what computes it otherwise
     before  name of each input -> it, in memory, for scoring
     task    name of the one task of what is written
     gram    inner products of the inputs, filled while the result is read; `places` the input's place in it for each input
     """
 
-    result: Source
+    result: PlainAdapter
     report: MergeReport
     judge: Judge | None
     before: Mapping[str, Callable[[], AdapterCheckpoint]]
     task: str = "merged"
-    bank: Bank | None = None
+    bank: AdapterCheckpoint | None = None
+    merging: Merging | None = None
     gram: Gram | None = None
     places: list[int] = field(default_factory=list)
 
@@ -84,9 +92,9 @@ class Plan:
         report = self.report
         report.layers = len(self.result.shapes)
         report.rank = sorted({shape.rank for shape in self.result.shapes.values()}) if self.result.kind != "ia3" else []
-        if isinstance(self.result, MergedSource) and self.result.errors:
-            by_layer = {layer: loss.relative for layer, loss in self.result.errors.items()}
-            report.error = {"overall": self.result.loss.relative, "layers": by_layer}
+        if self.merging is not None and self.merging.errors:
+            by_layer = {layer: loss.relative for layer, loss in self.merging.errors.items()}
+            report.error = {"overall": self.merging.loss.relative, "layers": by_layer}
         if self.gram is not None:
             for name in ("distance", "cosine"):
                 table = getattr(self.gram, name)
@@ -103,7 +111,7 @@ def make_plan(order: Order) -> Plan:
         raise MergeError("nothing to merge: name at least one run, adapter checkpoint or PEFT folder")
     bank = open_bank(paths[0]) if len(paths) == 1 else None
     if order.method is None:
-        one_task = bank is not None and len(bank.checkpoint.tasks) == 1 and order.space != "delta"
+        one_task = bank is not None and len(bank.tasks) == 1 and order.space != "delta"
         order.method = "task" if one_task else "uniform"
     known = {*merge_methods, *methods}
     if order.method not in known:
@@ -127,12 +135,12 @@ def make_plan(order: Order) -> Plan:
 # ---- one bank --------------------------------------------------------------------------------------------------------
 
 
-def _within(order: Order, bank: Bank) -> Plan:
+def _within(order: Order, bank: AdapterCheckpoint) -> Plan:
     """The merge of one bank by fixed routing weights, exactly."""
     assert order.method is not None
     order.refuse(rank=order.rank, **order.settings)
     function = merge_methods[order.method]
-    tasks = bank.checkpoint.tasks
+    tasks = bank.tasks
     if order.method == "task" and not order.tasks and len(tasks) == 1:
         order.tasks = tasks[:]
     task = order.tasks[0] if order.tasks else None
@@ -144,9 +152,9 @@ def _within(order: Order, bank: Bank) -> Plan:
         if value is None:
             raise MergeError(f"merge method {order.method!r} needs {name}: give it with --{name}")
     how = f"{order.method} {order.settings}"
-    result = BankSource(bank.name, bank.checkpoint, bank.file, partial(function, **order.settings), how, task)
-    result.layer(next(iter(result.shapes)))  # settings that do not fit are told before anything is written
-    result.run = run_of(Path(bank.name))
+    result = collapsed(bank, partial(function, **order.settings), how)
+    result.task = task
+    result.layers[next(iter(result.shapes))]  # settings that do not fit are told before anything is written
     report = _report(order, "factor", [result], [1.0], {})
     judge = _judge(order, [result])
     _rename_base(order, [result])
@@ -157,16 +165,16 @@ def _within(order: Order, bank: Bank) -> Plan:
 # ---- whole banks -----------------------------------------------------------------------------------------------------
 
 
-def _are_whole(order: Order, banks: Sequence[Bank | None]) -> bool:
+def _are_whole(order: Order, banks: Sequence[AdapterCheckpoint | None]) -> bool:
     """Whether inputs are banks with routing that can only be averaged as such, or that share their tasks."""
     if order.tasks or not banks or any(bank is None for bank in banks):
         return False
-    found = [bank.checkpoint for bank in banks if bank is not None]
+    found = [bank for bank in banks if bank is not None]
     routed = any(c.config.skills_for(len(c.tasks)) > 1 for c in found)
     return routed and (any(needs_task(c) for c in found) or all(c.tasks == found[0].tasks for c in found))
 
 
-def _of_banks(order: Order, method: Method, banks: list[Bank]) -> Plan:
+def _of_banks(order: Order, method: Method, banks: list[AdapterCheckpoint]) -> Plan:
     order.refuse(rank=order.rank, weights=order.weights, **order.settings)
     if order.space == "delta":
         raise MergeError(
@@ -176,85 +184,80 @@ def _of_banks(order: Order, method: Method, banks: list[Bank]) -> Plan:
     routed = [_routed(bank) for bank in banks]
     _rename_base(order, routed)
     check_sources(routed, "factor", order.base)
-    unique, weights, places = _canonical(banks, input_shares(None, [[bank.name] for bank in banks]))
+    unique, weights, places = _canonical(
+        banks, [file_of(bank).digest for bank in banks], input_shares(None, [[bank.name] for bank in banks])
+    )
     judge = _judge(order, routed)
 
     def load(weights: Sequence[float]) -> AdapterCheckpoint:
-        merged = average_banks(unique, weights)
-        return dataclasses.replace(merged.checkpoint, tensors=merged.file.read())
+        return _load_bank(average_banks(unique, weights))
 
     sources = [routed[places.index(i)] for i in range(len(unique))]
     combination = _combine(order, method, sources, weights, judge, load)
     bank = average_banks(unique, combination.weights)
     result = _routed(bank)
     _rename_base(order, [result])
-    bank = dataclasses.replace(bank, checkpoint=dataclasses.replace(bank.checkpoint, base=result.base))
+    bank = dataclasses.replace(bank, base=result.base)
     report = _report(order, "bank", routed, _shared_out(combination.weights, places), combination.notes)
     gram = Gram(len(unique))
-    for key in unique[0].file.shapes:
-        gram.add_tensors([other.file.read([key])[key] for other in unique])
+    for key in unique[0].tensors:
+        gram.add_tensors([other.tensors[key] for other in unique])
     before = {b.name: partial(_load_bank, b) for b in banks}
-    task = bank.checkpoint.tasks[0] if len(bank.checkpoint.tasks) == 1 else "merged"
-    return Plan(result, report, judge, before, task, bank, gram, places)
+    task = bank.tasks[0] if len(bank.tasks) == 1 else "merged"
+    return Plan(result, report, judge, before, task, bank, None, gram, places)
 
 
-def _routed(bank: Bank) -> Source:
+def _routed(bank: AdapterCheckpoint) -> PlainAdapter:
     """A bank as its one task is routed. With several tasks no plain adapter stands for it, and its layers are not read."""
-    tasks = bank.checkpoint.tasks
-    source = BankSource(bank.name, bank.checkpoint, bank.file, partial(merge_task, task=tasks[0]), "bank")
-    source.task = tasks[0] if len(tasks) == 1 else None
-    source.run = run_of(Path(bank.name))
-    return source
+    plain = collapsed(bank, partial(collapse_task, task=bank.tasks[0]), "bank")
+    plain.task = bank.tasks[0] if len(bank.tasks) == 1 else None
+    return plain
 
 
-def _load_bank(bank: Bank) -> AdapterCheckpoint:
-    return dataclasses.replace(bank.checkpoint, tensors=bank.file.read())
+def _load_bank(bank: AdapterCheckpoint) -> AdapterCheckpoint:
+    return dataclasses.replace(bank, tensors=file_of(bank).read())
 
 
 # ---- several adapters ------------------------------------------------------------------------------------------------
 
 
-def _open(order: Order, paths: list[Path], bank: Bank | None) -> list[Source]:
+def _open(order: Order, paths: list[Path], bank: AdapterCheckpoint | None) -> list[PlainAdapter]:
     """The adapters that paths stand for: one each, or one for each task that is named, or the skills of one bank."""
     tasks = order.tasks
     if len(paths) == 1 and len(tasks) > 1:
-        return [open_source(paths[0], task) for task in tasks]
-    if bank is not None and not tasks and bank.checkpoint.config.skills_for(len(bank.checkpoint.tasks)) > 1:
+        return [open_plain(paths[0], task) for task in tasks]
+    if bank is not None and not tasks and bank.config.skills_for(len(bank.tasks)) > 1:
         return open_skills(bank)
     if len(tasks) > 1 and len(tasks) != len(paths):
         raise MergeError(
             f"got {len(tasks)} tasks for {len(paths)} inputs: name one for all, or one for each in their order"
         )
     each = tasks if len(tasks) == len(paths) else [tasks[0] if tasks else None] * len(paths)
-    return [open_source(path, task) for path, task in zip(paths, each, strict=True)]
+    return [open_plain(path, task) for path, task in zip(paths, each, strict=True)]
 
 
-def _of_sources(order: Order, method: Method, sources: list[Source]) -> Plan:
+def _of_sources(order: Order, method: Method, sources: list[PlainAdapter]) -> Plan:
     space = _space(order, method, sources[0])
     _rename_base(order, sources)
     check_sources(sources, space, order.base)
     shares = _weights(order, method, sources)
-    unique, weights, places = _canonical(sources, shares)
+    unique, weights, places = _canonical(sources, [source.digest for source in sources], shares)
     judge = _judge(order, sources)
 
     def load(weights: Sequence[float]) -> AdapterCheckpoint:
-        return plain_checkpoint(MergedSource(unique, Combination(list(weights)), space, order.rank).plain())
+        return plain_checkpoint(Merging(unique, Combination(list(weights)), space, order.rank).adapter)
 
     combination = _combine(order, method, unique, weights, judge, load)
     gram = Gram(len(unique))
-    result = MergedSource(unique, combination, space, order.rank, gram.add)
+    merging = Merging(unique, combination, space, order.rank, gram.add)
     report = _report(order, space, sources, _shared_out(combination.weights, places), combination.notes)
-    before = {source.name: partial(_load_source, source) for source in sources}
+    before = {source.name: partial(plain_checkpoint, source) for source in sources}
     tasks = {source.task for source in sources}
     task = (tasks.pop() if len(tasks) == 1 else None) or "merged"
-    return Plan(result, report, judge, before, task, None, gram, places)
+    return Plan(merging.adapter, report, judge, before, task, None, merging, gram, places)
 
 
-def _load_source(source: Source) -> AdapterCheckpoint:
-    return plain_checkpoint(source.plain())
-
-
-def _space(order: Order, method: Method, source: Source) -> str:
+def _space(order: Order, method: Method, source: PlainAdapter) -> str:
     """The space that is asked for, or the method's own; what has no products is merged as it is."""
     space = order.space or (method.spaces[0] if source.kind == "lora" else "factor")
     if space not in method.spaces:
@@ -268,7 +271,7 @@ def _space(order: Order, method: Method, source: Source) -> str:
     return space
 
 
-def _weights(order: Order, method: Method, sources: Sequence[Source]) -> list[float]:
+def _weights(order: Order, method: Method, sources: Sequence[PlainAdapter]) -> list[float]:
     if method.weights == "none":
         order.refuse(weights=order.weights)
     if method.weights == "needed" and order.weights is None:
@@ -279,17 +282,17 @@ def _weights(order: Order, method: Method, sources: Sequence[Source]) -> list[fl
     return input_shares(order.weights, names)
 
 
-def _canonical(items: Sequence[Any], weights: Sequence[float]) -> tuple[list[Any], list[float], list[int]]:
+def _canonical(
+    items: Sequence[T], holds: Sequence[str], weights: Sequence[float]
+) -> tuple[list[T], list[float], list[int]]:
     """Items in the order of what they hold and each once, with all of its weight; and for each item given, its place there.
 
     Sums of floating-point numbers depend on their order, so merges would depend on the order of inputs otherwise.
     """
-    first = {item.digest: item for item in reversed(items)}
+    first = {digest: item for item, digest in zip(reversed(items), reversed(holds), strict=True)}
     digests = sorted(first)
-    summed = [
-        math.fsum(w for item, w in zip(items, weights, strict=True) if item.digest == digest) for digest in digests
-    ]
-    return [first[d] for d in digests], summed, [digests.index(item.digest) for item in items]
+    summed = [math.fsum(w for d, w in zip(holds, weights, strict=True) if d == digest) for digest in digests]
+    return [first[d] for d in digests], summed, [digests.index(digest) for digest in holds]
 
 
 def _shared_out(found: Sequence[float], places: Sequence[int]) -> list[float]:
@@ -303,25 +306,24 @@ def _shared_out(found: Sequence[float], places: Sequence[int]) -> list[float]:
 def _combine(
     order: Order,
     method: Method,
-    sources: Sequence[Source],
+    sources: Sequence[PlainAdapter],
     weights: list[float],
     judge: Judge | None,
     load: Callable[[Sequence[float]], AdapterCheckpoint],
 ) -> Combination:
-    settings = method.settings
-    order.refuse(**{name: True for name in order.settings if name not in settings})
+    order.refuse(**{name: True for name in order.settings if name not in method.settings})
     given = dict(order.settings)
-    if "judge" in settings:
+    if "judge" in method.needs:
         given["judge"] = judge
-    if "score" in settings:
+    if "score" in method.needs:
         assert judge is not None
         given["score"] = lambda weights: judge.dev_score(load(weights))
     return method.combine(sources, weights, **given)
 
 
-def _judge(order: Order, sources: Sequence[Source]) -> Judge | None:
+def _judge(order: Order, sources: Sequence[PlainAdapter]) -> Judge | None:
     """The judge, where something is to be scored."""
-    wants = order.method in methods and {"judge", "score"} & methods[order.method or ""].settings.keys()
+    wants = order.method in methods and methods[order.method or ""].needs
     judging = dict(order.judging)
     if not judging.pop("evaluate") and not wants:
         for name in ("tasks", "names", "limit"):
@@ -335,14 +337,14 @@ def _judge(order: Order, sources: Sequence[Source]) -> Judge | None:
     return Judge(sources[0].base, path, runs, own, **judging)
 
 
-def _rename_base(order: Order, sources: Sequence[Source]) -> None:
+def _rename_base(order: Order, sources: Sequence[PlainAdapter]) -> None:
     if order.base is not None:
         for source in sources:
             source.base = dataclasses.replace(source.base, name_or_path=order.base)
 
 
 def _report(
-    order: Order, space: str, sources: Sequence[Source], weights: Sequence[float], notes: Mapping[str, Any]
+    order: Order, space: str, sources: Sequence[PlainAdapter], weights: Sequence[float], notes: Mapping[str, Any]
 ) -> MergeReport:
     inputs = [
         {

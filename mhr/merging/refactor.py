@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mhr.checkpoint.plain import LoraFactors
+from mhr.adapters.layer import LoraFactors
 
 
 @dataclass

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from mhr.errors import MergeError
-from mhr.merging.combination import Combination, register
-from mhr.merging.source import Source
+from mhr.adapters.plain import PlainAdapter
+from mhr.merging.combination import Combination, Setting, register
 
 
 @register("ties", "delta", "factor", weights="optional")
-def combine_ties(sources: Sequence[Source], weights: list[float], *, density: float = 0.2) -> Combination:
-    """`x = sum_{k in S} w_k t_k / sum_{k in S} w_k`, number by number.
+def combine_ties(
+    sources: Sequence[PlainAdapter],
+    weights: list[float],
+    *,
+    density: Annotated[float, Setting("the share of each tensor's elements that is kept", above=0, most=1)] = 0.2,
+) -> Combination:
+    """`x = sum_{k in S} w_k t_k / sum_{k in S} w_k`, elementwise.
 
     t_k is x_k with only its share `density` of largest magnitudes left, tensor by tensor; S holds the inputs whose t_k is not
     0 and has the sign of `sum_k w_k t_k` (plus where that is 0). Nothing agrees: 0.
-
-    Raises MergeError for a density outside (0, 1].
     """
-    if not 0 < density <= 1:
-        raise MergeError(f"density is {density}: expected the share of numbers to keep, above 0 and at most 1")
     if len(sources) == 1 and density == 1:
         return Combination(weights)  # itself, also where its product would have to be factored again
 

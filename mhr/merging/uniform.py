@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mhr.checkpoint import AdapterCheckpoint
-from mhr.checkpoint.plain import PlainAdapter
-from mhr.merging.collapse import collapse, merge_methods
-from mhr.merging.combination import Combination, register
-from mhr.merging.source import Source
+from mhr.adapters.checkpoint import AdapterCheckpoint
+from mhr.adapters.collapse import collapse
+from mhr.adapters.plain import PlainAdapter
+from mhr.merging.combination import Combination, merge_methods, register
 
 
 @merge_methods.register("uniform")
@@ -21,6 +20,6 @@ def merge_uniform(checkpoint: AdapterCheckpoint) -> PlainAdapter:
 
 
 @register("uniform", "factor", "delta")
-def combine_uniform(sources: Sequence[Source], weights: list[float]) -> Combination:
+def combine_uniform(sources: Sequence[PlainAdapter], weights: list[float]) -> Combination:
     """`(x_1 + ... + x_K) / K` over several adapters."""
     return Combination(weights)

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from mhr.checkpoint import AdapterCheckpoint, routing_weights
-from mhr.checkpoint.plain import PlainAdapter
+from mhr.adapters.checkpoint import AdapterCheckpoint, routing_weights
+from mhr.adapters.collapse import collapse
+from mhr.adapters.plain import PlainAdapter
 from mhr.errors import MergeError, TaskError, nearest
-from mhr.merging.collapse import collapse, merge_methods
-from mhr.merging.combination import Combination, register
+from mhr.merging.combination import Combination, merge_methods, register
 from mhr.merging.shares import shares
-from mhr.merging.source import Source
 
 
 @merge_methods.register("weighted")
@@ -45,6 +44,6 @@ def merge_weighted(checkpoint: AdapterCheckpoint, *, weights: Mapping[str, float
 
 
 @register("weighted", "factor", "delta", weights="needed")
-def combine_weighted(sources: Sequence[Source], weights: list[float]) -> Combination:
+def combine_weighted(sources: Sequence[PlainAdapter], weights: list[float]) -> Combination:
     """`sum_k w_k x_k` with the weights that are given, over several adapters."""
     return Combination(weights)

@@ -10,22 +10,20 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mhr.adapters import checkpoint_of, collapse, kind_of, plain_checkpoint, save_adapter, write_adapter
 from mhr.backbones import load_backbone
-from mhr.checkpoint import checkpoint_of, kind_of, save_adapter, write_adapter
-from mhr.checkpoint.plain import plain_checkpoint
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import MhrError, TrainingError
 from mhr.files import writing_folder
 from mhr.layers import attach
 from mhr.locks import one_writer
-from mhr.merging import merge_uniform
-from mhr.merging.seeding import seed_bank
 from mhr.runs.checkpoints import newest_complete, step_of
 from mhr.runs.config import flat, to_dict
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import make_collator, read_tasks, usable_tasks
 from mhr.training.processes import check_precision, processes
+from mhr.training.seeding import seed_bank
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
 from mhr.training.watch import ProgressBar, TensorBoard
@@ -123,7 +121,7 @@ def save_result(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run:
     if train.ends_in_mu:
         checkpoint = checkpoint_of(model, base)
         info["average_of"] = checkpoint.config.to_dict()
-        write_adapter(replace(plain_checkpoint(merge_uniform(checkpoint)), info=info), run.adapter)
+        write_adapter(replace(plain_checkpoint(collapse(checkpoint, None)), info=info), run.adapter)
         return
     if hasattr(model, "mhr"):
         save_adapter(model, run.adapter, base=base, info=info)

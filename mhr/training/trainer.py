@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from mhr.checkpoint import read_adapter, save_adapter
+from mhr.adapters import check_reopens, read_adapter, save_adapter
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import MhrError, TrainingError
@@ -115,6 +115,8 @@ class RoutedTrainer(Trainer):
 
         Raises TrainingError where a loss is not finite, and Interrupted, after a checkpoint, on Ctrl-C.
         """
+        if self.bank is not None:
+            check_reopens(self.model)
         self._checkpoint_blocks(True)
         self._note_consistency()
         # Each process draws its own dropout and routing noise.

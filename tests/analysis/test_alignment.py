@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from mhr import AdapterConfig, attach
+from mhr.adapters import checkpoint_of
 from mhr.analysis.alignment import align, align_run, gram_matrices, mean_cosine, points
 from mhr.backbones import load_backbone
-from mhr.checkpoint import checkpoint_of
 from mhr.data import load_tasks
 from mhr.data.collators import Seq2SeqCollator
 from mhr.errors import CheckpointError, ConfigError, TaskError

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mhr import AdapterConfig, attach
+from mhr.adapters import save_adapter
 from mhr.analysis.inspection import inspect_run
-from mhr.checkpoint import save_adapter
 from mhr.errors import CheckpointError
 from mhr.merging import merge
 from tests.models import tiny_model

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mhr.checkpoint import read_adapter
+from mhr.adapters import read_adapter
 from tests.cli.running import refuse, succeed
 
 SMALL = ("--preset", "demo", "--batch-size", "4", "--n-skills", "2", "--rank", "2", "--steps", "2")

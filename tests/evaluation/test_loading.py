@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mhr
-from mhr.checkpoint import save_adapter
+from mhr.adapters import save_adapter
 from mhr.data import Example
 from mhr.errors import CheckpointError, ConfigError, MhrError, TaskError
 from mhr.evaluation import load_model, rank_choices

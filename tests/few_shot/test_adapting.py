@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mhr.checkpoint import load_checkpoint, read_adapter
+from mhr.adapters import load_checkpoint, read_adapter
 from mhr.data import Example, Task
 from mhr.errors import ConfigError, DataError, MhrError, TaskError, TrainingError
 from mhr.few_shot import adapt

@@ -11,7 +11,7 @@ import torch
 
 from mhr.analysis.costs import cost_of
 from mhr.analysis.inspection import inspect_run
-from mhr.checkpoint import load_checkpoint, read_adapter
+from mhr.adapters import load_checkpoint, read_adapter
 from mhr.errors import ConfigError
 from mhr.evaluation import evaluate, load_model
 from mhr.evaluation.scope import tasks_to_judge

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mhr.checkpoint import read_adapter
+from mhr.adapters import read_adapter
 from mhr.data import load_tasks
 from mhr.errors import ConfigError, DataError, MhrError, TaskError
 from mhr.evaluation import evaluate, load_model

@@ -7,17 +7,22 @@ from pathlib import Path
 
 import torch
 
-from mhr.checkpoint import BaseModel, read_adapter
-from mhr.checkpoint.plain import BottleneckFactors, PlainAdapter
-from mhr.interop import load_peft, save_peft
-from mhr.merging import LoraFactors, PlainIA3, PlainLora
-from mhr.merging.collapse import collapse
+from mhr.adapters import (
+    BaseModel,
+    IA3Vector,
+    LoraFactors,
+    PlainAdapter,
+    collapse,
+    load_peft,
+    read_adapter,
+    save_peft,
+)
 
 BASE = BaseModel("tiny", "causal")
 SIZES = {"block.0.q": (24, 16), "block.0.v": (24, 16), "block.1.q": (16, 24)}
 
 
-def lora(seed: int, rank: int = 4, alpha: float = 2.0, dtype: torch.dtype = torch.float32, **settings) -> PlainLora:
+def lora(seed: int, rank: int = 4, alpha: float = 2.0, dtype: torch.dtype = torch.float32, **settings) -> PlainAdapter:
     """A random LoRA on SIZES. settings: base, modules, sizes."""
     generator = torch.Generator().manual_seed(seed)
     sizes = settings.pop("sizes", SIZES)
@@ -29,12 +34,14 @@ def lora(seed: int, rank: int = 4, alpha: float = 2.0, dtype: torch.dtype = torc
         )
         for name, (i, o) in sizes.items()
     }
-    return PlainLora(layers, settings.pop("base", BASE), **settings)
+    return PlainAdapter(layers, settings.pop("base", BASE), **settings)
 
 
-def ia3(seed: int) -> PlainIA3:
+def ia3(seed: int) -> PlainAdapter:
     generator = torch.Generator().manual_seed(seed)
-    return PlainIA3({name: 1 + 0.1 * torch.randn(o, generator=generator) for name, (_, o) in SIZES.items()}, BASE)
+    return PlainAdapter(
+        {name: IA3Vector(1 + 0.1 * torch.randn(o, generator=generator)) for name, (_, o) in SIZES.items()}, BASE
+    )
 
 
 def save(tmp_path: Path, *adapters: PlainAdapter) -> list[Path]:
@@ -51,12 +58,12 @@ def load(folder: Path) -> PlainAdapter:
 
 def same(one: PlainAdapter, other: PlainAdapter) -> bool:
     """Whether two adapters hold the same bits."""
-    if type(one) is not type(other) or one.layers.keys() != other.layers.keys():
+    if one.kind != other.kind or one.layers.keys() != other.layers.keys():
         return False
     return all(torch.equal(x, y) for name in one.layers for x, y in zip(_of(one, name), _of(other, name), strict=True))
 
 
-def deltas(plain: PlainLora) -> torch.Tensor:
+def deltas(plain: PlainAdapter) -> torch.Tensor:
     """All updates in one vector, float64, layers by their names: files have orders of their own."""
     return torch.cat([f.scaling * (f.a.double() @ f.b.double()).flatten() for _, f in sorted(plain.layers.items())])
 
@@ -67,8 +74,4 @@ def error(found: torch.Tensor, truth: torch.Tensor) -> float:
 
 def _of(plain: PlainAdapter, name: str) -> Sequence[torch.Tensor]:
     layer = plain.layers[name]
-    if isinstance(layer, LoraFactors):
-        return layer.a, layer.b, torch.tensor(layer.scaling)
-    if isinstance(layer, BottleneckFactors):
-        return layer.a, layer.b, layer.bias_a, layer.bias_b
-    return (layer,)
+    return *layer.tensors().values(), torch.tensor(layer.scaling)

@@ -7,7 +7,8 @@ from itertools import permutations
 import pytest
 import torch
 
-from mhr.merging import LoraFactors, MergeReport, PlainLora, merge, methods, read_report
+from mhr.adapters import LoraFactors, PlainAdapter
+from mhr.merging import MergeReport, merge, methods, read_report
 from tests.merging.loras import deltas, error, ia3, load, lora, same, save
 
 NEEDS_DATA = ("fisher", "soup-greedy")
@@ -135,7 +136,9 @@ def test_sums_are_held_in_float32(tmp_path):
     """256 + 1 - 256 in bfloat16 would be 0."""
     values = (256.0, 1.0, -256.0)
     adapters = [
-        PlainLora({"q": LoraFactors(torch.full((4, 1), v).bfloat16(), torch.ones(1, 4).bfloat16(), 1.0)}, lora(0).base)
+        PlainAdapter(
+            {"q": LoraFactors(torch.full((4, 1), v).bfloat16(), torch.ones(1, 4).bfloat16(), 1.0)}, lora(0).base
+        )
         for v in values
     ]
     found = load(merge(save(tmp_path, *adapters), output=tmp_path / "out"))

@@ -9,11 +9,18 @@ import pytest
 import torch
 
 from mhr import AdapterConfig, attach
-from mhr.checkpoint import BaseModel, TensorFile, checkpoint_of, read_adapter, write_adapter
-from mhr.checkpoint.plain import plain_checkpoint
+from mhr.adapters import (
+    BaseModel,
+    LoraFactors,
+    PlainAdapter,
+    checkpoint_of,
+    plain_checkpoint,
+    read_adapter,
+    write_adapter,
+)
+from mhr.adapters.tensor_file import TensorFile
 from mhr.errors import CheckpointError, ConfigError, MergeError, TaskError
-from mhr.merging import LoraFactors, PlainLora, merge, merge_task, merge_uniform, read_report
-from mhr.merging.source import tensors_of
+from mhr.merging import merge, merge_task, merge_uniform, read_report
 from tests.merging.loras import SIZES, deltas, error, ia3, load, lora, same, save
 from tests.models import randomise, tiny_model
 
@@ -29,7 +36,7 @@ def bank(folder: Path, seed: int = 0, model_seed: int = 0, tasks: list[str] = TA
     return write_adapter(checkpoint_of(model, "tiny"), folder)
 
 
-def average(*plains: PlainLora) -> torch.Tensor:
+def average(*plains: PlainAdapter) -> torch.Tensor:
     """The updates of averaged factors."""
     n = len(plains)
     return torch.cat(
@@ -297,7 +304,7 @@ def test_paths_that_hold_nothing_to_merge(tmp_path):
 
 
 def test_modules_are_averaged_and_whole_numbers_must_agree(tmp_path):
-    def with_head(seed: int, counter: int) -> PlainLora:
+    def with_head(seed: int, counter: int) -> PlainAdapter:
         state = {"weight": torch.full((2, 4), float(seed)), "steps": torch.tensor(counter)}
         return lora(seed, modules={"classifier": state})
 
@@ -308,8 +315,3 @@ def test_modules_are_averaged_and_whole_numbers_must_agree(tmp_path):
     with pytest.raises(MergeError, match="tensor 'classifier.steps' .* whole numbers that differ"):
         merge(save(tmp_path, with_head(1, 5), with_head(3, 6)), output=tmp_path / "other")
     assert not (tmp_path / "other").exists()
-
-
-def test_tensors_of_every_kind_of_layer() -> None:
-    assert tensors_of(torch.ones(3)).keys() == {"v"}
-    assert tensors_of(lora(1).layers["block.0.q"]).keys() == {"a", "b"}

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mhr.checkpoint import write_adapter
-from mhr.checkpoint.plain import BottleneckFactors, PlainBottleneck, plain_checkpoint
-from mhr.merging import LoraFactors, PlainLora, merge, read_report
+from mhr.adapters import BottleneckFactors, LoraFactors, PlainAdapter, plain_checkpoint, write_adapter
+from mhr.merging import merge, read_report
 from mhr.merging.assignment import assign
 from mhr.merging.mera import aligned
 from tests.merging.loras import BASE, deltas, error, load, lora, save
@@ -35,7 +34,7 @@ def test_a_large_assignment_is_found_again() -> None:
     assert assign(np.zeros((4, 4))) != []
 
 
-def shuffled(plain: PlainLora, seed: int) -> PlainLora:
+def shuffled(plain: PlainAdapter, seed: int) -> PlainAdapter:
     """The same updates, their ranks in another order and with other signs."""
     generator = torch.Generator().manual_seed(seed)
     layers = {}
@@ -43,7 +42,7 @@ def shuffled(plain: PlainLora, seed: int) -> PlainLora:
         order = torch.randperm(f.rank, generator=generator)
         signs = torch.randint(0, 2, (f.rank,), generator=generator) * 2.0 - 1
         layers[name] = LoraFactors(f.a[:, order] * signs, f.b[order] * signs[:, None], f.alpha)
-    return PlainLora(layers, plain.base)
+    return PlainAdapter(layers, plain.base)
 
 
 def test_what_differs_in_order_and_sign_only_is_one_adapter(tmp_path):
@@ -58,7 +57,7 @@ def test_what_differs_in_order_and_sign_only_is_one_adapter(tmp_path):
 
 def test_scalings_do_not_hide_what_is_alike(tmp_path):
     given = lora(1, rank=6)
-    scaled = PlainLora(
+    scaled = PlainAdapter(
         {n: LoraFactors(f.a / 2, f.b / 2, 4 * f.alpha) for n, f in shuffled(given, 4).layers.items()}, given.base
     )
     output = merge(save(tmp_path, given, scaled), method="mera", output=tmp_path / "mera")
@@ -82,7 +81,7 @@ def test_units_of_a_bottleneck_take_their_biases_along(tmp_path):
     moved = BottleneckFactors(given.a[:, order], given.b[order], given.bias_a[order], given.bias_b)
     folders = []
     for i, layer in enumerate((given, moved)):
-        folders.append(write_adapter(plain_checkpoint(PlainBottleneck({"out": layer}, BASE)), tmp_path / f"{i}"))
+        folders.append(write_adapter(plain_checkpoint(PlainAdapter({"out": layer}, BASE)), tmp_path / f"{i}"))
     found = load(merge(folders, method="mera", output=tmp_path / "mera")).layers["out"]
     x = torch.randn(5, 20)
 

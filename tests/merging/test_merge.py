@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
 from mhr import AdapterConfig, attach
+from mhr.adapters import load_checkpoint, read_adapter, save_adapter
+from mhr.adapters.checkpoint import TENSORS_FILE
 from mhr.backbones import load_backbone
-from mhr.checkpoint import TENSORS_FILE, load_checkpoint, read_adapter, save_adapter
 from mhr.errors import CheckpointError, ConfigError, MergeError, MhrError
 from mhr.merging import merge
 

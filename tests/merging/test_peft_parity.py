@@ -10,8 +10,7 @@ import torch
 from peft.utils import merge_utils
 from torch import nn
 
-from mhr.checkpoint.plain import attach_plain
-from mhr.interop import load_peft
+from mhr.adapters import attach_plain, load_peft
 from mhr.merging import merge
 from mhr.merging.dare import keep
 from tests.models import random_batch, tiny_model

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mhr.merging import LoraFactors, PlainLora, merge, read_report
+from mhr.adapters import LoraFactors, PlainAdapter
+from mhr.merging import merge, read_report
 from mhr.merging.refactor import Loss, refactor_dense, refactor_sum
 from tests.merging.loras import deltas, error, load, lora, save
 
@@ -70,10 +71,10 @@ def test_factor_space_has_no_error_to_tell(tmp_path):
 def test_ranks_that_differ_by_layer(tmp_path):
     """rank_pattern and alpha_pattern: each layer is merged in its own rank, and written in it."""
 
-    def uneven(seed: int) -> PlainLora:
+    def uneven(seed: int) -> PlainAdapter:
         wide, narrow = lora(seed, rank=6, alpha=9.0), lora(seed, rank=2)
         layers = {name: (wide if "v" in name else narrow).layers[name] for name in wide.layers}
-        return PlainLora(layers, wide.base)
+        return PlainAdapter(layers, wide.base)
 
     one, two = uneven(1), uneven(2)
     folders = save(tmp_path, one, two)

@@ -10,15 +10,22 @@ import torch
 from transformers import ByT5Tokenizer
 
 from mhr import AdapterConfig, attach
+from mhr.adapters import (
+    BaseModel,
+    LoraFactors,
+    PlainAdapter,
+    checkpoint_of,
+    load_checkpoint,
+    load_peft,
+    plain_checkpoint,
+    save_adapter,
+)
 from mhr.backbones import load_backbone
-from mhr.checkpoint import BaseModel, checkpoint_of, load_checkpoint, save_adapter
-from mhr.checkpoint.plain import plain_checkpoint
 from mhr.data import load_tasks
 from mhr.data.skills import draw_examples
 from mhr.errors import ConfigError, DataError, MergeError, TaskError
 from mhr.evaluation import evaluate
-from mhr.interop import load_peft
-from mhr.merging import LoraFactors, PlainLora, combine_soup_greedy, merge, merge_uniform, read_report
+from mhr.merging import combine_soup_greedy, merge, merge_uniform, read_report
 from mhr.merging.fisher import diagonal_fisher
 from mhr.merging.judge import Judge
 from mhr.runs.config import dump_config, load_config
@@ -33,7 +40,7 @@ TASK = "rev-last"
 DATA = {"tasks": "builtin:skills", "dev_tasks": [TASK], "limit": 6, "progress": False}
 
 
-def adapter(seed: int, size: float = 0.05) -> PlainLora:
+def adapter(seed: int, size: float = 0.05) -> PlainAdapter:
     """A random LoRA on the built-in model."""
     model, _ = load_backbone(BASE)
     attach(model, AdapterConfig(method="shared", rank=2, targets=["q", "v"]), [TASK])
@@ -144,7 +151,7 @@ def test_fisher_is_the_mean_square_of_the_gradients(judge):
     found = diagonal_fisher(judge, plain, examples)
     balanced = {n: LoraFactors(f.a * f.scaling**0.5, f.b * f.scaling**0.5, 2.0) for n, f in plain.layers.items()}
     squares: dict[str, torch.Tensor] = {}
-    with judge.wearing(plain_checkpoint(PlainLora(balanced, plain.base))) as loaded:
+    with judge.wearing(plain_checkpoint(PlainAdapter(balanced, plain.base))) as loaded:
         for example in examples:
             loaded.model.zero_grad()
             text = loaded.tokenizer(example.input, text_target=example.targets[0], return_tensors="pt")
@@ -203,7 +210,7 @@ def test_ranks_that_differ_by_layer_and_a_head(tmp_path, judge):
     f = plain.layers[first]
     wide = LoraFactors(torch.cat([f.a, f.a], 1), torch.cat([f.b, f.b], 0), 3.0)
     found = diagonal_fisher(
-        judge, PlainLora({**plain.layers, first: wide}, plain.base), judge.collection[TASK].train[:1]
+        judge, PlainAdapter({**plain.layers, first: wide}, plain.base), judge.collection[TASK].train[:1]
     )
     assert found[f"{first}.a"].shape == wide.a.shape
     assert {t.shape for name, t in found.items() if name.endswith(".b") and first not in name} == {f.b.shape}
@@ -296,7 +303,7 @@ def test_what_cannot_be_scored(tmp_path):
 
 def test_a_base_model_that_is_not_told(tmp_path):
     plain = adapter(1)
-    folders = save(tmp_path, PlainLora(plain.layers, BaseModel("")))
+    folders = save(tmp_path, PlainAdapter(plain.layers, BaseModel("")))
     with pytest.raises(ConfigError, match="does not say which model it belongs to: name that with --model"):
         merge(folders, evaluate=True, **DATA, output=tmp_path / "out")
     output: Path = merge(folders, evaluate=True, **DATA, base=BASE, output=tmp_path / "out")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mhr.merging import LoraFactors, PlainLora, combine_dare, combine_ties, merge
+from mhr.adapters import LoraFactors, PlainAdapter
+from mhr.merging import combine_dare, combine_ties, merge
 from mhr.merging.dare import keep
 from tests.merging.loras import BASE, deltas, load, lora, save
 
@@ -68,8 +69,8 @@ def test_dare_draws_for_each_input_apart() -> None:
 
 
 def test_dare_of_many_draws_is_the_average(tmp_path):
-    one = PlainLora({"q": lora(1).layers["block.0.q"]}, BASE)
-    two = PlainLora({"q": lora(2).layers["block.0.q"]}, BASE)
+    one = PlainAdapter({"q": lora(1).layers["block.0.q"]}, BASE)
+    two = PlainAdapter({"q": lora(2).layers["block.0.q"]}, BASE)
     folders, exact = save(tmp_path, one, two), (deltas(one) + deltas(two)) / 2
     draws = [
         deltas(load(merge(folders, method="dare", drop=0.5, seed=s, rank=16, output=tmp_path / f"{s}")))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mhr import attach
-from mhr.checkpoint import save_adapter
+from mhr.adapters import save_adapter
 from mhr.runs import RunFolder, load_config
 from tests.models import randomise, tiny_model
 

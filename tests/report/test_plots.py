@@ -7,8 +7,8 @@ from pathlib import Path
 import matplotlib.image
 
 from mhr import AdapterConfig, attach
+from mhr.adapters import save_adapter
 from mhr.analysis.inspection import inspect_run
-from mhr.checkpoint import save_adapter
 from mhr.report.plots import save_plots
 from tests.models import randomise, tiny_model
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mhr.checkpoint import load_checkpoint, read_adapter
+from mhr.adapters import load_checkpoint, read_adapter
 from mhr.errors import ConfigError
 from mhr.few_shot import adapt
 from mhr.runs import RunFolder, load_config

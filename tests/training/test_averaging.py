@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mhr
-from mhr.checkpoint import checkpoint_of, read_adapter
+from mhr.adapters import checkpoint_of, read_adapter
 from mhr.data import load_tasks
 from mhr.errors import ConfigError
 from mhr.evaluation import evaluate, load_model
@@ -65,7 +65,7 @@ def test_at_the_end_the_routed_model_is_its_average() -> None:
     routed = model(**batch, task_ids=["a", "b", "a", "b"]).logits
     plain = merge_uniform(checkpoint_of(model, "tiny"))
     mhr.detach(model)
-    mhr.merging.attach_plain(model, plain)
+    mhr.adapters.attach_plain(model, plain)
     torch.testing.assert_close(routed, model(**batch).logits, rtol=1e-5, atol=1e-6)
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from mhr.checkpoint import load_checkpoint, read_adapter
+from mhr.adapters import load_checkpoint, read_adapter
 from mhr.errors import CheckpointError, DataError, MhrError, TargetError, TrainingError
 from mhr.methods import METHODS
 from mhr.runs import RunFolder

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mhr.errors import CheckpointError
+from mhr.files import writing
 
 DTYPES = {
     "F64": torch.float64,
@@ -37,8 +40,10 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PIECE = 1 << 20  # bytes that are copied at a time
 
 
-class TensorFile:
-    """A safetensors file on disk. `shapes` and `dtypes` tell its tensors by name; `read` brings some of them to memory.
+class TensorFile(Mapping[str, Tensor]):
+    """A safetensors file on disk as a mapping from names to tensors, each read when it is asked for; `read` brings several.
+
+    `shapes` and `dtypes` tell them before.
 
     Raises SafetensorError for a file that is cut or none, OSError for one that cannot be read.
     """
@@ -60,6 +65,17 @@ class TensorFile:
     def digest(self) -> str:
         """SHA-256 of the file."""
         return file_digest(self.path)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.shapes:
+            raise KeyError(name)
+        return self.read([name])[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Copies of the tensors of these names; None reads all. Raises CheckpointError where the file can no longer be read."""
@@ -100,27 +116,45 @@ class TensorWriter:
         described = {"dtype": NAMES[data.dtype], "shape": list(data.shape), "data_offsets": [begin, self._end]}
         self._header[name] = described
 
+    def add_all(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self.add(name, tensor)
+
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             if kind is None:
-                self._finish()
+                with writing(self.path):
+                    self._finish()
         finally:
             self._data.close()
 
     def _finish(self) -> None:
         header = json.dumps(self._header, separators=(",", ":")).encode()
         header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8 bytes
-        with open(self.path, "wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            self._data.seek(0)
-            shutil.copyfileobj(self._data, file, PIECE)
-            self.size = file.tell()
-        self.sha256 = file_digest(self.path)
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+                self._data.seek(0)
+                shutil.copyfileobj(self._data, file, PIECE)
+                self.size = file.tell()
+                file.flush()
+                os.fsync(file.fileno())
+            self.sha256 = file_digest(temporary)
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(file: TensorFile, *settings: Any) -> str:
+    """What tells apart adapters that are made of files with `settings`."""
+    text = json.dumps([file.digest, *settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

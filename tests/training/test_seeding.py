@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from mhr import AdapterConfig, attach
+from mhr.adapters import checkpoint_of, load_checkpoint, load_peft, save_adapter, save_peft
 from mhr.backbones import load_backbone
-from mhr.checkpoint import checkpoint_of, load_checkpoint, save_adapter
 from mhr.errors import CheckpointError, ConfigError, MergeError
-from mhr.interop import load_peft, save_peft
 from mhr.merging import merge_uniform
-from mhr.merging.seeding import seed_bank
 from mhr.runs.config import load_config
 from mhr.training.pretraining import pretrain
+from mhr.training.seeding import seed_bank
 from tests.cli.running import SMALL, refuse, succeed
 from tests.models import random_batch, randomise, tiny_model
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mhr.checkpoint import TensorFile, TensorWriter, file_digest
+from mhr.adapters.tensor_file import TensorFile, TensorWriter, file_digest
 from mhr.errors import CheckpointError
 
 TENSORS = {

@@ -7,8 +7,7 @@ import torch
 from transformers import ByT5Tokenizer
 
 import mhr
-from mhr.evaluation import LoadedModel
-from mhr.merging import fold_bank
+from mhr.evaluation import LoadedModel, fold_bank
 from tests.models import random_batch, randomise, tiny_model
 
 

@@ -1,16 +1,22 @@
-"""Greedy soup (arXiv 2203.05482): from the best checkpoint on, add what makes the average better."""
+"""Soups (arXiv 2203.05482): averages of checkpoints of one model, of all, or greedily of those that make it better."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mhr.adapters.plain import PlainAdapter
 from mhr.merging.combination import Combination, register
-from mhr.merging.source import Source
+
+
+@register("soup-uniform", "factor", "delta")
+def combine_soup_uniform(sources: Sequence[PlainAdapter], weights: list[float]) -> Combination:
+    """`(x_1 + ... + x_K) / K`. Banks of one layout are averaged skill by skill, with their routing, and stay a bank."""
+    return Combination(weights)
 
 
 @register("soup-greedy", "factor", "delta")
 def combine_soup_greedy(
-    sources: Sequence[Source], weights: list[float], *, score: Callable[[list[float]], float]
+    sources: Sequence[PlainAdapter], weights: list[float], *, score: Callable[[list[float]], float]
 ) -> Combination:
     """`mean of the chosen x_k`: inputs by their own score, the best first; each stays if the average with it scores higher.
 

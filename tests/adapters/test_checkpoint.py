@@ -11,10 +11,7 @@ import pytest
 import torch
 
 from mhr import AdapterConfig, attach, detach
-from mhr.backbones import load_backbone
-from mhr.checkpoint import (
-    CONFIG_FILE,
-    TENSORS_FILE,
+from mhr.adapters import (
     checkpoint_of,
     fingerprint,
     load_adapter,
@@ -24,6 +21,8 @@ from mhr.checkpoint import (
     same_base,
     save_adapter,
 )
+from mhr.adapters.checkpoint import CONFIG_FILE, TENSORS_FILE
+from mhr.backbones import load_backbone
 from mhr.errors import CheckpointError, ConfigError, MhrError
 from tests.layers.test_foreign import quantise
 from tests.models import MODELS, random_batch, tiny_model
@@ -295,7 +294,7 @@ def test_modules_that_the_base_lacks_and_the_adapter_too_are_told(without_pooler
 
 def test_tensors_that_do_not_fit_leave_the_model_alone(saved):
     checkpoint = read_adapter(saved)
-    from mhr.checkpoint import attach_checkpoint
+    from mhr.adapters import attach_checkpoint
 
     key = next(iter(checkpoint.tensors))
     model = tiny_model("t5")

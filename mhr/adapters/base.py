@@ -11,18 +11,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mhr.adapters.layer import Sizes
+from mhr.adapters.sharing import check_copies
 from mhr.backbones import BUILTIN
 from mhr.errors import CheckpointError
 from mhr.layers import AdapterBank
+from mhr.layers.attach import bank_of
 from mhr.layers.routed import RoutedLayer
 from mhr.layers.targets import features, is_linear
 
 # Elements of each parameter that a fingerprint looks at: little enough to take well under a second on a large model.
 SAMPLES = 256
-
-
-Sizes = tuple[int | None, int]
-"""(in, out) features of an adapted layer; None where an adapter does not tell."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,17 @@ class BaseModel:
     kind: str = ""
     model_type: str = ""
     fingerprint: str = ""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the adapter was made by another program, which tells little of its base model."""
+        return not self.model_type
+
+    def where(self, given: str | None, name: str) -> str:
+        """Where the model is: as it is `given`, or as the adapter tells. Raises CheckpointError for neither, naming the adapter."""
+        if not (given or self.name_or_path):
+            raise CheckpointError(f"{name} does not say which base model it belongs to: name that with --model (base)")
+        return given or self.name_or_path
 
 
 def describe_base(model: nn.Module, name_or_path: str) -> BaseModel:
@@ -68,13 +78,15 @@ def check_base(
         if layer not in found or not is_linear(found[layer]):
             raise CheckpointError(f"{wrong}: it adapts layer {layer!r}, which this model does not have as a Linear")
         own = features(found[layer])
-        if own[1] != sizes[1] or own[0] != (sizes[0] or own[0]):
+        if any(told not in (None, is_) for told, is_ in zip(sizes, own, strict=True)):
             raise CheckpointError(
                 f"{wrong}: its layer {layer!r} has {_arrow(sizes)} features, this model's {_arrow(own)}"
             )
     for module in modules:
         if module not in found:
             raise CheckpointError(f"{wrong}: it brings module {module!r}, which this model does not have")
+    if base.foreign:
+        check_copies(model, modules, name)
     found_print = fingerprint(model, modules)
     if base.fingerprint and found_print and not same_base(base.fingerprint, found_print):
         raise CheckpointError(f"{wrong}: the architecture is the same, but the weights are not{_drawn(model, modules)}")
@@ -97,8 +109,10 @@ def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
         skipped += ("mhr.", *(f"{name}." for name in bank.saved))
     structure = hashlib.sha256()
     values = {dtype: hashlib.sha256() for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    # By identity: a parameter that modules share (tied weights) has a name in each of them.
+    changes = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name.startswith(skipped)}
     for name, parameter in model.named_parameters():
-        if name.startswith(skipped):
+        if id(parameter) in changes:
             continue
         owner, _, own = name.rpartition(".")
         if owner in layers:
@@ -123,6 +137,24 @@ def is_quantised(layer: nn.Module) -> bool:
     return not (
         isinstance(weight, Tensor) and weight.is_floating_point() and weight.numel() == math.prod(features(layer))
     )
+
+
+def check_reopens(model: nn.Module) -> None:
+    """Raise CheckpointError where what is trained on `model` could not be opened again on its base: before it is trained.
+
+    What an adapter is known by must be what training leaves alone: every parameter that the fingerprint covers is frozen.
+    """
+    bank = bank_of(model)
+    inside = {id(p) for p in (*bank.parameters(), *bank.adapter_parameters(), *bank.saved_parameters())}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in inside:
+            raise CheckpointError(
+                f"parameter {name!r} is trained but is no part of the adapter, so that its checkpoint could not be opened again: "
+                "freeze it, or name its module in modules_to_save when attaching"
+            )
+    base = describe_base(model, "the base model")
+    sizes = {name: (layer.in_features, layer.out_features) for name, layer in bank.layers.items()}
+    check_base(model, base, sizes, bank.saved, "what is trained")
 
 
 def same_base(one: str, other: str) -> bool:
@@ -155,4 +187,4 @@ def _drawn(model: nn.Module, modules: Iterable[str]) -> str:
 
 
 def _arrow(sizes: Sizes) -> str:
-    return f"{sizes[0] or '?'} -> {sizes[1]}"
+    return f"{sizes[0] or '?'} -> {sizes[1] or '?'}"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from mhr.checkpoint import checkpoint_of
-from mhr.evaluation import LoadedModel
+from mhr.adapters import checkpoint_of, collapse, collapse_task, fold_into
+from mhr.evaluation.loaded import LoadedModel
 from mhr.layers import detach
-from mhr.merging.fold import fold_into
-from mhr.merging.task import merge_task
-from mhr.merging.uniform import merge_uniform
 
 
 def fold_bank(loaded: LoadedModel) -> None:
@@ -21,7 +18,7 @@ def fold_bank(loaded: LoadedModel) -> None:
         return
     checkpoint = checkpoint_of(loaded.model, loaded.description)
     task = loaded.task or (bank.tasks[0] if len(bank.tasks) == 1 else None)
-    plain = merge_task(checkpoint, task=task) if bank.needs_tasks and task is not None else merge_uniform(checkpoint)
+    plain = collapse_task(checkpoint, task) if bank.needs_tasks and task is not None else collapse(checkpoint, None)
     detach(loaded.model)
     fold_into(loaded.model, plain)
     loaded.task = None

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mhr.checkpoint import check_base
-from mhr.checkpoint.plain import BottleneckFactors, LoraFactors
+from mhr.adapters.base import check_base
+from mhr.adapters.find import find_adapters
+from mhr.adapters.layer import KINDS, AdapterLayer, BottleneckFactors, IA3Vector, LoraFactors
+from mhr.adapters.open import needs_task, open_bank, open_plain
+from mhr.adapters.plain import PlainAdapter
 from mhr.errors import MergeError
 from mhr.layers import AdapterBank
 from mhr.layers.attach import bank_of
 from mhr.layers.routed import RoutedLayer
-from mhr.merging.inputs import SHOWN, find_adapters, needs_task, open_bank, open_source
-from mhr.merging.source import Layer, Source, scaled
 
 
 @torch.no_grad()
@@ -35,20 +36,20 @@ def seed_bank(model: nn.Module, folders: Sequence[str]) -> None:
         check_base(model, source.base, {name: shape.sizes for name, shape in source.shapes.items()}, (), source.name)
     for name, layer in bank.layers.items():
         for skill, source in enumerate(sources):
-            _put(layer, skill, source.layer(name))
+            _put(layer, skill, source.layers[name])
 
 
-def _open(path: Path) -> Source:
+def _open(path: Path) -> PlainAdapter:
     found = open_bank(path)
-    if found is not None and needs_task(found.checkpoint):
+    if found is not None and needs_task(found):
         raise MergeError(
-            f"init_skills: {path} routes {len(found.checkpoint.tasks)} tasks and is no one adapter: merge it first, as in mhr merge "
+            f"init_skills: {path} routes {len(found.tasks)} tasks and is no one adapter: merge it first, as in mhr merge "
             f"{path} --method task --task NAME"
         )
-    return open_source(path)
+    return open_plain(path)
 
 
-def _check(bank: AdapterBank, sources: Sequence[Source]) -> None:
+def _check(bank: AdapterBank, sources: Sequence[PlainAdapter]) -> None:
     config = bank.config
     if config.share != "none":
         raise MergeError(
@@ -57,7 +58,7 @@ def _check(bank: AdapterBank, sources: Sequence[Source]) -> None:
     for source in sources:
         if source.kind != config.adapter:
             raise MergeError(
-                f"init_skills: {source.name} is {SHOWN[source.kind]}, but the bank is made of adapter {config.adapter!r}"
+                f"init_skills: {source.name} is {KINDS[source.kind].title}, but the bank is made of adapter {config.adapter!r}"
             )
     n_skills = config.skills_for(len(bank.tasks))
     if len(sources) > n_skills:
@@ -75,19 +76,24 @@ def _check(bank: AdapterBank, sources: Sequence[Source]) -> None:
                     "--targets such that both have the same"
                 )
         rank = max(shape.rank for shape in source.shapes.values())
+        if any(shape.inputs for shape in source.shapes.values()):
+            raise MergeError(
+                f"init_skills: {source.name} scales inputs of layers (PEFT's feedforward_modules), which no skill of a bank does: "
+                "leave it out"
+            )
         if source.kind != "ia3" and rank > config.rank:
             raise MergeError(f"init_skills: {source.name} has rank {rank}, the bank {config.rank}: use --rank {rank}")
 
 
-def _put(layer: RoutedLayer, skill: int, given: Layer) -> None:
+def _put(layer: RoutedLayer, skill: int, given: AdapterLayer) -> None:
     """Write one layer of a plain adapter into a skill of the layer's bank."""
     bank = {name: p[:, skill] for name, p in layer.bank().items()}  # [H, P, Q] each, views
-    if isinstance(given, Tensor):
-        bank["bank_v"].copy_(given.view(layer.router.n_heads, 1, -1))
+    if isinstance(given, IA3Vector):
+        bank["bank_v"].copy_(given.v.view(layer.router.n_heads, 1, -1))
         return
-    if isinstance(given, LoraFactors):
-        given = scaled(given, layer.config.scaling)
-    rank = given.a.shape[1]
+    given = given.scaled(layer.config.scaling)
+    assert isinstance(given, LoraFactors | BottleneckFactors)
+    rank = given.rank
     heads = layer.router.n_heads
     bank["bank_a"][..., :rank].copy_(given.a.view(heads, -1, rank))
     bank["bank_b"].zero_()

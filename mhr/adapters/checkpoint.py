@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr import __version__
+from mhr.adapters.base import BaseModel, check_base, describe_base
+from mhr.adapters.layer import Sizes
+from mhr.adapters.sharing import check_agreement
+from mhr.adapters.tensor_file import TensorFile, file_digest
 from mhr.backbones import load_backbone
-from mhr.checkpoint.base import BaseModel, Sizes, check_base, describe_base
-from mhr.checkpoint.tensor_file import TensorFile, file_digest
 from mhr.config import AdapterConfig
 from mhr.errors import CheckpointError, ConfigError
 from mhr.files import make_folder, read_json, write_bytes_atomically, write_json_atomically
@@ -38,14 +40,15 @@ TENSORS_FILE = "mhr_adapter.safetensors"
 
 @dataclass
 class AdapterCheckpoint:
-    """What an adapter checkpoint holds, in memory and tied to no model.
+    """What an adapter checkpoint holds, tied to no model.
 
     config   how tasks are routed; `tasks` the names of the routing table's rows
     layers   adapted layer -> (in, out) features
     groups   adapted layer -> group of layers whose routing table it uses
     modules  names of the modules that are stored whole
-    tensors  `AdapterBank.tensors()`, on the CPU
+    tensors  `AdapterBank.tensors()`, on the CPU; a `TensorFile` where they are read when they are asked for
     info     whatever the writer wanted to keep: steps, metrics ...
+    name     what errors call it, which is not stored
     """
 
     config: AdapterConfig
@@ -54,8 +57,14 @@ class AdapterCheckpoint:
     layers: dict[str, Sizes]
     groups: dict[str, str]
     modules: list[str]
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     info: dict[str, Any] = field(default_factory=dict)
+    name: str = "the adapter"
+
+    def state(self, module: str) -> dict[str, Tensor]:
+        """The state of a module that is stored whole, by the names that it has in the module."""
+        prefix = f"modules.{module}."
+        return {key.removeprefix(prefix): self.tensors[key] for key in self.tensors if key.startswith(prefix)}
 
 
 def checkpoint_of(model: nn.Module, base: str, info: dict[str, Any] | None = None) -> AdapterCheckpoint:
@@ -89,7 +98,7 @@ def save_adapter(model: nn.Module, folder: str | Path, *, base: str, info: dict[
 def write_adapter(checkpoint: AdapterCheckpoint, folder: str | Path) -> Path:
     """Write a checkpoint into `folder`. A reader sees the old one or the new one, or is told that it is damaged."""
     folder = make_folder(folder)
-    data = safetensors.torch.save(checkpoint.tensors, metadata={"format": "pt"})
+    data = safetensors.torch.save(dict(checkpoint.tensors), metadata={"format": "pt"})
     write_bytes_atomically(folder / TENSORS_FILE, data)
     write_config(checkpoint, folder, len(data), hashlib.sha256(data).hexdigest())
     return folder
@@ -99,6 +108,7 @@ def write_config(checkpoint: AdapterCheckpoint, folder: Path, size: int, sha256:
     """Put in place what makes a checkpoint of the tensors that lie in `folder` already, of which size and SHA-256 are told."""
     described = dataclasses.asdict(dataclasses.replace(checkpoint, tensors={}))
     described["config"] = checkpoint.config.to_dict()
+    del described["name"]
     described["tensors"] = {"file": TENSORS_FILE, "size": size, "sha256": sha256}
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "mhr_version": __version__}
     write_json_atomically(folder / CONFIG_FILE, head | described)
@@ -111,35 +121,32 @@ def is_adapter(folder: str | Path) -> bool:
 
 def read_adapter(folder: str | Path) -> AdapterCheckpoint:
     """The checkpoint in `folder`. Raises CheckpointError where it is missing, cut, damaged, foreign, or too new to read."""
-    checkpoint, file = open_adapter(folder)
-    return dataclasses.replace(checkpoint, tensors=file.read())
+    checkpoint = open_adapter(folder)
+    assert isinstance(checkpoint.tensors, TensorFile)
+    return dataclasses.replace(checkpoint, tensors=checkpoint.tensors.read())
 
 
-def open_adapter(folder: str | Path) -> tuple[AdapterCheckpoint, TensorFile]:
-    """The checkpoint in `folder` without its tensors, and the file that holds them, checked like `read_adapter` does.
-
-    For what is larger than memory: the tensors are read when they are needed.
-    """
+def open_adapter(folder: str | Path) -> AdapterCheckpoint:
+    """The checkpoint in `folder`, checked like `read_adapter` does, its tensors a `TensorFile`: for what is larger than memory."""
     folder = Path(folder)
     described = _read_config(folder)
     try:
         config = AdapterConfig.from_dict(described["config"])
         stored = described["tensors"]
-        checkpoint = AdapterCheckpoint(
+        return AdapterCheckpoint(
             config=config,
             tasks=list(described["tasks"]),
             base=BaseModel(**described["base"]),
             layers={name: (i and int(i), int(o)) for name, (i, o) in described["layers"].items()},
             groups=dict(described["groups"]),
             modules=list(described["modules"]),
-            tensors={},
+            tensors=_open_tensors(folder / stored["file"], int(stored["size"]), stored["sha256"]),
             info=dict(described["info"]),
+            name=str(folder),
         )
-        file = _open_tensors(folder / stored["file"], int(stored["size"]), stored["sha256"])
     except (ConfigError, AttributeError, KeyError, TypeError, ValueError) as fault:
         reason = f"{fault} is missing" if isinstance(fault, KeyError) else str(fault)
         raise CheckpointError(f"{folder / CONFIG_FILE} does not describe an adapter: {reason}") from None
-    return checkpoint, file
 
 
 def load_adapter(folder: str | Path, model: nn.Module) -> AdapterBank:
@@ -147,34 +154,36 @@ def load_adapter(folder: str | Path, model: nn.Module) -> AdapterBank:
 
     Raises CheckpointError for what `read_adapter` refuses and for another base model, naming what differs.
     """
-    return attach_checkpoint(read_adapter(folder), model, str(folder))
+    return attach_checkpoint(read_adapter(folder), model)
 
 
-def attach_checkpoint(checkpoint: AdapterCheckpoint, model: nn.Module, name: str = "the adapter") -> AdapterBank:
-    """Attach a checkpoint that was read already to its base model. `name` is what errors call the checkpoint.
-
-    A model that is refused is left as it was.
-    """
-    check_base(model, checkpoint.base, checkpoint.layers, checkpoint.modules, name)
+def attach_checkpoint(checkpoint: AdapterCheckpoint, model: nn.Module) -> AdapterBank:
+    """Attach a checkpoint that was read already to its base model. A model that is refused is left as it was."""
+    check_base(model, checkpoint.base, checkpoint.layers, checkpoint.modules, checkpoint.name)
+    check_agreement(model, {module: checkpoint.state(module) for module in checkpoint.modules}, checkpoint.name)
     config = dataclasses.replace(checkpoint.config, targets=list(checkpoint.layers), modules_to_save=checkpoint.modules)
     bank = attach(model, config, checkpoint.tasks)
     try:
-        _copy_tensors(bank, checkpoint.tensors, name)
+        _copy_tensors(bank, checkpoint.tensors, checkpoint.name)
     except CheckpointError:
         detach(model)
         raise
     return bank
 
 
-def load_checkpoint(folder: str | Path, base: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_checkpoint(
+    folder: str | Path, base: str | None = None, kind: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model with the adapter in `folder` attached, in evaluation mode, and its tokenizer.
 
-    base: path or hub id of the base model; None takes the one that the checkpoint names.
+    base: path or hub id of the base model; None takes the one that the checkpoint names. kind: what the model is asked to do, where
+    neither the checkpoint nor the model's own configuration tells it.
     Raises CheckpointError as `load_adapter`, and MhrError where the base model cannot be loaded.
     """
     checkpoint = read_adapter(folder)
-    model, tokenizer = load_backbone(base or checkpoint.base.name_or_path, checkpoint.base.kind)
-    attach_checkpoint(checkpoint, model, str(folder))
+    name = checkpoint.base.where(base, checkpoint.name)
+    model, tokenizer = load_backbone(name, checkpoint.base.kind or kind)
+    attach_checkpoint(checkpoint, model)
     return model.eval(), tokenizer
 
 
@@ -267,7 +276,7 @@ def _open_tensors(path: Path, size: int, digest: str) -> TensorFile:
         raise CheckpointError(f"{path} is no safetensors file: {fault}") from None
 
 
-def _copy_tensors(bank: AdapterBank, tensors: dict[str, Tensor], name: str) -> None:
+def _copy_tensors(bank: AdapterBank, tensors: Mapping[str, Tensor], name: str) -> None:
     own = bank.tensors()
     for key in own.keys() | tensors.keys():
         if key not in tensors:

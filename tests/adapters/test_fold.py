@@ -6,19 +6,18 @@ import pytest
 import torch
 
 from mhr import AdapterConfig, attach
-from mhr.checkpoint import BaseModel
+from mhr.adapters import BaseModel, IA3Vector, LoraFactors, PlainAdapter, fold_into
 from mhr.errors import CheckpointError, MergeError
-from mhr.merging import LoraFactors, PlainIA3, PlainLora, fold_into
 from tests.models import tiny_model
 
 ANY = BaseModel("tiny")
 QUERY = "bert.encoder.layer.0.attention.self.query"
 
 
-def lora(name: str, sizes: tuple[int, int] = (32, 32), **modules) -> PlainLora:
+def lora(name: str, sizes: tuple[int, int] = (32, 32), **modules) -> PlainAdapter:
     generator = torch.Generator().manual_seed(3)
     a, b = torch.randn(sizes[0], 4, generator=generator), torch.randn(4, sizes[1], generator=generator)
-    return PlainLora({name: LoraFactors(a, b, 2.0)}, ANY, modules)
+    return PlainAdapter({name: LoraFactors(a, b, 2.0)}, ANY, modules)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -54,7 +53,7 @@ def test_vectors_scale_weight_and_bias(kind, name, width):
     torch.nn.init.normal_(layer.bias)
     x, vector = torch.randn(5, 32), torch.rand(width) + 0.5
     expected = layer(x) * vector
-    fold_into(model, PlainIA3({name: vector}, ANY))
+    fold_into(model, PlainAdapter({name: IA3Vector(vector)}, ANY))
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
 
 

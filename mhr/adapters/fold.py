@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from mhr.checkpoint import check_base
-from mhr.checkpoint.plain import LoraFactors, PlainAdapter, PlainBottleneck
+from mhr.adapters.base import check_base
+from mhr.adapters.layer import IA3Vector, LoraFactors
+from mhr.adapters.plain import PlainAdapter
+from mhr.adapters.sharing import check_agreement
 from mhr.errors import CheckpointError, MergeError
 from mhr.layers import AdapterBank
 from mhr.ops.checks import FLOATS, accumulator
@@ -19,7 +21,7 @@ from mhr.ops.checks import FLOATS, accumulator
 def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
     """Add a plain adapter to the weights of `model` in place, and give it the modules that the adapter brings.
 
-        LoRA:  W <- W + (alpha / R) (A B)^T        IA3:  W <- diag(v) W, b <- v b
+        LoRA:  W <- W + (alpha / R) (A B)^T        IA3:  W <- diag(v) W, b <- v b; of inputs W <- W diag(v)
 
     computed in float32 (float64 where weight or factors are) and rounded once to the dtype of the weight; for GPT-2's
     Conv1D, which holds its weight transposed, likewise.
@@ -29,11 +31,11 @@ def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
     """
     if isinstance(getattr(model, "mhr", None), AdapterBank):
         raise MergeError("the model has a bank: call mhr.detach(model) before an adapter is folded into it")
-    if isinstance(plain, PlainBottleneck):
+    if plain.kind == "bottleneck":
         raise MergeError(
             "a bottleneck has a GELU inside, which no weight can take up: keep it as an adapter (--to mhr)"
         )
-    check_base(model, plain.base, plain.sizes, plain.modules)
+    check_base(model, plain.base, plain.sizes, plain.modules, plain.name)
     _check_layers(model, plain)
     _check_modules(model, plain)
     for name, update in plain.layers.items():
@@ -44,9 +46,11 @@ def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
             delta = update.delta().to(weight.device)
             _set(weight, delta if transposed else delta.T, torch.add)
         else:
-            vector = update.to(weight.device)
-            _set(weight, vector if transposed else vector[:, None], torch.mul)
-            if isinstance(layer.bias, Tensor):
+            assert isinstance(update, IA3Vector)
+            vector = update.v.to(weight.device)
+            along_rows = transposed is not update.inputs  # of the weight as it is stored
+            _set(weight, vector if along_rows else vector[:, None], torch.mul)
+            if isinstance(layer.bias, Tensor) and not update.inputs:
                 _set(layer.bias, vector, torch.mul)
     for name, state in plain.modules.items():
         model.get_submodule(name).load_state_dict(state)
@@ -78,3 +82,4 @@ def _check_modules(model: nn.Module, plain: PlainAdapter) -> None:
         for key in own.keys() | state.keys():
             if key not in own or key not in state or own[key].shape != state[key].shape:
                 raise CheckpointError(f"tensor {key!r} of module {name!r} does not fit that of the model")
+    check_agreement(model, plain.modules, plain.name)

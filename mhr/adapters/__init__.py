@@ -1,0 +1,68 @@
+"""Adapters on disk and in memory: banks and plain ones, what they hold, which base model they belong to, and their forms.
+
+A model's live bank is a `mhr.layers.AdapterBank`; stored it is an `AdapterCheckpoint`; routed by fixed weights it is a
+`PlainAdapter`, a dictionary of `AdapterLayer`s. A PEFT folder is another way to write a plain one.
+"""
+
+from __future__ import annotations
+
+from mhr.adapters.base import BaseModel, check_base, check_reopens, describe_base, fingerprint, kind_of, same_base
+from mhr.adapters.checkpoint import (
+    AdapterCheckpoint,
+    attach_checkpoint,
+    checkpoint_of,
+    is_adapter,
+    load_adapter,
+    load_checkpoint,
+    open_adapter,
+    read_adapter,
+    routing_states,
+    routing_weights,
+    save_adapter,
+    write_adapter,
+)
+from mhr.adapters.collapse import collapse, collapse_task
+from mhr.adapters.find import find_adapter
+from mhr.adapters.fold import fold_into
+from mhr.adapters.layer import AdapterLayer, BottleneckFactors, IA3Vector, LoraFactors
+from mhr.adapters.open import open_plain
+from mhr.adapters.peft import is_peft, load_peft
+from mhr.adapters.peft_export import save_peft
+from mhr.adapters.plain import PlainAdapter, attach_plain, plain_checkpoint
+
+__all__ = [
+    "AdapterCheckpoint",
+    "AdapterLayer",
+    "BaseModel",
+    "BottleneckFactors",
+    "IA3Vector",
+    "LoraFactors",
+    "PlainAdapter",
+    "attach_checkpoint",
+    "attach_plain",
+    "check_base",
+    "check_reopens",
+    "checkpoint_of",
+    "collapse",
+    "collapse_task",
+    "describe_base",
+    "find_adapter",
+    "fingerprint",
+    "fold_into",
+    "is_adapter",
+    "is_peft",
+    "kind_of",
+    "load_adapter",
+    "load_checkpoint",
+    "load_peft",
+    "open_adapter",
+    "open_plain",
+    "plain_checkpoint",
+    "read_adapter",
+    "routing_states",
+    "routing_weights",
+    "same_base",
+    "save_adapter",
+    "save_peft",
+    "write_adapter",
+]

@@ -1,0 +1,78 @@
+"""A bank routed by fixed weights is one plain adapter: what merges within one bank come down to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mhr.adapters.checkpoint import AdapterCheckpoint, routing_weights
+from mhr.adapters.layer import AdapterLayer, BottleneckFactors, IA3Vector, LoraFactors
+from mhr.adapters.plain import PlainAdapter
+from mhr.errors import TaskError, nearest
+from mhr.ops import mix
+from mhr.ops.checks import accumulator
+
+HEAD_DIMS = {"bank_a": 1, "bank_b": 2, "bank_v": 2, "bias_a": 1, "bias_b": 2}
+"""Axis of each of a bank's parameters along which the heads' blocks are joined."""
+
+
+def collapse(checkpoint: AdapterCheckpoint, weights: Mapping[str, Tensor] | None) -> PlainAdapter:
+    """The plain adapter of a bank routed by fixed `weights`: group of layers -> [H, S]; None takes 1/S for every skill.
+
+        A = concat_h sum_s w[h,s] A[h,s] over the input, B = concat_h sum_s w[h,s] B[h,s] over the output
+
+    The FACTORS are averaged, before their product, as the routed layers do: the result is the routed model, not an
+    approximation of it. Sums in float32 (float64 for float64 banks). An IA3 bank yields its averaged vectors, a bank of
+    bottlenecks their averaged weights and biases. A factor that all skills share (`AdapterConfig.share`) is taken as it is.
+    """
+    banks: dict[tuple[str, str], Tensor] = {}
+    for key, tensor in checkpoint.tensors.items():
+        layer, _, name = key.removeprefix("layers.").rpartition(".")
+        if key.startswith("layers."):
+            banks[layer, name] = tensor
+    used = [
+        _like(bank, None if weights is None else weights[checkpoint.groups[layer]])
+        for (layer, _), bank in banks.items()
+    ]
+    mixed = dict(zip(banks, mix(list(banks.values()), used, [HEAD_DIMS[name] for _, name in banks]), strict=True))
+    layers = {layer: _layer(checkpoint, layer, mixed) for layer in checkpoint.layers}
+    modules = {module: checkpoint.state(module) for module in checkpoint.modules}
+    return PlainAdapter(layers, checkpoint.base, modules, name=checkpoint.name)
+
+
+def collapse_task(checkpoint: AdapterCheckpoint, task: str) -> PlainAdapter:
+    """`collapse` with the routing weights of `task`. Raises TaskError for a task that the bank does not hold."""
+    if task not in checkpoint.tasks:
+        raise TaskError(f"unknown task {task!r} of {checkpoint.name}: {nearest(task, checkpoint.tasks)}")
+    row = checkpoint.tasks.index(task)
+    return collapse(checkpoint, {group: table[row] for group, table in routing_weights(checkpoint).items()})
+
+
+def take_skill(checkpoint: AdapterCheckpoint, skill: int) -> PlainAdapter:
+    """One skill of a bank as an adapter of its own. A factor that all skills share is there once."""
+    tensors = {
+        key: t[:, min(skill, t.shape[1] - 1), None] if key.startswith("layers.") else t
+        for key, t in checkpoint.tensors.items()
+    }
+    return collapse(dataclasses.replace(checkpoint, tensors=tensors), None)
+
+
+def _layer(checkpoint: AdapterCheckpoint, layer: str, mixed: Mapping[tuple[str, str], Tensor]) -> AdapterLayer:
+    if checkpoint.config.adapter == "ia3":
+        return IA3Vector(mixed[layer, "bank_v"][0, 0])
+    a, b = mixed[layer, "bank_a"][0], mixed[layer, "bank_b"][0]
+    if checkpoint.config.adapter == "bottleneck":
+        return BottleneckFactors(a, b, mixed[layer, "bias_a"][0].mean(0), mixed[layer, "bias_b"][0, 0])
+    return LoraFactors(a, b, float(checkpoint.config.alpha))
+
+
+def _like(bank: Tensor, weights: Tensor | None) -> Tensor:
+    """Weights [1, H, S] in the dtype that `mix` wants beside this bank."""
+    n_heads, n_skills = bank.shape[:2]
+    dtype = accumulator(bank.dtype)
+    if weights is None or n_skills == 1:  # one skill is taken whole, also where it is shared by many
+        return torch.full((1, n_heads, n_skills), 1 / n_skills, dtype=dtype)
+    return weights[None].to(dtype)

@@ -1,0 +1,181 @@
+"""One layer of a plain adapter: LoRA factors, an IA3 vector, or a bottleneck. The unit that everything else is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from mhr.errors import CheckpointError
+from mhr.ops.checks import accumulator
+
+Sizes = tuple[int | None, int | None]
+"""(in, out) features of an adapted layer; None where an adapter does not tell."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is known of a layer before it is read.
+
+    kind     of its adapter
+    rank     hidden units; 1 where there are none. alpha / rank is what the update is multiplied by
+    inputs   whether an IA3 scales the inputs of its layer rather than the outputs
+    """
+
+    kind: str
+    sizes: Sizes
+    dtype: torch.dtype | None
+    rank: int = 1
+    alpha: float = 1.0
+    inputs: bool = False
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class AdapterLayer(ABC):
+    """What an adapter does to one layer of its base model.
+
+    kind     "lora", "ia3" or "bottleneck", as `AdapterConfig.adapter` names it
+    title    the kind with its article, for messages
+    origin   the value of all of its tensors at which an adapter of this kind does nothing
+    """
+
+    kind: ClassVar[str]
+    title: ClassVar[str]
+    origin: ClassVar[float] = 0.0
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """All but the values."""
+
+    @property
+    def rank(self) -> int:
+        """Hidden units; 1 where there are none."""
+        return self.shape.rank
+
+    @property
+    def scaling(self) -> float:
+        """What the update is multiplied by; 1 where it is not."""
+        return self.shape.scaling
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.shape.sizes
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        return {f.name: t for f in dataclasses.fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The layer with other tensors in the places of its own."""
+        return dataclasses.replace(self, **tensors)
+
+    def scaled(self, scaling: float) -> Self:
+        """The same update with another alpha / rank; itself where nothing is scaled."""
+        return self
+
+    @abstractmethod
+    def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
+        """Parameters [1, 1, ...] of a bank of one head and one skill that does the same to layer `name`: those of a routed layer
+        of its kind, by their names. Units that it lacks to `rank` are zeros."""
+
+
+@dataclass(frozen=True)
+class LoraFactors(AdapterLayer):
+    """The update `x -> (alpha / R) * (x A) B` (arXiv 2106.09685): a [I, R], b [R, O]."""
+
+    kind = "lora"
+    title = "a LoRA"
+
+    a: Tensor
+    b: Tensor
+    alpha: float
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.kind, (self.a.shape[0], self.b.shape[1]), self.a.dtype, self.a.shape[1], self.alpha)
+
+    def delta(self) -> Tensor:
+        """`(alpha / R) * A B` [I, O], in float32 (float64 for float64 factors)."""
+        dtype = accumulator(torch.promote_types(self.a.dtype, self.b.dtype))
+        return self.scaling * (self.a.to(dtype) @ self.b.to(dtype))
+
+    def scaled(self, scaling: float) -> LoraFactors:
+        """The share of another alpha / R is taken up by both factors evenly."""
+        if self.scaling == scaling:
+            return self
+        share = (self.scaling / scaling) ** 0.5
+        return LoraFactors(self.a * share, self.b * share, scaling * self.rank)
+
+    def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
+        b = self.b if self.scaling == alpha / rank else self.b * (self.scaling / (alpha / rank))
+        return _padded(self.rank, rank, bank_a=self.a, bank_b=b)
+
+
+@dataclass(frozen=True)
+class IA3Vector(AdapterLayer):
+    """Scaling by a vector (arXiv 2205.05638): `y -> v * y` [O] of the layer's output, or `x -> v * x` [I] of its input."""
+
+    kind = "ia3"
+    title = "an IA3"
+    origin = 1.0
+
+    v: Tensor
+    inputs: bool = False
+
+    @property
+    def shape(self) -> Shape:
+        n = self.v.shape[0]
+        return Shape(self.kind, (n, None) if self.inputs else (None, n), self.v.dtype, inputs=self.inputs)
+
+    def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
+        """Raises CheckpointError where it scales inputs, which no bank does."""
+        if self.inputs:
+            raise CheckpointError(
+                f"layer {name!r} has an IA3 that scales its inputs (PEFT's feedforward_modules), which no bank of adapters does: "
+                "fold it into the base model, with mhr merge INPUT --to model"
+            )
+        return {"bank_v": self.v[None, None, None]}
+
+
+@dataclass(frozen=True)
+class BottleneckFactors(AdapterLayer):
+    """The update `h -> gelu(h A + a) B + b` of a layer's output h (arXiv 2205.12410): a [O, R], b [R, O], bias_a [R], bias_b [O]."""
+
+    kind = "bottleneck"
+    title = "a bottleneck adapter"
+
+    a: Tensor
+    b: Tensor
+    bias_a: Tensor
+    bias_b: Tensor
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.kind, (None, self.a.shape[0]), self.a.dtype, self.a.shape[1])
+
+    def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
+        biases = {"bias_a": self.bias_a[None], "bias_b": self.bias_b[None]}
+        return _padded(self.rank, rank, bank_a=self.a, bank_b=self.b, **biases)
+
+
+KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in (LoraFactors, IA3Vector, BottleneckFactors)}
+"""Kind of adapter -> a layer of it."""
+
+
+def _padded(own: int, rank: int, **factors: Tensor) -> dict[str, Tensor]:
+    """Factors of rank `own` as banks of one head and one skill, filled up with zeros to `rank`; biases are rows."""
+    wider = {"bank_a": (0, 1), "bank_b": (0, 0, 0, 1), "bias_a": (0, 1), "bias_b": (0, 0)}
+    return {
+        name: nn.functional.pad(t, [n * (rank - own) for n in wider[name]])[None, None].contiguous()
+        for name, t in factors.items()
+    }

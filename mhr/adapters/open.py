@@ -1,0 +1,117 @@
+"""An adapter on disk, opened: as the bank that it is, or as one plain adapter whose layers are read when they are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from mhr.adapters.checkpoint import AdapterCheckpoint, is_adapter, open_adapter, routing_keys
+from mhr.adapters.collapse import collapse_task, take_skill
+from mhr.adapters.find import find_adapter, run_of
+from mhr.adapters.layer import AdapterLayer, Shape
+from mhr.adapters.peft import open_peft
+from mhr.adapters.plain import Lazy, PlainAdapter
+from mhr.adapters.tensor_file import TensorFile, digest_of
+from mhr.errors import MergeError, TaskError, nearest
+
+
+def open_bank(path: Path) -> AdapterCheckpoint | None:
+    """The adapter checkpoint of ours at a path, its tensors a `TensorFile`; None where it is a PEFT folder."""
+    folder = find_adapter(path)
+    return dataclasses.replace(open_adapter(folder), name=str(path)) if is_adapter(folder) else None
+
+
+def needs_task(checkpoint: AdapterCheckpoint) -> bool:
+    """Whether a bank is as many adapters as it has tasks, so that one has to be named."""
+    return checkpoint.config.routing.needs_tasks and len(checkpoint.tasks) > 1
+
+
+def open_plain(path: Path, task: str | None = None) -> PlainAdapter:
+    """The one plain adapter that a path stands for: a LoRA as it is, a bank as it routes `task`.
+
+    task: of a bank with several, the one that is meant; of other adapters, the one that they were made for, which only
+    tells whoever scores them. Raises MergeError for a bank with several tasks of which none is named, TaskError for an
+    unknown one.
+    """
+    bank = open_bank(path)
+    if bank is None:
+        return dataclasses.replace(open_peft(find_adapter(path)), name=str(path), task=task, run=run_of(path))
+    tasks = bank.tasks
+    if needs_task(bank):
+        if task is None:
+            raise MergeError(
+                f"{path} routes {len(tasks)} tasks: name with --task the one that it is to stand for, such as {tasks[0]!r}"
+            )
+        if task not in tasks:
+            raise TaskError(f"unknown task {task!r} of {path}: {nearest(task, tasks)}")
+    routed = task if task in tasks else tasks[0]
+    plain = collapsed(bank, partial(collapse_task, task=routed), f"task {routed}")
+    plain.task = task or (routed if len(tasks) == 1 else None)
+    if needs_task(bank):
+        plain.name = f"{path}, task {task}"
+    return plain
+
+
+def open_skills(bank: AdapterCheckpoint) -> list[PlainAdapter]:
+    """The skills of a bank, each as an adapter of its own; where every task has its own, under the task's name."""
+    named = bank.config.routing.skill_per_task
+    found: list[PlainAdapter] = []
+    for skill in range(bank.config.skills_for(len(bank.tasks))):
+        plain = collapsed(bank, partial(take_skill, skill=skill), f"skill {skill}")
+        plain.task = bank.tasks[skill] if named else None
+        plain.name = f"{bank.name}, {f'task {plain.task}' if named else f'skill {skill}'}"
+        found.append(plain)
+    return found
+
+
+def collapsed(bank: AdapterCheckpoint, collapse: Callable[[AdapterCheckpoint], PlainAdapter], how: str) -> PlainAdapter:
+    """A bank as a function from a checkpoint to a plain adapter sees it, which is applied to one layer when that is asked for.
+
+    bank: as `open_bank` opens it. how: tells different functions on one bank apart.
+    """
+    file, config = bank.tensors, bank.config
+    assert isinstance(file, TensorFile)
+    keys: dict[str, list[str]] = {layer: [] for layer in bank.layers}
+    tables = routing_keys(bank, file.shapes)
+    for key in file.shapes:
+        part, _, rest = key.partition(".")
+        if part == "layers":
+            keys[rest.rpartition(".")[0]].append(key)
+    size = {"lora": (config.rank, float(config.alpha)), "bottleneck": (config.rank, 1.0)}.get(config.adapter, (1, 1.0))
+    states = {module: _under(f"modules.{module}.", file) for module in bank.modules}
+
+    def layer(name: str) -> AdapterLayer:
+        group = bank.groups[name]
+        alone = dataclasses.replace(
+            bank,
+            layers={name: bank.layers[name]},
+            groups={name: group},
+            modules=[],
+            tensors=file.read([*keys[name], *tables.get(group, {}).values()]),
+        )
+        return collapse(alone).layers[name]
+
+    def module(name: str) -> dict[str, Tensor]:
+        prefix = f"modules.{name}."
+        return {key.removeprefix(prefix): t for key, t in file.read(prefix + key for key in states[name]).items()}
+
+    return PlainAdapter(
+        layers=Lazy(bank.layers, layer),
+        base=bank.base,
+        modules=Lazy(states, module),
+        shapes={
+            name: Shape(config.adapter, sizes, file.dtypes[keys[name][0]], *size) for name, sizes in bank.layers.items()
+        },
+        states=states,
+        name=bank.name,
+        digest=digest_of(file, config.to_dict(), bank.tasks, bank.groups, how),
+        run=run_of(Path(bank.name)),
+    )
+
+
+def _under(prefix: str, file: TensorFile) -> dict[str, tuple[int, ...]]:
+    return {key.removeprefix(prefix): shape for key, shape in file.shapes.items() if key.startswith(prefix)}

@@ -1,0 +1,96 @@
+"""Modules that are stored whole, as PEFT will take them from a folder: by endings of names, and each as a copy of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+from mhr.adapters.base import BaseModel
+from mhr.adapters.plain import PlainAdapter
+from mhr.adapters.sharing import is_inside, sharing
+from mhr.backbones import BUILTIN, load_backbone
+from mhr.errors import CheckpointError
+
+CLASSES: dict[str, Any] = {
+    "seq2seq": AutoModelForSeq2SeqLM,
+    "causal": AutoModelForCausalLM,
+    "encoder": AutoModelForSequenceClassification,
+}
+
+HEADS = ("classifier", "score")
+"""What PEFT adds to modules_to_save of every SEQ_CLS adapter."""
+
+ALONE = (*HEADS, "classification_head", "pre_classifier", "pooler")
+"""Last part of the names of modules that share no parameters with others, so that they can be written without their base."""
+
+
+def with_peers(plain: PlainAdapter) -> PlainAdapter:
+    """The adapter with every module that PEFT will look for in its folder: see `peers`.
+
+    Modules that share parameters with the adapter's get the trained values; others those of the base model, which is loaded for
+    it. Raises CheckpointError where the adapter brings embeddings and the base model is not there to be asked.
+    """
+    if not plain.modules:
+        return plain
+    empty = skeleton(plain.base)
+    if empty is None:
+        unsure = [name for name in plain.modules if name.rpartition(".")[2] not in ALONE]
+        if unsure and not plain.base.foreign:
+            raise CheckpointError(
+                f"{plain.name} brings module {unsure[0]!r}, which its base model may share with another (tied weights), and base model "
+                f"{plain.base.name_or_path!r} cannot be read to see: name it with --model, or write an adapter of ours (--to mhr)"
+            )
+        return plain
+    missing = [name for name in plain.modules if name not in dict(empty.named_modules(remove_duplicate=False))]
+    more = [] if missing else peers(empty, plain.modules, plain.base.kind == "encoder")
+    if not more:
+        return plain
+    states = {name: dict(state) for name, state in plain.modules.items()}
+    model, _ = load_backbone(plain.base.name_or_path, plain.base.kind or None)
+    for name, state in states.items():
+        model.get_submodule(name).load_state_dict(state)
+    dtype = next((t.dtype for state in states.values() for t in state.values() if t.is_floating_point()), torch.float32)
+    states |= {name: _cast(model.get_submodule(name), dtype) for name in more}
+    return dataclasses.replace(plain, modules=states, states={})
+
+
+def peers(model: nn.Module, modules: Iterable[str], classifies: bool = False) -> list[str]:
+    """Modules that PEFT takes beside `modules`: those whose names end as one of theirs does, and as a head's where the model
+    classifies; and those that share parameters with one, of which PEFT makes copies."""
+    modules = list(modules)
+    endings = [*modules, *(HEADS if classifies and any(name in HEADS for name in modules) else ())]
+    found = [
+        name
+        for name, _ in model.named_modules(remove_duplicate=False)
+        if any(name.endswith(ending) for ending in endings) and not is_inside(name, modules)
+    ]
+    return list(dict.fromkeys([*found, *sharing(model, [*modules, *found])]))
+
+
+def skeleton(base: BaseModel) -> nn.Module | None:
+    """The base model without its weights, on the meta device; None where its configuration cannot be read or tells no kind."""
+    name = base.name_or_path
+    if not name or base.kind not in CLASSES:
+        return None
+    try:
+        config = AutoConfig.from_pretrained(str(BUILTIN.get(name, name)), trust_remote_code=False)
+        if base.kind == "encoder":
+            config.num_labels = 1
+        with torch.device("meta"):
+            model = CLASSES[base.kind].from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError):
+        return None
+    model.tie_weights()
+    return model
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {
+        key: (t.to(dtype) if t.is_floating_point() else t).clone().contiguous()
+        for key, t in module.state_dict().items()
+    }
