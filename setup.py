@@ -190,7 +190,7 @@ def ninja_edge(step: Step) -> str:
 
 
 setup(
-    packages=[*find_packages(include=["mhr", "mhr.*"]), "mhr_cli", "mhr_benchmarks"],
+    packages=[*find_packages(include=["mhr", "mhr.*"]), "mhr_cli", "mhr_cli.frame", "mhr_benchmarks"],
     package_dir={"mhr_cli": "cli", "mhr_benchmarks": "benchmarks"},
     ext_modules=[Extension("mhr._C", sources=[]), Extension("mhr._autograd", sources=[])],
     cmdclass={"build_ext": NativeBuild},

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mhr.methods import MODES, listed
 
-from . import options
-from .console import note, print_json, working
-from .few_shot import few_shot_options
-from .options import SETTINGS
+from .frame import few_shot, options
+from .frame.console import note, print_json, working
+from .frame.settings import PANELS, Given, takes
 
 EXAMPLES = """**Examples**
 
@@ -26,31 +25,38 @@ Mode = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help=f"What is trained: {listed(MODES)}.",
-        rich_help_panel=SETTINGS,
+        help=f"What is trained: {', '.join(MODES)}. In short: {listed(MODES)}.",
+        rich_help_panel=PANELS["adapt"],
     ),
 ]
 
 
-@few_shot_options
+@takes(
+    *few_shot.SETTINGS,
+    sets=("adapt", "data.template", "tasks"),
+    common=(
+        *("--output", "--task", "--tasks", "--mode", "--shots", "--seeds", "--steps", "--batch-size", "--lr", "--router-lr"),
+        *("--grid", "--resume", "--overwrite"),
+    ),
+)  # fmt: skip
 def adapt(
     run: options.Run,
     output: options.Output,
     task: options.TaskNames = None,
-    tasks: options.Tasks = None,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     json: options.Json = False,
     mode: Mode = "mhr",
-    template: options.Template = None,
+    shots: few_shot.Shots = None,
+    grid: few_shot.Grid = None,
     *,
-    few: dict[str, Any],
+    given: Given,
 ) -> None:
     """Adapt a pretrained run to new tasks, from a few examples of each.
 
     Writes one adapted checkpoint per task and seed, at DIR/TASK/SEED. Without --task: every held-out task of the
     collection the run was trained on, or of --tasks. Without --grid, --patience and the like, each is one training and its
-    last step counts.
+    last step counts. What is not given is as the `adapt` settings of the run say.
     """
     with working():
         from mhr.few_shot import adapt as train
@@ -61,11 +67,11 @@ def adapt(
             options.split(task),
             mode=mode,
             output=str(output),
-            tasks_path=tasks,
-            template=template,
+            tasks_path=given.values("").get("tasks"),
+            template=given.values("data").get("template"),
             overwrite=overwrite,
             resume=resume,
-            **few,
+            **few_shot.few_shot_settings(shots, grid, given),
         )
         notes = read_json(output / "adapt.json")["notes"]
     if json:

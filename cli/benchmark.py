@@ -10,8 +10,8 @@ from rich.table import Table
 
 from mhr.errors import ConfigError, nearest
 
-from . import options
-from .console import note, out, print_json, working
+from .frame import options
+from .frame.console import note, out, print_json, working
 
 EXAMPLES = """**Examples**
 

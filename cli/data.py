@@ -8,9 +8,9 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from . import options
-from .console import out, print_error, print_json, working
-from .options import SETTINGS
+from .frame import options
+from .frame.console import out, print_error, print_json, working
+from .frame.options import SETTINGS
 
 if TYPE_CHECKING:
     from mhr.data.check import CheckReport

@@ -10,9 +10,10 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from . import options
-from .console import note, out, print_json, working
-from .options import SETTINGS
+from .frame import options
+from .frame.console import note, out, print_json, working
+from .frame.options import SETTINGS
+from .frame.settings import Given, takes
 
 if TYPE_CHECKING:
     from mhr.demo import DemoResult
@@ -30,13 +31,15 @@ MaxTasks = Annotated[
 ]
 
 
+@takes(sets=("adapter", "data", "train", "adapt"))
 def demo(
     output: options.Output = Path("runs/demo"),
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     json: options.Json = False,
-    set_: options.Set = None,
     max_tasks: MaxTasks = None,
+    *,
+    given: Given,
 ) -> None:
     """Show the whole job: pretrain, adapt to tasks never seen, merge, evaluate. Minutes on two cores, nothing downloaded.
 
@@ -48,7 +51,7 @@ def demo(
         from mhr.demo import run_demo
 
         result = run_demo(
-            output, overwrite=overwrite, resume=resume, overrides=tuple(set_ or ()), max_tasks=max_tasks, say=note
+            output, overwrite=overwrite, resume=resume, overrides=given.overrides, max_tasks=max_tasks, say=note
         )
     if json:
         print_json(result.to_dict())

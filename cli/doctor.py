@@ -5,8 +5,8 @@ from __future__ import annotations
 import typer
 from rich.table import Table
 
-from . import options
-from .console import out, print_json, working
+from .frame import options
+from .frame.console import out, print_json, working
 
 EXAMPLES = """**Examples**
 

@@ -13,9 +13,9 @@ from mhr.errors import ConfigError
 from mhr.locks import locked
 
 from . import harness as in_harness
-from . import options
-from .console import note, out, print_json, working
-from .options import SETTINGS
+from .frame import options
+from .frame.console import note, out, print_json, working
+from .frame.options import SETTINGS
 
 if TYPE_CHECKING:
     from mhr.evaluation import EvaluationResult

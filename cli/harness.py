@@ -12,7 +12,7 @@ from rich.table import Table
 from mhr.errors import ConfigError
 from mhr.locks import one_writer
 
-from .console import out
+from .frame.console import out
 
 PANEL = "lm-evaluation-harness"
 

@@ -16,9 +16,9 @@ from rich.text import Text
 from mhr.errors import ConfigError
 from mhr.locks import locked
 
-from . import options
-from .console import note, out, print_json, working
-from .options import SETTINGS
+from .frame import options
+from .frame.console import note, out, print_json, working
+from .frame.options import SETTINGS
 
 if TYPE_CHECKING:
     from mhr.analysis.alignment import Alignment

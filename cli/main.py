@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from . import adapt, benchmark, data, demo, doctor, evaluate, inspect, merge, pretrain, report, sweep
-from .commands import Commands
-from .console import out
-from .many import ManyValues
+from .frame.command import command_class
+from .frame.console import out
+from .frame.group import Commands
+
+TOUR = """\
+mhr trains one bank of adapters on many tasks, adapts it to a new task from a few examples, and ships it as one plain LoRA.
+
+From nothing to a LoRA that any PEFT server takes, in minutes and without a download:
+
+  mhr pretrain --preset demo --output runs/mhr                          train a bank on the built-in tasks
+  mhr adapt runs/mhr --task rev-last-upper --mode z --output runs/mhr-z     a new task, from 32 examples
+  mhr evaluate runs/mhr-z/rev-last-upper/13                             how well it answers
+  mhr merge runs/mhr-z/rev-last-upper/13 --to peft-lora --output lora   one LoRA, for PEFT, vLLM and others
+  mhr inspect runs/mhr                                                  what was learnt: which tasks route alike
+
+Your own tasks: mhr data check FILE_OR_FOLDER. All of it at once: mhr demo. This machine: mhr doctor.
+All commands: mhr --help. One command: mhr COMMAND --help."""
 
 app = typer.Typer(
     name="mhr",
     cls=Commands,
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="A first run: `mhr demo`. What this machine can do: `mhr doctor`.",
+    epilog="A first run: `mhr demo`. What this machine can do: `mhr doctor`. The way from nothing to a LoRA: `mhr`.",
 )
 
 
@@ -42,22 +57,29 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def mhr(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print versions and which ops are native."),
     ] = False,
 ) -> None:
     """One bank of adapters for many tasks: train it, adapt it to a new task from a few examples, ship it as one LoRA."""
+    if context.invoked_subcommand is None:
+        out.print(TOUR, soft_wrap=True)
 
 
-app.command(epilog=pretrain.EXAMPLES)(pretrain.pretrain)
-app.command(epilog=adapt.EXAMPLES, cls=ManyValues)(adapt.adapt)
-app.command(epilog=sweep.EXAMPLES, cls=ManyValues)(sweep.sweep)
-app.command(epilog=merge.EXAMPLES)(merge.merge)
-app.command(epilog=evaluate.EXAMPLES, cls=ManyValues)(evaluate.evaluate)
-app.command(epilog=benchmark.EXAMPLES)(benchmark.benchmark)
-app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
-app.command(epilog=report.EXAMPLES)(report.report)
+def _add(command: Callable[..., None], examples: str) -> None:
+    app.command(epilog=examples, cls=command_class(getattr(command, "common", ())))(command)
+
+
+_add(pretrain.pretrain, pretrain.EXAMPLES)
+_add(adapt.adapt, adapt.EXAMPLES)
+_add(sweep.sweep, sweep.EXAMPLES)
+_add(merge.merge, merge.EXAMPLES)
+_add(evaluate.evaluate, evaluate.EXAMPLES)
+_add(benchmark.benchmark, benchmark.EXAMPLES)
+_add(inspect.inspect, inspect.EXAMPLES)
+_add(report.report, report.EXAMPLES)
 app.add_typer(data.app)
-app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
-app.command(epilog=demo.EXAMPLES)(demo.demo)
+_add(doctor.doctor, doctor.EXAMPLES)
+_add(demo.demo, demo.EXAMPLES)

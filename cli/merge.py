@@ -12,9 +12,9 @@ from rich.table import Table
 
 from mhr.errors import ConfigError
 
-from . import options
-from .console import note, out, print_json, working
-from .options import SETTINGS, WHERE
+from .frame import options
+from .frame.console import note, out, print_json, working
+from .frame.options import SETTINGS, WHERE
 
 if TYPE_CHECKING:
     from mhr.merging import MergeReport

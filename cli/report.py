@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from . import options
-from .console import note, out, print_json, working
+from .frame import options
+from .frame.console import note, out, print_json, working
 
 EXAMPLES = """**Examples**
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
@@ -11,10 +11,10 @@ from rich.table import Table
 
 from mhr.methods import MODES
 
-from . import options
-from .console import note, out, print_json, working
-from .few_shot import few_shot_options
-from .options import SETTINGS, WHERE
+from .frame import few_shot, options
+from .frame.console import note, out, print_json, working
+from .frame.options import WHERE
+from .frame.settings import PANELS, Given, takes
 
 if TYPE_CHECKING:
     from mhr.few_shot.sweeping import SweepResult
@@ -36,11 +36,8 @@ Modes = Annotated[
     typer.Option(
         metavar="NAME,...",
         help=f"Modes of `mhr adapt`: {', '.join(MODES)}. One that a run does not allow is left out there.",
-        rich_help_panel=SETTINGS,
+        rich_help_panel=PANELS["adapt"],
     ),
-]
-Limit = Annotated[
-    int | None, typer.Option(help="Test examples of each task, the first ones. Unset: all.", rich_help_panel=SETTINGS)
 ]
 Launcher = Annotated[
     str,
@@ -56,22 +53,29 @@ Workers = Annotated[
 ]
 
 
-@few_shot_options
+@takes(
+    *few_shot.SETTINGS,
+    "scoring.limit",
+    sets=("adapt", "data.template", "tasks"),
+    common=(
+        *("--output", "--task", "--tasks", "--modes", "--shots", "--seeds", "--steps", "--lr", "--router-lr", "--grid", "--limit"),
+        *("--workers", "--resume", "--overwrite"),
+    ),
+)  # fmt: skip
 def sweep(
     runs: Runs,
     output: options.Output,
     modes: Modes = "mhr",
     task: options.TaskNames = None,
-    tasks: options.Tasks = None,
     launcher: Launcher = "local",
     workers: Workers = None,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     json: options.Json = False,
-    limit: Limit = None,
-    template: options.Template = None,
+    shots: few_shot.Shots = None,
+    grid: few_shot.Grid = None,
     *,
-    few: dict[str, Any],
+    given: Given,
 ) -> None:
     """Adapt runs in several modes to many tasks with several seeds, evaluate each result, and keep one table.
 
@@ -86,14 +90,14 @@ def sweep(
             options.split(task),
             modes=options.split([modes]) or [],
             output=str(output),
-            tasks_path=tasks,
-            template=template,
-            limit=limit,
+            tasks_path=given.values("").get("tasks"),
+            template=given.values("data").get("template"),
+            limit=given.values("scoring").get("limit"),
             launcher=launcher,
             workers=workers,
             overwrite=overwrite,
             resume=resume,
-            **few,
+            **few_shot.few_shot_settings(shots, grid, given),
         )
     for line in result.notes:
         note(line)

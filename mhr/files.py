@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,6 +16,9 @@ from typing import Any
 from urllib.parse import quote
 
 from mhr.errors import MhrError
+
+MOST_NAME = 255
+"""Most bytes of a name that file systems take."""
 
 # A folder that holds one of these was written by us or by transformers or PEFT, so that --overwrite may replace it.
 OUTPUT_MARKS = (
@@ -126,6 +131,10 @@ def read_json(path: str | Path, error: type[MhrError] = MhrError) -> dict[str, A
         ) from None
     except UnicodeDecodeError:
         raise error(f"{path} is no text in UTF-8: expected a JSON file") from None
+    except RecursionError:
+        raise error(f"{path} holds JSON that is nested too deep: it is damaged or edited by hand") from None
+    except ValueError as fault:  # an integer of thousands of digits
+        raise error(f"{path} holds JSON that cannot be read ({fault}): it is damaged or edited by hand") from None
     except OSError as fault:
         raise error(f"cannot read {path}: {fault.strerror or fault}") from None
     if not isinstance(value, dict):
@@ -189,5 +198,12 @@ def _sync_folder(path: Path) -> None:
 
 
 def folder_name(name: str) -> str:
-    """A name of anything as the name of a folder: what a path would read otherwise is written as %XX, also in "." and ".."."""
-    return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe=" ")
+    """A name of anything as the name of a folder: what a path would read otherwise is written as %XX, also in "." and "..".
+
+    What file systems have no room for ends in "%~" and the digest of the name, which no other name does.
+    """
+    quoted = name.replace(".", "%2E") if name in (".", "..") else quote(name, safe=" ")
+    if len(quoted) <= MOST_NAME:
+        return quoted
+    digest = hashlib.sha256(name.encode()).hexdigest()[:40]
+    return re.sub("%.?$", "", quoted[:120]) + "%~" + digest

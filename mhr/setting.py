@@ -32,7 +32,7 @@ MOST_SEED = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is known of a setting besides its name, type and default.
+    """What is known of a setting besides its name and type.
 
     doc         what it does; the first sentence stands alone
     choices     the strings that are allowed, or a function that returns them; empty: all
@@ -45,6 +45,7 @@ class Setting:
     """
 
     doc: str
+    default: Any = None
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
@@ -90,18 +91,19 @@ def setting(default: Any, doc: str, *, flag: str = "", **known: Any) -> Any:
 
     A list or mapping is copied for each object.
     """
-    metadata = {_KEY: Setting(" ".join(doc.split()), flag=tuple(flag.split()), **known)}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return _field(Setting(" ".join(doc.split()), default, flag=tuple(flag.split()), **known))
 
 
 def as_in(cls: type, name: str, default: Any, **changes: Any) -> Any:
     """A field like `cls.name`, with another default, and with changes to what `Setting` knows."""
-    known = dataclasses.replace(settings_of(cls)[name][1], **changes)
+    return _field(dataclasses.replace(settings_of(cls)[name][1], default=default, **changes))
+
+
+def _field(known: Setting) -> Any:
+    metadata, default = {_KEY: known}, known.default
     if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={_KEY: known})
-    return field(default=default, metadata={_KEY: known})
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def settings_of(cls: type) -> dict[str, tuple[Any, Setting]]:

@@ -129,6 +129,22 @@ def test_json_faults_name_file_and_line(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match="no text in UTF-8"):
         read_json(path, CheckpointError)
+    path.write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match="nested too deep"):
+        read_json(path, CheckpointError)
+    path.write_text('{"a": ' + "9" * 5000 + "}")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_json(path, CheckpointError)
+
+
+def test_a_name_that_file_systems_have_no_room_for_is_shortened_and_stays_its_own(tmp_path):
+    long = ["語" * 29, "語" * 30, "語" * 29 + "a", "x" * 256, "x" * 257]
+    folders = [folder_name(name) for name in long]
+    assert len(set(folders)) == len(long)
+    assert folder_name("x" * 255) == "x" * 255
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        assert folder_name(folder) != folder  # so no name of a task is the folder of a longer one
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mhr.few_shot.starts import check_mode, load_start
 from mhr.files import folder_name, make_folder, prepare_output, read_json, write_json_atomically
 from mhr.locks import one_writer
 from mhr.runs.adapt_settings import AdaptConfig
-from mhr.runs.config import to_dict
+from mhr.runs.config import differences, to_dict
 from mhr.runs.run import RunFolder, clear
 from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import read_tasks, usable_tasks
@@ -187,9 +187,13 @@ def _check_same(folder: Path, described: dict[str, Any]) -> None:
     if not (folder / ADAPT_FILE).is_file():
         return
     before = read_json(folder / ADAPT_FILE, TrainingError)
-    for key, value in described.items():
-        if before.get(key) != value:
-            raise TrainingError(
-                f"{folder} holds adaptations with {key} {before.get(key)!r}, not {value!r}: resume them with the same "
-                "settings, or choose another output folder"
-            )
+    changed = [
+        f"{key.replace('settings.', 'adapt.')} {one!r}, not {other!r}"
+        for key in described
+        for key, one, other in differences({key: before.get(key)}, {key: described[key]})
+    ]
+    if changed:
+        raise TrainingError(
+            f"{folder} holds adaptations with {'; '.join(changed)}: resume them with the same settings, or choose another "
+            "output folder"
+        )

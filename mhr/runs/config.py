@@ -125,6 +125,16 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(dotted name, value in one, value in the other) of every nested setting that is not the same in both."""
+    before, now = flat(one), flat(other)
+    return [
+        (key, before.get(key), now.get(key))
+        for key in [*before, *now.keys() - before]
+        if before.get(key) != now.get(key)
+    ]
+
+
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
@@ -138,7 +148,7 @@ def all_settings() -> dict[str, tuple[Any, Setting]]:
     return known
 
 
-def _home(key: str) -> str | None:
+def home_of(key: str) -> str | None:
     """The setting that a key is, or is an entry of: adapter.router of adapter.router.hidden. None where there is none."""
     known = all_settings()
     if key in known:
@@ -218,9 +228,8 @@ def assignment(text: str) -> tuple[str, Said]:
         raise ConfigError(f"--set {text!r}: cannot read the value {value!r}") from None
 
 
-def typed(key: str, said: Said) -> Any:
-    """The value of a setting as its type. Raises ConfigError, naming where it was said, the key and what was expected."""
-    hint, known = all_settings()[key]
+def typed(key: str, said: Said, hint: Any, known: Setting) -> Any:
+    """The value of a setting as its type, `hint`. Raises ConfigError, naming where it was said, the key and what was expected."""
     try:
         value = convert(said.value, hint)
     except (ValueError, OverflowError):
@@ -236,7 +245,7 @@ def _gathered(merged: Mapping[str, Said]) -> dict[str, Said]:
     """The settings said, entries of mappings put into these. Raises ConfigError for unknown keys."""
     found: dict[str, Said] = {}
     for key, said in merged.items():
-        home = _home(key)
+        home = home_of(key)
         if home is None:
             raise said.error(_unknown(key))
         if home == key:
@@ -253,7 +262,7 @@ def _build(merged: Mapping[str, Said]) -> RunConfig:
     values: dict[str, dict[str, Any]] = {section: {} for section in ["", *SECTIONS]}
     for key, said in merged.items():
         section, _, name = key.rpartition(".")
-        values[section][name] = typed(key, said)
+        values[section][name] = typed(key, said, *all_settings()[key])
     method = values[""].get("method", RunConfig.method)
     built: dict[str, Any] = {}
     for section, cls in SECTIONS.items():

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from mhr.errors import ConfigError
-from mhr_cli.few_shot import few_shot_flags
+from mhr.runs.config import Said
+from mhr_cli.frame.few_shot import few_shot_settings
+from mhr_cli.frame.settings import Given
 from tests.cli.running import invoke, refuse, succeed
 
 QUICK = ("--steps", "2", "--shots", "4", "--seeds", "1")
@@ -45,19 +47,23 @@ def test_the_protocol_is_in_what_is_reported(run: Path, tmp_path: Path) -> None:
 
 
 def test_flags_become_settings() -> None:
-    found = few_shot_flags("32,boolq=50,*wino*=20", "1,2", ["lr=1e-3,1e-4"], steps=None, patience=3)
+    said = {"adapt.seeds": Said(["1", "2"], "--seeds"), "adapt.patience": Said("3", "--patience")}
+    given = Given(("adapt.patience=4", "adapt.full_lr=1e-4"), said)
+    found = few_shot_settings("32,boolq=50,*wino*=20", ["lr=1e-3,1e-4"], given)
     assert found == {
         "shots": 32,
         "shots_for": {"boolq": 50, "*wino*": 20},
         "seeds": [1, 2],
         "grid": {"lr": [1e-3, 1e-4]},
         "patience": 3,
+        "full_lr": 1e-4,
     }
-    assert few_shot_flags(None, None, None) == {}
-    assert few_shot_flags("boolq=5", None, ["none"]) == {"shots_for": {"boolq": 5}, "grid": {}}
-    for shots, said in (("many", "'many' is no whole number"), ("3,4", "two numbers for all tasks")):
-        with pytest.raises(ConfigError, match=said):
-            few_shot_flags(shots, None, None)
+    nothing = Given((), {})
+    assert few_shot_settings(None, None, nothing) == {}
+    assert few_shot_settings("boolq=5", ["none"], nothing) == {"shots_for": {"boolq": 5}, "grid": {}}
+    for shots, why in (("many", "'many' is no integer"), ("3,4", "two numbers for all tasks")):
+        with pytest.raises(ConfigError, match=why):
+            few_shot_settings(shots, None, nothing)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +76,7 @@ def test_flags_become_settings() -> None:
         (("--shots", "4000"), "fewer than the 4000 shots asked for: use --shots 400 or fewer"),
         (("--shots", "4,min-bxo=3"), "unknown task 'min-bxo'"),
         (("--seeds", "1,1"), "expected each seed once"),
-        (("--seeds", "1,x"), "--seeds: '1,x' is no list of whole numbers"),
+        (("--seeds", "1,x"), "--seeds: adapt.seeds is ['1', 'x'], expected a list of integers"),
         (("--template", "gleu"), "no templates called 'gleu': did you mean 'glue'"),
         (("--protocol", "papper"), "did you mean 'paper'"),
     ],

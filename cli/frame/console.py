@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,23 +12,30 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-out = Console(highlight=False)
+RANK = int(os.environ.get("RANK") or 0)
+"""Which of several processes this is, as torchrun says; the first one speaks for all."""
+
+out = Console(highlight=False, quiet=RANK > 0)
 err = Console(stderr=True, highlight=False)
 
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout. NaN and infinities become null, which JSON has."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+    if RANK == 0:
+        sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def note(message: str) -> None:
     """One line for the person who watches."""
-    err.print(Text(message), soft_wrap=True)
+    if RANK == 0:
+        err.print(Text(message), soft_wrap=True)
 
 
 def print_error(message: str) -> None:
-    """One line, whatever the width of the terminal."""
-    err.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())), soft_wrap=True)
+    """One line, whatever the width of the terminal; of several processes each tells its own."""
+    head = "error: " if RANK == 0 else f"error (process {RANK}): "
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+    err.print(Text.assemble((head, "bold red"), line), soft_wrap=True)
 
 
 @contextlib.contextmanager

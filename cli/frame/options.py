@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from mhr.errors import ConfigError
+from mhr.runs.config import all_settings, presets
+
 SETTINGS = "Settings"
 WHERE = "Input and output"
 
@@ -17,8 +20,7 @@ Tasks = Annotated[
     typer.Option(
         "--tasks",
         metavar="PATH",
-        help="Task collection: a Super-NaturalInstructions folder, a JSONL or Parquet file or folder, a Hugging Face "
-        "dataset (hub id or saved folder), or builtin:skills.",
+        help=all_settings()["tasks"][1].doc,
         rich_help_panel=WHERE,
         show_default=False,
     ),
@@ -27,8 +29,8 @@ TaskNames = Annotated[
     list[str] | None,
     typer.Option(
         "--task",
-        metavar="NAME",
-        help="A task of the collection; repeat it, or separate names by commas, for more.",
+        metavar="NAME,...",
+        help="Tasks of the collection, separated by commas; or repeat it.",
         rich_help_panel=WHERE,
         show_default=False,
     ),
@@ -39,7 +41,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="DIR",
-        help="Folder to write; it appears whole or not at all.",
+        help="Folder to write. It appears whole or not at all.",
         rich_help_panel=WHERE,
         show_default=False,
     ),
@@ -56,7 +58,7 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on from the newest checkpoint in the output folder; what is finished is not done again.",
+        help="Go on where an earlier run in the output folder ended. What is finished is not done again.",
         rich_help_panel=WHERE,
     ),
 ]
@@ -79,28 +81,8 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="Published recipe to start from: t0, superni, crossfit, glue-adamix, glue-adamix-bert, e2e-adamix; or demo.",
+        help=f"Recipe to start from: {', '.join(presets())}.",
         rich_help_panel=SETTINGS,
-        show_default=False,
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="A.B=C",
-        help="Any setting by its name in the file, as in train.clip=0.1; repeat it for more.",
-        rich_help_panel=SETTINGS,
-        show_default=False,
-    ),
-]
-Template = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="Prompt templates: a YAML file of inputs and the words of labels, or a packaged one (glue). Unset: as the run's "
-        "settings say.",
-        rich_help_panel=WHERE,
         show_default=False,
     ),
 ]
@@ -117,7 +99,10 @@ Base = Annotated[
 
 
 def split(names: list[str] | None) -> list[str] | None:
-    """["a,b", "c"] -> ["a", "b", "c"]; None stays None."""
+    """["a,b", "c"] -> ["a", "b", "c"]; None stays None. Raises ConfigError for an empty name."""
     if not names:
         return None
-    return [part.strip() for name in names for part in name.split(",") if part.strip()]
+    parts = [part.strip() for name in names for part in name.split(",")]
+    if not all(parts):
+        raise ConfigError(f"{','.join(names)!r} has an empty name: expected names separated by commas, as in a,b")
+    return parts

@@ -1,4 +1,4 @@
-"""The group that all commands hang from: a fault that the user can mend is one line on stderr and exit code 2.
+"""The group that all commands hang from: a user error is one line on stderr and exit code 2.
 
 Any other exception is a fault of ours and keeps its traceback.
 """
@@ -17,43 +17,63 @@ from mhr.errors import MhrError
 
 from .console import note, print_error
 
-MENDS = {
+FIXES = {
     errno.ENOSPC: "free some space, or write elsewhere with --output",
     errno.EDQUOT: "free some space, or write elsewhere with --output",
     errno.EFBIG: "write elsewhere with --output, or raise the limit on file sizes (ulimit -f)",
     errno.EACCES: "change its permissions, or name another path",
     errno.EPERM: "change its permissions, or name another path",
     errno.EROFS: "write elsewhere with --output",
-    errno.ENOENT: "check the path",
+    errno.ENOENT: "check the path; an output folder must not be moved or deleted while it is written",
+    errno.ENAMETOOLONG: "use a shorter name",
 }
 
 RESUMABLE = ("adapt", "demo", "pretrain", "sweep")
 
+UsageError = typer.BadParameter.__mro__[1]
+"""What click raises for options that there are not, missing values and the like."""
+
 
 class Commands(TyperGroup):
-    """Exit codes: 0 done, 1 a fault of ours, 2 a fault the user can mend, 130 interrupted."""
+    """Exit codes: 0 done, 1 a fault of ours, 2 a user error, 130 interrupted."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                raise
+            raise _refused(error.format_message()) from None
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except MhrError as error:
-            print_error(str(error))
-            raise typer.Exit(2) from None
+            raise _refused(str(error)) from None
+        except UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                raise
+            where = error.ctx.command_path if error.ctx else "mhr"
+            raise _refused(f"{error.format_message()} See {where} --help.") from None
         except BrokenPipeError:
             raise
         except OSError as error:
-            print_error(_describe(error))
-            raise typer.Exit(2) from None
+            raise _refused(_describe(error)) from None
         except KeyboardInterrupt as error:
             note(f"Interrupted. {error}".strip())
             note(_how_to_go_on(ctx.invoked_subcommand, sys.argv[1:]))
             raise typer.Exit(130) from None
 
 
+def _refused(message: str) -> typer.Exit:
+    print_error(message)
+    return typer.Exit(2)
+
+
 def _describe(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    mend = MENDS.get(error.errno or 0)
-    return where + (error.strerror or str(error)) + (f"; {mend}" if mend else "")
+    fix = FIXES.get(error.errno or 0)
+    return where + (error.strerror or str(error)) + (f"; {fix}" if fix else "")
 
 
 def _how_to_go_on(command: str | None, arguments: list[str]) -> str:

@@ -1,0 +1,150 @@
+"""A command: what of its options help shows at first, several values after one option, and arguments that cannot be meant."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperArgument, TyperCommand, TyperOption
+
+from mhr.errors import ConfigError
+
+MANY: dict[str, Callable[[str, list[str]], bool]] = {
+    "--grid": lambda argument, before: "=" in argument,
+    # Where the model comes first, as in `mhr evaluate MODEL --harness a b`, what follows can be nothing else.
+    "--harness": lambda argument, before: not before[0].startswith("-"),
+}
+"""Option that takes several values in a row, which click has not (`--grid lr=1e-3,1e-4 router_lr=0.5,0.1`) -> whether an
+argument after its first value, with the arguments before the option, is one more value."""
+
+ALL = "mhr.help_all"
+"""What a context holds where `--help-all` was asked for."""
+EXAMPLES = 2
+"""Lines of examples that the short help shows."""
+
+
+def command_class(common: Sequence[str] = ()) -> type[Command]:
+    """The class of a command of which `--help` shows the `common` options alone, by their flags; none: all."""
+    return type("Command", (Command,), {"common": frozenset(common)})
+
+
+class Command(TyperCommand):
+    """`--help` shows the common options in a line each, `--help-all` all of them in full."""
+
+    common: frozenset[str] = frozenset()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for argument in args:
+            if any("\ud800" <= letter <= "\udfff" for letter in argument):
+                shown = argument.encode("utf-8", "backslashreplace").decode()
+                raise ConfigError(
+                    f"argument {shown!r} has bytes that are no UTF-8: rename what it names, or type it again"
+                )
+        spread = list(self._spread(args))
+        self._refuse_what_cannot_be_meant(spread)
+        return super().parse_args(ctx, spread)
+
+    def _spread(self, args: list[str]) -> Iterator[str]:
+        """`--option A B` as `--option A --option B` for the options of MANY."""
+        option: str | None = None
+        last = ""
+        before: list[str] = []
+        for position, argument in enumerate(args):
+            if option is not None and last != option:
+                if argument.startswith("-") or not before or not MANY[option](argument, before):
+                    option = None
+                else:
+                    yield option
+            if argument in MANY:
+                option, before = argument, args[:position]
+            last = argument
+            yield argument
+
+    def _refuse_what_cannot_be_meant(self, args: list[str]) -> None:
+        """Raise ConfigError for an empty value, for another value of an option that takes one, and for values of a list that are
+        separated by blanks where they would be read as arguments."""
+        options = {name: p for p in self.params if isinstance(p, TyperOption) for name in (*p.opts, *p.secondary_opts)}
+        several = any(isinstance(p, TyperArgument) and p.nargs != 1 for p in self.params)
+        said: dict[str, str] = {}
+        rest = iter(args)
+        behind: tuple[str, str] | None = None
+        for argument in rest:
+            name, equals, value = argument.partition("=")
+            option = options.get(name if argument.startswith("--") else argument)
+            if argument == "--":
+                return
+            if option is None:
+                if not argument:
+                    raise ConfigError("an argument is empty (''): give it a value, or leave it out")
+                if behind and several and not argument.startswith("-") and not Path(argument).exists():
+                    flag, first = behind
+                    raise ConfigError(
+                        f"{argument!r} behind {flag} {first} would be read as an argument of its own, and no such path exists: "
+                        f"separate values by commas, as in {flag} {first},{argument}"
+                    )
+                continue
+            behind = None
+            if option.is_flag:
+                continue
+            if not equals:
+                value = next(rest, "-")
+            if not value:
+                raise ConfigError(f"{name} is empty (''): give it a value, or leave it out")
+            if ",..." in (option.metavar or ""):
+                behind = (name, value)
+            first = said.setdefault(option.name or name, value)
+            if first != value and not option.multiple and not _is_number(value):
+                raise ConfigError(f"{name} is given twice, {first!r} and {value!r}: it takes one value, leave one out")
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        if not self.common or ctx.meta.get(ALL):
+            super().format_help(ctx, formatter)
+            return
+        short = copy.copy(self)
+        short.common = frozenset()
+        short.add_help_option = False
+        short.params = [self._shortened(p) for p in self.params]
+        short.help = (self.help or "").partition("\n\n")[0]
+        title, *examples = (self.epilog or "").strip().split("\n\n")
+        hidden = sum(getattr(p, "hidden", False) for p in short.params)
+        more = f"**{ctx.command_path} --help-all** shows {hidden} more options, and each in full."
+        # A backslash at the end of a line breaks it in Markdown.
+        short.epilog = "\\\n".join([title, *examples[:EXAMPLES], more])
+        TyperCommand.format_help(short, ctx, formatter)
+
+    def _shortened(self, param: Any) -> Any:
+        """A parameter with the first sentence of its help, hidden where it is an option that is not common."""
+        param = copy.copy(param)
+        text, default, told = (param.help or "").partition(" (default ")
+        first, dot, _ = text.partition(". ")
+        param.help = first + ("." if dot else "") + default + told
+        if isinstance(param, TyperOption):
+            param.hidden = not self.common & {*param.opts, *param.secondary_opts}
+            param.opts = [name for name in param.opts if not name.startswith("--")] + _first_long(param.opts)
+            param.rich_help_panel = "Common options"
+            if param.required:
+                param.required, param.help = False, f"{param.help} (required)"
+        return param
+
+
+def _first_long(names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith("--")][:1]
+
+
+def show_all(ctx: typer.Context, wanted: bool) -> None:
+    """What `--help-all` does."""
+    if wanted:
+        ctx.meta[ALL] = True
+        typer.echo(ctx.get_help(), nl=False)
+        raise typer.Exit
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

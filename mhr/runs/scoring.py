@@ -1,0 +1,19 @@
+"""Settings of scoring a model on examples, wherever that is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mhr.setting import Settings, setting
+
+
+@dataclass
+class ScoringConfig(Settings):
+    """How a model is scored; the same for evaluate, sweep and merge."""
+
+    limit: int | None = setting(
+        None, "Most examples of each task that are scored, the first ones. Unset: all.", at_least=1, flag="--limit"
+    )
+    batch_size: int | None = setting(
+        None, "Examples per batch when scoring. Unset: as many as memory takes.", at_least=1, flag="--batch-size"
+    )
