@@ -34,6 +34,7 @@ Mode = Annotated[
 @takes(
     *few_shot.SETTINGS,
     sets=("adapt", "data.template", "tasks"),
+    of_run=("tasks", "data.template"),
     common=(
         *("--output", "--task", "--tasks", "--mode", "--shots", "--seeds", "--steps", "--batch-size", "--lr", "--router-lr"),
         *("--grid", "--resume", "--overwrite"),

@@ -12,6 +12,7 @@ from mhr.errors import ConfigError, nearest
 
 from .frame import options
 from .frame.console import note, out, print_json, working
+from .frame.settings import takes
 
 EXAMPLES = """**Examples**
 
@@ -36,6 +37,7 @@ Minutes = Annotated[
 ]
 
 
+@takes()
 def benchmark(
     name: Name,
     quick: Quick = False,

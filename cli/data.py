@@ -9,8 +9,9 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from .frame import options
+from .frame.command import command_class
 from .frame.console import out, print_error, print_json, working
-from .frame.options import SETTINGS
+from .frame.settings import READING, Given, takes
 
 if TYPE_CHECKING:
     from mhr.data.check import CheckReport
@@ -35,66 +36,25 @@ Collection = Annotated[
         show_default=False,
     ),
 ]
-Columns = Annotated[
-    str | None,
-    typer.Option(
-        metavar="OURS=THEIRS,...",
-        help="Which columns hold input, targets, choices, task and split, where they have other names.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Definitions = Annotated[
-    bool,
-    typer.Option(help="Begin inputs with the task's definition (Super-NaturalInstructions).", rich_help_panel=SETTINGS),
-]
-Positives = Annotated[
-    int, typer.Option(help="Solved examples before each input (Super-NaturalInstructions).", rich_help_panel=SETTINGS)
-]
-SplitList = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Folder of splits/ that says which tasks are held out (Super-NaturalInstructions). Unset: default.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Subset = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Configuration of a Hugging Face dataset, such as sst2 of nyu-mll/glue.",
-        rich_help_panel=SETTINGS,
-    ),
-]
 
 
-@app.command(epilog=EXAMPLES)
+@takes(
+    *(name for name in READING if name != "data.template"), common=("--json", "--columns", "--split-list", "--subset")
+)
 def check(
     path: Collection,
     json: options.Json = False,
-    columns: Columns = None,
-    definitions: Definitions = True,
-    positives: Positives = 0,
-    split_list: SplitList = None,
-    subset: Subset = None,
+    *,
+    given: Given,
 ) -> None:
     """Read a whole collection; list every fault with its file and line, then sizes, lengths and labels of its tasks.
 
     Exit code 2 where there is a fault.
     """
     with working(models=False):
-        from mhr.data import parse_column_map
         from mhr.data.check import check_collection
 
-        column_map = parse_column_map(columns) if columns else None
-        found = check_collection(
-            path,
-            column_map=column_map,
-            definitions=definitions,
-            positives=positives,
-            split_list=split_list,
-            subset=subset,
-        )
+        found = check_collection(path, **given.values("data"))
     if json:
         print_json(found.to_dict())
     else:
@@ -103,6 +63,9 @@ def check(
         print_error(str(fault))
     if not found.ok:
         raise typer.Exit(2)
+
+
+app.command(epilog=EXAMPLES, cls=command_class(vars(check)["common"]))(check)
 
 
 def _print(found: CheckReport) -> None:

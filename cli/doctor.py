@@ -7,6 +7,7 @@ from rich.table import Table
 
 from .frame import options
 from .frame.console import out, print_json, working
+from .frame.settings import takes
 
 EXAMPLES = """**Examples**
 
@@ -16,6 +17,7 @@ mhr doctor --json
 """
 
 
+@takes()
 def doctor(json: options.Json = False) -> None:
     """Say what this machine has and what it lacks: versions, native ops, SIMD level, threads, GPU.
 

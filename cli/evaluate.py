@@ -16,6 +16,7 @@ from . import harness as in_harness
 from .frame import options
 from .frame.console import note, out, print_json, working
 from .frame.options import SETTINGS
+from .frame.settings import READING, Given, takes
 
 if TYPE_CHECKING:
     from mhr.evaluation import EvaluationResult
@@ -41,12 +42,6 @@ Target = Annotated[
 ]
 Split = Annotated[
     str, typer.Option(metavar="NAME", help="test, or train to see how well it was learnt.", rich_help_panel=SETTINGS)
-]
-Limit = Annotated[
-    int | None, typer.Option(help="At most this many examples of each task, the first ones.", rich_help_panel=SETTINGS)
-]
-BatchSize = Annotated[
-    int | None, typer.Option(help="Examples per batch. Unset: as many as memory takes.", rich_help_panel=SETTINGS)
 ]
 RouteAs = Annotated[
     str | None,
@@ -83,15 +78,6 @@ Metrics = Annotated[
         rich_help_panel=SETTINGS,
     ),
 ]
-DataSet = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="A.B=C",
-        help="How the collection is read, as in data.definitions=false. Unset: as the run read it.",
-        rich_help_panel=SETTINGS,
-    ),
-]
 Inference = Annotated[
     str,
     typer.Option(
@@ -107,6 +93,25 @@ Draws = Annotated[
 Seed = Annotated[int, typer.Option(help="Of modules that are drawn.", rich_help_panel=SETTINGS)]
 
 
+@takes(
+    "scoring",
+    sets=READING,
+    common=(
+        *(
+            "--tasks",
+            "--task",
+            "--part",
+            "--split",
+            "--limit",
+            "--metrics",
+            "--route-as",
+            "--model",
+            "--batch-size",
+            "--output",
+        ),
+        *("--overwrite", "--json", "--harness"),
+    ),
+)
 def evaluate(
     path: Target,
     tasks: options.Tasks = None,
@@ -116,24 +121,24 @@ def evaluate(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     split: Split = "test",
-    limit: Limit = None,
     metrics: Metrics = None,
-    batch_size: BatchSize = None,
     route_as: RouteAs = None,
     model: options.Base = None,
     kind: Kind = None,
     inference: Inference = "average",
     draws: Draws = None,
     seed: Seed = 0,
-    set_: DataSet = None,
     harness: in_harness.Harness = None,
     harness_tasks: in_harness.HarnessTasks = None,
+    *,
+    given: Given,
 ) -> None:
     """Score a model on a task collection: exact match, Rouge-L and accuracy, per task, per category and on average.
 
     With --output, DIR/evaluation.json keeps the scores and DIR/predictions.jsonl every answer. With --harness, the tasks are
     those of the lm-evaluation-harness, and DIR/harness.json keeps what it says.
     """
+    scoring = given.values("scoring")
     if harness_tasks is not None and not harness:
         raise ConfigError("--harness-tasks is the place of tasks that --harness names: add that, or leave it out")
     if harness:
@@ -143,7 +148,7 @@ def evaluate(
                 "--task": task is not None,
                 "--part": part is not None,
                 "--metrics": metrics is not None,
-                "--set": set_ is not None,
+                "--set": bool(given.overrides),
                 "--split": split != "test",
                 "--inference": inference != "average",
                 "--draws": draws is not None,
@@ -155,8 +160,8 @@ def evaluate(
                 path,
                 options.split(harness) or [],
                 include=harness_tasks,
-                limit=limit,
-                batch_size=batch_size,
+                limit=scoring.get("limit"),
+                batch_size=scoring.get("batch_size"),
                 route_as=route_as,
                 base=model,
                 kind=kind,
@@ -177,14 +182,13 @@ def evaluate(
         how = Inference(inference, draws, seed)
         if output:
             prepare_output(output, overwrite)
-        collection = tasks_to_judge(path, tasks=tasks, names=options.split(task), part=part, overrides=set_ or ())
+        collection = tasks_to_judge(path, tasks=tasks, names=options.split(task), part=part, overrides=given.overrides)
         loaded = load_model(path, base=model, kind=kind, task=route_as)
         result = judge(
             loaded,
             collection,
             split=split,
-            limit=limit,
-            batch_size=batch_size,
+            **scoring,
             metrics=options.split([metrics] if metrics else None),
             inference=how,
         )

@@ -19,6 +19,7 @@ from mhr.locks import locked
 from .frame import options
 from .frame.console import note, out, print_json, working
 from .frame.options import SETTINGS
+from .frame.settings import takes
 
 if TYPE_CHECKING:
     from mhr.analysis.alignment import Alignment
@@ -70,6 +71,21 @@ MOST_ROWS = 100
 BELOW, NEUTRAL, ABOVE = (33, 102, 172), (247, 247, 247), (178, 24, 43)
 
 
+@takes(
+    common=(
+        *(
+            "--tasks",
+            "--task",
+            "--output",
+            "--overwrite",
+            "--json",
+            "--alignment",
+            "--examples",
+            "--transfer",
+            "--limit",
+        ),
+    )
+)
 def inspect(
     run: options.Run,
     tasks: options.Tasks = None,

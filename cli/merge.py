@@ -15,6 +15,7 @@ from mhr.errors import ConfigError
 from .frame import options
 from .frame.console import note, out, print_json, working
 from .frame.options import SETTINGS, WHERE
+from .frame.settings import Given, takes
 
 if TYPE_CHECKING:
     from mhr.merging import MergeReport
@@ -137,13 +138,6 @@ Split = Annotated[
         rich_help_panel=SETTINGS,
     ),
 ]
-Limit = Annotated[
-    int | None, typer.Option(help="At most this many examples of each task are scored.", rich_help_panel=SETTINGS)
-]
-BatchSize = Annotated[
-    int | None,
-    typer.Option(help="Examples per batch when scoring. Unset: as many as memory takes.", rich_help_panel=SETTINGS),
-]
 To = Annotated[
     str,
     typer.Option(
@@ -161,6 +155,23 @@ Dtype = Annotated[
 ]
 
 
+@takes(
+    "scoring",
+    common=(
+        *(
+            "--output",
+            "--method",
+            "--task",
+            "--weights",
+            "--to",
+            "--rank",
+            "--evaluate",
+            "--tasks",
+            "--dtype",
+            "--overwrite",
+        ),
+    ),
+)
 def merge(
     paths: Sources,
     output: options.Output,
@@ -179,11 +190,11 @@ def merge(
     examples: Examples = None,
     evaluate: Evaluate = False,
     split: Split = "train",
-    limit: Limit = None,
-    batch_size: BatchSize = None,
     to: To = "mhr",
     dtype: Dtype = None,
     model: options.Base = None,
+    *,
+    given: Given,
 ) -> None:
     """Merge a bank, or several adapters, into one plain adapter that costs nothing to route and nothing to serve.
 
@@ -209,8 +220,7 @@ def merge(
             tasks=tasks,
             dev_tasks=options.split(dev_task),
             split=split,
-            limit=limit,
-            batch_size=batch_size,
+            **given.values("scoring"),
             to=to,
             output=str(output),
             overwrite=overwrite,

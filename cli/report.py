@@ -9,6 +9,7 @@ import typer
 
 from .frame import options
 from .frame.console import note, out, print_json, working
+from .frame.settings import takes
 
 EXAMPLES = """**Examples**
 
@@ -31,6 +32,7 @@ Sources = Annotated[
 Title = Annotated[str, typer.Option(metavar="TEXT", help="Heading of the page.")]
 
 
+@takes()
 def report(
     runs: Sources,
     output: options.Output,

@@ -57,6 +57,7 @@ Workers = Annotated[
     *few_shot.SETTINGS,
     "scoring.limit",
     sets=("adapt", "data.template", "tasks"),
+    of_run=("tasks", "data.template"),
     common=(
         *("--output", "--task", "--tasks", "--modes", "--shots", "--seeds", "--steps", "--lr", "--router-lr", "--grid", "--limit"),
         *("--workers", "--resume", "--overwrite"),

@@ -118,15 +118,15 @@ class Command(TyperCommand):
     def _shortened(self, param: Any) -> Any:
         """A parameter with the first sentence of its help, hidden where it is an option that is not common."""
         param = copy.copy(param)
-        text, default, told = (param.help or "").partition(" (default ")
+        text, default, told = (param.help or "").partition(" (default")
         first, dot, _ = text.partition(". ")
         param.help = first + ("." if dot else "") + default + told
         if isinstance(param, TyperOption):
             param.hidden = not self.common & {*param.opts, *param.secondary_opts}
             param.opts = [name for name in param.opts if not name.startswith("--")] + _first_long(param.opts)
             param.rich_help_panel = "Common options"
-            if param.required:
-                param.required, param.help = False, f"{param.help} (required)"
+        if param.required:
+            param.required, param.help = False, f"{param.help} (required)"
         return param
 
 

@@ -37,6 +37,11 @@ PANELS = {
 SETTINGS = all_settings() | {f"scoring.{name}": found for name, found in settings_of(ScoringConfig).items()}
 """Every setting by its full name: those of runs, and those that are of the command line alone."""
 
+READING = tuple(
+    f"data.{name}" for name in ("definitions", "positives", "column_map", "split_list", "subset", "template")
+)
+"""Settings that say how a collection is read."""
+
 HelpAll = Annotated[
     bool,
     typer.Option("--help-all", is_eager=True, callback=show_all, help="Show all options, each in full."),
@@ -61,12 +66,13 @@ class Given:
 
 
 def takes(
-    *names: str, sets: Sequence[str] = (), common: Sequence[str] = ()
+    *names: str, sets: Sequence[str] = (), common: Sequence[str] = (), of_run: Sequence[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the flags of the settings `names`, and `--set` for the settings of `sets`, if there are any.
 
     Both hold names of settings ("data.template") and of sections ("train": all of it). The command gets what was said as
-    `given`. `common` are the options that `--help` shows; `--help-all` shows the others too.
+    `given`. `common` are the options that `--help` shows; `--help-all` shows the others too. Settings `of_run` are those of the
+    run that the command reads, unless they are given.
     """
     flags = {name: known for name, known in _of(names).items() if known.flag or known.switches}
 
@@ -81,7 +87,9 @@ def takes(
 
         signature = inspect.signature(command, eval_str=True)
         own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in signature.parameters.values() if p.name != "given"]
-        made = [Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=of) for key, of in _options(flags)]
+        made = [
+            Parameter(key, Parameter.KEYWORD_ONLY, default=None, annotation=of) for key, of in _options(flags, of_run)
+        ]
         if sets:
             made.append(Parameter("set_", Parameter.KEYWORD_ONLY, default=None, annotation=_set_option(sets)))
         made.append(Parameter("help_all", Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll))
@@ -129,22 +137,21 @@ def _flags(known: Setting) -> dict[str, tuple[str, str | None]]:
     return {flag.lstrip("-").replace("-", "_"): (flag, value) for flag, value in flags}
 
 
-def _options(settings: Mapping[str, Setting]) -> Iterator[tuple[str, Any]]:
+def _options(settings: Mapping[str, Setting], of_run: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """(name of the parameter, its annotation) of each flag of these settings."""
     for name, known in settings.items():
         hint = SETTINGS[name][0]
+        default = " (default: as the run)" if name in of_run else _default(known)
         more: dict[str, Any] = {"rich_help_panel": PANELS[name.rpartition(".")[0]], "show_default": False}
         for key, (flag, value) in _flags(known).items():
             if value is not None:
                 option = typer.Option(flag, help=f"{known.doc} This one: {value}.", **more)
                 yield key, Annotated[bool, option]
             elif hint is bool:
-                option = typer.Option(f"{flag}/--no-{flag.lstrip('-')}", help=known.doc + _default(known), **more)
+                option = typer.Option(f"{flag}/--no-{flag.lstrip('-')}", help=known.doc + default, **more)
                 yield key, Annotated[bool | None, option]
             else:
-                option = typer.Option(
-                    *known.flag, metavar=_metavar(hint, known), help=known.doc + _default(known), **more
-                )
+                option = typer.Option(*known.flag, metavar=_metavar(hint, known), help=known.doc + default, **more)
                 of = list[str] if _holds(hint, list) and not _has_commas(known) else str
                 yield key, Annotated[of | None, option]
 
@@ -189,7 +196,9 @@ def _holds(hint: Any, kind: type) -> bool:
 
 def _set_option(sets: Sequence[str]) -> Any:
     example = next(
-        e for e in ("train.clip=0.1", "data.definitions=false", "adapt.full_lr=1e-5") if e.partition(".")[0] in sets
+        e
+        for e in ("train.clip=0.1", "data.definitions=false", "adapt.full_lr=1e-5")
+        if e.partition("=")[0] in _of(sets)
     )
     return Annotated[
         list[str] | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
 import subprocess
 import sys
 
@@ -12,11 +13,11 @@ from typer.main import get_command
 
 import mhr
 from mhr.errors import ConfigError
-from mhr.methods import METHODS, MODES
 from mhr.ops import native_ops
-from mhr.runs.config import load_config
+from mhr.runs.config import all_settings
 from mhr_cli.main import app
-from tests.cli.running import invoke, succeed
+from tests.cli.running import invoke, refuse, succeed
+from tests.test_readme import parse
 
 COMMANDS = ("pretrain", "adapt", "merge", "evaluate", "benchmark", "inspect", "data", "doctor", "demo")
 
@@ -70,7 +71,11 @@ def test_usage_errors_exit_with_2_and_name_the_flag() -> None:
     result = invoke("pretrain", "--output", "x", "--rnak", "4")
     assert result.exit_code == 2
     assert "--rnak" in result.stderr
+    assert "--rank" in result.stderr
     assert result.stdout == ""
+    assert "Missing option '--output'" in refuse("pretrain")
+    assert "No such command 'pretrian'" in refuse("pretrian")
+    assert "--verison" in refuse("--verison")
 
 
 @pytest.mark.parametrize(
@@ -116,26 +121,49 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
         invoke("pretrain", "--output", "unused")
 
 
-def test_defaults_that_help_tells_are_those_of_the_settings() -> None:
-    config = load_config()
+ALL = [(name,) for name in get_command(app).commands if name != "data"] + [("data", "check")]
+
+
+@pytest.mark.parametrize("command", ALL, ids=" ".join)
+def test_help_fits_a_screen_and_help_all_has_the_rest(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 100)
+    short = [line for line in succeed(*command, "--help").stdout.splitlines() if line.strip()]
+    assert len(short) <= 40
+    assert any(f"mhr {' '.join(command)} " in line for line in short), "an example"
+    full = succeed(*command, "--help-all").stdout
+    found = get_command(app)
+    for name in command:
+        found = found.commands[name]
+    for parameter in found.params:
+        if parameter.param_type_name == "option":
+            assert parameter.opts[0] in full
+    if found.common:
+        assert found.common <= {name for p in found.params for name in (*p.opts, *p.secondary_opts)}
+
+
+def test_without_arguments_the_tour_is_shown_and_its_commands_parse() -> None:
+    shown = succeed().stdout
+    lines = [line.strip() for line in shown.splitlines() if line.startswith("  mhr ")]
+    assert [line.split()[1] for line in lines] == ["pretrain", "adapt", "evaluate", "merge", "inspect"]
+    for line in lines:
+        parse(shlex.split(re.split(r" {3,}", line)[0])[1:])
+
+
+def test_flags_are_those_of_the_settings_with_their_ranges_and_defaults() -> None:
+    """A setting with a flag reaches the command line by its field alone: flag, help, conversion, error."""
     command = get_command(app).commands["pretrain"]
-    told = {}
-    for parameter in command.params:
-        default = re.search(r"\(default ([^)]+)\)", parameter.help or "")
-        if default:
-            told[parameter.name] = default.group(1)
-    homes = [config.train, config.adapter, config.data, config]
-    assert len(told) >= 10
-    for name, text in told.items():
-        home = next(h for h in homes if hasattr(h, name))
-        assert str(getattr(home, name)) == text, name
-
-
-def test_help_names_every_method_and_mode() -> None:
-    commands = get_command(app).commands
-    method = next(p.help for p in commands["pretrain"].params if p.name == "method")
-    mode = next(p.help for p in commands["adapt"].params if p.name == "mode")
-    for name in METHODS:
-        assert re.search(rf"\b{name}\b", method), name
-    for name in MODES:
-        assert re.search(rf"\b{name}\b", mode), name
+    options = {name: p for p in command.params for name in p.opts}
+    for name, (hint, known) in all_settings().items():
+        if not known.flag or name.startswith("adapt.") or (name.startswith("data.") and name != "data.template"):
+            continue
+        option = options[known.flag[0]]
+        assert option.help.startswith(known.doc), name
+        assert tuple(option.opts) == known.flag or str(hint) == "<class 'bool'>"
+        if isinstance(known.default, (int, float, str)) and known.default is not False:
+            assert f"(default {known.default})" in option.help
+        if known.range:
+            line = refuse("pretrain", "--output", "never", known.flag[0], "-1e300")
+            assert line.startswith(f"error: {known.flag[0]}: {name} is ")
+            assert ("integer" if "int" in str(hint) else "number") in line
