@@ -24,6 +24,7 @@ OTHER_MEANINGS = {
     "lora": "a kind of adapter",
     "ia3": "a kind of adapter",
     "bottleneck": "a kind of adapter",
+    "shared": "the embedding of a T5",
     "uniform": "a sampler, a merge method, how unknown tasks are routed",
 }
 """Names that mean something else too: of these only comparisons, arguments and defaults of something called a method count."""

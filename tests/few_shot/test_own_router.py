@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mhr.adapters import load_checkpoint, read_adapter
 from mhr.analysis.costs import cost_of
 from mhr.analysis.inspection import inspect_run
-from mhr.adapters import load_checkpoint, read_adapter
 from mhr.errors import ConfigError
 from mhr.evaluation import evaluate, load_model
 from mhr.evaluation.scope import tasks_to_judge
