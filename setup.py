@@ -1,8 +1,8 @@
 """Builds csrc/ into mhr._C and mhr._autograd and maps the command line and the benchmarks to installed packages.
 
-Everything else is in pyproject.toml. Both are compiled against the torch that is installed, so build without isolation.
-Environment: MHR_CUDA=0|1 leaves the CUDA kernels out or demands them (default: where nvcc is found and torch has CUDA),
-MHR_CUDA_ARCHS lists their architectures ("80;90"), CXX names the C++ compiler.
+Everything else is in pyproject.toml; which torch both are compiled against, in build_backend.py. Environment: MHR_NATIVE=0
+builds neither, MHR_CUDA=0|1 leaves the CUDA kernels out or demands them (default: where nvcc is found and torch has CUDA),
+MHR_CUDA_ARCHS lists their architectures ("80;90"), CXX names the C++ compiler, MAX_JOBS limits how many run at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import NamedTuple
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
+from build_backend import Torch, find_torch
+
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 TORCH_MINIMUM = "2.11"
@@ -36,12 +38,10 @@ SIMD_FLAGS = {
 }
 
 
-def find_nvcc() -> str | None:
+def find_nvcc(torch: Torch) -> str | None:
     """The CUDA compiler to use, or None where the CUDA kernels are left out."""
-    import torch
-
     wanted = os.environ.get("MHR_CUDA", "")
-    if wanted == "0" or (wanted != "1" and torch.version.cuda is None):
+    if wanted == "0" or (wanted != "1" and torch.cuda is None):
         return None
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
@@ -75,28 +75,30 @@ class NativeBuild(build_ext):
     def build_extensions(self) -> None:
         try:
             import pybind11
-            import torch
-        except ImportError as error:
-            sys.exit(
-                f"mhr: {error.name} must be installed before the native extension is built; "
-                f"pip install {error.name}, then pip install --no-build-isolation ."
-            )
+        except ImportError:
+            sys.exit("mhr: the build needs pybind11: pip install pybind11, or build in isolation (pip install .)")
+        torch = find_torch()
+        if torch is None:
+            sys.exit("mhr: the build needs torch: pip install torch, or build in isolation (pip install .)")
         cxx = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
         if cxx is None:
-            sys.exit("mhr: no C++ compiler; install g++ or name one in CXX")
+            sys.exit(
+                "mhr: no C++ compiler: install g++, name one in CXX, or set MHR_NATIVE=0 to do without the native kernels "
+                "(slower, pure torch)"
+            )
         targets = [Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions]
         kernels, autograd = (target.name for target in targets)
-        nvcc = find_nvcc()
+        nvcc = find_nvcc(torch)
         archs = cuda_archs(nvcc) if nvcc else []
-        work = ROOT / "build" / f"native-{kernels.split('.')[1]}-torch{torch.__version__}{'-cuda' if nvcc else ''}"
+        work = ROOT / "build" / f"native-{kernels.split('.')[1]}-torch{torch.version}{'-cuda' if nvcc else ''}"
         work.mkdir(parents=True, exist_ok=True)
-        home = Path(torch.__file__).parent
+        home = torch.home
         headers = [home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include")]
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         major, minor = TORCH_MINIMUM.split(".")
         defines = [
             f"-DTORCH_TARGET_VERSION=0x{int(major):02x}{int(minor):02x}000000000000",
-            f'-DMHR_TORCH_VERSION="{torch.__version__}"',
+            f'-DMHR_TORCH_VERSION="{torch.version}"',
             f'-DMHR_TORCH_MINIMUM="{TORCH_MINIMUM}"',
             f'-DMHR_CUDA_ARCHS="{";".join(archs)}"',
             *(["-DMHR_X86"] if x86 else []),
@@ -127,7 +129,7 @@ class NativeBuild(build_ext):
             linked(kernels, cxx, objects, [*libraries, *cuda_libraries]),
             linked(autograd, cxx, [node], [*libraries, "-ltorch_python"]),
         ]
-        run_steps([*objects, node], links, work, self.parallel)
+        run_steps([*objects, node], links, work, self.parallel or max_jobs())
         for target in targets:
             self.install_file(work / target.name, target)
 
@@ -145,6 +147,14 @@ class NativeBuild(build_ext):
         for ext in self.extensions:
             built = Path(self.build_lib) / self.get_ext_filename(ext.name)
             self.install_file(built, ROOT / self.get_ext_filename(ext.name))
+
+
+def max_jobs() -> int | None:
+    """How many compilers MAX_JOBS lets run at once; None is as many as there are processors."""
+    wanted = os.environ.get("MAX_JOBS", "")
+    if wanted and (not wanted.isdecimal() or int(wanted) < 1):
+        sys.exit(f"mhr: MAX_JOBS is {wanted!r}: expected an integer of at least 1")
+    return int(wanted) if wanted else None
 
 
 def compiled(source: Path, *command: str | Path) -> Step:
@@ -192,6 +202,8 @@ def ninja_edge(step: Step) -> str:
 setup(
     packages=[*find_packages(include=["mhr", "mhr.*"]), "mhr_cli", "mhr_cli.frame", "mhr_benchmarks"],
     package_dir={"mhr_cli": "cli", "mhr_benchmarks": "benchmarks"},
-    ext_modules=[Extension("mhr._C", sources=[]), Extension("mhr._autograd", sources=[])],
+    ext_modules=[]
+    if os.environ.get("MHR_NATIVE") == "0"
+    else [Extension("mhr._C", sources=[]), Extension("mhr._autograd", sources=[])],
     cmdclass={"build_ext": NativeBuild},
 )

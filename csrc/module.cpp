@@ -1,5 +1,6 @@
 // The Python side of the extension: what it was built with. The ops themselves register with torch's dispatcher.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <string>
 
@@ -21,13 +22,12 @@ std::string compiler() {
 pybind11::dict build_info() {
   using namespace pybind11::literals;
   return pybind11::dict("torch"_a = MHR_TORCH_VERSION, "torch_minimum"_a = MHR_TORCH_MINIMUM, "compiler"_a = compiler(),
-                        "simd"_a = mhr::simd_level(), "threads"_a = torch::stable::get_num_threads(),
-                        "cuda_archs"_a = MHR_CUDA_ARCHS);
+                        "simd"_a = mhr::simd_level(), "simd_levels"_a = mhr::simd_levels(),
+                        "threads"_a = torch::stable::get_num_threads(), "cuda_archs"_a = MHR_CUDA_ARCHS);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  mhr::kernels();  // a bad MHR_SIMD is refused here, not in the middle of a step
-  m.def("build_info", &build_info, "Torch and compiler of the build, CUDA architectures, SIMD level in use, threads.");
+  m.def("build_info", &build_info, "Torch and compiler of the build, CUDA architectures, SIMD levels, threads.");
 }

@@ -1,7 +1,6 @@
 #include "cpu/simd.h"
 
 #include <cstdlib>
-#include <stdexcept>
 #include <string>
 
 namespace mhr {
@@ -10,9 +9,10 @@ namespace {
 struct Level {
   const char* name;
   const Kernels* table;
-  bool supported;
 };
 
+// All of what kernels_avx512.cpp is compiled with: a processor with AVX-512 and without its bfloat16 instructions takes
+// the AVX2 kernels.
 bool has_avx512() {
 #ifdef MHR_X86
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -23,24 +23,26 @@ bool has_avx512() {
 #endif
 }
 
-Level choose() {
-  const Level levels[] = {
+// What the machine has, the best first.
+std::vector<Level> supported() {
+  std::vector<Level> levels;
 #ifdef MHR_X86
-      {"avx512", &avx512_kernels, has_avx512()},
-      {"avx2", &avx2_kernels,
-       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+  if (has_avx512()) levels.push_back({"avx512", &avx512_kernels});
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    levels.push_back({"avx2", &avx2_kernels});
 #endif
-      {"portable", &portable_kernels, true},
-  };
+  levels.push_back({"portable", &portable_kernels});
+  return levels;
+}
+
+// A wish that cannot be granted is no reason to fail in the middle of a step: the best level serves, and Python says
+// so.
+Level choose() {
+  const std::vector<Level> levels = supported();
   const char* wanted = std::getenv("MHR_SIMD");
-  for (const Level& level : levels) {
-    if (wanted && *wanted ? std::string(wanted) == level.name : level.supported) {
-      if (!level.supported)
-        throw std::runtime_error(std::string("MHR_SIMD=") + wanted + ": this machine does not have it");
-      return level;
-    }
-  }
-  throw std::runtime_error(std::string("MHR_SIMD must be avx512, avx2 or portable, got ") + wanted);
+  for (const Level& level : levels)
+    if (wanted && std::string(wanted) == level.name) return level;
+  return levels.front();
 }
 
 const Level& level() {
@@ -51,6 +53,11 @@ const Level& level() {
 }  // namespace
 
 const char* simd_level() { return level().name; }
+std::vector<const char*> simd_levels() {
+  std::vector<const char*> names;
+  for (const Level& level : supported()) names.push_back(level.name);
+  return names;
+}
 const Kernels& kernels() { return *level().table; }
 
 template <>

@@ -1,6 +1,8 @@
 // The kernels' tables, one per instruction set, and the choice among them at run time.
 #pragma once
 
+#include <vector>
+
 #include "cpu/types.h"
 
 namespace mhr {
@@ -80,7 +82,9 @@ extern const Kernels portable_kernels;
 extern const Kernels avx2_kernels, avx512_kernels;
 #endif
 
-// The best level that the machine and MHR_SIMD=avx512|avx2|portable allow, chosen once.
+// The levels that the machine has, the best first, and the one in use, chosen once: what MHR_SIMD=avx512|avx2|portable
+// names, where the machine has it, otherwise the best.
+std::vector<const char*> simd_levels();
 const char* simd_level();
 const Kernels& kernels();
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+REBUILD = "Rebuild it with: pip install --force-reinstall --no-deps . (make install in a clone)"
+WITHOUT_NODES = "autograd nodes in Python serve instead, some 25 us slower a call"
 LIBRARY = torch.library.Library("mhr", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
@@ -41,17 +43,48 @@ def _load(name: str, without: str) -> Any:
         return importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         warnings.warn(
-            f"mhr: the native library {name} is there but does not load ({error}); {without}. "
-            "Rebuild it with: pip install --no-build-isolation -e .",
+            f"mhr: the native library {name} is there but does not load ({error}); {without}. {REBUILD}",
             RuntimeWarning,
             stacklevel=2,
         )
         return None
 
 
+def _load_nodes() -> Any:
+    """The autograd nodes in C++. Unlike the kernels they are bound to the very torch they were compiled with: another one
+    might load them, and lay out its objects in another way."""
+    if _extension is None:
+        return None
+    built = _extension.build_info()["torch"]
+    if built.partition("+")[0] != torch.__version__.partition("+")[0]:
+        warnings.warn(
+            f"mhr: the native library was built with torch {built} and runs with {torch.__version__}: its kernels serve, but "
+            f"{WITHOUT_NODES}. {REBUILD}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return _load("mhr._autograd", WITHOUT_NODES)
+
+
+def _note_level() -> None:
+    """Say that MHR_SIMD asks for what this machine cannot do."""
+    wanted = os.environ.get("MHR_SIMD")
+    if _extension is None or not wanted:
+        return
+    info = _extension.build_info()
+    if wanted != info["simd"]:
+        warnings.warn(
+            f"mhr: MHR_SIMD is {wanted!r}, which this machine does not have: {info['simd']} serves. It has "
+            f"{', '.join(info['simd_levels'])}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 _extension = _load("mhr._C", "the slow references serve instead")
-# Autograd nodes in C++: these are bound to the very torch they were compiled with, the kernels are not.
-nodes = _load("mhr._autograd", "autograd nodes in Python serve instead") if _extension is not None else None
+_note_level()
+nodes = _load_nodes()
 
 
 def build_info() -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -52,17 +51,22 @@ def run(code_or_tests: list[str], **environment: str) -> subprocess.CompletedPro
 ACCURACY = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/ops", "-k", "accuracy"]
 
 
-def supported(level: str) -> bool:
-    return run(["-c", "import mhr.ops"], MHR_SIMD=level).returncode == 0
-
-
 @pytest.mark.skipif(not BUILT, reason="the native extension is not built")
 @pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
 def test_every_instruction_set_is_right_on_poisoned_memory(level: str) -> None:
-    if level != "portable" and (platform.machine() != "x86_64" or not supported(level)):
+    if level not in build_info()["simd_levels"]:
         pytest.skip(f"this machine does not have {level}")
     result = run(ACCURACY, MHR_SIMD=level, MHR_POISON="1")
     assert result.returncode == 0, result.stdout[-3000:]
+
+
+@pytest.mark.skipif(not BUILT, reason="the native extension is not built")
+def test_the_level_that_is_asked_for_serves_and_the_portable_one_is_everywhere() -> None:
+    levels = build_info()["simd_levels"]
+    assert levels[-1] == "portable"
+    for level in levels:
+        result = run(["-W", "error", "-c", "import mhr.ops; print(mhr.ops.build_info()['simd'])"], MHR_SIMD=level)
+        assert result.stdout == level + "\n", result.stderr
 
 
 @pytest.mark.skipif(not BUILT, reason="the native extension is not built: the references are what is tested already")
@@ -72,9 +76,26 @@ def test_the_references_are_right_where_the_extension_is_left_out() -> None:
 
 
 @pytest.mark.skipif(not BUILT, reason="the native extension is not built")
-def test_an_unknown_instruction_set_is_refused_loudly() -> None:
-    result = run(["-c", "import mhr.ops"], MHR_SIMD="avx1024")
-    assert "MHR_SIMD must be avx512, avx2 or portable, got avx1024" in result.stderr
+def test_an_instruction_set_that_there_is_not_is_told_once_and_the_best_one_serves() -> None:
+    """A library that is loaded has registered its kernels: a plain call must never be what finds out."""
+    call = "import torch, mhr.ops as o; [o.weighted_average([torch.ones(3)], torch.ones(1)) for _ in range(2)]"
+    result = run(["-c", f"{call}; print(o.build_info()['simd'])"], MHR_SIMD="avx1024")
+    best = build_info()["simd_levels"][0]
+    assert result.stdout == best + "\n", result.stderr
+    told = f"MHR_SIMD is 'avx1024', which this machine does not have: {best} serves"
+    assert result.stderr.count(told) == 1
+
+
+@pytest.mark.skipif(not BUILT, reason="the native extension is not built")
+def test_nodes_that_were_compiled_with_another_torch_are_left_alone() -> None:
+    """They might load and read its objects wrong. The kernels, on the stable ABI, serve any torch."""
+    code = (
+        "import torch; torch.__version__ = '2.12.7+cpu'; import mhr.ops as o\n"
+        "print(o.build_info()['autograd'], o.native_ops()['mix'])"
+    )
+    result = run(["-c", code])
+    assert result.stdout == "Python ['cpu']\n", result.stderr
+    assert result.stderr.count("and runs with 2.12.7+cpu: its kernels serve, but") == 1
 
 
 @pytest.mark.skipif(not BUILT, reason="the native extension is not built")
