@@ -27,7 +27,7 @@ bench: install
 # The claims of the paper at small size: the skills suite, and the real tasks where they lie beside the repository. It takes hours, and
 # interrupted, it goes on where it was. QUICK=1 only shows that everything runs.
 study: install
-	$(BIN)/python -m mhr_benchmarks.study --output runs/study$(if $(QUICK),_quick --quick) $(if $(REAL),--tasks $(REAL))
+	$(BIN)/python -m mhr_benchmarks.studies.paper --output runs/study$(if $(QUICK),_quick --quick) $(if $(REAL),--tasks $(REAL))
 
 mutants: install
 	$(BIN)/python -m tests.emulation.mutants

@@ -200,7 +200,11 @@ def ninja_edge(step: Step) -> str:
 
 
 setup(
-    packages=[*find_packages(include=["mhr", "mhr.*"]), "mhr_cli", "mhr_cli.frame", "mhr_benchmarks"],
+    packages=[
+        *find_packages(include=["mhr", "mhr.*"]),
+        *("mhr_cli", *(f"mhr_cli.{name}" for name in find_packages("cli"))),
+        *("mhr_benchmarks", *(f"mhr_benchmarks.{name}" for name in find_packages("benchmarks"))),
+    ],
     package_dir={"mhr_cli": "cli", "mhr_benchmarks": "benchmarks"},
     ext_modules=[]
     if os.environ.get("MHR_NATIVE") == "0"

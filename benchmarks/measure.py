@@ -1,22 +1,26 @@
 """How every benchmark measures: one thread, thread CPU time, all implementations interleaved, medians of paired differences.
 
-Machines are shared and noisy: only ratios of times taken side by side in one process are meant to be quoted.
+Machines are shared and noisy: only ratios of times taken side by side in one process are meant to be quoted. What is right is
+told by the same computation in float64; the error of each implementation is printed, and times are withheld where ours is off.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from mhr.errors import ConfigError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -37,19 +41,25 @@ def quiet_machine() -> Iterator[None]:
 
 
 def interleave(
-    functions: Mapping[str, Callable[[], Any]], budget: float, least: int = 5, most: int = 200
+    functions: Mapping[str, Callable[[], Any]],
+    budget: float,
+    least: int = 5,
+    most: int = 200,
+    limit: float = float("inf"),
 ) -> dict[str, list[float]]:
     """Seconds of CPU time of each call, in rounds of all functions in turn, every other round backwards.
 
-    Rounds go on for about `budget` seconds, at least `least` and at most `most` of them.
+    Rounds go on for about `budget` seconds, at least `least` and at most `most` of them; on a slow processor, `limit` seconds
+    end them all the same, after one at the earliest.
     """
     names = list(functions)
     times: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
         functions[name]()
-    end = time.perf_counter() + budget
+    begin = time.perf_counter()
     for turn in range(most):
-        if turn >= least and time.perf_counter() > end:
+        spent = time.perf_counter() - begin
+        if (turn >= least and spent > budget) or (turn and spent > limit):
             break
         for name in names if turn % 2 == 0 else reversed(names):
             start = time.thread_time_ns()
@@ -107,6 +117,26 @@ def _commit() -> str:
     except FileNotFoundError:
         return "unknown"
     return found.stdout.strip() or "unknown"
+
+
+def computed_dtypes() -> tuple[torch.dtype, ...]:
+    """float32, and bfloat16 where the processor has instructions for it. torch emulates it elsewhere, minutes a shape."""
+    from mhr.ops import build_info
+
+    level = build_info().get("simd", "")
+    has_bf16 = level == "avx512" if platform.machine().lower() in ("x86_64", "amd64") else level != ""
+    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
+
+
+def require_peft() -> None:
+    """Raise ConfigError where PEFT, which is compared with, is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError("this benchmark compares with PEFT, which is not installed: pip install 'mhr[bench]'")
+
+
+def worst_error(found: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> float:
+    """The largest RMS error among the results of an implementation, against the same results in float64."""
+    return max(rms_error(a.reshape(b.shape), b) for a, b in zip(found, truth, strict=True))
 
 
 def rms_error(found: torch.Tensor, truth: torch.Tensor) -> float:

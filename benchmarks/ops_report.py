@@ -28,13 +28,22 @@ COLOURS = {
 DTYPES, MODES = ("float32", "bfloat16"), ("forward", "train")
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 
+OFF = "ours is off"
+"""Stands in place of the times of a shape where ours is further from float64 than its dtype explains."""
+
 Result = Mapping[str, Any]
 Table = dict[str, Any]
 
 
 def tables(record: Result) -> list[Table]:
     """What `mhr benchmark ops` prints."""
-    return [_summary(record), _tiny(record["tiny"]), _growth(record["growth"]), _shapes(record)]
+    return [
+        _summary(record),
+        _errors(record),
+        _tiny(record["tiny"]),
+        _growth(record["growth"]),
+        _shapes(record),
+    ]
 
 
 def _summary(record: Result) -> Table:
@@ -85,21 +94,36 @@ def _summary(record: Result) -> Table:
 
 def _note(record: Result) -> str:
     results = record["results"]
-    apart = [r["shape"] for r in results if not r["agrees"]]
-    if apart:
-        return f"No ratio for {len(apart)} shapes whose outputs disagree: {', '.join(apart[:3])}"
-    least = min((r["repetitions"] for r in results), default=0)
+    off = [r["shape"] for r in results if not r["agrees"]]
+    least = min((r["repetitions"] for r in results if r["agrees"]), default=0)
     return (
         f"{len(results)} of the grid's {record['shapes_of_grid']} shapes, in a random order; {least} repetitions or more. "
-        "Outputs and gradients of every shape agreed before it was timed. An overhead below 0 is smaller than what the frozen "
-        "linear's own time varies by."
+        + (f"No time for {len(off)} shapes where ours is off: {', '.join(off[:3])}. " if off else "")
+        + "".join(f"{dtype} is left out: this processor only emulates it. " for dtype in record.get("emulated", ()))
+        + "An overhead below 0 is smaller than what the frozen linear's own time varies by."
     )
+
+
+def _errors(record: Result) -> Table:
+    """Errors of all shapes, the untimed ones too."""
+    results = [record["tiny"], *record["growth"], *record["results"]]
+    groups = [(d, m, [r for r in results if (r["dtype"], r["mode"]) == (d, m)]) for d in DTYPES for m in MODES]
+    names = [name for name in PEERS if name in record["tiny"]["errors"]]
+    return {
+        "title": "Largest RMS error against float64, outputs and gradients of all shapes",
+        "columns": ["", *(PEERS[name] for name in names)],
+        "rows": [
+            [f"{dtype} {mode}", *(f"{max(r['errors'][name] for r in of):.1e}" for name in names)]
+            for dtype, mode, of in groups
+            if of
+        ],
+    }
 
 
 def _tiny(result: Result) -> Table:
     title = "Cost of calling: 1x1x64, forward and backward"
     if not result["agrees"]:
-        return {"title": title, "columns": ["outputs disagree"], "rows": []}
+        return {"title": title, "columns": [OFF], "rows": []}
     of_linear = {"linear": 1.0, **result["of_linear"]}
     return {
         "title": title,
@@ -115,7 +139,7 @@ def _growth(results: Sequence[Result]) -> Table:
         "rows": [
             [r["tokens"], r["us"]["linear"], *(r["overhead_us"][peer] for peer in PEERS)]
             if r["agrees"]
-            else [r["tokens"], *["outputs disagree"] * (len(PEERS) + 1)]
+            else [r["tokens"], *[OFF] * (len(PEERS) + 1)]
             for r in results
         ],
     }
@@ -128,7 +152,7 @@ def _shapes(record: Result) -> Table:
     for r in record["results"]:
         name = f"{SHORT[r['dtype']]} {r['mode']} {r['shape']}"
         if not r["agrees"]:
-            rows.append([name, *["outputs disagree"] * (len(columns) - 1)])
+            rows.append([name, *[OFF] * (len(columns) - 1)])
             continue
         over, rate = r["overhead_us"], r["gb_per_s"]
         rows.append(

@@ -1,4 +1,4 @@
-"""The questions of the MHR paper, asked again at small size: `python -m mhr_benchmarks.study --output DIR [--tasks PATH]`.
+"""The questions of the MHR paper, asked again at small size: `python -m mhr_benchmarks.studies.paper --output DIR [--tasks PATH]`.
 
 Two settings (the built-in suite with the built-in T5, real tasks with the MiniLM encoder), several variants and seeds: each
 pretraining run with what is made from it is a unit, and --workers processes of one thread make them side by side. What is done is
@@ -19,9 +19,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .study_plan import Setting, Unit, default_tasks, real, suite, units_of
+from .paper_plan import Setting, Unit, default_tasks, real, suite, units_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def do(unit: Unit, output: Path) -> float:
@@ -160,7 +160,7 @@ def main() -> None:
             run_units([unit for setting in settings for unit in units_of(setting)], args.output, args.workers)
         except KeyboardInterrupt:
             sys.exit("Interrupted: the same command goes on where it was.")
-    from .study_page import publish
+    from .paper_page import publish
 
     flags = "".join(
         [
@@ -169,7 +169,7 @@ def main() -> None:
             " --quick" * args.quick,
         ]
     )
-    command = f"python -m mhr_benchmarks.study --output DIR{flags}"
+    command = f"python -m mhr_benchmarks.studies.paper --output DIR{flags}"
     for line in publish(settings, args.output, results, docs, command, quick=args.quick):
         print(line)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mhr_benchmarks.adamix_page import page
+from mhr_benchmarks.studies.adamix_page import page
 
 TASKS = ["task1_alpha_classification", "task2_beta"]
 
@@ -19,7 +19,7 @@ def scores(alpha: dict[str, float], beta: dict[str, float]) -> dict[str, dict[st
 def test_rows_stand_in_their_sections() -> None:
     alone = scores({"1": 0.9, "2": 0.7}, {"1": 0.5, "2": 0.5})
     record = {
-        "command": "python -m mhr_benchmarks.adamix",
+        "command": "python -m mhr_benchmarks.studies.adamix",
         "machine": {"cpu": "a CPU", "threads": 1, "commit": "abc"},
         "seconds": {"all": 90.0},
         "plan": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mhr_benchmarks.tables import study_table
+from mhr_benchmarks.studies.tables import study_table
 
 
 def scores(category: str, majority: float, **by_seed: float) -> dict[str, dict[str, Any]]:
@@ -27,7 +27,7 @@ def test_means_over_categories_and_spread_over_seeds() -> None:
     }
     record = {
         "backbone": "t5-tiny",
-        "command": "python -m mhr_benchmarks.real_tasks",
+        "command": "python -m mhr_benchmarks.studies.real_tasks",
         "machine": {"cpu": "a CPU", "threads": 1, "commit": "abc"},
         "seconds": {"all": 90.0},
         "plan": {"seeds": [1, 2]},

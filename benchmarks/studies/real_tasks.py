@@ -1,4 +1,4 @@
-"""The main job on real tasks, for the record: `python -m mhr_benchmarks.real_tasks --tasks PATH --output DIR --backbone t5-tiny|minilm`.
+"""The main job on real tasks, for the record: `python -m mhr_benchmarks.studies.real_tasks --tasks PATH --output DIR --backbone t5-tiny|minilm`.
 
 Shared LoRA, Poly and MHR of equal rank and equal steps are pretrained on the training tasks whose inputs fit 128 tokens. Then
 each held-out task is evaluated zero-shot (tasks that the bank does not know are routed uniformly, which is MHR-mu), and after
@@ -188,7 +188,7 @@ def main() -> None:
     study.run()
     flags = "".join(f" --{name.replace('_', '-')} {value}" for name, value in steps.items())
     command = (
-        f"python -m mhr_benchmarks.real_tasks --tasks {Path(args.tasks).name} --output DIR --backbone {args.backbone}"
+        f"python -m mhr_benchmarks.studies.real_tasks --tasks {Path(args.tasks).name} --output DIR --backbone {args.backbone}"
         f"{' --quick' if args.quick else ''}{flags}"
     )
     name = f"real_tasks_{args.backbone.replace('-', '_')}{'_quick' if args.quick else ''}"

@@ -16,7 +16,7 @@ from mhr.files import make_folder, read_json, write_json_atomically, write_text_
 from mhr.runs import RunFolder
 from mhr.runs.run import versions
 
-from .measure import machine
+from ..measure import machine
 
 Result = TypeVar("Result")
 

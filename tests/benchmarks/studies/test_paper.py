@@ -10,10 +10,10 @@ import pytest
 
 from mhr.analysis.compare import compare
 from mhr.report.sources import read_sources
-from mhr_benchmarks.study import do, main
-from mhr_benchmarks.study_claims import CLAIMS, Comparison, answer, judge
-from mhr_benchmarks.study_page import publish
-from mhr_benchmarks.study_plan import suite, units_of
+from mhr_benchmarks.studies.paper import do, main
+from mhr_benchmarks.studies.paper_claims import CLAIMS, Comparison, answer, judge
+from mhr_benchmarks.studies.paper_page import publish
+from mhr_benchmarks.studies.paper_plan import suite, units_of
 
 
 def verdict(differences: dict[int, list[float]], margin: float = 0.0, least: float | None = 0.01) -> str:
@@ -111,7 +111,7 @@ def test_a_small_study_from_training_to_its_page(tmp_path: Path) -> None:
 def test_without_real_tasks_only_the_suite_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mhr_benchmarks.study.default_tasks", lambda: str(tmp_path / "none"))
+    monkeypatch.setattr("mhr_benchmarks.studies.paper.default_tasks", lambda: str(tmp_path / "none"))
     monkeypatch.setattr("sys.argv", ["study", "--output", str(tmp_path), "--quick", "--only-publish"])
     main()
     assert f"no real tasks at {tmp_path / 'none'}: only the suite is run" in capsys.readouterr().err

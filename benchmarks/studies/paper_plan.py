@@ -175,4 +175,4 @@ def _fitting(tasks: TaskCollection, model: str, length: int, most: int) -> list[
 
 def default_tasks() -> str:
     """Where the real tasks lie beside the repository."""
-    return str(Path(__file__).resolve().parents[1].parent / "shared" / "data" / "superni")
+    return str(Path(__file__).resolve().parents[2].parent / "shared" / "data" / "superni")

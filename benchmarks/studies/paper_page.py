@@ -17,11 +17,11 @@ from mhr.report.drawing import colour, marker, new_figure, per_cent, save, style
 from mhr.report.tables import Cell, Table, p_number, score, text, whole
 from mhr.runs.run import versions
 
-from .measure import machine
-from .study_claims import CLAIMS, Answer, Values, answer
-from .study_claims import __doc__ as rule
-from .study_plan import SHOTS, SWEPT_HEADS, SWEPT_SKILLS, Setting, Unit, units_of
-from .study_plan import __doc__ as variants
+from ..measure import machine
+from .paper_claims import CLAIMS, Answer, Values, answer
+from .paper_claims import __doc__ as rule
+from .paper_plan import SHOTS, SWEPT_HEADS, SWEPT_SKILLS, Setting, Unit, units_of
+from .paper_plan import __doc__ as variants
 
 NAMES = {
     "lora lora": "shared LoRA",

@@ -1,4 +1,4 @@
-"""AdaMix and merging on real tasks, for the record: `python -m mhr_benchmarks.adamix --tasks PATH --output DIR`.
+"""AdaMix and merging on real tasks, for the record: `python -m mhr_benchmarks.studies.adamix --tasks PATH --output DIR`.
 
 With a real pretrained encoder (MiniLM, 22M parameters) that ranks choices, on tasks of which each has 300 training examples:
 AdaMix (4 bottlenecks), one bottleneck of the same width, a LoRA that trains as many numbers as AdaMix, and full fine-tuning; on
@@ -246,7 +246,7 @@ def main() -> None:
         plan, flags = dataclasses.replace(plan, steps=args.steps), f"{flags} --steps {args.steps:g}"
     study = Study(plan, args.tasks, args.output, args.workers)
     study.run()
-    command = f"python -m mhr_benchmarks.adamix --tasks {Path(args.tasks).name} --output DIR{flags}"
+    command = f"python -m mhr_benchmarks.studies.adamix --tasks {Path(args.tasks).name} --output DIR{flags}"
     print(study.stages.publish(args.results, "adamix_quick" if args.quick else "adamix", command, page))
 
 

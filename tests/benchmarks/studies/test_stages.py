@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mhr.data import load_tasks
-from mhr_benchmarks.stages import Stages
+from mhr_benchmarks.studies.stages import Stages
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_tasks_that_are_scored_are_not_scored_again(stages: Stages, monkeypatch:
     stages.score("bare", "builtin:t5-tiny", suite.select(["rev-first", "rev-last"]), 13, limit=3)
     assert stages.state["scores"]["bare"]["rev-first"]["13"] is kept
     assert stages.state["scores"]["bare"]["rev-last"]["13"]["n"] == 3
-    monkeypatch.setattr("mhr_benchmarks.stages.load_model", None)
+    monkeypatch.setattr("mhr_benchmarks.studies.stages.load_model", None)
     stages.score("bare", "builtin:t5-tiny", suite.select(["rev-first", "rev-last"]), 13, limit=3)
 
 
