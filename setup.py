@@ -56,6 +56,15 @@ def cuda_archs(nvcc: str) -> list[str]:
     return [arch for arch in wanted if f"compute_{arch}" in known]
 
 
+def cuda_home(nvcc: str) -> Path:
+    """The toolkit of a compiler, as that one tells it: what is on the PATH may be a script or a link from elsewhere."""
+    told = subprocess.run(
+        [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull], capture_output=True, text=True, check=False
+    )
+    top = next((line.partition("TOP=")[2] for line in told.stderr.splitlines() if line.startswith("#$ TOP=")), None)
+    return Path(top or Path(nvcc).resolve().parent.parent).resolve()
+
+
 class Step(NamedTuple):
     """One command of the build, run in the build folder: `command` makes `out` from `inputs`."""
 
@@ -117,7 +126,7 @@ class NativeBuild(build_ext):
         node = compiled(CSRC / "autograd.cpp", *flags, *system, "-std=c++20")
         cuda_libraries = []
         if nvcc:
-            cuda = Path(nvcc).resolve().parent.parent
+            cuda = cuda_home(nvcc)
             gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
             nvcc_flags = [nvcc, "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", *gencode]
             objects += [compiled(source, *nvcc_flags) for source in sorted(CSRC.glob("cuda/*.cu"))]
