@@ -21,6 +21,11 @@ def mix(
 ) -> list[Tensor]:
     """mixed[u, block h] = sum_s weights[u, h, s] * bank[h, s], for each bank of the list.
 
+    In plain torch, for one bank::
+
+        blocks = torch.einsum("uhs,hspq->uhpq", weights, bank)
+        mixed = blocks.flatten(1, 2) if head_dim == 1 else blocks.transpose(1, 2).flatten(2)
+
     Args:
         banks: each `[H, S, P, Q]`, any float dtype.
         weights: each `[U, H, S]`, float32 (float64 with a float64 bank).

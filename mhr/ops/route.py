@@ -17,6 +17,11 @@ EPSILON = 1e-12
 def route(logits: Tensor, tasks: Tensor, noise: Tensor | None = None, temperature: float = 1.0) -> Tensor:
     """w[u] = p / (sum_s p + 1e-12) with p = sigmoid((logits[tasks[u]] + noise[u]) / temperature).
 
+    In plain torch, for seen tasks::
+
+        p = torch.sigmoid((logits[tasks] + noise) / temperature)
+        w = p / (p.sum(-1, keepdim=True) + 1e-12)
+
     Args:
         logits: `[T, H, S]`, any float dtype.
         tasks: int64 `[U]`; a negative one is an unseen task, whose weights are uniform, 1/S, with no gradient.

@@ -31,6 +31,11 @@ def routed_adapter(
 ) -> Tensor:
     """y += scale * (act(x A_u + a_u) B_v + b_v) for each token segment g, u = rows[g], v = rows_b[g]; IN PLACE, returns y.
 
+    In plain torch, for x of `[G, L, I]`, a segment each::
+
+        h = F.gelu(x @ A[rows] + bias_a[rows, None])
+        y += scale * (h @ B[rows_b] + bias_b[rows_b, None])
+
     With `activation="none"` and no biases this is LoRA (arXiv 2106.09685) and, with mixed factors, Poly and MHR; with
     GELU and biases it is the bottleneck adapter of AdaMix (arXiv 2205.12410), which draws down and up independently.
 

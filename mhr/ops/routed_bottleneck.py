@@ -28,6 +28,13 @@ def routed_bottleneck(
 ) -> Tensor:
     """y = x + gelu(x A_u + a_u) B_v + b_v for each token segment g, u = rows[g], v = rows_b[g].
 
+    In plain torch, for x of `[G, L, O]`, a segment each::
+
+        A = torch.einsum("uhs,hsir->uhir", weights, bank_a).flatten(1, 2)
+        a = torch.einsum("uhs,hsir->uir", weights, bias_a) / len(bank_a)
+        B, b = (torch.einsum("uhs,hsro->urho", weights_b, bank).flatten(2) for bank in (bank_b, bias_b))
+        y = x + F.gelu(x @ A[rows] + a[rows]) @ B[rows_b] + b[rows_b]
+
     A_u = concat_h sum_s weights[u, h, s] bank_a[h, s] along the input, B_v and b_v likewise along the output (with weights_b),
     a_u = mean_h sum_s weights[u, h, s] bias_a[h, s]. Without weights each skill is a row: A_u = bank_a[0, u], with one head.
 

@@ -33,6 +33,12 @@ def routed_linear(
 ) -> Tensor:
     """y = x W^T + bias + scale * (x A_u) B_v for each token segment g, u = rows[g], v = rows_b[g].
 
+    In plain torch, for x of `[G, L, I]`, a segment each::
+
+        A = torch.einsum("uhs,hsir->uhir", weights, bank_a).flatten(1, 2)
+        B = torch.einsum("uhs,hsro->urho", weights_b, bank_b).flatten(2)
+        y = F.linear(x, weight, bias) + scale * (x @ A[rows]) @ B[rows_b]
+
     A_u = concat_h sum_s weights[u, h, s] bank_a[h, s] along the input, B_v likewise along the output (with weights_b).
 
     Args:
@@ -123,7 +129,8 @@ def _check(x: Tensor, bank_a: Tensor, bank_b: Tensor, weights: Tensor, weights_b
     check(x.shape[-1] == n_in, f"mhr::{op}: x must have I = {n_in} columns, as bank_a adapts, got {x.shape[-1]}")
 
 
-def routed_linear_forward_reference(
+# Where no kernel does all in one, as on CUDA, the parts serve, each by its own kernel or reference.
+def _forward_composite(
     y: Tensor,
     x: Tensor,
     bank_a: Tensor,
@@ -149,7 +156,7 @@ def _mix_factors(
     return A, B
 
 
-def routed_linear_backward_reference(
+def _backward_composite(
     dx: Tensor | None,
     dy: Tensor,
     x: Tensor,
@@ -219,12 +226,12 @@ def _backward_fake(
 _forward = register(
     "routed_linear_forward(Tensor(a!) y, Tensor x, Tensor bank_a, Tensor bank_b, Tensor weights, Tensor? weights_b,"
     " Tensor rows, Tensor? rows_b, Tensor? offsets, float scale) -> Tensor",
-    routed_linear_forward_reference,
+    _forward_composite,
     _fake,
 )
 _backward = register(
     "routed_linear_backward(Tensor(a!)? dx, Tensor dy, Tensor x, Tensor h, Tensor bank_a, Tensor bank_b, Tensor weights,"
     " Tensor? weights_b, Tensor rows, Tensor? rows_b, Tensor? offsets, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
-    routed_linear_backward_reference,
+    _backward_composite,
     _backward_fake,
 )

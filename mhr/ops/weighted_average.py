@@ -15,6 +15,10 @@ from mhr.ops.native import register
 def weighted_average(tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor | None = None) -> Tensor:
     """out = sum_k weights[k] * tensors[k], summed in the order given, in float32 (float64 for float64), rounded once.
 
+    In plain torch::
+
+        out = sum(w * t for w, t in zip(weights, tensors))
+
     The tensors share shape, float dtype and device, of any strides; `out` likewise (a new one where None), and may be one of
     them. The weights are used as they are: they need not add up to 1. One tensor at weight 1 comes back bit for bit.
     Not differentiable. Memory: the output, plus a copy of what is not contiguous.
