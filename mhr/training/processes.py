@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
 import torch
 from accelerate import PartialState
 
@@ -14,8 +18,34 @@ def on_gpu() -> bool:
 
 
 def processes() -> PartialState:
-    """This process among its fellows. Without an accelerator they talk by gloo, which Accelerate has to be told."""
+    """This process among its fellows. Without an accelerator they talk by gloo, which Accelerate has to be told.
+
+    Raises ConfigError where `accelerate launch` was asked for several and, as it does without GPUs, has started one.
+    """
+    asked = _asked_of_accelerate()
+    if asked > 1 and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            f"accelerate launch was asked for {asked} processes and started one, as it does without GPUs: use torchrun "
+            f"--nproc-per-node {asked} -m mhr_cli ..., or ask for one"
+        )
     return PartialState(cpu=not on_gpu())
+
+
+def _asked_of_accelerate() -> int:
+    """The --num_processes of the `accelerate launch` that started this process; 0 where it was not, or cannot be known."""
+    if "ACCELERATE_USE_CPU" not in os.environ:
+        return 0
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+    except OSError:
+        return 0
+    if (
+        not any(Path(word).name.startswith("accelerate") for word in words[:3])
+        and "accelerate.commands.launch" not in words
+    ):
+        return 0
+    found = re.search(r"\0--num[-_]processes[=\0](\d+)\0", "\0".join(words))
+    return int(found[1]) if found else 0
 
 
 def check_precision(precision: str) -> None:

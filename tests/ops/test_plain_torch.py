@@ -118,6 +118,6 @@ def test_no_reference_calls_an_op_of_ours() -> None:
     assert len(functions) >= 8
     for function in functions:
         called = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
-        assert not [name for name in called if "torch.ops" in name or name in {*mhr.ops.__all__, "apply"}], (
+        assert not [name for name in called if "torch.ops.mhr" in name or name in {*mhr.ops.__all__, "apply"}], (
             function.name
         )
