@@ -1,7 +1,11 @@
-"""What an installed package holds beside its modules: weights, presets, templates, pages."""
+"""What the packages hold: weights, presets, templates and pages beside their modules, and in an sdist all that a build takes."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -16,3 +20,46 @@ def test_every_file_of_the_package_that_is_no_module_is_installed() -> None:
     there = {p for p in package.rglob("*") if p.is_file() and p.suffix not in {".py", *MADE}}
     assert there
     assert there <= installed
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_source_distribution_holds_all_that_it_takes_to_build_and_test(tmp_path: Path) -> None:
+    made = run(f"import build_backend; print(build_backend.build_sdist({str(tmp_path)!r}))")
+    assert made.returncode == 0, made.stderr
+    with tarfile.open(next(tmp_path.glob("mhr-*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    needed = {"setup.py", "pyproject.toml", "build_backend.py", "constraints.txt", "README.md", "LICENSE", "Makefile"}
+    for folder in ("benchmarks", "cli", "csrc", "examples", "mhr", "tests"):
+        files = [p for p in (ROOT / folder).rglob("*") if p.is_file() and p.suffix not in MADE]
+        needed |= {p.relative_to(ROOT).as_posix() for p in files if "results" not in p.parts}
+    assert not sorted(needed - held)
+    assert not [name for name in held if Path(name).suffix in MADE]
+
+
+def test_the_build_takes_the_torch_that_is_there_and_asks_for_one_only_where_there_is_none() -> None:
+    told = run(
+        "import build_backend as b, torch; print(b._torch_of_its_own(), b.find_torch().version == torch.__version__)"
+    )
+    assert told.stdout == "[] True\n", told.stderr
+    told = run("import build_backend as b; b.find_torch = lambda: None; print(b._torch_of_its_own())")
+    assert told.stdout == "['torch>=2.11']\n", told.stderr
+
+
+def test_max_jobs_is_heeded_and_checked() -> None:
+    code = (
+        "import setuptools, sys; setuptools.setup = lambda **k: None; sys.argv = ['setup.py']; import runpy;"
+        "print(runpy.run_path('setup.py')['max_jobs']())"
+    )
+    assert run(code, MAX_JOBS="3").stdout == "3\n"
+    assert run(code, MAX_JOBS="").stdout == "None\n"
+    assert "MAX_JOBS is 'many': expected an integer of at least 1" in run(code, MAX_JOBS="many").stderr

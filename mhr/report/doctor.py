@@ -45,7 +45,7 @@ def examine() -> Findings:
     sections = {
         "Versions": {"mhr": __version__, "python": platform.python_version(), **packages},
         "Native ops": _native_ops(missing),
-        "Native extension": {name.replace("_", " "): str(value) or "none" for name, value in build_info().items()},
+        "Native extension": {name.replace("_", " "): _shown(value) for name, value in build_info().items()},
         "Processor": _processor(),
         "GPU": _gpu(missing),
     }
@@ -88,7 +88,16 @@ def _native_ops(missing: list[Lack]) -> dict[str, str]:
         if not any(map(shutil.which, ("c++", "g++", "clang++"))):
             missing.append(Lack("a C++ compiler", "apt-get install g++", False))
         missing.append(Lack("the native extension mhr._C; the slow pure-torch references serve", REBUILD, False))
+    elif build_info()["autograd"] == "Python":
+        what = (
+            f"autograd nodes in C++ for torch {torch.__version__}; the extension was built with {build_info()['torch']}"
+        )
+        missing.append(Lack(what, REBUILD, False))
     return {name: ", ".join(devices) or "reference only" for name, devices in native_ops().items()}
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value) or "none"
 
 
 def _processor() -> dict[str, str]:

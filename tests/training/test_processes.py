@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,11 +27,12 @@ except ConfigError as error:
     [(["--num_processes", "2"], "was asked for 2 processes and started one"), (["--num-processes=1"], "processes 1")],
 )
 def test_accelerate_launch_starts_one_process_without_a_gpu_which_is_told(
-    asked: list[str], told: str, tmp_path: object
+    asked: list[str], told: str, tmp_path: Path
 ) -> None:
-    (script := f"{tmp_path}/train.py") and open(script, "w").write(CODE)
+    script = tmp_path / "train.py"
+    script.write_text(CODE)
     result = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *asked, "--cpu", script],
+        [sys.executable, "-m", "accelerate.commands.launch", *asked, "--cpu", str(script)],
         env=os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
