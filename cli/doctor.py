@@ -24,7 +24,7 @@ def doctor(json: options.Json = False) -> None:
     Exit code 0 where nothing needed is missing, 1 otherwise.
     """
     with working(models=False):
-        from mhr.report.doctor import examine
+        from mhr.doctor import examine
 
         found = examine()
     if json:

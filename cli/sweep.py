@@ -17,7 +17,7 @@ from .frame.options import WHERE
 from .frame.settings import PANELS, Given, takes
 
 if TYPE_CHECKING:
-    from mhr.few_shot.sweeping import SweepResult
+    from mhr.sweeps import SweepResult
 
 EXAMPLES = """**Examples**
 
@@ -84,7 +84,7 @@ def sweep(
     --resume goes on with what is not done.
     """
     with working():
-        from mhr.few_shot.sweeping import sweep as work
+        from mhr.sweeps import sweep as work
 
         result = work(
             [str(run) for run in runs],

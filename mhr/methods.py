@@ -193,3 +193,10 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
     if routing.skill_per_task:
         return "its tasks have adapters of their own and nothing for a new task: use mode 'mu' or 'random'"
     return None
+
+
+def idle_rates(mode: str, method: str) -> tuple[str, ...]:
+    """Learning rates (`lr`, `router_lr`) that change nothing where a run of a method is adapted in a mode."""
+    routed = METHODS[method].routing
+    learned = routed is not None and ROUTING_METHODS[routed].learned
+    return tuple(dict.fromkeys([*MODES[mode].idle, *([] if learned else ["router_lr"])]))

@@ -27,9 +27,9 @@ LEVELS = [
     {"adapters", "losses"},
     {"evaluation", "training", "checkpoint"},
     {"merging", "few_shot"},
-    {"analysis"},
+    {"sweeps", "analysis"},
     {"report"},
-    {"demo"},
+    {"demo", "doctor"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "matplotlib", "accelerate", "pyarrow")

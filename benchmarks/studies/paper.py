@@ -30,6 +30,7 @@ def do(unit: Unit, output: Path) -> float:
 
     from mhr.analysis.alignment import align_run
     from mhr.few_shot import adapt
+    from mhr.methods import idle_rates
     from mhr.runs import load_config
     from mhr.training import pretrain
 
@@ -64,7 +65,7 @@ def do(unit: Unit, output: Path) -> float:
                 seeds=[unit.seed],
                 resume=True,
                 progress=False,
-                **setting.adapt,
+                **{key: value for key, value in setting.adapt.items() if key not in idle_rates(mode, variant.method)},
             ),
         )
         stages.keep(f"adapted {mode}", runs[0])

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
 from mhr.report.charts import WIDTH, plot_alignment
-from mhr.report.drawing import colour, marker, new_figure, per_cent, save, styled
+from mhr.report.figures import colour, marker, new_figure, per_cent, save, styled
 from mhr.report.tables import Cell, Table, p_number, score, text, whole
 from mhr.runs.run import versions
 

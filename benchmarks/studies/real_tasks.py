@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer
 
 from mhr.data import TaskCollection, load_tasks
 from mhr.few_shot import adapt
+from mhr.methods import idle_rates
 from mhr.runs import RunFolder, load_config
 from mhr.training import pretrain
 
@@ -124,6 +125,8 @@ class Study:
 
     def adapted(self, run: RunFolder, method: str, mode: str, held_out: TaskCollection) -> None:
         name = method if mode in ("mhr", "lora") else f"{method}-{mode}"
+        given = {"lr": self.plan.lr, "router_lr": self.plan.adapt_router_lr}
+        rates = {rate: value for rate, value in given.items() if rate not in idle_rates(mode, method)}
         runs = self.stages.timed(
             f"adapt {name}",
             lambda: adapt(
@@ -135,9 +138,8 @@ class Study:
                 seeds=self.plan.seeds,
                 steps=self.plan.adapt_steps,
                 batch_size=self.plan.adapt_batch,
-                lr=self.plan.lr,
-                router_lr=self.plan.adapt_router_lr,
                 resume=True,
+                **rates,
             ),
         )
         self.stages.keep(f"adapted {name}", runs[0])

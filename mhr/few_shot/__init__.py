@@ -1,4 +1,4 @@
-"""Adapting a bank to new tasks from a few examples, once or in a sweep. Names are imported on first use."""
+"""Adapting a run to new tasks from a few examples. Names are imported on first use."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ from typing import TYPE_CHECKING
 
 from mhr.lazy import lazy
 
-_HOME = {
-    "adapt": "mhr.few_shot.adapting",
-    "sweep": "mhr.few_shot.sweeping",
-}
+_HOME = {"adapt": "mhr.few_shot.adapting"}
 
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from mhr.few_shot.adapting import adapt
-    from mhr.few_shot.sweeping import sweep
 
 __getattr__ = lazy(__name__, _HOME)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from mhr.data import TaskCollection
 from mhr.data.choice_collators import beginnings
 from mhr.errors import ConfigError, DataError, TrainingError, nearest
-from mhr.few_shot.jobs import Job, check_batches, frozen_heap, ranks, run_job, steps_of
-from mhr.few_shot.selecting import read_dev, share_out
+from mhr.few_shot.adaptation import Adaptation, Preparation, frozen_heap, make, ranks
+from mhr.few_shot.selecting import grid_points, read_dev
 from mhr.few_shot.starts import check_mode, load_start
 from mhr.files import folder_name, make_folder, prepare_output, read_json, write_json_atomically
 from mhr.locks import one_writer
+from mhr.methods import idle_rates
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.config import differences, to_dict
 from mhr.runs.run import RunFolder, clear
@@ -72,6 +74,8 @@ def adapt(
     source = RunFolder.open(run)
     config = few_shot_settings(source.config(), tasks_path, template, few)
     mode = check_mode(mode, config, run)
+    kind = source.info["model_kind"]
+    check_given(few, [(mode, config)], [kind])
     check_precision(config.train.precision)
     if not (resume and Path(output).is_dir() and any(Path(output).iterdir())):
         prepare_output(output, overwrite)
@@ -86,31 +90,28 @@ def adapt(
         _check_same(Path(output), described)
     source.result()
     collection = named_tasks(config, tasks)
-    dev = read_dev(config)
+    validation = read_dev(config)
     start = load_start(source, config, mode)
-    kind = source.info["model_kind"]
     collection, left_out = fitting_tasks(collection, tasks is not None, kind, start.tokenizer, config)
-    jobs = [
-        Job(
-            task,
-            seed,
-            share_out(task, config.adapt, seed, mode, dev),
-            Path(output) / folder_name(task.name) / str(seed),
-        )
-        for task in collection.values()
+    prepared = Preparation(source, config, start, collection, validation)
+    adaptations = [
+        Adaptation(str(source.path), mode, task, seed, Path(output) / folder_name(task) / str(seed))
+        for task in collection
         for seed in config.adapt.seeds
     ]
-    check_batches(jobs, config, kind, start)
+    prepared.check_batches(adaptations)
     folder = make_folder(output)
     if overwrite and not resume:
         clear(folder)
     described["left_out"] = left_out
-    described["notes"] = ranking_notes(collection) if kind != "encoder" and ranks(config, mode) else []
-    described["runs"] = [{"task": j.task.name, "seed": j.seed, "path": str(j.folder.relative_to(folder))} for j in jobs]
+    described["notes"] = ranking_notes(collection) if kind != "encoder" and ranks(config.adapt, mode) else []
+    described["runs"] = [
+        {"task": one.task, "seed": one.seed, "path": str(one.folder.relative_to(folder))} for one in adaptations
+    ]
     write_json_atomically(folder / ADAPT_FILE, _with_earlier(folder, described))
-    steps = sum(steps_of(job, config, mode) for job in jobs)
+    steps = sum(map(prepared.steps_of, adaptations))
     with ProgressBar(steps, f"adapt {mode}", progress) as bar, frozen_heap():
-        return [run_job(job, start, config, source, bar) for job in jobs]
+        return [make(one, prepared, bar) for one in adaptations]
 
 
 def few_shot_settings(
@@ -130,12 +131,43 @@ def few_shot_settings(
     )
 
 
+def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kinds: Sequence[str]) -> None:
+    """Raise ConfigError for a few-shot setting that was given and would change nothing: by the modes (each with the settings of
+    its run) and by the kinds of models that are adapted."""
+    given = {name for name, value in few.items() if value is not None}
+    for rate in ("lr", "router_lr"):
+        if rate in given and all(rate in idle_rates(mode, config.method) for mode, config in modes):
+            what = "the adapter" if rate == "lr" else "routing"
+            shown = " or ".join(dict.fromkeys(repr(mode) for mode, _ in modes))
+            raise ConfigError(f"{rate} is {few[rate]}, but mode {shown} does not train {what}: leave it out")
+    if kinds and all(kind == "encoder" for kind in kinds):
+        for name in ("length_norm", "mc_loss", "unlikely_loss"):
+            if name in given:
+                raise ConfigError(
+                    f"{name} is {few[name]}, but an encoder is trained by ranking choices and has no other loss: leave it out"
+                )
+    for name in ("dev", "dev_shots"):
+        chooses = any(config.adapt.picks_step or len(grid_points(config.adapt, mode)) > 1 for mode, config in modes)
+        if name in given and few[name] and not chooses:
+            raise ConfigError(
+                f"{name} is {few[name]}, but nothing is chosen: add grid, eval_every, patience or select 'best', or leave it out"
+            )
+
+
 def named_tasks(config: RunConfig, names: Sequence[str] | None) -> TaskCollection:
     """The tasks of a collection by their names, or those that it holds out. Raises TaskError and DataError."""
     collection = read_tasks(config.tasks, config.data)
     for name in config.adapt.shots_for:
         if not set(name) & set("*?["):
             collection[name]  # a name that is no pattern and no task is a slip of the pen
+        elif not any(fnmatchcase(task, name) for task in collection):
+            raise DataError(
+                f"shots_for has {name!r}, which fits no task of {config.tasks}: {nearest(name, list(collection))}"
+            )
+    if names is not None and not names:
+        raise DataError(
+            "tasks is empty: name at least one, or leave it out to take those that the collection holds out"
+        )
     if names is not None:
         return collection.select(list(dict.fromkeys(names)))
     held_out = collection.held_out()
@@ -153,6 +185,11 @@ def fitting_tasks(
     if named and left_out:
         name, reason = next(iter(left_out.items()))
         raise DataError(f"cannot adapt to task {name!r}: {reason}")
+    if not len(kept):
+        name, reason = next(iter(left_out.items()))
+        raise DataError(
+            f"no task of {config.tasks} can be adapted to: {name!r} is left out, as {reason} ({len(left_out)} in all)"
+        )
     return kept, left_out
 
 

@@ -49,13 +49,13 @@ class Shots:
 
     shots   what the result is trained on
     train   what is trained on while there is something to choose: the shots, or three quarters of them
-    judged  what is chosen on; empty where nothing is to be chosen
+    validation  what is chosen on; empty where nothing is to be chosen
     where   what these are, in words: "a quarter of the shots", "dev shots", "test" or the path of a collection
     """
 
     shots: list[Example]
     train: list[Example]
-    judged: list[Example] = field(default_factory=list)
+    validation: list[Example] = field(default_factory=list)
     where: str = ""
 
     @property
@@ -82,10 +82,10 @@ def share_out(task: Task, few: AdaptConfig, seed: int, mode: str, dev: TaskColle
     if few.dev_shots:
         return Shots(shots, shots, drawn[n:], "dev shots")
     if dev is not None:
-        judged = [*dev[task.name].train, *dev[task.name].test]
-        if not judged:
+        examples = [*dev[task.name].train, *dev[task.name].test]
+        if not examples:
             raise DataError(f"task {task.name!r} has no examples in {dev.source}, which is to choose on")
-        return Shots(shots, shots, judged, dev.source)
+        return Shots(shots, shots, examples, dev.source)
     if n < 2:
         raise DataError(
             f"task {task.name!r} has 1 shot, of which no part can be split off to choose on: use --dev-shots, or no grid"
@@ -108,7 +108,7 @@ def read_dev(config: RunConfig) -> TaskCollection | None:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Look:
-    """How good a model was at a step: its score on the judged examples (accuracy or exact match), then its loss there.
+    """How good a model was at a step: its score on the validation examples (accuracy or exact match), then its loss there.
 
     Few examples make many equal scores; the lower loss decides among them, and then the earlier step.
     """
@@ -121,20 +121,20 @@ class Look:
         return other is None or (self.score, -self.loss) > (other.score, -other.loss)
 
 
-class Judge:
-    """Scores the model of a Start on the judged examples of one task."""
+class Validation:
+    """Scores the model of a Start on the validation examples of one task."""
 
-    def __init__(self, start: Start, kind: str, task: Task, judged: Sequence[Example], config: RunConfig):
+    def __init__(self, start: Start, kind: str, task: Task, examples: Sequence[Example], config: RunConfig):
         self.loaded = LoadedModel(start.model, start.tokenizer, kind, "the model in training")
-        self.task = TaskCollection([dataclasses.replace(task, test=list(judged))])
-        self.examples = list(judged)
+        self.task = TaskCollection([dataclasses.replace(task, test=list(examples))])
+        self.examples = list(examples)
         self.config = config
         self.loss = make_loss(kind, config.train)
         self.collator = make_collator(kind, start.tokenizer, config.data, config.train.ranks)
 
     def __call__(self, step: int) -> Look:
         data, train = self.config.data, self.config.train
-        found = evaluate(
+        result = evaluate(
             self.loaded,
             self.task,
             max_input_length=data.max_input_length,
@@ -143,7 +143,7 @@ class Judge:
             precision=train.precision,
             progress=False,
         )
-        (measures,) = found.tasks.values()
+        (measures,) = result.tasks.values()
         return Look(measures["score"], self._mean_loss(), step)
 
     def _mean_loss(self) -> float:
@@ -158,15 +158,15 @@ class Judge:
         return total / max(count, 1.0)
 
 
-class LookOut(TrainerCallback):
+class KeepBest(TrainerCallback):
     """Looks at a model every few steps (at the end alone, with every=None), keeps the best, and may end the training early.
 
     best    the best look; `weights` what the model held then
     looks   all of them
     """
 
-    def __init__(self, judge: Judge, start: Start, every: int | None, patience: int | None, steps: int):
-        self.judge, self.start = judge, start
+    def __init__(self, validation: Validation, start: Start, every: int | None, patience: int | None, steps: int):
+        self.validation, self.start = validation, start
         self.every, self.patience, self.steps = every, patience, steps
         self.looks: list[Look] = []
         self.best: Look | None = None
@@ -177,7 +177,7 @@ class LookOut(TrainerCallback):
         step = state.global_step
         if step < self.steps and (self.every is None or step % self.every):
             return
-        look = self.judge(step)
+        look = self.validation(step)
         self.looks.append(look)
         if look.better_than(self.best):
             self.best, self.weights, self.stale = look, self.start.snapshot(), 0
@@ -209,7 +209,7 @@ def describe(trials: Sequence[Trial], chosen: Trial, shots: Shots) -> dict[str, 
     """What a run tells of how it was chosen, for run.json."""
     return {
         "on": shots.where,
-        "examples": len(shots.judged),
+        "examples": len(shots.validation),
         "refit": shots.refit,
         "trials": [
             {**dataclasses.asdict(t.best), "settings": t.point, "looks": [dataclasses.asdict(look) for look in t.looks]}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mhr.analysis.curves import Curve
 from mhr.analysis.scores import Standing
-from mhr.report.drawing import (
+from mhr.report.figures import (
     FAINT,
     SERIES,
     colour,

@@ -12,7 +12,7 @@ from mhr.analysis.clusters import Join, average_linkage, leaf_order
 from mhr.analysis.inspection import Inspection
 from mhr.analysis.routing import Routing
 from mhr.files import make_folder
-from mhr.report.drawing import (
+from mhr.report.figures import (
     FAINT,
     MAX_TICKS,
     colour,

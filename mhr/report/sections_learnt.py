@@ -11,7 +11,7 @@ import torch
 from mhr.analysis.inspection import Inspection
 from mhr.report import charts, plots
 from mhr.report.blocks import Block, Figure, Looked
-from mhr.report.drawing import to_inline_svg
+from mhr.report.figures import to_inline_svg
 from mhr.report.material import Group
 from mhr.report.tables import Cell, Table, decimal, p_value, score, text, whole
 

@@ -10,7 +10,7 @@ import yaml
 from mhr.analysis.costs import cost_of
 from mhr.report import charts
 from mhr.report.blocks import Block, Details, Figure, Looked
-from mhr.report.drawing import to_inline_svg
+from mhr.report.figures import to_inline_svg
 from mhr.report.material import Group
 from mhr.report.tables import Table, byte_size, text, whole
 from mhr.runs.config import flat

@@ -10,7 +10,7 @@ from mhr.analysis.scores import Scores, Standing
 from mhr.files import read_json
 from mhr.report import charts
 from mhr.report.blocks import Block, Figure, Looked
-from mhr.report.drawing import to_inline_svg
+from mhr.report.figures import to_inline_svg
 from mhr.report.material import Group, Material
 from mhr.report.tables import Cell, Table, count, listed, p_number, p_value, score, text, whole
 

@@ -182,7 +182,7 @@ def test_doctor_says_how_to_mend_what_is_missing(monkeypatch: pytest.MonkeyPatch
         return "0.1" if name == "safetensors" else version(name)
 
     monkeypatch.setattr(metadata, "version", absent)
-    monkeypatch.setattr("mhr.report.doctor.build_info", dict)
+    monkeypatch.setattr("mhr.doctor.build_info", dict)
     result = invoke("doctor")
     assert result.exit_code == 1
     assert "pip install 'datasets>=" in result.stdout

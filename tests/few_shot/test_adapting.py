@@ -62,8 +62,8 @@ def test_a_mode_trains_what_it_says_and_lowers_the_loss(
         mode=mode,
         output=str(tmp_path / "out"),
         steps=12,
-        router_lr=0.5,
         progress=False,
+        **({"router_lr": 0.5} if "routers" in trained else {}),
     )
     assert [run.path for run in runs] == [tmp_path / "out" / TASKS[0] / "13"]
     assert changed(runs[0], first) == trained
@@ -212,3 +212,41 @@ def test_causal_and_encoder_models_adapt_too(settings: Make, tmp_path: Path) -> 
                 trained = read_adapter(done.adapter).tensors
                 head = [name for name in first if name.startswith("modules.")]
                 assert any(not torch.equal(first[name], trained[name]) for name in head)
+
+
+@pytest.mark.parametrize(
+    ("method", "mode", "few", "said"),
+    [
+        ("mhr", "mu", {"router_lr": 0.5}, "router_lr is 0.5, but mode 'mu' does not train routing: leave it out"),
+        ("mhr", "z", {"lr": 0.5}, "lr is 0.5, but mode 'z' does not train the adapter: leave it out"),
+        ("uniform", "mhr", {"router_lr": 0.5}, "router_lr is 0.5, but mode 'mhr' does not train routing"),
+    ],
+)
+def test_a_rate_that_nothing_is_trained_at_is_refused(
+    method: str, mode: str, few: dict[str, Any], said: str, source: Callable[[str], RunFolder], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        adapt(str(source(method).path), TASKS, mode=mode, output=str(tmp_path / "out"), progress=False, **few)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranking_losses_of_an_encoder_are_refused(settings: Make, tmp_path: Path) -> None:
+    run = pretrain(settings("bert", steps=1), str(tmp_path / "run"), progress=False)
+    with pytest.raises(ConfigError, match="mc_loss is 1.0, but an encoder is trained by ranking choices"):
+        adapt(str(run.path), TASKS, mode="mhr", output=str(tmp_path / "out"), progress=False, mc_loss=1.0)
+
+
+def test_a_resumed_adaptation_names_the_one_setting_that_differs(
+    source: Callable[[str], RunFolder], tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"mode": "mu", "output": str(tmp_path / "out"), "progress": False}
+    adapt(str(source("mhr").path), TASKS[:1], steps=2, **arguments)
+    with pytest.raises(TrainingError, match=r"out holds adaptations with settings\.steps 2, not 3: resume") as caught:
+        adapt(str(source("mhr").path), TASKS[:1], steps=3, resume=True, **arguments)
+    assert "{" not in str(caught.value)
+
+
+def test_no_tasks_are_refused(source: Callable[[str], RunFolder], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="tasks is empty: name at least one"):
+        adapt(str(source("mhr").path), [], mode="mu", output=str(tmp_path / "out"), progress=False)
+    assert not (tmp_path / "out").exists()

@@ -85,7 +85,7 @@ def test_looking_changes_nothing_of_the_training(searched: Any) -> None:
 
 def test_the_best_step_on_dev_shots_is_kept(searched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.25, 0.75, 0.5])
-    monkeypatch.setattr(selecting.Judge, "__call__", lambda self, step: Look(next(scores), 1.0, step))
+    monkeypatch.setattr(selecting.Validation, "__call__", lambda self, step: Look(next(scores), 1.0, step))
     run = searched("best", eval_every=2, dev_shots=4)
     chosen = run.info["selection"]
     assert (chosen["on"], chosen["examples"], chosen["refit"]) == ("dev shots", 4, False)
@@ -109,7 +109,7 @@ def test_patience_ends_a_training_and_the_refit_stops_at_the_same_step(
     searched: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.5, 0.25, 0.5])
-    monkeypatch.setattr(selecting.Judge, "__call__", lambda self, step: Look(next(scores), 1.0, step))
+    monkeypatch.setattr(selecting.Validation, "__call__", lambda self, step: Look(next(scores), 1.0, step))
     run = searched(eval_every=1, patience=2, steps=20)
     trial = run.info["selection"]["trials"][0]
     assert [look["step"] for look in trial["looks"]] == [1, 2, 3]
@@ -170,7 +170,7 @@ def test_two_methods_see_the_same_shots_and_judge_on_the_same(source: Source, tm
     few = AdaptConfig(shots=8, grid={"lr": [1e-2, 1e-3], "router_lr": [0.5, 0.1]})
     shots = {mode: share_out(task, few, 1, mode) for mode in ("mhr", "mu", "lora", "full")}
     assert all(part == shots["mhr"] for part in shots.values())
-    assert shots["mhr"].shots == [*shots["mhr"].train, *shots["mhr"].judged]
+    assert shots["mhr"].shots == [*shots["mhr"].train, *shots["mhr"].validation]
 
 
 def test_a_grid_leaves_out_what_a_mode_does_not_have() -> None:
@@ -205,7 +205,8 @@ def test_every_kind_of_model_is_searched_with_ranking_losses(
 ) -> None:
     heads = {"train.precision": "bf16", "n_heads": 2, "steps": 2}
     source = pretrain(settings(model, **heads), str(tmp_path / "source"), progress=False)
-    few: dict[str, Any] = {"mc_loss": 1.0, "unlikely_loss": 1.0, "grid": {"router_lr": [0.5, 0.1]}, "steps": 2}
+    losses = {} if model == "bert" else {"mc_loss": 1.0, "unlikely_loss": 1.0}
+    few: dict[str, Any] = {**losses, "grid": {"router_lr": [0.5, 0.1]}, "steps": 2}
     (run,) = adapt(str(source.path), [TASK], mode="mhr", output=str(tmp_path / "out"), progress=False, **few)
     assert len(run.info["selection"]["trials"]) == 2
     assert all(0 < trial["loss"] < 100 for trial in run.info["selection"]["trials"])
@@ -252,7 +253,11 @@ def test_choices_that_are_the_same_once_cut_leave_nothing_behind(source: Source,
         ({"grid": {"lr": []}}, ConfigError, "at least one"),
         ({"grid": {"lr": [-1.0]}}, ConfigError, "grid has a value that cannot be: lr is -1.0"),
         ({"grid": {"steps": [1.5]}}, ConfigError, "steps is 1.5, expected an integer"),
-        ({"shots": 23, "dev_shots": 2}, DataError, "fewer than the 23 shots and 2 dev shots asked for: use --shots 22"),
+        (
+            {"shots": 23, "dev_shots": 2, "select": "best"},
+            DataError,
+            "fewer than the 23 shots and 2 dev shots asked for: use --shots 22",
+        ),
         ({"shots": 1, "grid": {"lr": [1.0, 2.0]}}, DataError, "no part can be split off"),
         ({"shots_for": {"next-frist": 4}}, TaskError, "unknown task 'next-frist'.*'next-first'"),
         ({"shots_for": {TASK: 0}}, ConfigError, "shots_for 'next-first' is 0"),
@@ -265,6 +270,9 @@ def test_choices_that_are_the_same_once_cut_leave_nothing_behind(source: Source,
         ({"select": "last", "patience": 2}, ConfigError, "patience looks for the best step, but select is 'last'"),
         ({"select": "frist"}, ConfigError, "select is 'frist'"),
         ({"patience": 0}, ConfigError, "patience is 0"),
+        ({"dev_shots": 2}, ConfigError, "dev_shots is 2, but nothing is chosen: add grid"),
+        ({"dev": "x.jsonl"}, ConfigError, "dev is x.jsonl, but nothing is chosen: add grid"),
+        ({"shots_for": {"swop*": 3}}, DataError, r"shots_for has 'swop\*', which fits no task"),
         ({"dev": "x.jsonl", "dev_shots": 3}, ConfigError, "leave one out"),
         ({"seeds": [3, 3]}, ConfigError, "expected each seed once"),
         ({"mc_loss": -1.0}, ConfigError, "mc_loss is -1"),

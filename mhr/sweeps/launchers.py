@@ -1,4 +1,4 @@
-"""Who does the units of a sweep: processes of this machine, or the actors of a Ray cluster. Both run `Worker.work`."""
+"""Who does the adaptations of a sweep: processes of this machine, or the actors of a Ray cluster. Both run `Worker.work`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ from transformers.utils import logging
 
 from mhr.checks import check_whole
 from mhr.errors import ConfigError
-from mhr.few_shot.units import Study, Unit, Worker
+from mhr.few_shot.adaptation import Adaptation
 from mhr.registry import Registry
+from mhr.sweeps.table import Row
+from mhr.sweeps.worker import Study, Worker
+
+THREADS = "OMP_NUM_THREADS"
+"""The variable by which a user says how many threads each process has."""
 
 PATIENCE = 10.0
 """Seconds that a process without work has to leave before it is ended."""
 
-Row = dict[str, Any]
-Launch = Callable[[Study, Sequence[Unit]], Generator[Row, None, None]]
+Launch = Callable[[Study, Sequence[Adaptation]], Generator[Row, None, None]]
 
 launchers: Registry[Callable[[int | None], Launch]] = Registry("launcher")
 """By name, functions of the number of workers (None: as many as there is room for) that check what they need and return
-`(study, units) -> rows as they are done`. Closing what that returns ends its processes."""
+`(study, adaptations) -> rows as they are done`. Closing what that returns ends its processes."""
 
 
 @launchers.register("local")
@@ -51,18 +55,19 @@ def ray_launcher(workers: int | None = None) -> Launch:
     return partial(_launch_ray, workers)
 
 
-def _launch_local(workers: int | None, study: Study, units: Sequence[Unit]) -> Generator[Row, None, None]:
+def _launch_local(workers: int | None, study: Study, adaptations: Sequence[Adaptation]) -> Generator[Row, None, None]:
     """Processes of this machine, one for each GPU, or else for each core that this process may use.
 
-    They share nothing, so one that is killed (for want of memory, say) fails the unit that it was at, and another process
-    takes its place. They end when this process does, however it ends.
+    They share nothing, so one that is killed (for want of memory, say) fails the adaptation that it was at, and another process
+    takes its place. They end when this process does, however it ends. Each has as many threads as OMP_NUM_THREADS says, or,
+    where it says nothing, its share of the cores.
     """
     gpus = _visible_gpus()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    number = _number(workers, len(gpus) or cores, len(units))
-    threads = max(cores // number, 1)
+    number = _number(workers, len(gpus) or cores, len(adaptations))
+    threads = None if THREADS in os.environ else max(cores // number, 1)
     places = deque(gpus[i % len(gpus)] if gpus else None for i in range(number))
-    left = deque(units)
+    left = deque(adaptations)
     team: dict[Connection, _Hand] = {}
     try:
         while left or team:
@@ -86,51 +91,68 @@ def _launch_local(workers: int | None, study: Study, units: Sequence[Unit]) -> G
             hand.end()
 
 
-def _launch_ray(workers: int | None, study: Study, units: Sequence[Unit]) -> Generator[Row, None, None]:
-    """Actors of the Ray cluster that RAY_ADDRESS names, or of one on this machine: one for each GPU, or else for each core."""
+def _launch_ray(workers: int | None, study: Study, adaptations: Sequence[Adaptation]) -> Generator[Row, None, None]:
+    """Actors of the Ray cluster that RAY_ADDRESS names, or of one on this machine: one for each GPU, or else for each core.
+
+    Ray gives an actor of one core one thread; here it has as many as OMP_NUM_THREADS says, or else its share of the cores.
+    """
     import ray
-    from ray.util import ActorPool
+    from ray.exceptions import RayError
 
     began = not ray.is_initialized()
     if began:
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
-        found = ray.cluster_resources()
-        gpus, cores = int(found.get("GPU", 0)), int(found.get("CPU", 1))
-        number = _number(workers, gpus or cores, len(units))
-        actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(Worker)
-        pool = ActorPool([actor.remote(study) for _ in range(number)])
-        for unit in units:
-            pool.submit(lambda worker, unit: worker.work.remote(unit), unit)
-        while pool.has_next():
-            yield pool.get_next_unordered()
+        resources = ray.cluster_resources()
+        gpus, cores = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+        number = _number(workers, gpus or cores, len(adaptations))
+        threads = os.environ.get(THREADS, str(max(cores // number, 1)))
+        environment = {"env_vars": {THREADS: threads}}
+        actor: Any = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, runtime_env=environment)(Worker)
+        idle = [actor.remote(study) for _ in range(number)]
+        left = deque(adaptations)
+        at_work: dict[Any, tuple[Any, Adaptation]] = {}
+        while left or at_work:
+            while left and idle:
+                worker, adaptation = idle.pop(), left.popleft()
+                at_work[worker.work.remote(adaptation)] = worker, adaptation
+            (done,), _ = ray.wait(list(at_work))
+            worker, adaptation = at_work.pop(done)
+            try:
+                row = ray.get(done)
+            except RayError as error:  # an actor that ended fails its adaptation alone, and another takes its place
+                row = study.failed(adaptation, f"its Ray actor failed: {str(error).strip().splitlines()[0]}")
+                worker = actor.remote(study)
+            idle.append(worker)
+            yield row
     finally:
         if began:
             ray.shutdown()
 
 
 class _Hand:
-    """One worker process and the unit it is at."""
+    """One worker process and the adaptation it is at."""
 
-    def __init__(self, study: Study, gpu: str | None, threads: int):
+    def __init__(self, study: Study, gpu: str | None, threads: int | None):
         context = multiprocessing.get_context("spawn")
+        self.study = study
         self.gpu = gpu
-        self.unit: Unit | None = None
+        self.adaptation: Adaptation | None = None
         self.connection, other = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(other, study, gpu, threads), daemon=True)
         self.process.start()
         other.close()
 
-    def take(self, unit: Unit) -> None:
-        self.unit = unit
+    def take(self, adaptation: Adaptation) -> None:
+        self.adaptation = adaptation
         try:
-            self.connection.send(unit)
+            self.connection.send(adaptation)
         except OSError:
             return  # it died while it waited; `row` finds out
 
     def row(self) -> Row:
-        """The row of the unit; with status "lost" where the process has ended."""
-        assert self.unit is not None
+        """The row of the adaptation; with status "lost" where the process has ended."""
+        assert self.adaptation is not None
         try:
             row: Row = self.connection.recv()
         except (EOFError, OSError):
@@ -140,26 +162,27 @@ class _Hand:
             error = f"its process ended with {how}" + (
                 ", perhaps for want of memory" if code == -signal.SIGKILL else ""
             )
-            return {**self.unit.failed(error), "status": "lost"}
-        self.unit = None
+            return {**self.study.failed(self.adaptation, error), "status": "lost"}
+        self.adaptation = None
         return row
 
     def end(self) -> None:
-        """End the process: one that waits leaves by itself; one at work is killed, since its unit will be made anew."""
+        """End the process: one that waits leaves by itself; one at work is killed, since its adaptation will be made anew."""
         self.connection.close()
-        if self.unit is None:
+        if self.adaptation is None:
             self.process.join(PATIENCE)
         self.process.kill()
         self.process.join()
 
 
-def _serve(connection: Connection, study: Study, gpu: str | None, threads: int) -> None:
+def _serve(connection: Connection, study: Study, gpu: str | None, threads: int | None) -> None:
     """The life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that we serve, which ends us
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    torch.set_num_threads(threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     gc.freeze()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,13 +15,14 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+import torch
 
 from mhr.errors import ConfigError, DataError, MhrError, TrainingError
 from mhr.evaluation import evaluate, load_model
-from mhr.few_shot import launchers, units
-from mhr.few_shot.sweeping import SweepResult, append_row, sweep
-from mhr.few_shot.units import Worker
 from mhr.runs import RunFolder
+from mhr.sweeps import SweepResult, launchers, sweep, worker
+from mhr.sweeps.table import append_row
+from mhr.sweeps.worker import Worker
 
 Source = Callable[[str], RunFolder]
 TASKS = ["next-first", "swap-last"]
@@ -131,7 +133,7 @@ def test_units_are_judged_as_their_grid_has_chosen(swept: Any, here: list[str], 
 
     (tmp_path / "sweep" / "results.jsonl").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(units, "evaluate", ask)
+        patch.setattr(worker, "evaluate", ask)
         (again,) = swept(tasks=TASKS[:1], seeds=[1], grid={"length_norm": [0.0]}, select="best", resume=True).rows
     assert judged == [0.0]
     assert again["score"] == row["score"]
@@ -179,6 +181,10 @@ def test_a_unit_that_fails_is_told_and_tried_again(
         ({"shots": 25}, DataError, "has 24 training examples, fewer than the 25 shots"),
         ({"seeds": [1, 1]}, ConfigError, "expected each seed once"),
         ({"modes": ["zz"]}, ConfigError, "mode is 'zz'"),
+        ({"modes": []}, ConfigError, "modes is empty: name at least one of mhr, z"),
+        ({"limit": 0}, ConfigError, "limit is 0, expected"),
+        ({"router_lr": 0.5}, ConfigError, "router_lr is 0.5, but mode 'mu' does not train routing"),
+        ({"tasks": []}, DataError, "tasks is empty"),
         ({"modes": ["lora"]}, ConfigError, "its adapter is not shared by all tasks"),
         ({"launcher": "slurm"}, ConfigError, "unknown launcher 'slurm'"),
         ({"workers": 0, "launcher": "local"}, ConfigError, "workers is 0"),
@@ -217,13 +223,24 @@ def test_rows_are_appended_whole(tmp_path: Path) -> None:
 
 PROGRAM = """
 import json, sys
-from mhr.few_shot.sweeping import sweep
+from mhr.sweeps import sweep
 
 if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     runs = settings.pop("runs")
     print(len(sweep(runs, **settings).rows))
 """
+
+
+# Ray takes a process for dead that is slow to start or to answer, and ends workers where memory is short, as on a busy machine.
+PATIENT_RAY = {
+    "OMP_NUM_THREADS": "1",  # as in this process, so that equal sums are equal
+    "RAY_raylet_start_wait_time_s": "600",
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_health_check_initial_delay_ms": "600000",
+    "RAY_health_check_timeout_ms": "600000",
+    "RAY_memory_monitor_refresh_ms": "0",
+}
 
 
 def children_of(pid: int) -> list[int]:
@@ -300,9 +317,83 @@ def test_a_worker_that_is_killed_fails_its_unit_alone(source: Source, tmp_path: 
     assert [row["status"] for row in rows_of(tmp_path / "sweep")] == ["failed", "done"]
 
 
+def test_tasks_that_are_left_out_are_said(
+    swept: Any, here: list[str], source: Source, tmp_path: Path, tasks_file: Path
+) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    alone = [
+        {"task": "alone", "input": "x", "targets": "a", "split": split, "held_out": True} for split in ("train", "test")
+    ]
+    tasks.write_text(tasks_file.read_text() + "".join(json.dumps(row) + "\n" for row in alone))
+    run = source("mhr")
+    with pytest.MonkeyPatch.context() as patch:  # a run of a model that takes tasks with choices only
+        patch.setattr("mhr.few_shot.adapting.usable_tasks", leave_out)
+        result = swept(seeds=[1], tasks_path=str(tasks))
+    assert result.notes == [f"left out: task 'alone' of run {run.path}: it has no choices"]
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["notes"] == result.notes
+    assert [row["task"] for row in result.rows] == TASKS
+
+
+def leave_out(collection: Any, *arguments: Any) -> Any:
+    return collection.select([name for name in collection if name != "alone"]), {"alone": "it has no choices"}
+
+
+def test_a_table_that_was_edited_is_named_with_its_line(swept: Any, here: list[str], tmp_path: Path) -> None:
+    swept(tasks=TASKS[:1], seeds=[1])
+    with open(tmp_path / "sweep" / "results.jsonl", "a") as file:
+        file.write('{"run": 1}\n')
+    with pytest.raises(TrainingError, match=r"results.jsonl:2 is no row of a sweep"):
+        swept(tasks=TASKS[:1], seeds=[1], resume=True)
+
+
+@pytest.mark.parametrize(
+    ("told", "workers", "threads"), [("3", 1, None), ("3", 2, None), (None, 1, 8), (None, 3, 2), (None, 20, 1)]
+)
+def test_threads_are_those_that_the_user_says_or_a_share_of_the_cores(
+    told: str | None, workers: int, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int | None] = []
+
+    class Hand:
+        def __init__(self, study: Any, gpu: Any, threads: int | None):
+            given.append(threads)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(launchers, "_Hand", Hand)
+    monkeypatch.setattr(launchers, "_visible_gpus", list)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if told is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    with pytest.raises(KeyboardInterrupt):
+        list(launchers.local_launcher(workers)(None, [None] * 20))  # type: ignore[arg-type,list-item]
+    assert given == [threads]
+
+
+@pytest.mark.parametrize("threads", [None, 2])
+def test_a_worker_sets_threads_where_the_user_has_said_nothing(threads: int | None, monkeypatch: Any) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(signal, "signal", lambda *arguments: None)
+    monkeypatch.setattr(launchers, "_leave_with_parent", lambda: None)
+    monkeypatch.setattr(launchers, "Worker", lambda study: None)
+    launchers._serve(Closed(), None, None, threads)  # type: ignore[arg-type]
+    assert asked == ([] if threads is None else [threads])
+    gc.unfreeze()
+
+
+class Closed:
+    def recv(self) -> Any:
+        raise EOFError
+
+
 @pytest.mark.slow
-def test_two_workers_of_a_local_ray_cluster(swept: Any, tmp_path: Path, here: list[str]) -> None:
+def test_two_workers_of_a_local_ray_cluster(
+    swept: Any, tmp_path: Path, here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'mhr[ray]')")
+    for name, value in PATIENT_RAY.items():
+        monkeypatch.setenv(name, value)
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     try:
         result = swept(seeds=[1, 2], launcher="ray", workers=2)

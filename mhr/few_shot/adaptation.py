@@ -1,0 +1,264 @@
+"""One adaptation: a run, a mode, a task and a seed; trained once, or once for every point of a grid of which the best is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from mhr.data import Example, Task, TaskCollection
+from mhr.data.samplers import ExampleDataset, TaskSampler
+from mhr.errors import TrainingError
+from mhr.few_shot.selecting import (
+    KeepBest,
+    Shots,
+    StopAfter,
+    Trial,
+    Validation,
+    at_point,
+    describe,
+    grid_points,
+    share_out,
+)
+from mhr.few_shot.shots import with_shots
+from mhr.few_shot.starts import Start
+from mhr.files import make_folder
+from mhr.methods import BACKBONE, MODES
+from mhr.runs.adapt_settings import AdaptConfig
+from mhr.runs.run import RUN_FILE, RunFolder
+from mhr.runs.settings import RunConfig
+from mhr.runs.tasks import make_collator
+from mhr.training.pretraining import count_parameters, fit, save_result
+from mhr.training.trainer import RoutedTrainer
+from mhr.training.watch import ProgressBar
+
+TRIALS = "trials"
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptation:
+    """What is adapted to what, and the folder it goes to. It knows no model, so it can be sent to any process.
+
+    run     path of the pretraining run
+    task    name of the task
+    """
+
+    run: str
+    mode: str
+    task: str
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What all adaptations of one run in one mode share.
+
+    source       the pretraining run; config: its settings, with those of the adaptations
+    start        the model, and where each adaptation begins
+    tasks        the collection; validation: what `AdaptConfig.dev` names
+    """
+
+    source: RunFolder
+    config: RunConfig
+    start: Start
+    tasks: TaskCollection
+    validation: TaskCollection | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.source.info["model_kind"]
+
+    def shots(self, adaptation: Adaptation) -> Shots:
+        """The examples that an adaptation is trained on, and those that it is chosen on."""
+        task = self.tasks[adaptation.task]
+        return share_out(task, self.config.adapt, adaptation.seed, adaptation.mode, self.validation)
+
+    def check_batches(self, adaptations: Sequence[Adaptation]) -> None:
+        """Raise DataError where the examples of an adaptation cannot become a batch: choices that are the same once they are
+        truncated, or that leave no room for an input."""
+        collator = make_collator(
+            self.kind, self.start.tokenizer, self.config.data, ranks(self.config.adapt, self.start.mode)
+        )
+        for adaptation in adaptations:
+            shots = self.shots(adaptation)
+            collator([*shots.shots, *shots.validation])
+
+    def steps_of(self, adaptation: Adaptation) -> int:
+        """Optimizer steps of an adaptation, if no training ends early."""
+        steps = [few.steps for few in points_of(self.config.adapt, adaptation.mode)]
+        return sum(steps) + (max(steps) if self.shots(adaptation).refit else 0)
+
+
+def ranks(few: AdaptConfig, mode: str) -> bool:
+    """Whether a ranking loss is on at any point of the grid."""
+    return any(point.mc_loss or point.unlikely_loss for point in points_of(few, mode))
+
+
+def points_of(few: AdaptConfig, mode: str) -> list[AdaptConfig]:
+    """The settings of every training of the grid."""
+    return [at_point(few, point, mode) for point in grid_points(few, mode)]
+
+
+@contextmanager
+def frozen_heap() -> Iterator[None]:
+    """Keep what lives now out of garbage collection: each Trainer collects once, over hundreds of thousands of objects
+    that the libraries made at import, which takes longer than everything else that an adaptation does beside its steps."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def make(adaptation: Adaptation, prepared: Preparation, bar: ProgressBar) -> RunFolder:
+    """Make one adaptation, unless its folder holds it already."""
+    mode = adaptation.mode
+    if (adaptation.folder / RUN_FILE).is_file():
+        done = RunFolder.open(adaptation.folder)
+        if done.status == "done":
+            bar.skip(prepared.steps_of(adaptation))
+            return done
+    bar.title(f"adapt {mode} {adaptation.task} seed {adaptation.seed}")
+    points = points_of(prepared.config.adapt, mode)
+    run = RunFolder.create(adaptation.folder, overwrite=True)
+    work = _Work(adaptation, prepared, prepared.shots(adaptation), run, bar)
+    first = work.settings(points[0])
+    work.begin(first)
+    if not work.shots.validation:
+        work.train(first, work.shots.shots, run)
+        work.save(first.train.steps)
+        return run
+    search = _Search(work)
+    for number, few in enumerate(points):
+        search.try_out(number, few)
+    search.finish()
+    return run
+
+
+@dataclass
+class _Work:
+    """One adaptation under way: how it trains, and what it writes."""
+
+    adaptation: Adaptation
+    prepared: Preparation
+    shots: Shots
+    run: RunFolder
+    bar: ProgressBar
+
+    @property
+    def start(self) -> Start:
+        return self.prepared.start
+
+    @property
+    def task(self) -> Task:
+        return self.prepared.tasks[self.adaptation.task]
+
+    def settings(self, few: AdaptConfig) -> RunConfig:
+        """The settings of one training: those of the run, with what `few` says about training."""
+        config, seed = self.prepared.config, self.adaptation.seed
+        whole = MODES[self.adaptation.mode].begins == BACKBONE
+        optimization = few.optimization() | ({"lr": few.full_lr} if whole else {})
+        train = dataclasses.replace(
+            config.train, **optimization, accumulation=1, switch_to_mu_at=None, anneal_to_mu=None, seed=seed
+        )
+        return dataclasses.replace(config, train=train, adapt=dataclasses.replace(few, seeds=[seed]))
+
+    def begin(self, settings: RunConfig) -> None:
+        """Put the model where every adaptation of this task and seed begins, and write what is known before its first step."""
+        source = self.prepared.source
+        self.start.begin(self.task.name, self.adaptation.seed)
+        self.run.start(
+            settings,
+            kind="adapt",
+            method=settings.method,
+            mode=self.start.mode,
+            base=self.start.base,
+            model_kind=self.prepared.kind,
+            source=str(source.path.resolve()),
+            tasks=[self.task.name],
+            seed=self.adaptation.seed,
+            protocol=settings.adapt.protocol,
+            selection=self.run.info.get("selection"),
+            shots=[example.id for example in self.shots.shots],
+            parameters=count_parameters(self.start.model),
+        )
+
+    def train(
+        self, settings: RunConfig, examples: Sequence[Example], log: RunFolder, *callbacks: TrainerCallback
+    ) -> None:
+        """Train the model from where it stands; the log of the training goes to the folder `log`."""
+        drawn = ExampleDataset(with_shots(self.task, examples))
+        kind, tokenizer = self.prepared.kind, self.start.tokenizer
+        trainer = RoutedTrainer(
+            self.start.model,
+            tokenizer,
+            kind,
+            settings.train,
+            drawn,
+            TaskSampler(drawn.sizes, seed=self.adaptation.seed),
+            make_collator(kind, tokenizer, settings.data, settings.train.ranks),
+            log,
+            self.start.base,
+            resumable=False,
+            callbacks=[*callbacks, self.bar],
+        )
+        try:
+            fit(trainer)
+        except (TrainingError, KeyboardInterrupt):
+            self.run.write(status=log.status if log.status != "new" else "failed")
+            raise
+        self.bar.skip(settings.train.steps - trainer.state.global_step)
+
+    def save(self, step: int) -> None:
+        save_result(self.start.model, self.start.tokenizer, self.run, self.start.base)
+        self.run.write(status="done", steps=step)
+
+
+class _Search:
+    """Trainings of one adaptation, of which the best one is kept."""
+
+    def __init__(self, work: _Work):
+        self.work = work
+        self.trials: list[Trial] = []
+        self.chosen: tuple[Trial, RunConfig, KeepBest] | None = None
+
+    def try_out(self, number: int, few: AdaptConfig) -> None:
+        """Train one point of the grid and validate it."""
+        work, start = self.work, self.work.start
+        settings = work.settings(few)
+        start.begin(work.task.name, work.adaptation.seed)
+        validation = Validation(start, work.prepared.kind, work.task, work.shots.validation, settings)
+        best = KeepBest(validation, start, few.look_every if few.picks_step else None, few.patience, few.steps)
+        work.train(settings, work.shots.train, self._folder(number), best)
+        assert best.best is not None
+        point = grid_points(work.prepared.config.adapt, start.mode)[number]
+        self.trials.append(Trial(point, best.best, best.looks))
+        if self.chosen is None or best.best.better_than(self.chosen[0].best):
+            self.chosen = self.trials[-1], settings, best
+        else:
+            best.weights.clear()
+
+    def finish(self) -> None:
+        """Write the best one, after a training on all shots where it saw a part of them."""
+        assert self.chosen is not None
+        work, shots = self.work, self.work.shots
+        trial, settings, best = self.chosen
+        work.run.info["selection"] = describe(self.trials, trial, shots)
+        work.begin(settings)
+        if shots.refit:
+            work.train(settings, shots.shots, work.run, StopAfter(trial.best.step))
+        else:
+            work.start.restore(best.weights)
+            shutil.copy(self._folder(self.trials.index(trial)).metrics_file, work.run.metrics_file)
+        work.save(trial.best.step)
+
+    def _folder(self, number: int) -> RunFolder:
+        """Where the log of a trial goes."""
+        return RunFolder(make_folder(self.work.run.path / TRIALS / str(number)), {})

@@ -1,0 +1,144 @@
+"""What a sweep is asked to do: which runs, modes, tasks and seeds go together, and what is left out and why."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mhr.backbones import load_backbone
+from mhr.data import TaskCollection
+from mhr.errors import ConfigError
+from mhr.few_shot.adaptation import Adaptation
+from mhr.few_shot.adapting import check_given, few_shot_settings, fitting_tasks, named_tasks
+from mhr.few_shot.selecting import read_dev, share_out
+from mhr.few_shot.starts import check_mode
+from mhr.files import folder_name
+from mhr.methods import MODES
+from mhr.runs.config import to_dict
+from mhr.runs.run import RunFolder
+from mhr.runs.settings import RunConfig
+from mhr.sweeps.worker import Study
+
+
+@dataclass(frozen=True)
+class Plan:
+    """study: what all adaptations share; adaptations: run by run, mode by mode, task by task; notes: what is left out."""
+
+    study: Study
+    adaptations: list[Adaptation]
+    notes: list[str]
+
+    def axes(self) -> dict[str, list[Any]]:
+        """What was asked for, along each axis."""
+        return {
+            "runs": list(dict.fromkeys(self.study.names[one.run] for one in self.adaptations)),
+            "modes": list(dict.fromkeys(one.mode for one in self.adaptations)),
+            "tasks": list(dict.fromkeys(one.task for one in self.adaptations)),
+            "seeds": list(dict.fromkeys(one.seed for one in self.adaptations)),
+        }
+
+
+def plan(
+    runs: Sequence[str],
+    known: Mapping[str, str],
+    tasks: Sequence[str] | None,
+    modes: Sequence[str],
+    output: Path,
+    tasks_path: str | None,
+    template: str | None,
+    limit: int | None,
+    few: dict[str, Any],
+) -> Plan:
+    """The arguments of `mhr.sweeps.sweep` made definite. known: path of a run -> its name in the table that is resumed.
+
+    Nothing is written. Raises ConfigError, TaskError, DataError and CheckpointError for what does not fit.
+    """
+    paths = _names(runs, known)
+    sources = {name: RunFolder.open(run) for name, run in paths.items()}
+    configs = {name: few_shot_settings(run.config(), tasks_path, template, few) for name, run in sources.items()}
+    for source in sources.values():
+        source.result()
+    allowed, notes = _allowed(paths, configs, modes)
+    asked = [(mode, configs[name]) for name, modes in allowed.items() for mode in modes]
+    check_given(few, asked, [source.info["model_kind"] for source in sources.values()])
+    adaptations: list[Adaptation] = []
+    shared: dict[str, Any] = {}
+    for name, config in configs.items():
+        run = paths[name]
+        shared[name] = {
+            "path": str(sources[name].path.resolve()),
+            "trained": _fingerprint(sources[name]),
+            "adapt": {k: v for k, v in to_dict(config)["adapt"].items() if k != "seeds"},
+        }
+        fitting, left_out = _fitting(named_tasks(config, tasks), sources[name], config, tasks is not None)
+        notes += [f"left out: task {task!r} of run {run}: {reason}" for task, reason in left_out.items()]
+        validation = read_dev(config)
+        for mode in allowed[name]:
+            for task in fitting.values():
+                for seed in config.adapt.seeds:
+                    share_out(
+                        task, config.adapt, seed, mode, validation
+                    )  # too few examples are told before anything is done
+                    folder = output / "units" / name / mode / folder_name(task.name) / str(seed)
+                    adaptations.append(Adaptation(run, mode, task.name, seed, folder))
+    identity = {"runs": shared, "tasks": tasks_path, "template": template, "limit": limit}
+    names = {path: name for name, path in paths.items()}
+    return Plan(Study(names, tasks_path, template, limit, few, identity), adaptations, notes)
+
+
+def _fitting(
+    collection: TaskCollection, source: RunFolder, config: RunConfig, named: bool
+) -> tuple[TaskCollection, dict[str, str]]:
+    """The tasks that a run can be adapted to, and why others are left out. The base model is loaded only where inputs have to be
+    measured."""
+    kind = source.info["model_kind"]
+    measured = config.data.fit and not named
+    tokenizer = load_backbone(source.info["base"], kind)[1] if measured else None
+    return fitting_tasks(collection, named, kind, tokenizer, config)
+
+
+def _names(runs: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
+    """A short name for every run: the one that is known, or the last part of its path and as much before it as tells them apart."""
+    paths = [Path(run).resolve() for run in runs]
+    if len(set(paths)) < len(paths):
+        raise ConfigError("a run is given twice: name each run once")
+    for n in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+        names = [known.get(str(path)) or "/".join(path.parts[-n:]) for path in paths]
+        others = [name for path, name in known.items() if Path(path) not in paths]
+        if len({*names, *others}) == len(names) + len(others):
+            return dict(zip(names, map(str, runs), strict=True))
+    raise ConfigError("no run is given: name at least one")
+
+
+def _allowed(
+    names: Mapping[str, str], configs: Mapping[str, RunConfig], modes: Sequence[str]
+) -> tuple[dict[str, list[str]], list[str]]:
+    """The modes of each run, and a note for every combination that does not go together."""
+    if not modes:
+        raise ConfigError(f"modes is empty: name at least one of {', '.join(MODES)}")
+    allowed: dict[str, list[str]] = {name: [] for name in names}
+    faults: dict[str, ConfigError] = {}
+    for mode in dict.fromkeys(modes):
+        for name, run in names.items():
+            try:
+                checked = check_mode(mode, configs[name], run)
+                allowed[name] = list(dict.fromkeys([*allowed[name], checked]))  # a mode may be asked for by two names
+            except ConfigError as error:
+                faults[f"{name} {mode}"] = error
+        if not any(f"{name} {mode}" not in faults for name in names):
+            raise next(error for key, error in faults.items() if key.endswith(f" {mode}"))
+    for name in names:
+        if not allowed[name]:
+            raise next(error for key, error in faults.items() if key.startswith(f"{name} "))
+    return allowed, [f"left out: {error}" for error in faults.values()]
+
+
+def _fingerprint(run: RunFolder) -> str:
+    """What tells a run from another one at the same place: the digest of its description, which holds that of its weights."""
+    for file in (run.adapter / "mhr_config.json", run.path / "run.json"):
+        if file.is_file():
+            return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return ""
