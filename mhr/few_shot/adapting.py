@@ -185,11 +185,6 @@ def fitting_tasks(
     if named and left_out:
         name, reason = next(iter(left_out.items()))
         raise DataError(f"cannot adapt to task {name!r}: {reason}")
-    if not len(kept):
-        name, reason = next(iter(left_out.items()))
-        raise DataError(
-            f"no task of {config.tasks} can be adapted to: {name!r} is left out, as {reason} ({len(left_out)} in all)"
-        )
     return kept, left_out
 
 

@@ -31,9 +31,9 @@ def test_inspect_computes_alignment_and_transfer(run: Path, tmp_path: Path) -> N
 
 
 def test_flags_of_what_is_not_computed_are_refused(run: Path) -> None:
-    assert "--examples says something with --alignment only" in refuse("inspect", run, "--examples", "3")
-    assert "--limit says something with --transfer only" in refuse("inspect", run, "--alignment", "--limit", "3")
-    assert "--task says something with --alignment or --transfer only" in refuse("inspect", run, "--task", "rev-last")
+    assert "examples says something with alignment only" in refuse("inspect", run, "--examples", "3")
+    assert "limit says something with transfer only" in refuse("inspect", run, "--alignment", "--limit", "3")
+    assert "task says something with alignment or transfer only" in refuse("inspect", run, "--task", "rev-last")
     assert "name at least two" in refuse("inspect", run, "--alignment", "--task", "rev-last")
     assert "examples is 0" in refuse("inspect", run, "--alignment", "--examples", "0")
 

@@ -1,0 +1,92 @@
+"""All that `mhr inspect` finds out about a run, in one call, and what it writes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mhr.analysis.alignment import Alignment, align_run
+from mhr.analysis.inspection import Inspection, inspect_run
+from mhr.analysis.transfer import Matrix, transfer_matrix
+from mhr.checks import check_whole
+from mhr.errors import ConfigError
+from mhr.evaluation.scope import tasks_to_judge
+from mhr.files import make_folder, prepare_output, write_json_atomically
+from mhr.locks import one_writer
+from mhr.report.plots import save_plots
+
+INSPECTION_FILE = "inspection.json"
+
+
+@dataclass(frozen=True)
+class RunInspection:
+    """A run, looked at: what it holds, the alignment of its tasks' gradients, the transfer between them, and the files written."""
+
+    inspection: Inspection
+    alignments: list[Alignment] = field(default_factory=list)
+    transfer: Matrix = field(default_factory=dict)
+    plots: list[Path] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """What inspection.json holds."""
+        alignments = [one.to_json() for one in self.alignments]
+        return self.inspection.to_json() | {"alignment": alignments, "transfer": self.transfer}
+
+
+@one_writer
+def inspect_fully(
+    run: str | Path,
+    *,
+    tasks: str | None = None,
+    names: Sequence[str] | None = None,
+    alignment: bool = False,
+    examples: int | None = None,
+    transfer: bool = False,
+    limit: int | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> RunInspection:
+    """Look at a run as `mhr inspect` does: `inspect_run`, with `alignment` also `align_run`, with `transfer` `transfer_matrix`.
+
+    tasks, names   the collection and tasks that these two look at; None takes the run's own, its training tasks
+    examples       training examples of a task for the alignment (None: 16)
+    limit          examples of a task for the transfer (None: 20)
+    output         folder for the plots of the routing and for inspection.json, which `mhr report` reads
+    say            is told what begins, one line each
+
+    Raises ConfigError for arguments that would change nothing, and MhrError as the three functions do.
+    """
+    looks = alignment or transfer
+    for name, value, needed, there in (
+        ("tasks", tasks, "alignment or transfer", looks),
+        ("task", names, "alignment or transfer", looks),
+        ("examples", examples, "alignment", alignment),
+        ("limit", limit, "transfer", transfer),
+    ):
+        if value is not None and not there:
+            raise ConfigError(f"{name} says something with {needed} only: add that, or leave {name} out")
+    for name, number in (("examples", examples), ("limit", limit)):
+        if number is not None:
+            check_whole(name, number, at_least=1)
+    inspection = inspect_run(run)
+    if output is not None:
+        prepare_output(output, overwrite)
+    alignments: list[Alignment] = []
+    matrix: Matrix = {}
+    if looks:
+        chosen = None if names is None else list(names)
+        collection = tasks_to_judge(run, tasks=tasks, names=chosen, part=None if chosen else "training")
+        if alignment:
+            alignments = align_run(run, collection, examples=examples or 16, say=say)
+        if transfer:
+            matrix = transfer_matrix(run, collection, limit=limit or 20, say=say)
+    result = RunInspection(inspection, alignments, matrix)
+    if output is None:
+        return result
+    folder = make_folder(output)
+    plots = save_plots(inspection, folder)
+    write_json_atomically(folder / INSPECTION_FILE, result.to_json())
+    return RunInspection(inspection, alignments, matrix, plots)
