@@ -184,3 +184,15 @@ def test_adaptations_that_never_ran(tmp_path: Path) -> None:
     (tmp_path / "adapt.json").write_text('{"runs": [{"path": "x/1"}]}')
     with pytest.raises(CheckpointError, match="lists 1 adaptations and holds none"):
         read_sources([tmp_path])
+
+
+def test_what_was_left_out_and_skipped_is_noted(tmp_path: Path) -> None:
+    left_out = {"alone": "it has no choices", "other": "it has no training examples"}
+    run = a_run(tmp_path / "run", left_out=left_out, skipped=["skipped checkpoint-40: model.safetensors is damaged"])
+    folder = adaptations(tmp_path / "z", {"tail-place": {1: 0.5}})
+    described = json.loads((folder / "adapt.json").read_text())
+    (folder / "adapt.json").write_text(json.dumps(described | {"left_out": {"alone": "it has no choices"}}))
+    notes = read_sources([run, folder]).notes
+    assert f"{run}: task 'alone' was left out: it has no choices (and 1 more tasks)" in notes
+    assert f"{run}: skipped checkpoint-40: model.safetensors is damaged" in notes
+    assert f"{folder}: task 'alone' was left out: it has no choices" in notes
