@@ -38,16 +38,16 @@ def agreement(similarity: Tensor, truth: Tensor, n_permutations: int = 10_000, s
     """
     n = len(similarity)
     rows, columns = torch.triu_indices(n, n, 1)
-    found, true = ranks(similarity[rows, columns]), ranks(truth[rows, columns])
-    found, true = found - found.mean(), true - true.mean()
-    scale = found.norm() * true.norm()
+    observed_ranks, true = ranks(similarity[rows, columns]), ranks(truth[rows, columns])
+    observed_ranks, true = observed_ranks - observed_ranks.mean(), true - true.mean()
+    scale = observed_ranks.norm() * true.norm()
     if n < 3 or scale == 0:
         return None
     table = torch.zeros(n, n, dtype=torch.float64)
-    table[rows, columns] = found
+    table[rows, columns] = observed_ranks
     table = table + table.T
     generator = torch.Generator().manual_seed(seed)
-    observed = float(found @ true / scale)
+    observed = float(observed_ranks @ true / scale)
     reached = 0
     for _ in range(n_permutations):
         order = torch.randperm(n, generator=generator)

@@ -96,15 +96,15 @@ def align_run(
     """
     check_whole("examples", examples, at_least=1)
     folder = RunFolder.open(run)
-    found = points(folder)
+    checkpoints = points(folder)
     if len(collection) < 2:
         raise TaskError(f"gradient alignment compares tasks, and {len(collection)} is given: name at least two")
-    first = read_adapter(found[0][1])
+    first = read_adapter(checkpoints[0][1])
     model, tokenizer = load_backbone(first.base.name_or_path, first.base.kind)
     collator = make_collator(kind_of(model), tokenizer, folder.config().data)
     drawn = {task.name: draw_shots(task, examples, seed) for task in collection.values()}
     aligned = []
-    for step, path in found:
+    for step, path in checkpoints:
         say(f"Gradients of {len(drawn)} tasks after {step} steps")
         aligned.append(align(read_adapter(path), model, drawn, collator, step=step, budget=budget))
     return aligned
@@ -112,12 +112,12 @@ def align_run(
 
 def points(run: RunFolder) -> list[tuple[int, Path]]:
     """(step, folder) of every adapter that a run has: its sound checkpoints and its result, in the order of the steps."""
-    found = {step_of(p): p for p in all_checkpoints(run.checkpoints) if fault_of(p) is None and is_adapter(p)}
+    checkpoints = {step_of(p): p for p in all_checkpoints(run.checkpoints) if fault_of(p) is None and is_adapter(p)}
     if run.status == "done" and is_adapter(run.adapter):
-        found[int(run.info["steps"])] = run.adapter
-    if not found:
+        checkpoints[int(run.info["steps"])] = run.adapter
+    if not checkpoints:
         raise CheckpointError(f"run {run.path} has no adapter (method {run.info.get('method')!r}): nothing to align")
-    return sorted(found.items())
+    return sorted(checkpoints.items())
 
 
 def align(
@@ -133,13 +133,13 @@ def align(
     bank = attach_checkpoint(checkpoint, model)
     model.eval()
     try:
-        tasks = [_Objective(model, bank, task, own, collator) for task, own in examples.items()]
+        tasks = [_Objective(model, bank, task, drawn, collator) for task, drawn in examples.items()]
         groups = {name: list(layer.bank().values()) for name, layer in bank.layers.items()}
         gram, layers = gram_matrices([task.gradient for task in tasks], groups, budget)
-        told = {task.name: task.loss for task in tasks}
+        losses = {task.name: task.loss for task in tasks}
     finally:
         detach(model)
-    return Alignment(step, list(examples), gram, layers, told)
+    return Alignment(step, list(examples), gram, layers, losses)
 
 
 def gram_matrices(
@@ -155,9 +155,9 @@ def gram_matrices(
     computed once, and only for the parameters that the window touches. So memory is T^2 + budget + one gradient, whatever P,
     and the time is ceil(T * P * 4 / budget) passes over the tasks.
     """
-    flat = [(name, p) for name, own in groups.items() for p in own]
+    flat = [(name, p) for name, parameters in groups.items() for p in parameters]
     total = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
-    own = torch.zeros_like(total)
+    of_layer = torch.zeros_like(total)
     means: dict[str, float | None] = {}
     for window in _windows([p.numel() for _, p in flat], max(1, budget // (4 * len(gradients)))):
         rows = _rows(gradients, {flat[i][1]: span for i, span in window.items()})
@@ -165,11 +165,11 @@ def gram_matrices(
             name, p = flat[i]
             for block in rows[p].split(BLOCK, dim=1):
                 wide = block.double()
-                own += wide @ wide.T
+                of_layer += wide @ wide.T
             if stop == p.numel() and (i + 1 == len(flat) or flat[i + 1][0] != name):
-                total += own
-                means[name] = mean_cosine(own)
-                own.zero_()
+                total += of_layer
+                means[name] = mean_cosine(of_layer)
+                of_layer.zero_()
     return total, means
 
 
@@ -182,9 +182,9 @@ def cosines(gram: Tensor) -> Tensor:
 def mean_cosine(gram: Tensor) -> float | None:
     """Mean of `cosines` over the pairs i < j whose gradients are both not 0; None without such a pair."""
     rows, columns = torch.triu_indices(len(gram), len(gram), 1)
-    found = cosines(gram)[rows, columns]
-    found = found[found.isfinite()]
-    return float(found.mean()) if len(found) else None
+    pairs = cosines(gram)[rows, columns]
+    pairs = pairs[pairs.isfinite()]
+    return float(pairs.mean()) if len(pairs) else None
 
 
 class _Objective:
@@ -201,14 +201,14 @@ class _Objective:
         self.loss = math.nan
 
     def gradient(self, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
-        found: list[Tensor | None] = [None] * len(parameters)
+        sums: list[Tensor | None] = [None] * len(parameters)
         self.loss = 0.0
         for batch in self.batches:
             loss = self.criterion(self.model, batch, 0.0).sums.sum() / self.count
             self.loss += float(loss.detach())
             parts = torch.autograd.grad(loss, parameters, allow_unused=True)
-            found = [_sum(a, b) for a, b in zip(found, parts, strict=True)]
-        return found
+            sums = [_sum(a, b) for a, b in zip(sums, parts, strict=True)]
+        return sums
 
 
 def _on(device: torch.device, batch: Batch, row: int) -> Batch:
@@ -243,7 +243,7 @@ def _rows(gradients: Sequence[Gradient], spans: dict[nn.Parameter, tuple[int, in
     """For each parameter, the wanted columns of all gradients: [T, stop - start] in its dtype."""
     rows = {p: p.new_zeros(len(gradients), stop - start, device="cpu") for p, (start, stop) in spans.items()}
     for t, gradient in enumerate(gradients):
-        for (p, (start, stop)), found in zip(spans.items(), gradient(list(spans)), strict=True):
-            if found is not None:
-                rows[p][t] = found.flatten()[start:stop]
+        for (p, (start, stop)), part in zip(spans.items(), gradient(list(spans)), strict=True):
+            if part is not None:
+                rows[p][t] = part.flatten()[start:stop]
     return rows

@@ -1,4 +1,4 @@
-"""What a run costs: numbers that were trained, bytes that are kept, and what one more task adds."""
+"""What a run costs: parameters that were trained, bytes that are kept, and what one more task adds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mhr.methods import ROUTING_METHODS
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """trained: numbers that the run trained; bytes: of its adapter (or model); tasks: how many it serves; another, another_bytes:
-    numbers and bytes that one more task adds to what is shared, of a pretraining run; of an adaptation, all that it trained."""
+    """trained: parameters of the run that were trained; bytes: of its adapter (or model); tasks: how many it serves; another, another_bytes:
+    parameters and bytes that one more task adds to what is shared, of a pretraining run; of an adaptation, all that it trained."""
 
     trained: int
     bytes: int
@@ -24,13 +24,13 @@ class Cost:
         return self.bytes / self.tasks
 
 
-def cost_of(found: Inspection) -> Cost:
+def cost_of(inspection: Inspection) -> Cost:
     """The cost of an inspected run or adapter."""
-    each = found.bytes / max(found.stored, 1)
-    if found.run.get("kind") == "adapt":
-        another = found.trained
-    elif found.method in ROUTING_METHODS and ROUTING_METHODS[found.method].skill_per_task:
-        another = found.parameters["skills"]["trained"] // len(found.tasks)
+    each = inspection.bytes / max(inspection.stored, 1)
+    if inspection.run.get("kind") == "adapt":
+        another = inspection.trained
+    elif inspection.method in ROUTING_METHODS and ROUTING_METHODS[inspection.method].skill_per_task:
+        another = inspection.parameters["skills"]["trained"] // len(inspection.tasks)
     else:
-        another = found.per_task
-    return Cost(found.trained, found.bytes, max(len(found.tasks), 1), another, round(another * each))
+        another = inspection.per_task
+    return Cost(inspection.trained, inspection.bytes, max(len(inspection.tasks), 1), another, round(another * each))

@@ -45,9 +45,9 @@ def task_losses(run: RunFolder, last: float = 0.25) -> dict[str, float]:
     if not records:
         return {}
     begin = records[-1]["step"] * (1 - last)
-    found: dict[str, list[float]] = {}
+    losses: dict[str, list[float]] = {}
     for record in records:
         if record["step"] > begin:
             for task, loss in record["tasks"].items():
-                found.setdefault(task, []).append(loss)
-    return {task: statistics.mean(values) for task, values in sorted(found.items())}
+                losses.setdefault(task, []).append(loss)
+    return {task: statistics.mean(values) for task, values in sorted(losses.items())}

@@ -68,12 +68,12 @@ class Inspection:
 
     @property
     def stored(self) -> int:
-        """Numbers in the adapter's file."""
+        """Parameters in the adapter's file."""
         return sum(count["stored"] for count in self.parameters.values())
 
     @property
     def bytes(self) -> int:
-        """Bytes of the numbers in the adapter's file."""
+        """Bytes of the parameters in the adapter's file."""
         return sum(count["bytes"] for count in self.parameters.values())
 
     @property

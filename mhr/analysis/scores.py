@@ -84,10 +84,10 @@ class Scores:
     @property
     def categories(self) -> dict[str, str]:
         """Task -> its category, "" where none is known."""
-        found: dict[str, str] = {}
+        categories: dict[str, str] = {}
         for score in self.rows.values():
-            found[score.task] = found.get(score.task) or score.category
-        return found
+            categories[score.task] = categories.get(score.task) or score.category
+        return categories
 
     @property
     def majority(self) -> dict[str, float]:
@@ -100,17 +100,17 @@ class Scores:
 
     def metric(self, task: str) -> str | None:
         """The metric that all scores of a task share; None where they differ."""
-        found = {score.metric for score in self.rows.values() if score.task == task}
-        return found.pop() if len(found) == 1 else None
+        metrics = {score.metric for score in self.rows.values() if score.task == task}
+        return metrics.pop() if len(metrics) == 1 else None
 
     @property
     def uneven(self) -> list[str]:
         """The tasks on which contestants were judged by different numbers of examples."""
-        found: dict[str, set[int]] = {}
+        counts: dict[str, set[int]] = {}
         for score in self.rows.values():
             if score.n is not None:
-                found.setdefault(score.task, set()).add(score.n)
-        return [task for task, numbers in found.items() if len(numbers) > 1]
+                counts.setdefault(score.task, set()).add(score.n)
+        return [task for task, numbers in counts.items() if len(numbers) > 1]
 
     def meeting(self) -> list[str]:
         """The tasks that every contestant was judged on, by the same metric."""
@@ -121,10 +121,10 @@ class Scores:
 
         Where tasks were judged with different seeds, only the mean of their means is taken, without a spread.
         """
-        own = [self.of(contestant, task) for task in tasks]
-        if any(values.keys() != own[0].keys() for values in own):
-            return statistics.mean(statistics.mean(values.values()) for values in own), None, 1
-        by_seed = [statistics.mean(values[seed] for values in own) for seed in own[0]]
+        by_task = [self.of(contestant, task) for task in tasks]
+        if any(values.keys() != by_task[0].keys() for values in by_task):
+            return statistics.mean(statistics.mean(values.values()) for values in by_task), None, 1
+        by_seed = [statistics.mean(values[seed] for values in by_task) for seed in by_task[0]]
         spread = statistics.stdev(by_seed) if len(by_seed) > 1 else None
         return statistics.mean(by_seed), spread, len(by_seed)
 

@@ -38,9 +38,9 @@ def transfer_matrix(
     rows = [name for name in collection if name in loaded.bank.tasks] if tasks is None else list(tasks)
     if not rows:
         raise ConfigError(f"the bank of {run} holds none of the {len(collection)} tasks: name tasks it was trained on")
-    found: Matrix = {}
+    matrix: Matrix = {}
     for i, row in enumerate(rows):
         say(f"Routed as {row} ({i + 1} of {len(rows)})")
         result = evaluate(dataclasses.replace(loaded, task=row), collection, limit=limit, progress=False)
-        found[row] = {name: measures["score"] for name, measures in result.tasks.items()}
-    return found
+        matrix[row] = {name: measures["score"] for name, measures in result.tasks.items()}
+    return matrix

@@ -103,7 +103,8 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
 
 
 def check_mode(mode: str, config: RunConfig, run: str) -> str:
-    """The mode, by its own name where it has others. Raises ConfigError for an unknown one and one that a run with these settings does not allow."""
+    """The mode, by its first name where it has several. Raises ConfigError for an unknown one and one that a run with these
+    settings does not allow."""
     mode = MODE_ALIASES.get(mode, mode)
     check_choice("mode", mode, tuple(MODES))
     reason = refusal(mode, config.method, averaged=config.train.ends_in_mu)

@@ -79,8 +79,8 @@ def plot_alignment(points: Mapping[str, Points]) -> Figure:
     """Mean cosine of the tasks' gradients at several points of training."""
     figure = new_figure(WIDTH, 3.6)
     axes = figure.add_subplot()
-    for i, (label, own) in enumerate(points.items()):
-        steps, values = zip(*own, strict=True)
+    for i, (label, curve) in enumerate(points.items()):
+        steps, values = zip(*curve, strict=True)
         axes.plot(steps, values, marker="o", markersize=4, color=colour(i), linestyle=dash(i), label=cut(label))
     axes.axhline(0.0, color=FAINT, linewidth=0.8)
     axes.set_xlabel("step")
@@ -91,17 +91,17 @@ def plot_alignment(points: Mapping[str, Points]) -> Figure:
 
 
 @styled
-def plot_costs(found: Mapping[str, tuple[int, float, float | None]]) -> Figure:
-    """Score against trained parameters. found: label -> (trained, mean, spread)."""
+def plot_costs(costs: Mapping[str, tuple[int, float, float | None]]) -> Figure:
+    """Score against trained parameters. costs: label -> (trained, mean, spread)."""
     figure = new_figure(WIDTH, 4.8)
     axes = figure.add_subplot()
-    for i, (label, (trained, mean, deviation)) in enumerate(found.items()):
+    for i, (label, (trained, mean, deviation)) in enumerate(costs.items()):
         axes.errorbar(
             trained, mean, yerr=deviation or None, fmt=marker(i), color=colour(i), capsize=3, label=cut(label)
         )
     axes.set_xscale("log")
     axes.margins(x=0.1, y=0.15)
-    _legend(axes, len(found))
+    _legend(axes, len(costs))
     axes.yaxis.set_major_formatter(per_cent())
     axes.set_xlabel("trained parameters")
     axes.set_ylabel("mean over tasks, per cent")

@@ -46,11 +46,11 @@ def read_table(path: Path, material: Material) -> None:
         key = str(row.get("run", "")), str(row["method"]), str(row["mode"])
         if key not in groups:
             groups[key] = _group_of_row(row, path, material)
-        found = _score_of_row(row, groups[key].label, where)
-        at = (found.contestant, found.task, str(found.seed))
+        parsed = _score_of_row(row, groups[key].label, where)
+        at = (parsed.contestant, parsed.task, str(parsed.seed))
         if at in latest and not of_sweep:
-            material.scores.add([latest[at], found])  # which refuses them, naming both
-        latest[at] = found  # a unit of a sweep that was tried again counts once
+            material.scores.add([latest[at], parsed])  # which refuses them, naming both
+        latest[at] = parsed  # a unit of a sweep that was tried again counts once
     if not latest:
         raise DataError(f"{path} holds no scores: expected rows with a metric of {', '.join(METRICS)}")
     if failed:

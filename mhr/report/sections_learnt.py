@@ -23,12 +23,12 @@ def learning(looked: Looked) -> Iterator[Block]:
         "Adapting, mean and range over tasks and seeds": lambda group: not group.pretrained,
     }
     for title, of_kind in kinds.items():
-        own = {label: curve for label, curve in looked.curves.items() if of_kind(looked.material.groups[label])}
-        own = {label: curve for label, curve in own.items() if len(curve.steps) > 1}
-        if own:
+        curves = {label: curve for label, curve in looked.curves.items() if of_kind(looked.material.groups[label])}
+        curves = {label: curve for label, curve in curves.items() if len(curve.steps) > 1}
+        if curves:
             # One curve has no legend.
-            caption = f"{title}: {next(iter(own))}" if len(own) == 1 else title
-            drawn = charts.plot_curves(own)
+            caption = f"{title}: {next(iter(curves))}" if len(curves) == 1 else title
+            drawn = charts.plot_curves(curves)
             yield Figure(to_inline_svg(drawn, f"Line chart. {caption}: training loss by step"), caption + ".")
     rows = [
         [text(label), whole(curve.runs), whole(curve.steps[-1]), decimal(curve.mean[0]), decimal(curve.mean[-1])]
@@ -43,23 +43,23 @@ def learning(looked: Looked) -> Iterator[Block]:
 def routing(looked: Looked) -> Iterator[Block]:
     """Routing."""
     routed = {
-        label: found
-        for label, found in looked.inspections.items()
-        if found.routed and looked.material.groups[label].pretrained
+        label: inspection
+        for label, inspection in looked.inspections.items()
+        if inspection.routed and looked.material.groups[label].pretrained
     }
     if not routed:
         return
-    suite = any(found.agreement for found in routed.values())
+    suite = any(inspection.agreement for inspection in routed.values())
     rows = []
-    for label, found in routed.items():
-        own = found.routing
-        shape = [whole(len(own.tasks)), whole(own.n_heads), whole(own.n_skills)]
+    for label, inspection in routed.items():
+        routing = inspection.routing
+        shape = [whole(len(routing.tasks)), whole(routing.n_heads), whole(routing.n_skills)]
         measures = [
-            decimal(statistics.mean(own.entropy.values())),
-            decimal(statistics.mean(own.effective_skills.values()), 2),
-            decimal(statistics.mean(own.discreteness.values())),
+            decimal(statistics.mean(routing.entropy.values())),
+            decimal(statistics.mean(routing.effective_skills.values()), 2),
+            decimal(statistics.mean(routing.discreteness.values())),
         ]
-        rows.append([text(label), *shape, *measures, *([_agreement(found)] if suite else [])])
+        rows.append([text(label), *shape, *measures, *([_agreement(inspection)] if suite else [])])
     columns = ["run", "tasks", "heads", "skills", "entropy", "effective skills", "discreteness"]
     yield Table(
         "routing",
@@ -76,18 +76,22 @@ def routing(looked: Looked) -> Iterator[Block]:
     yield Figure(
         to_inline_svg(plots.plot_entropy({k: f.routing for k, f in routed.items()}), entropy), entropy + ".", wide=True
     )
-    for label, found in routed.items():
+    for label, inspection in routed.items():
         caption = f"{label}: weights of the skills by task, mean over layers and heads"
-        yield Figure(to_inline_svg(plots.plot_skills(found.routing), f"Heat map. {caption}"), caption + ".", wide=True)
-        if len(found.tasks) > 1:
+        yield Figure(
+            to_inline_svg(plots.plot_skills(inspection.routing), f"Heat map. {caption}"), caption + ".", wide=True
+        )
+        if len(inspection.tasks) > 1:
             caption = f"{label}: cosine of the tasks' routing, measured from uniform, in the order of its tree"
             yield Figure(
-                to_inline_svg(plots.plot_similarity(found.routing), f"Heat map. {caption}"), caption + ".", wide=True
+                to_inline_svg(plots.plot_similarity(inspection.routing), f"Heat map. {caption}"),
+                caption + ".",
+                wide=True,
             )
 
 
-def _agreement(found: Inspection) -> Cell:
-    agreed = found.agreement
+def _agreement(inspection: Inspection) -> Cell:
+    agreed = inspection.agreement
     if agreed is None:
         return Cell("")
     return Cell(f"{agreed.correlation:.2f} ({p_value(agreed.p)})", agreed.correlation)
@@ -98,8 +102,8 @@ def alignment(looked: Looked) -> Iterator[Block]:
     points: dict[str, list[tuple[int, float]]] = {}
     last: dict[str, dict[str, Any]] = {}
     for label, group in looked.material.groups.items():
-        for found in group.inspections:
-            for one in found.get("alignment", []):
+        for inspection in group.inspections:
+            for one in inspection.get("alignment", []):
                 if one["mean"] is not None:
                     points.setdefault(label, []).append((one["step"], one["mean"]))
                 last[label] = one
@@ -107,7 +111,7 @@ def alignment(looked: Looked) -> Iterator[Block]:
         return
     caption = "Mean cosine between the gradients of pairs of tasks, by step of training"
     yield Figure(to_inline_svg(charts.plot_alignment(points), f"Line chart. {caption}"), caption + ".")
-    rows = [[text(label), whole(step), decimal(mean)] for label, own in points.items() for step, mean in own]
+    rows = [[text(label), whole(step), decimal(mean)] for label, means in points.items() for step, mean in means]
     yield Table(
         "alignment",
         "Mean cosine between tasks",
@@ -129,9 +133,9 @@ def transfer(looked: Looked) -> Iterator[Block]:
     """Transfer between tasks."""
     matrices: dict[str, dict[str, dict[str, float]]] = {}
     for label, group in looked.material.groups.items():
-        for found in group.inspections:
-            if found.get("transfer"):
-                matrices[label] = found["transfer"]
+        for inspection in group.inspections:
+            if inspection.get("transfer"):
+                matrices[label] = inspection["transfer"]
     gathered: dict[tuple[str, str, str], list[float]] = {}
     for one in looked.material.scores.transfer:
         gathered.setdefault((one.contestant, str(one.trained_on), one.task), []).append(one.value)
@@ -141,5 +145,5 @@ def transfer(looked: Looked) -> Iterator[Block]:
         caption = f"{label}: score on each task of what was trained on another"
         yield Figure(to_inline_svg(charts.plot_transfer(matrix), f"Heat map. {caption}"), caption + ".", wide=True)
         columns = list(dict.fromkeys(task for row in matrix.values() for task in row))
-        rows = [[text(row), *(score(own.get(column)) for column in columns)] for row, own in matrix.items()]
+        rows = [[text(row), *(score(scores.get(column)) for column in columns)] for row, scores in matrix.items()]
         yield Table(f"transfer_{i}", f"Transfer, {label}", ["trained on", *columns], rows, note="Per cent.")

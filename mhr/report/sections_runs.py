@@ -20,7 +20,7 @@ def costs(looked: Looked) -> Iterator[Block]:
     """Parameters and bytes."""
     scores = looked.material.scores
     meeting = scores.meeting()
-    rows, found = [], {}
+    rows, points = [], {}
     for label, group in looked.material.groups.items():
         inspected = looked.inspections.get(label)
         trained = group.trained if group.trained is not None else inspected.trained if inspected else None
@@ -39,7 +39,7 @@ def costs(looked: Looked) -> Iterator[Block]:
             ]
         )
         if trained and label in scores.contestants and meeting and not group.pretrained:
-            found[label] = (trained, *scores.mean(label, meeting)[:2])
+            points[label] = (trained, *scores.mean(label, meeting)[:2])
     if not rows:
         return
     yield Table(
@@ -51,16 +51,16 @@ def costs(looked: Looked) -> Iterator[Block]:
             "adapter",
             "tasks",
             "bytes per task",
-            "numbers for one more task",
+            "parameters for one more task",
             "bytes for one more task",
         ],
         rows,
-        note="Adapter: the numbers it stores. One more task: what is not shared with the pretrained run; a routing row after "
+        note="Adapter: the parameters it stores. One more task: what is not shared with the pretrained run; a routing row after "
         "pretraining, all that was trained after adapting.",
     )
-    if len(found) > 1:
+    if len(points) > 1:
         caption = "Mean over tasks against the parameters that one adaptation trains"
-        yield Figure(to_inline_svg(charts.plot_costs(found), f"Scatter chart. {caption}"), caption + ".")
+        yield Figure(to_inline_svg(charts.plot_costs(points), f"Scatter chart. {caption}"), caption + ".")
 
 
 def manifest(looked: Looked) -> Iterator[Block]:
@@ -86,10 +86,10 @@ def manifest(looked: Looked) -> Iterator[Block]:
         "runs", "What was run", ["run", "folder", "base model", "status", "versions", "runs", "tasks"], rows, names=5
     )
     settings = {label: flat(_config(group)) for label, group in groups.items()}
-    keys = list(dict.fromkeys(key for own in settings.values() for key in own))
-    differing = [key for key in keys if len({str(own.get(key)) for own in settings.values()}) > 1]
+    keys = list(dict.fromkeys(key for values in settings.values() for key in values))
+    differing = [key for key in keys if len({str(values.get(key)) for values in settings.values()}) > 1]
     if differing:
-        rows = [[text(key), *(text(_shown(own, key)) for own in settings.values())] for key in differing]
+        rows = [[text(key), *(text(_shown(values, key)) for values in settings.values())] for key in differing]
         yield Table("settings", "Settings that differ", ["setting", *settings], rows, names=len(settings) + 1)
     for label, group in groups.items():
         yield Details(f"All settings of {label}", yaml.safe_dump(_config(group), sort_keys=False, allow_unicode=True))

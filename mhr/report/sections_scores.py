@@ -22,8 +22,8 @@ def summary(looked: Looked) -> Iterator[Block]:
     standings = scores.standings(meeting)
     yield _what_was_compared(material, meeting)
     if standings:
-        told = _who_leads(standings)
-        yield told[0].upper() + told[1:]
+        leader = _who_leads(standings)
+        yield leader[0].upper() + leader[1:]
     yield from material.notes
     if not standings:
         return
@@ -49,12 +49,12 @@ def _what_was_compared(material: Material, meeting: list[str]) -> str:
 def _who_leads(standings: list[Standing]) -> str:
     first = standings[0]
     seeds = f" ± {100 * first.spread:.1f} over {first.seeds} seeds" if first.spread is not None else ""
-    told = f"{first.contestant}: {100 * first.mean:.1f}{seeds}"
+    leader = f"{first.contestant}: {100 * first.mean:.1f}{seeds}"
     if len(standings) == 1:
-        return told + "."
+        return leader + "."
     level = [s.contestant for s in standings[1:] if s.mean == first.mean]
     if level:
-        return f"{told}, level with {listed(level)}."
+        return f"{leader}, level with {listed(level)}."
     second = standings[1]
     behind = second.behind
     assert behind is not None, "they meet"
@@ -68,11 +68,11 @@ def _who_leads(standings: list[Standing]) -> str:
 
 def _standings_table(standings: list[Standing], n_tasks: int, material: Material) -> Table:
     protocols = [material.groups[s.contestant].protocol for s in standings]
-    told = any(protocols)
+    with_protocol = any(protocols)
     rows = [
         [
             text(s.contestant),
-            *([text(protocol)] if told else []),
+            *([text(protocol)] if with_protocol else []),
             score(s.mean, s.spread, best=i == 0),
             score(s.by_category),
             whole(s.best_on),
@@ -87,7 +87,7 @@ def _standings_table(standings: list[Standing], n_tasks: int, material: Material
         f"Contestants over {count(n_tasks, 'task')}",
         [
             "contestant",
-            *(["protocol"] if told else []),
+            *(["protocol"] if with_protocol else []),
             "mean over tasks",
             "mean over categories",
             "best on",
@@ -96,7 +96,7 @@ def _standings_table(standings: list[Standing], n_tasks: int, material: Material
             "p",
         ],
         rows,
-        names=1 + told,
+        names=1 + with_protocol,
         note="Per cent ± standard deviation over seeds. p: two-sided sign-flip permutation test against the first, paired over "
         "tasks and seeds; seeds that share a pretrained model are not independent of one another, so it flatters.",
     )
@@ -110,12 +110,12 @@ def tasks(looked: Looked) -> Iterator[Block]:
         return
     categories = scores.by_category
     if len(categories) > 1:
-        rows = [[text(name or "(none)"), whole(len(own)), *_row(scores, own)] for name, own in categories.items()]
+        rows = [[text(name or "(none)"), whole(len(tasks)), *_row(scores, tasks)] for name, tasks in categories.items()]
         yield Table("categories", "By category", ["category", "tasks", *contestants], rows)
     rows = [
         [text(task), text(category), score(scores.majority.get(task)), *_row(scores, [task])]
-        for category, own in categories.items()
-        for task in own
+        for category, tasks in categories.items()
+        for task in tasks
     ]
     meeting = scores.meeting()
     foot = [text(f"mean over {len(meeting)} tasks"), text(""), Cell(""), *_row(scores, meeting)]
@@ -131,12 +131,14 @@ def tasks(looked: Looked) -> Iterator[Block]:
     )
 
 
-def _row(scores: Scores, own: list[str]) -> list[Cell]:
+def _row(scores: Scores, tasks: list[str]) -> list[Cell]:
     """The mean of every contestant over these tasks, where it was judged on all of them."""
-    found = [scores.mean(c, own)[:2] if own and all(scores.of(c, t) for t in own) else None for c in scores.contestants]
-    top = max((mean for mean, _ in filter(None, found)), default=None)
-    several = len({cell[0] for cell in found if cell}) > 1
-    return [score(None) if f is None else score(*f, best=several and f[0] == top) for f in found]
+    means = [
+        scores.mean(c, tasks)[:2] if tasks and all(scores.of(c, t) for t in tasks) else None for c in scores.contestants
+    ]
+    top = max((mean for mean, _ in filter(None, means)), default=None)
+    several = len({cell[0] for cell in means if cell}) > 1
+    return [score(None) if f is None else score(*f, best=several and f[0] == top) for f in means]
 
 
 def seen_and_unseen(looked: Looked) -> Iterator[Block]:

@@ -212,9 +212,9 @@ def _read_demo(path: Path, material: Material) -> None:
 
 
 def _read_inspection(path: Path, material: Material) -> None:
-    found = read_json(path, DataError)
-    group = material.group(f"inspection of {found.get('path', path.parent)}", path.parent)
-    group.inspections.append(found)
+    inspection = read_json(path, DataError)
+    group = material.group(f"inspection of {inspection.get('path', path.parent)}", path.parent)
+    group.inspections.append(inspection)
 
 
 FOLDERS: dict[str, Callable[[Path, Material], None]] = {
@@ -243,16 +243,16 @@ def _tell_apart(material: Material) -> None:
         return
     judged = {material.collections.get(label, "") for label in contestants}
     meeting = scores.meeting()
-    apart = [task for task in scores.tasks if task not in meeting]
+    elsewhere = [task for task in scores.tasks if task not in meeting]
     if len(judged) > 1:
         names = ", ".join(sorted(filter(None, judged)))
         material.notes.append(f"The runs are of different task collections: {names}.")
     if not meeting:
         material.notes.append("No task was judged for every contestant: they are listed, and not ranked.")
-    elif apart:
+    elif elsewhere:
         material.notes.append(
             f"Contestants are compared on the {len(meeting)} tasks that all of them were judged on, by the same metric; "
-            f"{len(apart)} other tasks are listed only."
+            f"{len(elsewhere)} other tasks are listed only."
         )
     uneven = [task for task in scores.uneven if task in meeting]
     if uneven:

@@ -204,8 +204,12 @@ def _leave_with_parent() -> None:
 
 def _visible_gpus() -> list[str]:
     """Names for CUDA_VISIBLE_DEVICES, one a GPU that this process sees."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return told.split(",")[: torch.cuda.device_count()] if told else [str(i) for i in range(torch.cuda.device_count())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (
+        visible.split(",")[: torch.cuda.device_count()]
+        if visible
+        else [str(i) for i in range(torch.cuda.device_count())]
+    )
 
 
 def _check(workers: int | None) -> None:
