@@ -62,6 +62,7 @@ def adapt(
     with working():
         from mhr.few_shot import adapt as train
         from mhr.files import read_json
+        from mhr.runs.notes import notes_of
 
         runs = train(
             str(run),
@@ -74,7 +75,8 @@ def adapt(
             resume=resume,
             **few_shot.few_shot_settings(shots, grid, given),
         )
-        notes = read_json(output / "adapt.json")["notes"]
+        described = read_json(output / "adapt.json")
+        notes = [*notes_of(described), *described["notes"]]
     if json:
         print_json([str(folder.path) for folder in runs])
     for line in notes:

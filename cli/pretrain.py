@@ -49,12 +49,15 @@ def pretrain(
         config = output / "config.yaml"
     with working():
         from mhr.runs import load_config
+        from mhr.runs.notes import notes_of
         from mhr.training import pretrain as train
 
         settings = load_config(config, preset, given.overrides, given.flags)
         run = train(settings, str(output), resume=resume, overwrite=overwrite)
     if json:
         print_json(run.info)
+    for line in notes_of(run.info):
+        note(f"Note: {line}")
     compared = run.info.get("consistency", {}).get("squared_difference")
     if compared:
         note(

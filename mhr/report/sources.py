@@ -12,6 +12,7 @@ from mhr.evaluation import METRICS
 from mhr.files import read_json
 from mhr.report.material import Group, Material, label_of
 from mhr.report.score_tables import read_sweep, read_table
+from mhr.runs.notes import notes_of
 from mhr.runs.run import RUN_FILE, RunFolder
 
 EXPECTED = (
@@ -91,7 +92,7 @@ def _read_adaptations(path: Path, material: Material) -> None:
         )
     if len(begun) < len(listed):
         material.notes.append(f"{folder}: {len(listed) - len(begun)} of its {len(listed)} adaptations are missing")
-    _note_left_out(folder, described, material)
+    material.notes += [f"{folder}: {note}" for note in notes_of(described)]
     _add_runs(folder, begun, material)
 
 
@@ -100,8 +101,7 @@ def _add_runs(path: Path, runs: list[RunFolder], material: Material) -> None:
     for run in unfinished[:3]:
         material.notes.append(f"{run.path} is not done (status {run.status}): what it logged so far is shown")
     for run in runs:
-        _note_left_out(run.path, run.info, material)
-        material.notes += [f"{run.path}: {line}" for line in run.info.get("skipped") or []]
+        material.notes += [f"{run.path}: {note}" for note in notes_of(run.info)]
     info = runs[0].info
     group = material.group(label_of(info), path)
     group.runs = runs
@@ -116,15 +116,6 @@ def _add_runs(path: Path, runs: list[RunFolder], material: Material) -> None:
             group.inspections.append(read_json(file, DataError))
     if not judged:
         material.unjudged.append(runs[0].path)
-
-
-def _note_left_out(folder: Path, described: Mapping[str, Any], material: Material) -> None:
-    """Note the tasks that a run, or adaptations, could not use."""
-    left_out = described.get("left_out") or {}
-    if left_out:
-        task, reason = next(iter(left_out.items()))
-        rest = f" (and {len(left_out) - 1} more tasks)" if len(left_out) > 1 else ""
-        material.notes.append(f"{folder}: task {task!r} was left out: {reason}{rest}")
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

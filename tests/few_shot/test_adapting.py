@@ -241,7 +241,7 @@ def test_a_resumed_adaptation_names_the_one_setting_that_differs(
 ) -> None:
     arguments: dict[str, Any] = {"mode": "mu", "output": str(tmp_path / "out"), "progress": False}
     adapt(str(source("mhr").path), TASKS[:1], steps=2, **arguments)
-    with pytest.raises(TrainingError, match=r"out holds adaptations with settings\.steps 2, not 3: resume") as caught:
+    with pytest.raises(TrainingError, match=r"out holds adaptations with adapt\.steps 2, not 3: resume") as caught:
         adapt(str(source("mhr").path), TASKS[:1], steps=3, resume=True, **arguments)
     assert "{" not in str(caught.value)
 

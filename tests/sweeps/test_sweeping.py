@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet
@@ -376,7 +377,7 @@ def test_a_worker_sets_threads_where_the_user_has_said_nothing(threads: int | No
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(signal, "signal", lambda *arguments: None)
     monkeypatch.setattr(launchers, "_leave_with_parent", lambda: None)
-    monkeypatch.setattr(launchers, "Worker", lambda study: None)
+    monkeypatch.setattr(launchers, "Worker", lambda study: SimpleNamespace(work=None))
     launchers._serve(Closed(), None, None, threads)  # type: ignore[arg-type]
     assert asked == ([] if threads is None else [threads])
     gc.unfreeze()
@@ -385,6 +386,9 @@ def test_a_worker_sets_threads_where_the_user_has_said_nothing(threads: int | No
 class Closed:
     def recv(self) -> Any:
         raise EOFError
+
+    def send(self, row: Any) -> None:
+        raise AssertionError
 
 
 @pytest.mark.slow
