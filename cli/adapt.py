@@ -59,6 +59,7 @@ def adapt(
     collection the run was trained on, or of --tasks. Without --grid, --patience and the like, each is one training and its
     last step counts. What is not given is as the `adapt` settings of the run say.
     """
+    few = few_shot.few_shot_settings(shots, grid, given)
     with working():
         from mhr.few_shot import adapt as train
         from mhr.files import read_json
@@ -73,7 +74,7 @@ def adapt(
             template=given.values("data").get("template"),
             overwrite=overwrite,
             resume=resume,
-            **few_shot.few_shot_settings(shots, grid, given),
+            **few,
         )
         described = read_json(output / "adapt.json")
         notes = [*notes_of(described), *described["notes"]]

@@ -83,6 +83,7 @@ def sweep(
     DIR/results.jsonl gets a row as each adaptation ends, DIR/results.parquet holds them all at the end. After a kill,
     --resume goes on with what is not done.
     """
+    few = few_shot.few_shot_settings(shots, grid, given)
     with working():
         from mhr.sweeps import sweep as work
 
@@ -98,7 +99,7 @@ def sweep(
             workers=workers,
             overwrite=overwrite,
             resume=resume,
-            **few_shot.few_shot_settings(shots, grid, given),
+            **few,
         )
     for line in result.notes:
         note(line)

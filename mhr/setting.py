@@ -192,7 +192,7 @@ def convert(value: Any, hint: Any) -> Any:
         return [convert(item, get_args(hint)[0]) for item in value]
     if get_origin(hint) is dict:
         if isinstance(value, str):
-            value = dict(map(str.strip, part.split("=", 1)) for part in value.split(","))
+            value = {k.strip(): v.strip() for k, v in (part.split("=", 1) for part in value.split(","))}
         if not isinstance(value, Mapping):
             raise ValueError
         key_type, value_type = get_args(hint)

@@ -28,6 +28,9 @@ FIXES = {
     errno.ENAMETOOLONG: "use a shorter name",
 }
 
+NO_MEMORY = ("can't allocate memory", "out of memory")
+"""What torch says in a RuntimeError where the processor or a GPU has no memory left."""
+
 RESUMABLE = ("adapt", "demo", "pretrain", "sweep")
 
 UsageError = typer.BadParameter.__mro__[1]
@@ -55,6 +58,18 @@ class Commands(TyperGroup):
                 raise
             where = error.ctx.command_path if error.ctx else "mhr"
             raise _refused(f"{error.format_message()} See {where} --help.") from None
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if not package or package.startswith("mhr"):
+                raise
+            raise _refused(f"this needs the package {package}, which is not installed: pip install {package}") from None
+        except (MemoryError, RuntimeError) as error:
+            if not (isinstance(error, MemoryError) or any(mark in str(error) for mark in NO_MEMORY)):
+                raise
+            what = str(error).partition("\n")[0].partition(". ")[0]
+            raise _refused(
+                f"out of memory ({what or 'of the machine'}): use a smaller batch size, rank or model"
+            ) from None
         except BrokenPipeError:
             raise
         except OSError as error:

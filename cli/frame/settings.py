@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from mhr.errors import ConfigError
-from mhr.runs.config import Said, all_settings, assignment, home_of, typed
+from mhr.runs.config import Said, all_settings, assignment, gathered, typed
 from mhr.runs.scoring import ScoringConfig
 from mhr.setting import Setting, settings_of
 
@@ -57,11 +57,11 @@ class Given:
 
     def values(self, section: str) -> dict[str, Any]:
         """What is said of a section, by the names in it, as their types. Raises ConfigError."""
-        said = {**dict(assignment(text) for text in self.overrides), **self.flags}
+        said = {**gathered(dict(assignment(text) for text in self.overrides)), **self.flags}
         return {
             name.rpartition(".")[2]: typed(name, one, *SETTINGS[name])
             for name, one in said.items()
-            if name in SETTINGS and name.rpartition(".")[0] == section
+            if name.rpartition(".")[0] == section
         }
 
 
@@ -115,10 +115,9 @@ def _of(names: Iterable[str]) -> dict[str, Setting]:
 
 def _refuse_others(texts: Iterable[str], sets: Sequence[str]) -> None:
     """Raise ConfigError for an assignment of a setting that the command does not use."""
-    for text in texts:
-        name, _ = assignment(text)
-        home = home_of(name)
-        if home is not None and home not in _of(sets):
+    used = _of(sets)
+    for name in gathered(dict(assignment(text) for text in texts)):
+        if name not in used:
             raise ConfigError(
                 f"--set: {name} has no effect on this command, which uses {_in_words(sets)}: leave it out"
             )

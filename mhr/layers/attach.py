@@ -12,6 +12,7 @@ from torch import nn
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError, TargetError, nearest
 from mhr.layers.bank import AdapterBank, bank_of
+from mhr.layers.memory import check_size
 from mhr.layers.recompute import keep_routing, set_gradient_checkpointing, undo_keep_routing
 from mhr.layers.routed import RoutedLayer, place
 from mhr.layers.routed_bottleneck import RoutedBottleneck
@@ -41,6 +42,7 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
         raise ConfigError("the model has a bank already: call mhr.detach(model) first")
     saved = {name: model.get_submodule(name) for name in _modules_to_save(model, config)}
     names = find_targets(model, config.targets, outside=list(saved), adapter=config.adapter)
+    check_size(model, names, config, len(tasks))
     state = RoutingState()
     bank = AdapterBank(config, tasks, state, saved)
     # Built before the model is touched, so that a layer that does not fit leaves it as it was.

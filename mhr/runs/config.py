@@ -241,7 +241,7 @@ def typed(key: str, said: Said, hint: Any, known: Setting) -> Any:
     return value
 
 
-def _gathered(merged: Mapping[str, Said]) -> dict[str, Said]:
+def gathered(merged: Mapping[str, Said]) -> dict[str, Said]:
     """The settings said, entries of mappings put into these. Raises ConfigError for unknown keys."""
     found: dict[str, Said] = {}
     for key, said in merged.items():
@@ -258,7 +258,7 @@ def _gathered(merged: Mapping[str, Said]) -> dict[str, Said]:
 
 
 def _build(merged: Mapping[str, Said]) -> RunConfig:
-    merged = _gathered(merged)
+    merged = gathered(merged)
     values: dict[str, dict[str, Any]] = {section: {} for section in ["", *SECTIONS]}
     for key, said in merged.items():
         section, _, name = key.rpartition(".")

@@ -153,6 +153,125 @@ def test_settings_that_cannot_be(output: Path, flags: tuple[str, ...], expected:
     assert expected in refuse("pretrain", *flags, "--output", output)
 
 
+@pytest.mark.parametrize("nested", ["[" * 3000 + "]" * 3000, "a: " + "9" * 5000])
+def test_a_file_of_settings_that_no_parser_takes(output: Path, tmp_path: Path, nested: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(nested)
+    assert f"{file}: " in refuse("pretrain", "--config", file, "--output", output)
+    file.write_bytes(b"\x89PNG\r\n\x1a\n\x00\xff")
+    assert f"{file}: is no text file (byte 0 is not UTF-8)" in refuse("pretrain", "--config", file, "--output", output)
+    file.write_bytes(b"a: \x00")
+    assert f"{file}: not YAML" in refuse("pretrain", "--config", file, "--output", output)
+
+
+def test_what_is_empty_given_twice_or_no_text(output: Path, run: Path, rows: Path, tmp_path: Path) -> None:
+    for flags in (("--tasks", ""), ("--tasks=",), ("--config", ""), ("--targets", "")):
+        name = flags[0].rstrip("=")
+        assert f"{name} is empty ('')" in refuse("pretrain", *flags, "--output", output)
+    assert "--modes is empty" in refuse("sweep", run, "--modes", "", "--output", output)
+    assert "--task is empty" in refuse("adapt", run, "--task", "", "--output", output)
+    assert "'a,,b' has an empty name" in refuse("adapt", run, "--task", "a,,b", "--output", output)
+    assert "an argument is empty" in refuse("evaluate", "")
+    for name in ("one.yaml", "two.yaml"):
+        (tmp_path / name).write_text("{}")
+    twice = ("--config", tmp_path / "one.yaml", "--config", tmp_path / "two.yaml")
+    assert "--config is given twice" in refuse("pretrain", *twice, "--output", output)
+    assert "has bytes that are no UTF-8" in refuse("pretrain", "--tasks", "caf\udce9", "--output", output)
+    assert "has bytes that are no UTF-8" in refuse("evaluate", "\ud800")
+
+
+def test_values_of_a_list_that_blanks_separate_are_not_taken_for_arguments(output: Path, run: Path) -> None:
+    line = refuse("sweep", run, "--modes", "z", "mu", "--output", output)
+    assert "'mu' behind --modes z would be read as an argument of its own" in line
+    assert "--modes z,mu" in line
+    assert "--seeds 13,42" in refuse("sweep", "--seeds", "13", "42", run, "--output", output)
+
+
+def test_settings_that_a_command_does_not_use_are_refused(output: Path, run: Path, rows: Path) -> None:
+    for setting in ("train.steps=3", "adapter.rank=2", "data.sampler=uniform", "model=x"):
+        line = refuse("evaluate", run, "--set", setting)
+        assert f"--set: {setting.partition('=')[0]} has no effect on this command, which uses data.definitions" in line
+    assert "has no effect" in refuse("adapt", run, "--set", "train.lr=1", "--output", output)
+    assert "has no effect" in refuse("sweep", run, "--set", "adapter.rank=1", "--output", output)
+    assert "has no effect" in refuse("demo", "--set", "method=poly", "--output", output)
+    assert "unknown key 'adapt.stesp'" in refuse("adapt", run, "--set", "adapt.stesp=3", "--output", output)
+    assert "No such option: --rank" in refuse("adapt", run, "--rank", "3", "--output", output)
+
+
+@pytest.mark.parametrize("seed", [str(2**32), "-1", "9" * 5000])
+def test_seeds_that_numpy_does_not_take(output: Path, run: Path, seed: str) -> None:
+    said = "expected an integer of at least 0 and at most 4294967295"
+    assert said in refuse("pretrain", "--seed", seed, "--output", output)
+    assert "adapt.seeds" in refuse("adapt", run, "--task", "min-box", "--seeds", f"1,{seed}", "--output", output)
+
+
+def test_a_bank_that_no_memory_holds(output: Path) -> None:
+    line = refuse("pretrain", "--preset", "demo", "--rank", "100000000", "--output", output)
+    assert "rank is 100000000" in line
+    assert "use a smaller rank" in line
+
+
+def test_a_limit_of_nothing_is_refused_before_anything_is_trained(output: Path, run: Path) -> None:
+    said = "--limit: scoring.limit is 0, expected an integer of at least 1"
+    assert said in refuse("sweep", run, "--task", "min-box", "--limit", "0", "--output", output)
+    assert said in refuse("evaluate", run, "--limit", "0")
+    assert said in refuse("merge", run, "--evaluate", "--limit", "0", "--output", output)
+
+
+def test_a_resumed_adaptation_with_other_settings_says_which(run: Path, tmp_path: Path) -> None:
+    adapt = (
+        "adapt",
+        run,
+        "--task",
+        "min-box",
+        "--mode",
+        "z",
+        "--shots",
+        "4",
+        "--seeds",
+        "1",
+        "--output",
+        tmp_path / "z",
+    )
+    succeed(*adapt, "--steps", "1")
+    line = refuse(*adapt, "--steps", "2", "--lr", "0.5", "--resume")
+    assert "holds adaptations with adapt.steps 1, not 2; adapt.lr " in line
+    assert ", not 0.5" in line
+    assert "{" not in line
+
+
+def test_a_task_whose_name_is_longer_than_a_folder_s(run: Path, rows: Path, tmp_path: Path) -> None:
+    name = "漢字" * 20
+    rows.write_text(rows.read_text().replace('"even"', json.dumps(name, ensure_ascii=False)))
+    few = ("--steps", "1", "--shots", "4", "--seeds", "1", "--mode", "z", "--json")
+    result = succeed("adapt", run, "--tasks", rows, "--task", name, *few, "--output", tmp_path / "z")
+    (folder,) = json.loads(result.stdout)
+    assert Path(folder).is_dir()
+    assert json.loads((tmp_path / "z" / "adapt.json").read_text())["runs"][0]["task"] == name
+
+
+def test_a_missing_package_and_missing_memory_are_one_line(monkeypatch: pytest.MonkeyPatch, output: Path) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.delitem(sys.modules, "mhr_benchmarks.ops", raising=False)
+    assert "needs the package peft, which is not installed: pip install peft" in refuse("benchmark", "ops", "--quick")
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: 8 bytes")
+
+    monkeypatch.setattr("mhr.training.pretraining.pretrain", fail)
+    assert "out of memory" in refuse("pretrain", "--output", output)
+
+
+def test_one_of_several_processes_speaks_for_all() -> None:
+    process = spawn("doctor", "--json", env={**os.environ, "RANK": "1"})
+    stdout, stderr = process.communicate(timeout=120)
+    assert (process.returncode, stdout) == (0, ""), stderr
+    process = spawn("evaluate", "nothing", env={**os.environ, "RANK": "1"})
+    assert process.communicate(timeout=120)[1].startswith("error (process 1): ")
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU takes fp16")
 def test_half_precision_without_a_gpu(output: Path, run: Path, tmp_path: Path) -> None:
     assert "precision is 'fp16', which needs a GPU" in refuse("pretrain", "--precision", "fp16", "--output", output)
