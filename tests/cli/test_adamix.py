@@ -71,7 +71,7 @@ def test_poly_routes_bottlenecks(tmp_path: Path) -> None:
     [
         (("--method", "adamix", "--share-up", "--share-down"), "--share-up and --share-down are both given"),
         (("--method", "adamix", "--n-skills", "1"), "adapter.n_skills is 1"),
-        (("--method", "mhr", "--share-up"), "--share: adapter.share is 'up', but mhr routes lora as a whole"),
+        (("--method", "mhr", "--share-up"), "--share-up: adapter.share is 'up', but mhr routes lora as a whole"),
         (("--method", "mhr", "--consistency", "1"), "train.consistency is 1.0, but method 'mhr' draws no skills"),
         (("--method", "adamix", "--consistency", "nan"), "--consistency: train.consistency is nan"),
         (

@@ -194,7 +194,7 @@ def test_settings_that_a_command_does_not_use_are_refused(output: Path, run: Pat
     assert "has no effect" in refuse("adapt", run, "--set", "train.lr=1", "--output", output)
     assert "has no effect" in refuse("sweep", run, "--set", "adapter.rank=1", "--output", output)
     assert "has no effect" in refuse("demo", "--set", "method=poly", "--output", output)
-    assert "unknown key 'adapt.stesp'" in refuse("adapt", run, "--set", "adapt.stesp=3", "--output", output)
+    assert "unknown key 'adapt.stesp'" in refuse("evaluate", run, "--set", "adapt.stesp=3")
     assert "No such option: --rank" in refuse("adapt", run, "--rank", "3", "--output", output)
 
 
