@@ -107,6 +107,7 @@ class Command(TyperCommand):
         short.common = frozenset()
         short.add_help_option = False
         short.params = [self._shortened(p) for p in self.params]
+        vars(short)["get_usage"] = self.get_usage  # which says what is required
         short.help = (self.help or "").partition("\n\n")[0]
         title, *examples = (self.epilog or "").strip().split("\n\n")
         hidden = sum(getattr(p, "hidden", False) for p in short.params)
