@@ -93,10 +93,12 @@ class Command(TyperCommand):
                 value = next(rest, "-")
             if not value:
                 raise ConfigError(f"{name} is empty (''): give it a value, or leave it out")
-            if ",..." in (option.metavar or ""):
+            listed = ",..." in (option.metavar or "")
+            if listed:
                 behind = (name, value)
             first = said.setdefault(option.name or name, value)
-            if first != value and not option.multiple and not _is_number(value):
+            # A number that is given again replaces the first one, as command lines have it everywhere.
+            if first != value and not option.multiple and (listed or not _is_number(value)):
                 raise ConfigError(f"{name} is given twice, {first!r} and {value!r}: it takes one value, leave one out")
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

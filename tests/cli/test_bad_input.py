@@ -176,6 +176,7 @@ def test_what_is_empty_given_twice_or_no_text(output: Path, run: Path, rows: Pat
         (tmp_path / name).write_text("{}")
     twice = ("--config", tmp_path / "one.yaml", "--config", tmp_path / "two.yaml")
     assert "--config is given twice" in refuse("pretrain", *twice, "--output", output)
+    assert "--seeds is given twice" in refuse("adapt", run, "--seeds", "1", "--seeds", "2", "--output", output)
     assert "has bytes that are no UTF-8" in refuse("pretrain", "--tasks", "caf\udce9", "--output", output)
     assert "has bytes that are no UTF-8" in refuse("evaluate", "\ud800")
 
@@ -269,7 +270,7 @@ def test_one_of_several_processes_speaks_for_all() -> None:
     stdout, stderr = process.communicate(timeout=120)
     assert (process.returncode, stdout) == (0, ""), stderr
     process = spawn("evaluate", "nothing", env={**os.environ, "RANK": "1"})
-    assert process.communicate(timeout=120)[1].startswith("error (process 1): ")
+    assert last_line(process.communicate(timeout=120)[1]).startswith("error (process 1): ")
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="a GPU takes fp16")
