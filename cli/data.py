@@ -25,14 +25,17 @@ mhr data check natural-instructions --split-list xlingual
 mhr data check questions.jsonl --columns input=question,targets=answer --json
 """
 
+SHOWN = 12
+"""Files whose format, columns and split are listed."""
+
 app = typer.Typer(name="data", no_args_is_help=True, help="Check and summarise a task collection.")
 
 Collection = Annotated[
     str,
     typer.Argument(
         metavar="PATH",
-        help="A Super-NaturalInstructions folder, a JSONL or Parquet file or folder, a Hugging Face dataset, or "
-        "builtin:skills.",
+        help="A file or folder of rows (JSON, JSONL, CSV, TSV, Parquet), a Super-NaturalInstructions or CrossFit folder, a "
+        "Hugging Face dataset, or builtin:skills.",
         show_default=False,
     ),
 ]
@@ -47,7 +50,8 @@ def check(
     *,
     given: Given,
 ) -> None:
-    """Read a whole collection; list every fault with its file and line, then sizes, lengths and labels of its tasks.
+    """Read a whole collection; say what each file was taken for, list every fault with its file and line, then sizes, lengths
+    and labels of its tasks.
 
     Exit code 2 where there is a fault.
     """
@@ -70,6 +74,10 @@ app.command(epilog=EXAMPLES, cls=command_class(vars(check)["common"]))(check)
 
 def _print(found: CheckReport) -> None:
     out.print(f"{found.path} ({found.reader})", style="bold", markup=False, soft_wrap=True)
+    for line in found.recognised[:SHOWN]:
+        out.print(line, markup=False, soft_wrap=True)
+    if len(found.recognised) > SHOWN:
+        out.print(f"and {len(found.recognised) - SHOWN} more files (all with --json)")
     table = Table(box=SIMPLE)
     table.add_column("task", overflow="fold")
     for title, width in (("train", 5), ("test", 5), ("input chars", 12), ("labels", 6)):

@@ -38,7 +38,8 @@ SETTINGS = all_settings() | {f"scoring.{name}": found for name, found in setting
 """Every setting by its full name: those of runs, and those that are of the command line alone."""
 
 READING = tuple(
-    f"data.{name}" for name in ("definitions", "positives", "column_map", "split_list", "subset", "template")
+    f"data.{name}"
+    for name in ("definitions", "positives", "column_map", "on_bad_row", "split_list", "subset", "template")
 )
 """Settings that say how a collection is read."""
 

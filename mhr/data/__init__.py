@@ -5,10 +5,11 @@ Nothing here imports torch; `mhr.data.samplers` and `mhr.data.collators` do.
 
 from __future__ import annotations
 
+from mhr.data.columns import parse_column_map
 from mhr.data.example import Example, Task, TaskCollection
+from mhr.data.faults import Fault, Faults
 from mhr.data.load import load_tasks
-from mhr.data.reading import Fault, Faults, readers
-from mhr.data.rows import parse_column_map
+from mhr.data.reading import readers
 from mhr.data.skills import skills_of, skills_suite
 
 __all__ = [

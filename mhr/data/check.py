@@ -11,8 +11,8 @@ from statistics import quantiles
 from typing import Any
 
 from mhr.data.example import Example, Task
+from mhr.data.faults import Fault, Faults
 from mhr.data.load import find_reader, load_tasks
-from mhr.data.reading import Fault, Faults
 from mhr.errors import DataError
 
 
@@ -65,6 +65,8 @@ class CheckReport:
     tasks: list[TaskReport] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    recognised: list[str] = field(default_factory=list)
+    """What each file was taken for: format, columns, split and task."""
 
     @property
     def ok(self) -> bool:
@@ -89,16 +91,17 @@ class CheckReport:
 
 
 def check_collection(
-    path: str | Path, *, count_tokens: Callable[[str], int] | None = None, **options: Any
+    path: str | Path, *, count_tokens: Callable[[str], int] | None = None, on_bad_row: str = "error", **options: Any
 ) -> CheckReport:
     """Read everything at `path`, going on after each fault.
 
     count_tokens   text -> its number of tokens, for lengths in tokens
-    options        those of `load_tasks`, but for `faults`
+    on_bad_row     with "skip", faulty rows are counted in the notes and are no faults
+    options        the others of `load_tasks`, but for `faults`
 
     Raises DataError where there is nothing to look at (no such path, no known layout), ConfigError for wrong options.
     """
-    faults = Faults(strict=False)
+    faults = Faults(strict=False, on_bad_row=on_bad_row)
     reader = options.get("reader") or find_reader(str(path))
     report = CheckReport(str(path), reader, faults=faults.found)
     try:
@@ -107,7 +110,7 @@ def check_collection(
         # Told by a step that cannot go on: a missing package, a repeated name.
         faults.found.append(Fault(str(path), 0, str(error).removeprefix(f"{path}: ")))
         return report
-    report.notes = tasks.notes
+    report.notes, report.recognised = tasks.notes, tasks.recognised
     report.tasks = [_report(task, count_tokens) for task in tasks.values()]
     return report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from mhr.errors import DataError, TaskError, nearest
 
@@ -17,6 +18,8 @@ class Example:
     targets  every acceptable answer; the first is the one trained on
     choices  the answers to rank among, empty where the task is free generation; holds targets[0] where not empty
     id       identifier inside its collection, for error lines and for telling duplicates
+    messages the turns of a conversation as {"role", "content", ...}, for a chat template; empty where the row was none.
+             `input` holds them in plain words, without the last assistant turn, which is targets[0]
     """
 
     task: str
@@ -24,6 +27,7 @@ class Example:
     targets: tuple[str, ...]
     choices: tuple[str, ...] = ()
     id: str = ""
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
 
 @dataclass(slots=True)
@@ -47,11 +51,23 @@ class Task:
 
 
 class TaskCollection(Mapping[str, Task]):
-    """Tasks by name, in a fixed order. `source` says where they were read; `notes` what a reader wants to tell."""
+    """Tasks by name, in a fixed order.
 
-    def __init__(self, tasks: list[Task], source: str = "", notes: list[str] | None = None):
+    source      where they were read
+    notes       what a user has to know of how they were read, a line each: what was left out, what was drawn
+    recognised  what the reader took the files for, a line each: format, columns, task and split
+    """
+
+    def __init__(
+        self,
+        tasks: list[Task],
+        source: str = "",
+        notes: list[str] | None = None,
+        recognised: list[str] | None = None,
+    ):
         self.source = source
         self.notes = list(notes or [])
+        self.recognised = list(recognised or [])
         self._tasks: dict[str, Task] = {}
         for task in tasks:
             if task.name in self._tasks:
@@ -77,14 +93,18 @@ class TaskCollection(Mapping[str, Task]):
     def __len__(self) -> int:
         return len(self._tasks)
 
+    def of(self, tasks: list[Task]) -> TaskCollection:
+        """These tasks, with what this collection tells of itself."""
+        return TaskCollection(tasks, self.source, self.notes, self.recognised)
+
     def select(self, names: list[str]) -> TaskCollection:
         """The named tasks, in the order of `names`. Raises TaskError with the nearest names for an unknown one."""
-        return TaskCollection([self[name] for name in names], self.source, self.notes)
+        return self.of([self[name] for name in names])
 
     def training(self) -> TaskCollection:
         """The tasks that pretraining may see."""
-        return TaskCollection([t for t in self.values() if not t.held_out], self.source, self.notes)
+        return self.of([t for t in self.values() if not t.held_out])
 
     def held_out(self) -> TaskCollection:
         """The tasks kept away from pretraining."""
-        return TaskCollection([t for t in self.values() if t.held_out], self.source, self.notes)
+        return self.of([t for t in self.values() if t.held_out])

@@ -2,36 +2,66 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mhr.data.columns import MISSING, look_up
 from mhr.data.example import TaskCollection
-from mhr.data.reading import Faults, ReadOptions, finish, readers
+from mhr.data.faults import Faults, Notes
+from mhr.data.reading import ReadOptions, finish, reads
 from mhr.data.rows import RowReader
+from mhr.data.splits import split_of
 from mhr.errors import DataError
 
+SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")
+"""Files of a folder that `save_to_disk` wrote."""
 
-@readers.register("datasets")
+
+def is_dataset(path: str) -> bool:
+    """Whether a path is a folder that `save_to_disk` wrote, or a hub id: "data/tasks" is one unless the folder data exists."""
+    root = Path(path)
+    if root.is_dir():
+        return any((root / name).is_file() for name in SAVED)
+    return not root.exists() and bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", path)) and not root.parent.is_dir()
+
+
+@reads("datasets", is_dataset, "a dataset that save_to_disk wrote, or its hub id owner/name", words=True)
 def read_datasets(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:
-    """Every split of the data set. Class labels become texts, and their names the choices.
+    """Every split of the dataset whose name says what it is for. Class labels become strings, and their names the choices.
 
-    Rows without a task column are one task, called after the data set. A split whose labels are all withheld (-1) is
-    left out and noted. Fault lines count rows of their split from 1.
+    Rows without a task column are one task, called after the dataset. Fault lines count rows of their split from 1.
     """
     splits = _load(path, options.subset)
     name = "-".join(filter(None, (path.rstrip("/").rsplit("/", 1)[-1], options.subset)))
-    notes: list[str] = []
-    features = next(iter(splits.values())).features
-    column = options.column_map.get("targets", "targets")
-    labels = tuple(getattr(features.get(column), "names", None) or ())
-    rows = RowReader(options, faults, labels)
-    for split, table in splits.items():
-        if labels and set(table[column]) == {-1}:
-            notes.append(f"{name}: the labels of split {split!r} are withheld, so it was left out")
-            continue
-        for number, row in enumerate(table, 1):
-            rows.add(row, f"{path}[{split}]", number, task=name, split=split)
-    return finish(path, rows.finish(notes), notes, faults)
+    notes = Notes()
+    rows = RowReader(options, faults)
+    for split in _meant(path, list(splits), faults, notes):
+        known = split_of(split) is not None
+        rows.begin(f"{path}[{split}]", "Hugging Face dataset", name, split if known else "")
+        feature = look_up(splits[split].features, rows.column("targets"))
+        names = tuple(getattr(feature, "names", None) or ()) if feature is not MISSING else ()
+        rows.labels = {rows.column("targets"): names} if names else {}
+        for number, row in enumerate(splits[split], 1):
+            rows.add(row, number)
+    return finish(path, rows.finish(notes), notes, faults, rows.recognised)
+
+
+def _meant(path: str, splits: list[str], faults: Faults, notes: Notes) -> Iterable[str]:
+    """The splits that are read: those of known names, or one alone whatever its name."""
+    known = [split for split in splits if split_of(split)]
+    unknown = [split for split in splits if not split_of(split)]
+    if not known and len(unknown) > 1:
+        shown = ", ".join(map(repr, unknown[:6]))
+        faults.add(
+            path, 0, f"cannot tell what its splits {shown} are for: expected names such as train, validation and test"
+        )
+        return ()
+    if known and unknown:
+        what = "splits whose names tell neither training, validation nor test were left out"
+        notes.add(f"{what}: {', '.join(unknown[:6])}")
+    return known or unknown
 
 
 def _load(path: str, subset: str | None) -> dict[str, Any]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import mhr.data.crossfit
+import mhr.data.files
 import mhr.data.hub
-import mhr.data.superni
-import mhr.data.tables  # noqa: F401  (each registers its readers)
+import mhr.data.superni  # noqa: F401  (each registers its readers)
 from mhr.data.example import TaskCollection
-from mhr.data.reading import Faults, ReadOptions, readers
+from mhr.data.faults import Faults
+from mhr.data.reading import ReadOptions, readers, reads
 from mhr.data.skills import skills_suite
-from mhr.data.templates import read_templates, reword
-from mhr.errors import ConfigError, DataError
+from mhr.data.templates import check_used, read_templates, reword
+from mhr.errors import ConfigError, DataError, nearest
 
 
 def load_tasks(
@@ -29,22 +30,25 @@ def load_tasks(
     subset: str | None = None,
     seed: int = 0,
     template: str | None = None,
+    on_bad_row: str = "error",
     faults: Faults | None = None,
 ) -> TaskCollection:
-    """The tasks at `path`: "builtin:skills", a Super-NaturalInstructions folder, a .jsonl or .parquet file or a folder
-    of them, a folder written by datasets' save_to_disk, or the hub id of a data set.
+    """The tasks at `path`: "builtin:skills", a Super-NaturalInstructions folder, a file of rows or a folder of them
+    (`mhr.data.files`), a CrossFit folder, a folder written by datasets' save_to_disk, or the hub id of a dataset.
 
     reader       name of the reader, where the one found by the path is not meant
     max_train    at most this many training examples a task, drawn by `seed`; None keeps all (400 of builtin:skills)
-    limit_test   at most this many evaluation examples a task, the first ones
+    limit_test   at most this many evaluation examples a task, drawn by `seed`, each label by its share (`mhr.data.drawing`);
+                 of Super-NaturalInstructions the first ones, as that benchmark defines
     definitions  Super-NaturalInstructions: put the task's definition before each input
     positives    Super-NaturalInstructions: put this many solved examples before each input
-    column_map   rows: our column -> theirs, {"input": "question", "targets": "answer", "task": "subject"}
+    column_map   rows: our column -> theirs, {"input": "question", "targets": "answers.text", "task": "subject"}
     split_list   Super-NaturalInstructions: folder of splits/ that says what is held out; None takes "default"
     subset       hub: the data set's configuration ("sst2" of "nyu-mll/glue")
-    seed         of the draw by `max_train`, and of the suite's strings
+    seed         of what is drawn, and of the suite's strings
     template     prompt templates, a YAML file or a packaged name, see `mhr.data.templates`
-    faults       where faults are told; None raises a DataError on the first one
+    on_bad_row   "error" refuses a collection with a faulty row; "skip" leaves such rows out and counts them in its notes
+    faults       where faults are told; None raises a DataError on the first one (`on_bad_row` is then theirs)
 
     Raises DataError where nothing can be read or something is wrong with it, ConfigError for options out of range.
     """
@@ -59,49 +63,41 @@ def load_tasks(
         seed,
         None if template is None else read_templates(template),
     )
-    faults = faults or Faults()
-    name = reader or find_reader(str(path))
-    collection = readers[name](str(path), options, faults)
-    # Readers of rows put each row into words as they read it, while they hold its columns.
-    return reword(collection, options.templates) if options.templates and name not in ROWS else collection
+    faults = faults or Faults(on_bad_row=on_bad_row)
+    reader_ = readers[reader or find_reader(str(path))]
+    collection = reader_.read(str(path), options, faults)
+    if options.templates is None:
+        return collection
+    check_used(options.templates, template, collection)
+    return collection if reader_.words else reword(collection, options.templates)
 
 
 def find_reader(path: str) -> str:
-    """The name of the reader that fits a path; DataError where none does, ConfigError for an unknown built-in."""
-    root = Path(path)
+    """The name of the reader that recognises a path.
+
+    Raises DataError where none does, ConfigError for an empty path and for an unknown built-in collection.
+    """
+    if not path.strip():
+        raise ConfigError("the path of the task collection is empty: expected a file, a folder, or builtin:skills")
+    try:
+        asked = sorted(readers.items(), key=lambda entry: entry[1].fallback)
+        found = next((name for name, reader in asked if reader.recognises(path)), None)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if found is not None:
+        return found
     if path.startswith("builtin:"):
-        if path != "builtin:skills":
-            raise ConfigError(f"unknown built-in collection {path!r}: did you mean 'builtin:skills'?")
-        return "skills"
+        raise ConfigError(f"unknown built-in collection {path!r}: {nearest(path, ['builtin:skills'])}")
+    root = Path(path)
+    expected = "expected " + ", or ".join(reader.layout for reader in readers.values() if reader.layout)
     if root.is_file():
-        endings = {".jsonl": "jsonl", ".parquet": "parquet"}
-        if root.suffix not in endings:
-            raise DataError(
-                f"{path}: cannot tell the format of a {root.suffix or 'nameless'} file: expected .jsonl or .parquet"
-            )
-        return endings[root.suffix]
+        raise DataError(f"{path}: cannot tell the format of a {root.suffix or 'nameless'} file: {expected}")
     if root.is_dir():
-        for name, mark in _MARKS.items():
-            if any(next(root.glob(m), None) for m in mark):
-                return name
         held = "is an empty folder" if next(root.iterdir(), None) is None else "is a folder of no known layout"
-        raise DataError(f"{path}: {held}: expected tasks/*.json, *.jsonl, *.parquet or what save_to_disk writes")
-    # "data/tasks" may be a hub id or a folder that is missing; beside other folders it is taken for the second.
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", path) and not root.parent.is_dir():
-        return "datasets"
+        raise DataError(f"{path}: {held}: {expected}")
     raise DataError(f"{path}: no such file or folder, and no hub id of the form owner/name")
 
 
-ROWS = ("jsonl", "parquet", "datasets")
-
-_MARKS = {
-    "superni": ("tasks/*.json", "splits"),
-    "datasets": ("dataset_info.json", "dataset_dict.json", "state.json"),
-    "jsonl": ("*.jsonl",),
-    "parquet": ("*.parquet",),
-}
-
-
-@readers.register("skills")
+@reads("skills", lambda path: path == "builtin:skills", "")
 def _read_skills(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:
     return skills_suite(options.seed, 400 if options.max_train is None else options.max_train, options.limit_test)

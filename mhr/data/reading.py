@@ -1,15 +1,15 @@
-"""What all readers share: their registry, their options, and how a fault in a file is told or collected."""
+"""What all readers share: their registry, their options, and what they make of the examples they read."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mhr.data.example import Example, Task, TaskCollection
+from mhr.data.faults import Faults, Notes
 from mhr.data.templates import Templates
-from mhr.errors import ConfigError, DataError
+from mhr.errors import ConfigError
 from mhr.registry import Registry
 
 
@@ -41,47 +41,39 @@ class ReadOptions:
         return [examples[i] for i in sorted(kept)]
 
 
+Read = Callable[[str, ReadOptions, Faults], TaskCollection]
+
+
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """One thing that is wrong with a collection, and where: a file, its line (0 where no line applies), a message."""
+class Reader:
+    """How collections of one kind are told and read.
 
-    file: str
-    line: int
-    message: str
+    recognises  whether a path is one of its collections
+    layout      what it reads, for the error line on a path that nothing recognises
+    words       it puts rows into the words of templates as it reads them, while it holds their columns
+    fallback    it is asked after all others
+    """
 
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
+    read: Read
+    recognises: Callable[[str], bool]
+    layout: str
+    words: bool = False
+    fallback: bool = False
 
-
-class Faults:
-    """Where readers tell faults. Strict, the first one is raised as a DataError; otherwise they are collected."""
-
-    def __init__(self, strict: bool = True):
-        self.strict = strict
-        self.found: list[Fault] = []
-
-    def add(self, file: Path | str, line: int, message: str) -> None:
-        fault = Fault(str(file), line, message)
-        if self.strict:
-            raise DataError(str(fault))
-        self.found.append(fault)
-
-
-Reader = Callable[[str, ReadOptions, Faults], TaskCollection]
 
 readers: Registry[Reader] = Registry("task reader")
 
 
-def read_text(path: Path, faults: Faults) -> str | None:
-    """The text of a UTF-8 file, or None after telling why it cannot be read."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        faults.add(path, line, f"byte {error.start} is not UTF-8: save the file as UTF-8")
-    except OSError as error:
-        faults.add(path, 0, f"cannot be read: {error.strerror}")
-    return None
+def reads(
+    name: str, recognises: Callable[[str], bool], layout: str, *, words: bool = False, fallback: bool = False
+) -> Callable[[Read], Read]:
+    """Register a function as the reader of the paths that `recognises` is true of, see `Reader`."""
+
+    def decorate(read: Read) -> Read:
+        readers.register(name)(Reader(read, recognises, layout, words, fallback))
+        return read
+
+    return decorate
 
 
 def label_set(examples: Sequence[Example], most: int = 20, uses: int = 10) -> tuple[str, ...]:
@@ -99,8 +91,10 @@ def label_set(examples: Sequence[Example], most: int = 20, uses: int = 10) -> tu
     return tuple(sorted(labels))
 
 
-def finish(source: str, tasks: list[Task], notes: list[str], faults: Faults) -> TaskCollection:
+def finish(
+    source: str, tasks: list[Task], notes: Notes, faults: Faults, recognised: Sequence[str] = ()
+) -> TaskCollection:
     """The collection of a reader's tasks; nothing at all in it is a fault."""
     if not tasks and not faults.found:
-        faults.add(source, 0, "no task was found")
-    return TaskCollection(tasks, source, notes)
+        faults.add(source, 0, "; ".join(["no task was found", *notes.lines, *faults.skipped]))
+    return TaskCollection(tasks, source, [*notes.lines, *faults.skipped], list(recognised))

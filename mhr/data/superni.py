@@ -14,18 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from mhr.data.example import Example, Task, TaskCollection
-from mhr.data.reading import Faults, ReadOptions, finish, label_set, read_text, readers
+from mhr.data.faults import Faults, Notes, has_surrogate
+from mhr.data.opening import FileFault, read_text
+from mhr.data.reading import ReadOptions, finish, label_set, reads
 from mhr.errors import nearest
 
 N_EVALUATION = 100
 """The first instances of every task are for evaluation and are never trained on, as upstream."""
 
 
-@readers.register("superni")
+def is_superni(path: str) -> bool:
+    """Whether a folder has the layout: task files, or split lists."""
+    root = Path(path)
+    return root.is_dir() and ((root / "splits").is_dir() or next(root.glob("tasks/*.json"), None) is not None)
+
+
+@reads("superni", is_superni, "a Super-NaturalInstructions folder (tasks/*.json, splits)")
 def read_superni(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:
     """One Task a file, training tasks first, each list in its own order."""
     root = Path(path)
-    notes: list[str] = []
+    notes = Notes()
     listed = _listed_tasks(root, options, faults, notes)
     labels = _manifest_labels(root, faults)
     tasks = []
@@ -36,11 +44,11 @@ def read_superni(path: str, options: ReadOptions, faults: Faults) -> TaskCollect
     return finish(path, tasks, notes, faults)
 
 
-def _listed_tasks(root: Path, options: ReadOptions, faults: Faults, notes: list[str]) -> dict[str, bool]:
+def _listed_tasks(root: Path, options: ReadOptions, faults: Faults, notes: Notes) -> dict[str, bool]:
     """Tasks that the split lists name, and whether each is held out; without lists, every file is a training task."""
     files = {file.stem for file in (root / "tasks").glob("*.json")}
     if options.split_list is None and not (root / "splits").is_dir():
-        notes.append("there is no splits folder: every task is a training task")
+        notes.add("there is no splits folder: every task is a training task")
         return dict.fromkeys(sorted(files), False)
     folder = root / "splits" / (options.split_list or "default")
     if not folder.is_dir():
@@ -55,7 +63,7 @@ def _listed_tasks(root: Path, options: ReadOptions, faults: Faults, notes: list[
             if kind == "train":
                 faults.add(file, 0, "missing: it names the training tasks, one a line")
             continue
-        for line, text in enumerate((read_text(file, faults) or "").splitlines(), 1):
+        for line, text in enumerate((_read_text(file, faults) or "").splitlines(), 1):
             name = text.strip().removesuffix(".json")
             if not name:
                 continue
@@ -73,13 +81,13 @@ def _listed_tasks(root: Path, options: ReadOptions, faults: Faults, notes: list[
             listed[name] = kind == "test"
     left_out = len(files - where.keys())
     if left_out:
-        notes.append(f"{left_out} files of tasks/ are in no list of {folder.name} and were left out")
+        notes.add(f"{left_out} files of tasks/ are in no list of {folder.name} and were left out")
     return listed
 
 
 def _manifest_labels(root: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
     file = root / "manifest.json"
-    text = read_text(file, faults) if file.is_file() else None
+    text = _read_text(file, faults) if file.is_file() else None
     manifest = _parse(file, text, faults) if text is not None else {}
     tasks = manifest.get("tasks", []) if isinstance(manifest, dict) else []
     return {
@@ -90,9 +98,9 @@ def _manifest_labels(root: Path, faults: Faults) -> dict[str, tuple[str, ...]]:
 
 
 def _read_task(
-    file: Path, held_out: bool, labels: tuple[str, ...], options: ReadOptions, faults: Faults, notes: list[str]
+    file: Path, held_out: bool, labels: tuple[str, ...], options: ReadOptions, faults: Faults, notes: Notes
 ) -> Task | None:
-    text = read_text(file, faults)
+    text = _read_text(file, faults)
     content = _parse(file, text, faults) if text is not None else None
     if text is None or content is None:
         return None
@@ -110,18 +118,23 @@ def _read_task(
     blank = sum(not e.targets for _, e in examples)
     if blank:
         # The publishers allow it; there is nothing to train on, nor to compare an answer with.
-        notes.append(f"{file.stem}: {blank} instances whose outputs are empty texts were left out")
+        notes.add("instances whose outputs are empty strings were left out", file.stem, str(blank))
         examples = [(i, e) for i, e in examples if e.targets]
+    if len(labels) == 1:
+        faults.add(
+            file, 0, f"the manifest gives one label, {labels[0]!r}, so that any answer is right: give at least two"
+        )
     choices = labels or label_set([e for _, e in examples])
     if choices:
         examples = [(i, replace(e, choices=choices)) for i, e in examples]
         for index, example in examples:
             if example.targets[0] not in choices:
                 shown = ", ".join(repr(c) for c in choices[:8])
-                faults.add(
+                faults.row(
                     file,
                     lines.of(index),
                     f"instance {example.id!r}: label {example.targets[0]!r} is not among the choices {shown}",
+                    file.stem,
                 )
         examples = [(i, e) for i, e in examples if e.targets[0] in choices]
     first_train = max(N_EVALUATION, options.limit_test)
@@ -132,18 +145,21 @@ def _read_task(
 
 
 def _example(file: Path, instance: Any, index: int, lines: _Lines, prompt: _Prompt, faults: Faults) -> Example | None:
-    if not isinstance(instance, dict):
-        faults.add(file, lines.of(index), f'instance {index} is no object: expected {{"id", "input", "output"}}')
+    def bad(message: str) -> Example | None:
+        faults.row(file, lines.of(index), message, file.stem)
         return None
+
+    if not isinstance(instance, dict):
+        return bad(f'instance {index} is no object: expected {{"id", "input", "output"}}')
     name = str(instance.get("id", index))
     text, outputs = instance.get("input"), instance.get("output")
     if not isinstance(text, str) or not text.strip():
-        faults.add(file, lines.of(index), f"instance {name!r} has no input: expected a text that is not empty")
-        return None
+        return bad(f"instance {name!r} has no input: expected a string that is not empty")
     outputs = [outputs] if isinstance(outputs, str) else outputs
     if not isinstance(outputs, list) or not outputs or not all(isinstance(o, str) for o in outputs):
-        faults.add(file, lines.of(index), f"instance {name!r} has no output: expected a list of texts")
-        return None
+        return bad(f"instance {name!r} has no output: expected a list of strings")
+    if has_surrogate(name, text, *outputs):
+        return bad(f"instance {name!r} holds half of a surrogate pair, an emoji cut in two: repair the text")
     targets = tuple(dict.fromkeys(o.strip() for o in outputs if o.strip()))
     return Example(file.stem, prompt(text), targets, (), name)
 
@@ -151,7 +167,7 @@ def _example(file: Path, instance: Any, index: int, lines: _Lines, prompt: _Prom
 class _Prompt:
     """Instance input -> what the model reads: the definition, positive examples, and the input, as the options say."""
 
-    def __init__(self, file: Path, content: dict[str, Any], options: ReadOptions, faults: Faults, notes: list[str]):
+    def __init__(self, file: Path, content: dict[str, Any], options: ReadOptions, faults: Faults, notes: Notes):
         parts = []
         if options.definitions:
             definition = content.get("Definition")
@@ -164,7 +180,7 @@ class _Prompt:
                 )
         shown = (content.get("Positive Examples") or [])[: options.positives]
         if len(shown) < options.positives:
-            notes.append(f"{file.stem} has {len(shown)} positive examples, {options.positives} were asked for")
+            notes.add(f"fewer positive examples than the {options.positives} asked for", file.stem, str(len(shown)))
         for number, example in enumerate(shown, 1):
             if (
                 isinstance(example, dict)
@@ -208,10 +224,23 @@ class _Lines:
             position = decoder.raw_decode(self.text, position)[1]
 
 
+def _read_text(file: Path, faults: Faults) -> str | None:
+    """The text of a file, or None after telling why it cannot be read."""
+    try:
+        return read_text(file)
+    except FileFault as error:
+        faults.add(file, error.line, str(error))
+        return None
+
+
 def _parse(file: Path, text: str, faults: Faults) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         cut = " (the file seems to be cut)" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else ""
         faults.add(file, error.lineno, f"is not valid JSON: {error.msg} at column {error.colno}{cut}")
-        return None
+    except RecursionError:
+        faults.add(file, 0, "is not valid JSON: it is nested too deeply")
+    except ValueError as error:  # an integer of more digits than Python converts
+        faults.add(file, 0, f"is not valid JSON: {str(error).partition(';')[0]}")
+    return None

@@ -154,11 +154,18 @@ def _template(values: Any, origin: str) -> Template:
     return Template(texts["input"], texts["choice"], {str(k): w for k, w in words.items()}, origin)
 
 
+def check_used(templates: Templates, origin: str | None, collection: TaskCollection) -> None:
+    """Raise ConfigError where not one task of a collection has a template."""
+    if len(collection) and not any(templates.of(task) for task in collection):
+        raise ConfigError(
+            f"{origin}: none of its tasks {', '.join(map(repr, list(templates.by_task)[:6]))} is in "
+            f"{collection.source}: {nearest(next(iter(templates.by_task), ''), collection)}"
+        )
+
+
 def reword(collection: TaskCollection, templates: Templates) -> TaskCollection:
     """A collection that was read without templates, put into words by them; {input} and {task} are its fields."""
-    return TaskCollection(
-        [_reword(task, templates) for task in collection.values()], collection.source, collection.notes
-    )
+    return collection.of([_reword(task, templates) for task in collection.values()])
 
 
 def _reword(task: Task, templates: Templates) -> Task:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 
 def notes_of(described: Mapping[str, Any]) -> list[str]:
-    """One line for the tasks that could not be used, and one for each damaged checkpoint that a resumed run went past."""
-    notes = []
-    left_out = described.get("left_out") or {}
-    if left_out:
-        task, reason = next(iter(left_out.items()))
-        rest = f" (and {len(left_out) - 1} more tasks)" if len(left_out) > 1 else ""
-        notes.append(f"task {task!r} was left out: {reason}{rest}")
-    return [*notes, *(described.get("skipped") or [])]
+    """One line for each reason for which tasks could not be used, with their number and the first of them, and one for each
+    damaged checkpoint that a resumed run went past."""
+    tasks: dict[str, list[str]] = defaultdict(list)
+    for task, reason in (described.get("left_out") or {}).items():
+        tasks[reason].append(repr(task))
+    return [*(_left_out(names, reason) for reason, names in tasks.items()), *(described.get("skipped") or [])]
+
+
+def _left_out(names: list[str], reason: str) -> str:
+    if len(names) == 1:
+        return f"task {names[0]} was left out: {reason}"
+    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{len(names)} tasks were left out ({', '.join(names[:4])}{rest}): {reason}"

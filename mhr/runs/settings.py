@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mhr.config import AdapterConfig
+from mhr.data.faults import ON_BAD_ROW
 from mhr.errors import ConfigError
 from mhr.methods import METHODS, ROUTING_METHODS, listed
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
@@ -47,9 +48,16 @@ class DataConfig(Settings):
     column_map: dict[str, str] | None = setting(
         None,
         """Columns by the name they have here: input=question,targets=answer. Of input, targets, choices, task and split, where
-        those of JSONL, Parquet or a Hugging Face dataset have other names.""",
+        those of files or of a Hugging Face dataset have other names; a dot leads into a nested column, translation.de.""",
         flag="--columns",
         metavar="OURS=THEIRS,...",
+    )
+    on_bad_row: str = setting(
+        "error",
+        """What a faulty row does: error or skip. error: the collection is refused, naming file and line; skip: the row is left
+        out and counted.""",
+        choices=ON_BAD_ROW,
+        flag="--on-bad-row",
     )
     split_list: str | None = setting(
         None,
@@ -169,8 +177,8 @@ class RunConfig(Settings):
     )
     tasks: str = setting(
         "builtin:skills",
-        """Task collection: a folder, a file, a Hugging Face dataset, or builtin:skills. A Super-NaturalInstructions folder, a
-        JSONL or Parquet file or folder, or a hub id or saved folder of datasets.""",
+        """Task collection: a folder, a file, a Hugging Face dataset, or builtin:skills. A file or folder of rows (JSON, JSONL,
+        CSV, TSV, Parquet), a Super-NaturalInstructions or CrossFit folder, or a hub id or saved folder of datasets.""",
         flag="--tasks",
         metavar="PATH",
     )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterable
+
 from transformers import PreTrainedTokenizerBase
 
 from mhr.data import Task, TaskCollection, load_tasks
@@ -17,9 +21,13 @@ COLLATORS: dict[str, type[Collator]] = {
 }
 
 
-def read_tasks(path: str, data: DataConfig) -> TaskCollection:
-    """The collection at `path`, read as `data` says."""
-    return load_tasks(
+_log = logging.getLogger("mhr")
+_told: set[str] = set()
+
+
+def read_tasks(path: str, data: DataConfig, *, quiet: bool = False) -> TaskCollection:
+    """The collection at `path`, read as `data` says. What its reader notes is told, unless `quiet`."""
+    collection = load_tasks(
         path,
         definitions=data.definitions,
         positives=data.positives,
@@ -27,7 +35,19 @@ def read_tasks(path: str, data: DataConfig) -> TaskCollection:
         split_list=data.split_list,
         subset=data.subset,
         template=data.template,
+        on_bad_row=data.on_bad_row,
     )
+    if not quiet:
+        tell(f"{path}: {note}" for note in collection.notes)
+    return collection
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Say each line once, on the logger "mhr", which prints to standard error by default; of several processes the first does."""
+    for line in lines:
+        if line not in _told and os.environ.get("RANK", "0") == "0":
+            _told.add(line)
+            _log.warning(line)
 
 
 def make_collator(kind: str, tokenizer: PreTrainedTokenizerBase, data: DataConfig, ranks: bool = False) -> Collator:
@@ -59,7 +79,7 @@ def usable_tasks(
         first = next(iter(left_out.items()), None)
         example = f", as {first[0]!r}: {first[1]}" if first else ""
         raise DataError(f"{tasks.source or 'collection'}: none of its {len(tasks)} tasks can be used{example}")
-    return TaskCollection(kept, tasks.source, tasks.notes), left_out
+    return tasks.of(kept), left_out
 
 
 def _unusable(task: Task, kind: str, data: DataConfig) -> str | None:

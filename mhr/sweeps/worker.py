@@ -86,7 +86,7 @@ class Worker:
             study = self.study
             source = RunFolder.open(adaptation.run)
             config = few_shot_settings(source.config(), study.tasks_path, study.template, study.few)
-            tasks = read_tasks(config.tasks, config.data)
+            tasks = read_tasks(config.tasks, config.data, quiet=True)  # told when the sweep was planned
             start = load_start(source, config, adaptation.mode)
             self._ready = key, Preparation(source, config, start, tasks, read_dev(config))
         return self._ready[1]

@@ -18,8 +18,10 @@ from mhr.errors import ConfigError, DataError
         (["splits/default/train_tasks.txt"], "superni"),
         (["dataset_dict.json"], "datasets"),
         (["state.json"], "datasets"),
-        (["a.jsonl"], "jsonl"),
-        (["a.parquet"], "parquet"),
+        (["a.jsonl"], "files"),
+        (["a.parquet"], "files"),
+        (["a/b.CSV.gz"], "files"),
+        (["sums/sums_16_100_train.tsv"], "crossfit"),
     ],
 )
 def test_a_folder_is_known_by_what_it_holds(tmp_path: Path, files: list[str], reader: str):
@@ -35,7 +37,7 @@ def test_other_paths():
 
 
 def test_what_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(DataError, match="is an empty folder: expected tasks/"):
+    with pytest.raises(DataError, match="is an empty folder: expected a CrossFit folder"):
         load_tasks(tmp_path)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(DataError, match="is a folder of no known layout"):
@@ -47,6 +49,8 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path.parent)
     with pytest.raises(DataError, match="no such file or folder"):
         load_tasks(f"{tmp_path.name}/missing")
+    with pytest.raises(ConfigError, match="the path of the task collection is empty"):
+        load_tasks("")
     with pytest.raises(ConfigError, match="did you mean 'builtin:skills'"):
         load_tasks("builtin:skill")
 
@@ -61,8 +65,8 @@ def test_options_out_of_range_are_told():
     for option in ("max_train", "limit_test", "positives"):
         with pytest.raises(ConfigError, match=f"{option} is -1, expected 0 or more"):
             load_tasks("builtin:skills", **{option: -1})
-    with pytest.raises(ConfigError, match="unknown task reader 'json': did you mean 'jsonl'"):
-        load_tasks("builtin:skills", reader="json")
+    with pytest.raises(ConfigError, match="unknown task reader 'file': did you mean 'files'"):
+        load_tasks("builtin:skills", reader="file")
 
 
 def test_reading_does_not_import_torch():

@@ -48,7 +48,7 @@ def test_prompts(superni: SuperNI):
     assert load_tasks(root)["a"].test[0].input == "Answer a.\n\nInput: question 0\nOutput:"
     both = load_tasks(root, positives=1)
     assert both["a"].test[0].input == "Answer a.\n\nInput: is it?\nOutput: yes\n\nInput: question 0\nOutput:"
-    assert load_tasks(root, positives=2).notes == ["a has 1 positive examples, 2 were asked for"]
+    assert load_tasks(root, positives=2).notes == ["a (1): fewer positive examples than the 2 asked for"]
 
 
 def test_few_distinct_outputs_are_a_label_set(superni: SuperNI):
@@ -78,7 +78,7 @@ def test_empty_outputs_are_left_out_and_noted(superni: SuperNI):
     ]
     tasks = load_tasks(superni({"a": content}))
     assert [(e.id, e.targets) for e in tasks["a"].test] == [("1", ("x",))]
-    assert tasks.notes == ["a: 2 instances whose outputs are empty texts were left out"]
+    assert tasks.notes == ["a (2): instances whose outputs are empty strings were left out"]
 
 
 def test_without_lists_every_file_is_a_training_task(superni: SuperNI):
@@ -116,7 +116,7 @@ def test_an_instance_without_output_is_told_with_file_line_and_id(superni: Super
     root = superni({"a": content})
     file = root / "tasks" / "a.json"
     at = next(i for i, line in enumerate(file.read_text().splitlines(), 1) if "x-2" in line) - 1
-    expected = f"{file}:{at}: instance 'x-2' has no output: expected a list of texts"
+    expected = f"{file}:{at}: instance 'x-2' has no output: expected a list of strings"
     assert strict(root) == expected
 
 
@@ -185,3 +185,22 @@ def test_collecting_goes_on_after_each_fault(superni: SuperNI):
     assert list(tasks) == ["a", "b"]
     assert [Path(f.file).name for f in faults.found] == ["train_tasks.txt", "a.json", "a.json", "c.json"]
     assert str(faults.found[1]).startswith(f"{root}/tasks/a.json:")
+
+
+def test_a_manifest_with_one_label_is_told(superni: SuperNI):
+    root = superni({"a": instances(3, ("yes",))})
+    (root / "manifest.json").write_text(json.dumps({"tasks": [{"task": "a", "labels": {"yes": 3}}]}))
+    assert "a.json: the manifest gives one label, 'yes', so that any answer is right" in strict(root)
+
+
+def test_what_no_model_can_read_is_told(superni: SuperNI):
+    content = instances(3)
+    content[1]["input"] = "cut \ud83d"
+    root = superni({"a": content})
+    assert "instance 'x-1' holds half of a surrogate pair" in strict(root)
+    tasks = load_tasks(root, on_bad_row="skip")
+    assert [e.id for e in tasks["a"].test] == ["x-0", "x-2"]
+    assert tasks.notes[0].startswith("faulty rows skipped: 1 (a 1), the first: ")
+    for text, said in (("[" * 5000, "nested too deeply"), ("9" * 5000, "is not valid JSON: Exceeds the limit")):
+        (root / "tasks" / "a.json").write_text(text)
+        assert said in strict(root)

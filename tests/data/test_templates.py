@@ -57,8 +57,21 @@ def test_a_column_map_gives_fields_our_names_too(tmp_path: Path, template: Any) 
 
 
 def test_a_task_without_a_template_is_read_as_it_is(tmp_path: Path, template: Any) -> None:
+    rows = [{"input": "as it is", "targets": "so", "task": task} for task in ("sst2", "mnli")]
+    found = load_tasks(collection(tmp_path, *rows), template=template("tasks: {mnli: {input: x}}"))
+    assert [task.train[0].input for task in found.values()] == ["as it is", "x"]
+
+
+def test_a_template_that_fits_no_task_is_told(tmp_path: Path, template: Any) -> None:
     path = collection(tmp_path, {"input": "as it is", "targets": "so"})
-    assert load_tasks(path, template=template("tasks: {mnli: {input: x}}"))["sst2"].train[0].input == "as it is"
+    with pytest.raises(ConfigError, match=r"prompts.yaml: none of its tasks 'sts2', 'm\*' is in .*did you mean 'sst2'"):
+        load_tasks(path, template=template('tasks: {sts2: {input: x}, "m*": {input: x}}'))
+
+
+def test_own_columns_of_a_row_are_reached_whatever_its_form(tmp_path: Path, template: Any) -> None:
+    path = collection(tmp_path, {"instruction": "add", "input": "1 2", "output": "3"})
+    found = load_tasks(path, template=template('input: "{instruction}|{input}|{output}"'))["sst2"].train[0]
+    assert (found.input, found.targets) == ("add|1 2|3", ("3",))
 
 
 def test_collections_that_are_no_rows_take_templates(template: Any) -> None:

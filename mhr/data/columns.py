@@ -1,0 +1,67 @@
+"""Names of columns: ours, those that a column map gives instead, and dotted ones that reach into nested columns."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mhr.errors import ConfigError, nearest
+
+COLUMNS = ("task", "input", "targets", "choices", "split", "held_out", "category", "id")
+
+MISSING: Any = object()
+"""What `look_up` gives for a column that a row does not have."""
+
+
+def look_up(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column. Where none is called `name`, its parts between dots lead into objects, and numbers into lists:
+    "translation.de", "answers.text.0"."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split(".") if "." in name else [MISSING]:
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, (list, tuple)) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return MISSING
+    return value
+
+
+def not_found(row: Mapping[str, Any], name: str) -> str:
+    """Which columns a row has instead of the one called `name`, the nearest one named."""
+    known = list(_names(row))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return f"it has {', '.join(map(str, row))}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _names(row: Mapping[str, Any], before: str = "", depth: int = 3) -> Iterator[str]:
+    for key, value in row.items():
+        yield before + str(key)
+        if isinstance(value, Mapping) and depth:
+            yield from _names(value, f"{before}{key}.", depth - 1)
+
+
+def check_column_map(column_map: Mapping[str, str]) -> None:
+    for name in column_map:
+        if name not in COLUMNS:
+            raise ConfigError(f"unknown column {name!r} in the column map: {nearest(name, COLUMNS)}")
+
+
+def parse_column_map(text: str) -> dict[str, str]:
+    """Read "input=question,targets=answer" as {"input": "question", "targets": "answer"}.
+
+    Raises ConfigError for anything else.
+    """
+    pairs: dict[str, str] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        ours, equals, theirs = (p.strip() for p in part.partition("="))
+        if not (ours and equals and theirs):
+            raise ConfigError(f"column map {text!r}: expected pairs like 'input=question,targets=answer', got {part!r}")
+        if ours in pairs:
+            raise ConfigError(f"column map {text!r} gives {ours!r} twice")
+        pairs[ours] = theirs
+    check_column_map(pairs)
+    return pairs

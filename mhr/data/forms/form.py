@@ -1,0 +1,46 @@
+"""What the columns of a row are to its readers: a form, told by the columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from mhr.registry import Registry
+
+
+class RowFault(ValueError):
+    """A fault of one row, before its file and line are known."""
+
+
+class Form(NamedTuple):
+    """columns: those it looks for, for error lines; recognises: whether a row has them; read: the row with `input`, `targets`
+    and, of a conversation, `messages`. It raises RowFault."""
+
+    columns: str
+    recognises: Callable[[Mapping[str, Any]], bool]
+    read: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+forms: Registry[Form] = Registry("form of rows")
+
+Read = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def reads_rows(name: str, columns: str, recognises: Callable[[Mapping[str, Any]], bool]) -> Callable[[Read], Read]:
+    """Register a function as the reader of rows of a form. A row that has `input` and `targets` is in no need of one."""
+
+    def decorate(read: Read) -> Read:
+        forms.register(name)(Form(columns, recognises, read))
+        return read
+
+    return decorate
+
+
+def form_of(row: Mapping[str, Any]) -> str | None:
+    """The name of the form of a row, or None."""
+    return next((name for name, form in forms.items() if form.recognises(row)), None)
+
+
+def has(row: Mapping[str, Any], *names: str) -> bool:
+    """Whether the row has a value in each of these columns."""
+    return all(row.get(name) is not None for name in names)

@@ -1,0 +1,95 @@
+"""Conversations as OpenAI writes them, {"messages": [{"role": "user", "content": "..."}, ...]}, and ShareGPT,
+{"conversations": [{"from": "human", "value": "..."}, ...]}.
+
+The last assistant turn is the target. What comes before it is the input, in plain words as long as no chat template renders it:
+a single user turn as it is; more turns each behind its speaker's name, and a system turn first as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mhr.data.forms.form import RowFault, has, reads_rows
+from mhr.errors import nearest
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+"""Names of speakers as they occur, and what they are."""
+
+_SPEAKERS = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
+
+
+@reads_rows("messages", "messages", lambda row: isinstance(row.get("messages"), list))
+def read_messages(row: Mapping[str, Any]) -> dict[str, Any]:
+    return conversation(row["messages"])
+
+
+@reads_rows("sharegpt", "conversations", lambda row: isinstance(row.get("conversations"), list))
+def read_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
+    system = [{"role": "system", "content": row["system"]}] if has(row, "system") else []
+    return conversation([*system, *row["conversations"]])
+
+
+def conversation(turns: Sequence[Any]) -> dict[str, Any]:
+    """`input`, `targets` and `messages` of a conversation. Raises RowFault where it is none that ends in an answer."""
+    messages = [_turn(turn, number) for number, turn in enumerate(turns, 1)]
+    if not messages:
+        raise RowFault("the conversation is empty")
+    for number, (before, now) in enumerate(zip(messages, messages[1:], strict=False), 2):
+        if before["role"] == now["role"] == "assistant" and not before.get("tool_calls"):
+            raise RowFault(
+                f"turns {number - 1} and {number} are both the assistant's: expected another turn between them"
+            )
+        if now["role"] == "system":
+            raise RowFault(f"turn {number} is a system turn: expected it first")
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()  # a question that nobody answered teaches nothing
+    if not messages:
+        raise RowFault("the conversation has no assistant turn: expected one, which is what is trained on")
+    *before_it, answer = messages
+    if not before_it or all(m["role"] == "system" for m in before_it):
+        raise RowFault("the conversation has no user turn before the assistant's")
+    return {"input": render(before_it), "targets": answer["content"], "messages": tuple(messages)}
+
+
+def render(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Turns in plain words."""
+    system = [m["content"] for m in messages if m["role"] == "system" and m["content"].strip()]
+    turns = [m for m in messages if m["role"] != "system"]
+    if len(turns) == 1:
+        return "\n\n".join([*system, turns[0]["content"]])
+    spoken = [f"{_SPEAKERS[m['role']]}: {m['content']}" for m in turns]
+    return "\n\n".join([*system, "\n".join([*spoken, "Assistant:"])])
+
+
+def _turn(turn: Any, number: int) -> dict[str, Any]:
+    if not isinstance(turn, Mapping):
+        raise RowFault(f"turn {number} is {turn!r:.40}: expected an object with a role and its content")
+    said = turn.get("role", turn.get("from"))
+    role = ROLES.get(str(said).lower())
+    if role is None:
+        raise RowFault(f"turn {number} has the unknown role {said!r:.40}: {nearest(str(said), ROLES)}")
+    content = turn.get("content", turn.get("value"))
+    if isinstance(content, list):  # parts of {"type": "text", "text": ...}
+        if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
+            raise RowFault(f"turn {number} has parts that are no text, which no model here reads")
+        content = "".join(part["text"] for part in content)
+    if content is None and turn.get("tool_calls"):
+        content = ""
+    if not isinstance(content, str):
+        raise RowFault(f"turn {number} has no content: expected a string, got {content!r:.40}")
+    kept = {key: value for key, value in turn.items() if key not in ("role", "from", "content", "value")}
+    return {"role": role, "content": content.strip(), **kept}

@@ -1,0 +1,108 @@
+"""The rows of one task, and the splits that are made of them once all are read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+from mhr.data.answers import Answers
+from mhr.data.drawing import draw_order, hold_out
+from mhr.data.example import Example, Task
+from mhr.data.faults import Faults, Notes
+from mhr.data.reading import ReadOptions, label_set
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """A row without an answer, and what is to be said where its answer was not withheld.
+
+    faulty: it has one, -1, which is none where other rows of its split have answers
+    """
+
+    file: str
+    line: int
+    message: str
+    faulty: bool = False
+
+
+@dataclass(slots=True)
+class TaskRows:
+    """Examples of one task by split ("" where rows have none), and what its rows say of it."""
+
+    name: str
+    splits: dict[str, list[Example]] = field(default_factory=lambda: defaultdict(list))
+    unanswered: dict[str, list[Unanswered]] = field(default_factory=lambda: defaultdict(list))
+    names: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Split -> its names in the files: train_r1 and train_r2 are both "train"."""
+    answers: Answers = field(default_factory=Answers)
+    held_out: bool | None = None
+    category: str = ""
+
+    def add(self, split: str, named: str, example: Example) -> None:
+        self.splits[split].append(example)
+        self.names[split].add(named)
+
+    def finish(self, options: ReadOptions, faults: Faults, notes: Notes) -> Task | None:
+        """The task; None where nothing of it is left."""
+        for split in dict.fromkeys([*self.splits, *self.unanswered]):
+            self._settle(split, faults, notes)
+        train, validation, test, unsplit = (self.splits.get(s, []) for s in ("train", "validation", "test", ""))
+        self._note_names(notes)
+        if test and validation:
+            notes.add("validation examples were left out, since there is a test split", self.name, str(len(validation)))
+        test = test or validation
+        every = train + unsplit + test
+        if not every:
+            return None
+        train, test = self._share_out(train, unsplit, test, options, notes)
+        choices = every[0].choices if len({e.choices for e in every}) == 1 else ()
+        if not any(e.choices for e in every):
+            choices = label_set(every)
+            train, test = ([replace(e, choices=choices) for e in part] for part in (train, test))
+        if len(every) >= 10 and len({e.targets for e in every}) == 1:
+            notes.add(
+                "all answers are the same, so that there is nothing to learn", self.name, repr(every[0].targets[0])[:40]
+            )
+        return Task(self.name, options.cap(self.name, train), test, bool(self.held_out), self.category, choices)
+
+    def _share_out(
+        self, train: list[Example], unsplit: list[Example], test: list[Example], options: ReadOptions, notes: Notes
+    ) -> tuple[list[Example], list[Example]]:
+        """Training and evaluation examples. The latter stand in drawn order, so that the first N of them are a fair sample."""
+        if test:
+            drawn = draw_order(test, self.name, options.seed)[: options.limit_test]
+            if len(drawn) < len(test):
+                what = f"examples for evaluation were drawn from its test split by seed {options.seed}, each label by its share"
+                notes.add(what, self.name, f"{len(drawn)} of {len(test)}")
+            return train + unsplit, drawn
+        if not unsplit:
+            notes.add("there is no test split, so no examples for evaluation", self.name)
+            return train, []
+        # As many as a fifth, so that a small task keeps most of its examples to learn from.
+        left, drawn = hold_out(unsplit, min(options.limit_test, len(unsplit) // 5), self.name, options.seed)
+        what = f"there is no test split, so examples for evaluation were drawn from its rows by seed {options.seed}"
+        notes.add(what, self.name, f"{len(drawn)} of {len(unsplit)}")
+        return train + left, drawn
+
+    def _settle(self, split: str, faults: Faults, notes: Notes) -> None:
+        """What becomes of the rows of a split that have no answer."""
+        examples, unanswered = self.splits.get(split, []), self.unanswered.get(split, [])
+        withheld = all(e.targets == ("-1",) for e in examples)
+        if withheld and split in ("validation", "test"):
+            notes.add(f"the labels of split {split!r} are withheld, so it was left out", self.name)
+            self.splits.pop(split, None)
+            return
+        empty = [row for row in unanswered if not row.faulty]
+        for row in unanswered:
+            if row.faulty or not examples:
+                faults.row(row.file, row.line, row.message, self.name)
+        if withheld and len(examples) > 1:
+            faults.add(self.name, 0, f"every answer of its {len(examples)} rows is -1: the labels seem to be withheld")
+        if empty and examples:
+            notes.add("rows whose answer is empty were left out", self.name, str(len(empty)))
+
+    def _note_names(self, notes: Notes) -> None:
+        for split, what in (("train", "are trained on"), ("validation", "are judged on"), ("test", "are judged on")):
+            names = sorted(self.names.get(split, ()))
+            if len(names) > 1:
+                notes.add(f"splits {', '.join(names)} {what} together", self.name)
