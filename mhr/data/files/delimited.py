@@ -33,9 +33,11 @@ def read_tsv(file: Path) -> Table:
         quoted = list(_quoted(text, "\t"))
     except FileFault:
         return _table(plain)
-    # A quote that opens a cell of plain text may swallow lines up to the next one.
-    swallowed = len(quoted) < len(plain) and len({len(cells) for _, cells in plain}) == 1
-    return _table(plain if swallowed else quoted)
+    if len(quoted) < len(plain) and len({len(cells) for _, cells in plain}) == 1:
+        # Both readings are tables: a quote that opens a cell of plain text may swallow lines up to the next one.
+        line = next(q for (q, _), (p, _) in zip(quoted, plain, strict=False) if q != p)
+        raise FileFault(line, "a quoted cell may span lines, or its quotes be text: quote no cell, or save it as CSV")
+    return _table(quoted)
 
 
 def _quoted(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:

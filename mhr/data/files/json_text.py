@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def read_json(file: Path) -> Table:
 def _rows(text: str) -> Iterator[tuple[int, Any]]:
     start = _skip(text, 0)
     if text[start : start + 1] == "[":
-        yield from _list(text, start)
+        _end(text, (yield from _list(text, start)))
     elif _has_lines(text):
         yield from _lines(text)
     else:
@@ -87,13 +87,12 @@ def _lines(text: str) -> Iterator[tuple[int, Any]]:
         yield number, _checked(value)
 
 
-def _list(text: str, start: int) -> Iterator[tuple[int, Any]]:
-    """The items of a list that begins at `start`, each on the line of its first character."""
+def _list(text: str, start: int) -> Generator[tuple[int, Any], None, int]:
+    """The items of a list that begins at `start`, each on the line of its first character. Returns where the list ends."""
     line, counted = 1, 0
     position = _skip(text, start + 1)
     if text[position : position + 1] == "]":
-        _end(text, position + 1)
-        return
+        return position + 1
     while True:
         line += text.count("\n", counted, position)
         counted = position
@@ -104,7 +103,7 @@ def _list(text: str, start: int) -> Iterator[tuple[int, Any]]:
         yield line, _checked(value)
         position = _skip(text, position)
         if text[position : position + 1] == "]":
-            return
+            return position + 1
         if text[position : position + 1] != ",":
             raise _fault(text, _Broken("expected a comma or the end of the list", position))
         position = _skip(text, position + 1)

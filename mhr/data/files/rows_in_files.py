@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mhr.data.example import TaskCollection
-from mhr.data.faults import Faults, Notes
+from mhr.data.faults import Faults, Notes, has_surrogate
 from mhr.data.files.format import BadRow, file_formats, format_of, known_endings
 from mhr.data.files.layout import Placed, place_files
 from mhr.data.opening import PACKINGS, FileFault
@@ -36,6 +36,9 @@ def read_files(path: str, options: ReadOptions, faults: Faults) -> TaskCollectio
 
 
 def _read(place: Placed, rows: RowReader, faults: Faults, notes: Notes) -> None:
+    if has_surrogate(place.file.name, place.task):
+        faults.add(place.file, 0, "its name is not UTF-8: rename the file")
+        return
     form = format_of(place.file)
     assert form is not None, "files are placed by their format"
     rows.begin(str(place.file), form, place.task, place.split)
