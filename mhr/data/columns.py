@@ -31,10 +31,10 @@ def look_up(row: Mapping[str, Any], name: str) -> Any:
 
 
 def not_found(row: Mapping[str, Any], name: str) -> str:
-    """Which columns a row has instead of the one called `name`, the nearest one named."""
-    known = list(_names(row))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    return f"it has {', '.join(map(str, row))}" + (f"; did you mean {near[0]!r}?" if near else "")
+    """Which columns a row has instead of the one called `name`, the nearest one named, and the way on."""
+    near = difflib.get_close_matches(name, list(_names(row)), n=1, cutoff=0.7)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
+    return f"it has {', '.join(map(str, row)) or 'none'}{meant}; a column map can name another"
 
 
 def _names(row: Mapping[str, Any], before: str = "", depth: int = 3) -> Iterator[str]:

@@ -83,7 +83,8 @@ def find_reader(path: str) -> str:
         asked = sorted(readers.items(), key=lambda entry: entry[1].fallback)
         found = next((name for name, reader in asked if reader.recognises(path)), None)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        where = getattr(error, "filename", None) or path
+        raise DataError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if found is not None:
         return found
     if path.startswith("builtin:"):

@@ -130,7 +130,8 @@ class RowReader:
             self._form = columns
             task = f"{self._split or 'no split'} of {self._task}"
             used = ", ".join(f"{ours}={theirs}" for ours, theirs in self.options.column_map.items())
-            self.recognised.append(f"{self._file}: {self._format}, {used or columns}, {task}")
+            read = used or (columns if form or plain else f"no known columns ({', '.join(map(str, row))})")
+            self.recognised.append(f"{self._file}: {self._format}, {read}, {task}")
         elif (form or plain) and columns != self._form:
             raise RowFault(f"has {columns}, and rows before it {self._form}: one file holds rows of one form")
         return {**fields, **forms[form].read(row)} if form else fields
@@ -175,8 +176,8 @@ class RowReader:
             "" if self.options.column_map else f"; other forms have {', or '.join(f.columns for f in forms.values())}"
         )
         return RowFault(
-            f"has no column {self.column(column)!r}: {not_found(row, self.column(column))}; a column map can name another"
-            f"{looked if self._form == PLAIN else ''}{self.hint}"
+            f"has no column {self.column(column)!r}: {not_found(row, self.column(column))} (as in "
+            f"{column}={next((key for key in row if key not in COLUMNS), 'name')}){looked if self._form == PLAIN else ''}{self.hint}"
         )
 
     def _targets(

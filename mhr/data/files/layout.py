@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,10 +62,7 @@ def _deep(folder: Path, depth: int) -> list[Path]:
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     """Files of rows and folders in a folder, sorted."""
-    try:
-        entries = [Path(entry) for entry in sorted(os.scandir(folder), key=lambda e: e.name)]
-    except OSError:
-        return [], []
+    entries = sorted(folder.iterdir())
     shown = [e for e in entries if not e.name.startswith((".", "__"))]
     files = [e for e in shown if format_of(e) and e.name.lower() not in NO_ROWS and e.is_file()]
     return files, [e for e in shown if e.is_dir() and not e.is_symlink()]
