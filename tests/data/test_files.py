@@ -89,6 +89,21 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     assert told.endswith(f", input and targets, no split of {task.name}")
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_row_that_holds_a_list_is_a_row(tmp_path: Path, n: int, indent: int | None) -> None:
+    for row in (
+        {"question": "q", "targets": "a", "data": [{"x": 1}]},
+        {"prompt": "q", "completion": "a", "rows": [{}]},
+    ):
+        if n == 1 and "question" in row:
+            continue  # alone it may be either
+        (tmp_path / "x.json").write_text("\n".join(json.dumps(row, indent=indent) for _ in range(n)))
+        columns = {"input": "question"} if "question" in row else {}
+        task = load_tasks(tmp_path / "x.json", column_map=columns)["x"]
+        assert [e.input for e in task.train] == ["q"] * n
+
+
 def test_quotes_of_a_table_without_quoting_are_text(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text('input\ttargets\n"open\tgood\n"Yes" she said\tgood\n')
     task = load_tasks(tmp_path / "x.tsv")["x"]

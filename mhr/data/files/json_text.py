@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Generator, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mhr.data.files.format import BadRow, Table, reads_files
+from mhr.data.forms import form_of
 from mhr.data.opening import FileFault, read_text
 
 CONTAINERS = ("data", "rows", "examples", "instances", "items", "records")
@@ -58,16 +60,15 @@ def _rows(text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _has_lines(text: str) -> bool:
-    """Whether one of the first two lines that are not empty is a whole object (the other may be broken) and no container."""
-    for found in islice(re.finditer(r"[^\n]*\S[^\n]*", text), 2):
-        line = found.group()
-        try:
-            value = _decode(line, _skip(line, 0))[0]
-        except _Broken:
-            continue
-        if isinstance(value, dict) and _container(value) is None:
-            return True
-    return False
+    """Whether one of the first two lines that are not empty is a whole object (the other may be broken), and not a container
+    that is alone in the file."""
+    lines = [found.group() for found in islice(re.finditer(r"[^\n]*\S[^\n]*", text), 2)]
+    values = []
+    for line in lines:
+        with contextlib.suppress(_Broken):
+            values.append(_decode(line, _skip(line, 0))[0])
+    whole = [value for value in values if isinstance(value, dict)]
+    return bool(whole) and (len(lines) > 1 or _container(whole[0]) is None)
 
 
 def _lines(text: str) -> Iterator[tuple[int, Any]]:
@@ -118,10 +119,10 @@ def _objects(text: str, start: int) -> Iterator[tuple[int, Any]]:
             value, end = _decode(text, position)
         except _Broken as error:
             raise _fault(text, error) from None
-        inside = _container(value) if first else None
+        alone = first and _skip(text, end) == len(text)
+        inside = _container(value) if alone else None
         if inside is not None:
             yield from _list(text, _place_of(text, position, inside))
-            _end(text, end)
             return
         yield line, _checked(value)
         first, position = False, _skip(text, end)
@@ -139,8 +140,8 @@ def _place_of(text: str, position: int, key: str) -> int:
 
 
 def _container(value: Any) -> str | None:
-    """The key under which an object holds rows."""
-    if not isinstance(value, dict):
+    """The key under which an object holds rows; None for one that is a row itself."""
+    if not isinstance(value, dict) or "input" in value or form_of(value):
         return None
     lists = [key for key in CONTAINERS if isinstance(value.get(key), list)]
     return lists[0] if len(lists) == 1 and all(isinstance(row, dict) for row in value[lists[0]]) else None
