@@ -14,7 +14,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mhr.data.faults import has_surrogate
 from mhr.data.forms.form import RowFault
+
+
+class NoAnswer(RowFault):
+    """A row without an answer. empty: it is there and empty, which is no fault; otherwise it is missing, or -1, which is none
+    where all of a split are so."""
+
+    def __init__(self, message: str, *, empty: bool = False):
+        super().__init__(message)
+        self.empty = empty
 
 
 def text_of(value: Any) -> str | None:
@@ -38,19 +48,10 @@ def read_list(value: Any, column: str) -> tuple[str, ...]:
     return tuple(text for text in texts if text)
 
 
-def read_choices(value: Any) -> tuple[str, ...]:
-    """The choices of a row. Raises RowFault, also for one alone, among which every answer would be the right one."""
-    choices = read_list(value, "choices")
-    check_several(choices)
-    return choices
-
-
-def check_several(choices: Sequence[str]) -> None:
-    """Raise RowFault where there is one choice, however often."""
-    if len(set(choices)) == 1:
-        raise RowFault(
-            f"its only choice is {choices[0]!r:.60}, so that any answer is right: give at least two, or leave choices out"
-        )
+def check_characters(*texts: str) -> None:
+    """Raise RowFault for half of a surrogate pair."""
+    if has_surrogate(*texts):
+        raise RowFault("holds half of a surrogate pair, an emoji cut in two, which is no character: repair the text")
 
 
 class Answers:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mhr.data.answers import Answers, check_several, read_choices, shown, text_of
+from mhr.data.answers import Answers, NoAnswer, check_characters, read_list, shown, text_of
 from mhr.data.columns import COLUMNS, MISSING, check_column_map, look_up, not_found
 from mhr.data.example import Example, Task
-from mhr.data.faults import Faults, Notes, has_surrogate
+from mhr.data.faults import Faults, Notes
 from mhr.data.forms import RowFault, form_of, forms
 from mhr.data.reading import ReadOptions
 from mhr.data.splits import SPLITS, split_of
@@ -66,41 +66,25 @@ class RowReader:
         return [task for task in found if task is not None]
 
     def _add(self, row: Mapping[str, Any], line: int, name: str) -> None:
-        fields = self._fields(row)
-        template = None if self.options.templates is None else self.options.templates.of(name)
         split_name = self._word(row, "split", self._split)
-        split = (split_of(split_name) or "?") if split_name else ""
-        if split == "?":
+        split = split_of(split_name) if split_name else ""
+        if split is None:
             raise RowFault(f"is of the unknown split {split_name!r}: {nearest(split_name, SPLITS)}")
-        rows = self.tasks.setdefault(name, TaskRows(name)) if not has_surrogate(name) else TaskRows("")
         where = self._where(row, line)
+        check_characters(name, where)
+        fields = self._fields(row)
+        rows = self.tasks.setdefault(name, TaskRows(name))
+        template = None if self.options.templates is None else self.options.templates.of(name)
         text = "" if template else self._text(row, fields, "input")
-        offered = fields.get("choices")
-        if offered is not None:
-            choices = read_choices(offered)
-        elif template and template.verbalizers:
-            choices = tuple(template.verbalizers)
-        else:
-            choices = self.labels.get(self.column("targets"), ())
-            check_several(choices)
-        value = fields.get("targets", MISSING)
-        if (
-            value is None
-            or (isinstance(value, str) and not value.strip())
-            or (value is MISSING and split in ("validation", "test"))
-        ):
-            rows.unanswered[split].append(
-                Unanswered(self._file, line, f"row {where!r} {self._no_text('targets', value)}")
-            )
-            return
-        if value is MISSING:
-            raise self._missing(row, "targets")
+        choices = self._choices(fields, template)
         try:
-            targets = self._targets(value, choices, offered, template, rows.answers)
-        except RowFault as error:
-            if value != -1 or split not in ("validation", "test"):
+            targets = self._targets(row, fields, choices, template, rows.answers)
+        except NoAnswer as error:
+            if not error.empty and split not in ("validation", "test"):
                 raise
-            rows.unanswered[split].append(Unanswered(self._file, line, f"row {where!r} {error}", faulty=True))
+            rows.unanswered[split].append(
+                Unanswered(self._file, line, f"row {where!r} {error}", faulty=not error.empty)
+            )
             return
         if template is not None:
             columns = self._columns(row, fields, name)
@@ -108,13 +92,16 @@ class RowReader:
             choices, targets = (
                 tuple(template.render_choice(label, columns) for label in labels) for labels in (choices, targets)
             )
+            if not text:
+                raise RowFault("has an empty input by its template")
         if choices and targets[0] not in choices:
             raise RowFault(f"has the label {targets[0]!r}, which is not among the choices {shown(choices)}")
-        messages = fields.get("messages", ())
-        if has_surrogate(name, where, text, *targets, *choices, *(m["content"] for m in messages)):
+        if len(set(choices)) == 1:
             raise RowFault(
-                "holds half of a surrogate pair, an emoji cut in two, which is no character: repair the text"
+                f"has the only choice {choices[0]!r:.60}, so that any answer is right: give at least two or none"
             )
+        messages = fields.get("messages", ())
+        check_characters(text, *targets, *choices, *(m["content"] for m in messages))
         self._flag(rows, row)
         rows.category = rows.category or self._word(row, "category", "")
         rows.add(split, split_name, Example(name, text, targets, choices, where, messages))
@@ -180,15 +167,38 @@ class RowReader:
             f"{column}={next((key for key in row if key not in COLUMNS), 'name')}){looked if self._form == PLAIN else ''}{self.hint}"
         )
 
+    def _choices(self, fields: Mapping[str, Any], template: Template | None) -> tuple[str, ...]:
+        """Those of the row, of its template, or the names of its class labels."""
+        if fields.get("choices") is not None:
+            return read_list(fields["choices"], "choices")
+        words = tuple(template.verbalizers) if template else ()
+        return words or self.labels.get(self.column("targets"), ())
+
     def _targets(
-        self, value: Any, choices: tuple[str, ...], offered: Any, template: Template | None, answers: Answers
+        self,
+        row: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        choices: tuple[str, ...],
+        template: Template | None,
+        answers: Answers,
     ) -> tuple[str, ...]:
-        if template is None or not template.verbalizers or not isinstance(value, int):
-            return answers.read(value, choices, offered)
-        # A number may be a label by itself, or stand for the name of one.
-        text, names = text_of(value) or "", self.labels.get(self.column("targets"), ())
-        named = names[value] if not isinstance(value, bool) and 0 <= value < len(names) else text
-        return (text if text in template.verbalizers else named,)
+        """The acceptable answers. Raises NoAnswer where there is none, or the -1 that stands for one that is withheld."""
+        value = fields.get("targets", MISSING)
+        if value is MISSING:
+            raise NoAnswer(str(self._missing(row, "targets")))
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise NoAnswer(self._no_text("targets", value), empty=True)
+        if template is not None and template.verbalizers and isinstance(value, int):
+            # A number may be a label by itself, or stand for the name of one.
+            text, names = text_of(value) or "", self.labels.get(self.column("targets"), ())
+            if value == -1 and text not in template.verbalizers:
+                raise NoAnswer("target -1 has no word in its template")
+            named = names[value] if not isinstance(value, bool) and 0 <= value < len(names) else text
+            return (text if text in template.verbalizers else named,)
+        try:
+            return answers.read(value, choices, fields.get("choices"))
+        except RowFault as error:
+            raise NoAnswer(str(error)) if value == -1 else error from None
 
     def _flag(self, rows: TaskRows, row: Mapping[str, Any]) -> None:
         value = look_up(row, self.column("held_out"))

@@ -16,7 +16,7 @@ from mhr.data.reading import ReadOptions, label_set
 class Unanswered:
     """A row without an answer, and what is to be said where its answer was not withheld.
 
-    faulty: it has one, -1, which is none where other rows of its split have answers
+    faulty: it is missing or -1, which is a fault where other rows of its split have answers
     """
 
     file: str

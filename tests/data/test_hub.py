@@ -29,6 +29,24 @@ def test_splits_and_class_labels(tmp_path: Path):
     assert tasks.notes == ["reviews: the labels of split 'test' are withheld, so it was left out"]
 
 
+def test_splits_under_the_names_people_have(tmp_path: Path):
+    names = ("train_r1", "train_r2", "dev_r1", "unsupervised", "test_r1")
+    splits = {name: table([0, 1] if name != "unsupervised" else [-1, -1]) for name in names}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "anli")
+    tasks = load_tasks(tmp_path / "anli", column_map=COLUMNS)
+    assert (len(tasks["anli"].train), len(tasks["anli"].test)) == (4, 2)
+    assert tasks.notes == [
+        "splits whose names tell neither training, validation nor test were left out: unsupervised",
+        "anli: splits train_r1, train_r2 are trained on together",
+        "anli (2): validation examples were left out, since there is a test split",
+    ]
+    datasets.DatasetDict({"easy": table([0]), "hard": table([1])}).save_to_disk(tmp_path / "levels")
+    with pytest.raises(DataError, match="cannot tell what its splits 'easy', 'hard' are for"):
+        load_tasks(tmp_path / "levels", column_map=COLUMNS)
+    datasets.DatasetDict({"all": table([0, 1] * 10)}).save_to_disk(tmp_path / "one")
+    assert len(load_tasks(tmp_path / "one", column_map=COLUMNS)["one"].test) == 4
+
+
 def test_one_table_with_a_task_column(tmp_path: Path):
     rows = [{"q": f"{s} {i}", "a": "x", "subject": s} for s in ("law", "art") for i in range(5)]
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "exams")

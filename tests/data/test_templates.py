@@ -139,8 +139,11 @@ def test_class_labels_of_a_data_set_are_found_by_their_names(tmp_path: Path) -> 
         {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "positive"])}
     )
     table = datasets.Dataset.from_dict({"sentence": ["fine", "dull"], "label": [1, 0]}, features=features)
-    datasets.DatasetDict({"train": table}).save_to_disk(str(tmp_path / "sst2"))
-    found = load_tasks(tmp_path / "sst2", column_map={"targets": "label"}, template="glue")["sst2"].train
+    withheld = datasets.Dataset.from_dict({"sentence": ["new"], "label": [-1]}, features=features)
+    datasets.DatasetDict({"train": table, "test": withheld}).save_to_disk(str(tmp_path / "sst2"))
+    tasks = load_tasks(tmp_path / "sst2", column_map={"targets": "label"}, template="glue")
+    assert tasks.notes[0] == "sst2: the labels of split 'test' are withheld, so it was left out"
+    found = tasks["sst2"].train
     assert [(e.input, e.targets, e.choices) for e in found] == [
         ("fine It was", ("great",), ("terrible", "great")),
         ("dull It was", ("terrible",), ("terrible", "great")),
