@@ -193,6 +193,7 @@ def test_what_was_left_out_and_skipped_is_noted(tmp_path: Path) -> None:
     described = json.loads((folder / "adapt.json").read_text())
     (folder / "adapt.json").write_text(json.dumps(described | {"left_out": {"alone": "it has no choices"}}))
     notes = read_sources([run, folder]).notes
-    assert f"{run}: task 'alone' was left out: it has no choices (and 1 more tasks)" in notes
+    assert f"{run}: task 'alone' was left out: it has no choices" in notes
+    assert f"{run}: task 'other' was left out: it has no training examples" in notes
     assert f"{run}: skipped checkpoint-40: model.safetensors is damaged" in notes
     assert f"{folder}: task 'alone' was left out: it has no choices" in notes
