@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from mhr.backbones.load import BUILTIN, KINDS, load_backbone
+from mhr.backbones.kinds import KINDS
+from mhr.backbones.load import BUILTIN, load_backbone
 
 __all__ = ["BUILTIN", "KINDS", "load_backbone"]

@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     ByT5Tokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-)
 
+from mhr.backbones.kinds import KINDS, kind_of_config, loader_of, possible_kinds
 from mhr.errors import ConfigError, MhrError, nearest
 
 BUILTIN: dict[str, Path] = {"builtin:t5-tiny": Path(__file__).parent / "t5_tiny"}
 """Names of the models in this package and their folders."""
 
-KINDS = ("seq2seq", "causal", "encoder")
-"""What a model is asked to do: answer after reading, go on writing, or score an (input, choice) pair."""
-
-_CLASSES = {
-    "seq2seq": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
-    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
-    "encoder": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
-}
+Found = TypeVar("Found")
 
 
 def load_backbone(
-    name_or_path: str | Path, kind: str | None = None, dtype: torch.dtype = torch.float32
+    name_or_path: str | Path,
+    kind: str | None = None,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, in evaluation mode with weights of `dtype`, and its tokenizer. `model.mhr_untrained` names the modules that
     the checkpoint does not hold (a new classification head, the pooler of an encoder that was saved without one).
 
-    name_or_path  a name of BUILTIN, a local folder, or a hub id
-    kind          one of KINDS; None takes what the configuration says: encoder-decoders are "seq2seq", models whose
-                  saved architecture ends in ForCausalLM or LMHeadModel are "causal", every other one is an "encoder"
-                  (AutoModelForSequenceClassification with one output)
+    name_or_path       a name of BUILTIN, a local folder, or a hub id
+    kind               one of KINDS; None takes what the configuration says, see `kind_of_config`. An "encoder" is loaded with a
+                       sequence-classification head of one output
+    dtype              of the weights; "auto" takes the checkpoint's
+    trust_remote_code  run the Python files that the checkpoint brings, where it asks for it. Nothing that a checkpoint says
+                       switches this on
 
-    Raises ConfigError for a kind or name that is unknown or that the model cannot be, MhrError where nothing can be
-    loaded from the folder or hub id.
+    Only weights are unpickled, never objects. Raises ConfigError for a kind or name that is unknown or that the model cannot be,
+    MhrError, in one line, for whatever keeps transformers from loading it.
     """
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"unknown kind of model {kind!r}: {nearest(kind, KINDS)}")
@@ -66,48 +60,80 @@ def load_backbone(
     )
     if not is_folder and not is_hub_id:
         raise MhrError(f"cannot load model {name!r}: no such folder, and no hub id of the form owner/name")
-    try:
-        config = AutoConfig.from_pretrained(source)
-        kind = kind or kind_of(config)
-        auto, mapping = _CLASSES[kind]
-        if type(config) not in mapping:
-            raise ConfigError(
-                f"model {name!r} ({config.model_type}) cannot be loaded as {kind!r}: {_kinds_line(config)}"
-            )
-        settings = {"num_labels": 1} if kind == "encoder" else {}
-        model, found = auto.from_pretrained(source, dtype=dtype, output_loading_info=True, **settings)
-        tokenizer = ByT5Tokenizer() if name in BUILTIN else AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        where = "the folder is no model" if is_folder else "neither a local folder nor a hub id that can be reached"
-        raise MhrError(f"cannot load model {name!r}: {where}: {reason}") from error
+    trust = {"trust_remote_code": trust_remote_code}
+    config = _loading(name, None, lambda: AutoConfig.from_pretrained(source, **trust))
+    kind = kind or kind_of_config(config)
+    auto = loader_of(kind, config)
+    if auto is None:
+        raise ConfigError(
+            f"model {name!r} ({config.model_type}) cannot be loaded as {kind!r}: {possible_kinds(config)}"
+        )
+    attention = str(getattr(config, "_attn_implementation", None) or "")
+    if "/" in attention and not trust_remote_code:
+        raise MhrError(_asks_for_code(name, f"names the kernel {attention!r}"))
+    settings = {"num_labels": 1} if kind == "encoder" else {}
+    model, found = _loading(
+        name,
+        config,
+        lambda: auto.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, weights_only=True, **trust, **settings
+        ),
+    )
+    tokenizer = _loading(
+        name,
+        None,
+        lambda: ByT5Tokenizer() if name in BUILTIN else AutoTokenizer.from_pretrained(source, **trust),
+    )
     # Drawn at random by transformers: attach has them trained and stored with the bank.
     model.__dict__["mhr_untrained"] = sorted({key.rpartition(".")[0] for key in found["missing_keys"]})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    # A model of text and images keeps the settings of its text in a configuration of their own.
+    for part in (model.config, model.config.get_text_config()):
+        if getattr(part, "pad_token_id", 0) is None:
+            part.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
 
 
-def kind_of(config: PretrainedConfig) -> str:
-    """What a configuration is meant for, one of KINDS; raises ConfigError for a model that is none of them."""
-    if getattr(config, "is_encoder_decoder", False):
-        return "seq2seq"
-    saved = (getattr(config, "architectures", None) or [""])[0]
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and saved.endswith(("ForCausalLM", "LMHeadModel")):
-        return "causal"
-    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        return "encoder"
-    raise ConfigError(
-        f"a {config.model_type} model is no encoder-decoder, decoder or text encoder: {_kinds_line(config)}"
-    )
+def _loading(name: str, config: PretrainedConfig | None, step: Callable[[], Found]) -> Found:
+    """What a step of transformers returns, or one line on why it does not. `config` is that of the weights, where they are read.
+
+    Transformers, tokenizers and safetensors raise nearly every class of exception on a folder that is damaged, foreign or ahead of
+    its time, plain `Exception` included.
+    """
+    try:
+        return step()
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise MhrError(_asks_for_code(name, "brings code of its own")) from error
+        raise MhrError(f"cannot load model {name!r}: {_reason(name, config, error)}") from error
 
 
-def _kinds_line(config: PretrainedConfig) -> str:
-    fitting = [kind for kind, (_, mapping) in _CLASSES.items() if type(config) in mapping]
+def _asks_for_code(name: str, what: str) -> str:
     return (
-        f"it can be {' or '.join(repr(k) for k in fitting)}"
-        if fitting
-        else "expected a T5, BART, Llama, GPT-2, BERT or their like"
+        f"model {name!r} {what}, which would run on this machine: read it first, and allow it with --trust-remote-code "
+        "(trust_remote_code) if you trust it"
     )
+
+
+def _reason(name: str, config: PretrainedConfig | None, error: Exception) -> str:
+    said = " ".join(str(error).split())
+    said = said if len(said) <= 300 else said[:297] + "..."
+    said = said or type(error).__name__
+    quantised: Any = getattr(config, "quantization_config", None)
+    if quantised is not None:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        return (
+            f"it is quantised ({getattr(method, 'value', method)}), which cannot be read here: {said}; install what is missing, "
+            "or name the same model in 16 bits as the base (--model)"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            "its weights are a pickle that is damaged or holds more than weights, and nothing of it was run: use a checkpoint in "
+            "safetensors"
+        )
+    if isinstance(error, KeyError):
+        said = f"it lacks {said}"
+    if Path(name).is_dir():
+        return f"the folder is no model that can be read here: {said}"
+    return f"neither a local folder nor a hub id that can be reached: {said}"
