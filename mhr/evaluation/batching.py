@@ -22,6 +22,7 @@ def in_batches(
     *,
     device: torch.device,
     batch_size: int | None = None,
+    equal: bool = False,
     done: Callable[[list[int]], None] | None = None,
 ) -> list[Result]:
     """`step` over all items in batches, its results in the order of the items.
@@ -31,18 +32,21 @@ def in_batches(
                 first so that a lack of memory shows at once
     batch_size  items a batch; None packs as many as fit a budget of padded tokens, which is halved each time that memory
                 runs out
+    equal       put only items of one length into a batch, so that nothing is padded
     done        called with the indices of each batch after it
 
     Raises ConfigError for a batch size below 1, MhrError where a single item, or the batch size asked for, does not fit.
     """
     if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}, expected a whole number of at least 1")
+        raise ConfigError(f"batch_size is {batch_size}, expected an integer of at least 1")
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     results: dict[int, Result] = {}
     budget = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cpu"])
     while len(results) < len(order):
         longest = max(lengths[order[len(results)]], 1)
         batch = order[len(results) :][: batch_size or max(budget // longest, 1)]
+        if equal:
+            batch = [i for i in batch if lengths[i] == lengths[batch[0]]]
         try:
             found = step(batch)
         except RuntimeError as error:

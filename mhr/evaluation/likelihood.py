@@ -1,7 +1,9 @@
 """How likely a generator finds given answers: log p(y | x) for several answers y to each input x.
 
-What the answers to an input share is computed once: the input, and the place where an answer begins. All answers of a batch
-are then decoded together on top of the cached keys and values of their inputs, however many each input has.
+Where a model caches keys and values, what the answers to an input share is computed once: the input, and the place where an
+answer begins. All answers of a batch are then decoded together on top of the cached keys and values of their inputs, however
+many each input has. Every other model (state-space and hybrid decoders, models without a cache) reads each input with each
+answer as one row, padded on its right, which no decoder looks at; an encoder-decoder reads inputs of one length at a time.
 """
 
 from __future__ import annotations
@@ -14,8 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhr.errors import ConfigError
+from mhr.evaluation.caching import NO_CACHE, keeps_keys_and_values
 from mhr.evaluation.loaded import LoadedModel
+
+
+class NoSharedCache(Exception):
+    """A model keeps more than keys and values, or nothing, of what it has read."""
 
 
 def log_likelihoods(
@@ -27,29 +33,105 @@ def log_likelihoods(
 ) -> list[list[float]]:
     """`sum_t log p(y_t | x, y_<t)` for each answer y (at least one token) to each input x, computed in float32.
 
-    One batch: B inputs with a task name each, and P answers in all. Raises ConfigError for a model whose cache of keys and
-    values cannot be shared by several answers.
+    One batch: B inputs with a task name each, and P answers in all. Whether the model can decode on a cache that answers share
+    is found out with the first batch and kept in `loaded.shares_cache`.
+    """
+    totals = None
+    if loaded.shares_cache is not False and not getattr(loaded.model, "_is_stateful", False):
+        try:
+            totals = with_cache(loaded, inputs, answers, tasks, unseen)
+        except (NoSharedCache, *NO_CACHE):
+            if loaded.shares_cache:
+                raise
+    loaded.shares_cache = totals is not None
+    each = iter(totals if totals is not None else without_cache(loaded, inputs, answers, tasks, unseen))
+    return [[next(each) for _ in own] for own in answers]
+
+
+def with_cache(
+    loaded: LoadedModel,
+    inputs: Sequence[list[int]],
+    answers: Sequence[Sequence[list[int]]],
+    tasks: Sequence[str],
+    unseen: str = "uniform",
+) -> list[float]:
+    """The log-likelihood of each answer, decoded on the cached keys and values of its input.
+
+    Raises NoSharedCache for a model that keeps anything else of an input, such as the state of a recurrence.
     """
     device = loaded.device
-    owner = [i for i, own in enumerate(answers) for _ in own]
-    tokens, mask = loaded.pad([answer for own in answers for answer in own])
-    index = torch.tensor(owner, device=device)
+    tokens, mask, index = _laid_out(loaded, answers)
     read = _read_input if loaded.kind == "seq2seq" else _read_prompt
     with loaded.routing(tasks, unseen) as routed:
         begun = read(loaded, inputs, tokens, mask, index)
+    if not keeps_keys_and_values(begun.cache):
+        raise NoSharedCache
     losses = torch.zeros(tokens.shape, device=device)
     losses[:, 0] = F.cross_entropy(begun.logits[index].float(), tokens[:, 0], reduction="none")
     if tokens.shape[1] > 1:
-        if not hasattr(begun.cache, "batch_select_indices"):
-            raise ConfigError(
-                f"{loaded.description} keeps no keys and values that choices could share: it cannot rank them"
-            )
         begun.cache.batch_select_indices(index)
         with loaded.routing(tasks if routed is None else routed.take(index)):
             logits = loaded.model(**begun.going_on, past_key_values=begun.cache, use_cache=True).logits
         losses[:, 1:] = F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")
-    totals = iter((-losses * mask).sum(1).tolist())
-    return [[next(totals) for _ in own] for own in answers]
+    return (-losses * mask).sum(1).tolist()
+
+
+def without_cache(
+    loaded: LoadedModel,
+    inputs: Sequence[list[int]],
+    answers: Sequence[Sequence[list[int]]],
+    tasks: Sequence[str],
+    unseen: str = "uniform",
+) -> list[float]:
+    """The log-likelihood of each answer, read behind its input in one row, or decoded whole by an encoder-decoder."""
+    if loaded.kind == "seq2seq":
+        found: dict[int, list[float]] = {}
+        # Not every encoder keeps padding out of its tokens (ProphetNet's does not).
+        for length in dict.fromkeys(map(len, inputs)):
+            own = [i for i, row in enumerate(inputs) if len(row) == length]
+            parts = [[part[i] for i in own] for part in (inputs, answers, tasks)]
+            totals = iter(_decode_whole(loaded, *parts, unseen))
+            found |= {i: [next(totals) for _ in answers[i]] for i in own}
+        return [total for i in range(len(inputs)) for total in found[i]]
+    return _read_whole(loaded, inputs, answers, tasks, unseen)
+
+
+def _decode_whole(loaded: LoadedModel, inputs: Any, answers: Any, tasks: Any, unseen: str) -> list[float]:
+    """Encoder-decoder: inputs of one length, each as often as it has answers."""
+    tokens, mask, index = _laid_out(loaded, answers)
+    owners = index.tolist()
+    ids, seen = loaded.pad([inputs[i] for i in owners])
+    decoded = loaded.model.prepare_decoder_input_ids_from_labels(tokens.masked_fill(mask == 0, -100))
+    with loaded.routing([tasks[i] for i in owners], unseen):
+        out = loaded.model(input_ids=ids, attention_mask=seen, decoder_input_ids=decoded, use_cache=False)
+    return _sums(out.logits, [0] * len(owners), tokens, mask)
+
+
+def _read_whole(loaded: LoadedModel, inputs: Any, answers: Any, tasks: Any, unseen: str) -> list[float]:
+    """Decoder: each input with one of its answers behind it."""
+    tokens, mask, index = _laid_out(loaded, answers)
+    owners = index.tolist()
+    flat = [answer for own in answers for answer in own]
+    ids, seen = loaded.pad([inputs[i] + answer for i, answer in zip(owners, flat, strict=True)])
+    with loaded.routing([tasks[i] for i in owners], unseen):
+        logits = loaded.model(input_ids=ids, attention_mask=seen, use_cache=False).logits
+    return _sums(logits, [len(inputs[i]) - 1 for i in owners], tokens, mask)
+
+
+def _sums(logits: Tensor, begins: Sequence[int], tokens: Tensor, mask: Tensor) -> list[float]:
+    """The log-likelihood of each row of `tokens` [P, T], whose first token is foretold at its place of `begins`."""
+    row, step = mask.nonzero(as_tuple=True)
+    place = torch.tensor(begins, device=row.device)[row] + step
+    # In float32 the logits of answer tokens alone, [N, V].
+    losses = F.cross_entropy(logits[row, place].float(), tokens[row, step], reduction="none")
+    return torch.zeros(len(tokens), device=row.device).index_add(0, row, -losses).tolist()
+
+
+def _laid_out(loaded: LoadedModel, answers: Sequence[Sequence[list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """The answers' tokens and mask [P, T], and the input of each [P]."""
+    tokens, mask = loaded.pad([answer for own in answers for answer in own])
+    owner = [i for i, own in enumerate(answers) for _ in own]
+    return tokens, mask, torch.tensor(owner, device=loaded.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +156,7 @@ def _read_input(
         "attention_mask": seen[index],
         "decoder_input_ids": decoded[:, 1:],
     }
-    return _Begun(out.logits[:, -1], out.past_key_values, going_on)
+    return _Begun(out.logits[:, -1], getattr(out, "past_key_values", None), going_on)
 
 
 def _read_prompt(
@@ -90,4 +172,4 @@ def _read_prompt(
         steps = torch.arange(rest.shape[1], device=rest.device)
         going_on["position_ids"] = seen.sum(1)[index, None] + steps
     out = loaded.model(input_ids=ids, attention_mask=seen, use_cache=True, **extra)
-    return _Begun(out.logits[:, -1], out.past_key_values, going_on)
+    return _Begun(out.logits[:, -1], getattr(out, "past_key_values", None), going_on)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class LoadedModel:
     trained_with tokens of an input and of a target that it was trained with, where that is known
     length_norm  power of a choice's length that its log-likelihood is divided by, as it was trained
     protocol     how it was chosen in few-shot adaptation: "held-out", or "paper" (on the test examples)
+    shares_cache whether answers to one input can be decoded on its cache; None until the first ranking has found out
     """
 
     model: PreTrainedModel
@@ -42,6 +43,7 @@ class LoadedModel:
     trained_with: tuple[int, int] | None = None
     length_norm: float = 1.0
     protocol: str | None = None
+    shares_cache: bool | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.task is not None:
@@ -95,7 +97,7 @@ class LoadedModel:
 
     def _positions(self) -> int | None:
         """Tokens that the model has positions for; None where it has no such limit (T5)."""
-        positions = getattr(self.model.config, "max_position_embeddings", None)
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         # The tokenizer knows of positions that are set aside (RoBERTa has 514 for 512 tokens).
         return None if positions is None else min(positions, self.tokenizer.model_max_length)
 

@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from mhr.data.example import Example
+from mhr.evaluation.scripts import ScriptTokenizer
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -36,9 +37,10 @@ def exact_match(prediction: str, targets: Sequence[str]) -> float:
 
 
 def rouge_l(prediction: str, targets: Sequence[str]) -> float:
-    """The greatest Rouge-L F-measure over the targets, with Porter stemming (package rouge-score).
+    """The greatest Rouge-L F-measure over the targets (package rouge-score), in any script: see `ScriptTokenizer`.
 
-    Its tokenizer keeps ASCII letters and digits only, so a text without any scores 0 unless it is identical to a target.
+    On text in Latin letters it is rouge-score's own figure with Porter stemming, whose tokens are of the letters a-z and digits. Texts
+    without a letter or digit score 0 unless they are identical.
     """
     if prediction in targets:
         return 1.0
@@ -67,4 +69,4 @@ def mean(values: Sequence[float]) -> float:
 def _rouge_scorer() -> RougeScorer:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=ScriptTokenizer())
