@@ -90,7 +90,10 @@ Inference = Annotated[
 Draws = Annotated[
     int | None, typer.Option(help="Draws of an ensemble (default 8).", rich_help_panel=SETTINGS, show_default=False)
 ]
-Seed = Annotated[int, typer.Option(help="Of modules that are drawn.", rich_help_panel=SETTINGS)]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Of modules that are drawn (default 0).", rich_help_panel=SETTINGS, show_default=False),
+]
 
 
 @takes(
@@ -125,9 +128,10 @@ def evaluate(
     route_as: RouteAs = None,
     model: options.Base = None,
     kind: Kind = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     inference: Inference = "average",
     draws: Draws = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     harness: in_harness.Harness = None,
     harness_tasks: in_harness.HarnessTasks = None,
     *,
@@ -152,7 +156,7 @@ def evaluate(
                 "--split": split != "test",
                 "--inference": inference != "average",
                 "--draws": draws is not None,
-                "--seed": seed != 0,
+                "--seed": seed is not None,
             }
         )
         with working():
@@ -165,6 +169,7 @@ def evaluate(
                 route_as=route_as,
                 base=model,
                 kind=kind,
+                trust_remote_code=trust_remote_code,
                 output=output,
                 overwrite=overwrite,
             )
@@ -174,28 +179,25 @@ def evaluate(
             in_harness.print_results(path, found)
         return
     with working(), locked(output):
-        from mhr.evaluation import Inference, load_model
-        from mhr.evaluation import evaluate as judge
-        from mhr.evaluation.scope import tasks_to_judge
-        from mhr.files import make_folder, prepare_output
+        from mhr.evaluation import Inference, score
 
-        how = Inference(inference, draws, seed)
-        if output:
-            prepare_output(output, overwrite)
-        collection = tasks_to_judge(path, tasks=tasks, names=options.split(task), part=part, overrides=given.overrides)
-        loaded = load_model(path, base=model, kind=kind, task=route_as)
-        result = judge(
-            loaded,
-            collection,
+        result = score(
+            path,
+            tasks=tasks,
+            names=options.split(task),
+            part=part,
+            overrides=given.overrides,
+            base=model,
+            kind=kind,
+            route_as=route_as,
+            trust_remote_code=trust_remote_code,
+            inference=Inference(inference, draws, seed),
+            output=output,
+            overwrite=overwrite,
             split=split,
             **scoring,
             metrics=options.split([metrics] if metrics else None),
-            inference=how,
         )
-        if output:
-            make_folder(output)
-            result.write_predictions(output / "predictions.jsonl")
-            result.write(output / "evaluation.json")
     if json:
         print_json(result.to_dict())
     else:
@@ -224,9 +226,13 @@ def _print(result: EvaluationResult) -> None:
     if len(result.tasks) > 1:
         table.add_row("mean over tasks", f"{len(result.tasks)} tasks", *_cells(result.mean, measures), style="bold")
     out.print(table)
-    for what in ("inputs", "choices"):
+    for line in result.notes:
+        note(line)
+    for what in ("inputs", "choices", "targets"):
         if result.truncated[what]:
-            note(f"{what} cut short: {result.truncated[what]} of {result.truncated['examples']} examples")
+            own = {task: counts[what] for task, counts in result.truncated["tasks"].items() if counts[what]}
+            tasks = ", ".join(f"{task} {n}" for task, n in own.items())
+            note(f"{what} truncated: {result.truncated[what]} of {result.truncated['examples']} examples ({tasks})")
     for name, why in result.skipped.items():
         note(f"skipped {name}: {why}")
 

@@ -56,17 +56,21 @@ def evaluate(
     route_as: str | None,
     base: str | None,
     kind: str | None,
+    trust_remote_code: bool,
     output: Path | None,
     overwrite: bool,
 ) -> dict[str, Any]:
     """The harness's results, also written to DIR/harness.json where there is an output folder."""
     from mhr.evaluation import fold_bank, load_model
-    from mhr.evaluation.harness import evaluate_in_harness
+    from mhr.evaluation.harness import evaluate_in_harness, find_tasks
+    from mhr.evaluation.score import check_target
     from mhr.files import make_folder, prepare_output, write_json_atomically
 
     if output:
         prepare_output(output, overwrite)
-    loaded = load_model(path, base=base, kind=kind, task=route_as)
+    check_target(path)
+    find_tasks(names, include)  # before anything large is loaded
+    loaded = load_model(path, base=base, kind=kind, task=route_as, trust_remote_code=trust_remote_code)
     fold_bank(loaded)
     found = evaluate_in_harness(loaded, names, include=include, limit=limit, batch_size=batch_size)
     if output:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mhr.errors import ConfigError
+
 from .frame import options
 from .frame.console import note, print_json, working
 from .frame.settings import Given, takes
@@ -23,7 +25,7 @@ TOP = ("model", "kind", "tasks", "method", "init_skills")
 
 
 @takes(
-    *("model", "tasks", "method", "adapter", "init_skills", "data.template", "data.on_bad_row", "train"),
+    *("model", "tasks", "method", "adapter", "init_skills", "trust_remote_code", "data.template", "data.on_bad_row", "train"),
     sets=(*TOP, "adapter", "data", "train", "adapt"),
     common=(
         *("--output", "--tasks", "--model", "--preset", "--config", "--method", "--n-skills", "--n-heads", "--rank", "--lr"),
@@ -53,11 +55,21 @@ def pretrain(
         from mhr.training import pretrain as train
 
         settings = load_config(config, preset, given.overrides, given.flags)
+        if settings.trust_remote_code and not given.values("").get("trust_remote_code"):
+            raise ConfigError(
+                f"{config} sets trust_remote_code, which a file alone does not switch on: add --trust-remote-code if you trust "
+                f"{settings.model}"
+            )
         run = train(settings, str(output), resume=resume, overwrite=overwrite)
     if json:
         print_json(run.info)
     for line in notes_of(run.info):
         note(f"Note: {line}")
+    if run.info.get("new_modules"):
+        note(
+            f"Not in the checkpoint of {settings.model}, so drawn at random and trained with the rest: "
+            f"{', '.join(run.info['new_modules'])}"
+        )
     compared = run.info.get("consistency", {}).get("squared_difference")
     if compared:
         note(

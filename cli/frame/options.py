@@ -96,6 +96,14 @@ Base = Annotated[
         show_default=False,
     ),
 ]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the Python files that the base model brings. Off: a model that needs them is refused.",
+        rich_help_panel=SETTINGS,
+    ),
+]
 
 
 def split(names: list[str] | None) -> list[str] | None:

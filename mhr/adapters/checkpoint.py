@@ -172,17 +172,17 @@ def attach_checkpoint(checkpoint: AdapterCheckpoint, model: nn.Module) -> Adapte
 
 
 def load_checkpoint(
-    folder: str | Path, base: str | None = None, kind: str | None = None
+    folder: str | Path, base: str | None = None, kind: str | None = None, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model with the adapter in `folder` attached, in evaluation mode, and its tokenizer.
 
     base: path or hub id of the base model; None takes the one that the checkpoint names. kind: what the model is asked to do, where
-    neither the checkpoint nor the model's own configuration tells it.
+    neither the checkpoint nor the model's own configuration tells it. trust_remote_code: see `load_backbone`.
     Raises CheckpointError as `load_adapter`, and MhrError where the base model cannot be loaded.
     """
     checkpoint = read_adapter(folder)
     name = checkpoint.base.where(base, checkpoint.name)
-    model, tokenizer = load_backbone(name, checkpoint.base.kind or kind)
+    model, tokenizer = load_backbone(name, checkpoint.base.kind or kind, trust_remote_code=trust_remote_code)
     attach_checkpoint(checkpoint, model)
     return model.eval(), tokenizer
 

@@ -12,6 +12,7 @@ from mhr.adapters.base import check_base
 from mhr.adapters.layer import IA3Vector, LoraFactors
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.sharing import check_agreement
+from mhr.backbones import forget_untrained
 from mhr.errors import CheckpointError, MergeError
 from mhr.layers import AdapterBank
 from mhr.ops.checks import FLOATS, accumulator
@@ -54,6 +55,7 @@ def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
                 _set(layer.bias, vector, torch.mul)
     for name, state in plain.modules.items():
         model.get_submodule(name).load_state_dict(state)
+    forget_untrained(model, plain.modules)
 
 
 def _set(parameter: Tensor, other: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> None:

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from mhr.backbones.kinds import KINDS
 from mhr.backbones.load import BUILTIN, load_backbone
+from mhr.backbones.untrained import forget_untrained, untrained_modules
 
-__all__ = ["BUILTIN", "KINDS", "load_backbone"]
+__all__ = ["BUILTIN", "KINDS", "forget_untrained", "load_backbone", "untrained_modules"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from mhr.evaluation.drawing import INFERENCE, Inference
 from mhr.evaluation.evaluate import METRICS, evaluate
 from mhr.evaluation.fold_bank import fold_bank
 from mhr.evaluation.generation import Generated, generate_answers
+from mhr.evaluation.inference import INFERENCE, Inference
 from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.loading import load_model
 from mhr.evaluation.ranking import Ranked, rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
+from mhr.evaluation.score import score
 
 __all__ = [
     "INFERENCE",
@@ -25,4 +26,5 @@ __all__ = [
     "generate_answers",
     "load_model",
     "rank_choices",
+    "score",
 ]

@@ -12,12 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mhr.data.example import Example, TaskCollection
 from mhr.errors import ConfigError, DataError, nearest
-from mhr.evaluation.drawing import Inference
 from mhr.evaluation.generation import generate_answers
+from mhr.evaluation.inference import Inference
 from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.metrics import exact_match, majority_baseline, mean, rouge_l
 from mhr.evaluation.ranking import rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
+from mhr.evaluation.truncation import count_truncated
 from mhr.runs.run import versions
 
 METRICS = ("accuracy", "exact_match", "rouge_l")
@@ -48,7 +49,7 @@ def evaluate(
     batch_size         examples a batch (pairs, for encoders); None finds it, see `in_batches`
     metrics            some of METRICS; None ranks tasks with choices and generates for the others. Tasks that none of them
                        can judge are skipped, and told
-    max_input_length   tokens of an input (of a pair, for encoders); longer ones are cut, and counted. None: as the model
+    max_input_length   tokens of an input (of a pair, for encoders); longer ones are truncated, and counted. None: as the model
                        was trained, otherwise 512; never more than the model takes
     max_target_length  tokens of a choice or of a generated answer. None: as the model was trained, otherwise 128
     length_norm        see `rank_choices`; None: as the model was trained, otherwise 1
@@ -66,12 +67,14 @@ def evaluate(
             raise ConfigError(f"unknown metric {name!r}: {nearest(name, METRICS)}")
     for name, number in (("limit", limit), ("batch_size", batch_size)):
         if number is not None and number < 1:
-            raise ConfigError(f"{name} is {number}, expected a whole number of at least 1")
+            raise ConfigError(f"{name} is {number}, expected an integer of at least 1")
     inference = inference or Inference()
     length_norm = loaded.length_norm if length_norm is None else length_norm
     start = time.perf_counter()
     max_input_length, max_target_length = loaded.lengths(max_input_length, max_target_length)
     to_rank, to_generate, skipped = _share_out(loaded, collection, split, limit, metrics)
+    if n_beams != 1 and not to_generate:
+        raise ConfigError(f"n_beams is {n_beams}, but all answers are ranked and none is generated: leave it out")
     settings: dict[str, Any] = {
         "max_input_length": max_input_length,
         "batch_size": batch_size,
@@ -94,9 +97,6 @@ def evaluate(
         Prediction(e.task, e.id, e.input, e.targets, g.text, "generation")
         for e, g in zip(to_generate, generated, strict=True)
     ]
-    # An example may be both ranked and answered in words, and is counted once.
-    cut = [id(e) for e, r in zip(to_rank, ranked, strict=True) if r.cut_input]
-    cut += [id(e) for e, g in zip(to_generate, generated, strict=True) if g.cut_input]
     return EvaluationResult(
         model=loaded.description,
         kind=loaded.kind,
@@ -104,11 +104,8 @@ def evaluate(
         split=split,
         tasks=_measure(collection, by_rank, by_word, metrics or METRICS),
         skipped=skipped,
-        truncated={
-            "examples": len({id(e) for e in [*to_rank, *to_generate]}),
-            "inputs": len(set(cut)),
-            "choices": sum(r.cut_choices for r in ranked),
-        },
+        truncated=count_truncated(loaded.tokenizer, to_rank, ranked, to_generate, generated, max_target_length),
+        notes=list(collection.notes),
         settings=settings
         | {
             "max_target_length": max_target_length,
@@ -119,7 +116,7 @@ def evaluate(
             "task": loaded.task,
             "protocol": loaded.protocol,
             "inference": inference.how,
-            "seed": inference.seed,
+            "seed": inference.seed or 0,
         },
         versions=versions(),
         seconds=time.perf_counter() - start,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mhr.adapters import checkpoint_of, collapse, collapse_task, fold_into
+from mhr.backbones import forget_untrained
 from mhr.evaluation.loaded import LoadedModel
 from mhr.layers import detach
 
@@ -19,6 +20,8 @@ def fold_bank(loaded: LoadedModel) -> None:
     checkpoint = checkpoint_of(loaded.model, loaded.description)
     task = loaded.task or (bank.tasks[0] if len(bank.tasks) == 1 else None)
     plain = collapse_task(checkpoint, task) if bank.needs_tasks and task is not None else collapse(checkpoint, None)
+    brought = list(bank.saved)
     detach(loaded.model)
+    forget_untrained(loaded.model, brought)
     fold_into(loaded.model, plain)
     loaded.task = None

@@ -26,11 +26,10 @@ def evaluate_in_harness(
 
     Raises ConfigError where lm-eval is not installed, for an encoder or a bank, and for an unknown task, naming the nearest.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-    except ImportError:
-        raise ConfigError("--harness needs lm-evaluation-harness: pip install 'mhr[harness]'") from None
+    manager = find_tasks(tasks, include)
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     if loaded.kind == "encoder":
         raise ConfigError(
             f"{loaded.description} is an encoder, and the harness asks for likelihoods of texts: use a generator"
@@ -39,7 +38,7 @@ def evaluate_in_harness(
         raise ConfigError(
             f"{loaded.description} has a bank: fold it into the base weights first, mhr.evaluation.fold_bank(loaded)"
         )
-    manager = _find_tasks(tasks, include)
+    loaded.check_trained()
     backend = "causal" if loaded.kind == "causal" else "seq2seq"
     model = HFLM(
         pretrained=loaded.model,
@@ -52,9 +51,16 @@ def evaluate_in_harness(
     return {key: found[key] for key in ("results", "versions", "n-shot", "higher_is_better") if key in found}
 
 
-def _find_tasks(names: Sequence[str], include: str | Path | None) -> Any:
-    """A task manager that knows the tasks. That of all tasks takes long to make, so those of `include` are tried alone first."""
-    from lm_eval.tasks import TaskManager
+def find_tasks(names: Sequence[str], include: str | Path | None = None) -> Any:
+    """The harness's manager of tasks, which knows these. That of all tasks takes long to make, so those of `include` are tried alone
+    first.
+
+    Raises ConfigError where lm-eval is not installed, and for an unknown task, naming the nearest.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise ConfigError("--harness needs lm-evaluation-harness: pip install 'mhr[harness]'") from None
 
     if include is not None:
         if not Path(include).is_dir():

@@ -89,14 +89,23 @@ def without_cache(
         # Not every encoder keeps padding out of its tokens (ProphetNet's does not).
         for length in dict.fromkeys(map(len, inputs)):
             own = [i for i, row in enumerate(inputs) if len(row) == length]
-            parts = [[part[i] for i in own] for part in (inputs, answers, tasks)]
-            totals = iter(_decode_whole(loaded, *parts, unseen))
+            totals = iter(
+                _decode_whole(
+                    loaded, [inputs[i] for i in own], [answers[i] for i in own], [tasks[i] for i in own], unseen
+                )
+            )
             found |= {i: [next(totals) for _ in answers[i]] for i in own}
         return [total for i in range(len(inputs)) for total in found[i]]
     return _read_whole(loaded, inputs, answers, tasks, unseen)
 
 
-def _decode_whole(loaded: LoadedModel, inputs: Any, answers: Any, tasks: Any, unseen: str) -> list[float]:
+def _decode_whole(
+    loaded: LoadedModel,
+    inputs: Sequence[list[int]],
+    answers: Sequence[Sequence[list[int]]],
+    tasks: Sequence[str],
+    unseen: str,
+) -> list[float]:
     """Encoder-decoder: inputs of one length, each as often as it has answers."""
     tokens, mask, index = _laid_out(loaded, answers)
     owners = index.tolist()
@@ -107,7 +116,13 @@ def _decode_whole(loaded: LoadedModel, inputs: Any, answers: Any, tasks: Any, un
     return _sums(out.logits, [0] * len(owners), tokens, mask)
 
 
-def _read_whole(loaded: LoadedModel, inputs: Any, answers: Any, tasks: Any, unseen: str) -> list[float]:
+def _read_whole(
+    loaded: LoadedModel,
+    inputs: Sequence[list[int]],
+    answers: Sequence[Sequence[list[int]]],
+    tasks: Sequence[str],
+    unseen: str,
+) -> list[float]:
     """Decoder: each input with one of its answers behind it."""
     tokens, mask, index = _laid_out(loaded, answers)
     owners = index.tolist()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mhr.backbones import untrained_modules
 from mhr.data.tokens import pad
 from mhr.errors import ConfigError, nearest
 from mhr.layers import AdapterBank
@@ -105,12 +106,22 @@ class LoadedModel:
         """Whether the model's forward has an argument of this name."""
         return argument in inspect.signature(type(self.model).forward).parameters
 
+    def check_trained(self) -> None:
+        """Raise ConfigError where a part of the model was drawn at random, so that its scores would mean nothing."""
+        drawn = untrained_modules(self.model)
+        if drawn:
+            raise ConfigError(
+                f"{self.description} does not hold {' and '.join(map(repr, drawn))}, so scores would be those of random weights: "
+                "train it first (mhr pretrain), or evaluate a run or adapter that brings them"
+            )
+
     @contextmanager
     def judging(self, precision: str = "no") -> Iterator[None]:
         """The model in evaluation mode, without gradients and under autocast to `precision` inside the block.
 
-        Raises ConfigError for an unknown precision.
+        Raises ConfigError for an unknown precision and for a model with parts that were drawn at random.
         """
+        self.check_trained()
         if precision not in PRECISIONS:
             raise ConfigError(f"unknown precision {precision!r}: {nearest(precision, PRECISIONS)}")
         dtype = PRECISIONS[precision]

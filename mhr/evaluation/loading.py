@@ -14,7 +14,12 @@ from mhr.runs.run import RUN_FILE, RunFolder
 
 
 def load_model(
-    path: str | Path, base: str | None = None, kind: str | None = None, task: str | None = None
+    path: str | Path,
+    base: str | None = None,
+    kind: str | None = None,
+    task: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """The model at `path`, in evaluation mode.
 
@@ -23,6 +28,7 @@ def load_model(
     base   path or hub id of the base model, where the one that the adapter names is not at hand
     kind   "seq2seq", "causal" or "encoder" of a plain model whose own configuration does not tell it
     task   route every example as this task of the bank; None routes each as its own
+    trust_remote_code  run the Python files that the base model brings, see `load_backbone`; a run's own setting does not count
 
     Raises CheckpointError for what is missing, unfinished, damaged or none of these, ConfigError for settings that do not
     fit what was found, MhrError for a base model that cannot be loaded.
@@ -44,24 +50,30 @@ def load_model(
             f"{path} ({run.info.get('kind')} {run.info.get('mode') or run.info.get('method')})",
         )
     if is_adapter(folder):
-        model, tokenizer = load_checkpoint(folder, base, kind)
+        model, tokenizer = load_checkpoint(folder, base, kind, trust_remote_code=trust_remote_code)
     elif is_peft(folder):
         plain = load_peft(folder)
-        model, tokenizer = load_backbone(plain.base.where(base, str(folder)), kind or plain.base.kind or None)
+        model, tokenizer = load_backbone(
+            plain.base.where(base, str(folder)), kind or plain.base.kind or None, trust_remote_code=trust_remote_code
+        )
         attach_plain(model, plain)
     elif base is not None:
         raise ConfigError(f"base is {base!r}, but {path} names a whole model, not an adapter: leave base out")
     else:
         if not name.startswith("builtin:"):
-            _check_model(name)
-        model, tokenizer = load_backbone(name, kind)
+            check_model(name)
+        model, tokenizer = load_backbone(name, kind, trust_remote_code=trust_remote_code)
     found = kind_of(model)
     if kind is not None and kind != found:
         raise ConfigError(f"kind is {kind!r}, but {path} is of kind {found!r}: leave kind out")
-    return LoadedModel(model, tokenizer, found, description, task, **as_trained)
+    loaded = LoadedModel(model, tokenizer, found, description, task, **as_trained)
+    if task is not None and loaded.bank is not None and not loaded.bank.needs_tasks:
+        raise ConfigError(f"task is {task!r}, but the bank of {path} does the same for all tasks: leave task out")
+    loaded.check_trained()
+    return loaded
 
 
-def _check_model(name: str) -> None:
+def check_model(name: str) -> None:
     """Raise CheckpointError for a name that is clearly no model: a path without a folder, a folder without a model."""
     expected = "expected a run (run.json), an adapter (mhr_config.json or adapter_config.json) or a model (config.json)"
     folder = Path(name)

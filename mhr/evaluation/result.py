@@ -39,7 +39,8 @@ class EvaluationResult:
     mean         the mean of each measure over all tasks that have it
     by_category  the mean of each measure over the categories, each counted once
     skipped      task -> why it was not evaluated
-    truncated    "inputs" and "choices": examples of which tokens were cut off; "examples": how many there were
+    truncated    see `count_truncated`
+    notes        what the reader of the collection had to tell, such as how its test examples were chosen
     """
 
     model: str
@@ -48,10 +49,11 @@ class EvaluationResult:
     split: str
     tasks: dict[str, dict[str, Any]]
     skipped: dict[str, str]
-    truncated: dict[str, int]
+    truncated: dict[str, Any]
     settings: dict[str, Any]
     versions: dict[str, str]
     seconds: float
+    notes: list[str] = field(default_factory=list)
     predictions: list[Prediction] = field(default_factory=list, repr=False)
 
     @property

@@ -11,6 +11,9 @@ from mhr.runs.config import load_config
 from mhr.runs.run import RUN_FILE, RunFolder
 from mhr.runs.tasks import read_tasks
 
+OF_TRAINING = ("max_input_length", "max_target_length", "sampler", "temperature", "max_per_task", "fit", "max_choices")
+"""Settings of the section data that decide how a model is trained, and nothing of what is read."""
+
 PARTS = ("held-out", "training", "all")
 
 
@@ -39,10 +42,17 @@ def tasks_to_judge(
         raise ConfigError(f"both task names and part {part!r} are given: leave one out")
     run = RunFolder.open(model) if (Path(model) / RUN_FILE).is_file() else None
     if tasks is None and run is None:
+        missing = "" if Path(model).exists() or str(model).startswith("builtin:") else " (there is no such folder here)"
         raise ConfigError(
-            f"no task collection is given, and {model} is no run that names one: expected, for example, builtin:skills"
+            f"no task collection is given, and {model}{missing} is no run that names one: expected, for example, builtin:skills"
         )
     config = load_config(run.path / "config.yaml" if run else None, overrides=overrides)
+    for key in map(_key, overrides):
+        if not key.startswith("data.") or key.removeprefix("data.") in OF_TRAINING:
+            raise ConfigError(
+                f"{key} is set, which decides nothing here: expected a setting of how the collection is read, such as "
+                "data.definitions=false"
+            )
     collection = read_tasks(tasks or config.tasks, config.data)
     if names is None and part is None and run is not None and run.info.get("kind") == "adapt":
         names = run.info["tasks"]
@@ -54,3 +64,7 @@ def tasks_to_judge(
     if part == "training":
         return collection.training()
     return held_out if held_out and part != "all" else collection
+
+
+def _key(text: str) -> str:
+    return text.partition("=")[0].strip()

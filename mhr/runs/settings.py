@@ -175,6 +175,12 @@ class RunConfig(Settings):
         "seq2seq, causal or encoder (ranks choices). Unset: what the model's own configuration says.",
         choices=KINDS,
     )
+    trust_remote_code: bool = setting(
+        False,
+        """Run the Python files that the base model brings, where it asks for it. Other commands on the run ask again: nothing that
+        a folder says switches this on.""",
+        flag="--trust-remote-code",
+    )
     tasks: str = setting(
         "builtin:skills",
         """Task collection: a folder, a file, a Hugging Face dataset, or builtin:skills. A file or folder of rows (JSON, JSONL,

@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.adapters import checkpoint_of, collapse, kind_of, plain_checkpoint, save_adapter, write_adapter
-from mhr.backbones import load_backbone
+from mhr.backbones import forget_untrained, load_backbone, untrained_modules
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import MhrError, TrainingError
 from mhr.files import writing_folder
@@ -50,7 +50,8 @@ def pretrain(
     check_precision(config.train.precision)
     RunFolder.check(output, overwrite=overwrite, resume=resume)
     set_seed(config.train.seed)
-    model, tokenizer = load_backbone(config.model, config.kind)
+    model, tokenizer = load_backbone(config.model, config.kind, trust_remote_code=config.trust_remote_code)
+    drawn = untrained_modules(model)
     kind = kind_of(model)
     tasks, left_out = usable_tasks(read_tasks(config.tasks, config.data).training(), kind, tokenizer, config.data)
     examples = ExampleDataset(tasks)
@@ -76,6 +77,7 @@ def pretrain(
             examples=len(examples),
             processes=state.num_processes,
             parameters=count_parameters(model),
+            new_modules=drawn,
         )
     collator = make_collator(kind, tokenizer, config.data, config.train.ranks)
     sampler = TaskSampler(
@@ -103,6 +105,7 @@ def pretrain(
 
 def fit(trainer: RoutedTrainer, checkpoint: Any = None) -> None:
     """Train, and tell the run folder how it ended where it did not come to its end."""
+    forget_untrained(trainer.model)
     try:
         trainer.fit(checkpoint)
     except (TrainingError, Interrupted) as error:

@@ -11,7 +11,7 @@ import mhr
 from mhr.data import Example, Task, TaskCollection
 from mhr.errors import ConfigError
 from mhr.evaluation import Inference, LoadedModel, evaluate, generate_answers, rank_choices
-from mhr.evaluation.drawing import MeanOverDraws
+from mhr.evaluation.inference import MeanOverDraws
 from tests.evaluation.conftest import KINDS, TASKS, Ask
 from tests.models import randomise
 

@@ -26,14 +26,14 @@ class Inference:
                      log-likelihood where choices are ranked, of the next token's logits where answers are generated (with
                      beams, of its log-probabilities)
     draws  draws of an ensemble
-    seed   of all draws
+    seed   of all draws; None is 0
 
     Raises ConfigError for values out of range.
     """
 
     how: str = "average"
     draws: int | None = None
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.how not in INFERENCE:
@@ -41,7 +41,9 @@ class Inference:
         if self.draws is not None and self.how != "ensemble":
             raise ConfigError(f"draws is {self.draws}, but inference is {self.how!r}: draws are those of 'ensemble'")
         if self.draws is not None and self.draws < 1:
-            raise ConfigError(f"draws is {self.draws}, expected a whole number of at least 1")
+            raise ConfigError(f"draws is {self.draws}, expected an integer of at least 1")
+        if self.seed is not None and self.how == "average":
+            raise ConfigError(f"seed is {self.seed}, but inference is 'average', which draws nothing: leave it out")
 
     @property
     def repeats(self) -> int:
@@ -62,7 +64,7 @@ class Inference:
         else:
             before = bank.inference
             bank.inference = "token" if self.how == "token" else "sentence"
-            bank.seed_draws(self.seed, 0, 0)
+            bank.seed_draws(self.seed or 0, 0, 0)
             try:
                 yield
             finally:
