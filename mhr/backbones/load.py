@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from mhr.backbones.kinds import KINDS, kind_of_config, loader_of, possible_kinds
 from mhr.errors import ConfigError, MhrError, nearest
@@ -71,6 +72,12 @@ def load_backbone(
     attention = str(getattr(config, "_attn_implementation", None) or "")
     if "/" in attention and not trust_remote_code:
         raise MhrError(_asks_for_code(name, f"names the kernel {attention!r}"))
+    quantised: Any = getattr(config, "quantization_config", None)
+    if isinstance(quantised, dict) and not _loading(
+        name, config, lambda: AutoHfQuantizer.supports_quant_method(quantised)
+    ):
+        # Transformers would warn and take packed integers for weights.
+        raise MhrError(f"cannot load model {name!r}: {_unreadable(config, 'transformers knows no such quantisation')}")
     settings = {"num_labels": 1} if kind == "encoder" else {}
     model, found = _loading(
         name,
@@ -120,13 +127,8 @@ def _reason(name: str, config: PretrainedConfig | None, error: Exception) -> str
     said = " ".join(str(error).split())
     said = said if len(said) <= 300 else said[:297] + "..."
     said = said or type(error).__name__
-    quantised: Any = getattr(config, "quantization_config", None)
-    if quantised is not None:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
-        return (
-            f"it is quantised ({getattr(method, 'value', method)}), which cannot be read here: {said}; install what is missing, "
-            "or name the same model in 16 bits as the base (--model)"
-        )
+    if getattr(config, "quantization_config", None) is not None:
+        return _unreadable(config, said)
     if isinstance(error, pickle.UnpicklingError):
         return (
             "its weights are a pickle that is damaged or holds more than weights, and nothing of it was run: use a checkpoint in "
@@ -137,3 +139,12 @@ def _reason(name: str, config: PretrainedConfig | None, error: Exception) -> str
     if Path(name).is_dir():
         return f"the folder is no model that can be read here: {said}"
     return f"neither a local folder nor a hub id that can be reached: {said}"
+
+
+def _unreadable(config: Any, why: str) -> str:
+    quantised = config.quantization_config
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+    return (
+        f"it is quantised ({getattr(method, 'value', method)}), which cannot be read here: {why}; install what is missing, or name "
+        "the same model in 16 bits as the base (--model)"
+    )

@@ -68,7 +68,7 @@ def test_other_errors_pass() -> None:
 
 
 def test_a_batch_size_below_one_is_refused() -> None:
-    with pytest.raises(ConfigError, match="batch_size is 0, expected a whole number of at least 1"):
+    with pytest.raises(ConfigError, match="batch_size is 0, expected an integer of at least 1"):
         in_batches(lambda batch: batch, [1], device=CPU, batch_size=0)
 
 

@@ -161,5 +161,5 @@ def test_what_cannot_be_drawn_is_refused(ask: Ask, examples: list[Example]) -> N
         Inference("ensembel")
     with pytest.raises(ConfigError, match="draws is 3, but inference is 'average': draws are those of 'ensemble'"):
         Inference("average", 3)
-    with pytest.raises(ConfigError, match="draws is 0, expected a whole number of at least 1"):
+    with pytest.raises(ConfigError, match="draws is 0, expected an integer of at least 1"):
         Inference("ensemble", 0)
