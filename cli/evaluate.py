@@ -10,7 +10,6 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mhr.errors import ConfigError
-from mhr.locks import locked
 
 from . import harness as in_harness
 from .frame import options
@@ -160,7 +159,9 @@ def evaluate(
             }
         )
         with working():
-            found = in_harness.evaluate(
+            from mhr.evaluation import score_in_harness
+
+            found = score_in_harness(
                 path,
                 options.split(harness) or [],
                 include=harness_tasks,
@@ -178,7 +179,7 @@ def evaluate(
         else:
             in_harness.print_results(path, found)
         return
-    with working(), locked(output):
+    with working():
         from mhr.evaluation import Inference, score
 
         result = score(

@@ -10,7 +10,6 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mhr.errors import ConfigError
-from mhr.locks import one_writer
 
 from .frame.console import out
 
@@ -43,39 +42,6 @@ def refuse(flags: dict[str, bool]) -> None:
     for name, given in flags.items():
         if given:
             raise ConfigError(f"{name} is for task collections, and --harness has tasks of its own: leave one out")
-
-
-@one_writer
-def evaluate(
-    path: str,
-    names: list[str],
-    *,
-    include: Path | None,
-    limit: int | None,
-    batch_size: int | None,
-    route_as: str | None,
-    base: str | None,
-    kind: str | None,
-    trust_remote_code: bool,
-    output: Path | None,
-    overwrite: bool,
-) -> dict[str, Any]:
-    """The harness's results, also written to DIR/harness.json where there is an output folder."""
-    from mhr.evaluation import fold_bank, load_model
-    from mhr.evaluation.harness import evaluate_in_harness, find_tasks
-    from mhr.evaluation.score import check_target
-    from mhr.files import make_folder, prepare_output, write_json_atomically
-
-    if output:
-        prepare_output(output, overwrite)
-    check_target(path)
-    find_tasks(names, include)  # before anything large is loaded
-    loaded = load_model(path, base=base, kind=kind, task=route_as, trust_remote_code=trust_remote_code)
-    fold_bank(loaded)
-    found = evaluate_in_harness(loaded, names, include=include, limit=limit, batch_size=batch_size)
-    if output:
-        write_json_atomically(make_folder(output) / "harness.json", found)
-    return found
 
 
 def print_results(name: str, found: dict[str, Any]) -> None:

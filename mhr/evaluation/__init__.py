@@ -10,7 +10,7 @@ from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.loading import load_model
 from mhr.evaluation.ranking import Ranked, rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
-from mhr.evaluation.score import score
+from mhr.evaluation.score import score, score_in_harness
 
 __all__ = [
     "INFERENCE",
@@ -27,4 +27,5 @@ __all__ = [
     "load_model",
     "rank_choices",
     "score",
+    "score_in_harness",
 ]

@@ -7,8 +7,6 @@ from typing import Any
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from mhr.evaluation.loaded import LoadedModel
-
 # What models raise that are asked for a cache they do not have, or to decode several tokens on the one they have.
 NO_CACHE = (AssertionError, AttributeError, KeyError, NotImplementedError, TypeError, ValueError)
 
@@ -21,22 +19,3 @@ def keeps_keys_and_values(cache: Any) -> bool:
         return keeps_keys_and_values(cache.self_attention_cache) and keeps_keys_and_values(cache.cross_attention_cache)
     # Exact types: an architecture's own cache or layer holds more than these do.
     return type(cache) is DynamicCache and all(type(layer) in KEYS_AND_VALUES for layer in cache.layers)
-
-
-def find_out(loaded: LoadedModel, prompt: list[int], task: str, unseen: str = "uniform") -> bool:
-    """Ask a decoder with the first tokens of one prompt, where it is not known yet, and keep it in `loaded.shares_cache`.
-
-    False for a state-space or hybrid decoder: its state runs through every token before an answer, padding included.
-    """
-    if loaded.shares_cache is None:
-        if getattr(loaded.model, "_is_stateful", False):
-            loaded.shares_cache = False
-            return False
-        ids, mask = loaded.pad([prompt[:2]])
-        try:
-            with loaded.routing([task], unseen):
-                out = loaded.model(input_ids=ids, attention_mask=mask, use_cache=True)
-            loaded.shares_cache = keeps_keys_and_values(getattr(out, "past_key_values", None))
-        except NO_CACHE:
-            loaded.shares_cache = False
-    return loaded.shares_cache

@@ -11,9 +11,9 @@ from mhr.data.example import Example
 from mhr.data.tokens import encode, encode_prompts
 from mhr.errors import ConfigError
 from mhr.evaluation.batching import in_batches
-from mhr.evaluation.caching import find_out
 from mhr.evaluation.habits import without_habits
 from mhr.evaluation.inference import MeanOverDraws
+from mhr.evaluation.likelihood import shares_cache
 from mhr.evaluation.loaded import LoadedModel
 
 
@@ -92,7 +92,7 @@ def generate_answers(
 
     sizes = [(len(row) + max_new_tokens) * n_beams * draws for row in inputs.ids]
     with loaded.judging(precision), without_habits(loaded.model):
-        # A state runs through the padding before a prompt as well: there, only prompts of one length are read together.
-        equal = prompted and not find_out(loaded, inputs.ids[0], examples[0].task, unseen)
+        # Where padding may tell, only inputs of one length are read together.
+        equal = not shares_cache(loaded, inputs.ids[0], examples[0].task, unseen)
         texts = in_batches(answer, sizes, device=loaded.device, batch_size=batch_size, equal=equal, done=done)
     return [Generated(text, cut) for text, cut in zip(texts, inputs.cut, strict=True)]

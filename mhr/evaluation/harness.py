@@ -26,7 +26,13 @@ def evaluate_in_harness(
 
     Raises ConfigError where lm-eval is not installed, for an encoder or a bank, and for an unknown task, naming the nearest.
     """
-    manager = find_tasks(tasks, include)
+    return ask(loaded, tasks, find_tasks(tasks, include), limit, batch_size)
+
+
+def ask(
+    loaded: LoadedModel, tasks: Sequence[str], manager: Any, limit: int | None = None, batch_size: int | None = None
+) -> dict[str, Any]:
+    """What `evaluate_in_harness` returns, with the manager that `find_tasks` made."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 

@@ -48,6 +48,16 @@ def log_likelihoods(
     return [[next(each) for _ in own] for own in answers]
 
 
+def shares_cache(loaded: LoadedModel, prompt: list[int], task: str, unseen: str = "uniform") -> bool:
+    """Whether the model keeps nothing but keys and values of what it reads, found out with a part of a prompt where it is not known.
+
+    Otherwise what it says may depend on padding: a state runs through it, and not every encoder keeps it out.
+    """
+    if loaded.shares_cache is None:
+        log_likelihoods(loaded, [prompt[:2]], [[[loaded.pad_id] * 2]], [task], unseen)
+    return bool(loaded.shares_cache)
+
+
 def with_cache(
     loaded: LoadedModel,
     inputs: Sequence[list[int]],

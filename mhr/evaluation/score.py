@@ -8,11 +8,14 @@ from typing import Any
 
 from mhr.adapters import is_adapter, is_peft
 from mhr.evaluation.evaluate import evaluate
+from mhr.evaluation.fold_bank import fold_bank
+from mhr.evaluation.harness import ask, find_tasks
 from mhr.evaluation.inference import Inference
 from mhr.evaluation.loading import check_model, load_model
 from mhr.evaluation.result import EvaluationResult
 from mhr.evaluation.scope import tasks_to_judge
-from mhr.files import make_folder, prepare_output
+from mhr.files import make_folder, prepare_output, write_json_atomically
+from mhr.locks import locked
 from mhr.runs.run import RUN_FILE
 
 
@@ -45,14 +48,49 @@ def score(
     inference = inference or Inference()
     if output is not None:
         prepare_output(output, overwrite)
-    collection = tasks_to_judge(path, tasks=tasks, names=names, part=part, overrides=overrides)
-    loaded = load_model(path, base=base, kind=kind, task=route_as, trust_remote_code=trust_remote_code)
-    result = evaluate(loaded, collection, inference=inference, **settings)
-    if output is not None:
-        folder = make_folder(output)
-        result.write_predictions(folder / "predictions.jsonl")
-        result.write(folder / "evaluation.json")
+    with locked(output):
+        collection = tasks_to_judge(path, tasks=tasks, names=names, part=part, overrides=overrides)
+        loaded = load_model(path, base=base, kind=kind, task=route_as, trust_remote_code=trust_remote_code)
+        result = evaluate(loaded, collection, inference=inference, **settings)
+        if output is not None:
+            folder = make_folder(output)
+            result.write_predictions(folder / "predictions.jsonl")
+            result.write(folder / "evaluation.json")
     return result
+
+
+def score_in_harness(
+    path: str | Path,
+    names: Sequence[str],
+    *,
+    include: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    route_as: str | None = None,
+    base: str | None = None,
+    kind: str | None = None,
+    trust_remote_code: bool = False,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """What the lm-evaluation-harness says of the run, adapter or model at `path` on its tasks `names`, see `evaluate_in_harness`; a
+    bank is folded into the weights first, see `fold_bank`.
+
+    output  folder for harness.json, which keeps it
+
+    That the harness is installed and knows the tasks is checked before anything is loaded. Raises what these raise.
+    """
+    check_target(path)
+    if output is not None:
+        prepare_output(output, overwrite)
+    with locked(output):
+        manager = find_tasks(names, include)
+        loaded = load_model(path, base=base, kind=kind, task=route_as, trust_remote_code=trust_remote_code)
+        fold_bank(loaded)
+        found = ask(loaded, names, manager, limit, batch_size)
+        if output is not None:
+            write_json_atomically(make_folder(output) / "harness.json", found)
+    return found
 
 
 def check_target(path: str | Path) -> None:
