@@ -106,7 +106,9 @@ def test_predictions_keep_the_order_of_the_examples(ask: Ask, collection: TaskCo
 def test_truncation_is_counted(ask: Ask, collection: TaskCollection) -> None:
     lengths = [len(e.input.split()) + 1 for task in collection.values() for e in task.test]
     result = run(ask, collection, max_input_length=5)
-    assert result.truncated == {"examples": 9, "inputs": sum(n > 5 for n in lengths), "choices": 0}
+    tasks = result.truncated.pop("tasks")
+    assert result.truncated == {"examples": 9, "inputs": sum(n > 5 for n in lengths), "choices": 0, "targets": 0}
+    assert sum(counts["inputs"] for counts in tasks.values()) == result.truncated["inputs"]
     assert run(ask, collection).truncated["inputs"] == 0
 
 
