@@ -65,11 +65,6 @@ def pretrain(
         print_json(run.info)
     for line in notes_of(run.info):
         note(f"Note: {line}")
-    if run.info.get("new_modules"):
-        note(
-            f"Not in the checkpoint of {settings.model}, so drawn at random and trained with the rest: "
-            f"{', '.join(run.info['new_modules'])}"
-        )
     compared = run.info.get("consistency", {}).get("squared_difference")
     if compared:
         note(

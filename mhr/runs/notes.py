@@ -8,12 +8,18 @@ from typing import Any
 
 
 def notes_of(described: Mapping[str, Any]) -> list[str]:
-    """One line for each reason for which tasks could not be used, with their number and the first of them, and one for each
-    damaged checkpoint that a resumed run went past."""
+    """One line for each reason for which tasks could not be used, with their number and the first of them, one for modules that
+    began at random, and one for each damaged checkpoint that a resumed run went past."""
     tasks: dict[str, list[str]] = defaultdict(list)
     for task, reason in (described.get("left_out") or {}).items():
         tasks[reason].append(repr(task))
-    return [*(_left_out(names, reason) for reason, names in tasks.items()), *(described.get("skipped") or [])]
+    notes = [_left_out(names, reason) for reason, names in tasks.items()]
+    drawn = described.get("new_modules") or []
+    if drawn:
+        notes.append(
+            f"drawn at random, as the base model's checkpoint lacks them, and trained with the rest: {', '.join(drawn)}"
+        )
+    return [*notes, *(described.get("skipped") or [])]
 
 
 def _left_out(names: list[str], reason: str) -> str:
