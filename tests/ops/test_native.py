@@ -51,6 +51,7 @@ def run(code_or_tests: list[str], **environment: str) -> subprocess.CompletedPro
 ACCURACY = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/ops", "-k", "accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BUILT, reason="the native extension is not built")
 @pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
 def test_every_instruction_set_is_right_on_poisoned_memory(level: str) -> None:
@@ -69,6 +70,7 @@ def test_the_level_that_is_asked_for_serves_and_the_portable_one_is_everywhere()
         assert result.stdout == level + "\n", result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BUILT, reason="the native extension is not built: the references are what is tested already")
 def test_the_references_are_right_where_the_extension_is_left_out() -> None:
     result = run(ACCURACY, MHR_NATIVE="0")
