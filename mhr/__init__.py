@@ -23,6 +23,7 @@ _HOME = {
     "TaskCollection": "mhr.data",
     "attach": "mhr.layers",
     "detach": "mhr.layers",
+    "disabled": "mhr.layers",
     "load_tasks": "mhr.data",
 }
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from mhr.config import AdapterConfig
     from mhr.data import Example, Task, TaskCollection, load_tasks
     from mhr.errors import MhrError
-    from mhr.layers import AdapterBank, attach, detach
+    from mhr.layers import AdapterBank, attach, detach, disabled
 
 
 __getattr__ = lazy(__name__, _HOME)

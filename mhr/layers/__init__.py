@@ -2,9 +2,19 @@
 
 from mhr.layers.attach import attach, detach
 from mhr.layers.bank import AdapterBank
+from mhr.layers.disabled import disabled
 from mhr.layers.routed import RoutedLayer
 from mhr.layers.routed_bottleneck import RoutedBottleneck
 from mhr.layers.routed_ia3 import RoutedIA3
 from mhr.layers.routed_linear import RoutedLinear
 
-__all__ = ["AdapterBank", "RoutedBottleneck", "RoutedIA3", "RoutedLayer", "RoutedLinear", "attach", "detach"]
+__all__ = [
+    "AdapterBank",
+    "RoutedBottleneck",
+    "RoutedIA3",
+    "RoutedLayer",
+    "RoutedLinear",
+    "attach",
+    "detach",
+    "disabled",
+]

@@ -37,6 +37,8 @@ class AdapterBank(nn.Module):
         # In dictionaries, so that nn.Module does not register them twice: they have their places in the model.
         self.layers: dict[str, RoutedLayer] = {}
         self.saved = saved
+        # What the modules that are trained whole held before, for `mhr.disabled`.
+        self.originals = {name: tensor.detach().clone() for name, tensor in self.saved_tensors().items()}
         self.groups: dict[str, Router] = {}
         self.routers = nn.ModuleList()
         self._inference = "average"
@@ -94,7 +96,13 @@ class AdapterBank(nn.Module):
         draws = None if drawn is None else packed[end:].view(drawn.shape)
         average = None if self.toward_average == 0 else even.new_full((), self.toward_average)
         return RoutingBatch(
-            rows=packed[:n], tasks=packed[n:end], noise=noise, draws=draws, source=source, average=average
+            rows=packed[:n],
+            tasks=packed[n:end],
+            noise=noise,
+            draws=draws,
+            source=source,
+            average=average,
+            examples=None if task_ids is None else len(ids),
         )
 
     def weigh(self, batch: RoutingBatch) -> list[Tensor]:
@@ -253,6 +261,14 @@ class AdapterBank(nn.Module):
         """Parameters of the modules that are trained whole."""
         # Each once: modules may share parameters (tied embeddings).
         return list(dict.fromkeys(p for module in self.saved.values() for p in module.parameters()))
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the modules that are trained whole, by a name each."""
+        named: dict[str, Tensor] = {}
+        for name, module in self.saved.items():
+            named.update({f"{name}.{key}": p for key, p in module.named_parameters()})
+            named.update({f"{name}.{key}": b for key, b in module.named_buffers()})
+        return named
 
     def weights(self) -> dict[str, Tensor]:
         """Routing weights of every task, group by group: name -> [T, H, S] (T = 1 where tasks are not told apart)."""

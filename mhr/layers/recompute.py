@@ -26,10 +26,10 @@ class RoutedCheckpoint:
         self.state = state
 
     def __call__(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        batch = self.state.batch
+        batch, disabled = self.state.batch, self.state.disabled
 
         def routed(*block_args: Any, **block_kwargs: Any) -> Any:
-            with self.state.use(batch):
+            with self.state.use(batch, disabled):
                 return block(*block_args, **block_kwargs)
 
         return self.function(routed, *args, **kwargs)

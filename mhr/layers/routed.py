@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from mhr.config import AdapterConfig
 from mhr.errors import TargetError
+from mhr.layers.layouts import Layout
 from mhr.layers.targets import features
 from mhr.ops import mix
 from mhr.ops.checks import accumulator
-from mhr.routing import Router, RoutingState
+from mhr.routing import Router, RoutingBatch, RoutingState
 from mhr.routing.adamix import draw
 
 
-class Routing(NamedTuple):
-    """How one layer is routed in one call: which row of its factors each of G segments takes.
+class Segments(NamedTuple):
+    """How one layer is routed in one call: which row of its factors each of G equal segments of x takes.
 
     weights  [U, H, S], by which skills are averaged into U rows of factors; None where each skill is a row of its own
     rows     int64 [G], the row of factor A
@@ -45,6 +46,14 @@ class RoutedLayer(nn.Module, ABC):
     bank_names: tuple[str, ...] = ()
     head_dims: tuple[int, ...] = ()
     base: nn.Module
+    layout = Layout.ROWS
+    """How the layer's x holds the rows of the batch."""
+
+    doubtful = False
+    """Whether nothing but the shapes of its calls says that `layout` is right (a model that this library does not know)."""
+
+    in_block = False
+    """Whether the layer stands in a transformer block, where x has an axis of positions."""
 
     def __init__(self, name: str, base: nn.Module, config: AdapterConfig, router: Router, state: RoutingState):
         super().__init__()
@@ -102,26 +111,63 @@ class RoutedLayer(nn.Module, ABC):
                     new[:, i] = old.data[:, k]
             self.register_parameter(name, nn.Parameter(new, requires_grad=old.requires_grad))
 
-    def routing(self, x: Tensor) -> Routing:
-        """How the rows of `x` [G * k, ..., I] are routed, after a check that they fit the G segments of the batch."""
+    def forward(self, x: Tensor) -> Tensor:
+        """`adapted(x)`, by the routing of the batch at work; `base(x)` where the bank is disabled."""
+        if self.state.disabled:
+            return self.base(x)  # type: ignore[no-any-return]
+        segments = self.segments(x)
+        if self.layout is Layout.SEQUENCE_FIRST and segments.rows.shape[0] > 1:
+            # Segments are equal runs of tokens, so that an example's tokens must lie together.
+            return self.adapted(x.transpose(0, 1).contiguous(), segments).transpose(0, 1).contiguous()
+        return self.adapted(x, segments)
+
+    @abstractmethod
+    def adapted(self, x: Tensor, segments: Segments) -> Tensor:
+        """The layer's output for x [..., I], whose tokens are the segments' one after the other."""
+
+    def segments(self, x: Tensor) -> Segments:
+        """How the rows of `x` are routed, after a check that they are those of the batch."""
         state = self.state
         batch = state.current()
         router = self._router[0]
         if batch.source is not None:
             drawn = draw(batch.source, 1, self.sides, x.numel() // x.shape[-1]).to(x.device)
-            return Routing(None, drawn[0, 0], drawn[0, 1])
+            return Segments(None, drawn[0, 0], drawn[0, 1])
         rows = batch.rows if batch.draws is None else batch.draws[router.index, 0]
-        n = rows.shape[0]
-        if x.shape[0] % n:
-            raise TargetError(
-                f"layer {self.name!r} got {x.shape[0]} rows for {n} task ids: expected one id per example (rows may be "
-                "a multiple, as with beams or choices); a layer whose rows are not those of the batch cannot be routed"
-            )
+        if rows.shape[0] > 1:  # one routing serves any rows
+            self._check_rows(x, rows.shape[0], batch)
         if batch.draws is not None:
-            return Routing(None, rows, batch.draws[router.index, 1])
+            return Segments(None, rows, batch.draws[router.index, 1])
         if state.weights is None:
-            return Routing(batch.blend(router(batch), router.even), rows)
-        return Routing(state.weights[router.index], rows)
+            return Segments(batch.blend(router(batch), router.even), rows)
+        return Segments(state.weights[router.index], rows)
+
+    def _check_rows(self, x: Tensor, n: int, batch: RoutingBatch) -> None:
+        """Raise TargetError, naming the layer, for an x that does not hold `n` examples in the layer's layout."""
+        layout, shape = self.layout, x.shape
+        if layout is Layout.TOKENS and len(shape) == 2:
+            if shape[0] % n == 0:
+                return
+        elif layout is Layout.SEQUENCE_FIRST:
+            if len(shape) == 3 and batch.fits(shape[1], n):
+                return
+        elif batch.fits(shape[0], n) and not (len(shape) == 2 and self.in_block):
+            if len(shape) < 3 or shape[0] != shape[1]:
+                # A compiled graph that held this value would be compiled again when it changes.
+                if not torch.compiler.is_compiling():
+                    self.doubtful = False
+                return
+            if not self.doubtful:
+                return
+        expected = f"{layout.value} with B = {n} rows of the batch"
+        if batch.multiples != (1,):
+            expected += f", times {' or '.join(map(str, batch.multiples))}"
+        if self.doubtful:
+            expected += ", and another length than B in the first mixed batch of a model that is not of transformers"
+        raise TargetError(
+            f"layer {self.name!r} got x {list(shape)} for {n} task ids: expected {expected}; leave the layer out of targets, or "
+            "give all rows of a batch one task"
+        )
 
     def mixed(self, weights: Tensor | None) -> list[Tensor]:
         """The bank's parameters averaged by `weights` [U, H, S], heads joined: each [U, ...]; or, without weights, one row

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mhr.config import AdapterConfig
-from mhr.layers.routed import RoutedLayer
+from mhr.layers.routed import RoutedLayer, Segments
 from mhr.ops import routed_bottleneck
 from mhr.routing import Router, RoutingState
 
@@ -39,8 +39,8 @@ class RoutedBottleneck(RoutedLayer):
         values = torch.zeros(heads, n_skills, *sizes, **self.place())
         return values.normal_(0.0, INIT_STD) if name in ("bank_a", "bank_b") else values
 
-    def forward(self, x: Tensor) -> Tensor:
-        weights, rows, rows_b = self.routing(x)
+    def adapted(self, x: Tensor, segments: Segments) -> Tensor:
+        weights, rows, rows_b = segments
         h = self.base(x)
         a, b = (None, None) if weights is None else self.by_side(weights)
         bank = self.bank_a, self.bias_a, self.bank_b, self.bias_b

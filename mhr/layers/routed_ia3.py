@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mhr.config import AdapterConfig
-from mhr.layers.routed import RoutedLayer
+from mhr.layers.routed import RoutedLayer, Segments
 from mhr.routing import Router, RoutingState
 
 
@@ -26,8 +26,8 @@ class RoutedIA3(RoutedLayer):
         heads = self.router.n_heads
         return torch.ones(heads, n_skills, 1, self.out_features // heads, **self.place())
 
-    def forward(self, x: Tensor) -> Tensor:
-        weights, rows, _ = self.routing(x)
+    def adapted(self, x: Tensor, segments: Segments) -> Tensor:
+        weights, rows, _ = segments
         y = self.base(x)
         scale = self.vectors(weights).to(y.dtype)[rows]  # [G, O]
         # A segment's rows of y lie together: an example's tokens, its beams, its choices.

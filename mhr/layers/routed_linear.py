@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhr.config import AdapterConfig
-from mhr.layers.routed import RoutedLayer
+from mhr.layers.routed import RoutedLayer, Segments
 from mhr.ops import routed_adapter, routed_linear
 from mhr.routing import Router, RoutingState
 
@@ -46,8 +46,8 @@ class RoutedLinear(RoutedLayer):
         a = torch.empty(heads, n_drawn, fan_in // heads, rank, **self.place()).uniform_(-bound, bound)
         return a.repeat(1, n_skills // n_drawn, 1, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        weights, rows, rows_b = self.routing(x)
+    def adapted(self, x: Tensor, segments: Segments) -> Tensor:
+        weights, rows, rows_b = segments
         base = self.base
         dropout = self.config.dropout if self.training else 0.0
         if not dropout and _is_plain(base):

@@ -144,6 +144,11 @@ def _first_list(model: nn.Module, parts: list[str]) -> int | None:
     return None
 
 
+def in_list(model: nn.Module, layer: str) -> bool:
+    """Whether the layer is in a transformer block: in an element of a ModuleList."""
+    return _first_list(model, layer.split(".")) is not None
+
+
 def _is_in(name: str, modules: Sequence[str]) -> bool:
     return any(name == module or name.startswith(module + ".") for module in modules)
 

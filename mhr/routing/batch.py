@@ -25,6 +25,9 @@ class RoutingBatch:
            weighed (AdaMix); segments are then the whole batch or the examples. Or None
     source where each layer draws skills for each token, or None
     average  share u in [0, 1] of the uniform weights in the routing, a number, or None for 0
+    examples   number of examples, or None where it was not told
+    multiples  how many rows each example may have in a call, side by side: (1,); under generate with 3 beams (1, 3), since
+               the encoder reads an example once
     """
 
     rows: Tensor
@@ -33,6 +36,13 @@ class RoutingBatch:
     draws: Tensor | None = None
     source: torch.Generator | None = None
     average: Tensor | None = None
+    examples: int | None = None
+    multiples: tuple[int, ...] = (1,)
+
+    @property
+    def segments(self) -> int:
+        """Equal segments that the rows of a call fall into: the examples, or 1 where one routing serves them all."""
+        return (self.rows if self.draws is None else self.draws).shape[-1]
 
     @property
     def drawn(self) -> bool:
@@ -43,6 +53,14 @@ class RoutingBatch:
         """`(1 - u) weights + u even`: weights [U, H, S] of a router, and its uniform ones [H, S]."""
         return weights if self.average is None else torch.lerp(weights, even, self.average.to(weights.dtype))
 
+    def fits(self, rows: int, examples: int) -> bool:
+        """Whether a call with so many rows may be one for so many examples."""
+        return any(rows == examples * multiple for multiple in self.multiples)
+
+    def over(self, *multiples: int) -> RoutingBatch:
+        """The same examples, for calls in which each has as many rows, side by side, as one of `multiples` says."""
+        return dataclasses.replace(self, multiples=multiples)
+
     def take(self, index: Tensor) -> RoutingBatch:
         """The routing of the segments `index` [G'] in their order: examples may come several times, as their answers do."""
 
@@ -50,7 +68,7 @@ class RoutingBatch:
             return segments if segments.shape[-1] == 1 else segments[..., index]
 
         draws = None if self.draws is None else taken(self.draws)
-        return dataclasses.replace(self, rows=taken(self.rows), draws=draws)
+        return dataclasses.replace(self, rows=taken(self.rows), draws=draws, examples=index.shape[0])
 
 
 class RoutingState:
@@ -58,12 +76,14 @@ class RoutingState:
 
     weights   of every router for the call under way, by the routers' index, where they were computed together; a layer
               that finds none (its block is computed again, or it was called without the model) asks its router
+    disabled  whether the layers answer as their base layers do; see `mhr.disabled`
     """
 
     def __init__(self) -> None:
         self.batch: RoutingBatch | None = None
         self.block: RoutingBatch | None = None
         self.weights: list[Tensor] | None = None
+        self.disabled = False
 
     def current(self) -> RoutingBatch:
         if self.batch is None:
@@ -82,11 +102,13 @@ class RoutingState:
         self.batch, self.weights = self.block, None
 
     @contextmanager
-    def use(self, batch: RoutingBatch | None) -> Iterator[None]:
-        """Route by `batch` inside the block, and as before after it, also when the block raises."""
-        before = self.batch, self.block, self.weights
+    def use(self, batch: RoutingBatch | None, disabled: bool | None = None) -> Iterator[None]:
+        """Route by `batch` inside the block (or, if `disabled`, by nothing), and as before after it, also when it raises."""
+        before = self.batch, self.block, self.weights, self.disabled
         self.batch, self.block, self.weights = batch, batch, None
+        if disabled is not None:
+            self.disabled = disabled
         try:
             yield
         finally:
-            self.batch, self.block, self.weights = before
+            self.batch, self.block, self.weights, self.disabled = before

@@ -148,9 +148,11 @@ def test_several_choices_are_decoded_per_encoded_example(name: str) -> None:
     choices = torch.randint(3, 60, (4 * 3, 2))
     encoder = model.get_encoder()
     mask = batch["attention_mask"].repeat_interleave(3, 0)
-    with bank.routing(IDS):
+    routed = bank.for_batch(IDS)
+    with bank.routing(routed):
         states = encoder(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        repeated = BaseModelOutput(last_hidden_state=states.repeat_interleave(3, 0))
+    repeated = BaseModelOutput(last_hidden_state=states.repeat_interleave(3, 0))
+    with bank.routing(routed.over(3)):
         out = model(encoder_outputs=repeated, attention_mask=mask, decoder_input_ids=choices).logits
     for i, task in enumerate(IDS):
         plain = fold(model, bank, task)
@@ -161,18 +163,58 @@ def test_several_choices_are_decoded_per_encoded_example(name: str) -> None:
             torch.testing.assert_close(out[row], expected, rtol=1e-9, atol=1e-9)
 
 
-def test_rows_that_are_no_multiple_of_the_examples_are_an_error_that_names_the_layer() -> None:
-    model, _ = adapted("bert-encoder")
-    with pytest.raises(TargetError, match=r"layer 'encoder\.layer\.0.*' got 4 rows for 3 task ids"):
-        model(**random_batch(model), task_ids=TASKS)
-
-
-def test_one_routing_serves_a_batch_of_any_size() -> None:
-    model, bank = adapted("bert-encoder")
+@pytest.mark.parametrize("ids", [TASKS, IDS * 2, IDS[:2], ["rte"], ["rte"] * 8])
+@pytest.mark.parametrize("method", ["mhr", "shared"])
+def test_as_many_task_ids_as_rows(method: str, ids: list[str]) -> None:
+    """Multiples too are refused, in calls, in generation and where all rows are routed alike."""
+    model, bank = adapted("t5", method=method, n_heads=None, n_skills=1 if method == "shared" else 3)
     batch = random_batch(model)
+    expected = f"{len(ids)} task ids for input_ids with 4 rows: expected one task id per row"
+    with pytest.raises(TaskError, match=expected):
+        model(**batch, task_ids=ids)
+    with pytest.raises(TaskError, match=expected):
+        model(**batch, task_ids=bank.for_batch(ids))
+    with pytest.raises(TaskError, match=expected), bank.routing(ids):
+        model(**batch)
+    inputs = {"attention_mask": batch["attention_mask"], "max_new_tokens": 2}
+    with pytest.raises(TaskError, match=expected):
+        model.generate(input_ids=batch["input_ids"], **inputs, task_ids=ids, num_beams=2)
+    with pytest.raises(TaskError, match=expected):
+        model.generate(batch["input_ids"], **inputs, task_ids=ids, num_beams=2)
+    with pytest.raises(TaskError, match=expected), bank.routing(ids):
+        model.generate(batch["input_ids"], **inputs)
+
+
+def test_rows_of_every_input_are_counted() -> None:
+    model, _ = adapted("t5")
+    batch = random_batch(model)
+    encoder = model.get_encoder()
+    with model.mhr.routing(IDS):
+        states = encoder(batch["input_ids"]).last_hidden_state
+    for inputs in (
+        {"encoder_outputs": (states.repeat_interleave(2, 0),), "labels": batch["labels"].repeat_interleave(2, 0)},
+        {"encoder_outputs": BaseModelOutput(states), "decoder_input_ids": batch["labels"].repeat(2, 1)},
+        {"inputs_embeds": states.repeat(2, 1, 1), "labels": batch["labels"].repeat(2, 1)},
+    ):
+        with pytest.raises(TaskError, match="4 task ids for .* with 8 rows"):
+            model(**inputs, task_ids=IDS)
+
+
+def test_a_part_of_the_model_that_gets_other_rows_is_an_error_that_names_the_layer() -> None:
+    model, bank = adapted("t5")
+    batch = random_batch(model)
+    with (
+        pytest.raises(TargetError, match=r"layer 'encoder\.block\.0.*' got x \[4, 7, 32\] for 3 task ids"),
+        bank.routing(TASKS),
+    ):
+        model.get_encoder()(batch["input_ids"])
+
+
+def test_one_routing_is_one_segment_whatever_the_size_of_the_batch() -> None:
+    _, bank = adapted("bert-encoder")
     one, four = bank.for_batch(["rte"]), bank.for_batch(["rte"] * 4)
     assert one.rows.tolist() == four.rows.tolist() == [0]
-    assert torch.equal(model(**batch, task_ids=one)[0], model(**batch, task_ids=["rte"] * 4)[0])
+    assert (one.examples, four.examples) == (1, 4)
 
 
 def test_a_call_without_task_ids_is_an_error_unless_only_one_routing_is_possible() -> None:

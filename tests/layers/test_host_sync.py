@@ -44,7 +44,7 @@ def test_every_method_runs_where_no_value_can_be_read(method: str, adapter: str,
 
 def run_without_values(bank: AdapterBank, layers: Iterable[RoutedLayer]) -> None:
     """Forward and backward passes on tensors without values, where reading one raises an error."""
-    with FakeTensorMode(allow_non_fake_inputs=True), bank.routing(IDS):
+    with FakeTensorMode(allow_non_fake_inputs=True), bank.routing(bank.for_batch(IDS).over(2)):
         with pytest.raises(DataDependentOutputException):
             bank.state.current().rows[0].item()
         for layer in layers:

@@ -1,0 +1,113 @@
+"""What attach puts around the calls of a model: forward, `forward` itself, generate and what generate expands."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from mhr.layers.bank import AdapterBank, bank_of
+from mhr.layers.rows import check_rows
+from mhr.routing import RoutingBatch
+
+TASK_IDS = inspect.Parameter("task_ids", inspect.Parameter.KEYWORD_ONLY, default=None)
+
+
+def wrap_calls(model: nn.Module, bank: AdapterBank) -> None:
+    """Have the calls of `model` take `task_ids`."""
+    bank.hooks = [
+        model.register_forward_pre_hook(_enter, with_kwargs=True),
+        model.register_forward_hook(_leave, always_call=True),
+    ]
+    wrap_method(model, bank, "generate", _generate)
+    wrap_method(model, bank, "_expand_inputs_for_generation", _expand)
+    wrap_method(model, bank, "forward", _forward)
+    # What trainers read to find the columns of a data set that the model takes.
+    signature = inspect.signature(type(model).forward)
+    named = [p for p in list(signature.parameters.values())[1:] if p.name != "task_ids"]
+    named.insert(next((i for i, p in enumerate(named) if p.kind is p.VAR_KEYWORD), len(named)), TASK_IDS)
+    model.__dict__["forward"].__signature__ = signature.replace(parameters=named)
+
+
+def wrap_method(model: nn.Module, bank: AdapterBank, name: str, wrapper: Callable[..., Any]) -> bool:
+    """Put `wrapper(model, method, ...)` in front of a method of this one model, if it has it."""
+    method = getattr(model, name, None)
+    if method is None:
+        return False
+    bank.wrapped[name] = model.__dict__.get(name)
+    # A partial, not a closure, so that a deep copy of the model wraps the copy's method.
+    model.__dict__[name] = partial(wrapper, model, method)
+    return True
+
+
+def unwrap_calls(model: nn.Module, bank: AdapterBank) -> None:
+    """Undo `wrap_calls` and every `wrap_method`."""
+    for hook in bank.hooks:
+        hook.remove()
+    for name, before in bank.wrapped.items():
+        del model.__dict__[name]
+        if before is not None:
+            model.__dict__[name] = before
+
+
+def _batch(bank: AdapterBank, task_ids: Any) -> RoutingBatch | None:
+    """The routing that a call with these task ids works under; None where nothing says it."""
+    if task_ids is None and (bank.state.block is not None or bank.ambiguous):
+        return bank.state.block
+    return task_ids if isinstance(task_ids, RoutingBatch) else bank.for_batch(task_ids)
+
+
+def _enter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Take `task_ids` off the call and route by them until the call ends."""
+    bank: AdapterBank = model.mhr  # type: ignore[assignment]
+    task_ids = kwargs.pop("task_ids", None)
+    if bank.state.disabled:
+        return args, kwargs
+    batch = _batch(bank, task_ids)
+    if batch is not None:
+        batch = check_rows(model, batch, args, kwargs)
+    bank.state.enter(batch)
+    # Hooks are compiled apart from the model: there, each layer asks its router within the model's one graph.
+    if batch is not None and not batch.drawn and not torch.compiler.is_compiling():
+        bank.state.weights = bank.weigh(batch)
+    return args, kwargs
+
+
+def _leave(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    bank: AdapterBank = model.mhr  # type: ignore[assignment]
+    bank.state.leave()
+
+
+def _forward(model: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The model's own forward. Called by itself with `task_ids`, past the hooks, it is routed as a call of the model is."""
+    if "task_ids" not in kwargs:
+        return forward(*args, **kwargs)
+    args, kwargs = _enter(model, args, kwargs)
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        _leave(model, args, None)
+
+
+def _generate(model: nn.Module, generate: Callable[..., Any], *args: Any, task_ids: Any = None, **kwargs: Any) -> Any:
+    """The model's own generate, routed by `task_ids`; rows of beams and returned sequences follow their example."""
+    bank = bank_of(model)
+    if bank.state.disabled:
+        return generate(*args, **kwargs)
+    batch = _batch(bank, task_ids)
+    if batch is None:
+        return generate(*args, **kwargs)
+    with bank.routing(check_rows(model, batch, args, kwargs)):
+        return generate(*args, **kwargs)
+
+
+def _expand(model: nn.Module, expand: Callable[..., Any], expand_size: int = 1, *args: Any, **kwargs: Any) -> Any:
+    """Within generate, where its inputs get a row for each beam or returned sequence: declare them."""
+    state = bank_of(model).state
+    if state.block is not None and expand_size > 1:
+        state.batch = state.block = state.block.over(1, expand_size)
+    return expand(expand_size, *args, **kwargs)
