@@ -134,9 +134,9 @@ def is_quantised(layer: nn.Module) -> bool:
     if isinstance(layer, RoutedLayer) or not is_linear(layer):
         return False
     weight = getattr(layer, "weight", None)
-    return not (
-        isinstance(weight, Tensor) and weight.is_floating_point() and weight.numel() == math.prod(features(layer))
-    )
+    # A subclass of Tensor (torchao's) may give a floating-point dtype and the full size while it holds codes.
+    plain = type(weight) in (Tensor, nn.Parameter)
+    return not (plain and weight.is_floating_point() and weight.numel() == math.prod(features(layer)))
 
 
 def check_reopens(model: nn.Module) -> None:

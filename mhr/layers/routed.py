@@ -114,7 +114,7 @@ class RoutedLayer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """`adapted(x)`, by the routing of the batch at work; `base(x)` where the bank is disabled."""
         if self.state.disabled:
-            return self.base(x)  # type: ignore[no-any-return]
+            return self.base(x)
         segments = self.segments(x)
         if self.layout is Layout.SEQUENCE_FIRST and segments.rows.shape[0] > 1:
             # Segments are equal runs of tokens, so that an example's tokens must lie together.
@@ -168,6 +168,16 @@ class RoutedLayer(nn.Module, ABC):
             f"layer {self.name!r} got x {list(shape)} for {n} task ids: expected {expected}; leave the layer out of targets, or "
             "give all rows of a batch one task"
         )
+
+    def base_output(self, x: Tensor) -> Tensor:
+        """`base(x)`. Raises TargetError, naming the layer, where the base is no Linear in what it computes."""
+        y: Tensor = self.base(x)
+        if y.shape[:-1] != x.shape[:-1] or y.shape[-1] != self.out_features:
+            raise TargetError(
+                f"layer {self.name!r} is a {type(self.base).__name__} that turns {list(x.shape)} into {list(y.shape)}: expected a "
+                f"Linear with {self.out_features} output features; leave the layer out of targets"
+            )
+        return y
 
     def mixed(self, weights: Tensor | None) -> list[Tensor]:
         """The bank's parameters averaged by `weights` [U, H, S], heads joined: each [U, ...]; or, without weights, one row

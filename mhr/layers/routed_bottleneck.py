@@ -41,7 +41,7 @@ class RoutedBottleneck(RoutedLayer):
 
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
         weights, rows, rows_b = segments
-        h = self.base(x)
+        h = self.base_output(x)
         a, b = (None, None) if weights is None else self.by_side(weights)
         bank = self.bank_a, self.bias_a, self.bank_b, self.bias_b
         return routed_bottleneck(h, *bank, a, rows, weights_b=None if a is b else b, rows_b=rows_b)

@@ -28,7 +28,7 @@ class RoutedIA3(RoutedLayer):
 
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
         weights, rows, _ = segments
-        y = self.base(x)
+        y = self.base_output(x)
         scale = self.vectors(weights).to(y.dtype)[rows]  # [G, O]
         # A segment's rows of y lie together: an example's tokens, its beams, its choices.
         grouped = y.reshape(scale.shape[0], -1, self.out_features)

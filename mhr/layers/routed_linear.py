@@ -65,7 +65,9 @@ class RoutedLinear(RoutedLayer):
                 rows_b=rows_b,
             )
         a, b = self.mixed(weights)
-        y = base(x)
+        y = self.base_output(x)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and y._is_view():
+            y = y.clone()  # a view out of a custom Function (bitsandbytes, 8 bits) must not be changed in place
         if dropout:
             x = F.dropout(x, dropout)
         return routed_adapter(y, x.to(y.dtype), a, b, rows, self.scaling, rows_b=rows_b)

@@ -1,0 +1,100 @@
+"""Every text architecture of transformers: the rows of a mixed batch are answered as they are one by one, or it is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import mhr
+from mhr import AdapterConfig
+from mhr.errors import TargetError
+from mhr.layers.targets import find_targets
+from tests.architectures import architectures, build, called_linears, inputs_for
+from tests.models import randomise
+
+TASKS = ["boolq", "rte", "copa"]
+SHAPES = [(3, 10), (8, 8)]  # in the second, examples and positions are as many
+
+QUICK = [
+    ("causal", "llama"), ("causal", "gpt2"), ("causal", "opt"), ("causal", "mamba"), ("causal", "xlnet"),
+    ("causal", "qwen2_moe"), ("causal", "prophetnet"), ("seq2seq", "bart"), ("seq2seq", "led"), ("seq2seq", "fsmt"),
+    ("seq2seq", "switch_transformers"), ("seq2seq", "longt5"), ("classifier", "deberta-v2"), ("classifier", "deberta"),
+    ("classifier", "longformer"), ("classifier", "xlnet"), ("classifier", "funnel"),
+]  # fmt: skip
+
+
+def compare(kind: str, model_type: str) -> tuple[list[str], list[str]]:
+    """Layers of a tiny model that were compared, and those that were refused in one line. Raises AssertionError for the rest."""
+    model = build(kind, model_type)
+    wanted = called_linears(model, inputs_for(kind, *SHAPES[0]))
+    refused: list[str] = []
+    for _ in range(30):
+        layers = [name for name in wanted if not any(ending(name) == ending(r) for r in refused)]
+        adapted = copy.deepcopy(model)
+        try:
+            bank = mhr.attach(adapted, AdapterConfig(method="private", rank=2, targets=layers), TASKS)
+            randomise(bank)
+            for shape in SHAPES:
+                mixed_as_alone(adapted, kind, *shape)
+            break
+        except TargetError as error:
+            refused += re.findall(r"^layer '([^']+)' .*$", str(error))  # in one line
+            if not refused:
+                raise
+    else:
+        raise AssertionError(f"refused without end: {refused}")
+    for adapter in ("lora", "bottleneck"):
+        with contextlib.suppress(TargetError):  # no defaults are known for the architecture
+            defaults = find_targets(model, None, adapter=adapter)
+            assert not {ending(name) for name in defaults} & {ending(name) for name in refused}, refused
+    return layers, refused
+
+
+def ending(name: str) -> str:
+    return re.sub(r"\d+", "N", name)
+
+
+def mixed_as_alone(model: PreTrainedModel, kind: str, batch: int, length: int) -> None:
+    inputs = inputs_for(kind, batch, length)
+    ids = ["rte", "boolq", "copa", "rte", "boolq", "rte", "copa", "copa"][:batch]
+    mixed = answer(model, inputs, ids)
+    alone = torch.cat([answer(model, {k: v[i : i + 1] for k, v in inputs.items()}, [t]) for i, t in enumerate(ids)])
+    others = answer(model, inputs, [*ids[1:], ids[0]])
+    size = alone.abs().max()
+    assert (mixed - alone).abs().max() < 1e-4 * size, f"{batch} x {length}: {(mixed - alone).abs().max() / size:.1e}"
+    assert (mixed - others).abs().max() > 1e-3 * size  # the tasks answer differently
+
+
+@torch.no_grad()
+def answer(model: PreTrainedModel, inputs: dict[str, Tensor], ids: list[str]) -> Tensor:
+    torch.manual_seed(0)
+    return model(**inputs, task_ids=ids).logits.double()
+
+
+@pytest.mark.parametrize(("kind", "model_type"), QUICK)
+def test_a_mixed_batch_is_its_rows_alone(kind: str, model_type: str) -> None:
+    layers, refused = compare(kind, model_type)
+    assert layers
+    assert all("experts" in name or name.endswith(("pos_proj", "pos_q_proj")) for name in refused)
+
+
+@pytest.mark.slow
+def test_every_text_architecture_is_right_or_refused() -> None:
+    every = architectures()
+    compared, faults = [], []
+    for kind, model_type in every:
+        try:
+            layers, refused = compare(kind, model_type)
+            compared.append((kind, model_type))
+            print(kind, model_type, len(layers), "compared;", len(refused), "refused:", *refused)
+        except Exception as error:  # noqa: BLE001 - all faults are shown together
+            faults.append(f"{kind} {model_type}: {type(error).__name__}: {str(error)[:200]}")
+    print(len(compared), "of", len(every))
+    assert not faults, "\n".join(faults)
+    assert len(compared) > 100
