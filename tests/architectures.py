@@ -74,11 +74,13 @@ OWN: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "layer_types": None},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "mamba2": {"num_heads": 8, "n_groups": 1, "expand": 2},
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 8), "attn_layers": ["local", "lsh"], "hash_seed": 0},
     "xmod": {"languages": ("en_XX",), "default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
+    **dict.fromkeys(["lfm3", "recurrent_gemma"], {"num_hidden_layers": 4}),
+    "t5": {"decoder_start_token_id": 0},
     "led": {"attention_window": 8},
     "longformer": {"attention_window": 8},
     "mobilebert": {"intra_bottleneck_size": 32, "embedding_size": 32, "true_hidden_size": 32},
@@ -97,6 +99,19 @@ MODALITIES = ("vision_config", "audio_config", "speech_config", "encoder", "text
 
 UNBUILT: dict[str, str] = {
     **dict.fromkeys(["gemma4_assistant", "gemma4_unified_assistant"], "drafts on another model's hidden states"),
+    **dict.fromkeys(
+        ["dbrx", "emu3", "dots3_note_text", "gemma3n_text", "zamba", "zamba2"], "its settings depend on each other"
+    ),
+    **dict.fromkeys(["blt", "perceiver", "falcon_h1", "nemotron_h"], "its inner sizes stay large"),
+    **dict.fromkeys(["fuyu", "granite_speech", "granite_speech_plus", "vibevoice_asr"], "it is no text model"),
+    **dict.fromkeys(["lilt", "layoutlmv2"], "it reads the places of words on a page"),
+    **dict.fromkeys(["bailing_hybrid", "kimi_linear", "qwen4_exp_text"], "it has attention only among many layers"),
+    "squeezebert": "its blocks are convolutions, without a Linear",
+    "ibert": "its Linear layers work on integers and return their scale",
+    "cohere_compass_text": "its configuration fails without layer types",
+    "lfm2_moe": "its configuration fails without layer types",
+    "mistral4": "its rotary dimensions do not shrink",
+    "xlstm": "its state does not fit heads this small",
 }
 
 

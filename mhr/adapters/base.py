@@ -17,8 +17,8 @@ from mhr.backbones import BUILTIN
 from mhr.errors import CheckpointError
 from mhr.layers import AdapterBank
 from mhr.layers.attach import bank_of
+from mhr.layers.linear import features, is_linear
 from mhr.layers.routed import RoutedLayer
-from mhr.layers.targets import features, is_linear
 
 # Elements of each parameter that a fingerprint looks at: little enough to take well under a second on a large model.
 SAMPLES = 256
@@ -136,7 +136,7 @@ def is_quantised(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
     # A subclass of Tensor (torchao's) may give a floating-point dtype and the full size while it holds codes.
     plain = type(weight) in (Tensor, nn.Parameter)
-    return not (plain and weight.is_floating_point() and weight.numel() == math.prod(features(layer)))
+    return not (plain and weight.is_floating_point() and weight.numel() == math.prod(features(layer)))  # type: ignore[union-attr]
 
 
 def check_reopens(model: nn.Module) -> None:

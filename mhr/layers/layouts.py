@@ -12,6 +12,7 @@ from enum import Enum
 from torch import nn
 
 from mhr.errors import TargetError
+from mhr.layers.linear import is_linear
 
 
 class Layout(Enum):
@@ -79,8 +80,6 @@ def layout_of(model: nn.Module, name: str) -> Layout:
 
 def working_targets(model: nn.Module) -> str:
     """Advice: targets of the model that can be routed, those of its attention where their names say so."""
-    from mhr.layers.targets import is_linear
-
     names = [name for name, module in model.named_modules() if is_linear(module) and routable(model, name)]
     attention = [name for name in names if "att" in name]
     endings = dict.fromkeys(name.rsplit(".", 1)[-1] for name in attention or names)

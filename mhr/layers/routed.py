@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mhr.config import AdapterConfig
 from mhr.errors import TargetError
 from mhr.layers.layouts import Layout
-from mhr.layers.targets import features
+from mhr.layers.linear import features
 from mhr.ops import mix
 from mhr.ops.checks import accumulator
 from mhr.routing import Router, RoutingBatch, RoutingState
@@ -111,10 +111,15 @@ class RoutedLayer(nn.Module, ABC):
                     new[:, i] = old.data[:, k]
             self.register_parameter(name, nn.Parameter(new, requires_grad=old.requires_grad))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
         """`adapted(x)`, by the routing of the batch at work; `base(x)` where the bank is disabled."""
         if self.state.disabled:
-            return self.base(x)
+            return self.base(x, *more)
+        if more:
+            raise TargetError(
+                f"layer {self.name!r} is a {type(self.base).__name__} that is called with more than x: expected a Linear; leave "
+                "the layer out of targets"
+            )
         segments = self.segments(x)
         if self.layout is Layout.SEQUENCE_FIRST and segments.rows.shape[0] > 1:
             # Segments are equal runs of tokens, so that an example's tokens must lie together.
@@ -172,10 +177,11 @@ class RoutedLayer(nn.Module, ABC):
     def base_output(self, x: Tensor) -> Tensor:
         """`base(x)`. Raises TargetError, naming the layer, where the base is no Linear in what it computes."""
         y: Tensor = self.base(x)
-        if y.shape[:-1] != x.shape[:-1] or y.shape[-1] != self.out_features:
+        if not isinstance(y, Tensor) or y.shape[:-1] != x.shape[:-1] or y.shape[-1] != self.out_features:
+            made = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
             raise TargetError(
-                f"layer {self.name!r} is a {type(self.base).__name__} that turns {list(x.shape)} into {list(y.shape)}: expected a "
-                f"Linear with {self.out_features} output features; leave the layer out of targets"
+                f"layer {self.name!r} is a {type(self.base).__name__} that turns {list(x.shape)} into {made}: expected a Linear "
+                f"with {self.out_features} output features; leave the layer out of targets"
             )
         return y
 

@@ -18,6 +18,11 @@ class RoutedBottleneck(RoutedLayer):
 
     y, h [B, ..., O]; bank_a [H, S, O/H, R], bank_b [H, S, R, O/H], bias_a [H, S, 1, R], bias_b [H, S, 1, O/H]. The heads of
     A, B and b are blocks of h's features; a_t is the mean over heads of `sum_s w[t,h,s] a[h,s]`. A, B ~ N(0, 0.02), biases 0.
+    In plain torch, for rows of one task with weights w [H, S]:
+
+        A, a = torch.einsum("hs,hsir->hir", w, bank_a).flatten(0, 1), torch.einsum("hs,hsxr->r", w, bias_a) / H
+        B, b = (torch.einsum("hs,hsro->hro", w, t).permute(1, 0, 2).flatten(1) for t in (bank_b, bias_b))
+        y = h + F.gelu(h @ A + a) @ B + b
     """
 
     bank_names = ("bank_a", "bias_a", "bank_b", "bias_b")

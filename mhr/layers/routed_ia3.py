@@ -11,7 +11,13 @@ from mhr.routing import Router, RoutingState
 
 
 class RoutedIA3(RoutedLayer):
-    """`y = base(x) * v_t` with `v_t = concat_h sum_s w[t,h,s] v[h,s]`; bank_v [H, S, 1, O/H], all ones at first."""
+    """`y = base(x) * v_t` with `v_t = concat_h sum_s w[t,h,s] v[h,s]`; bank_v [H, S, 1, O/H], all ones at first.
+
+    In plain torch, for rows of one task with weights w [H, S]:
+
+        v = torch.einsum("hs,hso->ho", w, bank_v.squeeze(2)).flatten()    # [O]
+        y = base(x) * v
+    """
 
     bank_names = ("bank_v",)
     head_dims = (2,)

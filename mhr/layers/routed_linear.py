@@ -19,7 +19,12 @@ class RoutedLinear(RoutedLayer):
     """`y = base(x) + (alpha / r) * (x A_t) B_t` with `A_t = concat_h sum_s w[t,h,s] A[h,s]` and B_t likewise.
 
     x [B, ..., I], y [B, ..., O]; bank_a [H, S, I/H, R], bank_b [H, S, R, O/H]. A's heads are blocks of the input, B's
-    of the output. With `AdapterConfig.dropout` the x of the adapter loses some of its elements while training.
+    of the output. With `AdapterConfig.dropout` the x of the adapter loses some of its elements while training. In plain torch,
+    for rows of one task with weights w [H, S]:
+
+        A = torch.einsum("hs,hsir->hir", w, bank_a).flatten(0, 1)                    # [I, R]
+        B = torch.einsum("hs,hsro->hro", w, bank_b).permute(1, 0, 2).flatten(1)      # [R, O]
+        y = base(x) + alpha / rank * (x @ A) @ B
 
     A plain nn.Linear takes the fused path that owns the frozen product; any other base (quantised, Conv1D, one with
     hooks) is called as it is and the adapter is added into its output, as where x loses elements.

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from mhr.errors import ConfigError, TargetError, nearest
+from mhr.layers.layouts import routable, working_targets
+from mhr.layers.linear import is_linear
 
 # Attention projections by `config.model_type`; more names stand for the same layout.
 ATTENTION: dict[tuple[str, ...], list[str] | str] = {
@@ -80,27 +81,23 @@ def find_targets(
     for target, names in matched.items():
         layers = [n for n in names if is_linear(model.get_submodule(n))]
         # A default list covers several variants of an architecture, of which a model has some.
-        if not layers and targets is not None:
+        if targets is None:
+            layers = [n for n in layers if routable(model, n)]
+        elif not layers:
+            fused = next(
+                (n for n, p in model.named_parameters() if p.dim() == 3 and f".{n}".endswith("." + target)), None
+            )
+            if fused is not None:
+                raise TargetError(
+                    f"target {target!r} is {fused!r}, a parameter that holds the weights of several experts, whose tokens are not "
+                    f"the rows of the batch: {working_targets(model)}"
+                )
             reason = f"matches {names[0]!r}, which is no Linear layer" if names else "matches no layer"
             raise TargetError(f"target {target!r} {reason}: {nearest(target, _linear_endings(model))}")
         found.update(layers)
     if not found:
         raise TargetError(f"targets {list(matched)} match no layer; Linear layers end in {_endings(model)}")
     return [name for name in everything if name in found]
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a layer can be adapted: nn.Linear, its quantised relatives, or GPT-2's Conv1D."""
-    if isinstance(module, (nn.Linear, Conv1D)):
-        return True
-    return all(isinstance(getattr(module, a, None), int) for a in ("in_features", "out_features"))
-
-
-def features(module: nn.Module) -> tuple[int, int]:
-    """(in, out) features of a Linear-like layer."""
-    if isinstance(module, Conv1D):
-        return module.nx, module.nf
-    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
 
 
 def routing_group(model: nn.Module, layer: str, granularity: str) -> str:
