@@ -139,7 +139,7 @@ def random_batch(
     if model.config.is_encoder_decoder:
         inputs["labels"] = tokens(target)
     elif isinstance(model, BertForSequenceClassification):
-        inputs["labels"] = torch.rand(batch, generator=generator)
+        inputs["labels"] = torch.rand(batch, generator=generator).to(model.dtype)
     elif not isinstance(model, BertModel):
         inputs["labels"] = ids.masked_fill(mask == 0, -100)
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
