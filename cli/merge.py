@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
+from typer.main import get_command
 
 from mhr.errors import ConfigError
 
 from .frame import options
+from .frame.command import Command
 from .frame.console import note, out, print_json, working
 from .frame.options import SETTINGS, WHERE
 from .frame.settings import Given, takes
@@ -30,6 +34,9 @@ mhr merge runs/adapted/rev-last-upper --method soup-greedy --evaluate --output s
 
 mhr merge lora-a lora-b --method ties --density 0.3 --rank 16 --to peft-lora --output merged
 """
+
+OF_METHODS = "mhr.merging.settings"
+"""Where a call's context keeps the settings of merge methods."""
 
 MOST_INPUTS = 6  # a wider table of distances does not fit a terminal; the report has it
 
@@ -90,29 +97,6 @@ Rank = Annotated[
         rich_help_panel=SETTINGS,
     ),
 ]
-Density = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SHARE", help="With ties: share of each tensor's numbers that is kept (0.2).", rich_help_panel=SETTINGS
-    ),
-]
-Drop = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SHARE", help="With dare: share of numbers that is dropped at random (0.9).", rich_help_panel=SETTINGS
-    ),
-]
-Seed = Annotated[
-    int | None, typer.Option(metavar="N", help="With dare: fixes what is dropped (0).", rich_help_panel=SETTINGS)
-]
-Examples = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="With fisher: examples of each input's task that its Fisher information is estimated on (64).",
-        rich_help_panel=SETTINGS,
-    ),
-]
 Evaluate = Annotated[
     bool,
     typer.Option(
@@ -150,9 +134,57 @@ To = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="Store float32, bfloat16 or float16. Unset: as the adapter is.", rich_help_panel=SETTINGS
+        metavar="NAME",
+        help="Store float32, bfloat16 or float16. Unset: as the adapter is; with --to model as the base model is.",
+        rich_help_panel=SETTINGS,
     ),
 ]
+
+
+class MethodSettings(Command):
+    """A command with a flag for every setting that a merge method declares, beside those of its function."""
+
+    _whole = False
+
+    @property
+    def params(self) -> list[Any]:
+        """Those of the function, and, when they are asked for, those of the methods, which import torch."""
+        if not self._whole:
+            self._whole = True
+            self._params += _of_methods()
+        return self._params
+
+    @params.setter
+    def params(self, params: list[Any]) -> None:
+        self._params = params
+
+    def invoke(self, ctx: Any) -> Any:
+        ctx.meta[OF_METHODS] = {option.name: ctx.params.pop(option.name) for option in _of_methods()}
+        return super().invoke(ctx)
+
+
+@cache
+def _of_methods() -> list[Any]:
+    from mhr.merging import all_settings
+
+    def function(**settings: Any) -> None: ...
+
+    annotations = {
+        name: Annotated[
+            declared.type | None,
+            typer.Option(
+                metavar="N" if declared.type is int else "X",
+                help=f"With {' and '.join(methods)}: {declared.setting.help}. Unset: {declared.default}.",
+                rich_help_panel=SETTINGS,
+            ),
+        ]
+        for name, (declared, methods) in all_settings().items()
+    }
+    parameters = [Parameter(n, Parameter.KEYWORD_ONLY, default=None, annotation=a) for n, a in annotations.items()]
+    function.__signature__, function.__annotations__ = Signature(parameters), annotations  # type: ignore[attr-defined]
+    alone = typer.Typer(add_completion=False)
+    alone.command()(function)
+    return list(get_command(alone).params)
 
 
 @takes(
@@ -173,6 +205,7 @@ Dtype = Annotated[
     ),
 )
 def merge(
+    ctx: typer.Context,
     paths: Sources,
     output: options.Output,
     tasks: options.Tasks = None,
@@ -184,10 +217,6 @@ def merge(
     weights: Weights = None,
     space: Space = None,
     rank: Rank = None,
-    density: Density = None,
-    drop: Drop = None,
-    seed: Seed = None,
-    examples: Examples = None,
     evaluate: Evaluate = False,
     split: Split = "train",
     to: To = "mhr",
@@ -212,10 +241,6 @@ def merge(
             weights=_weights(weights),
             space=space,
             rank=rank,
-            density=density,
-            drop=drop,
-            seed=seed,
-            examples=examples,
             evaluate=evaluate,
             tasks=tasks,
             dev_tasks=options.split(dev_task),
@@ -226,6 +251,7 @@ def merge(
             overwrite=overwrite,
             dtype=dtype,
             base=model,
+            **ctx.meta[OF_METHODS],
         )
         report = read_report(written)
     if json:

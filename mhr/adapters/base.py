@@ -134,9 +134,9 @@ def is_quantised(layer: nn.Module) -> bool:
     if isinstance(layer, RoutedLayer) or not is_linear(layer):
         return False
     weight = getattr(layer, "weight", None)
-    # A subclass of Tensor (torchao's) may give a floating-point dtype and the full size while it holds codes.
-    plain = type(weight) in (Tensor, nn.Parameter)
-    return not (plain and weight.is_floating_point() and weight.numel() == math.prod(features(layer)))  # type: ignore[union-attr]
+    if not isinstance(weight, Tensor) or type(weight.data).__module__.partition(".")[0] != "torch":
+        return True  # torchao's tensors say that they are of floating point
+    return not (weight.is_floating_point() and weight.numel() == math.prod(features(layer)))
 
 
 def check_reopens(model: nn.Module) -> None:

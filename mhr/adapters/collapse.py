@@ -46,7 +46,7 @@ def collapse(checkpoint: AdapterCheckpoint, weights: Mapping[str, Tensor] | None
 def collapse_task(checkpoint: AdapterCheckpoint, task: str) -> PlainAdapter:
     """`collapse` with the routing weights of `task`. Raises TaskError for a task that the bank does not hold."""
     if task not in checkpoint.tasks:
-        raise TaskError(f"unknown task {task!r} of {checkpoint.name}: {nearest(task, checkpoint.tasks)}")
+        raise TaskError(f"unknown task {task!r}: {nearest(task, checkpoint.tasks)}")
     row = checkpoint.tasks.index(task)
     return collapse(checkpoint, {group: table[row] for group, table in routing_weights(checkpoint).items()})
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from mhr.adapters.base import check_base
+from mhr.adapters.base import check_base, is_quantised
 from mhr.adapters.layer import IA3Vector, LoraFactors
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.sharing import check_agreement
@@ -69,9 +69,10 @@ def _check_layers(model: nn.Module, plain: PlainAdapter) -> None:
         owners.setdefault(id(parameter), []).append(name)
     for layer in plain.layers:
         weight: Tensor = model.get_submodule(layer).weight  # type: ignore[assignment]
-        if weight.dtype not in FLOATS:
+        if is_quantised(model.get_submodule(layer)) or weight.dtype not in FLOATS:
             raise MergeError(
-                f"layer {layer!r} is quantised ({weight.dtype}): load the base model in a float dtype to fold into it"
+                f"layer {layer!r} is quantised ({weight.dtype}), and no adapter can be folded into it: name the model that was "
+                "quantised, or a dequantised copy of it, with --model, or keep the adapter (--to mhr, --to peft-lora)"
             )
         others = [name for name in owners[id(weight)] if name != f"{layer}.weight"]
         if others:

@@ -78,7 +78,9 @@ def skeleton(base: BaseModel) -> nn.Module | None:
     if not name or base.kind not in CLASSES:
         return None
     try:
-        config = AutoConfig.from_pretrained(str(BUILTIN.get(name, name)), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(
+            str(BUILTIN.get(name, name)), trust_remote_code=False, local_files_only=True
+        )
         if base.kind == "encoder":
             config.num_labels = 1
         with torch.device("meta"):

@@ -57,17 +57,8 @@ class Setting:
     below: float | None = None
     most: float | None = None
 
-    def check(self, name: str, value: Any, type_: type) -> None:
-        """Raise MergeError for a value of another type or outside the range."""
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or (type_ is int and not isinstance(value, int)) or not self._holds(value):
-            kind = {int: "an integer", float: "a number"}[type_]
-            low = f"above {self.above:g}" if self.above is not None else f"of at least {self.least:g}"
-            high = f" and below {self.below:g}" if self.below is not None else ""
-            high += f" and at most {self.most:g}" if self.most is not None else ""
-            raise MergeError(f"{name} is {value!r}: expected {kind} {low}{high} ({self.help})")
-
-    def _holds(self, value: float) -> bool:
+    def holds(self, value: float) -> bool:
+        """Whether a number is in the range."""
         return (
             (self.above is None or value > self.above)
             and (self.least is None or value >= self.least)
@@ -84,6 +75,21 @@ class Declared:
     type: type
     default: Any
     setting: Setting
+
+    def check(self, value: Any) -> None:
+        """Raise MergeError for a value of another type or outside the range."""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and (self.type is float or isinstance(value, int)) and self.setting.holds(value):
+            return
+        bounds = {
+            "above": self.setting.above,
+            "at least": self.setting.least,
+            "below": self.setting.below,
+            "at most": self.setting.most,
+        }
+        told = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+        kind = {int: "an integer", float: "a number"}[self.type]
+        raise MergeError(f"{self.name} is {value!r}: expected {kind} {told} ({self.setting.help})")
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def register(
         def checked(*args: Any, **given: Any) -> Combination:
             for key, value in given.items():
                 if key in settings:
-                    settings[key].setting.check(key, value, settings[key].type)
+                    settings[key].check(value)
             return combine(*args, **given)
 
         needs = frozenset(p.name for p in keywords) - settings.keys()

@@ -23,6 +23,7 @@ from mhr.files import prepare_output, writing_folder
 from mhr.locks import one_writer
 from mhr.merging.combination import all_settings
 from mhr.merging.plan import Order, Plan, make_plan
+from mhr.ops.checks import accumulator
 
 FORMS = ("mhr", "peft-lora", "model")
 """What a merge can write: an adapter checkpoint of ours, a PEFT folder, or a whole plain transformers model."""
@@ -65,7 +66,7 @@ def merge(
     evaluate  score every input, and the merged adapter, on the test examples; told in the report
     tasks, dev_tasks, split, limit, batch_size    what is scored on, see `Judge`
     to        one of FORMS
-    dtype     of the tensors written, one of DTYPES; None keeps them
+    dtype     of the tensors written, one of DTYPES; None keeps the adapter's, or with to="model" the base model's
     base      path or hub id of the base model; None takes the one that the adapters name
     settings  those of the method, such as density=0.3 of "ties": each method declares its own, see `mhr.merging.Setting`
 
@@ -80,9 +81,11 @@ def merge(
     if rank is not None and rank < 1:
         raise MergeError(f"rank is {rank}: expected an integer of at least 1")
     known = all_settings()
-    for name in settings:
+    settings = {name: value for name, value in settings.items() if value is not None}
+    for name, value in settings.items():
         if name not in known:
             raise MergeError(f"no merge method has a setting {name!r}: {nearest(name, sorted(known))}")
+        known[name][0].check(value)
     output = prepare_output(output, overwrite)
     paths = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     for path in paths:
@@ -95,7 +98,7 @@ def merge(
         weights=weights,
         space=space,
         rank=rank,
-        settings={name: value for name, value in settings.items() if value is not None},
+        settings=settings,
         base=base,
         judging={
             "evaluate": evaluate,
@@ -153,7 +156,11 @@ def _told(result: EvaluationResult) -> dict[str, Any]:
 
 
 def _folded(plain: PlainAdapter, dtype: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model with an adapter folded into it, and its tokenizer."""
-    model, tokenizer = load_backbone(plain.base.name_or_path, plain.base.kind or None)
+    """The base model with an adapter folded into it, and its tokenizer.
+
+    Each layer is computed in float32 at least and rounded once, to the base's own dtype where none is named.
+    """
+    wide = "auto" if dtype is None else accumulator(DTYPES[dtype])
+    model, tokenizer = load_backbone(plain.base.where(None, plain.name), plain.base.kind or None, wide)
     fold_into(model, plain)
     return model if dtype is None else model.to(DTYPES[dtype]), tokenizer

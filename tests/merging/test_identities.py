@@ -97,13 +97,13 @@ def test_vectors_of_an_ia3(name, tmp_path):
     given = ia3(1)
     output = merge(save(tmp_path, given), **settings(name, 1), **NEUTRAL.get(name, {}), output=tmp_path / "one")
     found = load(output)
-    for layer, vector in given.layers.items():
-        torch.testing.assert_close(found.layers[layer], vector, rtol=1e-6, atol=1e-6)
+    for name_, layer in given.layers.items():
+        torch.testing.assert_close(found.layers[name_].v, layer.v, rtol=1e-6, atol=1e-6)
     # Numbers that are dropped or trimmed fall back to 1, where an IA3 does nothing, and not to 0.
     harsh = {"ties": {"density": 0.01}, "dare": {"drop": 0.99}}
     if name in harsh:
         found = load(merge(save(tmp_path, given), method=name, **harsh[name], output=tmp_path / "harsh"))
-        assert float((torch.cat(list(found.layers.values())) == 1).float().mean()) > 0.9
+        assert float((torch.cat([layer.v for layer in found.layers.values()]) == 1).float().mean()) > 0.9
 
 
 def test_weights_are_those_of_the_inputs(tmp_path):

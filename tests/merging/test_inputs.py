@@ -225,14 +225,14 @@ def test_a_user_may_vouch_for_the_base_model(tmp_path):
         ({"method": "ties", "drop": 0.5}, MergeError, "'ties' takes no drop"),
         ({"method": "dare", "density": 0.5}, MergeError, "'dare' takes no density"),
         ({"density": 0.5}, MergeError, "'uniform' takes no density"),
-        ({"method": "ties", "density": 0.0}, MergeError, "density is 0.0: expected the share"),
+        ({"method": "ties", "density": 0.0}, MergeError, "density is 0.0: expected a number above 0 and at most 1"),
         ({"method": "ties", "density": 1.5}, MergeError, "density is 1.5"),
-        ({"method": "dare", "drop": 1.0}, MergeError, "drop is 1.0: expected the share"),
+        ({"method": "dare", "drop": 1.0}, MergeError, "drop is 1.0: expected a number of at least 0 and below 1"),
         ({"method": "tise"}, ConfigError, "unknown merge method 'tise': did you mean 'ties'"),
         ({"method": "task"}, MergeError, "'task' merges one bank, not 2 inputs"),
         ({"space": "product"}, MergeError, "space is 'product': expected one of factor, delta"),
         ({"method": "mera", "space": "delta"}, MergeError, "'mera' does not work in space 'delta'"),
-        ({"rank": 0, "space": "delta"}, MergeError, "rank is 0: expected a whole number of at least 1"),
+        ({"rank": 0, "space": "delta"}, MergeError, "rank is 0: expected an integer of at least 1"),
         ({"rank": 2}, MergeError, "rank is 2, but factors are merged as they are: leave it out, or use --space delta"),
         ({"method": "fisher", "examples": 0}, MergeError, "examples is 0"),
         ({"task": ["a", "b", "c"]}, MergeError, "got 3 tasks for 2 inputs"),
@@ -303,7 +303,7 @@ def test_paths_that_hold_nothing_to_merge(tmp_path):
         merge([bank(tmp_path / "a"), bank(tmp_path / "b")], task="rt", output=tmp_path / "out")
 
 
-def test_modules_are_averaged_and_whole_numbers_must_agree(tmp_path):
+def test_modules_are_averaged_and_integers_must_agree(tmp_path):
     def with_head(seed: int, counter: int) -> PlainAdapter:
         state = {"weight": torch.full((2, 4), float(seed)), "steps": torch.tensor(counter)}
         return lora(seed, modules={"classifier": state})
@@ -312,6 +312,6 @@ def test_modules_are_averaged_and_whole_numbers_must_agree(tmp_path):
     state = load(output).modules["classifier"]
     assert torch.equal(state["weight"], torch.full((2, 4), 2.0))
     assert int(state["steps"]) == 5
-    with pytest.raises(MergeError, match="tensor 'classifier.steps' .* whole numbers that differ"):
+    with pytest.raises(MergeError, match="tensor 'classifier.steps' .* integers that differ"):
         merge(save(tmp_path, with_head(1, 5), with_head(3, 6)), output=tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -107,7 +107,7 @@ def test_uniform_over_copies_is_the_copy(adapter):
             tensor.copy_(tensor[:, 2:3].clone().expand_as(tensor))
     for layer, found in merge_uniform(checkpoint).layers.items():
         if adapter == "ia3":
-            assert torch.equal(found, checkpoint.tensors[f"layers.{layer}.bank_v"][0, 2, 0])
+            assert torch.equal(found.v, checkpoint.tensors[f"layers.{layer}.bank_v"][0, 2, 0])
         else:
             assert torch.equal(found.a, checkpoint.tensors[f"layers.{layer}.bank_a"][0, 2])
             assert torch.equal(found.b, checkpoint.tensors[f"layers.{layer}.bank_b"][0, 2])
