@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from mhr.adapters.base import BaseModel
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.sharing import is_inside, sharing
-from mhr.backbones import BUILTIN, load_backbone
+from mhr.backbones import BUILTIN
 from mhr.errors import CheckpointError
 
 CLASSES: dict[str, Any] = {
@@ -21,6 +21,9 @@ CLASSES: dict[str, Any] = {
     "causal": AutoModelForCausalLM,
     "encoder": AutoModelForSequenceClassification,
 }
+
+LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+"""No merge asks the network, or runs code of a folder."""
 
 HEADS = ("classifier", "score")
 """What PEFT adds to modules_to_save of every SEQ_CLS adapter."""
@@ -51,7 +54,8 @@ def with_peers(plain: PlainAdapter) -> PlainAdapter:
     if not more:
         return plain
     states = {name: dict(state) for name, state in plain.modules.items()}
-    model, _ = load_backbone(plain.base.name_or_path, plain.base.kind or None)
+    labels = {"num_labels": 1} if plain.base.kind == "encoder" else {}
+    model = CLASSES[plain.base.kind].from_pretrained(_place(plain.base), dtype=torch.float32, **LOCAL, **labels)
     for name, state in states.items():
         model.get_submodule(name).load_state_dict(state)
     dtype = next((t.dtype for state in states.values() for t in state.values() if t.is_floating_point()), torch.float32)
@@ -74,13 +78,10 @@ def peers(model: nn.Module, modules: Iterable[str], classifies: bool = False) ->
 
 def skeleton(base: BaseModel) -> nn.Module | None:
     """The base model without its weights, on the meta device; None where its configuration cannot be read or tells no kind."""
-    name = base.name_or_path
-    if not name or base.kind not in CLASSES:
+    if not base.name_or_path or base.kind not in CLASSES:
         return None
     try:
-        config = AutoConfig.from_pretrained(
-            str(BUILTIN.get(name, name)), trust_remote_code=False, local_files_only=True
-        )
+        config = AutoConfig.from_pretrained(_place(base), **LOCAL)
         if base.kind == "encoder":
             config.num_labels = 1
         with torch.device("meta"):
@@ -89,6 +90,10 @@ def skeleton(base: BaseModel) -> nn.Module | None:
         return None
     model.tie_weights()
     return model
+
+
+def _place(base: BaseModel) -> str:
+    return str(BUILTIN.get(base.name_or_path, base.name_or_path))
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
