@@ -83,7 +83,7 @@ class Declared:
             return
         bounds = {
             "above": self.setting.above,
-            "at least": self.setting.least,
+            "of at least": self.setting.least,
             "below": self.setting.below,
             "at most": self.setting.most,
         }

@@ -68,7 +68,7 @@ def test_to_peft(run, tmp_path):
 
 
 def test_to_a_plain_model(run, tmp_path):
-    folder = merge(run, method="task", task="wic", to="model", output=tmp_path / "out")
+    folder = merge(run, method="task", task="wic", to="model", dtype="float32", output=tmp_path / "out")
     assert "mhr_config.json" not in {path.name for path in folder.iterdir()}
     close(output(AutoModelForSeq2SeqLM.from_pretrained(folder)), routed(run, "wic"))
     text = "a question?"
@@ -85,11 +85,23 @@ def test_a_dtype_for_what_is_written(run, tmp_path, to):
     assert {tensor.dtype for tensor in load_file(file).values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_a_plain_model_keeps_the_dtype_of_its_base(run, tmp_path, stored):
+    """Each layer is rounded once, from the sum in float32."""
+    for part in load_backbone(BASE, dtype=stored):
+        part.save_pretrained(tmp_path / "base")
+    folder = merge(run, to="model", base=str(tmp_path / "base"), output=tmp_path / "out")
+    wide = merge(run, to="model", base=str(tmp_path / "base"), dtype="float32", output=tmp_path / "wide")
+    found, exact = (load_file(path / "model.safetensors") for path in (folder, wide))
+    assert {tensor.dtype for tensor in found.values()} == {stored}
+    assert all(torch.equal(found[name], exact[name].to(stored)) for name in found)
+
+
 def test_weights_and_the_forms_agree(run, tmp_path):
     weights = {"boolq": 1.0, "wic": 3.0}
     ours = merge(run, method="weighted", weights=weights, output=tmp_path / "ours")
     theirs = merge(run, method="weighted", weights=weights, to="peft-lora", output=tmp_path / "theirs")
-    model = merge(theirs, to="model", output=tmp_path / "model")
+    model = merge(theirs, to="model", dtype="float32", output=tmp_path / "model")
     close(output(load_checkpoint(ours)[0]), output(AutoModelForSeq2SeqLM.from_pretrained(model)))
     back = merge(theirs, to="mhr", output=tmp_path / "back")
     assert read_adapter(back).base.name_or_path == BASE
