@@ -8,6 +8,7 @@ NAMES = [
     "attach_checkpoint",
     "checkpoint_of",
     "is_adapter",
+    "kind_of",
     "load_adapter",
     "load_checkpoint",
     "read_adapter",
