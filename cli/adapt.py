@@ -61,6 +61,7 @@ def adapt(
     """
     few = few_shot.few_shot_settings(shots, grid, given)
     with working():
+        from mhr.data.truncation import truncation_line
         from mhr.few_shot import adapt as train
         from mhr.files import read_json
         from mhr.runs.notes import notes_of
@@ -83,6 +84,9 @@ def adapt(
     for line in notes:
         note(f"Note: {line}")
     for folder in runs:
+        truncated = truncation_line(folder.info.get("truncated"))
+        if truncated:
+            note(f"{folder.path}: {truncated}")
         chosen = folder.info["selection"]
         if chosen:
             trial = chosen["trials"][chosen["chosen"]]

@@ -50,6 +50,7 @@ def pretrain(
     if resume and config is None and (output / "config.yaml").is_file():
         config = output / "config.yaml"
     with working():
+        from mhr.data.truncation import truncation_line
         from mhr.runs import load_config
         from mhr.runs.notes import notes_of
         from mhr.training import pretrain as train
@@ -70,4 +71,7 @@ def pretrain(
         note(
             f"Consistency compares single logits by their squared difference, for tasks with one choice: {', '.join(compared)}"
         )
+    for line in [*run.info.get("notes", ()), truncation_line(run.info.get("truncated"))]:
+        if line:
+            note(f"Note: {line}")
     note(f"Trained: {Path(run.path)}")

@@ -24,7 +24,7 @@ LEVELS = [
     {"ops"},
     {"routing", "data"},
     {"layers", "backbones", "runs"},
-    {"adapters", "losses"},
+    {"adapters", "objectives"},
     {"evaluation", "training", "checkpoint"},
     {"merging", "few_shot"},
     {"sweeps", "analysis"},

@@ -23,10 +23,10 @@ from mhr.data.collators import Batch, Collator
 from mhr.errors import CheckpointError, TaskError
 from mhr.few_shot.shots import draw_shots
 from mhr.layers import AdapterBank, detach
-from mhr.losses.by_kind import losses
+from mhr.objectives import make_objective
+from mhr.objectives.lengths import fit_data
 from mhr.runs.checkpoints import all_checkpoints, fault_of, step_of
 from mhr.runs.run import RunFolder
-from mhr.runs.tasks import make_collator
 
 BUDGET = 2**30
 """Bytes of gradients that are kept at a time, by default."""
@@ -101,7 +101,9 @@ def align_run(
         raise TaskError(f"gradient alignment compares tasks, and {len(collection)} is given: name at least two")
     first = read_adapter(checkpoints[0][1])
     model, tokenizer = load_backbone(first.base.name_or_path, first.base.kind)
-    collator = make_collator(kind_of(model), tokenizer, folder.config().data)
+    objective = make_objective(kind_of(model))
+    data, _ = fit_data(model, tokenizer, objective.kind, folder.config().data)
+    collator = objective.collator(tokenizer, data.max_input_length, data.max_target_length)
     drawn = {task.name: draw_shots(task, examples, seed) for task in collection.values()}
     aligned = []
     for step, path in checkpoints:
@@ -133,7 +135,7 @@ def align(
     bank = attach_checkpoint(checkpoint, model)
     model.eval()
     try:
-        tasks = [_Objective(model, bank, task, drawn, collator) for task, drawn in examples.items()]
+        tasks = [_TaskLoss(model, bank, task, drawn, collator) for task, drawn in examples.items()]
         groups = {name: list(layer.bank().values()) for name, layer in bank.layers.items()}
         gram, layers = gram_matrices([task.gradient for task in tasks], groups, budget)
         losses = {task.name: task.loss for task in tasks}
@@ -187,24 +189,24 @@ def mean_cosine(gram: Tensor) -> float | None:
     return float(pairs.mean()) if len(pairs) else None
 
 
-class _Objective:
+class _TaskLoss:
     """The mean loss of one task's examples, and its gradient, a batch at a time."""
 
     def __init__(self, model: nn.Module, bank: AdapterBank, name: str, examples: list[Example], collator: Collator):
         self.model = model
         self.name = name
-        self.criterion = losses[kind_of(model)]()
+        self.objective = make_objective(kind_of(model))
         row = bank.tasks.index(name) if name in bank.tasks else -1  # -1 is routed uniformly
         device = next(model.parameters()).device
         self.batches = [_on(device, collator(examples[i : i + 16]), row) for i in range(0, len(examples), 16)]
-        self.count = sum(int(self.criterion.count(batch)) for batch in self.batches)
+        self.count = sum(int(self.objective.count(batch)) for batch in self.batches)
         self.loss = math.nan
 
     def gradient(self, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
         sums: list[Tensor | None] = [None] * len(parameters)
         self.loss = 0.0
         for batch in self.batches:
-            loss = self.criterion(self.model, batch, 0.0).sums.sum() / self.count
+            loss = self.objective(self.model, batch).sums.sum() / self.count
             self.loss += float(loss.detach())
             parts = torch.autograd.grad(loss, parameters, allow_unused=True)
             sums = [_sum(a, b) for a, b in zip(sums, parts, strict=True)]

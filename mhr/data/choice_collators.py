@@ -13,9 +13,9 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from mhr.data.collators import IGNORED, Batch, CausalCollator, Collator, Seq2SeqCollator
+from mhr.data.collators import IGNORED, Batch, CausalCollator, Seq2SeqCollator
 from mhr.data.example import Example
-from mhr.data.tokens import check_choices, encode, encode_answers, pad
+from mhr.data.tokens import check_choices, pad
 from mhr.errors import DataError
 
 
@@ -24,9 +24,9 @@ class Seq2SeqChoicesCollator(Seq2SeqCollator):
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         offered = [scored_answers(e) for e in examples]
-        answers = encode(self.tokenizer, [a for own in offered for a in own], self.max_target_length)
-        rows = _distinct(examples, offered, self._counted(answers), self.max_target_length)
-        return {**self.prompts(examples), **_shared(examples, offered), "labels": pad(rows, IGNORED)[0]}
+        inputs, answers = self._counted(examples, offered)
+        _check_distinct(examples, offered, answers, self.max_target_length)
+        return {**self._padded(inputs), **_shared(examples, offered), "labels": pad(answers, IGNORED)[0]}
 
 
 class CausalChoicesCollator(CausalCollator):
@@ -34,17 +34,12 @@ class CausalChoicesCollator(CausalCollator):
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         offered = [scored_answers(e) for e in examples]
-        answers = encode_answers(self.tokenizer, [a for own in offered for a in own], self.max_target_length)
-        rows = _distinct(examples, offered, self._counted(answers), self.max_target_length)
-        prompts = [prompt for prompt, own in zip(self._prompts(examples), offered, strict=True) for _ in own]
-        labels = [[IGNORED] * len(prompt) + row for prompt, row in zip(prompts, rows, strict=True)]
-        whole = [prompt + row for prompt, row in zip(prompts, rows, strict=True)]
-        shared = {**_shared(examples, offered), "task_ids": [e.task for e in examples]}
-        return {**self._padded(whole), **shared, "labels": pad(labels, IGNORED)[0]}
-
-
-CHOICE_COLLATORS: dict[str, type[Collator]] = {"seq2seq": Seq2SeqChoicesCollator, "causal": CausalChoicesCollator}
-"""Kind of model -> the collator for ranking losses. Encoders have one way to be trained, which is by ranking."""
+        inputs, answers = self._counted(examples, offered)
+        _check_distinct(examples, offered, answers, self.max_target_length)
+        prompts = [prompt for prompt, own in zip(inputs, offered, strict=True) for _ in own]
+        labels = [[IGNORED] * len(prompt) + row for prompt, row in zip(prompts, answers, strict=True)]
+        whole = [prompt + row for prompt, row in zip(prompts, answers, strict=True)]
+        return {**self._padded(whole), **_shared(examples, offered), "labels": pad(labels, IGNORED)[0]}
 
 
 def scored_answers(example: Example) -> list[str]:
@@ -74,13 +69,14 @@ def _shared(examples: Sequence[Example], offered: Sequence[list[str]]) -> Batch:
         "right": right,
         "gold": right + torch.tensor([0, *accumulate(counts)][:-1]),
         "choice_counts": counts,
+        "task_ids": [e.task for e in examples],
     }
 
 
-def _distinct(
+def _check_distinct(
     examples: Sequence[Example], offered: Sequence[list[str]], rows: list[list[int]], limit: int
-) -> list[list[int]]:
-    """The rows, or DataError where two answers of an example became the same by being cut."""
+) -> None:
+    """Raise DataError where two answers of an example became the same by truncation."""
     ends = accumulate((len(own) for own in offered), initial=0)
     for example, own, (first, last) in zip(examples, offered, pairwise(ends), strict=True):
         seen: dict[tuple[int, ...], str] = {}
@@ -91,4 +87,3 @@ def _distinct(
                     f"example {example.id!r} of task {example.task!r}: choices {other!r:.60} and {answer!r:.60} are the same "
                     f"in their first {limit} tokens, so that none can be ranked above the other: raise max_target_length"
                 )
-    return rows

@@ -1,8 +1,8 @@
 """Examples -> batches, for the three kinds of models.
 
-Every batch is a dict of tensors and of `task_ids`, the names of the tasks of its rows, which stay on the host. Texts
-that are too long are cut, and counted: `truncated` of `seen` texts. The counts are those of this process, so data
-loaders with worker processes do not add to them.
+Every batch is a dict of tensors and of `task_ids`, the names of the tasks of its rows, which stay on the host. Texts that are
+too long are truncated, and counted by task: `truncation`. The counts are those of this process, so data loaders with worker
+processes do not add to them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mhr.data.example import Example
-from mhr.data.tokens import TokenRows, encode, encode_answers, encode_pairs, encode_prompts, pad
+from mhr.data.special_tokens import pad_token
+from mhr.data.tokens import TokenRows, encode, encode_answers, encode_pairs, encode_prompts, encode_targets, pad
+from mhr.data.truncation import Truncation
 from mhr.errors import ConfigError
 
 IGNORED = -100
@@ -25,7 +27,7 @@ Batch = dict[str, Any]
 
 
 class Collator(ABC):
-    """Common part: lengths in tokens, their counts, and padding."""
+    """Common part: lengths in tokens, the counts of what is truncated, and padding."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_input_length: int = 512, max_target_length: int = 128):
         for name, value in (("max_input_length", max_input_length), ("max_target_length", max_target_length)):
@@ -34,75 +36,101 @@ class Collator(ABC):
         self.tokenizer = tokenizer
         self.max_input_length = max_input_length
         self.max_target_length = max_target_length
-        self.seen = 0
-        self.truncated = 0
+        self.truncation = Truncation()
 
     @abstractmethod
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """The batch that training and scoring take."""
 
-    def _counted(self, rows: TokenRows) -> list[list[int]]:
-        """The tokens of the rows, after counting how many were cut."""
-        self.seen += len(rows.cut)
-        self.truncated += sum(rows.cut)
-        return rows.ids
-
     def _padded(self, rows: Sequence[list[int]], left: bool = False) -> Batch:
         """input_ids and attention_mask [B, L]."""
-        ids, mask = pad(rows, self.tokenizer.pad_token_id, left=left)
+        ids, mask = pad(rows, pad_token(self.tokenizer), left=left)
         return {"input_ids": ids, "attention_mask": mask}
 
 
-class Seq2SeqCollator(Collator):
+class GeneratorCollator(Collator):
+    """What encoder-decoders and decoders have in common: an input is read, and an answer said token by token."""
+
+    @abstractmethod
+    def encode_inputs(self, examples: Sequence[Example]) -> TokenRows:
+        """What `generate` takes, unpadded."""
+
+    @abstractmethod
+    def encode_answers(
+        self, examples: Sequence[Example], answers: Sequence[Sequence[str]]
+    ) -> tuple[TokenRows, TokenRows]:
+        """The inputs, and some answers to each, one example's after the other's."""
+
+    def _counted(
+        self, examples: Sequence[Example], answers: Sequence[Sequence[str]]
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """The tokens of `encode_answers`, after counting how many texts were truncated."""
+        inputs, said = self.encode_answers(examples, answers)
+        self.truncation.note("inputs", (e.task for e in examples), inputs.cut)
+        owners = (e.task for e, own in zip(examples, answers, strict=True) for _ in own)
+        self.truncation.note("targets", owners, said.cut)
+        return inputs.ids, said.ids
+
+
+class Seq2SeqCollator(GeneratorCollator):
     """Encoder-decoders: input_ids, attention_mask [B, L]; labels [B, T], IGNORED where padded."""
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        targets = encode(self.tokenizer, [e.targets[0] for e in examples], self.max_target_length)
-        return {**self.prompts(examples), "labels": pad(self._counted(targets), IGNORED)[0]}
+        inputs, targets = self._counted(examples, [e.targets[:1] for e in examples])
+        batch = {**self._padded(inputs), "task_ids": [e.task for e in examples]}
+        return {**batch, "labels": pad(targets, IGNORED)[0]}
 
-    def prompts(self, examples: Sequence[Example]) -> Batch:
-        """What `generate` takes: input_ids, attention_mask, task_ids."""
-        inputs = encode(self.tokenizer, [e.input for e in examples], self.max_input_length)
-        return {**self._padded(self._counted(inputs)), "task_ids": [e.task for e in examples]}
+    def encode_inputs(self, examples: Sequence[Example]) -> TokenRows:
+        return encode(self.tokenizer, [e.input for e in examples], self.max_input_length)
+
+    def encode_answers(
+        self, examples: Sequence[Example], answers: Sequence[Sequence[str]]
+    ) -> tuple[TokenRows, TokenRows]:
+        texts = [answer for own in answers for answer in own]
+        distinct = list(dict.fromkeys(texts))  # examples of a task share their choices
+        rows = encode_targets(self.tokenizer, distinct, self.max_target_length)
+        found = dict(zip(distinct, zip(rows.ids, rows.cut, strict=True), strict=True))
+        return self.encode_inputs(examples), TokenRows([found[t][0] for t in texts], [found[t][1] for t in texts])
 
 
-class CausalCollator(Collator):
+class CausalCollator(GeneratorCollator):
     """Decoders: prompt, target and end token in one row; labels are IGNORED up to the target. Long prompts lose their
-    beginning, since what is asked stands at their end."""
+    beginning behind the BOS, since what is asked stands at their end."""
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        prompts = self._prompts(examples)
-        targets = self._counted(
-            encode_answers(self.tokenizer, [e.targets[0] for e in examples], self.max_target_length)
-        )
+        prompts, targets = self._counted(examples, [e.targets[:1] for e in examples])
         rows = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
         labels = [[IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
         return {**self._padded(rows), "labels": pad(labels, IGNORED)[0], "task_ids": [e.task for e in examples]}
 
-    def prompts(self, examples: Sequence[Example]) -> Batch:
-        """What `generate` takes, padded on the left: input_ids, attention_mask, task_ids."""
-        return {**self._padded(self._prompts(examples), left=True), "task_ids": [e.task for e in examples]}
+    def encode_inputs(self, examples: Sequence[Example]) -> TokenRows:
+        return encode_prompts(self.tokenizer, [e.input for e in examples], self.max_input_length)
 
-    def _prompts(self, examples: Sequence[Example]) -> list[list[int]]:
-        return self._counted(encode_prompts(self.tokenizer, [e.input for e in examples], self.max_input_length))
+    def encode_answers(
+        self, examples: Sequence[Example], answers: Sequence[Sequence[str]]
+    ) -> tuple[TokenRows, TokenRows]:
+        lengths = self.max_input_length, self.max_target_length
+        return encode_answers(self.tokenizer, [e.input for e in examples], answers, *lengths)
 
 
 class RankingCollator(Collator):
     """Encoders that score (input, choice) pairs: one row a pair, the examples' choices one after the other.
 
     input_ids, attention_mask (and token_type_ids where the tokenizer makes them) [sum of counts, L]; labels [B], the
-    position of the right choice; choice_counts, a list of B numbers; task_ids, one a row. Only inputs are cut, never
+    position of the right choice; choice_counts, a list of B numbers; task_ids, one a row. Only inputs are truncated, never
     choices; `max_input_length` is that of a pair.
     """
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         pairs = encode_pairs(self.tokenizer, examples, self.max_input_length)
-        batch = self._padded(self._counted(pairs))
+        tasks = [e.task for e in examples for _ in e.choices]
+        self.truncation.note("inputs", tasks, pairs.cut)
+        batch = self._padded(pairs.ids)
         if pairs.types is not None:
             batch["token_type_ids"] = pad(pairs.types, 0)[0]
         return {
             **batch,
             "labels": torch.tensor([e.choices.index(e.targets[0]) for e in examples]),
             "choice_counts": [len(e.choices) for e in examples],
-            "task_ids": [e.task for e in examples for _ in e.choices],
+            "task_ids": tasks,
         }

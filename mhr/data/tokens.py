@@ -1,27 +1,38 @@
 """Texts -> token rows, one way for training and for evaluation, with a note of which were too long.
 
-encode          what an encoder-decoder reads and says          loses its end
-encode_prompts  what a decoder reads                            is left open, loses its beginning
-encode_answers  what a decoder says after a prompt              loses its end, keeps the end token
-encode_pairs    what an encoder scores: (input, choice)         loses the end of the input, never of the choice
+encode            what an encoder-decoder reads                   truncated at its end
+encode_targets    what an encoder-decoder says                    truncated at its end, keeps the end token
+encode_prompts    what a decoder reads                            is left open, truncated at its beginning, behind the BOS
+encode_answers    prompts, and what a decoder says after them     truncated at their end, keep the end token
+encode_pairs      what an encoder scores: (input, choice)         truncated at the end of the input, never of the choice
+
+A decoder reads running text: prompt, space, answer. The tokens of the two are those of the whole, for a tokenizer may put a
+space before every text by itself (SentencePiece), or take the last space of a prompt into the next word. So a prompt is
+encoded with something behind it, and a token that spans the border belongs to the answer:
+
+    "is it so? yes"   <s> _is _it _so ? | _yes </s>         (not  | _ _yes </s>)
+    "Answer: " yes    <s> _Answer : | _yes </s>             (not  _Answer : _ | yes </s>)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mhr.data.example import Example
+from mhr.data.special_tokens import PROBE, end_token, frame_of, start_token
 from mhr.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
-    """ids: the tokens of each text; cut: whether some were cut off; types: segment of each token, where the model asks."""
+    """ids: the tokens of each text; cut: whether it was truncated; types: segment of each token, where the model asks."""
 
     ids: list[list[int]]
     cut: list[bool]
@@ -30,24 +41,46 @@ class TokenRows:
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenRows:
     """Texts with the tokenizer's special tokens, at most `max_length` tokens each."""
-    rows = _whole(tokenizer, max_length, list(texts))
-    return _shorten(rows, tokenizer, max_length, True, list(texts))
+    rows = _whole(tokenizer, max_length, text=list(texts))
+    return _shorten(rows, tokenizer, max_length, True, text=list(texts))
+
+
+def encode_targets(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenRows:
+    """Targets as the tokenizer encodes targets, in their own language or vocabulary where it knows of that, and with the end
+    token that it gives them."""
+    rows = _whole(tokenizer, max_length, text_target=list(texts))
+    return _shorten(rows, tokenizer, max_length, True, text_target=list(texts))
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenRows:
-    """Texts to go on from: without an end token, which some tokenizers add, and at most their last `max_length` tokens,
-    since what is asked stands at the end."""
-    rows = tokenizer(list(texts), verbose=False)["input_ids"]
-    opened = [row[:-1] if row and row[-1] == tokenizer.eos_token_id else row for row in rows]
-    return TokenRows([row[-max_length:] for row in opened], [len(row) > max_length for row in opened])
+    """Texts to go on from: their tokens that stay the same when an answer follows, without an end token, behind the special
+    tokens that the tokenizer begins with; of too long a text the last tokens, since what is asked stands at the end."""
+    return _after_start(tokenizer, _open(tokenizer, texts), max_length)
 
 
-def encode_answers(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenRows:
-    """Answers to a prompt, parted from it by a space as in running text, and the end token."""
-    spaced = [" " + text for text in texts]
-    rows = tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"]
-    ended = [[*row[: max_length - 1], tokenizer.eos_token_id] for row in rows]
-    return TokenRows(ended, [len(row) + 1 > max_length for row in rows])
+def encode_answers(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    max_prompt_length: int,
+    max_answer_length: int,
+) -> tuple[TokenRows, TokenRows]:
+    """B prompts as `encode_prompts` does, and the answers to each, one prompt's after the other's: the tokens that follow it
+    in running text, and the end token.
+
+    All answers to a prompt follow the same tokens. Where one of them changes tokens inside the prompt, which takes a
+    tokenizer that does not part words at spaces, the prompt ends before these, and they count as the answers'.
+    """
+    owners = [i for i, own in enumerate(answers) for _ in own]
+    texts = [_join(prompts[i], answer) for i, answer in zip(owners, (a for own in answers for a in own), strict=True)]
+    opened = _open(tokenizer, prompts)
+    whole = _tokenise(tokenizer, text=texts, add_special_tokens=False)["input_ids"]
+    for i, row in zip(owners, whole, strict=True):
+        opened[i] = opened[i][: _shared(opened[i], row)]
+    said = [row[len(opened[i]) :] for i, row in zip(owners, whole, strict=True)]
+    end, room = end_token(tokenizer), max_answer_length - 1
+    ended = TokenRows([[*row[:room], end] for row in said], [len(row) > room for row in said])
+    return _after_start(tokenizer, opened, max_prompt_length), ended
 
 
 def encode_pairs(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> TokenRows:
@@ -57,13 +90,23 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
     """
     for example in examples:
         check_choices(example)
-    inputs = [e.input for e in examples for _ in e.choices]
-    choices = [c for e in examples for c in e.choices]
-    rows = _whole(tokenizer, max_length, inputs, choices)
+    pairs = {
+        "text": [e.input for e in examples for _ in e.choices],
+        "text_pair": [c for e in examples for c in e.choices],
+    }
+    rows = _whole(tokenizer, max_length, **pairs)
     if any(rows.cut):
         owners = [e for e in examples for _ in e.choices]
         _check_room(tokenizer, [e for e, cut in zip(owners, rows.cut, strict=True) if cut], max_length)
-    return _shorten(rows, tokenizer, max_length, "only_first", inputs, choices)
+    return _shorten(rows, tokenizer, max_length, "only_first", **pairs)
+
+
+def token_counts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None = None
+) -> list[int]:
+    """Tokens of each text, or of each text and its pair, with special tokens."""
+    rows = _tokenise(tokenizer, text=list(texts), text_pair=None if pairs is None else list(pairs))
+    return [len(row) for row in rows["input_ids"]]
 
 
 def check_choices(example: Example) -> None:
@@ -87,21 +130,71 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tup
     return ids, mask
 
 
-def _whole(tokenizer: PreTrainedTokenizerBase, max_length: int, *texts: list[str]) -> TokenRows:
+def _tokenise(tokenizer: PreTrainedTokenizerBase, **texts: Any) -> Any:
+    """The tokenizer's answer. Raises DataError, naming the text, for a lone surrogate, which no tokenizer can encode."""
+    try:
+        return tokenizer(**texts, verbose=False)
+    except (UnicodeEncodeError, TypeError) as error:
+        for text in (t for part in texts.values() if isinstance(part, list) for t in part):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise DataError(
+                    f"text {text!r:.60} holds half of a surrogate pair, expected characters that Unicode can encode: it was "
+                    "truncated within an emoji or the like; repair it or leave it out"
+                ) from error
+        raise
+
+
+def _join(prompt: str, answer: str) -> str:
+    """Prompt and answer as running text: a space between them unless there is white space already."""
+    parted = not prompt or not answer or prompt[-1].isspace() or answer[0].isspace()
+    return prompt + ("" if parted else " ") + answer
+
+
+def _open(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each prompt, without special ones, that end inside it when a word follows. A last space is the next
+    word's, as the one that `_join` puts there."""
+    followed = [_join(prompt, PROBE) for prompt in prompts]
+    whole = [prompt.removesuffix(" ") for prompt in prompts]
+    if tokenizer.is_fast:
+        found = _tokenise(tokenizer, text=followed, add_special_tokens=False, return_offsets_mapping=True)
+        return [
+            row[: sum(1 for _ in takewhile(lambda span: span[1] <= end, spans))]  # noqa: B023
+            for row, spans, end in zip(found["input_ids"], found["offset_mapping"], map(len, whole), strict=True)
+        ]
+    rows = _tokenise(tokenizer, text=followed, add_special_tokens=False)["input_ids"]
+    alone = _tokenise(tokenizer, text=whole, add_special_tokens=False)["input_ids"]
+    return [row[: _shared(row, own)] for row, own in zip(rows, alone, strict=True)]
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two rows have in common at their beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _after_start(tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]], max_length: int) -> TokenRows:
+    """Open rows behind what the tokenizer begins with; a row without any token gets the start token, to predict from."""
+    before = frame_of(tokenizer).before
+    room = max(max_length - len(before), 0)
+    ids = [[*before, *row[max(len(row) - room, 0) :]] or [start_token(tokenizer)] for row in rows]
+    return TokenRows(ids, [len(row) > room for row in rows])
+
+
+def _whole(tokenizer: PreTrainedTokenizerBase, max_length: int, **texts: list[str]) -> TokenRows:
     """Texts, or pairs of texts, as they are, and which of them are too long."""
-    rows = tokenizer(*texts, verbose=False)
+    rows = _tokenise(tokenizer, **texts)
     return TokenRows(
         rows["input_ids"], [len(row) > max_length for row in rows["input_ids"]], rows.get("token_type_ids")
     )
 
 
 def _shorten(
-    rows: TokenRows, tokenizer: PreTrainedTokenizerBase, max_length: int, how: bool | str, *texts: list[str]
+    rows: TokenRows, tokenizer: PreTrainedTokenizerBase, max_length: int, how: bool | str, **texts: list[str]
 ) -> TokenRows:
     """Rows that are too long, and only those, are made anew by the tokenizer, whose special tokens stay where they belong."""
     long = [i for i, cut in enumerate(rows.cut) if cut]
     if long:
-        short = tokenizer(*([part[i] for i in long] for part in texts), truncation=how, max_length=max_length)
+        parts = {name: [part[i] for i in long] for name, part in texts.items()}
+        short = tokenizer(**parts, truncation=how, max_length=max_length)
         for position, i in enumerate(long):
             rows.ids[i] = short["input_ids"][position]
             if rows.types is not None:
@@ -111,10 +204,10 @@ def _shorten(
 
 def _check_room(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> None:
     for example in dict.fromkeys(examples):
-        alone = tokenizer([""] * len(example.choices), list(example.choices), verbose=False)["input_ids"]
-        for choice, ids in zip(example.choices, alone, strict=True):
-            if len(ids) >= max_length:
+        alone = token_counts(tokenizer, [""] * len(example.choices), example.choices)
+        for choice, count in zip(example.choices, alone, strict=True):
+            if count >= max_length:
                 raise DataError(
-                    f"example {example.id!r} of task {example.task!r}: choice {choice!r:.40} alone takes {len(ids)} tokens, "
+                    f"example {example.id!r} of task {example.task!r}: choice {choice!r:.40} alone takes {count} tokens, "
                     f"which leaves no room for the input in {max_length}: raise max_input_length"
                 )

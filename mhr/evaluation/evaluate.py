@@ -131,7 +131,7 @@ def _share_out(
     to_rank: list[Example] = []
     to_generate: list[Example] = []
     skipped: dict[str, str] = {}
-    generates = loaded.kind != "encoder"
+    generates = loaded.objective.generates
     for task in collection.values():
         examples = task.split(split)[:limit]
         has_choices = all(example.choices for example in examples)

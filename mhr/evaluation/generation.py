@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from transformers import GenerationConfig
 
 from mhr.data.example import Example
-from mhr.data.tokens import encode, encode_prompts
 from mhr.errors import ConfigError
 from mhr.evaluation.batching import in_batches
+from mhr.evaluation.ends import special_tokens, until_end
 from mhr.evaluation.habits import without_habits
 from mhr.evaluation.inference import MeanOverDraws
 from mhr.evaluation.likelihood import shares_cache
@@ -52,17 +52,17 @@ def generate_answers(
     """
     if not examples:
         return []
-    if loaded.kind == "encoder":
+    if not loaded.objective.generates:
         raise ConfigError(f"{loaded.description} is an encoder and cannot generate: give its tasks choices to rank")
     if not 0 <= min_new_tokens <= max_new_tokens or max_new_tokens < 1 or n_beams < 1:
         raise ConfigError(
             f"min_new_tokens {min_new_tokens}, max_new_tokens {max_new_tokens}, n_beams {n_beams}: expected "
             "0 <= min_new_tokens <= max_new_tokens, at least one new token and one beam"
         )
-    prompted = loaded.kind == "causal"
-    read = encode_prompts if prompted else encode
-    inputs = read(loaded.tokenizer, [e.input for e in examples], max_input_length)
-    # What is left open here (special tokens) comes from the model's own generation config; its habits are overruled.
+    prompted = loaded.objective.shares_row
+    inputs = loaded.collator(max_input_length, max(max_new_tokens, 2)).encode_inputs(examples)
+    special = special_tokens(loaded)
+    # What is left open here (further special tokens) comes from the model's own generation config; its habits are overruled.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
@@ -73,6 +73,7 @@ def generate_answers(
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         pad_token_id=loaded.pad_id,
+        **special,
     )
     processors = [MeanOverDraws(draws, n_beams)] if draws > 1 else []
 
@@ -83,7 +84,8 @@ def generate_answers(
             out = loaded.model.generate(
                 input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=processors
             )[::draws]
-        new = out[:, ids.shape[1] :] if prompted else out
+        # An encoder-decoder's row begins with the token that it read first, which may be an end token.
+        new = [until_end(row, special["eos_token_id"]) for row in out[:, ids.shape[1] if prompted else 1 :].tolist()]
         return [text.strip() for text in loaded.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
     def done(batch: list[int]) -> None:

@@ -36,7 +36,7 @@ def ask(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    if loaded.kind == "encoder":
+    if not loaded.objective.generates:
         raise ConfigError(
             f"{loaded.description} is an encoder, and the harness asks for likelihoods of texts: use a generator"
         )
@@ -45,7 +45,7 @@ def ask(
             f"{loaded.description} has a bank: fold it into the base weights first, mhr.evaluation.fold_bank(loaded)"
         )
     loaded.check_trained()
-    backend = "causal" if loaded.kind == "causal" else "seq2seq"
+    backend = "causal" if loaded.objective.shares_row else "seq2seq"
     model = HFLM(
         pretrained=loaded.model,
         tokenizer=loaded.tokenizer,

@@ -9,6 +9,7 @@ answer as one row, padded on its right, which no decoder looks at; an encoder-de
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mhr.data.collators import IGNORED
 from mhr.evaluation.caching import NO_CACHE, keeps_keys_and_values
 from mhr.evaluation.loaded import LoadedModel
+from mhr.objectives.shifting import shift_right
 
 
 class NoSharedCache(Exception):
@@ -54,7 +57,8 @@ def shares_cache(loaded: LoadedModel, prompt: list[int], task: str, unseen: str 
     Otherwise what it says may depend on padding: a state runs through it, and not every encoder keeps it out.
     """
     if loaded.shares_cache is None:
-        log_likelihoods(loaded, [prompt[:2]], [[[loaded.pad_id] * 2]], [task], unseen)
+        with loaded.bank.uncounted_draws() if loaded.bank else nullcontext():
+            log_likelihoods(loaded, [prompt[:2]], [[prompt[:1] * 2]], [task], unseen)
     return bool(loaded.shares_cache)
 
 
@@ -71,7 +75,7 @@ def with_cache(
     """
     device = loaded.device
     tokens, mask, index = _laid_out(loaded, answers)
-    read = _read_input if loaded.kind == "seq2seq" else _read_prompt
+    read = _read_prompt if loaded.objective.shares_row else _read_input
     with loaded.routing(tasks, unseen) as routed:
         begun = read(loaded, inputs, tokens, mask, index)
     if not keeps_keys_and_values(begun.cache):
@@ -94,7 +98,7 @@ def without_cache(
     unseen: str = "uniform",
 ) -> list[float]:
     """The log-likelihood of each answer, read behind its input in one row, or decoded whole by an encoder-decoder."""
-    if loaded.kind == "seq2seq":
+    if not loaded.objective.shares_row:
         found: dict[int, list[float]] = {}
         # Not every encoder keeps padding out of its tokens (ProphetNet's does not).
         for length in dict.fromkeys(map(len, inputs)):
@@ -120,7 +124,7 @@ def _decode_whole(
     tokens, mask, index = _laid_out(loaded, answers)
     owners = index.tolist()
     ids, seen = loaded.pad([inputs[i] for i in owners])
-    decoded = loaded.model.prepare_decoder_input_ids_from_labels(tokens.masked_fill(mask == 0, -100))
+    decoded = shift_right(loaded.model, tokens.masked_fill(mask == 0, IGNORED))
     with loaded.routing([tasks[i] for i in owners], unseen):
         out = loaded.model(input_ids=ids, attention_mask=seen, decoder_input_ids=decoded, use_cache=False)
     return _sums(out.logits, [0] * len(owners), tokens, mask)
@@ -173,7 +177,7 @@ def _read_input(
 ) -> _Begun:
     """An encoder-decoder reads the input and decodes the start token. index [P]: the input of each answer."""
     ids, seen = loaded.pad(inputs)
-    decoded = loaded.model.prepare_decoder_input_ids_from_labels(tokens.masked_fill(mask == 0, -100))
+    decoded = shift_right(loaded.model, tokens.masked_fill(mask == 0, IGNORED))
     first = torch.searchsorted(index, torch.arange(len(inputs), device=index.device))
     out = loaded.model(input_ids=ids, attention_mask=seen, decoder_input_ids=decoded[first, :1], use_cache=True)
     going_on = {

@@ -6,15 +6,19 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.backbones import untrained_modules
+from mhr.data.special_tokens import pad_token
 from mhr.data.tokens import pad
 from mhr.errors import ConfigError, nearest
 from mhr.layers import AdapterBank
+from mhr.objectives import Objective, make_objective, objective_of
+from mhr.objectives.lengths import fit_lengths
 from mhr.routing import RoutingBatch
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,9 +71,17 @@ class LoadedModel:
 
     @property
     def pad_id(self) -> int:
-        """The token that fills rows up; its value never matters, because padding is masked."""
-        pad = self.tokenizer.pad_token_id
-        return 0 if pad is None else int(pad)
+        """The token that fills rows up."""
+        return pad_token(self.tokenizer)
+
+    @property
+    def objective(self) -> type[Objective]:
+        """What holds of its kind of model."""
+        return objective_of(self.kind)
+
+    def collator(self, max_input_length: int, max_target_length: int) -> Any:
+        """What makes token rows for this model: of inputs, and of answers to them."""
+        return make_objective(self.kind).collator(self.tokenizer, max_input_length, max_target_length)
 
     def pad(self, rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[Tensor, Tensor]:
         """Token rows as input_ids [B, L] and attention_mask [B, L], on the model's device."""
@@ -82,25 +94,8 @@ class LoadedModel:
         usual = self.trained_with or (512, 128)
         kept = usual[0] if max_input_length is None else max_input_length
         target = usual[1] if max_target_length is None else max_target_length
-        for name, value in (("max_input_length", kept), ("max_target_length", target)):
-            if value < 2:
-                raise ConfigError(f"{name} is {value}, expected at least 2 tokens")
-        room = self._positions()
-        if room is not None:
-            # A decoder reads and writes in one row; the target of an encoder-decoder has a row of its own.
-            target = min(target, room)
-            kept = min(kept, room - target if self.kind == "causal" else room)
-        if kept < 2:
-            raise ConfigError(
-                f"max_target_length is {target}, but {self.description} takes {room} tokens with the input: use less"
-            )
-        return kept, target
-
-    def _positions(self) -> int | None:
-        """Tokens that the model has positions for; None where it has no such limit (T5)."""
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        # The tokenizer knows of positions that are set aside (RoBERTa has 514 for 512 tokens).
-        return None if positions is None else min(positions, self.tokenizer.model_max_length)
+        found = fit_lengths(self.model, self.tokenizer, self.kind, kept, target, self.description)
+        return found.input, found.target
 
     def takes(self, argument: str) -> bool:
         """Whether the model's forward has an argument of this name."""

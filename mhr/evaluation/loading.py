@@ -10,6 +10,7 @@ from mhr.adapters import attach_plain, is_adapter, is_peft, kind_of, load_checkp
 from mhr.backbones import load_backbone
 from mhr.errors import CheckpointError, ConfigError
 from mhr.evaluation.loaded import LoadedModel
+from mhr.objectives.fit import check_fit
 from mhr.runs.run import RUN_FILE, RunFolder
 
 
@@ -70,6 +71,7 @@ def load_model(
     if task is not None and loaded.bank is not None and not loaded.bank.needs_tasks:
         raise ConfigError(f"task is {task!r}, but the bank of {path} does the same for all tasks: leave task out")
     loaded.check_trained()
+    check_fit(model, tokenizer, found)
     return loaded
 
 

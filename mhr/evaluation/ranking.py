@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from mhr.data.example import Example
-from mhr.data.tokens import check_choices, encode, encode_answers, encode_pairs, encode_prompts, pad
+from mhr.data.tokens import check_choices, encode_pairs, pad
 from mhr.errors import ConfigError
 from mhr.evaluation.batching import in_batches
 from mhr.evaluation.likelihood import log_likelihoods
@@ -68,7 +68,7 @@ def rank_choices(
             advance(part / draws)
 
     def rank() -> list[Ranked]:
-        if loaded.kind == "encoder":
+        if not loaded.objective.generates:
             return _rank_pairs(loaded, examples, max_input_length, batch_size, unseen, done)
         lengths = max_input_length, max_target_length
         return _rank_answers(loaded, examples, lengths, length_norm, batch_size, unseen, done)
@@ -124,13 +124,10 @@ def _rank_answers(
     unseen: str,
     advance: Callable[[float], None],
 ) -> list[Ranked]:
-    read, say = (encode, encode) if loaded.kind == "seq2seq" else (encode_prompts, encode_answers)
-    inputs = read(loaded.tokenizer, [e.input for e in examples], max_lengths[0])
-    distinct = list(dict.fromkeys(choice for example in examples for choice in example.choices))
-    encoded = say(loaded.tokenizer, distinct, max_lengths[1])
-    tokens = dict(zip(distinct, encoded.ids, strict=True))
-    cut = {choice for choice, was_cut in zip(distinct, encoded.cut, strict=True) if was_cut}
-    answers = [[tokens[choice] for choice in example.choices] for example in examples]
+    inputs, encoded = loaded.collator(*max_lengths).encode_answers(examples, [e.choices for e in examples])
+    ends = list(accumulate((len(example.choices) for example in examples), initial=0))
+    answers = [encoded.ids[a:b] for a, b in pairwise(ends)]
+    cut = [any(encoded.cut[a:b]) for a, b in pairwise(ends)]
 
     def score(batch: list[int]) -> list[list[float]]:
         likelihoods = log_likelihoods(
@@ -152,6 +149,5 @@ def _rank_answers(
     sizes = [len(row) * len(a) + sum(map(len, a)) for row, a in zip(inputs.ids, answers, strict=True)]
     scores = in_batches(score, sizes, device=loaded.device, batch_size=batch_size, done=done)
     return [
-        Ranked(s, cut_input, not cut.isdisjoint(example.choices))
-        for s, cut_input, example in zip(scores, inputs.cut, examples, strict=True)
+        Ranked(s, cut_input, cut_choices) for s, cut_input, cut_choices in zip(scores, inputs.cut, cut, strict=True)
     ]

@@ -7,13 +7,15 @@ import gc
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import TrainerCallback
 
 from mhr.data import Example, Task, TaskCollection
+from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
+from mhr.data.truncation import Truncation
 from mhr.errors import TrainingError
 from mhr.few_shot.selecting import (
     KeepBest,
@@ -30,10 +32,10 @@ from mhr.few_shot.shots import with_shots
 from mhr.few_shot.starts import Start
 from mhr.files import make_folder
 from mhr.methods import BACKBONE, MODES
+from mhr.objectives import Objective, make_objective
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.run import RUN_FILE, RunFolder
-from mhr.runs.settings import RunConfig
-from mhr.runs.tasks import make_collator
+from mhr.runs.settings import RunConfig, TrainConfig
 from mhr.training.pretraining import count_parameters, fit, save_result
 from mhr.training.trainer import RoutedTrainer
 from mhr.training.watch import ProgressBar
@@ -83,12 +85,25 @@ class Preparation:
     def check_batches(self, adaptations: Sequence[Adaptation]) -> None:
         """Raise DataError where the examples of an adaptation cannot become a batch: choices that are the same once they are
         truncated, or that leave no room for an input."""
-        collator = make_collator(
-            self.kind, self.start.tokenizer, self.config.data, ranks(self.config.adapt, self.start.mode)
-        )
-        for adaptation in adaptations:
-            shots = self.shots(adaptation)
-            collator([*shots.shots, *shots.validation])
+        for train in self.trainings():
+            collator = self.collator(make_objective(self.kind, train))
+            for adaptation in adaptations:
+                shots = self.shots(adaptation)
+                collator([*shots.shots, *shots.validation])
+
+    def trainings(self) -> list[TrainConfig]:
+        """The settings of training at the points of the grid, one for each objective that they ask for."""
+        points = points_of(self.config.adapt, self.start.mode)
+        settings = [
+            dataclasses.replace(self.config.train, mc_loss=few.mc_loss, unlikely_loss=few.unlikely_loss)
+            for few in points
+        ]
+        return list({type(make_objective(self.kind, train)): train for train in settings}.values())
+
+    def collator(self, objective: Objective) -> Collator:
+        """What makes batches of the examples."""
+        data = self.config.data
+        return objective.collator(self.start.tokenizer, data.max_input_length, data.max_target_length)
 
     def steps_of(self, adaptation: Adaptation) -> int:
         """Optimizer steps of an adaptation, if no training ends early."""
@@ -151,6 +166,7 @@ class _Work:
     shots: Shots
     run: RunFolder
     bar: ProgressBar
+    truncation: Truncation = field(default_factory=Truncation)
 
     @property
     def start(self) -> Start:
@@ -195,15 +211,15 @@ class _Work:
     ) -> None:
         """Train the model from where it stands; the log of the training goes to the folder `log`."""
         drawn = ExampleDataset(with_shots(self.task, examples))
-        kind, tokenizer = self.prepared.kind, self.start.tokenizer
+        objective = make_objective(self.prepared.kind, settings.train)
+        collator = self.prepared.collator(objective)
         trainer = RoutedTrainer(
             self.start.model,
-            tokenizer,
-            kind,
-            settings.train,
+            self.start.tokenizer,
+            objective,
             drawn,
             TaskSampler(drawn.sizes, seed=self.adaptation.seed),
-            make_collator(kind, tokenizer, settings.data, settings.train.ranks),
+            collator,
             log,
             self.start.base,
             resumable=False,
@@ -214,11 +230,12 @@ class _Work:
         except (TrainingError, KeyboardInterrupt):
             self.run.write(status=log.status if log.status != "new" else "failed")
             raise
+        self.truncation.add(collator.truncation)
         self.bar.skip(settings.train.steps - trainer.state.global_step)
 
     def save(self, step: int) -> None:
         save_result(self.start.model, self.start.tokenizer, self.run, self.start.base)
-        self.run.write(status="done", steps=step)
+        self.run.write(status="done", steps=step, truncated=self.truncation.describe())
 
 
 class _Search:

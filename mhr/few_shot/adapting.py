@@ -19,11 +19,15 @@ from mhr.few_shot.starts import check_mode, load_start
 from mhr.files import folder_name, make_folder, prepare_output, read_json, write_json_atomically
 from mhr.locks import one_writer
 from mhr.methods import idle_rates
+from mhr.objectives import objective_of
+from mhr.objectives.fit import notes_on
+from mhr.objectives.lengths import fit_data
+from mhr.objectives.usable import usable_tasks
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.config import differences, to_dict
 from mhr.runs.run import RunFolder, clear
 from mhr.runs.settings import RunConfig
-from mhr.runs.tasks import read_tasks, usable_tasks
+from mhr.runs.tasks import read_tasks
 from mhr.training.processes import check_precision, processes
 from mhr.training.watch import ProgressBar
 
@@ -92,6 +96,9 @@ def adapt(
     collection = named_tasks(config, tasks)
     validation = read_dev(config)
     start = load_start(source, config, mode)
+    kind = source.info["model_kind"]
+    data, lowered = fit_data(start.model, start.tokenizer, kind, config.data, config.model)
+    config = dataclasses.replace(config, data=data)
     collection, left_out = fitting_tasks(collection, tasks is not None, kind, start.tokenizer, config)
     prepared = Preparation(source, config, start, collection, validation)
     adaptations = [
@@ -104,7 +111,9 @@ def adapt(
     if overwrite and not resume:
         clear(folder)
     described["left_out"] = left_out
-    described["notes"] = ranking_notes(collection) if kind != "encoder" and ranks(config.adapt, mode) else []
+    described["notes"] = [*([lowered] if lowered else []), *notes_on(start.tokenizer, kind)]
+    if objective_of(kind).generates and ranks(config.adapt, mode):
+        described["notes"] += ranking_notes(collection)
     described["runs"] = [
         {"task": one.task, "seed": one.seed, "path": str(one.folder.relative_to(folder))} for one in adaptations
     ]

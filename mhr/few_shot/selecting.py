@@ -17,11 +17,11 @@ from mhr.errors import ConfigError, DataError
 from mhr.evaluation import LoadedModel, evaluate
 from mhr.few_shot.shots import draw_shots, shots_of
 from mhr.few_shot.starts import Start
-from mhr.losses.choices import make_loss
 from mhr.methods import BACKBONE, MODES
+from mhr.objectives import make_objective
 from mhr.runs.adapt_settings import AdaptConfig, as_knob
 from mhr.runs.settings import RunConfig
-from mhr.runs.tasks import make_collator, read_tasks
+from mhr.runs.tasks import read_tasks
 
 Point = dict[str, float]
 
@@ -129,8 +129,9 @@ class Validation:
         self.task = TaskCollection([dataclasses.replace(task, test=list(examples))])
         self.examples = list(examples)
         self.config = config
-        self.loss = make_loss(kind, config.train)
-        self.collator = make_collator(kind, start.tokenizer, config.data, config.train.ranks)
+        self.objective = make_objective(kind, config.train)
+        lengths = config.data.max_input_length, config.data.max_target_length
+        self.collator = self.objective.collator(start.tokenizer, *lengths)
 
     def __call__(self, step: int) -> Look:
         data, train = self.config.data, self.config.train
@@ -153,8 +154,8 @@ class Validation:
             for first in range(0, len(self.examples), size):
                 batch = self.collator(self.examples[first : first + size])
                 moved = {k: v.to(self.loaded.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-                total += float(self.loss(self.loaded.model, moved, 0.0).sums.sum())
-                count += float(self.loss.count(batch))
+                total += float(self.objective(self.loaded.model, moved).sums.sum())
+                count += float(self.objective.count(batch))
         return total / max(count, 1.0)
 
 

@@ -13,6 +13,7 @@ from mhr.checks import check_choice
 from mhr.errors import ConfigError
 from mhr.layers import AdapterBank, attach
 from mhr.methods import AVERAGE, BACKBONE, BANK, FRESH, METHODS, MODE_ALIASES, MODES, ONE, refusal
+from mhr.objectives.fit import check_fit
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
 
@@ -88,7 +89,9 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
     result = run.result()
     base = str(result) if METHODS[config.method].routing is None else config.model
     set_seed(config.train.seed)  # an untrained classification head is drawn as in pretraining
-    model, tokenizer = load_backbone(base, run.info["model_kind"])
+    kind = run.info["model_kind"]
+    model, tokenizer = load_backbone(base, kind)
+    check_fit(model, tokenizer, kind)
     begins = MODES[mode].begins
     if begins == ONE:
         begins = AVERAGE if config.adapter is not None and config.adapter.routing.drawn else BANK

@@ -183,6 +183,15 @@ class AdapterBank(nn.Module):
         """
         self._next_draw = seed, step, pass_
 
+    @contextmanager
+    def uncounted_draws(self) -> Iterator[None]:
+        """Batches inside the block draw as ever, but the next one after it draws as if there had been none."""
+        before = self._next_draw
+        try:
+            yield
+        finally:
+            self._next_draw = before
+
     def _drawn(self, n: int | None) -> tuple[Tensor | None, torch.Generator | None]:
         """Skills for a batch of `n` examples (None: their number is not told), or what each layer is to draw its own with."""
         if not self.draws or (not self.training and self.inference == "average"):

@@ -19,10 +19,9 @@ from mhr.errors import DataError
 from mhr.evaluation import EvaluationResult, LoadedModel, evaluate
 from mhr.evaluation.scope import tasks_to_judge
 from mhr.layers import detach
-from mhr.losses.by_kind import losses
+from mhr.objectives import make_objective
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import DataConfig
-from mhr.runs.tasks import make_collator
 
 
 class Judge:
@@ -133,11 +132,12 @@ class Judge:
 
     def loss(self, loaded: LoadedModel, example: Example) -> Tensor:
         """The training loss of one example, summed over its tokens."""
-        batch = make_collator(loaded.kind, loaded.tokenizer, self.data)([example])
+        objective = make_objective(loaded.kind)
+        batch = objective.collator(loaded.tokenizer, *loaded.lengths())([example])
         placed = {key: value.to(loaded.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         if loaded.bank is not None:  # it serves one task, whatever it is called
             placed["task_ids"] = loaded.bank.tasks * len(batch["task_ids"])
-        return losses[loaded.kind]()(loaded.model, placed, 0.0).sums.sum()
+        return objective(loaded.model, placed).sums.sum()
 
 
 def _shots(runs: Sequence[RunFolder]) -> dict[str, set[str]]:

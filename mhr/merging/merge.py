@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -160,7 +160,7 @@ def _folded(plain: PlainAdapter, dtype: str | None) -> tuple[PreTrainedModel, Pr
 
     Each layer is computed in float32 at least and rounded once, to the base's own dtype where none is named.
     """
-    wide = "auto" if dtype is None else accumulator(DTYPES[dtype])
+    wide: torch.dtype | Literal["auto"] = "auto" if dtype is None else accumulator(DTYPES[dtype])
     model, tokenizer = load_backbone(plain.base.where(None, plain.name), plain.base.kind or None, wide)
     fold_into(model, plain)
     return model if dtype is None else model.to(DTYPES[dtype]), tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from mhr.few_shot.adaptation import Adaptation, Preparation, frozen_heap, make
 from mhr.few_shot.adapting import few_shot_settings
 from mhr.few_shot.selecting import read_dev
 from mhr.few_shot.starts import load_start
+from mhr.objectives.lengths import fit_data
 from mhr.runs.run import RUN_FILE, RunFolder
 from mhr.runs.tasks import read_tasks
 from mhr.sweeps.table import Row
@@ -88,6 +90,8 @@ class Worker:
             config = few_shot_settings(source.config(), study.tasks_path, study.template, study.few)
             tasks = read_tasks(config.tasks, config.data, quiet=True)  # told when the sweep was planned
             start = load_start(source, config, adaptation.mode)
+            data, _ = fit_data(start.model, start.tokenizer, source.info["model_kind"], config.data)
+            config = dataclasses.replace(config, data=data)
             self._ready = key, Preparation(source, config, start, tasks, read_dev(config))
         return self._ready[1]
 

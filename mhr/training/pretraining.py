@@ -7,21 +7,26 @@ from dataclasses import replace
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.adapters import checkpoint_of, collapse, kind_of, plain_checkpoint, save_adapter, write_adapter
 from mhr.backbones import forget_untrained, load_backbone, untrained_modules
 from mhr.data.samplers import ExampleDataset, TaskSampler
+from mhr.data.truncation import Truncation
 from mhr.errors import MhrError, TrainingError
 from mhr.files import writing_folder
 from mhr.layers import attach
 from mhr.locks import one_writer
+from mhr.objectives import make_objective
+from mhr.objectives.fit import check_fit, notes_on
+from mhr.objectives.lengths import fit_data
+from mhr.objectives.usable import usable_tasks
 from mhr.runs.checkpoints import newest_complete, step_of
 from mhr.runs.config import flat, to_dict
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
-from mhr.runs.tasks import make_collator, read_tasks, usable_tasks
+from mhr.runs.tasks import read_tasks
 from mhr.training.processes import check_precision, processes
 from mhr.training.seeding import seed_bank
 from mhr.training.signals import Interrupted
@@ -53,7 +58,9 @@ def pretrain(
     model, tokenizer = load_backbone(config.model, config.kind, trust_remote_code=config.trust_remote_code)
     drawn = untrained_modules(model)
     kind = kind_of(model)
-    tasks, left_out = usable_tasks(read_tasks(config.tasks, config.data).training(), kind, tokenizer, config.data)
+    check_fit(model, tokenizer, kind)
+    data, lowered = fit_data(model, tokenizer, kind, config.data, config.model)
+    tasks, left_out = usable_tasks(read_tasks(config.tasks, config.data).training(), kind, tokenizer, data)
     examples = ExampleDataset(tasks)
     if config.adapter is None:
         model.requires_grad_(True)
@@ -74,12 +81,14 @@ def pretrain(
             model_kind=kind,
             tasks=list(tasks),
             left_out=left_out,
+            notes=[*([lowered] if lowered else []), *notes_on(tokenizer, kind)],
             examples=len(examples),
             processes=state.num_processes,
             parameters=count_parameters(model),
             new_modules=drawn,
         )
-    collator = make_collator(kind, tokenizer, config.data, config.train.ranks)
+    objective = make_objective(kind, config.train)
+    collator = objective.collator(tokenizer, data.max_input_length, data.max_target_length)
     sampler = TaskSampler(
         examples.sizes,
         config.data.sampler,
@@ -92,13 +101,14 @@ def pretrain(
         for line in run.info.get("skipped", ()):
             bar.note(f"{line}; going on from {run.info['resumed_from'] or 'the beginning'}")
         trainer = RoutedTrainer(
-            model, tokenizer, kind, config.train, examples, sampler, collator, run, config.model,
+            model, tokenizer, objective, examples, sampler, collator, run, config.model,
             callbacks=[bar, TensorBoard(run.logs)],
         )  # fmt: skip
         fit(trainer, checkpoint)
+    truncated = over_processes(collator.truncation).describe()
     if state.is_main_process:
         save_result(model, tokenizer, run, config.model)
-        run.write(status="done", steps=config.train.steps, truncated={"cut": collator.truncated, "of": collator.seen})
+        run.write(status="done", steps=config.train.steps, truncated=truncated)
     state.wait_for_everyone()
     return run
 
@@ -115,6 +125,14 @@ def fit(trainer: RoutedTrainer, checkpoint: Any = None) -> None:
                     status="failed" if isinstance(error, TrainingError) else "interrupted", error=str(error)
                 )
         raise
+
+
+def over_processes(truncation: Truncation) -> Truncation:
+    """The counts of all processes together."""
+    total = Truncation()
+    for part in gather_object([truncation]):
+        total.add(part)
+    return total
 
 
 def save_result(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: RunFolder, base: str) -> None:

@@ -32,9 +32,8 @@ from mhr.errors import MhrError, TrainingError
 from mhr.files import writing
 from mhr.layers import AdapterBank
 from mhr.layers.parameter_groups import parameter_groups
-from mhr.losses.by_kind import ExampleLosses
-from mhr.losses.choices import make_loss
-from mhr.losses.consistency import consistency_weight, example_divergences
+from mhr.objectives import Objective, PassLosses
+from mhr.objectives.consistency import consistency_weight, example_divergences
 from mhr.runs.checkpoints import MARK, all_checkpoints, keep_newest, mark_complete
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import TrainConfig
@@ -47,11 +46,11 @@ SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with
 
 
 class RoutedTrainer(Trainer):
-    """Trains what asks for a gradient in `model`, which may carry a bank, as `config` says; `fit` runs it.
+    """Trains what asks for a gradient in `model`, which may carry a bank, as the objective says; `fit` runs it.
 
     model       with a bank (mhr.attach), or without one: then all its weights train
     tokenizer   stored beside a model that is trained whole
-    kind        seq2seq, causal or encoder: which loss
+    objective   what is minimised, with the settings of training
     examples, sampler, collator    what is drawn, in which order, and how it becomes a batch
     run         where metrics go, and checkpoints if `resumable`
     base        name of the base model, for the adapter checkpoints
@@ -69,8 +68,7 @@ class RoutedTrainer(Trainer):
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        kind: str,
-        config: TrainConfig,
+        objective: Objective,
         examples: ExampleDataset,
         sampler: TaskSampler,
         collator: Collator,
@@ -80,21 +78,20 @@ class RoutedTrainer(Trainer):
         resumable: bool = True,
         callbacks: Sequence[TrainerCallback] = (),
     ):
-        self.config = config
+        self.config = config = objective.train
         self.run = run
         self.base = base
         self.tokenizer = tokenizer
-        self.kind = kind
         self.examples = examples
-        self.loss = make_loss(kind, config)
+        self.objective = objective
         self.bank: AdapterBank | None = getattr(model, "mhr", None)
-        self.consistency = consistency_weight(config, kind, self.bank)
+        self.consistency = consistency_weight(objective, self.bank)
         self.stop = StopRequest()
         self.resumable = resumable
         per_step = config.batch_size * config.accumulation * processes().num_processes
         self._sampler = WholeRun(sampler, config.steps * per_step)
         self._stop_agreed = False
-        self._told: list[ExampleLosses] = []
+        self._told: list[PassLosses] = []
         self._apart: list[Tensor] = []
         self._use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off
         super().__init__(
@@ -138,7 +135,7 @@ class RoutedTrainer(Trainer):
     def _note_consistency(self) -> None:
         """Tell the run what consistency weighs, and for which tasks it compares single logits."""
         if self.consistency and self.is_world_process_zero():
-            examples = [self.examples[i] for i in range(len(self.examples))] if self.kind == "encoder" else []
+            examples = [self.examples[i] for i in range(len(self.examples))] if not self.objective.generates else []
             alone = sorted({example.task for example in examples if len(example.choices) == 1})
             self.run.write(consistency={"weight": self.consistency, "squared_difference": alone})
 
@@ -155,7 +152,7 @@ class RoutedTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
         """Target tokens or examples of the whole update; on the way, the processes agree whether to stop after it."""
-        local = sum(self.loss.count(batch) for batch in batch_samples)
+        local = sum(self.objective.count(batch) for batch in batch_samples)
         if self.args.world_size == 1:
             return torch.as_tensor(local, device=device)
         both = torch.stack([torch.as_tensor(local, device=device), torch.tensor(int(self.stop.asked), device=device)])
@@ -180,14 +177,14 @@ class RoutedTrainer(Trainer):
         # The gradients of the processes are averaged, so each one's share counts as many times as there are processes.
         return total / num_items_in_batch * self.accelerator.num_processes
 
-    def _pass(self, model: torch.nn.Module, inputs: dict[str, Any], number: int) -> ExampleLosses:
+    def _pass(self, model: torch.nn.Module, inputs: dict[str, Any], number: int) -> PassLosses:
         """The losses of pass `number` over a batch; where skills are drawn, all batches and processes draw the same."""
         if self.bank is not None:
             self.bank.seed_draws(self.config.seed, self.state.global_step, number)
             self.bank.toward_average = share_of_average(self.config, self.state.global_step)
         # A loss may call a part of the model by itself, where Accelerate does not set the precision.
         with self.accelerator.autocast():
-            return self.loss(model, inputs, self.config.label_smoothing)
+            return self.objective(model, inputs, self.config.label_smoothing)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)

@@ -29,7 +29,8 @@ def test_seq2seq_batches():
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [[102, 1, IGNORED, IGNORED], [101, 102, 103, 1]]
     assert batch["task_ids"] == ["a", "b"]
-    assert set(collator.prompts(examples)) == {"input_ids", "attention_mask", "task_ids"}
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "task_ids"}
+    assert collator.encode_inputs(examples).ids == [[100, 101, 1], [100, 1]]
 
 
 def test_seq2seq_cuts_and_counts():
@@ -37,7 +38,11 @@ def test_seq2seq_cuts_and_counts():
     batch = collator([Example("a", "abcdefgh", ("abcdef",)), Example("a", "abc", ("ab",))])
     assert batch["input_ids"].tolist() == [[100, 101, 102, 1], [100, 101, 102, 1]]
     assert batch["labels"].tolist() == [[100, 101, 1], [100, 101, 1]]
-    assert (collator.seen, collator.truncated) == (4, 2)
+    assert collator.truncation.describe() == {
+        "cut": 2,
+        "of": 4,
+        "tasks": {"a": {"inputs": {"cut": 1, "of": 2}, "targets": {"cut": 1, "of": 2}}},
+    }
 
 
 def test_causal_batches_learn_the_target_only(word_tokenizer: PreTrainedTokenizerFast):
@@ -52,17 +57,18 @@ def test_causal_batches_learn_the_target_only(word_tokenizer: PreTrainedTokenize
 
 
 def test_causal_prompts_end_where_the_target_begins(word_tokenizer: PreTrainedTokenizerFast):
-    batch = CausalCollator(word_tokenizer).prompts(EXAMPLES)
-    assert batch["input_ids"].tolist() == [[S, *w(0, 1, 2)], [0, 0, S, *w(5)]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+    prompts = CausalCollator(word_tokenizer).encode_inputs(EXAMPLES)
+    assert prompts.ids == [[S, *w(0, 1, 2)], [S, *w(5)]]
 
 
 def test_causal_prompts_stay_open_and_lose_their_beginning():
     collator = CausalCollator(ByT5Tokenizer(), max_input_length=3, max_target_length=3)
-    assert collator.prompts([Example("a", "ab", ("c",))])["input_ids"].tolist() == [[100, 101]]
+    assert collator.encode_inputs([Example("a", "ab", ("c",))]).ids == [[100, 101]]
     batch = collator([Example("a", "abcd", ("efg",))])
     assert batch["input_ids"].tolist() == [[101, 102, 103, 35, 104, 1]]
-    assert (collator.seen, collator.truncated) == (3, 2)
+    assert collator.truncation.describe()["tasks"] == {
+        "a": {part: {"cut": 1, "of": 1} for part in ("inputs", "targets")}
+    }
 
 
 def test_ranking_batches(word_tokenizer: PreTrainedTokenizerFast):
@@ -84,7 +90,7 @@ def test_ranking_cuts_inputs_and_never_choices(word_tokenizer: PreTrainedTokeniz
     batch = collator(EXAMPLES)
     assert batch["input_ids"].tolist()[0] == [S, *w(0, 1), SEP, *w(4), SEP]
     assert batch["input_ids"].tolist()[2] == [S, *w(5), SEP, *w(6, 7), SEP]
-    assert (collator.seen, collator.truncated) == (5, 2)
+    assert collator.truncation.describe()["tasks"] == {"a": {"inputs": {"cut": 2, "of": 2}}}
 
 
 def test_a_choice_that_leaves_no_room_is_told(word_tokenizer: PreTrainedTokenizerFast):

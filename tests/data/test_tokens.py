@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from mhr.data import Example
-from mhr.data.tokens import encode, encode_answers, encode_pairs, encode_prompts, pad
-from mhr.errors import DataError
+from mhr.data.tokens import encode, encode_answers, encode_pairs, encode_prompts, encode_targets, pad
+from mhr.errors import ConfigError, DataError
+from tests.text_tokenizers import FAMILIES, make_mbart_tokenizer, make_tokenizer
 from tests.tokenizers import make_word_tokenizer
 
 S, END, SEP = 1, 2, 3
@@ -24,18 +26,83 @@ def test_an_encoder_decoder_keeps_the_end_token_of_what_is_cut():
     assert rows.types is None
 
 
-def test_prompts_stay_open_and_lose_their_beginning(word_tokenizer: PreTrainedTokenizerFast):
+def test_targets_are_in_the_target_language():
+    tokenizer = make_mbart_tokenizer()
+    rows = encode_targets(tokenizer, ["la pisica", "la la la la"], 4)
+    assert [tokenizer.convert_ids_to_tokens(row) for row in rows.ids] == [
+        ["ro_RO", "▁la", "▁pisica", "</s>"],
+        ["ro_RO", "▁la", "▁la", "</s>"],
+    ]
+    assert tokenizer.convert_ids_to_tokens(encode(tokenizer, ["the"], 9).ids[0]) == ["en_XX", "▁the", "</s>"]
+
+
+def test_prompts_stay_open_and_lose_their_beginning_behind_the_bos(word_tokenizer: PreTrainedTokenizerFast):
     rows = encode_prompts(word_tokenizer, ["w1", "w1 w2 w3"], 3)
-    assert rows.ids == [[S, *w(1)], w(1, 2, 3)]
+    assert rows.ids == [[S, *w(1)], [S, *w(2, 3)]]
     assert rows.cut == [False, True]
     assert encode_prompts(ByT5Tokenizer(), ["ab"], 3).ids == [[100, 101]]
 
 
-def test_answers_begin_with_a_space_and_keep_the_end_token(word_tokenizer: PreTrainedTokenizerFast):
-    rows = encode_answers(word_tokenizer, ["w1", "w1 w2 w3"], 3)
-    assert rows.ids == [[*w(1), END], [*w(1, 2), END]]
-    assert rows.cut == [False, True]
-    assert encode_answers(ByT5Tokenizer(), ["a"], 3).ids == [[35, 100, 1]]
+PROMPTS = ["the film was", "is it so?", "Answer: ", "is it so?\n", "Answer:\n\n", "is it so?  ", " yes", "", "no \n "]
+ANSWERS = ["yes", "no maybe", "(A)", ", or", "42", "?", "good film"]
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+@pytest.mark.parametrize("adds", ["", "bos", "eos", "bos eos"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompt_and_answer_are_tokens_of_running_text(family: str, adds: str, offsets: bool):
+    tokenizer = make_tokenizer(family, adds, offsets)
+    prompts, answers = encode_answers(tokenizer, PROMPTS, [ANSWERS] * len(PROMPTS), 99, 99)
+    said = iter(answers.ids)
+    for text, prompt in zip(PROMPTS, prompts.ids, strict=True):
+        for answer in ANSWERS:
+            row = next(said)
+            parted = "" if not text or text[-1].isspace() else " "
+            whole = tokenizer(text + parted + answer, add_special_tokens=False)["input_ids"]
+            begins = [1] if "bos" in adds or prompt == [1] else []
+            assert prompt + row == [*begins, *whole, 2], (text, answer)
+            spoken = tokenizer.decode(row, skip_special_tokens=True).strip()
+            assert spoken.replace(" ", "") == answer.replace(" ", "")  # WordPiece parts at punctuation
+            if family != "words":
+                assert spoken == answer
+    assert not any([*prompts.cut, *answers.cut])
+    # What generation reads is what training put before the answer.
+    assert encode_prompts(tokenizer, PROMPTS, 99).ids == prompts.ids
+
+
+@pytest.mark.parametrize("adds", ["", "bos", "bos eos"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_truncated_prompts_keep_the_bos_and_answers_their_end(family: str, adds: str):
+    tokenizer = make_tokenizer(family, adds)
+    text, answer = "is it so? yes no maybe " * 9, "no maybe " * 9
+    (whole,) = encode_prompts(tokenizer, [text], 999).ids
+    prompts, answers = encode_answers(tokenizer, [text], [[answer, "no"]], 8, 5)
+    begins = [1] if "bos" in adds else []
+    assert prompts.ids == [begins + whole[len(whole) - 8 + len(begins) :]]
+    assert [row[-1] for row in answers.ids] == [2, 2]
+    assert (len(answers.ids[0]), prompts.cut, answers.cut[0]) == (5, [True], True)
+
+
+def test_all_answers_follow_the_same_tokens_where_one_reaches_into_the_prompt():
+    model = models.BPE({"a": 0, "b": 1, " ": 2, "a ": 3, "a b": 4, "c": 5, "</s>": 6}, [("a", " "), ("a ", "b")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), eos_token="</s>")
+    prompts, answers = encode_answers(tokenizer, ["ca"], [["b", "c"]], 9, 9)
+    assert prompts.ids == [[5]]
+    assert answers.ids == [[4, 6], [3, 5, 6]]
+
+
+def test_half_of_a_surrogate_pair_is_refused_in_one_line():
+    for tokenizer in (ByT5Tokenizer(), make_tokenizer("bytes")):
+        for encoder in (encode, encode_targets, encode_prompts):
+            with pytest.raises(DataError, match="holds half of a surrogate pair"):
+                encoder(tokenizer, ["good", "bad \ud83d"], 9)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused():
+    tokenizer = make_tokenizer("bytes")
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="has no end token, expected an eos_token"):
+        encode_answers(tokenizer, ["a"], [["b"]], 9, 9)
 
 
 @pytest.mark.parametrize("typed", [True, False])

@@ -281,3 +281,11 @@ def test_the_trained_adapter_loads_on_its_base(settings: Make, tmp_path: Path) -
     model, _ = load_checkpoint(run.adapter)
     assert model.mhr.tasks == run.info["tasks"]
     assert all(torch.equal(t, read_adapter(run.adapter).tensors[name]) for name, t in model.mhr.tensors().items())
+
+
+def test_what_was_truncated_is_told_by_task(settings: Make, tmp_path: Path) -> None:
+    run = pretrain(settings(steps=2, max_input_length=4), str(tmp_path / "run"), progress=False)
+    truncated = run.info["truncated"]
+    parts = truncated["tasks"].values()
+    assert sum(part["cut"] for task in parts for part in task.values()) == truncated["cut"] > 0
+    assert all(0 < part["cut"] <= part["of"] for task in parts for part in task.values())

@@ -16,10 +16,11 @@ from mhr.backbones import load_backbone
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.errors import TrainingError
 from mhr.layers import attach
+from mhr.objectives import make_objective
 from mhr.runs import load_config
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
-from mhr.runs.tasks import make_collator, read_tasks
+from mhr.runs.tasks import read_tasks
 from mhr.training.signals import Interrupted, StopRequest
 from mhr.training.trainer import RoutedTrainer, WholeRun
 
@@ -34,14 +35,14 @@ def trainer_for(config: RunConfig, folder: Path, resumable: bool = False) -> Rou
     if config.adapter is not None:
         attach(model, config.adapter, list(tasks))
     examples = ExampleDataset(tasks)
+    objective = make_objective("seq2seq", config.train)
     return RoutedTrainer(
         model,
         tokenizer,
-        "seq2seq",
-        config.train,
+        objective,
         examples,
         TaskSampler(examples.sizes, seed=config.train.seed),
-        make_collator("seq2seq", tokenizer, config.data),
+        objective.collator(tokenizer, config.data.max_input_length, config.data.max_target_length),
         RunFolder.create(folder),
         config.model,
         resumable=resumable,
@@ -120,7 +121,7 @@ def test_a_run_is_drawn_as_whole_batches_over_epochs() -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_tasks(settings: Make, tmp_path: Path) -> None:
     trainer = trainer_for(settings(steps=8, save_every=2), tmp_path, resumable=True)
-    whole = trainer.loss.__call__
+    whole = trainer.objective.__call__
     spoiled = {"calls": 0}
 
     def spoil(*args: Any) -> Any:
@@ -131,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_tasks(settings: Make, tmp
             told = dataclasses.replace(told, sums=told.sums * factor)
         return told
 
-    trainer.loss = spoil  # type: ignore[assignment]
+    trainer.objective = spoil  # type: ignore[assignment]
     spoil.count = lambda batch: batch["labels"].ne(-100).sum()  # type: ignore[attr-defined]
     with pytest.raises(TrainingError, match=r"nan at step 4, in a batch with 'rev-last'.*checkpoint-2") as caught:
         trainer.fit()

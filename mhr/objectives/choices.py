@@ -24,20 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mhr.data.choice_collators import CausalChoicesCollator, Seq2SeqChoicesCollator
 from mhr.data.collators import IGNORED, Batch
 from mhr.layers import AdapterBank
-from mhr.losses.by_kind import ExampleLosses, Loss, Prediction, choice_losses, losses, precise
-from mhr.runs.settings import TrainConfig
+from mhr.objectives.objective import Distributions, Objective, PassLosses, bare, objectives, precise
+from mhr.objectives.ranking import choice_losses
+from mhr.objectives.shifting import shift_right
 
 MARGIN = 1e-2
 """Keeps the unlikelihood of a token that the model is sure of finite."""
-
-
-def make_loss(kind: str, config: TrainConfig) -> Loss:
-    """The loss of a kind of model, with the ranking terms that `config` asks for. Encoders always rank."""
-    if config.ranks and kind in CHOICE_LOSSES:
-        return CHOICE_LOSSES[kind](config.length_norm, config.mc_loss, config.unlikely_loss)
-    return losses[kind]()
 
 
 def unlikelihood(log_likelihoods: Tensor) -> Tensor:
@@ -45,23 +40,20 @@ def unlikelihood(log_likelihoods: Tensor) -> Tensor:
     return -torch.log(MARGIN - torch.expm1(log_likelihoods))
 
 
-class ChoiceLoss(Loss):
+class ChoicesObjective(Objective):
     """LM, mc and unlikely losses of a batch that a collator of `mhr.data.choice_collators` made, one sum an example."""
 
-    def __init__(self, length_norm: float = 1.0, mc_loss: float = 1.0, unlikely_loss: float = 1.0):
-        self.length_norm = length_norm
-        self.mc_loss = mc_loss
-        self.unlikely_loss = unlikely_loss
+    ranks = True
 
     def count(self, batch: Batch) -> int:
         return len(batch["task_ids"])
 
-    def __call__(self, model: nn.Module, batch: Batch, smoothing: float) -> ExampleLosses:
+    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> PassLosses:
         logits, labels = self.answer_logits(model, batch)
         gold = batch["gold"]
         sums = self.combine(logits, labels, batch, smoothing)
-        predicted = Prediction(logits[gold], labels[gold].ne(IGNORED))
-        return ExampleLosses(sums, torch.ones_like(gold), batch["task_ids"], predicted)
+        predicted = Distributions(logits[gold], labels[gold].ne(IGNORED))
+        return PassLosses(sums, torch.ones_like(gold), batch["task_ids"], predicted)
 
     @abstractmethod
     def answer_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -81,49 +73,54 @@ class ChoiceLoss(Loss):
                 scores[gold], labels[gold], ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
             )
         found = own.sum(1) / lengths[gold]
-        if self.mc_loss:
-            by_length = -tokens.sum(1) / lengths**self.length_norm
-            found = found + self.mc_loss * choice_losses(by_length, counts, right)
-        if self.unlikely_loss:
+        if self.train.mc_loss:
+            by_length = -tokens.sum(1) / lengths**self.train.length_norm
+            found = found + self.train.mc_loss * choice_losses(by_length, counts, right)
+        if self.train.unlikely_loss:
             wrong = torch.ones_like(owners, dtype=torch.bool).index_fill(0, gold, False)[:, None] & answered
             # Where nothing is wrong the term is 0 of itself, and so is its gradient.
             pushed = torch.where(wrong, unlikelihood(-tokens), 0.0).sum(1)
             sums = pushed.new_zeros(len(counts)).index_add(0, owners, pushed)
             numbers = pushed.new_zeros(len(counts)).index_add(0, owners, wrong.sum(1).to(pushed.dtype))
-            found = found + self.unlikely_loss * sums / numbers.clamp(min=1)
+            found = found + self.train.unlikely_loss * sums / numbers.clamp(min=1)
         return found
 
 
-class Seq2SeqChoiceLoss(ChoiceLoss):
+@objectives.register("seq2seq-choices")
+class Seq2SeqChoices(ChoicesObjective):
     """Encoder-decoders: the encoder reads each input once, and all answers are decoded in one batch on what it wrote."""
 
+    kind = "seq2seq"
+    collates = Seq2SeqChoicesCollator
+
     def answer_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        bare: Any = getattr(model, "module", model)
+        own = bare(model)
         labels, owners, mask = batch["labels"], batch["owners"], batch["attention_mask"]
-        routed = _Routing(bare, batch)
+        routed = _Routing(own, batch)
         with routed.inputs():
-            read = bare.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+            read = own.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
         with routed.answers():
             decoded = model(
                 encoder_outputs=(read[owners],),
                 attention_mask=mask[owners],
-                decoder_input_ids=bare.prepare_decoder_input_ids_from_labels(labels),
+                decoder_input_ids=shift_right(own, labels),
                 use_cache=False,
             )
         return decoded.logits, labels
 
 
-class CausalChoiceLoss(ChoiceLoss):
+@objectives.register("causal-choices")
+class CausalChoices(ChoicesObjective):
     """Decoders: every answer in a row of its own behind a copy of the prompt."""
 
+    kind = "causal"
+    shares_row = True
+    collates = CausalChoicesCollator
+
     def answer_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        with _Routing(getattr(model, "module", model), batch).answers():
+        with _Routing(bare(model), batch).answers():
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         return logits[:, :-1], batch["labels"][:, 1:]
-
-
-CHOICE_LOSSES: dict[str, type[ChoiceLoss]] = {"seq2seq": Seq2SeqChoiceLoss, "causal": CausalChoiceLoss}
-"""Kind of model -> its loss with ranking terms."""
 
 
 class _Routing:

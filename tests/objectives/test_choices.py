@@ -11,11 +11,13 @@ from transformers import ByT5Tokenizer, PreTrainedModel
 
 import mhr
 from mhr.data import Example
-from mhr.data.choice_collators import CHOICE_COLLATORS, beginnings, scored_answers
+from mhr.data.choice_collators import beginnings, scored_answers
 from mhr.errors import DataError
 from mhr.evaluation import LoadedModel, rank_choices
-from mhr.losses.by_kind import Seq2SeqLoss, losses
-from mhr.losses.choices import CHOICE_LOSSES, ChoiceLoss, make_loss, unlikelihood
+from mhr.objectives import Objective, make_objective
+from mhr.objectives.choices import ChoicesObjective, unlikelihood
+from mhr.objectives.ranking import RankingObjective
+from mhr.objectives.seq2seq import Seq2SeqObjective
 from mhr.runs.settings import TrainConfig
 from tests.models import randomise, tiny_model
 
@@ -37,8 +39,12 @@ def routed_model(name: str, **config: Any) -> PreTrainedModel:
     return model
 
 
+def choices_of(kind: str, length_norm: float = 1.0, mc: float = 1.0, unlikely: float = 1.0) -> Objective:
+    return make_objective(kind, TrainConfig(length_norm=length_norm, mc_loss=mc, unlikely_loss=unlikely))
+
+
 def batch_of(kind: str, examples: list[Example] = EXAMPLES) -> dict[str, Any]:
-    return CHOICE_COLLATORS[kind](ByT5Tokenizer(), 32, 16)(examples)
+    return choices_of(kind).collator(ByT5Tokenizer(), 32, 16)(examples)
 
 
 def answer_log_likelihoods(model: PreTrainedModel, kind: str, example: Example, answer: str) -> Tensor:
@@ -76,7 +82,7 @@ def test_losses_and_gradients_are_those_of_the_formulas(
     name: str, kind: str, weights: tuple[float, float, float]
 ) -> None:
     model = routed_model(name)
-    loss = CHOICE_LOSSES[kind](*weights)
+    loss = choices_of(kind, *weights)
     batch = batch_of(kind)
     told = loss(model, batch, 0.0)
     expected = torch.stack([reference(model, kind, example, weights) for example in EXAMPLES])
@@ -95,7 +101,7 @@ def test_losses_and_gradients_are_those_of_the_formulas(
 
 @pytest.mark.parametrize(("name", "kind"), KINDS[::2])
 def test_how_a_batch_is_split_changes_nothing(name: str, kind: str) -> None:
-    model, loss = routed_model(name), CHOICE_LOSSES[kind]()
+    model, loss = routed_model(name), choices_of(kind)
     whole = loss(model, batch_of(kind), 0.0).sums
     parts = [loss(model, batch_of(kind, [example]), 0.0).sums for example in EXAMPLES]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-9, atol=1e-9)
@@ -119,13 +125,13 @@ def test_the_encoder_reads_each_input_once(monkeypatch: pytest.MonkeyPatch) -> N
     encoder.register_forward_hook(
         lambda m, args, kwargs, out: seen.append(kwargs["input_ids"].shape[0]), with_kwargs=True
     )
-    CHOICE_LOSSES["seq2seq"]()(model, batch_of("seq2seq"), 0.0)
+    choices_of("seq2seq")(model, batch_of("seq2seq"), 0.0)
     assert seen == [4]
 
 
 def test_both_halves_of_a_pass_see_the_same_noise() -> None:
     model = routed_model("t5", noise="per_example").train()
-    loss = CHOICE_LOSSES["seq2seq"]()
+    loss = choices_of("seq2seq")
     drawn = []
     make = model.mhr.for_batch
     model.mhr.for_batch = lambda *args, **kwargs: drawn.append(make(*args, **kwargs)) or drawn[-1]
@@ -140,7 +146,7 @@ def test_gradient_checkpointing_changes_nothing(name: str, kind: str) -> None:
         model = routed_model(name).train()
         if checkpointed:
             model.gradient_checkpointing_enable()
-        CHOICE_LOSSES[kind]()(model, batch_of(kind), 0.0).sums.sum().backward()
+        choices_of(kind)(model, batch_of(kind), 0.0).sums.sum().backward()
         found.append([p.grad for p in [*model.mhr.adapter_parameters(), *model.mhr.router_parameters()]])
     for plain, again in zip(*found, strict=True):
         torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-7)
@@ -149,7 +155,7 @@ def test_gradient_checkpointing_changes_nothing(name: str, kind: str) -> None:
 @pytest.mark.parametrize(("name", "kind"), KINDS[::2])
 def test_a_model_without_a_bank_trains_too(name: str, kind: str) -> None:
     model = tiny_model(name, vocab_size=BYTES).requires_grad_(True)
-    CHOICE_LOSSES[kind]()(model, batch_of(kind), 0.1).sums.sum().backward()
+    choices_of(kind)(model, batch_of(kind), 0.1).sums.sum().backward()
     assert all(p.grad is not None for p in model.get_encoder().parameters()) if kind == "seq2seq" else True
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
@@ -166,16 +172,16 @@ def test_a_token_that_is_certain_costs_a_finite_amount() -> None:
 
 def test_settings_choose_the_loss() -> None:
     ranks = TrainConfig(mc_loss=1.0, length_norm=0.5)
-    found = make_loss("seq2seq", ranks)
-    assert isinstance(found, ChoiceLoss)
-    assert (found.length_norm, found.mc_loss, found.unlikely_loss) == (0.5, 1.0, 0.0)
-    assert isinstance(make_loss("seq2seq", TrainConfig()), Seq2SeqLoss)
-    assert isinstance(make_loss("encoder", ranks), losses["encoder"])
+    found = make_objective("seq2seq", ranks)
+    assert isinstance(found, ChoicesObjective)
+    assert found.train is ranks
+    assert isinstance(make_objective("seq2seq", TrainConfig()), Seq2SeqObjective)
+    assert isinstance(make_objective("encoder", ranks), RankingObjective)
 
 
 def test_choices_that_cannot_be_told_apart_are_refused() -> None:
     long = Example("t", "x", ("a" * 20 + "b",), ("a" * 20 + "b", "a" * 20 + "c"), "e1")
-    for kind in CHOICE_COLLATORS:
+    for kind in ("seq2seq", "causal"):
         with pytest.raises(DataError, match=r"example 'e1' of task 't': .* are the same in their first 16 tokens"):
             batch_of(kind, [long])
         with pytest.raises(DataError, match="has an empty choice"):

@@ -8,8 +8,8 @@ from transformers import ByT5Tokenizer
 from mhr.data import Example, Task, TaskCollection
 from mhr.errors import DataError
 from mhr.few_shot.shots import draw_shots
+from mhr.objectives.usable import usable_tasks
 from mhr.runs.settings import DataConfig
-from mhr.runs.tasks import usable_tasks
 
 
 def task(name: str, choices: tuple[str, ...] = (), length: int = 4, n: int = 3) -> Task:

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mhr.losses.by_kind import ExampleLosses, Prediction, pad_choices
-from mhr.losses.consistency import divergences, example_divergences
+from mhr.objectives import Distributions, PassLosses
+from mhr.objectives.consistency import divergences, example_divergences
+from mhr.objectives.ranking import pad_choices
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def test_it_is_the_symmetric_divergence_with_detached_targets() -> None:
     a, b = normal(2, 3, 7), normal(2, 3, 7, seed=1)
     valid = torch.ones(2, 3, dtype=torch.bool)
-    found = divergences(Prediction(a, valid), Prediction(b, valid))
+    found = divergences(Distributions(a, valid), Distributions(b, valid))
     p, q = a.detach().softmax(-1), b.detach().softmax(-1)
     torch.testing.assert_close(found.detach(), 0.5 * (kl(p, q) + kl(q, p)))
     found.sum().backward()
@@ -35,7 +36,7 @@ def test_it_is_the_symmetric_divergence_with_detached_targets() -> None:
 def test_equal_passes_neither_diverge_nor_move_anything() -> None:
     a, b = normal(2, 3, 7).detach().float().requires_grad_(), normal(2, 3, 7).detach().float().requires_grad_()
     valid = torch.ones(2, 3, dtype=torch.bool)
-    found = divergences(Prediction(a, valid), Prediction(b, valid))
+    found = divergences(Distributions(a, valid), Distributions(b, valid))
     assert not found.detach().any()
     found.sum().backward()
     assert not a.grad.any()
@@ -45,7 +46,7 @@ def test_equal_passes_neither_diverge_nor_move_anything() -> None:
 def test_it_is_in_float32_whatever_the_logits() -> None:
     a, b = (normal(2, 3, 7, seed=s).detach().bfloat16() for s in (0, 1))
     valid = torch.ones(2, 3, dtype=torch.bool)
-    found = divergences(Prediction(a, valid), Prediction(b, valid))
+    found = divergences(Distributions(a, valid), Distributions(b, valid))
     assert found.dtype == torch.float32
     p, q = a.double().softmax(-1), b.double().softmax(-1)
     torch.testing.assert_close(found.double(), 0.5 * (kl(p, q) + kl(q, p)), rtol=1e-5, atol=1e-6)
@@ -56,7 +57,7 @@ def test_choices_that_an_example_does_not_have_count_nothing() -> None:
     scores = [normal(6, seed=s) for s in (0, 1)]
     padded = [pad_choices(s, counts)[:, None] for s in scores]
     valid = torch.ones(3, 1, dtype=torch.bool)
-    found = divergences(*(Prediction(p, valid, classes=~p.isinf()) for p in padded))[:, 0]
+    found = divergences(*(Distributions(p, valid, classes=~p.isinf()) for p in padded))[:, 0]
     for i, (x, y) in enumerate(zip(*(s.detach().split(counts) for s in scores), strict=True)):
         p, q = x.softmax(0), y.softmax(0)
         expected = 0.5 * (kl(p, q) + kl(q, p)) if counts[i] > 1 else (x - y).square().sum()
@@ -70,7 +71,7 @@ def test_choices_that_an_example_does_not_have_count_nothing() -> None:
 def test_one_logit_is_compared_by_its_square() -> None:
     a, b = normal(2, 3, 1), normal(2, 3, 1, seed=1)
     valid = torch.ones(2, 3, dtype=torch.bool)
-    found = divergences(Prediction(a, valid), Prediction(b, valid))
+    found = divergences(Distributions(a, valid), Distributions(b, valid))
     torch.testing.assert_close(found, F.mse_loss(a, b, reduction="none")[..., 0])
     assert found.requires_grad
 
@@ -78,12 +79,12 @@ def test_one_logit_is_compared_by_its_square() -> None:
 @pytest.mark.parametrize("per_token", [True, False])
 def test_only_positions_with_a_target_count(per_token: bool) -> None:
     valid = torch.tensor([[True, True, False], [True, False, False]])
-    first, second = (Prediction(normal(2, 3, 7, seed=s).detach(), valid) for s in (0, 1))
+    first, second = (Distributions(normal(2, 3, 7, seed=s).detach(), valid) for s in (0, 1))
     each = divergences(first, second)
     counts = valid.sum(1) if per_token else torch.ones(2, dtype=torch.long)
 
-    def told(prediction: Prediction) -> ExampleLosses:
-        return ExampleLosses(torch.zeros(2), counts, ["a", "b"], prediction)
+    def told(prediction: Distributions) -> PassLosses:
+        return PassLosses(torch.zeros(2), counts, ["a", "b"], prediction)
 
     found = example_divergences(told(first), told(second))
     total = each[0, 0] + each[0, 1]

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mhr.losses.by_kind import Loss, choice_losses, losses, token_losses
+from mhr.objectives import Objective, make_objective
+from mhr.objectives.objective import token_losses
+from mhr.objectives.ranking import choice_losses
 from tests.models import random_batch, tiny_model
 
 
@@ -14,7 +16,7 @@ from tests.models import random_batch, tiny_model
     ("name", "kind"), [("t5", "seq2seq"), ("bart", "seq2seq"), ("llama", "causal"), ("gpt2", "causal")]
 )
 def test_the_mean_over_tokens_is_the_model_s_own_loss(name: str, kind: str) -> None:
-    model, loss = tiny_model(name), losses[kind]()
+    model, loss = tiny_model(name), make_objective(kind)
     batch = random_batch(model)
     batch["labels"][0, -1] = -100
     told = loss(model, {**batch, "task_ids": ["a", "b", "c", "d"]}, 0.0)
@@ -44,7 +46,7 @@ def test_choices_compete_within_their_example_only(smoothing: float) -> None:
 
 def test_the_ranking_loss_names_a_task_per_example() -> None:
     model = tiny_model("bert")
-    loss: Loss = losses["encoder"]()
+    loss: Objective = make_objective("encoder")
     ids = torch.randint(3, 60, (5, 7))
     batch = {
         "input_ids": ids,

@@ -12,21 +12,18 @@ import torch
 from torch import Tensor
 
 from mhr.layers import AdapterBank
-from mhr.losses.by_kind import ExampleLosses, Prediction, precise
-from mhr.runs.settings import TrainConfig
-
-PUBLISHED = {"encoder": 1.0, "seq2seq": 100.0, "causal": 100.0}
-"""Kind of model -> weight of the divergence: of an example where choices are ranked, of a target token where text is generated."""
+from mhr.objectives.objective import Distributions, Objective, PassLosses, precise
 
 
-def consistency_weight(config: TrainConfig, kind: str, bank: AdapterBank | None) -> float:
-    """The weight that `config` asks for, or the published one; 0 where no skills are drawn, so that two passes are the same."""
+def consistency_weight(objective: Objective, bank: AdapterBank | None) -> float:
+    """The weight that the settings of training ask for, or the published one; 0 where no skills are drawn, so that two passes are the same."""
     if bank is None or not bank.draws:
         return 0.0
-    return PUBLISHED[kind] if config.consistency is None else config.consistency
+    asked = objective.train.consistency
+    return objective.consistency if asked is None else asked
 
 
-def example_divergences(first: ExampleLosses, second: ExampleLosses) -> Tensor:
+def example_divergences(first: PassLosses, second: PassLosses) -> Tensor:
     """What consistency adds to the losses of two passes over one batch, before its weight: [B], summed over as many items as
     the losses are. Where a loss counts an example once, it is the mean over the example's positions."""
     assert first.predicted is not None
@@ -36,7 +33,7 @@ def example_divergences(first: ExampleLosses, second: ExampleLosses) -> Tensor:
     return (apart * valid).sum(1) * first.counts / valid.sum(1).clamp(min=1)
 
 
-def divergences(first: Prediction, second: Prediction) -> Tensor:
+def divergences(first: Distributions, second: Distributions) -> Tensor:
     """d(p, q), or the squared difference of the only logit, at each position [B, P]; float32 (float64 for float64)."""
     a, b = precise(first.logits), precise(second.logits)
     p, q = a.log_softmax(-1), b.log_softmax(-1)

@@ -1,1 +1,0 @@
-"""What training minimises: the answers' likelihood, T-Few's losses of choices, AdaMix's consistency."""

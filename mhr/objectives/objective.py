@@ -1,0 +1,143 @@
+"""The contract of an objective. Losses are a sum and a count per example, so that any split of a batch over passes and
+processes adds up to the same."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from mhr.data import Example, Task
+from mhr.data.collators import IGNORED, Batch, Collator
+from mhr.data.tokens import token_counts
+from mhr.registry import Registry
+from mhr.runs.settings import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Distributions:
+    """What a pass predicted at P positions of each of B examples, among C classes.
+
+    logits [B, P, C]; valid, bool [B, P], the positions that have a target; classes, bool [B, 1, C], those that an example has,
+    or None where it has them all (logits of the others are minus infinity).
+    """
+
+    logits: Tensor
+    valid: Tensor
+    classes: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PassLosses:
+    """What one pass over a batch of B examples costs: sums [B]; counts [B], what each sum is over; tasks, B names.
+
+    predicted   what the losses were computed from, for a comparison with another pass
+    """
+
+    sums: Tensor
+    counts: Tensor
+    tasks: list[str]
+    predicted: Distributions | None = None
+
+
+class Objective(ABC):
+    """What a kind of model is trained on, from examples to losses; `train` says with which terms.
+
+    kind          the kind of model that it is for, "seq2seq", "causal" or "encoder"
+    ranks         whether the choices of a task are trained on, not its right answers alone
+    generates     whether the model answers in words of its own
+    shares_row    whether input and target stand in one row, and so share the model's positions
+    consistency   the published weight of AdaMix's divergence of two passes: for an example where choices are ranked, for a
+                  target token where text is generated
+    """
+
+    kind: ClassVar[str]
+    ranks: ClassVar[bool] = False
+    generates: ClassVar[bool] = True
+    shares_row: ClassVar[bool] = False
+    consistency: ClassVar[float] = 100.0
+    collates: ClassVar[type[Collator]]
+
+    def __init__(self, train: TrainConfig | None = None):
+        self.train = train or TrainConfig()
+
+    @abstractmethod
+    def count(self, batch: Batch) -> Tensor | int:
+        """Items that the losses of the batch are summed over."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> PassLosses:
+        """The losses of a batch that `collator` made; `smoothing` is the share of the target's mass that is spread evenly."""
+
+    def collator(
+        self, tokenizer: PreTrainedTokenizerBase, max_input_length: int = 512, max_target_length: int = 128
+    ) -> Collator:
+        """Examples -> the batch that the losses are of."""
+        return self.collates(tokenizer, max_input_length, max_target_length)
+
+    @classmethod
+    def cannot_learn(cls, task: Task) -> str | None:
+        """Why the examples of a task are of no use to the objective, or None."""
+        return None
+
+    @classmethod
+    def input_lengths(cls, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
+        """Tokens that max_input_length is to hold of each example."""
+        return token_counts(tokenizer, [e.input for e in examples])
+
+
+objectives: Registry[type[Objective]] = Registry("objective")
+
+
+def make_objective(kind: str, train: TrainConfig | None = None) -> Objective:
+    """The objective of a kind of model, with the ranking terms that `train` asks for. Encoders always rank."""
+    fitting = [objective for objective in objectives.values() if objective.kind == kind]
+    wanted = train is not None and train.ranks
+    return next((o for o in fitting if o.ranks == wanted), fitting[0])(train)
+
+
+def objective_of(kind: str) -> type[Objective]:
+    """What holds of a kind of model, however it is trained."""
+    return type(make_objective(kind))
+
+
+def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """`sum_l (1 - e) * -log p(y_l) + e * mean_v -log p(v)` [B], float32 (float64 for float64), over positions whose label is not IGNORED.
+
+    logits [B, L, V], labels [B, L].
+    """
+    scores = precise(logits.transpose(1, 2))
+    return F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing).sum(1)
+
+
+def losses_of_tokens(logits: Tensor, labels: Tensor, smoothing: float, batch: Batch) -> PassLosses:
+    """The losses of a batch of a generator, from logits [B, L, V] and labels [B, L]."""
+    valid = labels.ne(IGNORED)
+    return PassLosses(
+        token_losses(logits, labels, smoothing), valid.sum(1), batch["task_ids"], Distributions(logits, valid)
+    )
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> tuple[dict[str, Any], Tensor]:
+    """What the model is called with, and the labels, which it does not get: it would compute a loss of its own over the whole
+    vocabulary, for nothing. Only a model with a bank is told the tasks."""
+    inputs = dict(batch)
+    if not hasattr(bare(model), "mhr"):
+        del inputs["task_ids"]
+    return inputs, inputs.pop("labels")
+
+
+def bare(model: nn.Module) -> Any:
+    """The model inside the wrapper that distributed training puts around it."""
+    return getattr(model, "module", model)
+
+
+def precise(scores: Tensor) -> Tensor:
+    """Scores in float32, or float64 where they are."""
+    return scores if scores.dtype == torch.float64 else scores.float()

@@ -1,0 +1,69 @@
+"""Encoders that score (input, choice) pairs: cross-entropy of the right choice among an example's choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from mhr.data import Example, Task
+from mhr.data.collators import Batch, RankingCollator
+from mhr.data.tokens import token_counts
+from mhr.objectives.objective import Distributions, Objective, PassLosses, model_inputs, objectives, precise
+
+
+@objectives.register("ranking")
+class RankingObjective(Objective):
+    """One logit for each pair; the softmax goes over an example's own choices."""
+
+    kind = "encoder"
+    generates = False
+    consistency = 1.0
+    collates = RankingCollator
+
+    def count(self, batch: Batch) -> int:
+        return len(batch["choice_counts"])
+
+    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> PassLosses:
+        inputs, labels = model_inputs(model, batch)
+        counts: list[int] = inputs.pop("choice_counts")
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        scores = model(**inputs).logits.squeeze(-1)
+        sums = choice_losses(scores, counts, labels, smoothing)
+        logits = pad_choices(scores, counts)[:, None]
+        every = torch.ones_like(labels)
+        predicted = Distributions(logits, every[:, None].bool(), classes=~logits.isinf())
+        return PassLosses(sums, every, [batch["task_ids"][start] for start in starts], predicted)
+
+    @classmethod
+    def cannot_learn(cls, task: Task) -> str | None:
+        lacks = not all(example.choices for example in task.train)
+        return "it has no choices to rank, which an encoder needs" if lacks else None
+
+    @classmethod
+    def input_lengths(cls, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
+        """An encoder reads each choice behind its input."""
+        return token_counts(tokenizer, [e.input for e in examples], [max(e.choices, key=len) for e in examples])
+
+
+def choice_losses(scores: Tensor, counts: list[int], labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """`(1 - e) * -log p(y) + e * mean_c -log p(c)` [B], p the softmax over an example's own choices.
+
+    scores [sum of counts], the examples' choices one after the other; labels [B], the right one's position.
+    """
+    by_example = pad_choices(precise(scores), counts)
+    surprise = -F.log_softmax(by_example, dim=1)  # [B, C]
+    right = surprise.gather(1, labels[:, None]).squeeze(1)
+    if smoothing == 0:
+        return right
+    every = surprise.masked_fill(by_example.isinf(), 0.0).sum(1) / torch.tensor(counts, device=scores.device)
+    return (1 - smoothing) * right + smoothing * every
+
+
+def pad_choices(scores: Tensor, counts: list[int]) -> Tensor:
+    """Scores [sum of counts], the examples' choices one after the other, as [B, C] filled up with minus infinity."""
+    return pad_sequence(list(scores.split(counts)), batch_first=True, padding_value=float("-inf"))

@@ -1,0 +1,52 @@
+"""What of a task collection a model can be trained on."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from mhr.data import Task, TaskCollection
+from mhr.errors import DataError
+from mhr.objectives.objective import objective_of
+from mhr.runs.settings import DataConfig
+
+
+def usable_tasks(
+    tasks: TaskCollection, kind: str, tokenizer: PreTrainedTokenizerBase | None, data: DataConfig
+) -> tuple[TaskCollection, dict[str, str]]:
+    """The tasks that have training examples, what the kind of model learns from, not more choices than `data.max_choices`, and,
+    with `data.fit`, inputs that fit by the tokenizer, which is needed for that alone.
+
+    Returns them and, by name, why each other one is left out. Raises DataError where none is left.
+    """
+    kept, left_out = [], {}
+    for task in tasks.values():
+        reason = _unusable(task, kind, data) or (data.fit and _too_long(task, kind, tokenizer, data)) or None
+        if reason:
+            left_out[task.name] = reason
+        else:
+            kept.append(task)
+    if not kept:
+        first = next(iter(left_out.items()), None)
+        example = f", as {first[0]!r}: {first[1]}" if first else ""
+        raise DataError(f"{tasks.source or 'collection'}: none of its {len(tasks)} tasks can be used{example}")
+    return tasks.of(kept), left_out
+
+
+def _unusable(task: Task, kind: str, data: DataConfig) -> str | None:
+    if not task.train:
+        return "it has no training examples"
+    reason = objective_of(kind).cannot_learn(task)
+    if reason:
+        return reason
+    most = max(len(example.choices) for example in task.train)
+    if data.max_choices is not None and most > data.max_choices:
+        return f"it has {most} answer choices, more than max_choices {data.max_choices}"
+    return None
+
+
+def _too_long(task: Task, kind: str, tokenizer: PreTrainedTokenizerBase | None, data: DataConfig) -> str | None:
+    """Why a task's inputs do not fit."""
+    assert tokenizer is not None
+    longest = max(objective_of(kind).input_lengths(tokenizer, [*task.train, *task.test]))
+    limit = data.max_input_length
+    return f"its longest input has {longest} tokens, more than {limit}" if longest > limit else None
