@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +168,6 @@ def named_tasks(config: RunConfig, names: Sequence[str] | None) -> TaskCollectio
     for name in config.adapt.shots_for:
         if not set(name) & set("*?["):
             collection[name]  # a name that is no pattern and no task is a slip of the pen
-        elif not any(fnmatchcase(task, name) for task in collection):
-            raise DataError(
-                f"shots_for has {name!r}, which fits no task of {config.tasks}: {nearest(name, list(collection))}"
-            )
     if names is not None and not names:
         raise DataError(
             "tasks is empty: name at least one, or leave it out to take those that the collection holds out"

@@ -122,7 +122,8 @@ def test_data_check_tells_every_fault_and_exits_with_2(superni: Collection) -> N
 def test_long_inputs_are_cut_and_counted(run: Path, rows: Path, tmp_path: Path) -> None:
     rows.write_text(rows.read_text().replace('"input": "even', '"input": "' + "long " * 20 + "even"))
     judged = json.loads(succeed("evaluate", run, "--tasks", rows, "--json").stdout)
-    assert judged["truncated"] == {"examples": 8, "inputs": 4, "choices": 0}
+    cut = {"inputs": 4, "choices": 0, "targets": 0}
+    assert judged["truncated"] == {"examples": 8, **cut, "tasks": {"even": cut}}
     trained = tmp_path / "run"
     succeed("pretrain", *SMALL, "--tasks", rows, "--steps", "2", "--output", trained)
     info = json.loads((trained / "run.json").read_text())
@@ -235,9 +236,9 @@ def test_a_resumed_adaptation_with_other_settings_says_which(run: Path, tmp_path
         tmp_path / "z",
     )
     succeed(*adapt, "--steps", "1")
-    line = refuse(*adapt, "--steps", "2", "--lr", "0.5", "--resume")
-    assert "holds adaptations with adapt.steps 1, not 2; adapt.lr " in line
-    assert ", not 0.5" in line
+    line = refuse(*adapt, "--steps", "2", "--router-lr", "0.25", "--resume")
+    assert "holds adaptations with adapt.steps 1, not 2; adapt.router_lr " in line
+    assert ", not 0.25" in line
     assert "{" not in line
 
 
@@ -256,7 +257,9 @@ def test_a_missing_package_and_missing_memory_are_one_line(monkeypatch: pytest.M
 
     monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.delitem(sys.modules, "mhr_benchmarks.ops", raising=False)
-    assert "needs the package peft, which is not installed: pip install peft" in refuse("benchmark", "ops", "--quick")
+    assert "compares with PEFT, which is not installed: pip install 'mhr[bench]'" in refuse(
+        "benchmark", "ops", "--quick"
+    )
 
     def fail(*arguments: object, **settings: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: 8 bytes")

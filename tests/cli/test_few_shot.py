@@ -100,8 +100,9 @@ def test_a_template_with_an_unknown_field(run: Path, rows: Path, tmp_path: Path)
     succeed("adapt", run, "--tasks", rows, "--task", "even", "--template", file, *QUICK, "--output", tmp_path / "out")
     told = succeed("evaluate", tmp_path / "out" / "even" / "1", "--output", tmp_path / "scores")
     assert "accuracy" in told.stdout
-    first = json.loads((tmp_path / "scores" / "predictions.jsonl").read_text().splitlines()[0])
-    assert (first["input"], first["choices"]) == ("even 0 is it even?", ["sure", "never"])
+    read = [json.loads(line) for line in (tmp_path / "scores" / "predictions.jsonl").read_text().splitlines()]
+    assert sorted(row["input"] for row in read) == [f"even {i} is it even?" for i in range(4)]
+    assert all(row["choices"] == ["sure", "never"] for row in read)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from mhr.adapters import (
 from mhr.backbones import load_backbone
 from mhr.data import load_tasks
 from mhr.data.skills import draw_examples
-from mhr.errors import ConfigError, DataError, MergeError, TaskError
+from mhr.errors import CheckpointError, ConfigError, DataError, MergeError, TaskError
 from mhr.evaluation import evaluate
 from mhr.merging import combine_soup_greedy, merge, merge_uniform, read_report
 from mhr.merging.fisher import diagonal_fisher
@@ -304,7 +304,7 @@ def test_what_cannot_be_scored(tmp_path):
 def test_a_base_model_that_is_not_told(tmp_path):
     plain = adapter(1)
     folders = save(tmp_path, PlainAdapter(plain.layers, BaseModel("")))
-    with pytest.raises(ConfigError, match="does not say which model it belongs to: name that with --model"):
+    with pytest.raises(CheckpointError, match="does not say which base model it belongs to: name that with --model"):
         merge(folders, evaluate=True, **DATA, output=tmp_path / "out")
     output: Path = merge(folders, evaluate=True, **DATA, base=BASE, output=tmp_path / "out")
     assert read_report(output).scores["merged"]["mean"] >= 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from mhr.adapters import load_checkpoint, read_adapter
+from mhr.data import Example, Task, TaskCollection
 from mhr.errors import ConfigError
 from mhr.few_shot import adapt
 from mhr.runs import RunFolder, load_config
@@ -135,17 +135,17 @@ def test_gradient_checkpointing_gives_the_same_losses(method: str, settings: Mak
         assert a == pytest.approx(b, rel=1e-4, abs=1e-7)
 
 
-def encoder_tasks(tmp_path: Path) -> str:
-    rows = [{"task": "agree", "input": f"text {i}", "targets": "yes", "choices": ["no", "yes"]} for i in range(8)]
-    rows += [{"task": "alone", "input": f"text {i}", "targets": "on", "choices": ["on"]} for i in range(8)]
-    tasks = tmp_path / "tasks.jsonl"
-    tasks.write_text("".join(json.dumps({**row, "split": "train"}) + "\n" for row in rows))
-    return str(tasks)
+def test_an_encoder_compares_choices_and_says_where_it_compares_single_logits(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files with one choice are refused; a collection made in Python may hold such examples."""
 
+    def task(name: str, target: str, choices: tuple[str, ...]) -> Task:
+        return Task(name, train=[Example(name, f"text {i}", (target,), choices, f"{name}-{i}") for i in range(8)])
 
-def test_an_encoder_compares_choices_and_says_where_it_compares_single_logits(settings: Make, tmp_path: Path) -> None:
-    config = settings("bert", method="adamix", tasks=encoder_tasks(tmp_path), steps=3)
-    run = pretrain(config, str(tmp_path / "run"), progress=False)
+    collection = TaskCollection([task("agree", "yes", ("no", "yes")), task("alone", "on", ("on",))])
+    monkeypatch.setattr("mhr.training.pretraining.read_tasks", lambda path, data: collection)
+    run = pretrain(settings("bert", method="adamix", steps=3), str(tmp_path / "run"), progress=False)
     assert run.info["consistency"] == {"weight": 1.0, "squared_difference": ["alone"]}
     assert all(record["consistency"] > 0 for record in run.metrics())
 
@@ -163,7 +163,7 @@ def test_an_encoder_compares_choices_and_says_where_it_compares_single_logits(se
         ({"method": "full", "consistency": 1}, "train.consistency is 1.0, but method 'full' draws no skills"),
         ({"method": "adamix", "adapter": "lora"}, "adapter.adapter is 'lora', but method 'adamix' trains 'bottleneck'"),
         ({"method": "mhr", "adapter": "bottlneck"}, "adapter.adapter is 'bottlneck', .*did you mean 'bottleneck'"),
-        ({"method": "poly", "share": "up"}, "--share: adapter.share is 'up', but poly routes lora as a whole"),
+        ({"method": "poly", "share": "up"}, "adapter.share is 'up', but poly routes lora as a whole"),
     ],
 )
 def test_settings_that_do_not_go_together(flags: dict[str, Any], said: str, settings: Make) -> None:
