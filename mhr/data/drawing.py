@@ -30,14 +30,19 @@ def draw_order(examples: Sequence[Example], task: str, seed: int) -> list[Exampl
 
 
 def hold_out(examples: Sequence[Example], n: int, task: str, seed: int) -> tuple[list[Example], list[Example]]:
-    """(the others in their own order, at most n drawn ones). Examples with the same input stay on one side."""
+    """(the others in their own order, at most n drawn ones). Examples with the same input stay on one side, unless so many repeat
+    that less than half of n could be drawn: then each is drawn by itself."""
     same: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         same[example.input].append(example)
+    order = draw_order(examples, task, seed)
     drawn: list[Example] = []
     taken: set[str] = set()
-    for example in draw_order(examples, task, seed):
+    for example in order:
         if example.input not in taken and len(drawn) + len(same[example.input]) <= n:
             drawn += same[example.input]
             taken.add(example.input)
-    return [e for e in examples if e.input not in taken], drawn
+    if 2 * len(drawn) < n:
+        drawn = order[:n]
+    out = set(map(id, drawn))
+    return [e for e in examples if id(e) not in out], drawn

@@ -82,6 +82,12 @@ class TaskRows:
         left, drawn = hold_out(unsplit, min(options.limit_test, len(unsplit) // 5), self.name, options.seed)
         what = f"there is no test split, so examples for evaluation were drawn from its rows by seed {options.seed}"
         notes.add(what, self.name, f"{len(drawn)} of {len(unsplit)}")
+        trained = {e.input for e in (*train, *left)}
+        repeated = sum(e.input in trained for e in drawn)
+        if repeated:
+            notes.add(
+                "inputs repeat, so examples for evaluation have inputs that are trained on", self.name, str(repeated)
+            )
         return train + left, drawn
 
     def _settle(self, split: str, faults: Faults, notes: Notes) -> None:

@@ -64,6 +64,7 @@ def find_tasks(names: Sequence[str], include: str | Path | None = None) -> Any:
     Raises ConfigError where lm-eval is not installed, and for an unknown task, naming the nearest.
     """
     try:
+        import lm_eval  # noqa: F401  (a part of a package may be loaded where the package cannot be)
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise ConfigError("--harness needs lm-evaluation-harness: pip install 'mhr[harness]'") from None

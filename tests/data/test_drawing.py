@@ -39,7 +39,7 @@ def test_examples_that_ask_the_same_stay_on_one_side() -> None:
     assert len(drawn) == 12
     assert not {e.input for e in left} & {e.input for e in drawn}
     assert left == [e for e in given if e in left]
-    assert hold_out([Example("t", "the same", (str(i),)) for i in range(9)], 2, "t", 0)[1] == []
+    assert hold_out([Example("t", "the same", (str(i),)) for i in range(9)], 0, "t", 0)[1] == []
 
 
 def write(path: Path, n: int, **more: str) -> Path:
@@ -81,3 +81,12 @@ def test_a_note_of_many_tasks_is_one_line(tmp_path: Path) -> None:
         write(tmp_path / f"t{i}.jsonl", 10)
     (note,) = load_tasks(tmp_path).notes
     assert note.startswith("t0 (2 of 10), t1 (2 of 10), t2 (2 of 10), t3 (2 of 10) and 5 more: there is no test split")
+
+
+def test_inputs_that_repeat_too_often_are_drawn_one_by_one_and_said(tmp_path: Path) -> None:
+    rows = [{"input": f"color {i % 4}", "targets": f"c{i % 4}"} for i in range(120)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = load_tasks(tmp_path / "x.jsonl")
+    assert (len(tasks["x"].train), len(tasks["x"].test)) == (96, 24)
+    assert Counter(e.targets[0] for e in tasks["x"].test) == {f"c{i}": 6 for i in range(4)}
+    assert "x (24): inputs repeat, so examples for evaluation have inputs that are trained on" in tasks.notes
