@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 from build_backend import Torch, find_torch
 
@@ -76,6 +77,15 @@ class Step(NamedTuple):
 
 def shell(*arguments: str | Path) -> str:
     return shlex.join(map(str, arguments))
+
+
+class FreshBuild(build_py):
+    """build_py into an empty folder: setuptools packs all that lies there, also modules that earlier sources had."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class NativeBuild(build_ext):
@@ -218,5 +228,5 @@ setup(
     ext_modules=[]
     if os.environ.get("MHR_NATIVE") == "0"
     else [Extension("mhr._C", sources=[]), Extension("mhr._autograd", sources=[])],
-    cmdclass={"build_ext": NativeBuild},
+    cmdclass={"build_ext": NativeBuild, "build_py": FreshBuild},
 )

@@ -14,9 +14,7 @@ from packaging.requirements import Requirement
 
 from mhr import __version__
 from mhr.ops import native_ops
-from mhr.ops.native import build_info
-
-REBUILD = "make install (or: pip install --no-build-isolation --editable .)"
+from mhr.ops.native import REBUILD, build_info
 
 
 @dataclass(frozen=True, slots=True)

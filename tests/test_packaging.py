@@ -63,3 +63,14 @@ def test_max_jobs_is_heeded_and_checked() -> None:
     assert run(code, MAX_JOBS="3").stdout == "3\n"
     assert run(code, MAX_JOBS="").stdout == "None\n"
     assert "MAX_JOBS is 'many': expected an integer of at least 1" in run(code, MAX_JOBS="many").stderr
+
+
+def test_a_wheel_holds_no_module_that_an_earlier_build_left_behind(tmp_path: Path) -> None:
+    left = tmp_path / "mhr" / "gone.py"
+    left.parent.mkdir()
+    left.touch()
+    code = f"import sys, runpy; sys.argv = ['setup.py', '-q', 'build_py', '--build-lib', {str(tmp_path)!r}]; runpy.run_path('setup.py')"
+    built = run(code, MHR_NATIVE="0")
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "mhr/__init__.py").exists()
+    assert not left.exists()

@@ -10,11 +10,14 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-REBUILD = "Rebuild it with: pip install --force-reinstall --no-deps . (make install in a clone)"
+_SOURCE = Path(__file__).parents[2]
+_IN_PLACE = (_SOURCE / "setup.py").exists()  # imported from the clone, so it is there that the library is looked for
+REBUILD = f"pip install --no-deps --editable {_SOURCE}" if _IN_PLACE else "pip install --no-deps --force-reinstall ."
 WITHOUT_NODES = "autograd nodes in Python serve instead, some 25 us slower a call"
 LIBRARY = torch.library.Library("mhr", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -43,7 +46,7 @@ def _load(name: str, without: str) -> Any:
         return importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         warnings.warn(
-            f"mhr: the native library {name} is there but does not load ({error}); {without}. {REBUILD}",
+            f"mhr: the native library {name} is there but does not load ({error}); {without}. Rebuild it with: {REBUILD}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -59,7 +62,7 @@ def _load_nodes() -> Any:
     if built.partition("+")[0] != torch.__version__.partition("+")[0]:
         warnings.warn(
             f"mhr: the native library was built with torch {built} and runs with {torch.__version__}: its kernels serve, but "
-            f"{WITHOUT_NODES}. {REBUILD}",
+            f"{WITHOUT_NODES}. Rebuild it with: {REBUILD}",
             RuntimeWarning,
             stacklevel=2,
         )
