@@ -9,17 +9,33 @@ import tarfile
 import tomllib
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 MADE = {".pyc", ".so"}
 
 
 def test_every_file_of_the_package_that_is_no_module_is_installed() -> None:
-    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]["mhr"]
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["mhr"]
     package = ROOT / "mhr"
     installed = {path for pattern in patterns for path in package.glob(pattern)}
     there = {p for p in package.rglob("*") if p.is_file() and p.suffix not in {".py", *MADE}}
     assert there
     assert there <= installed
+
+
+def test_every_requirement_is_pinned_at_a_version_within_its_range() -> None:
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = {
+        canonicalize_name(name): version for name, found, version in (line.partition("==") for line in lines) if found
+    }
+    project = PYPROJECT["project"]
+    asked = [*project["dependencies"], *PYPROJECT["build-system"]["requires"]]
+    asked += [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    for requirement in map(Requirement, asked):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
