@@ -13,6 +13,7 @@ from torch import nn
 
 from mhr.errors import TargetError
 from mhr.layers.linear import is_linear
+from mhr.layers.weight_reads import weight_is_read
 
 
 class Layout(Enum):
@@ -38,15 +39,6 @@ TOKENS = {"modeling_opt.OPTDecoderLayer"}
 SHARED_EXPERTS = re.compile(r"shared_(experts?|mlp|expert_gate)|router|gate")
 EXPERTS = re.compile(r"(?!shared)(.*_)?experts")
 
-# Layers whose weight the model reads without calling them, by the class that holds them: an adapter beside them would never act.
-READ_ONLY = {
-    ("modeling_mamba.MambaMixer", "dt_proj"),
-    ("modeling_falcon_mamba.FalconMambaMixer", "dt_proj"),
-    ("modeling_jamba.JambaMambaMixer", "dt_proj"),
-    ("modeling_zamba.ZambaMambaMixer", "dt_proj"),
-    ("activation.MultiheadAttention", "out_proj"),
-}
-
 # Layers that are called with relative positions, one table for all rows, where nothing can be told apart.
 POSITIONS = {
     ("modeling_deberta.DisentangledSelfAttention", "pos_proj"),
@@ -65,8 +57,8 @@ def layout_of(model: nn.Module, name: str) -> Layout:
     refusal = None
     if any(EXPERTS.fullmatch(part) for part in parts):
         refusal = "is part of an expert, which is called with the tokens dealt to it and not with the rows of the batch"
-    elif not holders.isdisjoint(cls for cls, child in READ_ONLY if child == parts[-1]):
-        refusal = "is never called: the model reads its weight, and an adapter beside it would do nothing"
+    elif weight_is_read(model, name):
+        refusal = "is not always called: the model reads its weight, and an adapter beside it would do nothing"
     elif not holders.isdisjoint(cls for cls, child in POSITIONS if child == parts[-1]):
         refusal = "is called with relative positions, which all rows of a batch share"
     if refusal is not None:
@@ -90,8 +82,10 @@ def routable(model: nn.Module, name: str) -> bool:
     """Whether `layout_of` has a layout for the layer."""
     parts = name.split(".")
     holders = classes(model.get_submodule(".".join(parts[:-1])))
-    unfit = {cls for cls, child in READ_ONLY | POSITIONS if child == parts[-1]}
-    return holders.isdisjoint(unfit) and not any(EXPERTS.fullmatch(part) for part in parts)
+    shared = {cls for cls, child in POSITIONS if child == parts[-1]}
+    return (
+        holders.isdisjoint(shared) and not any(EXPERTS.fullmatch(p) for p in parts) and not weight_is_read(model, name)
+    )
 
 
 def classes(module: nn.Module) -> set[str]:

@@ -24,7 +24,11 @@ IDS = ["copa", "boolq", "copa", "rte"]
         ("seq2seq", "switch_transformers", "wi", "part of an expert", "use targets such as q, k, v, o"),
         ("seq2seq", "nllb-moe", "fc1", "part of an expert", "use targets such as k_proj, v_proj, q_proj, out_proj"),
         ("causal", "mixtral", "gate_up_proj", "weights of several experts", "use targets such as q_proj"),
-        ("causal", "mamba", "dt_proj", "never called", "use targets such as in_proj, x_proj, out_proj"),
+        ("causal", "mamba", "dt_proj", "not always called", "use targets such as in_proj, lm_head"),
+        ("causal", "mamba", "out_proj", "not always called", "use targets such as in_proj, lm_head"),
+        ("causal", "mamba2", "out_proj", "not always called", "use targets such as in_proj, lm_head"),
+        ("causal", "reformer", "query_key", "not always called", "use targets such as query, key, value"),
+        ("causal", "rwkv", "attention.output", "not always called", "use targets such as key, value, receptance"),
         ("classifier", "deberta", "pos_proj", "relative positions", "use targets such as in_proj, dense"),
     ],
 )
