@@ -1,7 +1,7 @@
 """How every benchmark measures: one thread, thread CPU time, all implementations interleaved, medians of paired differences.
 
 Machines are shared and noisy: only ratios of times taken side by side in one process are meant to be quoted. What is right is
-told by the same computation in float64; the error of each implementation is printed, and times are withheld where ours is off.
+given by the same computation in float64; the error of each implementation is printed, and times are withheld where ours is off.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def copy_bandwidth(n_bytes: int = 1 << 28, repetitions: int = 7) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on and with."""
+    """The machine and versions of a measurement."""
     from mhr.ops import build_info, native_ops
 
     return {

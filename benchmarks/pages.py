@@ -1,4 +1,4 @@
-"""What a benchmark leaves in a folder: its numbers as JSON, its tables as a Markdown page, its plots as PNG and SVG."""
+"""What a benchmark leaves in a folder: its results as JSON, its tables as a Markdown page, its plots as PNG and SVG."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ COLUMNS = {
     "MHR-mu": ("mhr", "mu"),
 }
 """Column of the table -> the method that was pretrained, and the mode of its adaptation. Without one, the pretrained bank
-answers with all skills weighed alike."""
+answers with uniform weights over the skills."""
 
 DEMO_FILE = "demo.json"
 

@@ -1,7 +1,7 @@
 """AdaMix and merging on real tasks, for the record: `python -m mhr_benchmarks.studies.adamix --tasks PATH --output DIR`.
 
 With a real pretrained encoder (MiniLM, 22M parameters) that ranks choices, on tasks of which each has 300 training examples:
-AdaMix (4 bottlenecks), one bottleneck of the same width, a LoRA that trains as many numbers as AdaMix, and full fine-tuning; on
+AdaMix (4 bottlenecks), one bottleneck of the same width, a LoRA with as many trainable parameters as AdaMix, and full fine-tuning; on
 each task alone and on all of them at once; three seeds. AdaMix is evaluated with the average of its modules, with modules drawn
 for each sentence or each token, and with an ensemble of draws. Then what came out is merged: the seeds of a task, and the
 adapters of the tasks.
@@ -67,21 +67,22 @@ class Plan:
     limit: int | None = None
     """Test examples of each task; None takes all 100."""
     steps: float = 1.0
-    """Scales the updates of every method."""
+    """Scales the optimizer steps of every method."""
     batch: int = 8
     max_length: int = 64
     precision: str = "bf16"
     width: int = 16
     modules: int = 4
     lora_rank: int = 16
-    """Trains 294,912 numbers beside the head, four bottlenecks of width 16 train 304,512."""
+    """294,912 trainable parameters beside the head; four bottlenecks of width 16 have 304,512."""
+
     updates: tuple[tuple[str, tuple[int, float], tuple[int, float]], ...] = (
         ("AdaMix", (500, 2e-3), (1200, 2e-3)),
         ("one bottleneck", (500, 4e-3), (1200, 4e-3)),
         ("LoRA", (500, 2e-3), (1200, 5e-4)),
         ("full fine-tuning", (100, 1e-4), (200, 1e-4)),
     )
-    """Method, its updates and learning rate on one task, and on all at once. AdaMix needs most updates, for a module takes part in
+    """Method, its optimizer steps and learning rate on one task, and on all at once. AdaMix needs most steps, for a module takes part in
     one draw of four; the other adapters have as many, and fine-tuning converges before. Learning rates were found on task 429 with
     seed 42, that of LoRA on all tasks (at 2e-3 it stays at chance) with seed 7.
     """
@@ -236,7 +237,7 @@ def main() -> None:
     parser.add_argument("--tasks", required=True, help="a folder in the layout of Super-NaturalInstructions")
     parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the page goes")
-    parser.add_argument("--steps", type=float, default=1.0, help="scales the updates of every method")
+    parser.add_argument("--steps", type=float, default=1.0, help="scales the optimizer steps of every method")
     parser.add_argument("--workers", type=int, default=1, help="processes that train, one thread each")
     parser.add_argument("--quick", action="store_true", help="a few steps and examples: to see that everything runs")
     args = parser.parse_args()

@@ -25,7 +25,7 @@ def page(record: Mapping[str, Any]) -> str:
         "",
         f"{record['machine']['cpu']}, {record['machine']['threads']} thread, commit {record['machine']['commit']}, "
         f"{sum(record['seconds'].values()) / 60:.0f} minutes. {plan['n_train']} training examples of each task, "
-        f"batches of {plan['batch']}, {plan['precision']} autocast; updates and learning rate on one task: {alone}; on all at "
+        f"batches of {plan['batch']}, {plan['precision']} autocast; optimizer steps and learning rate on one task: {alone}; on all at "
         f"once: {together}. Accuracy by "
         f"ranking choices on {next(iter(first[tasks[0]].values()))['n']} test examples, per cent, mean over "
         f"{len(plan['seeds'])} seeds ± standard deviation.",
@@ -71,7 +71,7 @@ def _cell(scores: Scores, tasks: Sequence[str]) -> str:
 
 
 def _trained(record: Mapping[str, Any], row: str) -> str:
-    """How many numbers were trained; nothing where nothing was."""
+    """The number of trained parameters; empty where nothing was trained."""
     for how, kept in (("each task alone", "alone"), ("all tasks at once", "together")):
         if row.endswith(how):
             run = record["runs"][f"{row.partition(',')[0]}, {kept}"]

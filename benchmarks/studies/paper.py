@@ -87,7 +87,7 @@ def folder_of(unit: Unit, output: Path) -> Path:
 
 
 def _plan(unit: Unit) -> dict[str, Any]:
-    """What decides the numbers of a unit."""
+    """What decides the results of a unit."""
     setting, variant = unit.setting, unit.variant
     return {
         "method": variant.method,
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--only-publish", action="store_true", help="train nothing; publish what is done")
     parser.add_argument("--docs", type=Path, help="where the page and its plots go (default docs; --quick: the output)")
     parser.add_argument(
-        "--results", type=Path, help="where the numbers go (default benchmarks/results; --quick: the output)"
+        "--results", type=Path, help="where the results go (default benchmarks/results; --quick: the output)"
     )
     args = parser.parse_args()
     results = args.results or (args.output if args.quick else Path(__file__).parent / "results")

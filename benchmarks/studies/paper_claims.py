@@ -107,15 +107,15 @@ CLAIMS = (
         "After multi-task pretraining, few-shot adaptation to held-out tasks is best with MHR, then Poly, then a shared LoRA",
         (
             Comparison("MHR above Poly", "mhr mhr", "poly mhr"),
-            Comparison("Poly above a shared LoRA of as many trained numbers", "poly mhr", "wide lora"),
-            Comparison("MHR above a shared LoRA of as many trained numbers", "mhr mhr", "wide lora"),
+            Comparison("Poly above the parameter-matched shared LoRA", "poly mhr", "wide lora"),
+            Comparison("MHR above the parameter-matched shared LoRA", "mhr mhr", "wide lora"),
             _beside("Poly above a shared LoRA of the same rank", "poly mhr", "lora lora"),
             _beside("MHR above a shared LoRA of the same rank", "mhr mhr", "lora lora"),
         ),
     ),
     Claim(
         2,
-        "MHR-z, which trains orders of magnitude fewer numbers, is competitive (at most 5 points below MHR)",
+        "MHR-z, which trains orders of magnitude fewer parameters, is competitive (at most 5 points below MHR)",
         (
             _as_good("MHR-z at most 5 points below MHR", "mhr z", "mhr mhr", 0.05),
             _as_good("Poly-z at most 5 points below Poly", "poly z", "poly mhr", 0.05, counts=False),
@@ -140,7 +140,7 @@ CLAIMS = (
         "Zero-shot, MHR whose last steps train its average is above a shared LoRA trained for as many steps",
         (
             Comparison("MHR-mu above a shared LoRA of the same rank", "mhr-mu zero-shot", "lora zero-shot"),
-            _beside("MHR-mu above a shared LoRA of as many trained numbers", "mhr-mu zero-shot", "wide zero-shot"),
+            _beside("MHR-mu above the parameter-matched shared LoRA", "mhr-mu zero-shot", "wide zero-shot"),
             _beside("MHR-mu above MHR routed uniformly, without such steps", "mhr-mu zero-shot", "mhr zero-shot"),
         ),
     ),
@@ -150,7 +150,7 @@ CLAIMS = (
         (
             Comparison("MHR above Poly", "mhr alignment", "poly alignment"),
             Comparison("Poly above a shared LoRA of the same rank", "poly alignment", "lora alignment"),
-            _beside("Poly above a shared LoRA of as many trained numbers", "poly alignment", "wide alignment"),
+            _beside("Poly above the parameter-matched shared LoRA", "poly alignment", "wide alignment"),
             _beside("MHR above a shared LoRA of the same rank", "mhr alignment", "lora alignment"),
         ),
     ),
@@ -191,7 +191,7 @@ def judge(comparison: Comparison, paired: Paired, differences: list[float]) -> F
 
 
 def _beyond(paired: Paired, differences: list[float], limit: float) -> tuple[float, int]:
-    """p of the differences minus `limit`, and 1 where they are surely above it, -1 surely below, otherwise 0."""
+    """p of the differences minus `limit`, and 1 where they are significantly above it, -1 significantly below, otherwise 0."""
     p = sign_flip([d - limit for d in differences])
     side = 1 if paired.difference > limit else -1
     against = sum((mean - limit) * side <= 0 for mean in paired.by_seed)

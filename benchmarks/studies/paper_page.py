@@ -275,7 +275,7 @@ def _plots(found: Results, docs: Path, ending: str) -> dict[str, str]:
     drawn: dict[str, tuple[Figure, str]] = {
         "costs": (
             _plot_costs(found),
-            "Score against the parameters that one adaptation trains (of as many, side by side)",
+            "Score against the parameters that one adaptation trains (parameter-matched ones side by side)",
         ),
     }
     points = {
@@ -317,7 +317,7 @@ def _plot_costs(found: Results) -> Figure:
         mean, deviation = found.mean(row)
         trained = found.trained(row) or 1
         size = round(math.log10(trained), 1)
-        place = trained * 1.12 ** beside[size]  # of as many numbers, side by side
+        place = trained * 1.12 ** beside[size]  # parameter-matched ones, side by side
         beside[size] += 1
         axes.errorbar(place, mean, yerr=deviation, fmt=marker(i), color=colour(i), capsize=3, label=NAMES[row])
     axes.set_xscale("log")

@@ -3,8 +3,8 @@
 In a setting every variant has the same backbone, tasks, steps, batches, learning rates, scaling alpha / rank and shots. What its
 bank holds differs:
 
-    lora      one shared LoRA of rank r: as many numbers as one merged task of a bank has
-    wide      one shared LoRA of rank 8 r: as many adapter numbers as a bank of 8 skills trains
+    lora      one shared LoRA of rank r: parameter-matched to one merged task of a bank
+    wide      one shared LoRA of rank 8 r: parameter-matched to a bank of 8 skills
     poly      8 skills of rank r, one head
     mhr       8 skills of rank r, 8 heads
     random    the same bank under routing that is drawn at random and never trained

@@ -62,5 +62,5 @@ def _cell(scores: Scores, category: Mapping[str, str], categories: list[str]) ->
 
 
 def _run_of(column: str) -> str:
-    """The run that a column's numbers come from: "32-shot mhr-z" -> "adapted mhr-z"."""
+    """The run that a column's results come from: "32-shot mhr-z" -> "adapted mhr-z"."""
     return column.replace("zero-shot", "pretrained").replace("32-shot", "adapted")
