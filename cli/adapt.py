@@ -90,9 +90,9 @@ def adapt(
         chosen = folder.info["selection"]
         if chosen:
             trial = chosen["trials"][chosen["chosen"]]
-            knobs = ", ".join(f"{name} {value:g}" for name, value in trial["settings"].items())
+            values = ", ".join(f"{name} {value:g}" for name, value in trial["settings"].items())
             note(
-                f"{folder.path}: chose {', '.join(filter(None, [knobs, 'step ' + str(trial['step'])]))} on {chosen['on']}"
+                f"{folder.path}: chose {', '.join(filter(None, [values, 'step ' + str(trial['step'])]))} on {chosen['on']}"
             )
     note(f"Adapted: {len(runs)} checkpoints in {output} (protocol {runs[0].info['protocol']})")
     note(f"Next: mhr evaluate {runs[0].path}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mhr.errors import ConfigError
-from mhr.runs.adapt_settings import KNOBS
+from mhr.runs.adapt_settings import TUNABLE
 
 from .settings import PANELS, Given
 
@@ -27,8 +27,9 @@ Shots = Annotated[
 Grid = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="KNOB=V,V ...",
-        help=f"Values to choose from, all combinations: --grid lr=1e-3,1e-4 router_lr=0.5,0.1. Knobs: {', '.join(KNOBS)}. 'none' "
+        metavar="NAME=V,V ...",
+        help="Values to search, all combinations: --grid lr=1e-3,1e-4 router_lr=0.5,0.1. "
+        f"Hyperparameters: {', '.join(TUNABLE)}. 'none' "
         "leaves out the grid of the run's settings.",
         rich_help_panel=PANELS["adapt"],
         show_default=False,
@@ -74,7 +75,9 @@ def _grid(texts: list[str] | None) -> dict[str, list[float]] | None:
         name, equals, values = text.partition("=")
         name = name.strip().replace("-", "_")
         if not equals:
-            raise ConfigError(f"--grid: {text!r} has no '=': expected a knob and its values, as in lr=1e-3,1e-4")
+            raise ConfigError(
+                f"--grid: {text!r} has no '=': expected a hyperparameter and its values, as in lr=1e-3,1e-4"
+            )
         if name in grid:
             raise ConfigError(f"--grid: {name} is given twice")
         try:

@@ -78,7 +78,7 @@ class Preparation:
         return self.source.info["model_kind"]
 
     def shots(self, adaptation: Adaptation) -> Shots:
-        """The examples that an adaptation is trained on, and those that it is chosen on."""
+        """The examples that an adaptation is trained on, and its validation examples."""
         task = self.tasks[adaptation.task]
         return share_out(task, self.config.adapt, adaptation.seed, adaptation.mode, self.validation)
 
@@ -252,11 +252,11 @@ class _Search:
         settings = work.settings(few)
         start.begin(work.task.name, work.adaptation.seed)
         validation = Validation(start, work.prepared.kind, work.task, work.shots.validation, settings)
-        best = KeepBest(validation, start, few.look_every if few.picks_step else None, few.patience, few.steps)
+        best = KeepBest(validation, start, few.evaluation_interval if few.picks_step else None, few.patience, few.steps)
         work.train(settings, work.shots.train, self._folder(number), best)
         assert best.best is not None
         point = grid_points(work.prepared.config.adapt, start.mode)[number]
-        self.trials.append(Trial(point, best.best, best.looks))
+        self.trials.append(Trial(point, best.best, best.evaluations))
         if self.chosen is None or best.best.better_than(self.chosen[0].best):
             self.chosen = self.trials[-1], settings, best
         else:

@@ -64,8 +64,8 @@ def adapt(
     few          fields of AdaptConfig (shots, seeds, steps, lr, grid, protocol ...); None and what is not given are as the
                  run's `adapt` settings say
 
-    Without a grid and without a look for the best step, each adaptation is one training, and its last step counts. With
-    one, the protocol says what is chosen on: `mhr.few_shot.selecting.share_out`.
+    Without a grid and without selection of the best step, each adaptation is one training, and its last step counts. With
+    one, the protocol gives the validation examples: `mhr.few_shot.selecting.share_out`.
 
     Returns the run folders OUTPUT/TASK/SEED, task by task; OUTPUT/adapt.json lists them, and each run.json says the protocol
     and how it was chosen. Shots are drawn by `mhr.few_shot.shots.draw_shots`, the same for all modes and methods. Raises

@@ -1,4 +1,4 @@
-"""Choosing among trainings: the points of a grid, the examples they are judged on, and which step of each was best."""
+"""Model selection: the points of a grid, the validation examples, and the best step of each training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mhr.few_shot.shots import draw_shots, shots_of
 from mhr.few_shot.starts import Start
 from mhr.methods import BACKBONE, MODES
 from mhr.objectives import make_objective
-from mhr.runs.adapt_settings import AdaptConfig, as_knob
+from mhr.runs.adapt_settings import AdaptConfig, as_grid_value
 from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import read_tasks
 
@@ -30,7 +30,7 @@ def grid_points(few: AdaptConfig, mode: str) -> list[Point]:
     """All combinations of the grid's values that differ in this mode, in the grid's order; one empty point without a grid."""
     axes = {name: values for name, values in few.grid.items() if name not in MODES[mode].idle}
     return [
-        {name: as_knob(name, value) for name, value in zip(axes, values, strict=True)}
+        {name: as_grid_value(name, value) for name, value in zip(axes, values, strict=True)}
         for values in itertools.product(*axes.values())
     ]
 
@@ -49,7 +49,7 @@ class Shots:
 
     shots   what the result is trained on
     train   what is trained on while there is something to choose: the shots, or three quarters of them
-    validation  what is chosen on; empty where nothing is to be chosen
+    validation  the validation examples; empty where nothing is to be chosen
     where   what these are, in words: "a quarter of the shots", "dev shots", "test" or the path of a collection
     """
 
@@ -60,12 +60,12 @@ class Shots:
 
     @property
     def refit(self) -> bool:
-        """Whether the result is trained once more on all shots, as it was chosen on a part of them."""
+        """Whether the result is trained once more on all shots, as its validation examples are a part of them."""
         return len(self.train) < len(self.shots)
 
 
 def share_out(task: Task, few: AdaptConfig, seed: int, mode: str, dev: TaskCollection | None = None) -> Shots:
-    """The shots of a task that a seed draws, and the examples that the protocol chooses on. `dev` is what few.dev names.
+    """The shots of a task that a seed draws, and the validation examples of the protocol. `dev` is what few.dev names.
 
     The shots come first in the order of the draw, then the dev shots; the last quarter of the shots is the part that is
     split off where there is neither a dev set nor protocol paper. Raises DataError where there are not enough examples.
@@ -77,18 +77,20 @@ def share_out(task: Task, few: AdaptConfig, seed: int, mode: str, dev: TaskColle
         return Shots(shots, shots)
     if few.protocol == "paper":
         if not task.test:
-            raise DataError(f"task {task.name!r} has no test examples, which protocol 'paper' chooses on: use held-out")
+            raise DataError(
+                f"task {task.name!r} has no test examples, which protocol 'paper' validates on: use held-out"
+            )
         return Shots(shots, shots, task.test, "test")
     if few.dev_shots:
         return Shots(shots, shots, drawn[n:], "dev shots")
     if dev is not None:
         examples = [*dev[task.name].train, *dev[task.name].test]
         if not examples:
-            raise DataError(f"task {task.name!r} has no examples in {dev.source}, which is to choose on")
+            raise DataError(f"task {task.name!r} has no examples in {dev.source}: expected validation examples of it")
         return Shots(shots, shots, examples, dev.source)
     if n < 2:
         raise DataError(
-            f"task {task.name!r} has 1 shot, of which no part can be split off to choose on: use --dev-shots, or no grid"
+            f"task {task.name!r} has 1 shot, of which no part can be split off for validation: use --dev-shots, or no grid"
         )
     kept = n - max(n // 4, 1)
     return Shots(shots, shots[:kept], shots[kept:], "a quarter of the shots")
@@ -107,7 +109,7 @@ def read_dev(config: RunConfig) -> TaskCollection | None:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Look:
+class Validated:
     """How good a model was at a step: its score on the validation examples (accuracy or exact match), then its loss there.
 
     Few examples make many equal scores; the lower loss decides among them, and then the earlier step.
@@ -117,7 +119,7 @@ class Look:
     loss: float
     step: int
 
-    def better_than(self, other: Look | None) -> bool:
+    def better_than(self, other: Validated | None) -> bool:
         return other is None or (self.score, -self.loss) > (other.score, -other.loss)
 
 
@@ -133,7 +135,7 @@ class Validation:
         lengths = config.data.max_input_length, config.data.max_target_length
         self.collator = self.objective.collator(start.tokenizer, *lengths)
 
-    def __call__(self, step: int) -> Look:
+    def __call__(self, step: int) -> Validated:
         data, train = self.config.data, self.config.train
         result = evaluate(
             self.loaded,
@@ -145,7 +147,7 @@ class Validation:
             progress=False,
         )
         (measures,) = result.tasks.values()
-        return Look(measures["score"], self._mean_loss(), step)
+        return Validated(measures["score"], self._mean_loss(), step)
 
     def _mean_loss(self) -> float:
         size = self.config.train.batch_size
@@ -160,17 +162,17 @@ class Validation:
 
 
 class KeepBest(TrainerCallback):
-    """Looks at a model every few steps (at the end alone, with every=None), keeps the best, and may end the training early.
+    """Evaluates a model every few steps (only at the end with every=None), keeps the best weights, and may stop early.
 
-    best    the best look; `weights` what the model held then
-    looks   all of them
+    best         the best evaluation; `weights` those of the model then
+    evaluations  all of them
     """
 
     def __init__(self, validation: Validation, start: Start, every: int | None, patience: int | None, steps: int):
         self.validation, self.start = validation, start
         self.every, self.patience, self.steps = every, patience, steps
-        self.looks: list[Look] = []
-        self.best: Look | None = None
+        self.evaluations: list[Validated] = []
+        self.best: Validated | None = None
         self.weights: dict[str, Tensor] = {}
         self.stale = 0
 
@@ -178,10 +180,10 @@ class KeepBest(TrainerCallback):
         step = state.global_step
         if step < self.steps and (self.every is None or step % self.every):
             return
-        look = self.validation(step)
-        self.looks.append(look)
-        if look.better_than(self.best):
-            self.best, self.weights, self.stale = look, self.start.snapshot(), 0
+        validated = self.validation(step)
+        self.evaluations.append(validated)
+        if validated.better_than(self.best):
+            self.best, self.weights, self.stale = validated, self.start.snapshot(), 0
         else:
             self.stale += 1
             control.should_training_stop |= self.patience is not None and self.stale >= self.patience
@@ -199,11 +201,11 @@ class StopAfter(TrainerCallback):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One training of a search: its point, its best look, and all looks."""
+    """One training of a search: its point, its best evaluation, and all of them."""
 
     point: Point
-    best: Look
-    looks: list[Look]
+    best: Validated
+    evaluations: list[Validated]
 
 
 def describe(trials: Sequence[Trial], chosen: Trial, shots: Shots) -> dict[str, Any]:
@@ -213,7 +215,7 @@ def describe(trials: Sequence[Trial], chosen: Trial, shots: Shots) -> dict[str, 
         "examples": len(shots.validation),
         "refit": shots.refit,
         "trials": [
-            {**dataclasses.asdict(t.best), "settings": t.point, "looks": [dataclasses.asdict(look) for look in t.looks]}
+            {**dataclasses.asdict(t.best), "settings": t.point, "looks": [dataclasses.asdict(e) for e in t.evaluations]}
             for t in trials
         ],
         "chosen": trials.index(chosen),

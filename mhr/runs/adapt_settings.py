@@ -69,7 +69,7 @@ class OptimizationConfig(Settings):
         return {name: value for name, value in values.items() if value is not None}
 
 
-KNOBS = tuple(name for name, (hint, _) in settings_of(OptimizationConfig).items() if hint in (int, float))
+TUNABLE = tuple(name for name, (hint, _) in settings_of(OptimizationConfig).items() if hint in (int, float))
 """Settings of an adaptation that a grid can search."""
 
 
@@ -105,13 +105,13 @@ class AdaptConfig(OptimizationConfig):
     )
     grid: dict[str, list[float]] = setting(
         {},
-        """Values of knobs to choose from, all combinations of them. In a file {lr: [1e-3, 1e-4], router_lr: [0.5, 0.1]}. A knob
+        """Values of hyperparameters to search, all combinations of them. In a file {lr: [1e-3, 1e-4], router_lr: [0.5, 0.1]}. One
         that a mode does not have (lr in mode z, router_lr in mode mu) is left out there; in mode full, lr is full_lr.""",
     )
     protocol: str = setting(
         "held-out",
-        """Where a grid or the best step is chosen: held-out or paper. held-out: on a quarter of the shots, or a dev set, the test
-        examples are not looked at; paper: on the test examples that are reported afterwards, as published for T0.""",
+        """Validation examples for a grid or the best step: held-out or paper. held-out: a quarter of the shots, or a dev set, the
+        test examples are not used; paper: the test examples that are reported afterwards, as published for T0.""",
         choices=PROTOCOLS,
         flag="--protocol",
     )
@@ -152,25 +152,25 @@ class AdaptConfig(OptimizationConfig):
             raise ConfigError(f"seeds is {self.seeds}: expected each seed once")
         for name in ("eval_every", "patience"):
             if getattr(self, name) is not None and self.select == "last":
-                raise ConfigError(f"{name} looks for the best step, but select is 'last': leave one out")
+                raise ConfigError(f"{name} selects the best step, but select is 'last': leave one out")
         if self.dev is not None and self.dev_shots:
             raise ConfigError(f"dev_shots is {self.dev_shots}, but dev names a collection: leave one out")
         if self.protocol == "paper" and (self.dev is not None or self.dev_shots):
-            raise ConfigError("protocol is 'paper', which chooses on the test examples: leave dev and dev_shots out")
+            raise ConfigError("protocol is 'paper', which validates on the test examples: leave dev and dev_shots out")
         self._check_grid()
 
     def _check_grid(self) -> None:
         for name, values in self.grid.items():
-            if name not in KNOBS:
-                raise ConfigError(f"grid has {name!r}, which is no knob: {nearest(name, KNOBS)}")
+            if name not in TUNABLE:
+                raise ConfigError(f"grid has {name!r}, which is no hyperparameter of a grid: {nearest(name, TUNABLE)}")
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"grid has {name} {values}: expected each value once, and at least one")
             for value in values:
                 try:
-                    point: dict[str, Any] = {name: as_knob(name, value), "grid": {}}
+                    point: dict[str, Any] = {name: as_grid_value(name, value), "grid": {}}
                     replace(self, **point)
                 except ConfigError as error:
-                    raise ConfigError(f"grid has a value that cannot be: {error}") from None
+                    raise ConfigError(f"grid has an invalid value: {error}") from None
 
     @property
     def picks_step(self) -> bool:
@@ -180,12 +180,12 @@ class AdaptConfig(OptimizationConfig):
         return self.protocol == "paper" or self.eval_every is not None or self.patience is not None
 
     @property
-    def look_every(self) -> int:
+    def evaluation_interval(self) -> int:
         """Steps between two evaluations."""
         return self.eval_every or max(self.steps // 10, 1)
 
 
-def as_knob(name: str, value: float) -> Any:
-    """A value of a grid, an integer where the knob is one."""
+def as_grid_value(name: str, value: float) -> Any:
+    """A value of a grid, an integer where its hyperparameter is one."""
     hint = settings_of(OptimizationConfig)[name][0]
     return int(value) if hint is int and float(value).is_integer() else value

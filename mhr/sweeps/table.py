@@ -66,7 +66,7 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    # Rows that failed lack columns, and trials have the knobs of their mode only.
+    # Rows that failed lack columns, and trials have the hyperparameters of their mode only.
     plain = [{key: json.dumps(value) if key == "trials" else value for key, value in row.items()} for row in rows]
     names = list(dict.fromkeys(name for row in plain for name in row))
     table = pyarrow.table({name: [row.get(name) for row in plain] for name in names})

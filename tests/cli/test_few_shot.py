@@ -30,7 +30,7 @@ def test_a_grid_is_several_values_after_one_flag(run: Path, tmp_path: Path) -> N
         assert "(protocol held-out)" in result.stderr
         settings = [trial["settings"] for trial in chosen(tmp_path / name / "min-box" / "1")["trials"]]
         assert settings == [{"lr": 0.01, "router_lr": 0.5}, {"lr": 0.001, "router_lr": 0.5}]
-    # What follows a grid and is no knob with values belongs to the command.
+    # What follows a grid and is no hyperparameter with values belongs to the command.
     result = succeed("adapt", "--grid", "lr=1e-2", run, "--task", "min-box", *QUICK, "--output", tmp_path / "before")
     assert chosen(tmp_path / "before" / "min-box" / "1") is None
 
@@ -69,7 +69,7 @@ def test_flags_become_settings() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--grid", "lrr=1,2"), "grid has 'lrr', which is no knob: did you mean 'lr'"),
+        (("--grid", "lrr=1,2"), "grid has 'lrr', which is no hyperparameter of a grid: did you mean 'lr'"),
         (("--grid", "lr"), "--grid: 'lr' has no '='"),
         (("--grid", "lr=a,b"), "--grid: 'a,b' is no list of numbers"),
         (("--grid", "lr=1", "lr=2"), "--grid: lr is given twice"),

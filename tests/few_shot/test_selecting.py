@@ -1,4 +1,4 @@
-"""The few-shot protocol: what is chosen on, what is looked at, and what the result says of it."""
+"""The few-shot protocol: validation examples, evaluations, and what the result says of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mhr.data import load_tasks
 from mhr.errors import ConfigError, DataError, MhrError, TaskError
 from mhr.evaluation import evaluate, load_model
 from mhr.few_shot import adapt, selecting
-from mhr.few_shot.selecting import Look, grid_points, share_out
+from mhr.few_shot.selecting import Validated, grid_points, share_out
 from mhr.few_shot.shots import shots_of
 from mhr.runs import RunFolder
 from mhr.runs.adapt_settings import AdaptConfig
@@ -85,7 +85,7 @@ def test_looking_changes_nothing_of_the_training(searched: Any) -> None:
 
 def test_the_best_step_on_dev_shots_is_kept(searched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.25, 0.75, 0.5])
-    monkeypatch.setattr(selecting.Validation, "__call__", lambda self, step: Look(next(scores), 1.0, step))
+    monkeypatch.setattr(selecting.Validation, "__call__", lambda self, step: Validated(next(scores), 1.0, step))
     run = searched("best", eval_every=2, dev_shots=4)
     chosen = run.info["selection"]
     assert (chosen["on"], chosen["examples"], chosen["refit"]) == ("dev shots", 4, False)
@@ -109,7 +109,7 @@ def test_patience_ends_a_training_and_the_refit_stops_at_the_same_step(
     searched: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.5, 0.25, 0.5])
-    monkeypatch.setattr(selecting.Validation, "__call__", lambda self, step: Look(next(scores), 1.0, step))
+    monkeypatch.setattr(selecting.Validation, "__call__", lambda self, step: Validated(next(scores), 1.0, step))
     run = searched(eval_every=1, patience=2, steps=20)
     trial = run.info["selection"]["trials"][0]
     assert [look["step"] for look in trial["looks"]] == [1, 2, 3]
@@ -248,10 +248,14 @@ def test_choices_that_are_the_same_once_cut_leave_nothing_behind(source: Source,
 @pytest.mark.parametrize(
     ("few", "error", "said"),
     [
-        ({"grid": {"lrr": [1.0]}}, ConfigError, "grid has 'lrr', which is no knob: did you mean 'lr'"),
+        (
+            {"grid": {"lrr": [1.0]}},
+            ConfigError,
+            "grid has 'lrr', which is no hyperparameter of a grid: did you mean 'lr'",
+        ),
         ({"grid": {"lr": [1e-3, 1e-3]}}, ConfigError, "expected each value once"),
         ({"grid": {"lr": []}}, ConfigError, "at least one"),
-        ({"grid": {"lr": [-1.0]}}, ConfigError, "grid has a value that cannot be: lr is -1.0"),
+        ({"grid": {"lr": [-1.0]}}, ConfigError, "grid has an invalid value: lr is -1.0"),
         ({"grid": {"steps": [1.5]}}, ConfigError, "steps is 1.5, expected an integer"),
         (
             {"shots": 23, "dev_shots": 2, "select": "best"},
@@ -267,7 +271,7 @@ def test_choices_that_are_the_same_once_cut_leave_nothing_behind(source: Source,
             "protocol is 'papper', expected one of held-out, paper: did you mean 'paper'",
         ),
         ({"protocol": "paper", "dev_shots": 3}, ConfigError, "leave dev and dev_shots out"),
-        ({"select": "last", "patience": 2}, ConfigError, "patience looks for the best step, but select is 'last'"),
+        ({"select": "last", "patience": 2}, ConfigError, "patience selects the best step, but select is 'last'"),
         ({"select": "frist"}, ConfigError, "select is 'frist'"),
         ({"patience": 0}, ConfigError, "patience is 0"),
         ({"dev_shots": 2}, ConfigError, "dev_shots is 2, but nothing is chosen: add grid"),

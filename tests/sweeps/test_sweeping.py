@@ -178,7 +178,11 @@ def test_a_unit_that_fails_is_told_and_tried_again(
         ({"steps": 3}, TrainingError, r"table of another sweep, with runs\..*adapt\.steps 2, not 3"),
         ({"protocol": "paper"}, TrainingError, r"adapt\.protocol 'held-out', not 'paper'"),
         ({"limit": 2}, TrainingError, "with limit None, not 2"),
-        ({"grid": {"lrr": [1.0]}}, ConfigError, "grid has 'lrr', which is no knob: did you mean 'lr'"),
+        (
+            {"grid": {"lrr": [1.0]}},
+            ConfigError,
+            "grid has 'lrr', which is no hyperparameter of a grid: did you mean 'lr'",
+        ),
         ({"shots": 25}, DataError, "has 24 training examples, fewer than the 25 shots"),
         ({"seeds": [1, 1]}, ConfigError, "expected each seed once"),
         ({"modes": ["zz"]}, ConfigError, "mode is 'zz'"),
