@@ -50,7 +50,7 @@ def check(
     *,
     given: Given,
 ) -> None:
-    """Read a whole collection; say what each file was taken for, list every fault with its file and line, then sizes, lengths
+    """Read a whole collection; say what each file was taken for, list every error with its file and line, then sizes, lengths
     and labels of its tasks.
 
     Exit code 2 where there is a fault.
@@ -103,6 +103,6 @@ def _print(found: CheckReport) -> None:
     totals = found.totals
     out.print(
         f"{totals['tasks']} tasks ({totals['training_tasks']} to train on, {totals['held_out_tasks']} held out), "
-        f"{totals['train_examples']} training and {totals['test_examples']} evaluation examples, {totals['faults']} faults",
+        f"{totals['train_examples']} training and {totals['test_examples']} evaluation examples, {totals['faults']} errors",
         soft_wrap=True,
     )

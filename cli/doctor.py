@@ -1,4 +1,4 @@
-"""`mhr doctor`: what is installed, what runs natively, and what is missing with the command that mends it."""
+"""`mhr doctor`: what is installed, what runs natively, and what is missing with the command that installs it."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def doctor(json: options.Json = False) -> None:
                 table.add_row(name, value)
             out.print(table)
             out.print()
-        for fault in found.missing:
-            out.print(f"[yellow]missing[/yellow] {fault.what}", soft_wrap=True)
-            out.print(f"        mend it with: [bold]{fault.mend}[/bold]", soft_wrap=True)
+        for lack in found.missing:
+            out.print(f"[yellow]missing[/yellow] {lack.what}", soft_wrap=True)
+            out.print(f"        fix: [bold]{lack.fix}[/bold]", soft_wrap=True)
         if not found.missing:
             out.print("[green]Nothing is missing.[/green]")
-    if any(fault.needed for fault in found.missing):
+    if any(lack.needed for lack in found.missing):
         raise typer.Exit(1)

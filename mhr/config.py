@@ -1,4 +1,4 @@
-"""Settings of an adapter bank. Every field is documented where it stands; every fault is one line that names the field."""
+"""Settings of an adapter bank. Every field is documented where it stands; every error is one line that names the field."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def run_demo(
     overrides   settings over the preset's ("train.steps=50")
     max_tasks   adapt to the first so many of TASKS
     limit       test examples per task; None takes all 100
-    say         is told what begins, one line each
+    say         gets one line as each part begins
 
     Raises MhrError as `pretrain` and `adapt` do, TrainingError where `output` was made with other settings.
     """

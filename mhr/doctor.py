@@ -1,4 +1,4 @@
-"""What this machine has for mhr and what it lacks, each lack with the command that mends it."""
+"""What this machine has for mhr and what it lacks, each lack with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Lack:
     """Something missing. needed: whether mhr does not work without it; otherwise it is slower or can do less."""
 
     what: str
-    mend: str
+    fix: str
     needed: bool
 
 

@@ -1,4 +1,4 @@
-"""Errors a user can mend: each carries one line that says what was got, what was expected and how to mend it.
+"""User errors: each carries one line that says what was got, what was expected and how to fix it.
 
 The command line prints that line and exits with code 2. Anything else that escapes is a bug of ours and keeps its traceback.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class MhrError(Exception):
-    """Base of every error that a user can mend."""
+    """Base of every user error."""
 
 
 class ConfigError(MhrError):

@@ -127,7 +127,7 @@ def read_json(path: str | Path, error: type[MhrError] = MhrError) -> dict[str, A
         value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as fault:
         raise error(
-            f"{path}:{fault.lineno} is no valid JSON ({fault.msg}): the file is cut or edited by hand"
+            f"{path}:{fault.lineno} is no valid JSON ({fault.msg}): the file is truncated or edited by hand"
         ) from None
     except UnicodeDecodeError:
         raise error(f"{path} is no text in UTF-8: expected a JSON file") from None

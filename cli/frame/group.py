@@ -1,6 +1,6 @@
 """The group that all commands hang from: a user error is one line on stderr and exit code 2.
 
-Any other exception is a fault of ours and keeps its traceback.
+Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ UsageError = typer.BadParameter.__mro__[1]
 
 
 class Commands(TyperGroup):
-    """Exit codes: 0 done, 1 a fault of ours, 2 a user error, 130 interrupted."""
+    """Exit codes: 0 done, 1 a bug, 2 a user error, 130 interrupted."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:

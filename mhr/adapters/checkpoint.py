@@ -120,7 +120,7 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def read_adapter(folder: str | Path) -> AdapterCheckpoint:
-    """The checkpoint in `folder`. Raises CheckpointError where it is missing, cut, damaged, foreign, or too new to read."""
+    """The checkpoint in `folder`. Raises CheckpointError where it is missing, truncated, damaged, foreign, or too new to read."""
     checkpoint = open_adapter(folder)
     assert isinstance(checkpoint.tensors, TensorFile)
     return dataclasses.replace(checkpoint, tensors=checkpoint.tensors.read())

@@ -45,7 +45,7 @@ class TensorFile(Mapping[str, Tensor]):
 
     `shapes` and `dtypes` tell them before.
 
-    Raises SafetensorError for a file that is cut or none, OSError for one that cannot be read.
+    Raises SafetensorError for a file that is truncated or none, OSError for one that cannot be read.
     """
 
     def __init__(self, path: str | Path, digest: str | None = None):

@@ -41,7 +41,7 @@ Gradient = Callable[[Sequence[nn.Parameter]], Sequence[Tensor | None]]
 class Alignment:
     """How T tasks' gradients of one checkpoint lie to one another.
 
-    step     updates after which the checkpoint was made
+    step     optimizer steps after which the checkpoint was made
     gram     float64 [T, T], `g_i . g_j` over all skills of the bank
     layers   adapted layer -> mean cosine over pairs of tasks, of the layer's own gradients; None where no pair has two that
              are not 0
@@ -89,7 +89,7 @@ def align_run(
     examples   training examples of each task, drawn by `mhr.few_shot.shots.draw_shots` with `seed`, the same for every run.
                A task that the bank does not know is routed uniformly
     budget     see `gram_matrices`
-    say        is told what begins, one line each
+    say        gets one line as each part begins
 
     Raises CheckpointError for a run without an adapter, TaskError for fewer than two tasks, DataError for a task with fewer
     examples.
@@ -150,10 +150,10 @@ def gram_matrices(
     """Inner products of T gradients, float64 [T, T], and the mean cosine of each group of parameters.
 
     gradients  T functions: parameters -> the gradient of each, None for one that has no part in it
-    groups     name -> parameters, P numbers in all
+    groups     name -> parameters, P elements in all
     budget     bytes of gradients that are held at a time
 
-    The P columns of the T x P matrix of gradients are cut into windows of budget / T bytes; for each window every gradient is
+    The P columns of the T x P matrix of gradients are split into windows of budget / T bytes; for each window every gradient is
     computed once, and only for the parameters that the window touches. So memory is T^2 + budget + one gradient, whatever P,
     and the time is ceil(T * P * 4 / budget) passes over the tasks.
     """
@@ -224,7 +224,7 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def _windows(sizes: Sequence[int], width: int) -> Iterator[dict[int, tuple[int, int]]]:
-    """Cuts parameters laid end to end into windows of `width` numbers: index -> [start, stop) inside that parameter."""
+    """Splits the concatenated parameters into windows of `width` elements: index -> [start, stop) inside that parameter."""
     window: dict[int, tuple[int, int]] = {}
     room = width
     for i, size in enumerate(sizes):

@@ -96,7 +96,7 @@ class Answers:
     def _digits(self, text: str, choices: tuple[str, ...]) -> str:
         number = text not in choices and int(text) < len(choices) if len(text) < 9 else False
         if text not in choices and not number:
-            return text  # told as none of the choices
+            return text  # reported as none of the choices
         if self.digits not in (None, number):
             raise RowFault(
                 f"target {text!r} is {'the number of a choice' if number else 'a choice'} here, and digits were "

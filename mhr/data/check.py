@@ -1,4 +1,4 @@
-"""Look a collection over: what it holds, and everything that is wrong with it."""
+"""Check a collection: what it holds, and every error in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mhr.errors import DataError
 
 @dataclass(slots=True)
 class Lengths:
-    """Median, 90th percentile and greatest length of some texts."""
+    """Median, 90th percentile and maximum length of some strings."""
 
     median: float
     p90: float
@@ -96,10 +96,10 @@ def check_collection(
     """Read everything at `path`, going on after each fault.
 
     count_tokens   text -> its number of tokens, for lengths in tokens
-    on_bad_row     with "skip", faulty rows are counted in the notes and are no faults
+    on_bad_row     with "skip", faulty rows are counted in the notes and are no errors
     options        the others of `load_tasks`, but for `faults`
 
-    Raises DataError where there is nothing to look at (no such path, no known layout), ConfigError for wrong options.
+    Raises DataError where there is nothing to check (no such path, no known layout), ConfigError for wrong options.
     """
     faults = Faults(strict=False, on_bad_row=on_bad_row)
     reader = options.get("reader") or find_reader(str(path))

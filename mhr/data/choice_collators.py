@@ -2,7 +2,7 @@
 
 Both batches hold `labels` [P, T], the P answers that are scored, example after example, IGNORED where there is no answer;
 `owners` int64 [P], the example of each; `right` int64 [B], which of an example's answers is the right one, and `gold` int64
-[B], its row; `choice_counts`, a list of B numbers; and `task_ids`, B names. An example without choices has one answer, its target.
+[B], its row; `choice_counts`, a list of B integers; and `task_ids`, B names. An example without choices has one answer, its target.
 Of several accepted targets only the first is scored: the others are no wrong answers.
 """
 

@@ -49,7 +49,7 @@ class Collator(ABC):
 
 
 class GeneratorCollator(Collator):
-    """What encoder-decoders and decoders have in common: an input is read, and an answer said token by token."""
+    """What encoder-decoders and decoders have in common: an input is read, and an answer generated token by token."""
 
     @abstractmethod
     def encode_inputs(self, examples: Sequence[Example]) -> TokenRows:
@@ -65,11 +65,11 @@ class GeneratorCollator(Collator):
         self, examples: Sequence[Example], answers: Sequence[Sequence[str]]
     ) -> tuple[list[list[int]], list[list[int]]]:
         """The tokens of `encode_answers`, after counting how many texts were truncated."""
-        inputs, said = self.encode_answers(examples, answers)
+        inputs, targets = self.encode_answers(examples, answers)
         self.truncation.note("inputs", (e.task for e in examples), inputs.cut)
         owners = (e.task for e, own in zip(examples, answers, strict=True) for _ in own)
-        self.truncation.note("targets", owners, said.cut)
-        return inputs.ids, said.ids
+        self.truncation.note("targets", owners, targets.cut)
+        return inputs.ids, targets.ids
 
 
 class Seq2SeqCollator(GeneratorCollator):
@@ -117,7 +117,7 @@ class RankingCollator(Collator):
     """Encoders that score (input, choice) pairs: one row a pair, the examples' choices one after the other.
 
     input_ids, attention_mask (and token_type_ids where the tokenizer makes them) [sum of counts, L]; labels [B], the
-    position of the right choice; choice_counts, a list of B numbers; task_ids, one a row. Only inputs are truncated, never
+    position of the right choice; choice_counts, a list of B integers; task_ids, one a row. Only inputs are truncated, never
     choices; `max_input_length` is that of a pair.
     """
 

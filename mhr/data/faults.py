@@ -74,9 +74,9 @@ class Notes:
 
     def add(self, what: str, task: str = "", count: str = "") -> None:
         """Note `what` of a task, or of the whole collection; `count` stands behind the task's name."""
-        told = self._tasks.setdefault(what, [])
+        named = self._tasks.setdefault(what, [])
         if task:
-            told.append(f"{task} ({count})" if count else task)
+            named.append(f"{task} ({count})" if count else task)
 
     @property
     def lines(self) -> list[str]:

@@ -48,7 +48,7 @@ def load_tasks(
     seed         of what is drawn, and of the suite's strings
     template     prompt templates, a YAML file or a packaged name, see `mhr.data.templates`
     on_bad_row   "error" refuses a collection with a faulty row; "skip" leaves such rows out and counts them in its notes
-    faults       where faults are told; None raises a DataError on the first one (`on_bad_row` is then theirs)
+    faults       where faults are collected; None raises a DataError on the first one (`on_bad_row` is then theirs)
 
     Raises DataError where nothing can be read or something is wrong with it, ConfigError for options out of range.
     """

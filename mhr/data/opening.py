@@ -21,7 +21,7 @@ def _unpack_gz(packed: bytes) -> bytes:
     try:
         return gzip.decompress(packed)
     except (EOFError, zlib.error) as error:
-        raise FileFault(0, f"the gzip file is cut or damaged: {error}") from None
+        raise FileFault(0, f"the gzip file is truncated or damaged: {error}") from None
     except gzip.BadGzipFile as error:
         raise FileFault(0, f"is not a gzip file: {error}") from None
 
@@ -35,7 +35,7 @@ def _unpack_zst(packed: bytes) -> bytes:
         with pyarrow.CompressedInputStream(pyarrow.BufferReader(packed), "zstd") as stream:
             return bytes(stream.read())
     except (pyarrow.ArrowException, OSError) as error:
-        raise FileFault(0, f"the zstd file is cut or damaged: {str(error).splitlines()[0]}") from None
+        raise FileFault(0, f"the zstd file is truncated or damaged: {str(error).splitlines()[0]}") from None
 
 
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {".gz": _unpack_gz, ".zst": _unpack_zst}
@@ -74,8 +74,8 @@ def read_text(path: Path) -> str:
         text = content[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
         before = error.object[: error.start].decode(encoding, "ignore")
-        told = f"byte {error.start + len(mark)} is not {encoding.upper()}"
-        raise FileFault(before.count("\n") + 1, f"{told}: save the file as UTF-8") from None
+        message = f"byte {error.start + len(mark)} is not {encoding.upper()}"
+        raise FileFault(before.count("\n") + 1, f"{message}: save the file as UTF-8") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise FileFault(

@@ -46,7 +46,7 @@ Read = Callable[[str, ReadOptions, Faults], TaskCollection]
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How collections of one kind are told and read.
+    """How collections of one kind are recognised and read.
 
     recognises  whether a path is one of its collections
     layout      what it reads, for the error line on a path that nothing recognises

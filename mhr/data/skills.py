@@ -114,16 +114,16 @@ def draw_examples(skills: tuple[str, ...], seed: int = 0) -> Iterator[Example]:
     choices = choices_of(skills)
     rng = random.Random(f"{task}/{seed}")
     seen: set[str] = set()
-    told: Counter[str] = Counter()
+    given: Counter[str] = Counter()
     while len(seen) < N_STRINGS:
         drawn = ["".join(rng.choices(ALPHABET, k=rng.choice(LENGTHS))) for _ in range(4)]
         fresh = [s for s in drawn if s not in seen]
         if not fresh:
             continue
-        text = min(fresh, key=lambda s: told[solve(skills, s)])
+        text = min(fresh, key=lambda s: given[solve(skills, s)])
         answer = solve(skills, text)
         seen.add(text)
-        told[answer] += 1
+        given[answer] += 1
         yield Example(task, f"{' '.join(skills)}: {text}", (answer,), choices, f"{task}-{len(seen)}")
 
 

@@ -176,7 +176,7 @@ class _Prompt:
                 parts.append(definition.strip())
             else:
                 faults.add(
-                    file, 0, 'no definition: expected "Definition" to hold a text; definitions can be turned off'
+                    file, 0, 'no definition: expected "Definition" to hold a string; definitions can be turned off'
                 )
         shown = (content.get("Positive Examples") or [])[: options.positives]
         if len(shown) < options.positives:
@@ -189,7 +189,7 @@ class _Prompt:
             ):
                 parts.append(f"Input: {example['input'].strip()}\nOutput: {example['output'].strip()}")
             else:
-                faults.add(file, 0, f"positive example {number} lacks a text as its input or output")
+                faults.add(file, 0, f"positive example {number} lacks a string as its input or output")
         self.head = "\n\n".join(parts)
 
     def __call__(self, text: str) -> str:
@@ -237,7 +237,11 @@ def _parse(file: Path, text: str, faults: Faults) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        cut = " (the file seems to be cut)" if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg else ""
+        cut = (
+            " (the file seems to be truncated)"
+            if error.pos >= len(text.rstrip()) or "Unterminated" in error.msg
+            else ""
+        )
         faults.add(file, error.lineno, f"is not valid JSON: {error.msg} at column {error.colno}{cut}")
     except RecursionError:
         faults.add(file, 0, "is not valid JSON: it is nested too deeply")

@@ -10,7 +10,7 @@ A YAML (or JSON) file, or the name of a packaged one:
     input: "{input}"                           # for all other tasks; so are choice and verbalizers
 
 Without verbalizers labels are their own words. With them, rows without choices are ranked among all words, and labels that
-are numbers are found as texts ("0"). After Gao et al. 2021 (LM-BFF, arXiv 2012.15723).
+are numbers are found as strings ("0"). After Gao et al. 2021 (LM-BFF, arXiv 2012.15723).
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _template(values: Any, origin: str) -> Template:
     texts = {key: values.get(key, f"{{{key}}}") for key in ("input", "choice")}
     for key, text in texts.items():
         if not isinstance(text, str) or not text.strip():
-            raise ConfigError(f"{origin}: {key} is {text!r:.60}, expected a text with fields such as {{{key}}}")
+            raise ConfigError(f"{origin}: {key} is {text!r:.60}, expected a string with fields such as {{{key}}}")
         try:
             fields_of(text)
         except ValueError as error:

@@ -77,9 +77,9 @@ def encode_answers(
     whole = _tokenise(tokenizer, text=texts, add_special_tokens=False)["input_ids"]
     for i, row in zip(owners, whole, strict=True):
         opened[i] = opened[i][: _shared(opened[i], row)]
-    said = [row[len(opened[i]) :] for i, row in zip(owners, whole, strict=True)]
+    answered = [row[len(opened[i]) :] for i, row in zip(owners, whole, strict=True)]
     end, room = end_token(tokenizer), max_answer_length - 1
-    ended = TokenRows([[*row[:room], end] for row in said], [len(row) > room for row in said])
+    ended = TokenRows([[*row[:room], end] for row in answered], [len(row) > room for row in answered])
     return _after_start(tokenizer, opened, max_prompt_length), ended
 
 

@@ -34,7 +34,7 @@ class Truncation:
 
 
 def truncation_line(described: dict[str, Any] | None) -> str | None:
-    """One line on what `Truncation.describe` tells, for people; None where nothing was truncated, or nothing is told."""
+    """One line on what `Truncation.describe` tells, for people; None where nothing was truncated, or nothing is recorded."""
     if not described or not described["cut"]:
         return None
     lost = {task: sum(part["cut"] for part in parts.values()) for task, parts in described.get("tasks", {}).items()}

@@ -1,4 +1,4 @@
-"""Load whatever can be evaluated, told apart by what its folder holds."""
+"""Load whatever can be evaluated, recognised by what its folder holds."""
 
 from __future__ import annotations
 

@@ -51,10 +51,10 @@ def _check_base(one: PlainAdapter, other: PlainAdapter, base: str | None) -> Non
     if a.model_type and b.model_type and a.model_type != b.model_type:
         differ = True
     if differ:
-        mend = "" if a.fingerprint and b.fingerprint else ", or name the one model that both mean with --model"
+        fix = "" if a.fingerprint and b.fingerprint else ", or name the one model that both mean with --model"
         raise MergeError(
             f"{one.name} belongs to base model {a.name_or_path!r}, {other.name} to {b.name_or_path!r}"
-            f"{', and their weights differ' if a.name_or_path == b.name_or_path else ''}: expected adapters of one model{mend}"
+            f"{', and their weights differ' if a.name_or_path == b.name_or_path else ''}: expected adapters of one model{fix}"
         )
 
 
@@ -72,12 +72,12 @@ def _check_layer(layer: str, one: PlainAdapter, other: PlainAdapter, space: str)
         ("rank", a.rank, b.rank) if space == "factor" else ("", 0, 0),
     ):
         if x != y and not (what == "sizes" and _fit(a.sizes, b.sizes)):
-            mend = "expected the same"
+            fix = "expected the same"
             if what == "rank":
-                mend += ", or --space delta, which merges products of any rank" if one.kind == "lora" else ""
+                fix += ", or --space delta, which merges products of any rank" if one.kind == "lora" else ""
             elif what == "dtype":
-                mend += ": store them in one with mhr merge INPUT --dtype NAME first"
-            raise MergeError(f"layer {layer!r} has {what} {x} in {one.name} and {y} in {other.name}: {mend}")
+                fix += ": store them in one with mhr merge INPUT --dtype NAME first"
+            raise MergeError(f"layer {layer!r} has {what} {x} in {one.name} and {y} in {other.name}: {fix}")
 
 
 def _fit(one: Sizes, other: Sizes) -> bool:

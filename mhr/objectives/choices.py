@@ -67,23 +67,23 @@ class ChoicesObjective(Objective):
         tokens = F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="none")  # [P, T]
         answered = labels.ne(IGNORED)
         lengths = answered.sum(1)
-        own = tokens[gold]
+        right_tokens = tokens[gold]
         if smoothing:
-            own = F.cross_entropy(
+            right_tokens = F.cross_entropy(
                 scores[gold], labels[gold], ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
             )
-        found = own.sum(1) / lengths[gold]
+        losses = right_tokens.sum(1) / lengths[gold]
         if self.train.mc_loss:
             by_length = -tokens.sum(1) / lengths**self.train.length_norm
-            found = found + self.train.mc_loss * choice_losses(by_length, counts, right)
+            losses = losses + self.train.mc_loss * choice_losses(by_length, counts, right)
         if self.train.unlikely_loss:
             wrong = torch.ones_like(owners, dtype=torch.bool).index_fill(0, gold, False)[:, None] & answered
             # Where nothing is wrong the term is 0 of itself, and so is its gradient.
             pushed = torch.where(wrong, unlikelihood(-tokens), 0.0).sum(1)
             sums = pushed.new_zeros(len(counts)).index_add(0, owners, pushed)
-            numbers = pushed.new_zeros(len(counts)).index_add(0, owners, wrong.sum(1).to(pushed.dtype))
-            found = found + self.train.unlikely_loss * sums / numbers.clamp(min=1)
-        return found
+            tokens_pushed = pushed.new_zeros(len(counts)).index_add(0, owners, wrong.sum(1).to(pushed.dtype))
+            losses = losses + self.train.unlikely_loss * sums / tokens_pushed.clamp(min=1)
+        return losses
 
 
 @objectives.register("seq2seq-choices")
@@ -94,16 +94,16 @@ class Seq2SeqChoices(ChoicesObjective):
     collates = Seq2SeqChoicesCollator
 
     def answer_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        own = bare(model)
+        inner = bare(model)
         labels, owners, mask = batch["labels"], batch["owners"], batch["attention_mask"]
-        routed = _Routing(own, batch)
+        routed = _Routing(inner, batch)
         with routed.inputs():
-            read = own.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+            read = inner.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
         with routed.answers():
             decoded = model(
                 encoder_outputs=(read[owners],),
                 attention_mask=mask[owners],
-                decoder_input_ids=shift_right(own, labels),
+                decoder_input_ids=shift_right(inner, labels),
                 use_cache=False,
             )
         return decoded.logits, labels

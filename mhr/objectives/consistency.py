@@ -24,13 +24,13 @@ def consistency_weight(objective: Objective, bank: AdapterBank | None) -> float:
 
 
 def example_divergences(first: PassLosses, second: PassLosses) -> Tensor:
-    """What consistency adds to the losses of two passes over one batch, before its weight: [B], summed over as many items as
+    """What consistency regularisation adds to the losses of two passes over one batch, before its weight: [B], summed over as many items as
     the losses are. Where a loss counts an example once, it is the mean over the example's positions."""
     assert first.predicted is not None
     assert second.predicted is not None
-    apart = divergences(first.predicted, second.predicted)
+    between = divergences(first.predicted, second.predicted)
     valid = first.predicted.valid
-    return (apart * valid).sum(1) * first.counts / valid.sum(1).clamp(min=1)
+    return (between * valid).sum(1) * first.counts / valid.sum(1).clamp(min=1)
 
 
 def divergences(first: Distributions, second: Distributions) -> Tensor:

@@ -42,9 +42,9 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         return
     rows = embedding.num_embeddings
     special = set(tokenizer.all_special_ids)
-    own = [pad_token(tokenizer), *frame_of(tokenizer).before, *frame_of(tokenizer).after]
+    added = [pad_token(tokenizer), *frame_of(tokenizer).before, *frame_of(tokenizer).after]
     ordinary = [i for i in tokenizer.get_vocab().values() if i not in special]
-    largest = max([*ordinary, *own])
+    largest = max([*ordinary, *added])
     if largest >= rows:
         raise ConfigError(
             f"the tokenizer of {tokenizer.name_or_path or 'the model'} makes tokens up to {largest} "

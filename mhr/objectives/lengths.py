@@ -37,14 +37,14 @@ def fit_lengths(
     for name, value in (("max_input_length", asked.input), ("max_target_length", asked.target)):
         if value < 2:
             raise ConfigError(f"{name} is {value}, expected at least 2 tokens")
-    read, said = positions(model, tokenizer, "encoder"), positions(model, tokenizer, "decoder")
-    target = asked.target if said is None else min(asked.target, said)
+    encoder, decoder = positions(model, tokenizer, "encoder"), positions(model, tokenizer, "decoder")
+    target = asked.target if decoder is None else min(asked.target, decoder)
     # A decoder reads and writes in one row; the target of an encoder-decoder has a row of its own.
-    room = read if read is None or not objective_of(kind).shares_row else read - target
+    room = encoder if encoder is None or not objective_of(kind).shares_row else encoder - target
     kept = asked.input if room is None else min(asked.input, room)
     if kept < 2:
         raise ConfigError(
-            f"max_target_length is {target}, but {description} takes {read} tokens with the input: use less"
+            f"max_target_length is {target}, but {description} takes {encoder} tokens with the input: use less"
         )
     changes = [
         f"{name} from {before} to {after}"
@@ -54,7 +54,11 @@ def fit_lengths(
         )
         if after != before
     ]
-    note = f"lowered {' and '.join(changes)}, as {description} takes {_told(read, said)} tokens" if changes else None
+    note = (
+        f"lowered {' and '.join(changes)}, as {description} takes {_limits(encoder, decoder)} tokens"
+        if changes
+        else None
+    )
     return Lengths(kept, target, note)
 
 
@@ -79,8 +83,8 @@ def positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, side: 
     return min(found - set_aside, tokenizer.model_max_length)
 
 
-def _told(read: int | None, said: int | None) -> str:
-    both = [str(n) for n in dict.fromkeys((read, said)) if n is not None]
+def _limits(encoder: int | None, decoder: int | None) -> str:
+    both = [str(n) for n in dict.fromkeys((encoder, decoder)) if n is not None]
     return " and ".join(both)
 
 

@@ -126,7 +126,7 @@ def losses_of_tokens(logits: Tensor, labels: Tensor, smoothing: float, batch: Ba
 
 def model_inputs(model: nn.Module, batch: Batch) -> tuple[dict[str, Any], Tensor]:
     """What the model is called with, and the labels, which it does not get: it would compute a loss of its own over the whole
-    vocabulary, for nothing. Only a model with a bank is told the tasks."""
+    vocabulary, for nothing. Only a model with a bank gets the tasks."""
     inputs = dict(batch)
     if not hasattr(bare(model), "mhr"):
         del inputs["task_ids"]

@@ -1,6 +1,6 @@
 """The native extension, `mhr._C` and `mhr._autograd`: loading it, and saying which of its kernels the dispatcher will use.
 
-The ops work without it, through their references in this package. A library that exists and fails to load is a fault and
+The ops work without it, through their references in this package. A library that exists and fails to load is an error and
 warns; `MHR_NATIVE=0` leaves it out on purpose (tests and benchmarks compare the two).
 """
 

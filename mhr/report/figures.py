@@ -22,7 +22,7 @@ from torch import Tensor
 from mhr.files import write_bytes_atomically
 
 INK, FAINT, GRID = "#1c2024", "#6b7280", "#e4e6eb"
-# Okabe and Ito's colours, which the colour-blind can tell apart, without their yellow, which white swallows.
+# Okabe and Ito's colours, which colour-blind readers distinguish, without yellow, which is faint on white.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 DASHES = ("-", "--", ":", "-.")
 VARIABLES = {INK: "--ink", FAINT: "--faint", GRID: "--grid"} | {c: f"--s{i}" for i, c in enumerate(SERIES, 1)}

@@ -55,7 +55,7 @@ def inspect_fully(
     examples       training examples of a task for the alignment (None: 16)
     limit          examples of a task for the transfer (None: 20)
     output         folder for the plots of the routing and for inspection.json, which `mhr report` reads
-    say            is told what begins, one line each
+    say            gets one line as each part begins
 
     Raises ConfigError for arguments that would change nothing, and MhrError as the three functions do.
     """

@@ -18,7 +18,7 @@ class Group:
     """One run, or the adaptations of one run in one mode to several tasks with several seeds.
 
     runs         its run folders; none where only scores are known
-    trained      numbers that one of them trains, where that is known
+    trained      parameters that one of them trains, where that is known
     protocol     how settings were chosen, where that is known
     inspections  what `mhr inspect --output` wrote about them
     """

@@ -1,4 +1,4 @@
-"""The report: one page that stands by itself, and the same tables as Markdown and JSON."""
+"""The report: one self-contained page, and the same tables as Markdown and JSON."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table. The columns after the first `names` are numbers, or texts that stand to the right; foot rows do not sort."""
+    """A table. The columns after the first `names` are numbers, or right-aligned strings; foot rows do not sort."""
 
     key: str
     title: str

@@ -13,7 +13,7 @@ from mhr.runs.settings import TrainConfig
 
 
 def share_of_average(config: TrainConfig, step: int) -> float:
-    """u at update number `step`, from 0: 1 from `switch_to_mu_at` on, or, over the last N = `anneal_to_mu` updates, the
+    """u at optimizer step `step`, from 0: 1 from `switch_to_mu_at` on, or, over the last N = `anneal_to_mu` steps, the
     cosine (1 - cos(pi k / N)) / 2 of the k-th of them."""
     if config.switch_to_mu_at is not None:
         return float(step >= config.switch_to_mu_at)

@@ -120,7 +120,7 @@ def fit(trainer: RoutedTrainer, checkpoint: Any = None) -> None:
         trainer.fit(checkpoint)
     except (TrainingError, Interrupted) as error:
         if trainer.is_world_process_zero():
-            with suppress(MhrError):  # where the disk is full, that is what has to be told
+            with suppress(MhrError):  # where the disk is full, that is what has to be reported
                 trainer.run.write(
                     status="failed" if isinstance(error, TrainingError) else "interrupted", error=str(error)
                 )
@@ -153,7 +153,7 @@ def save_result(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run:
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
-    """How many numbers are trained, and how many the model holds in all."""
+    """How many parameters are trained, and how many the model has."""
     parameters = list(model.parameters())
     return {
         "trained": sum(p.numel() for p in parameters if p.requires_grad),

@@ -18,7 +18,7 @@ def on_gpu() -> bool:
 
 
 def processes() -> PartialState:
-    """This process among its fellows. Without an accelerator they talk by gloo, which Accelerate has to be told.
+    """This process among its fellows. Without an accelerator they talk by gloo, which Accelerate needs to know.
 
     Raises ConfigError where `accelerate launch` was asked for several and, as it does without GPUs, has started one.
     """

@@ -56,9 +56,9 @@ class RoutedTrainer(Trainer):
     base        name of the base model, for the adapter checkpoints
     callbacks   called by the Trainer; `on_log` gets the record that the run's metrics get
 
-    The loss of an update is the sum over all processes and accumulated passes, divided by the number of target tokens
+    The loss of an optimizer step is the sum over all processes and accumulated passes, divided by the number of target tokens
     (examples for encoders) in all of them: how a global batch is split changes nothing. Skills that are drawn (AdaMix) are
-    drawn once for the whole update, and a second time for a second pass where consistency has a weight.
+    drawn once for the whole optimizer step, and a second time for a second pass where consistency has a weight.
     """
 
     optimizer: Any
@@ -91,8 +91,8 @@ class RoutedTrainer(Trainer):
         per_step = config.batch_size * config.accumulation * processes().num_processes
         self._sampler = WholeRun(sampler, config.steps * per_step)
         self._stop_agreed = False
-        self._told: list[PassLosses] = []
-        self._apart: list[Tensor] = []
+        self._losses: list[PassLosses] = []
+        self._divergences: list[Tensor] = []
         self._use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off
         super().__init__(
             model=model,
@@ -151,7 +151,7 @@ class RoutedTrainer(Trainer):
         return self._sampler
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
-        """Target tokens or examples of the whole update; on the way, the processes agree whether to stop after it."""
+        """Target tokens or examples of the whole optimizer step; on the way, the processes agree whether to stop after it."""
         local = sum(self.objective.count(batch) for batch in batch_samples)
         if self.args.world_size == 1:
             return torch.as_tensor(local, device=device)
@@ -167,13 +167,13 @@ class RoutedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        told = self._pass(model, inputs, 0)
-        total = told.sums.sum()
+        losses = self._pass(model, inputs, 0)
+        total = losses.sums.sum()
         if self.consistency:
-            apart = example_divergences(told, self._pass(model, inputs, 1)).sum()
-            self._apart.append(apart.detach())
-            total = total + self.consistency * apart
-        self._told.append(replace(told, sums=told.sums.detach(), predicted=None))
+            divergence = example_divergences(losses, self._pass(model, inputs, 1)).sum()
+            self._divergences.append(divergence.detach())
+            total = total + self.consistency * divergence
+        self._losses.append(replace(losses, sums=losses.sums.detach(), predicted=None))
         # The gradients of the processes are averaged, so each one's share counts as many times as there are processes.
         return total / num_items_in_batch * self.accelerator.num_processes
 
@@ -189,10 +189,10 @@ class RoutedTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         if not math.isfinite(loss.item()):
-            told = self._told[-1]
-            lost = {t for t, value in zip(told.tasks, told.sums.tolist(), strict=True) if not math.isfinite(value)}
+            losses = self._losses[-1]
+            lost = {t for t, value in zip(losses.tasks, losses.sums.tolist(), strict=True) if not math.isfinite(value)}
             raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in a batch with {_listed(lost or set(told.tasks))}: "
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in a batch with {_listed(lost or set(losses.tasks))}: "
                 f"lower the learning rate or use precision 'no'; {self._last_checkpoint()}"
             )
         return loss
@@ -203,10 +203,10 @@ class RoutedTrainer(Trainer):
 
     @property
     def stopping(self) -> bool:
-        """Whether this update is the last one, because a signal asked for it; the same in every process."""
+        """Whether this optimizer step is the last one, because a signal asked for it; the same in every process."""
         return self.stop.asked if self.args.world_size == 1 else self._stop_agreed
 
-    # ---- optimiser -----------------------------------------------------------------------------------------------
+    # ---- optimizer -----------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer over `mhr.layers.parameter_groups`."""
@@ -228,7 +228,7 @@ class RoutedTrainer(Trainer):
         """Tell the run and the callbacks; the Trainer's summary at the end is left out, it holds nothing new."""
         if "loss" not in logs:
             return
-        # What the update was made with; the scheduler has moved on since.
+        # The rate of this optimizer step; the scheduler has moved on since.
         factor = logs["learning_rate"] / self.optimizer.param_groups[0]["initial_lr"]
         routed = self.bank is not None and bool(self.bank.router_parameters())
         record = {
@@ -246,18 +246,18 @@ class RoutedTrainer(Trainer):
 
     def _divergence(self) -> float | None:
         """Mean divergence of the passes since the last log, over all processes and before its weight; None where there is none."""
-        apart, self._apart = self._apart, []
-        if not apart:
+        divergences, self._divergences = self._divergences, []
+        if not divergences:
             return None
-        sums = torch.stack([torch.stack(apart).sum(), torch.cat([part.counts for part in self._told]).sum()])
+        sums = torch.stack([torch.stack(divergences).sum(), torch.cat([part.counts for part in self._losses]).sum()])
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         return total / max(count, 1.0)
 
     def _task_losses(self) -> dict[str, float]:
         """Mean loss per task since the last log, over all processes."""
-        told, self._told = self._told, []
-        names = [name for part in told for name in part.tasks]
-        pairs = torch.stack([torch.cat([p.sums for p in told]), torch.cat([p.counts for p in told]).float()])
+        logged, self._losses = self._losses, []
+        names = [name for part in logged for name in part.tasks]
+        pairs = torch.stack([torch.cat([p.sums for p in logged]), torch.cat([p.counts for p in logged]).float()])
         rows = list(zip(names, *pairs.tolist(), strict=True))
         if self.args.world_size > 1:
             rows = gather_object(rows)
@@ -282,7 +282,7 @@ class RoutedTrainer(Trainer):
             # What there is of it goes, so that what was written before stays, and there is room to say how the run ended.
             shutil.rmtree(folder, ignore_errors=True)
             raise TrainingError(f"{error}; {self._last_checkpoint()}") from error
-        # Every process writes the state of its random numbers.
+        # Every process writes the state of its random generators.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with writing(folder):
@@ -339,7 +339,7 @@ class _StopAndLog(TrainerCallback):
         if self.trainer.stopping and state.global_step < state.max_steps:
             control.should_training_stop = True
             control.should_save = self.trainer.resumable
-        # A resumed run starts to average anew, so the run it continues has to do the same to log the same numbers.
+        # A resumed run restarts its averages, so the run it continues has to do the same to log the same numbers.
         control.should_log = control.should_log or control.should_save or state.global_step >= state.max_steps
         return control
 

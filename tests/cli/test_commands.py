@@ -158,7 +158,7 @@ def test_inspect_of_one_adapter_for_all_tasks_says_that_nothing_is_routed(run: P
 def test_data_check_summarises(rows: Path) -> None:
     shown = succeed("data", "check", rows).stdout
     assert "even" in shown
-    assert "2 tasks (2 to train on, 0 held out), 16 training and 8 evaluation examples, 0 faults" in shown
+    assert "2 tasks (2 to train on, 0 held out), 16 training and 8 evaluation examples, 0 errors" in shown
     told = json.loads(succeed("data", "check", rows, "--json").stdout)
     assert told["totals"]["tasks"] == 2
 

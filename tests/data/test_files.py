@@ -186,11 +186,14 @@ def test_labels_of_a_parquet_file_have_the_names_that_datasets_wrote(tmp_path: P
 GOOD = '{"input": "a", "targets": "b"}\n'
 
 FAULTY: dict[str, tuple[bytes, str]] = {
-    "cut.jsonl.gz": (gzip.compress(GOOD.encode() * 99)[:-12], "cut.jsonl.gz: the gzip file is cut or damaged"),
+    "cut.jsonl.gz": (gzip.compress(GOOD.encode() * 99)[:-12], "cut.jsonl.gz: the gzip file is truncated or damaged"),
     "not.jsonl.gz": (GOOD.encode(), "not.jsonl.gz: is not a gzip file"),
-    "cut.jsonl.zst": (zst(os.urandom(999))[:-300], "cut.jsonl.zst: the zstd file is cut or damaged"),
-    "not.jsonl.zst": (GOOD.encode(), "not.jsonl.zst: the zstd file is cut or damaged"),
-    "cut.json": (json.dumps(ROWS, indent=1)[:-40].encode(), r"cut.json:\d+: is not valid JSON: .*seems to be cut"),
+    "cut.jsonl.zst": (zst(os.urandom(999))[:-300], "cut.jsonl.zst: the zstd file is truncated or damaged"),
+    "not.jsonl.zst": (GOOD.encode(), "not.jsonl.zst: the zstd file is truncated or damaged"),
+    "cut.json": (
+        json.dumps(ROWS, indent=1)[:-40].encode(),
+        r"cut.json:\d+: is not valid JSON: .*seems to be truncated",
+    ),
     "late.json": (b'[{"input": "a", "targets": "b"}] x', "late.json:1: is not valid JSON: more behind the list"),
     "gap.json": (f"[{GOOD}{GOOD}]".encode(), "gap.json:2: is not valid JSON: expected a comma"),
     "latin.jsonl": (

@@ -106,7 +106,7 @@ def test_a_cut_file_is_told_with_its_line(superni: SuperNI):
     file.write_text("\n".join([*lines[:cut], lines[cut][:20]]))
     line = strict(root)
     assert line.startswith(f"{file}:{cut + 1}: is not valid JSON")
-    assert line.endswith("(the file seems to be cut)")
+    assert line.endswith("(the file seems to be truncated)")
 
 
 @pytest.mark.parametrize("output", [None, [], [3], {}])

@@ -110,7 +110,7 @@ def test_packaged_templates_have_words_for_their_labels(tmp_path: Path) -> None:
         ('input: "{0}"', "expected plain fields"),
         ('input: "{sentence!r}"', "expected plain fields"),
         ('input: "{sentence"', "expected plain fields"),
-        ("input: 3", "input is 3, expected a text"),
+        ("input: 3", "input is 3, expected a string"),
         ("input: [", r"prompts.yaml:1: "),
         ("- a", "expected templates"),
         ("tasks: [a]", "tasks is a list"),

@@ -1,4 +1,4 @@
-"""What a file of rows is to its readers: a format, told by the ending of the name, and the table that it holds."""
+"""What a file of rows is to its readers: a format, recognised by the ending of the name, and the table that it holds."""
 
 from __future__ import annotations
 

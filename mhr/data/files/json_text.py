@@ -82,8 +82,8 @@ def _lines(text: str) -> Iterator[tuple[int, Any]]:
             if _skip(line, end) < len(line):
                 raise _Broken("more than one value", end)
         except _Broken as error:
-            told = f"is not valid JSON: {error} at column {error.position + 1}; expected one object a line"
-            yield number, BadRow(told)
+            message = f"is not valid JSON: {error} at column {error.position + 1}; expected one object a line"
+            yield number, BadRow(message)
             continue
         yield number, _checked(value)
 
@@ -173,7 +173,11 @@ def _end(text: str, position: int) -> None:
 def _fault(text: str, error: _Broken) -> FileFault:
     line = text.count("\n", 0, error.position) + 1
     column = error.position - text.rfind("\n", 0, error.position)
-    cut = " (the file seems to be cut)" if error.position >= len(text.rstrip()) or "Unterminated" in str(error) else ""
+    cut = (
+        " (the file seems to be truncated)"
+        if error.position >= len(text.rstrip()) or "Unterminated" in str(error)
+        else ""
+    )
     return FileFault(line, f"is not valid JSON: {error} at column {column}{cut}")
 
 

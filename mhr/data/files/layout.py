@@ -94,8 +94,8 @@ def _place(file: Path, root: Path) -> Placed:
         return Placed(file, owner, stem, folder)
     if named.split:
         return Placed(file, named.task or owner, named.split, folder, named.leading and bool(named.task))
-    told = bool(named.task) and not (file.parent != root and named.task.lower() in _PLAIN)
-    return Placed(file, named.task if told else owner, split, folder)
+    named_by_file = bool(named.task) and not (file.parent != root and named.task.lower() in _PLAIN)
+    return Placed(file, named.task if named_by_file else owner, split, folder)
 
 
 def _tasks_or_words(placed: list[Placed]) -> list[Placed]:

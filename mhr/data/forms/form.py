@@ -1,4 +1,4 @@
-"""What the columns of a row are to its readers: a form, told by the columns."""
+"""What the columns of a row are to its readers: a form, recognised by the columns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mhr.registry import Registry
 
 
 class RowFault(ValueError):
-    """A fault of one row, before its file and line are known."""
+    """An error in one row, before its file and line are known."""
 
 
 class Form(NamedTuple):

@@ -78,10 +78,10 @@ def render(messages: Sequence[Mapping[str, Any]]) -> str:
 def _turn(turn: Any, number: int) -> dict[str, Any]:
     if not isinstance(turn, Mapping):
         raise RowFault(f"turn {number} is {turn!r:.40}: expected an object with a role and its content")
-    said = turn.get("role", turn.get("from"))
-    role = ROLES.get(str(said).lower())
+    speaker = turn.get("role", turn.get("from"))
+    role = ROLES.get(str(speaker).lower())
     if role is None:
-        raise RowFault(f"turn {number} has the unknown role {said!r:.40}: {nearest(str(said), ROLES)}")
+        raise RowFault(f"turn {number} has the unknown role {speaker!r:.40}: {nearest(str(speaker), ROLES)}")
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list):  # parts of {"type": "text", "text": ...}
         if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
