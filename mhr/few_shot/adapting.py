@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.config import differences, to_dict
 from mhr.runs.run import RunFolder, clear
 from mhr.runs.settings import RunConfig
-from mhr.runs.tasks import read_tasks
+from mhr.runs.tasks import read_tasks, tell
 from mhr.training.processes import check_precision, processes
 from mhr.training.watch import ProgressBar
 
@@ -168,6 +169,10 @@ def named_tasks(config: RunConfig, names: Sequence[str] | None) -> TaskCollectio
     for name in config.adapt.shots_for:
         if not set(name) & set("*?["):
             collection[name]  # a name that is no pattern and no task is a slip of the pen
+        elif not any(fnmatchcase(task, name) for task in collection):
+            tell(
+                [f"shots_for has {name!r}, which fits no task of {config.tasks}"]
+            )  # a recipe names tasks that users may lack
     if names is not None and not names:
         raise DataError(
             "tasks is empty: name at least one, or leave it out to take those that the collection holds out"

@@ -250,3 +250,13 @@ def test_no_tasks_are_refused(source: Callable[[str], RunFolder], tmp_path: Path
     with pytest.raises(DataError, match="tasks is empty: name at least one"):
         adapt(str(source("mhr").path), [], mode="mu", output=str(tmp_path / "out"), progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_pattern_of_shots_that_fits_no_task_is_said(
+    source: Callable[[str], RunFolder], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few: dict[str, Any] = {"mode": "mu", "steps": 1, "progress": False, "shots_for": {"swop*": 3}}
+    adapt(str(source("mhr").path), TASKS[:1], output=str(tmp_path / "out"), **few)
+    assert [m for m in caplog.messages if "shots_for" in m] == [
+        "shots_for has 'swop*', which fits no task of builtin:skills"
+    ]
