@@ -30,7 +30,7 @@ def weight_is_read(model: nn.Module, name: str) -> bool:
     parts = name.split(".")
     for i in range(len(parts)):
         around, inner = model.get_submodule(".".join(parts[:i])), ".".join(parts[i:])
-        if any(inner == path or (loose and inner.endswith(f".{path}")) for path, loose in _reads(type(around))):
+        if any(inner == path or (loose and inner.endswith(f".{path}")) for path, loose in _reads(type(around))):  # type: ignore[arg-type]
             return not _unreached(around)
     return False
 

@@ -257,6 +257,5 @@ def test_a_pattern_of_shots_that_fits_no_task_is_said(
 ) -> None:
     few: dict[str, Any] = {"mode": "mu", "steps": 1, "progress": False, "shots_for": {"swop*": 3}}
     adapt(str(source("mhr").path), TASKS[:1], output=str(tmp_path / "out"), **few)
-    assert [m for m in caplog.messages if "shots_for" in m] == [
-        "shots_for has 'swop*', which fits no task of builtin:skills"
-    ]
+    (said,) = [m for m in caplog.messages if "shots_for" in m]
+    assert said.startswith("shots_for has 'swop*', which fits no task of ")
