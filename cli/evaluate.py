@@ -227,8 +227,6 @@ def _print(result: EvaluationResult) -> None:
     if len(result.tasks) > 1:
         table.add_row("mean over tasks", f"{len(result.tasks)} tasks", *_cells(result.mean, measures), style="bold")
     out.print(table)
-    for line in result.notes:
-        note(line)
     for what in ("inputs", "choices", "targets"):
         if result.truncated[what]:
             own = {task: counts[what] for task, counts in result.truncated["tasks"].items() if counts[what]}

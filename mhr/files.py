@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,15 @@ from mhr.errors import MhrError
 MOST_NAME = 255
 """Most bytes of a name that file systems take."""
 
-# A folder that holds one of these was written by us or by transformers or PEFT, so that --overwrite may replace it.
+# A folder that holds one of these was written by us, so that --overwrite may replace it. A model of transformers or an adapter
+# of PEFT says nothing of who made it; those that mhr merge writes hold its report.
 OUTPUT_MARKS = (
     "run.json",
     "adapt.json",
     "sweep.json",
     "demo.json",
     "mhr_config.json",
-    "adapter_config.json",
-    "config.json",
+    "merge_report.json",
     "evaluation.json",
     "harness.json",
     "inspection.json",
@@ -86,13 +86,19 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def prepare_output(path: str | Path, overwrite: bool = False) -> Path:
+def prepare_output(path: str | Path, overwrite: bool = False, reads: Iterable[str | Path | None] = ()) -> Path:
     """The output folder `path`, checked but not yet made: see `make_folder` and `writing_folder`.
 
-    Raises MhrError where it is a file, where it is not empty and `overwrite` is off, where it is not empty and nothing in
-    it says that it is an output (so that a mistyped path costs nothing), and where it cannot be written.
+    reads  what is read to write it, such as the base model and the tasks: paths, and names that are none
+
+    Raises MhrError where it is a file, where it holds something of `reads`, where it is not empty and `overwrite` is off,
+    where it is not empty and nothing in it says that it is an output (so that a mistyped path costs nothing), and where it
+    cannot be written.
     """
     path = Path(path)
+    for read in reads:
+        if read and Path(read).exists() and Path(read).resolve().is_relative_to(path.resolve()):
+            raise MhrError(f"output folder {path} holds the input {read}: choose another")
     if path.exists() and not path.is_dir():
         raise MhrError(f"output folder {path} is a file: choose another path")
     held = sorted(entry.name for entry in path.iterdir()) if path.exists() else []

@@ -99,6 +99,29 @@ def test_output_folders(tmp_path):
     assert prepare_output(used, overwrite=True) == used
 
 
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+def test_overwrite_spares_models_and_adapters_of_others(tmp_path, name):
+    """A base model that `--output` names by mistake is not the output of an earlier run."""
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(MhrError, match="no output of mhr"):
+        prepare_output(tmp_path, overwrite=True)
+    (tmp_path / "merge_report.json").write_text("{}")
+    assert prepare_output(tmp_path, overwrite=True) == tmp_path
+
+
+def test_a_folder_that_holds_what_is_read_is_no_output(tmp_path, monkeypatch):
+    run = make_folder(tmp_path / "run")
+    (run / "run.json").write_text("{}")
+    make_folder(run / "adapter")
+    (tmp_path / "link").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    for read in (run, "run", run / "adapter", tmp_path / "link"):
+        with pytest.raises(MhrError, match=f"output folder {run} holds the input {read}: choose another"):
+            prepare_output(run, overwrite=True, reads=[None, "google/flan-t5-base", read])
+    assert prepare_output(run, overwrite=True, reads=[None, "", "nowhere", tmp_path]) == run
+    assert prepare_output(run / "adapted", reads=[run]) == run / "adapted"
+
+
 def test_overwrite_spares_a_folder_that_is_no_output(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(MhrError, match="holds thesis.tex and no output of mhr"):

@@ -64,11 +64,12 @@ class Command(TyperCommand):
             yield argument
 
     def _refuse_what_cannot_be_meant(self, args: list[str]) -> None:
-        """Raise ConfigError for an empty value, for another value of an option that takes one, and for values of a list that are
-        separated by blanks where they would be read as arguments."""
+        """Raise ConfigError for an empty value, for another value of an option that takes one, for values of a list that are
+        separated by blanks where they would be read as arguments, and for replacing and going on at once."""
         options = {name: p for p in self.params if isinstance(p, TyperOption) for name in (*p.opts, *p.secondary_opts)}
         several = any(isinstance(p, TyperArgument) and p.nargs != 1 for p in self.params)
         said: dict[str, str] = {}
+        flags: set[str | None] = set()
         rest = iter(args)
         behind: tuple[str, str] | None = None
         for argument in rest:
@@ -88,6 +89,12 @@ class Command(TyperCommand):
                 continue
             behind = None
             if option.is_flag:
+                flags.add(option.name)
+                if {"overwrite", "resume"} <= flags:
+                    raise ConfigError(
+                        "--overwrite and --resume are both given: one replaces what the output folder holds, the other goes on "
+                        "with it, so leave one out"
+                    )
                 continue
             if not equals:
                 value = next(rest, "-")

@@ -86,11 +86,8 @@ def merge(
         if name not in known:
             raise MergeError(f"no merge method has a setting {name!r}: {nearest(name, sorted(known))}")
         known[name][0].check(value)
-    output = prepare_output(output, overwrite)
     paths = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
-    for path in paths:
-        if Path(path).resolve().is_relative_to(output.resolve()):
-            raise MergeError(f"output folder {output} holds the input {path}: choose another")
+    output = prepare_output(output, overwrite, [*paths, base, tasks])
     order = Order(
         paths=paths,
         method=method,
@@ -112,6 +109,7 @@ def merge(
     )
     with torch.no_grad():
         plan = make_plan(order)
+    prepare_output(output, overwrite, [plan.result.base.name_or_path])
     plan.report.to, plan.report.dtype = to, dtype
     if plan.bank is not None and needs_task(plan.bank) and to != "mhr":
         raise MergeError(

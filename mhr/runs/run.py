@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,20 @@ class RunFolder:
         self.info = info
 
     @classmethod
-    def check(cls, path: str | Path, *, overwrite: bool = False, resume: bool = False) -> None:
-        """Raise MhrError where `create` would refuse, without touching anything."""
+    def check(
+        cls,
+        path: str | Path,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        reads: Iterable[str | Path | None] = (),
+    ) -> None:
+        """Raise MhrError where `create` would refuse, or would delete something of `reads`, without touching anything."""
         path = Path(path)
         if resume and path.is_dir() and any(path.iterdir()):
             cls.open(path)
         else:
-            prepare_output(path, overwrite)
+            prepare_output(path, overwrite, reads)
 
     @classmethod
     def create(cls, path: str | Path, *, overwrite: bool = False, resume: bool = False) -> RunFolder:

@@ -243,3 +243,8 @@ class RunConfig(Settings):
                 "adapter.n_skills is 1, and the passes that consistency compares cannot draw different skills: use at least 2, "
                 "or set train.consistency to 0"
             )
+
+
+def reads(config: RunConfig) -> list[str | None]:
+    """What a run with these settings reads: paths, and names of what is no path."""
+    return [config.model, config.tasks, config.data.template, config.data.split_list, *(config.init_skills or ())]

@@ -19,17 +19,19 @@ from mhr.files import folder_name
 from mhr.methods import MODES
 from mhr.runs.config import to_dict
 from mhr.runs.run import RunFolder
-from mhr.runs.settings import RunConfig
+from mhr.runs.settings import RunConfig, reads
 from mhr.sweeps.worker import Study
 
 
 @dataclass(frozen=True)
 class Plan:
-    """study: what all adaptations share; adaptations: run by run, mode by mode, task by task; notes: what is left out."""
+    """study: what all adaptations share; adaptations: run by run, mode by mode, task by task; notes: what is left out;
+    reads: the runs and what they are adapted with, as far as these are paths."""
 
     study: Study
     adaptations: list[Adaptation]
     notes: list[str]
+    reads: list[str | None]
 
     def axes(self) -> dict[str, list[Any]]:
         """What was asked for, along each axis."""
@@ -86,7 +88,8 @@ def plan(
                     adaptations.append(Adaptation(run, mode, task.name, seed, folder))
     identity = {"runs": shared, "tasks": tasks_path, "template": template, "limit": limit}
     names = {path: name for name, path in paths.items()}
-    return Plan(Study(names, tasks_path, template, limit, few, identity), adaptations, notes)
+    read = [*paths.values(), *(path for config in configs.values() for path in reads(config))]
+    return Plan(Study(names, tasks_path, template, limit, few, identity), adaptations, notes, read)
 
 
 def _fitting(

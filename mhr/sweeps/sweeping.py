@@ -8,7 +8,7 @@ DIR/units/RUN/MODE/TASK/SEED    the adapted runs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def sweep(
     planned = plan(runs, known, tasks, modes, folder, tasks_path, template, limit, few)
     study = planned.study
     described = {"settings": study.identity, "axes": planned.axes(), "notes": planned.notes}
-    _open(folder, described, overwrite=overwrite, resume=resume)
+    _open(folder, described, planned.reads, overwrite=overwrite, resume=resume)
     rows = read_rows(folder / RESULTS_FILE)
     keys = {adaptation: key_of(study.row(adaptation)) for adaptation in planned.adaptations}
     left = [adaptation for adaptation, key in keys.items() if rows.get(key, {}).get("status") != "done"]
@@ -106,7 +106,9 @@ def _known_names(folder: Path) -> dict[str, str]:
     return {run["path"]: name for name, run in runs.items()}
 
 
-def _open(folder: Path, described: dict[str, Any], *, overwrite: bool, resume: bool) -> None:
+def _open(
+    folder: Path, described: dict[str, Any], reads: Iterable[str | Path | None], *, overwrite: bool, resume: bool
+) -> None:
     """The folder of the sweep, made or found. Raises TrainingError where it holds another one.
 
     Runs may be added to a sweep: only those that both have are compared, and those not asked for now stay on record.
@@ -128,7 +130,7 @@ def _open(folder: Path, described: dict[str, Any], *, overwrite: bool, resume: b
             )
         described = described | {"settings": settings | {"runs": before["runs"] | settings["runs"]}}
     else:
-        prepare_output(folder, overwrite)
+        prepare_output(folder, overwrite, reads)
         clear(make_folder(folder))
     write_json_atomically(known, described)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from mhr.backbones.load import BUILTIN
 from mhr.runs.checkpoints import newest_complete
 from tests.cli.running import SMALL, invoke, last_line, refuse, spawn, succeed
 
@@ -361,6 +362,37 @@ def test_an_output_folder_that_is_not_empty(run: Path, tmp_path: Path) -> None:
         # Nothing says that this is an output of ours, so --overwrite does not touch it either.
         assert "thesis.tex" in refuse(*command, "--overwrite")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "keep me"
+
+
+def test_overwrite_spares_what_the_command_reads(run: Path, rows: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(run, tmp_path / "run")
+    model = shutil.copytree(BUILTIN["builtin:t5-tiny"], tmp_path / "model")
+    (model / "run.json").write_text("{}")
+    # A bank whose base model is a folder, and an output folder with the tasks in it.
+    succeed("pretrain", *SMALL, "--steps", "1", "--model", model, "--output", tmp_path / "of-folder")
+    tasks = tmp_path / "out" / "rows.jsonl"
+    tasks.parent.mkdir()
+    shutil.copy(rows, tasks)
+    (tmp_path / "out" / "run.json").write_text("{}")
+    for held, command in (
+        (model, ("pretrain", *SMALL, "--model", model, "--output", model)),
+        (tasks, ("pretrain", *SMALL, "--tasks", tasks, "--output", tmp_path / "out")),
+        (mine, ("adapt", mine, "--task", "rev-upper", "--output", mine)),
+        (tasks, ("adapt", mine, "--tasks", tasks, "--output", tmp_path / "out")),
+        (model, ("adapt", tmp_path / "of-folder", "--task", "rev-upper", "--output", model)),
+        (mine, ("sweep", mine, "--task", "rev-upper", "--output", mine)),
+        (mine, ("merge", mine, "--output", mine)),
+        (model, ("merge", tmp_path / "of-folder", "--output", model)),
+    ):
+        before = sorted(p for p in tmp_path.rglob("*"))
+        assert f"holds the input {held}" in refuse(*command, "--overwrite")
+        assert sorted(p for p in tmp_path.rglob("*")) == before
+
+
+def test_replacing_and_going_on_at_once(run: Path, output: Path) -> None:
+    for command in (("pretrain", *SMALL), ("adapt", run), ("sweep", run), ("demo",)):
+        line = refuse(*command, "--output", output, "--resume", "--overwrite")
+        assert "--overwrite and --resume are both given" in line
 
 
 def test_overwrite_replaces_an_earlier_output(run: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_inputs_that_cannot_be_merged(run, tmp_path):
         merge(tmp_path / "nowhere", output=tmp_path / "out")
     with pytest.raises(CheckpointError, match="expected a run folder, an adapter checkpoint or a PEFT folder"):
         merge(tmp_path, output=tmp_path / "out")
-    with pytest.raises(MergeError, match="holds the input"):
+    with pytest.raises(MhrError, match="holds the input"):
         merge(run / "adapter", output=run, overwrite=True)
     peft_folder = merge(run, to="peft-lora", output=tmp_path / "peft")
     with pytest.raises(MergeError, match="is a PEFT adapter, which has no tasks to merge: leave out task"):
