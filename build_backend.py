@@ -43,8 +43,8 @@ def find_torch() -> Torch | None:
     if not origin:
         return None
     home = Path(origin).parent
-    told = runpy.run_path(str(home / "version.py"))
-    return Torch(home, told["__version__"], told.get("cuda"))
+    version = runpy.run_path(str(home / "version.py"))
+    return Torch(home, version["__version__"], version.get("cuda"))
 
 
 def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:

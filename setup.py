@@ -59,10 +59,10 @@ def cuda_archs(nvcc: str) -> list[str]:
 
 def cuda_home(nvcc: str) -> Path:
     """The toolkit of a compiler, as that one tells it: what is on the PATH may be a script or a link from elsewhere."""
-    told = subprocess.run(
+    dry_run = subprocess.run(
         [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull], capture_output=True, text=True, check=False
     )
-    top = next((line.partition("TOP=")[2] for line in told.stderr.splitlines() if line.startswith("#$ TOP=")), None)
+    top = next((line.partition("TOP=")[2] for line in dry_run.stderr.splitlines() if line.startswith("#$ TOP=")), None)
     return Path(top or Path(nvcc).resolve().parent.parent).resolve()
 
 

@@ -56,16 +56,16 @@ def make_inputs(folder: Path, count: int, megabytes: int, width: int = WIDTH, ra
 def measure(inputs: list[Path], output: Path, method: str, space: str) -> dict[str, Any]:
     """Bytes that merging adds to a process that has imported everything, at its peak, and what the inputs take up. Linux only."""
     command = [sys.executable, "-c", PROGRAM, *map(str, inputs), str(output), method, space]
-    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     sizes = [(path / "adapter_model.safetensors").stat().st_size for path in inputs]
     return {
         "method": method,
         "space": space,
         "inputs": sum(sizes),
         "largest": max(sizes),
-        "before": told["before"],
-        "added": told["after"] - told["before"],
-        "seconds": told["seconds"],
+        "before": measured["before"],
+        "added": measured["after"] - measured["before"],
+        "seconds": measured["seconds"],
     }
 
 

@@ -165,13 +165,13 @@ class Peers:
     def step(self, name: str) -> Step:
         """One whole training step."""
         trained = self.trained(name)
-        optimiser = torch.optim.AdamW(trained, lr=1e-6, fused=True) if trained else None
+        optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True) if trained else None
 
         def run() -> None:
             self.forward(name).loss.backward()
-            if optimiser is not None:
-                optimiser.step()
-                optimiser.zero_grad()
+            if optimizer is not None:
+                optimizer.step()
+                optimizer.zero_grad()
 
         return run
 

@@ -29,7 +29,7 @@ BENCHMARKS = {
 
 Name = Annotated[str, typer.Argument(metavar="|".join(BENCHMARKS), help="What to time.", show_default=False)]
 Quick = Annotated[
-    bool, typer.Option("--quick", help="A few shapes and repetitions: under two minutes, rougher numbers.")
+    bool, typer.Option("--quick", help="A few shapes and repetitions: under two minutes, less precise times.")
 ]
 Minutes = Annotated[
     float | None,

@@ -1,4 +1,4 @@
-"""What a method is, told once: how a bank routes, what a user trains by which name, and how a run is adapted.
+"""The table of methods: how a bank routes, what a user trains by which name, and how a run is adapted.
 
 Three tables, each of the one before it:
 
@@ -29,7 +29,7 @@ class RoutingMethod:
     learned         whether the router has parameters that are trained
     noisy           whether it takes noise, temperature and straight_through: it is made of logits
     drawn           whether skills are drawn at random in training, and averaged only otherwise
-    needs_tasks     whether tasks are told apart; if not, a model may be called without task ids
+    needs_tasks     whether tasks are routed differently; if not, a model may be called without task ids
     settings        settings of its own (`mhr.setting`): the keys of `AdapterConfig.router`, and `Router.settings` to the router
     """
 
@@ -85,7 +85,7 @@ class Mode:
     summary         one line for help
     suffix          what it adds to a method's title in reports
     begins          BANK (the run's, with a fresh row for the task), AVERAGE (its skills' average, one plain adapter), ONE (the one
-                    adapter that the run trained), FRESH (a bank drawn anew with the run's settings) or BACKBONE
+                    adapter that the run trained), FRESH (a new bank with the run's settings) or BACKBONE
     trains_skills   whether the adapter (or, from BACKBONE, the model) is trained; trains_routing: whether a row of routing is
     """
 

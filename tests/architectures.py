@@ -121,7 +121,7 @@ def configuration(model_type: str) -> PretrainedConfig:
     known = vars(config_class())
     sizes = {name: value for value, names in SIZES for name in names.split() if name in known}
     if known.get("layer_types") is not None:
-        sizes["layer_types"] = None  # made anew for fewer layers
+        sizes["layer_types"] = None  # made again for fewer layers
     return config_class(**{**sizes, **OWN.get(model_type, {})})
 
 

@@ -32,7 +32,7 @@ def note(message: str) -> None:
 
 
 def print_error(message: str) -> None:
-    """One line, whatever the width of the terminal; of several processes each tells its own."""
+    """One line, whatever the width of the terminal; of several processes each prints its own."""
     head = "error: " if RANK == 0 else f"error (process {RANK}): "
     line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
     err.print(Text.assemble((head, "bold red"), line), soft_wrap=True)

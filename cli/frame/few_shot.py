@@ -38,7 +38,7 @@ Grid = Annotated[
 
 
 def few_shot_settings(shots: str | None, grid: list[str] | None, given: Given) -> dict[str, Any]:
-    """What was said of an adaptation, as arguments of `mhr.few_shot.adapt` and `sweep`. Raises ConfigError."""
+    """The settings given for an adaptation, as arguments of `mhr.few_shot.adapt` and `sweep`. Raises ConfigError."""
     number, by_task = _shots(shots)
     said = {"shots": number, "shots_for": by_task, "grid": _grid(grid)}
     return given.values("adapt") | {name: value for name, value in said.items() if value is not None}
@@ -59,7 +59,7 @@ def _shots(text: str | None) -> tuple[int | None, dict[str, int] | None]:
             number = shots
         else:
             raise ConfigError(
-                f"--shots: {text!r} has two numbers for all tasks: name the tasks of others, as in 32,boolq=50"
+                f"--shots: {text!r} has two values for all tasks: name the tasks of others, as in 32,boolq=50"
             )
     return number, by_task or None
 

@@ -20,7 +20,7 @@ from mhr.layers.attach import bank_of
 from mhr.layers.linear import features, is_linear
 from mhr.layers.routed import RoutedLayer
 
-# Elements of each parameter that a fingerprint looks at: little enough to take well under a second on a large model.
+# Elements of each parameter that a fingerprint samples: little enough to take well under a second on a large model.
 SAMPLES = 256
 
 
@@ -41,11 +41,11 @@ class BaseModel:
 
     @property
     def foreign(self) -> bool:
-        """Whether the adapter was made by another program, which tells little of its base model."""
+        """Whether the adapter was made by another program, which records little of its base model."""
         return not self.model_type
 
     def where(self, given: str | None, name: str) -> str:
-        """Where the model is: as it is `given`, or as the adapter tells. Raises CheckpointError for neither, naming the adapter."""
+        """Where the model is: as it is `given`, or as the adapter records. Raises CheckpointError for neither, naming the adapter."""
         if not (given or self.name_or_path):
             raise CheckpointError(f"{name} does not say which base model it belongs to: name that with --model (base)")
         return given or self.name_or_path
@@ -78,7 +78,7 @@ def check_base(
         if layer not in found or not is_linear(found[layer]):
             raise CheckpointError(f"{wrong}: it adapts layer {layer!r}, which this model does not have as a Linear")
         own = features(found[layer])
-        if any(told not in (None, is_) for told, is_ in zip(sizes, own, strict=True)):
+        if any(recorded not in (None, is_) for recorded, is_ in zip(sizes, own, strict=True)):
             raise CheckpointError(
                 f"{wrong}: its layer {layer!r} has {_arrow(sizes)} features, this model's {_arrow(own)}"
             )
@@ -93,7 +93,7 @@ def check_base(
 
 
 def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
-    """A short text that tells base models apart: hashes of names and shapes, and of sampled values of the parameters.
+    """A short string that distinguishes base models: hashes of names and shapes, and of sampled values of the parameters.
 
     The same with and without a bank; parameters of the modules that the bank (or `without`) names are left out. The values
     are hashed as float32, bfloat16 and float16, so that `same_base` knows a model again that was loaded in a narrower dtype.
@@ -130,7 +130,7 @@ def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
 
 
 def is_quantised(layer: nn.Module) -> bool:
-    """Whether a layer stands for a Linear without holding its weights as plain numbers of floating point."""
+    """Whether a layer stands for a Linear without holding its weights in floating point."""
     if isinstance(layer, RoutedLayer) or not is_linear(layer):
         return False
     weight = getattr(layer, "weight", None)

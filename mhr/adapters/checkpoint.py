@@ -96,7 +96,7 @@ def save_adapter(model: nn.Module, folder: str | Path, *, base: str, info: dict[
 
 
 def write_adapter(checkpoint: AdapterCheckpoint, folder: str | Path) -> Path:
-    """Write a checkpoint into `folder`. A reader sees the old one or the new one, or is told that it is damaged."""
+    """Write a checkpoint into `folder`. A reader sees the old one or the new one, or an error that it is damaged."""
     folder = make_folder(folder)
     data = safetensors.torch.save(dict(checkpoint.tensors), metadata={"format": "pt"})
     write_bytes_atomically(folder / TENSORS_FILE, data)
@@ -105,7 +105,7 @@ def write_adapter(checkpoint: AdapterCheckpoint, folder: str | Path) -> Path:
 
 
 def write_config(checkpoint: AdapterCheckpoint, folder: Path, size: int, sha256: str) -> None:
-    """Put in place what makes a checkpoint of the tensors that lie in `folder` already, of which size and SHA-256 are told."""
+    """Put in place what makes a checkpoint of the tensors that lie in `folder` already, given their size and SHA-256."""
     described = dataclasses.asdict(dataclasses.replace(checkpoint, tensors={}))
     described["config"] = checkpoint.config.to_dict()
     del described["name"]
@@ -177,7 +177,7 @@ def load_checkpoint(
     """The base model with the adapter in `folder` attached, in evaluation mode, and its tokenizer.
 
     base: path or hub id of the base model; None takes the one that the checkpoint names. kind: what the model is asked to do, where
-    neither the checkpoint nor the model's own configuration tells it. trust_remote_code: see `load_backbone`.
+    neither the checkpoint nor the model's configuration says. trust_remote_code: see `load_backbone`.
     Raises CheckpointError as `load_adapter`, and MhrError where the base model cannot be loaded.
     """
     checkpoint = read_adapter(folder)
@@ -196,7 +196,7 @@ def routing_weights(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
     # As wide as in the model that the checkpoint is of.
     wide = any(tensor.dtype == torch.float64 for tensor in checkpoint.tensors.values())
     weights = {}
-    # Routers draw themselves at random before they are filled: none of the caller's random numbers are used up.
+    # Routers draw themselves at random before they are filled: the caller's random state is kept.
     with torch.random.fork_rng(devices=[]):
         for group in dict.fromkeys(checkpoint.groups.values()):
             state = states.get(group, {})

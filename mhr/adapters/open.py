@@ -71,7 +71,7 @@ def open_skills(bank: AdapterCheckpoint) -> list[PlainAdapter]:
 def collapsed(bank: AdapterCheckpoint, collapse: Callable[[AdapterCheckpoint], PlainAdapter], how: str) -> PlainAdapter:
     """A bank as a function from a checkpoint to a plain adapter sees it, which is applied to one layer when that is asked for.
 
-    bank: as `open_bank` opens it. how: tells different functions on one bank apart.
+    bank: as `open_bank` opens it. how: distinguishes functions on one bank.
     """
     file, config = bank.tensors, bank.config
     assert isinstance(file, TensorFile)

@@ -77,7 +77,7 @@ def peers(model: nn.Module, modules: Iterable[str], classifies: bool = False) ->
 
 
 def skeleton(base: BaseModel) -> nn.Module | None:
-    """The base model without its weights, on the meta device; None where its configuration cannot be read or tells no kind."""
+    """The base model without its weights, on the meta device; None where its configuration cannot be read or names no kind."""
     if not base.name_or_path or base.kind not in CLASSES:
         return None
     try:

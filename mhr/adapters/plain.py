@@ -50,7 +50,7 @@ class PlainAdapter:
 
     name      what errors and reports call it
     task      the task that it stands for, where that is known
-    digest    the same for adapters that hold the same, whatever they are called; "" where nobody told
+    digest    the same for adapters that hold the same, whatever they are called; "" where unknown
     run       the run that trained it, where there is one
     """
 

@@ -155,6 +155,6 @@ def file_digest(path: str | Path) -> str:
 
 
 def digest_of(file: TensorFile, *settings: Any) -> str:
-    """What tells apart adapters that are made of files with `settings`."""
+    """What distinguishes adapters made of files with `settings`."""
     text = json.dumps([file.digest, *settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

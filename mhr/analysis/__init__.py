@@ -1,1 +1,1 @@
-"""What a run learnt, looked at: routing and its clusters, gradient alignment, transfer, learning curves, costs, comparisons."""
+"""Analysis of what a run learnt: routing and its clusters, gradient alignment, transfer, learning curves, costs, comparisons."""

@@ -35,7 +35,7 @@ KINDS = {"layers": "skills", "routers": ROUTING, "modules": "modules"}
 
 @dataclass(frozen=True)
 class Inspection:
-    """An adapter, looked at.
+    """An inspected adapter.
 
     method      routing method of the bank; `mhr.methods.WHOLE` where all weights of the model were trained and there is no bank
     adapter     "lora", "ia3", or "" without a bank
@@ -115,7 +115,7 @@ class Inspection:
 
 
 def inspect_run(path: str | Path) -> Inspection:
-    """Look at a run folder, an adapter checkpoint or a PEFT folder.
+    """Inspect a run folder, an adapter checkpoint or a PEFT folder.
 
     Raises CheckpointError for what is missing, unfinished or damaged.
     """

@@ -105,7 +105,7 @@ class Scores:
 
     @property
     def uneven(self) -> list[str]:
-        """The tasks on which contestants were judged by different numbers of examples."""
+        """The tasks on which contestants were scored on different numbers of examples."""
         counts: dict[str, set[int]] = {}
         for score in self.rows.values():
             if score.n is not None:

@@ -1,4 +1,4 @@
-"""Labels as people write them -> strings: names, numbers of choices, digits, booleans, letters.
+"""Labels as people write them -> strings: names, indices of choices, digits, booleans, letters.
 
 string              itself; digits that are none of the choices are the number of one, if all of the task are
 integer             the number of a choice, from 0; itself where choices are integers too, or there are none
@@ -19,7 +19,7 @@ from mhr.data.forms.form import RowFault
 
 
 class NoAnswer(RowFault):
-    """A row without an answer. empty: it is there and empty, which is no fault; otherwise it is missing, or -1, which is none
+    """A row without an answer. empty: it is there and empty, which is no error; otherwise it is missing, or -1, which is none
     where all of a split are so."""
 
     def __init__(self, message: str, *, empty: bool = False):
@@ -59,7 +59,7 @@ class Answers:
 
     def __init__(self) -> None:
         self.digits: bool | None = None
-        """Whether strings of digits are numbers of choices; None before the first one."""
+        """Whether strings of digits are indices of choices; None before the first one."""
 
     def read(self, value: Any, choices: tuple[str, ...], offered: Any) -> tuple[str, ...]:
         """The acceptable answers of a row; `offered` is what its column of choices holds. Raises RowFault."""
@@ -100,7 +100,7 @@ class Answers:
         if self.digits not in (None, number):
             raise RowFault(
                 f"target {text!r} is {'the number of a choice' if number else 'a choice'} here, and digits were "
-                f"{'choices' if number else 'numbers of choices'} before: write integers for numbers"
+                f"{'choices' if number else 'indices of choices'} before: write integers for indices"
             )
         self.digits = number
         return choices[int(text)] if number else text

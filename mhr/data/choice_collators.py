@@ -55,7 +55,7 @@ def scored_answers(example: Example) -> list[str]:
 
 
 def beginnings(example: Example) -> tuple[str, str] | None:
-    """Two choices of which the first is the beginning of the second, or None. Only the end token tells them apart."""
+    """Two choices of which the first is the beginning of the second, or None. Only the end token distinguishes them."""
     ordered = sorted(set(example.choices))
     # Sorted, a text that begins another stands right before one that it begins.
     return next(((short, long) for short, long in pairwise(ordered) if long.startswith(short)), None)

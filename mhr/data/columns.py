@@ -15,7 +15,7 @@ MISSING: Any = object()
 
 
 def look_up(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column. Where none is called `name`, its parts between dots lead into objects, and numbers into lists:
+    """The value of a column. Where none is called `name`, its parts between dots lead into objects, and integers into lists:
     "translation.de", "answers.text.0"."""
     if name in row:
         return row[name]

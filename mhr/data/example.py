@@ -94,7 +94,7 @@ class TaskCollection(Mapping[str, Task]):
         return len(self._tasks)
 
     def of(self, tasks: list[Task]) -> TaskCollection:
-        """These tasks, with what this collection tells of itself."""
+        """These tasks, with the notes of this collection."""
         return TaskCollection(tasks, self.source, self.notes, self.recognised)
 
     def select(self, names: list[str]) -> TaskCollection:

@@ -67,7 +67,7 @@ class Faults:
 
 
 class Notes:
-    """What a reader has to tell of its tasks, one line for all tasks that it tells the same of."""
+    """Notes of a reader on its tasks, one line for all tasks with the same note."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, list[str]] = {}

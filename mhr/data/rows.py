@@ -29,7 +29,7 @@ _FLAGS = {True: True, False: False, "true": True, "false": False, "1": True, "0"
 class RowReader:
     """Takes rows one by one and makes tasks of them. A faulty row is recorded and left out.
 
-    labels  column -> names of its numbers, of the file that was begun
+    labels  column -> names of its class indices, of the file that was begun
     hint    what to say of it where a row lacks a column
     """
 

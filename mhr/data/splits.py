@@ -26,7 +26,7 @@ _SHARD = re.compile(r"[-_.]?(?:\d+-of-\d+(?:-[0-9a-f]{8,})?|(?:part|shard|chunk)
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a file's name tells: the task ("" where it names none), the split ("" likewise), the words that qualify the split."""
+    """The parts of a file's name: the task ("" where it names none), the split ("" likewise), the words that qualify the split."""
 
     task: str
     split: str
@@ -40,7 +40,7 @@ def split_of(name: str) -> str | None:
 
 
 def read_name(stem: str) -> Named:
-    """What the name of a file, without its ending, tells of task and split.
+    """The task and split in a file's name, without its ending.
 
     Raises ValueError where it holds the words of several splits ("train_val").
     """

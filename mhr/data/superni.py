@@ -197,7 +197,7 @@ class _Prompt:
 
 
 class _Lines:
-    """The line on which an instance of a task file begins. The file is scanned when the first fault asks for it."""
+    """The line on which an instance of a task file begins. The file is scanned when the first error asks for it."""
 
     def __init__(self, text: str):
         self.text = text

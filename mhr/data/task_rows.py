@@ -14,7 +14,7 @@ from mhr.data.reading import ReadOptions, label_set
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """A row without an answer, and what is to be said where its answer was not withheld.
+    """A row without an answer, and the error where its answer was not withheld.
 
     faulty: it is missing or -1, which is a fault where other rows of its split have answers
     """

@@ -190,7 +190,7 @@ def _whole(tokenizer: PreTrainedTokenizerBase, max_length: int, **texts: list[st
 def _shorten(
     rows: TokenRows, tokenizer: PreTrainedTokenizerBase, max_length: int, how: bool | str, **texts: list[str]
 ) -> TokenRows:
-    """Rows that are too long, and only those, are made anew by the tokenizer, whose special tokens stay where they belong."""
+    """Rows that are too long, and only those, are tokenised again, so that special tokens stay where they belong."""
     long = [i for i, cut in enumerate(rows.cut) if cut]
     if long:
         parts = {name: [part[i] for i in long] for name, part in texts.items()}

@@ -1,4 +1,4 @@
-"""How many texts were truncated, task by task: what was left out of training or of a score is counted and said."""
+"""How many texts were truncated, task by task: what training or a score did not see is counted and reported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Truncation:
 
 
 def truncation_line(described: dict[str, Any] | None) -> str | None:
-    """One line on what `Truncation.describe` tells, for people; None where nothing was truncated, or nothing is recorded."""
+    """`Truncation.describe` as one line; None where nothing was truncated, or nothing is recorded."""
     if not described or not described["cut"]:
         return None
     lost = {task: sum(part["cut"] for part in parts.values()) for task, parts in described.get("tasks", {}).items()}

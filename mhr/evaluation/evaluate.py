@@ -48,7 +48,7 @@ def evaluate(
     limit              at most this many examples a task, the first ones
     batch_size         examples a batch (pairs, for encoders); None finds it, see `in_batches`
     metrics            some of METRICS; None ranks tasks with choices and generates for the others. Tasks that none of them
-                       can judge are skipped, and told
+                       can judge are skipped, with a note
     max_input_length   tokens of an input (of a pair, for encoders); longer ones are truncated, and counted. None: as the model
                        was trained, otherwise 512; never more than the model takes
     max_target_length  tokens of a choice or of a generated answer. None: as the model was trained, otherwise 128

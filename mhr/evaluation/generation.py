@@ -19,7 +19,7 @@ from mhr.evaluation.loaded import LoadedModel
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """text: the answer, without special tokens and surrounding space; cut_input: whether tokens were cut off its input."""
+    """text: the answer, without special tokens and surrounding space; cut_input: whether its input was truncated."""
 
     text: str
     cut_input: bool

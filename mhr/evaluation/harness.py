@@ -1,4 +1,4 @@
-"""Our models in EleutherAI's lm-evaluation-harness (package lm-eval): its tasks, its prompts, its numbers."""
+"""Our models in EleutherAI's lm-evaluation-harness (package lm-eval): its tasks, its prompts, its metrics."""
 
 from __future__ import annotations
 

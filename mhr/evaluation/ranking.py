@@ -21,7 +21,7 @@ from mhr.evaluation.metrics import mean
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """scores: of every choice of an example, greater is better; cut_*: whether tokens were cut off its input, its choices."""
+    """scores: of every choice of an example, greater is better; cut_*: whether its input, its choices were truncated."""
 
     scores: list[float]
     cut_input: bool

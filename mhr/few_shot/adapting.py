@@ -205,7 +205,7 @@ def ranking_notes(collection: TaskCollection) -> list[str]:
         if pair is not None:
             notes.append(
                 f"task {task.name!r}: choice {pair[0]!r:.40} is the beginning of choice {pair[1]!r:.40}; only the end token "
-                "tells them apart, and unlikely_loss pushes against both"
+                "distinguishes them, and unlikely_loss pushes against both"
             )
     return notes
 

@@ -209,7 +209,7 @@ class Trial:
 
 
 def describe(trials: Sequence[Trial], chosen: Trial, shots: Shots) -> dict[str, Any]:
-    """What a run tells of how it was chosen, for run.json."""
+    """How a run was chosen, for run.json."""
     return {
         "on": shots.where,
         "examples": len(shots.validation),

@@ -33,7 +33,7 @@ class Start:
         self.first = {name: tensor.detach().clone() for name, tensor in self._kept().items()}
 
     def begin(self, task: str, seed: int) -> None:
-        """Return to the beginning; routing rows and fresh banks are drawn anew from `seed`.
+        """Return to the beginning; routing rows and fresh banks are drawn again from `seed`.
 
         What a router shares between tasks is kept like the skills: it trains with them, and the next task finds it as it was.
         """

@@ -127,7 +127,7 @@ class AdapterBank(nn.Module):
 
     @property
     def needs_tasks(self) -> bool:
-        """Whether tasks are routed differently, so that the model must be told which is which."""
+        """Whether tasks are routed differently, so that the model needs task ids."""
         return self.config.routing.needs_tasks
 
     def _row(self, task: str | int, unseen: str) -> int:
@@ -154,7 +154,7 @@ class AdapterBank(nn.Module):
 
     @property
     def inference(self) -> str:
-        """How skills that are drawn in training (AdaMix) are used otherwise: their "average", or drawn anew for each example
+        """How skills that are drawn in training (AdaMix) are used otherwise: their "average", or drawn for each example
         ("sentence") or each "token". Setting it raises ConfigError for another mode, and where skills are not drawn."""
         return self._inference
 
@@ -178,7 +178,7 @@ class AdapterBank(nn.Module):
     def seed_draws(self, seed: int, step: int, pass_: int = 0) -> None:
         """Have the next batch draw its skills as pass `pass_` of a step, and the batches after it as the passes after that.
 
-        The same numbers draw the same skills in every process. A bank begins at 0, 0, 0. Where no skills are drawn it changes
+        The same arguments draw the same skills in every process. A bank begins at 0, 0, 0. Where no skills are drawn it changes
         nothing.
         """
         self._next_draw = seed, step, pass_
@@ -193,7 +193,7 @@ class AdapterBank(nn.Module):
             self._next_draw = before
 
     def _drawn(self, n: int | None) -> tuple[Tensor | None, torch.Generator | None]:
-        """Skills for a batch of `n` examples (None: their number is not told), or what each layer is to draw its own with."""
+        """Skills for a batch of `n` examples (None: unknown), or what each layer is to draw its own with."""
         if not self.draws or (not self.training and self.inference == "average"):
             return None, None
         seed, step, pass_ = self._next_draw
@@ -236,7 +236,7 @@ class AdapterBank(nn.Module):
     def set_tasks(self, names: Sequence[str], fresh: bool = False) -> None:
         """Make the table hold exactly these tasks in this order; known ones keep their row, unless `fresh`.
 
-        This re-orders, adds and removes. New parameters replace the old ones, so an optimiser made before is stale.
+        This re-orders, adds and removes. New parameters replace the old ones, so an optimizer made before is stale.
         """
         check_names(names)
         keep = [None if fresh else self._position.get(name) for name in names]
@@ -280,7 +280,7 @@ class AdapterBank(nn.Module):
         return named
 
     def weights(self) -> dict[str, Tensor]:
-        """Routing weights of every task, group by group: name -> [T, H, S] (T = 1 where tasks are not told apart)."""
+        """Routing weights of every task, group by group: name -> [T, H, S] (T = 1 where all tasks share a row)."""
         return {name: router.table() for name, router in self.groups.items()}
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """How the rows of a routed layer's input belong to the examples of a batch, by where the layer stands in its model.
 
-Most layers are called with x [B, L, D], an example a row. What is different is told here, by the class of the module that calls
+Most layers are called with x [B, L, D], an example a row. What is different is listed here, by the class of the module that calls
 the layer or by the layer's name; nothing is inferred from sizes that happen to agree.
 """
 
@@ -39,7 +39,7 @@ TOKENS = {"modeling_opt.OPTDecoderLayer"}
 SHARED_EXPERTS = re.compile(r"shared_(experts?|mlp|expert_gate)|router|gate")
 EXPERTS = re.compile(r"(?!shared)(.*_)?experts")
 
-# Layers that are called with relative positions, one table for all rows, where nothing can be told apart.
+# Layers that are called with relative positions, one table for all rows, where rows cannot be assigned to examples.
 POSITIONS = {
     ("modeling_deberta.DisentangledSelfAttention", "pos_proj"),
     ("modeling_deberta.DisentangledSelfAttention", "pos_q_proj"),
@@ -94,5 +94,5 @@ def classes(module: nn.Module) -> set[str]:
 
 
 def is_known(model: nn.Module) -> bool:
-    """Whether the model is one of the transformers library, whose layouts are told above wherever they are not ROWS."""
+    """Whether the model is one of the transformers library, whose layouts are listed above wherever they are not ROWS."""
     return type(model).__module__.startswith("transformers.models.")

@@ -31,7 +31,7 @@ def check_size(model: nn.Module, names: Sequence[str], config: AdapterConfig, n_
 
 
 def _features(layer: nn.Module) -> int:
-    """I + O of a layer; the weight of a quantised one has another shape, which its numbers of features have not."""
+    """I + O of a layer; the weight of a quantised one has another shape, which in_features and out_features have not."""
     if isinstance(layer, nn.Linear):
         return layer.in_features + layer.out_features
     weight = getattr(layer, "weight", None)

@@ -88,7 +88,7 @@ class RoutedLayer(nn.Module, ABC):
         """Initial values of the bank parameter `name` for `n_skills` skills, on the device of the base layer."""
 
     def reset(self) -> None:
-        """Draw the bank anew."""
+        """Draw the bank again."""
         for name in self.bank_names:
             self.register_parameter(name, nn.Parameter(self.fresh(name, self.skills_of(name))))
 

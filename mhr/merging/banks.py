@@ -21,8 +21,8 @@ class AveragedFile(TensorFile):
     def __init__(self, files: Sequence[TensorFile], weights: Sequence[float]):
         self.files, self.weights = files, list(weights)
         self.path, self.shapes, self.dtypes = files[0].path, files[0].shapes, files[0].dtypes
-        told = " ".join(f"{file.digest} {weight}" for file, weight in zip(files, weights, strict=True))
-        self.digest = hashlib.sha256(told.encode()).hexdigest()
+        contents = " ".join(f"{file.digest} {weight}" for file, weight in zip(files, weights, strict=True))
+        self.digest = hashlib.sha256(contents.encode()).hexdigest()
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         averaged: dict[str, Tensor] = {}

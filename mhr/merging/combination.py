@@ -17,7 +17,7 @@ from mhr.errors import MergeError
 from mhr.registry import Registry
 
 SPACES = ("factor", "delta")
-"""What is merged: the tensors of the adapters as they are, or the updates of the weights that LoRA factors amount to."""
+"""What is merged: the tensors of the adapters as they are, or the weight updates that LoRA factors stand for."""
 
 MergeTensors = Callable[[str, Sequence[Tensor]], Tensor]
 """A name, and the tensors that the inputs have under it, to the merged one. The tensors are differences from what the
@@ -87,9 +87,9 @@ class Declared:
             "below": self.setting.below,
             "at most": self.setting.most,
         }
-        told = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+        limits = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
         kind = {int: "an integer", float: "a number"}[self.type]
-        raise MergeError(f"{self.name} is {value!r}: expected {kind} {told} ({self.setting.help})")
+        raise MergeError(f"{self.name} is {value!r}: expected {kind} {limits} ({self.setting.help})")
 
 
 @dataclass(frozen=True)

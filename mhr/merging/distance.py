@@ -13,7 +13,7 @@ from mhr.adapters.layer import AdapterLayer, LoraFactors
 class Gram:
     """Inner products [K, K] of K adapters, added up layer by layer in float64.
 
-    Of LoRAs those of their updates `D = (alpha / R) A B`, by `<D_i, D_j> = s_i s_j sum((A_i^T A_j) * (B_i B_j^T))` and so
+    Of LoRAs those of their weight updates `D = (alpha / R) A B`, by `<D_i, D_j> = s_i s_j sum((A_i^T A_j) * (B_i B_j^T))` and so
     without forming any; of IA3 those of the vectors minus 1; otherwise those of the tensors.
     """
 

@@ -28,7 +28,7 @@ class Judge:
     """What a merge may know of its tasks.
 
     base         the model that all inputs belong to; loaded when it is first needed
-    path         where the inputs' task collection is told: a run, or anything else where `tasks` names a collection
+    path         where the inputs' task collection is recorded: a run, or anything else where `tasks` names a collection
     runs         the runs that inputs came from: examples that these adapted on are no dev examples
     own          tasks that the inputs stand for
     tasks        the collection; None takes that of the run at `path`
@@ -117,7 +117,7 @@ class Judge:
         return TaskCollection(left, self.collection.source)
 
     def examples_of(self, source: PlainAdapter, n: int) -> list[Example]:
-        """The first `n` examples of each task that an adapter stands for: of its shots, where a run tells them, otherwise of
+        """The first `n` examples of each task that an adapter stands for: of its shots, where a run records them, otherwise of
         the training examples; of all tasks to score on where it stands for none of the collection."""
         own = source.task is not None and source.task in self.everything
         tasks = [self.everything[source.task or ""]] if own else list(self.collection.values())

@@ -54,7 +54,7 @@ def merge(
     base: str | None = None,
     **settings: Any,
 ) -> Path:
-    """Merge adapters into one and write it to the folder `output`, which it returns; `read_report` tells how it went.
+    """Merge adapters into one and write it to the folder `output`, which it returns; see `read_report`.
 
     inputs    run folders, adapter checkpoints, PEFT folders, or folders of these. A single bank with one of `merge_methods`
               becomes one plain adapter, exactly; with another method its skills are merged. Soups of banks stay banks
@@ -63,7 +63,7 @@ def merge(
               information is estimated on. Several for a single bank merge its mixtures for these tasks
     weights   one for each input in their order, or by name of input or task; within one bank, of its tasks or skills
     space     one of SPACES; None takes the method's own. rank: of the factors that products get, None: the largest one
-    evaluate  score every input, and the merged adapter, on the test examples; told in the report
+    evaluate  score every input, and the merged adapter, on the test examples; in the report
     tasks, dev_tasks, split, limit, batch_size    what is scored on, see `Judge`
     to        one of FORMS
     dtype     of the tensors written, one of DTYPES; None keeps the adapter's, or with to="model" the base model's

@@ -22,7 +22,7 @@ class Merging:
     """Adapters and how they are combined; `adapter` is what they become. Nothing is merged before a layer is asked for.
 
     space "factor" merges the tensors of LoRAs as they are, scalings that differ taken up evenly by both factors; "delta" merges
-    the updates `(alpha / R) A B` and factors the result again to `rank` (None: the largest rank of the inputs).
+    the weight updates `(alpha / R) A B` and factors the result again to `rank` (None: the largest rank of the inputs).
 
     errors   layer -> what re-factoring lost, as far as layers were asked for; empty where none is needed
     watch    called with the inputs' layers, layer by layer
@@ -38,7 +38,7 @@ class Merging:
     ):
         first = sources[0]
         self.sources, self.combination, self.space, self.rank, self.watch = sources, combination, space, rank, watch
-        # What weighs nothing is still looked at, but it is kept out of the sums, where 0 * inf would do harm.
+        # What has weight 0 is still checked, but it is kept out of the sums, where 0 * inf would do harm.
         self.used = [i for i, w in enumerate(combination.weights) if w > 0 or combination.tensors]
         self.errors: dict[str, Loss] = {}
         self.shapes = {layer: self._shape(layer) for layer in first.shapes}
@@ -92,7 +92,7 @@ class Merging:
         return self.sources[self.used[0]].shapes[layer]
 
     def _most(self, layer: str) -> list[int]:
-        """The sizes of a layer, as far as they are told: no product has a higher rank."""
+        """The sizes of a layer, as far as they are known: no product has a higher rank."""
         return [size for size in self._first(layer).sizes if size is not None]
 
     def _shape(self, layer: str) -> Shape:
@@ -135,7 +135,7 @@ class Merging:
 
 
 class _Products(Sequence[Tensor]):
-    """The updates `(alpha / R) A B` of some factors, computed one by one when they are asked for."""
+    """The weight updates `(alpha / R) A B` of some factors, computed one by one when they are asked for."""
 
     def __init__(self, layers: Sequence[LoraFactors]):
         self.layers = layers

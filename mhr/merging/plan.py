@@ -154,7 +154,7 @@ def _within(order: Order, bank: AdapterCheckpoint) -> Plan:
     how = f"{order.method} {order.settings}"
     result = collapsed(bank, partial(function, **order.settings), how)
     result.task = task
-    result.layers[next(iter(result.shapes))]  # settings that do not fit are told before anything is written
+    result.layers[next(iter(result.shapes))]  # settings that do not fit are refused before anything is written
     report = _report(order, "factor", [result], [1.0], {})
     judge = _judge(order, [result])
     _rename_base(order, [result])

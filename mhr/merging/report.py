@@ -20,11 +20,11 @@ class MergeReport:
     space       "factor" or "delta"; "bank" where whole banks were averaged, skill by skill
     to, dtype   the form that was written
     inputs      of each, in the order given: name, task, base model, ranks, scalings, and the weight that it got
-    distance    Frobenius distance between the inputs' updates, [K][K]; of whole banks between their tensors
+    distance    Frobenius distance between the inputs' weight updates, [K][K]; of whole banks between their tensors
     cosine      and the cosine between them
     layers      how many layers were merged; `rank` the ranks that they have now
     error       of re-factoring, `||D - A B||_F / ||D||_F`: "overall" and by layer; {} where nothing was re-factored
-    notes       what the method has to tell
+    notes       notes of the method
     scores      with --evaluate: "tasks" -> name of the input or "merged" -> score by task and their "mean"
     """
 

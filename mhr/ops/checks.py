@@ -27,7 +27,7 @@ def check_shape(op: str, name: str, tensor: Tensor, axes: str, sizes: tuple[int,
 
 
 def segment_bounds(op: str, n_tokens: int, n_segments: int, offsets: Tensor | None) -> list[int]:
-    """The first token of every segment and the end, `n_segments + 1` numbers. For references: reads `offsets` on the host."""
+    """The first token of every segment and the end, `n_segments + 1` integers. For references: reads `offsets` on the host."""
     if offsets is None:
         check(
             n_segments > 0 and n_tokens % n_segments == 0 or n_tokens == n_segments == 0,

@@ -51,7 +51,7 @@ def routed_linear(
         offsets: int64 `[G + 1]`, the first token of each segment and the end; None means G equal segments.
 
     Returns y `[..., O]`. Differentiable once in every float argument (weight and bias too, where they require it). Backward
-    mixes anew: saved beyond x are the rank-R activation, 4 N R bytes, and the routing weights. Under autocast x, weight and
+    mixes again: saved beyond x are the rank-R activation, 4 N R bytes, and the routing weights. Under autocast x, weight and
     bias are cast as for F.linear. Deterministic. Poly and MHR (arXiv 2202.13914, 2211.03831).
     Raises RuntimeError where shapes or dtypes do not fit.
     """

@@ -22,7 +22,7 @@ INSPECTION_FILE = "inspection.json"
 
 @dataclass(frozen=True)
 class RunInspection:
-    """A run, looked at: what it holds, the alignment of its tasks' gradients, the transfer between them, and the files written."""
+    """An inspected run: what it holds, the alignment of its tasks' gradients, the transfer between them, and the files written."""
 
     inspection: Inspection
     alignments: list[Alignment] = field(default_factory=list)
@@ -49,9 +49,9 @@ def inspect_fully(
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> RunInspection:
-    """Look at a run as `mhr inspect` does: `inspect_run`, with `alignment` also `align_run`, with `transfer` `transfer_matrix`.
+    """Inspect a run as `mhr inspect` does: `inspect_run`, with `alignment` also `align_run`, with `transfer` `transfer_matrix`.
 
-    tasks, names   the collection and tasks that these two look at; None takes the run's own, its training tasks
+    tasks, names   the collection and tasks of these two; None takes the run's own, its training tasks
     examples       training examples of a task for the alignment (None: 16)
     limit          examples of a task for the transfer (None: 20)
     output         folder for the plots of the routing and for inspection.json, which `mhr report` reads
@@ -59,10 +59,10 @@ def inspect_fully(
 
     Raises ConfigError for arguments that would change nothing, and MhrError as the three functions do.
     """
-    looks = alignment or transfer
+    compares = alignment or transfer
     for name, value, needed, there in (
-        ("tasks", tasks, "alignment or transfer", looks),
-        ("task", names, "alignment or transfer", looks),
+        ("tasks", tasks, "alignment or transfer", compares),
+        ("task", names, "alignment or transfer", compares),
         ("examples", examples, "alignment", alignment),
         ("limit", limit, "transfer", transfer),
     ):
@@ -76,7 +76,7 @@ def inspect_fully(
         prepare_output(output, overwrite)
     alignments: list[Alignment] = []
     matrix: Matrix = {}
-    if looks:
+    if compares:
         chosen = None if names is None else list(names)
         collection = tasks_to_judge(run, tasks=tasks, names=chosen, part=None if chosen else "training")
         if alignment:

@@ -29,7 +29,7 @@ from mhr.report.figures import (
 def save_plots(inspection: Inspection, folder: str | Path) -> list[Path]:
     """Write routing, layers, similarity and entropy, each as .png and .svg, into `folder`; returns the files.
 
-    Without a bank whose routing tells tasks apart there is nothing to draw, and the list is empty.
+    Without a bank that routes tasks differently there is nothing to draw, and the list is empty.
     """
     if not inspection.routed:
         return []

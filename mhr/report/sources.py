@@ -248,5 +248,5 @@ def _tell_apart(material: Material) -> None:
     uneven = [task for task in scores.uneven if task in meeting]
     if uneven:
         material.notes.append(
-            f"On {len(uneven)} tasks contestants were judged by different numbers of examples, as on {uneven[0]}."
+            f"On {len(uneven)} tasks contestants were scored on different numbers of examples, as on {uneven[0]}."
         )

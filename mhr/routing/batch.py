@@ -25,7 +25,7 @@ class RoutingBatch:
            weighed (AdaMix); segments are then the whole batch or the examples. Or None
     source where each layer draws skills for each token, or None
     average  share u in [0, 1] of the uniform weights in the routing, a number, or None for 0
-    examples   number of examples, or None where it was not told
+    examples   number of examples, or None where it is unknown
     multiples  how many rows each example may have in a call, side by side: (1,); under generate with 3 beams (1, 3), since
                the encoder reads an example once
     """

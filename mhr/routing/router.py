@@ -72,7 +72,7 @@ class Router(nn.Module, ABC):
         self._resize(len(tasks))
 
     def reset(self) -> None:
-        """Draw anew what all tasks share. (Rows of tasks are drawn by `set_tasks`.)"""
+        """Draw again what all tasks share. (Rows of tasks are drawn by `set_tasks`.)"""
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Its parameters that belong to no task."""

@@ -53,7 +53,7 @@ def step_of(folder: Path) -> int:
 def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that can be used, and a line for every newer one that cannot.
 
-    Raises CheckpointError where there were complete ones, and all of them are damaged: to begin anew is not what was asked for.
+    Raises CheckpointError where there were complete ones, and all of them are damaged: to start over is not what was asked for.
     """
     skipped: list[str] = []
     damaged = None
@@ -66,8 +66,8 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
             damaged = f"{checkpoint.name}: {fault}"
     if damaged is not None:
         raise CheckpointError(
-            f"none of the {len(skipped)} checkpoints in {folder} can be used ({damaged}): restore one from a copy, or begin "
-            "anew with --overwrite"
+            f"none of the {len(skipped)} checkpoints in {folder} can be used ({damaged}): restore one from a copy, or start over "
+            "with --overwrite"
         )
     return None, skipped
 

@@ -27,7 +27,7 @@ SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "trai
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Said:
-    """A value and where it was said: a file, "--set", a flag, or "" by a program."""
+    """A value and where it was set: a file, "--set", a flag, or "" by a program."""
 
     value: Any
     origin: str = ""
@@ -56,11 +56,11 @@ def load_config(
 
     A file may name its preset (`preset: t0`). `settings` are names of settings (lr=1e-3), with their section where that is
     `adapt` or where two sections have the same one ({"data.temperature": 4}); None leaves a setting as it is. `flags` are the
-    same by their full names, with where each was said. What belongs to a preset's method (`Setting.of_method`) is dropped where
+    same by their full names, with where each was set. What belongs to a preset's method (`Setting.of_method`) is dropped where
     another one is asked for, and its targets where bottlenecks, which have places of their own, take the place of LoRAs or the
     other way round.
 
-    Raises ConfigError, naming where it was said and the key: a key that is unknown (the nearest is named) or given twice, a
+    Raises ConfigError, naming where it was set and the key: a key that is unknown (the nearest is named) or given twice, a
     value of the wrong type or out of range.
     """
     said = read_settings(text_of(file), str(file)) if file is not None else {}
@@ -229,7 +229,7 @@ def assignment(text: str) -> tuple[str, Said]:
 
 
 def typed(key: str, said: Said, hint: Any, known: Setting) -> Any:
-    """The value of a setting as its type, `hint`. Raises ConfigError, naming where it was said, the key and what was expected."""
+    """The value of a setting as its type, `hint`. Raises ConfigError, naming where it was set, the key and what was expected."""
     try:
         value = convert(said.value, hint)
     except (ValueError, OverflowError):
@@ -242,7 +242,7 @@ def typed(key: str, said: Said, hint: Any, known: Setting) -> Any:
 
 
 def gathered(merged: Mapping[str, Said]) -> dict[str, Said]:
-    """The settings said, entries of mappings put into these. Raises ConfigError for unknown keys."""
+    """The settings given, entries of mappings put into these. Raises ConfigError for unknown keys."""
     found: dict[str, Said] = {}
     for key, said in merged.items():
         home = home_of(key)
@@ -287,7 +287,7 @@ def _build(merged: Mapping[str, Said]) -> RunConfig:
 
 
 def _checked(cls: type, values: dict[str, Any], section: str, merged: Mapping[str, Said]) -> Any:
-    """cls(**values), where an error, which begins with the name of the setting, gets its section and where that was said."""
+    """cls(**values), where an error, which begins with the name of the setting, gets its section and where that was set."""
     try:
         return cls(**values)
     except ConfigError as error:

@@ -127,7 +127,7 @@ class RunFolder:
 
     def start(self, config: RunConfig, **info: Any) -> None:
         """Write what is known before the first step."""
-        # First what tells that this is a run: a folder without it is left alone, also by a resumed run after a kill.
+        # First the file that marks a run: a folder without it is left alone, also by a resumed run after a kill.
         self.write(status="running", **info, versions=versions(), config=to_dict(config))
         write_text_atomically(self.path / "config.yaml", dump_config(config))
 

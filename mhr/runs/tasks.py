@@ -14,7 +14,7 @@ _told: set[str] = set()
 
 
 def read_tasks(path: str, data: DataConfig, *, quiet: bool = False) -> TaskCollection:
-    """The collection at `path`, read as `data` says. What its reader notes is told, unless `quiet`."""
+    """The collection at `path`, read as `data` says. The notes of its reader are logged, unless `quiet`."""
     collection = load_tasks(
         path,
         definitions=data.definitions,

@@ -167,7 +167,7 @@ class _Hand:
         return row
 
     def end(self) -> None:
-        """End the process: one that waits leaves by itself; one at work is killed, since its adaptation will be made anew."""
+        """End the process: one that waits leaves by itself; one at work is killed, since its adaptation will be repeated."""
         self.connection.close()
         if self.adaptation is None:
             self.process.join(PATIENCE)

@@ -83,7 +83,7 @@ def plan(
                 for seed in config.adapt.seeds:
                     share_out(
                         task, config.adapt, seed, mode, validation
-                    )  # too few examples are told before anything is done
+                    )  # too few examples are refused before anything is done
                     folder = output / "units" / name / mode / folder_name(task.name) / str(seed)
                     adaptations.append(Adaptation(run, mode, task.name, seed, folder))
     identity = {"runs": shared, "tasks": tasks_path, "template": template, "limit": limit}
@@ -104,7 +104,7 @@ def _fitting(
 
 
 def _names(runs: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:
-    """A short name for every run: the one that is known, or the last part of its path and as much before it as tells them apart."""
+    """A short name for every run: the one that is known, or the last part of its path and as much before it as makes it unique."""
     paths = [Path(run).resolve() for run in runs]
     if len(set(paths)) < len(paths):
         raise ConfigError("a run is given twice: name each run once")
@@ -140,7 +140,7 @@ def _allowed(
 
 
 def _fingerprint(run: RunFolder) -> str:
-    """What tells a run from another one at the same place: the digest of its description, which holds that of its weights."""
+    """What distinguishes a run from another one at the same place: the digest of its description, which holds that of its weights."""
     for file in (run.adapter / "mhr_config.json", run.path / "run.json"):
         if file.is_file():
             return hashlib.sha256(file.read_bytes()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What a process of a sweep does: one adaptation after the other, each evaluated on its test examples and told as one row."""
+"""What a process of a sweep does: one adaptation after the other, each evaluated on its test examples and reported as one row."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Worker:
             study = self.study
             source = RunFolder.open(adaptation.run)
             config = few_shot_settings(source.config(), study.tasks_path, study.template, study.few)
-            tasks = read_tasks(config.tasks, config.data, quiet=True)  # told when the sweep was planned
+            tasks = read_tasks(config.tasks, config.data, quiet=True)  # logged when the sweep was planned
             start = load_start(source, config, adaptation.mode)
             data, _ = fit_data(start.model, start.tokenizer, source.info["model_kind"], config.data)
             config = dataclasses.replace(config, data=data)
@@ -97,7 +97,7 @@ class Worker:
 
 
 def _columns(run: RunFolder, result: EvaluationResult) -> Row:
-    """What a row tells of a run and its evaluation."""
+    """The columns of a row about a run and its evaluation."""
     (measures,) = result.tasks.values()
     config, selection = run.info["config"], run.info["selection"]
     chosen = selection["trials"][selection["chosen"]] if selection else None

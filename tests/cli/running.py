@@ -15,7 +15,7 @@ SMALL = ("--preset", "demo", "--batch-size", "4", "--n-heads", "4", "--n-skills"
 
 
 def invoke(*arguments: str | Path) -> Result:
-    """Run `mhr` with these arguments; exceptions that are faults of ours come through."""
+    """Run `mhr` with these arguments; exceptions that are bugs come through."""
     return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
 
 

@@ -61,7 +61,7 @@ def test_flags_become_settings() -> None:
     nothing = Given((), {})
     assert few_shot_settings(None, None, nothing) == {}
     assert few_shot_settings("boolq=5", ["none"], nothing) == {"shots_for": {"boolq": 5}, "grid": {}}
-    for shots, why in (("many", "'many' is no integer"), ("3,4", "two numbers for all tasks")):
+    for shots, why in (("many", "'many' is no integer"), ("3,4", "two values for all tasks")):
         with pytest.raises(ConfigError, match=why):
             few_shot_settings(shots, None, nothing)
 

@@ -73,7 +73,7 @@ def test_what_is_no_label_is_told(tmp_path: Path, value: Any, choices: Any, said
 
 def test_digits_that_are_now_a_choice_and_now_its_number_are_told(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r":2: .*target '1' is a choice here, and digits were numbers of choices before"
+        DataError, match=r":2: .*target '1' is a choice here, and digits were indices of choices before"
     ):
         read(tmp_path, ("1", ["no", "yes"]), ("1", ["1", "2"]))
     with pytest.raises(DataError, match=r":2: .*target '1' is the number of a choice here"):

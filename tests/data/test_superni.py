@@ -11,7 +11,7 @@ from tests.data.conftest import SuperNI, instances
 
 
 def strict(root: Path, **options: object) -> str:
-    """The line of the first fault."""
+    """The line of the first error."""
     with pytest.raises(DataError) as error:
         load_tasks(root, **options)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Token rows: special tokens, what is cut where it is too long, and padding."""
+"""Token rows: special tokens, truncation, and padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a right kernel may be from exact arithmetic: bounds proved from the roundings it makes, element by element.
+"""How far a right kernel may be from exact arithmetic: bounds proved from the roundings it makes, elementwise.
 
 A flat tolerance would fail right kernels at large ranks and pass wrong ones at small ranks. A `Bounded` is a float64
 value with the largest error that float32 accumulation and the roundings to the operands' type allow.

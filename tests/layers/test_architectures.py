@@ -96,7 +96,7 @@ def test_every_text_architecture_is_right_or_refused() -> None:
             layers, refused = compare(kind, model_type)
             compared.append((kind, model_type))
             print(kind, model_type, len(layers), "compared;", len(refused), "refused:", *refused)
-        except Exception as error:  # noqa: BLE001 - all faults are shown together
+        except Exception as error:  # noqa: BLE001 - all errors are shown together
             faults.append(f"{kind} {model_type}: {type(error).__name__}: {str(error)[:200]}")
     print(len(compared), "of", len(every))
     assert not faults, "\n".join(faults)

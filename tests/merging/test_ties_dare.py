@@ -1,4 +1,4 @@
-"""TIES and DARE against their definitions, number by number."""
+"""TIES and DARE against their definitions, elementwise."""
 
 from __future__ import annotations
 

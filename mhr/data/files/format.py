@@ -21,7 +21,7 @@ class BadRow:
 @dataclass(frozen=True, slots=True)
 class Table:
     """rows: (line, columns) one by one; a line counts from 1, lines of text or rows of a table
-    labels: names of the numbers in a column, where the file knows them
+    labels: names of the class indices in a column, where the file knows them
     hint: what to say where a row lacks a column"""
 
     rows: Iterator[tuple[int, Mapping[str, Any] | BadRow]]

@@ -41,7 +41,7 @@ class Placed:
 
 
 def place_files(root: Path) -> tuple[list[Placed], list[str]]:
-    """The files of rows at `root`, a file or folder, sorted, and folders that were not looked into.
+    """The files of rows at `root`, a file or folder, sorted, and folders that were not read.
 
     The files that lie in the folder itself are its collection; where there are none, those of its sub-folders, at most DEPTH
     below. Hidden files and those of NO_ROWS are passed over.
@@ -50,7 +50,7 @@ def place_files(root: Path) -> tuple[list[Placed], list[str]]:
         return _placed([root], root.parent), []
     files, folders = _entries(root)
     if files:
-        # Looked at, since rows that lie beside would otherwise be left out without a word.
+        # Looked at, since rows that lie beside would otherwise be left out silently.
         return _placed(files, root), [f.name for f in folders if _deep(f, DEPTH - 1)]
     return _placed([file for folder in folders for file in _deep(folder, DEPTH - 1)], root), []
 
