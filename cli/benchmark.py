@@ -49,7 +49,7 @@ def benchmark(
     """Time ours against PEFT, eager and the frozen layer: interleaved in one process, medians of paired differences.
 
     No speed-up is shown for outputs that do not agree. With --output, DIR/NAME.json keeps everything with the machine and
-    commit it was measured on, DIR/NAME.md has the tables, and what is plotted lies beside them as PNG and SVG.
+    commit it was measured on, DIR/NAME.md has the tables, and its plots are beside them as PNG and SVG.
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"unknown benchmark {name!r}: {nearest(name, BENCHMARKS)}")

@@ -54,7 +54,7 @@ Kind = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="seq2seq, causal or encoder, where the model itself does not tell.",
+        help="seq2seq, causal or encoder, where the model does not say.",
         rich_help_panel=SETTINGS,
     ),
 ]
@@ -81,17 +81,20 @@ Inference = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Of AdaMix: the average of its modules, modules drawn for each sentence or token, or an ensemble of several "
+        help="AdaMix: the average of its modules, modules drawn for each sentence or token, or an ensemble of several "
         "draws.",
         rich_help_panel=SETTINGS,
     ),
 ]
 Draws = Annotated[
-    int | None, typer.Option(help="Draws of an ensemble (default 8).", rich_help_panel=SETTINGS, show_default=False)
+    int | None,
+    typer.Option(
+        help="With --inference ensemble: number of draws (default 8).", rich_help_panel=SETTINGS, show_default=False
+    ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(help="Of modules that are drawn (default 0).", rich_help_panel=SETTINGS, show_default=False),
+    typer.Option(help="With --inference: seed of the draws (default 0).", rich_help_panel=SETTINGS, show_default=False),
 ]
 
 

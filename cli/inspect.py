@@ -40,7 +40,7 @@ WithTransfer = Annotated[
     bool,
     typer.Option(
         "--transfer",
-        help="Evaluate every task routed as every other: what one taught, used for another.",
+        help="Evaluate every task while it is routed as every other task.",
         rich_help_panel=SETTINGS,
     ),
 ]
@@ -82,8 +82,8 @@ def inspect(
 ) -> None:
     """Show a run's parameters, its routing as a heat map, entropy per layer, and which tasks route alike.
 
-    --alignment and --transfer look at its training tasks, or those of --task. With --output, DIR holds the heat maps and curves
-    as PNG and SVG, and inspection.json, which `mhr report` reads where DIR lies in the run's folder.
+    --alignment and --transfer use its training tasks, or those of --task. With --output, DIR holds the heat maps and curves
+    as PNG and SVG, and inspection.json, which `mhr report` reads where DIR is in the run's folder.
     """
     with working():
         from mhr.report.inspecting import inspect_fully

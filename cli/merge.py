@@ -65,7 +65,7 @@ Task = Annotated[
     typer.Option(
         "--task",
         metavar="NAME",
-        help="What an input stands for: the task whose mixture is taken of a bank, and that an adapter was made for. Once for "
+        help="Task of an input: whose mixture is taken from a bank, or that an adapter was trained for. Once for "
         "all inputs, or once for each; several for one bank merge its mixtures.",
         rich_help_panel=SETTINGS,
         show_default=False,
@@ -118,7 +118,7 @@ Split = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="Examples that soup-greedy chooses by: train, without those that a run adapted on, or test.",
+        help="Validation examples of soup-greedy: train, without those that a run adapted on, or test.",
         rich_help_panel=SETTINGS,
     ),
 ]
@@ -126,7 +126,7 @@ To = Annotated[
     str,
     typer.Option(
         metavar="FORM",
-        help="mhr (an adapter for this library), peft-lora (a folder that PEFT loads by itself) or model (folded into the "
+        help="mhr (an adapter for this library), peft-lora (a folder that PEFT loads) or model (folded into the "
         "base weights: a plain transformers model).",
         rich_help_panel=SETTINGS,
     ),
@@ -225,7 +225,7 @@ def merge(
     *,
     given: Given,
 ) -> None:
-    """Merge a bank, or several adapters, into one plain adapter that costs nothing to route and nothing to serve.
+    """Merge a bank, or several adapters, into one plain adapter that needs no routing.
 
     A bank's average and the mixture of one of its tasks are exactly one LoRA of the same rank: nothing is lost. Inputs are read
     layer by layer. merge_report.json in DIR has weights, distances between inputs, errors and scores.

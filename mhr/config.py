@@ -44,7 +44,7 @@ class AdapterConfig(Settings):
     )
     n_heads: int | None = setting(
         None,
-        """Heads, H: blocks of features routed apart (unset: 8 for mhr, else 1). They must divide the input and output sizes of the
+        """Heads, H: blocks of features, each routed independently (unset: 8 for mhr, else 1). They must divide the input and output sizes of the
         adapted layers.""",
         at_least=1,
         flag="--n-heads --heads",

@@ -116,7 +116,7 @@ ROUTING_METHODS = {
         RoutingMethod("poly", "learned for each task, with one head", one_head=True, learned=True, noisy=True),
         RoutingMethod(SHARED, "one adapter for all tasks", n_skills=1, one_skill=True, needs_tasks=False),
         RoutingMethod("private", "one adapter for each task", skill_per_task=True),
-        RoutingMethod("uniform", "every skill weighs 1/S", needs_tasks=False),
+        RoutingMethod("uniform", "uniform weights 1/S", needs_tasks=False),
         RoutingMethod("random", "drawn once, fixed"),
         RoutingMethod("hash", "fixed by the task's name"),
         RoutingMethod(
@@ -143,7 +143,7 @@ METHODS = {
         Method("adamix", "AdaMix", "bottlenecks, one drawn at random for each pass", "adamix", "bottleneck"),
         Method("adamix-lora", "AdaMix-LoRA", "the same of LoRAs", "adamix", "lora"),
         Method("random", "random routing", "routing drawn once and fixed", "random"),
-        Method("uniform", "uniform routing", "every skill weighs 1/S", "uniform"),
+        Method("uniform", "uniform routing", "uniform weights 1/S", "uniform"),
         Method("hash", "hash routing", "routing fixed by the task's name", "hash"),
         Method(WHOLE, "full fine-tuning", "all weights, no adapter", None),
     )

@@ -41,7 +41,7 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="DIR",
-        help="Folder to write. It appears whole or not at all.",
+        help="Folder to write. Written completely or not at all.",
         rich_help_panel=WHERE,
         show_default=False,
     ),
@@ -58,13 +58,13 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on where an earlier run in the output folder ended. What is finished is not done again.",
+        help="Resume an earlier run in the output folder. What is finished is not done again.",
         rich_help_panel=WHERE,
     ),
 ]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON value on stdout and nothing else there.", rich_help_panel=WHERE),
+    typer.Option("--json", help="Print JSON alone on stdout.", rich_help_panel=WHERE),
 ]
 Config = Annotated[
     Path | None,

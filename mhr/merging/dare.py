@@ -18,8 +18,8 @@ def combine_dare(
     sources: Sequence[PlainAdapter],
     weights: list[float],
     *,
-    drop: Annotated[float, Setting("the share of elements that is dropped at random", least=0, below=1)] = 0.9,
-    seed: Annotated[int, Setting("fixes what is dropped", least=0)] = 0,
+    drop: Annotated[float, Setting("drop rate, the fraction of elements set to 0 at random", least=0, below=1)] = 0.9,
+    seed: Annotated[int, Setting("seed of the draws", least=0)] = 0,
 ) -> Combination:
     """`x = sum_k w_k m_k x_k / (1 - drop)`, m_k 0 with probability `drop` and otherwise 1, elementwise.
 

@@ -17,7 +17,7 @@ def combine_ties(
     sources: Sequence[PlainAdapter],
     weights: list[float],
     *,
-    density: Annotated[float, Setting("the share of each tensor's elements that is kept", above=0, most=1)] = 0.2,
+    density: Annotated[float, Setting("the fraction of each tensor's elements that is kept", above=0, most=1)] = 0.2,
 ) -> Combination:
     """`x = sum_{k in S} w_k t_k / sum_{k in S} w_k`, elementwise.
 

@@ -1,4 +1,4 @@
-"""Uniform routing: every skill weighs 1/S for every task. What MHR-mu averages to; with one skill, a shared LoRA."""
+"""Uniform routing: weights 1/S for every task. What MHR-mu averages to; with one skill, a shared LoRA."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class OptimizationConfig(Settings):
     )
     warmup: float = setting(
         0.06,
-        "Steps over which the learning rate rises: a share of all below 1, else their number.",
+        "Warm-up steps of the learning rate; below 1, a fraction of all steps.",
         at_least=0,
     )
     scheduler: str = setting(
@@ -44,13 +44,13 @@ class OptimizationConfig(Settings):
     )
     mc_loss: float = setting(
         0.0,
-        """Weight of ranking the right choice first (T-Few). For generators on tasks with choices; encoders are trained so
+        """Weight of the multiple-choice loss (T-Few). For generators on tasks with choices; encoders are trained so
         anyway.""",
         at_least=0,
     )
     unlikely_loss: float = setting(
         0.0,
-        "Weight of making the tokens of wrong choices unlikely (T-Few). For generators on tasks with choices.",
+        "Weight of the unlikelihood loss on wrong choices (T-Few). For generators on tasks with choices.",
         at_least=0,
     )
 
@@ -89,7 +89,7 @@ class AdaptConfig(OptimizationConfig):
     mc_loss: float = as_in(OptimizationConfig, "mc_loss", 0.0, flag=("--mc-loss",))
     unlikely_loss: float = as_in(OptimizationConfig, "unlikely_loss", 0.0, flag=("--unlikely-loss",))
     full_lr: float = setting(1e-4, "Learning rate where all weights train (mode full).", above=0)
-    shots: int = setting(32, "Examples of the task that are trained on.", at_least=1)
+    shots: int = setting(32, "Training examples of the task.", at_least=1)
     shots_for: dict[str, int] = setting(
         {},
         """Other numbers of shots for some tasks. By name or pattern: {winogrande: 50, "*hellaswag*": 20}.""",
@@ -97,7 +97,7 @@ class AdaptConfig(OptimizationConfig):
     )
     seeds: list[int] = setting(
         [13, 42, 58],
-        "One adaptation per seed, for a mean with its spread. It picks the shots, fresh values, their order and dropout.",
+        "One adaptation per seed, for a mean with its spread. It decides the shots, their order, initial values and dropout.",
         at_least=0,
         at_most=MOST_SEED,
         flag="--seeds",
@@ -117,7 +117,7 @@ class AdaptConfig(OptimizationConfig):
     )
     select: str | None = setting(
         None,
-        """Step that counts: best or last. Unset: best with protocol paper, eval_every or patience, otherwise last.""",
+        """Step whose weights are kept: best or last. Unset: best with protocol paper, eval_every or patience, otherwise last.""",
         choices=SELECTIONS,
         flag="--select",
     )
@@ -139,7 +139,7 @@ class AdaptConfig(OptimizationConfig):
     )
     dev_shots: int = setting(
         0,
-        """Further shots that are validation examples, instead of a quarter of the shots. They are drawn after the shots.""",
+        """Further shots as validation examples, instead of a quarter of the shots. They are drawn after the shots.""",
         at_least=0,
         flag="--dev-shots",
     )

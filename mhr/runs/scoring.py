@@ -12,8 +12,8 @@ class ScoringConfig(Settings):
     """How a model is scored; the same for evaluate, sweep and merge."""
 
     limit: int | None = setting(
-        None, "Most examples of each task that are scored. Unset: all.", at_least=1, flag="--limit"
+        None, "Maximum number of examples scored per task. Unset: all.", at_least=1, flag="--limit"
     )
     batch_size: int | None = setting(
-        None, "Examples per batch when scoring. Unset: as many as memory takes.", at_least=1, flag="--batch-size"
+        None, "Examples per batch when scoring. Unset: as many as fit in memory.", at_least=1, flag="--batch-size"
     )

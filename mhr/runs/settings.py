@@ -22,9 +22,9 @@ class DataConfig(Settings):
     """Which examples are read, how they are truncated, and how often each task is drawn."""
 
     max_input_length: int = setting(
-        256, "Tokens of an input that are kept. Longer inputs are truncated, and counted.", at_least=2
+        256, "Maximum input length in tokens. Longer inputs are truncated, and counted.", at_least=2
     )
-    max_target_length: int = setting(64, "Tokens of a target that are kept.", at_least=2)
+    max_target_length: int = setting(64, "Maximum target length in tokens.", at_least=2)
     sampler: str = setting(
         "proportional",
         """How tasks are drawn: proportional, uniform or temperature. proportional: to their number of examples; temperature:
@@ -36,7 +36,7 @@ class DataConfig(Settings):
     )
     max_per_task: int | None = setting(
         None,
-        "Most examples that a task counts as having when tasks are drawn. Unset: no limit.",
+        "Maximum size of a task in the sampling proportions. Unset: no limit.",
         at_least=1,
     )
     definitions: bool = setting(
@@ -117,7 +117,7 @@ class TrainConfig(OptimizationConfig):
     )
     anneal_to_mu: int | None = setting(
         None,
-        "Last steps over which the routing goes to uniform by a cosine, instead of a switch.",
+        "Number of last steps over which routing is annealed to uniform by a cosine, instead of a switch.",
         at_least=1,
         flag="--anneal-to-mu",
         metavar="STEPS",
@@ -137,7 +137,7 @@ class TrainConfig(OptimizationConfig):
         flag="--precision",
     )
     gradient_checkpointing: bool = setting(
-        False, "Compute each transformer block again during backward: less memory, more time."
+        False, "Recompute each transformer block in the backward pass: less memory, more time."
     )
     seed: int = setting(
         42,
@@ -199,7 +199,7 @@ class RunConfig(Settings):
 
     init_skills: list[str] | None = setting(
         None,
-        """Adapters (folders of ours or PEFT's) that the first skills begin as. Or folders of them; repeat the flag for more.
+        """Adapters (folders of ours or PEFT's) to initialise the first skills from. Or folders of them; repeat the flag for more.
         Unset: all skills are drawn.""",
         flag="--init-skills",
         metavar="FOLDER",
