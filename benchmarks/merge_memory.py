@@ -20,7 +20,7 @@ WIDTH, RANK = 4096, 64
 # getrusage would not do, as its peak is also that of the process that started this one.
 PROGRAM = """
 import json, re, sys, time
-import mhr.merging
+from mhr.merging import merge
 
 def resident(which):
     return int(re.search(which + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
@@ -29,7 +29,7 @@ def resident(which):
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
 before, start = resident("VmRSS"), time.perf_counter()
-mhr.merging.merge(inputs, method=method, space=space, to="peft-lora", output=output)
+merge(inputs, method=method, space=space, to="peft-lora", output=output)
 print(json.dumps({"before": before, "after": resident("VmHWM"), "seconds": time.perf_counter() - start}))
 """
 

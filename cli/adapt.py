@@ -33,8 +33,8 @@ Mode = Annotated[
 
 @takes(
     *few_shot.SETTINGS,
-    sets=("adapt", "data.template", "tasks"),
-    of_run=("tasks", "data.template"),
+    sets=("adapt", "data.template", "data.on_bad_row", "tasks"),
+    of_run=("tasks", "data.template", "data.on_bad_row"),
     common=(
         *("--output", "--task", "--tasks", "--mode", "--shots", "--seeds", "--steps", "--batch-size", "--lr", "--router-lr"),
         *("--grid", "--resume", "--overwrite"),
@@ -43,7 +43,6 @@ Mode = Annotated[
 def adapt(
     run: options.Run,
     output: options.Output,
-    task: options.TaskNames = None,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     json: options.Json = False,
@@ -68,11 +67,12 @@ def adapt(
 
         runs = train(
             str(run),
-            options.split(task),
+            given.values("scope").get("names"),
             mode=mode,
             output=str(output),
             tasks_path=given.values("").get("tasks"),
-            template=given.values("data").get("template"),
+            **given.values("data"),
+            **given.values("loading"),
             overwrite=overwrite,
             resume=resume,
             **few,

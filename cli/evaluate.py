@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,11 +12,9 @@ from rich.table import Table
 
 from mhr.errors import ConfigError
 
-from . import harness as in_harness
 from .frame import options
 from .frame.console import note, out, print_json, working
-from .frame.options import SETTINGS
-from .frame.settings import READING, Given, takes
+from .frame.settings import READING, Given, split, takes
 
 if TYPE_CHECKING:
     from mhr.evaluation import EvaluationResult
@@ -39,103 +38,53 @@ Target = Annotated[
         show_default=False,
     ),
 ]
-Split = Annotated[
-    str, typer.Option(metavar="NAME", help="test, or train to see how well it was learnt.", rich_help_panel=SETTINGS)
-]
-RouteAs = Annotated[
-    str | None,
+PANEL = "lm-evaluation-harness"
+
+OF_HARNESS = ("--limit", "--batch-size", "--route-as", "--model", "--kind", "--trust-remote-code")
+"""Flags of settings that also decide how the harness scores a model."""
+
+Harness = Annotated[
+    list[str] | None,
     typer.Option(
-        metavar="NAME",
-        help="Route every example as this task of the bank. Unset: each as its own, unseen ones by the uniform average.",
-        rich_help_panel=SETTINGS,
+        metavar="TASK...",
+        help="Tasks of the lm-evaluation-harness (pip install 'mhr[harness]') instead of a collection: --harness boolq rte. The "
+        "adapter is folded into the weights: an adapted run's own routing, --route-as, or the average.",
+        rich_help_panel=PANEL,
+        show_default=False,
     ),
 ]
-Kind = Annotated[
-    str | None,
+HarnessTasks = Annotated[
+    Path | None,
     typer.Option(
-        metavar="NAME",
-        help="seq2seq, causal or encoder, where the model does not say.",
-        rich_help_panel=SETTINGS,
+        "--harness-tasks",
+        metavar="DIR",
+        help="Folder of further task files (YAML) for --harness.",
+        rich_help_panel=PANEL,
+        show_default=False,
     ),
-]
-Part = Annotated[
-    str | None,
-    typer.Option(
-        "--part",
-        metavar="NAME",
-        help="held-out, training or all tasks of the collection. Unset: an adapted run's own task, otherwise the held-out "
-        "ones, or all where none is held out.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Metrics = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME,...",
-        help="accuracy (by ranking choices), exact_match, rouge_l (of the generated answer). Unset: accuracy where a task has "
-        "choices, otherwise the two others.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Inference = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="AdaMix: the average of its modules, modules drawn for each sentence or token, or an ensemble of several "
-        "draws.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Draws = Annotated[
-    int | None,
-    typer.Option(
-        help="With --inference ensemble: number of draws (default 8).", rich_help_panel=SETTINGS, show_default=False
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(help="With --inference: seed of the draws (default 0).", rich_help_panel=SETTINGS, show_default=False),
 ]
 
 
 @takes(
     "scoring",
+    "scope",
+    "loading",
+    "tasks",
+    "data.on_bad_row",
     sets=READING,
+    of_run=("tasks", "data.on_bad_row"),
     common=(
-        *(
-            "--tasks",
-            "--task",
-            "--part",
-            "--split",
-            "--limit",
-            "--metrics",
-            "--route-as",
-            "--model",
-            "--batch-size",
-            "--output",
-        ),
+        *("--tasks", "--task", "--part", "--split", "--limit", "--metrics", "--route-as", "--model", "--batch-size", "--output"),
         *("--overwrite", "--json", "--harness"),
     ),
-)
+)  # fmt: skip
 def evaluate(
     path: Target,
-    tasks: options.Tasks = None,
-    task: options.TaskNames = None,
-    part: Part = None,
     output: options.OptionalOutput = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
-    split: Split = "test",
-    metrics: Metrics = None,
-    route_as: RouteAs = None,
-    model: options.Base = None,
-    kind: Kind = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    inference: Inference = "average",
-    draws: Draws = None,
-    seed: Seed = None,
-    harness: in_harness.Harness = None,
-    harness_tasks: in_harness.HarnessTasks = None,
+    harness: Harness = None,
+    harness_tasks: HarnessTasks = None,
     *,
     given: Given,
 ) -> None:
@@ -144,63 +93,38 @@ def evaluate(
     With --output, DIR/evaluation.json keeps the scores and DIR/predictions.jsonl every answer. With --harness, the tasks are
     those of the lm-evaluation-harness, and DIR/harness.json keeps what it says.
     """
-    scoring = given.values("scoring")
     if harness_tasks is not None and not harness:
         raise ConfigError("--harness-tasks is the place of tasks that --harness names: add that, or leave it out")
+    kept: dict[str, Any] = {"output": output, "overwrite": overwrite, **given.values("loading")}
+    scoring = given.values("scoring")
     if harness:
-        in_harness.refuse(
-            {
-                "--tasks": tasks is not None,
-                "--task": task is not None,
-                "--part": part is not None,
-                "--metrics": metrics is not None,
-                "--set": bool(given.overrides),
-                "--split": split != "test",
-                "--inference": inference != "average",
-                "--draws": draws is not None,
-                "--seed": seed is not None,
-            }
-        )
+        for flag in given.said():
+            if flag not in OF_HARNESS:
+                raise ConfigError(f"{flag} is for task collections, and --harness has tasks of its own: leave one out")
         with working():
             from mhr.evaluation import score_in_harness
 
-            found = score_in_harness(
-                path,
-                options.split(harness) or [],
-                include=harness_tasks,
-                limit=scoring.get("limit"),
-                batch_size=scoring.get("batch_size"),
-                route_as=route_as,
-                base=model,
-                kind=kind,
-                trust_remote_code=trust_remote_code,
-                output=output,
-                overwrite=overwrite,
-            )
+            found = score_in_harness(path, split(harness) or [], include=harness_tasks, **scoring, **kept)
         if json:
             print_json(found)
         else:
-            in_harness.print_results(path, found)
+            _print_harness(path, found)
         return
     with working():
         from mhr.evaluation import Inference, score
 
+        draws = [
+            scoring.pop(name, default) for name, default in (("inference", "average"), ("draws", None), ("seed", None))
+        ]
         result = score(
             path,
-            tasks=tasks,
-            names=options.split(task),
-            part=part,
+            **given.values(""),
+            **given.values("scope"),
             overrides=given.overrides,
-            base=model,
-            kind=kind,
-            route_as=route_as,
-            trust_remote_code=trust_remote_code,
-            inference=Inference(inference, draws, seed),
-            output=output,
-            overwrite=overwrite,
-            split=split,
+            on_bad_row=given.values("data").get("on_bad_row"),
+            inference=Inference(*draws),
             **scoring,
-            metrics=options.split([metrics] if metrics else None),
+            **kept,
         )
     if json:
         print_json(result.to_dict())
@@ -241,3 +165,21 @@ def _print(result: EvaluationResult) -> None:
 
 def _cells(scores: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
     return [f"{100 * scores[m]:.1f}" if scores.get(m) is not None else "" for m in measures]
+
+
+def _print_harness(name: str, found: dict[str, Any]) -> None:
+    """A row for every metric of every task."""
+    out.print(f"{name} in the lm-evaluation-harness", style="bold", markup=False, soft_wrap=True)
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("task", overflow="fold")
+    for column in ("metric", "value", "stderr"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for task, measures in found["results"].items():
+        for key, value in measures.items():
+            metric, _, kind = key.partition(",")
+            if not kind or metric.endswith("_stderr") or not isinstance(value, float):
+                continue
+            error = measures.get(f"{metric}_stderr,{kind}")
+            spread = f"{error:.4f}" if isinstance(error, float) else ""
+            table.add_row(task, metric if kind == "none" else f"{metric} ({kind})", f"{value:.4f}", spread)
+    out.print(table)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
 from rich.text import Text
 
 from ._inspect_tables import blocks
 from .frame import options
 from .frame.console import note, out, print_json, working
-from .frame.options import SETTINGS
-from .frame.settings import takes
+from .frame.settings import LOADING, Given, takes
 
 EXAMPLES = """**Examples**
 
@@ -24,61 +20,25 @@ mhr inspect runs/mhr --alignment --examples 16 --output runs/mhr/inspection
 mhr inspect runs/mhr --transfer --task rev-last,min-box,first-upper --limit 20
 """
 
-WithAlignment = Annotated[
-    bool,
-    typer.Option(
-        "--alignment",
-        help="Compare the gradients of tasks with one another, at every checkpoint that the run kept.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Examples = Annotated[
-    int | None,
-    typer.Option(help="With --alignment: training examples of a task (default 16).", rich_help_panel=SETTINGS),
-]
-WithTransfer = Annotated[
-    bool,
-    typer.Option(
-        "--transfer",
-        help="Evaluate every task while it is routed as every other task.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Limit = Annotated[
-    int | None,
-    typer.Option(
-        help="With --transfer: at most this many examples of each task, the first ones (default 20).",
-        rich_help_panel=SETTINGS,
-    ),
-]
-
 
 @takes(
+    "inspect",
+    "tasks",
+    "scope.names",
+    "data.on_bad_row",
+    *LOADING,
+    of_run=("tasks", "data.on_bad_row"),
     common=(
-        *(
-            "--tasks",
-            "--task",
-            "--output",
-            "--overwrite",
-            "--json",
-            "--alignment",
-            "--examples",
-            "--transfer",
-            "--limit",
-        ),
-    )
-)
+        *("--tasks", "--task", "--output", "--overwrite", "--json", "--alignment", "--examples", "--transfer", "--limit"),
+    ),
+)  # fmt: skip
 def inspect(
     run: options.Run,
-    tasks: options.Tasks = None,
-    task: options.TaskNames = None,
     output: options.OptionalOutput = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
-    alignment: WithAlignment = False,
-    examples: Examples = None,
-    transfer: WithTransfer = False,
-    limit: Limit = None,
+    *,
+    given: Given,
 ) -> None:
     """Show a run's parameters, its routing as a heat map, entropy per layer, and which tasks route alike.
 
@@ -90,12 +50,11 @@ def inspect(
 
         result = inspect_fully(
             run,
-            tasks=tasks,
-            names=options.split(task),
-            alignment=alignment,
-            examples=examples,
-            transfer=transfer,
-            limit=limit,
+            **given.values("inspect"),
+            **given.values(""),
+            **given.values("scope"),
+            **given.values("data"),
+            **given.values("loading"),
             output=output,
             overwrite=overwrite,
             say=note,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import adapt, benchmark, data, demo, doctor, evaluate, inspect, merge, pretrain, report, sweep
-from .frame.command import Command, command_class
+from .frame.command import command_class
 from .frame.console import out
 from .frame.group import Commands
 
@@ -68,14 +68,14 @@ def mhr(
         out.print(TOUR, soft_wrap=True)
 
 
-def _add(command: Callable[..., None], examples: str, kind: type[Command] = Command) -> None:
-    app.command(epilog=examples, cls=command_class(getattr(command, "common", ()), kind))(command)
+def _add(command: Callable[..., None], examples: str) -> None:
+    app.command(epilog=examples, cls=command_class(getattr(command, "common", ())))(command)
 
 
 _add(pretrain.pretrain, pretrain.EXAMPLES)
 _add(adapt.adapt, adapt.EXAMPLES)
 _add(sweep.sweep, sweep.EXAMPLES)
-_add(merge.merge, merge.EXAMPLES, merge.MethodSettings)
+_add(merge.merge, merge.EXAMPLES)
 _add(evaluate.evaluate, evaluate.EXAMPLES)
 _add(benchmark.benchmark, benchmark.EXAMPLES)
 _add(inspect.inspect, inspect.EXAMPLES)

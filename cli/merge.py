@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
-from typer.main import get_command
-
-from mhr.errors import ConfigError
 
 from .frame import options
-from .frame.command import Command
 from .frame.console import note, out, print_json, working
-from .frame.options import SETTINGS, WHERE
 from .frame.settings import Given, takes
 
 if TYPE_CHECKING:
@@ -35,9 +28,6 @@ mhr merge runs/adapted/rev-last-upper --method soup-greedy --evaluate --output s
 mhr merge lora-a lora-b --method ties --density 0.3 --rank 16 --to peft-lora --output merged
 """
 
-OF_METHODS = "mhr.merging.settings"
-"""Where a call's context keeps the settings of merge methods."""
-
 MOST_INPUTS = 6  # a wider table of distances does not fit a terminal; the report has it
 
 Sources = Annotated[
@@ -49,179 +39,25 @@ Sources = Annotated[
         show_default=False,
     ),
 ]
-Method = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="uniform (the average; of one bank MHR-mu), weighted (by --weights), task (the mixture of one task of one bank, "
-        "exactly); over several inputs also soup-uniform, soup-greedy (adds what improves the dev score), fisher, ties, dare, "
-        "mera (aligns hidden units first). Unset: task for a bank with one task, otherwise uniform.",
-        rich_help_panel=SETTINGS,
-        show_default=False,
-    ),
-]
-Task = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--task",
-        metavar="NAME",
-        help="Task of an input: whose mixture is taken from a bank, or that an adapter was trained for. Once for "
-        "all inputs, or once for each; several for one bank merge its mixtures.",
-        rich_help_panel=SETTINGS,
-        show_default=False,
-    ),
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME=W,...",
-        help="Weights of the inputs in their order, as in 0.7,0.3, or by their names or tasks, as in a=0.7,b=0.3; of one bank "
-        "those of its tasks, or of all its skills in order. Divided by their sum.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Space = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="factor (merge the low-rank factors as they are) or delta (merge their products, and factor the result again). "
-        "Unset: delta for ties and dare, otherwise factor.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Rank = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Rank of the factors after --space delta. Unset: the largest of the inputs.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Evaluate = Annotated[
-    bool,
-    typer.Option(
-        "--evaluate", help="Score the inputs and the merged adapter on the test examples.", rich_help_panel=SETTINGS
-    ),
-]
-DevTasks = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--dev-task",
-        metavar="NAME",
-        help="A task of the collection to score on, for soup-greedy, fisher and --evaluate. Unset: the tasks that the inputs "
-        "stand for, otherwise the held-out ones.",
-        rich_help_panel=WHERE,
-        show_default=False,
-    ),
-]
-Split = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="Validation examples of soup-greedy: train, without those that a run adapted on, or test.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-To = Annotated[
-    str,
-    typer.Option(
-        metavar="FORM",
-        help="mhr (an adapter for this library), peft-lora (a folder that PEFT loads) or model (folded into the "
-        "base weights: a plain transformers model).",
-        rich_help_panel=SETTINGS,
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Store float32, bfloat16 or float16. Unset: as the adapter is; with --to model as the base model is.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-
-
-class MethodSettings(Command):
-    """A command with a flag for every setting that a merge method declares, beside those of its function."""
-
-    _whole = False
-
-    @property
-    def params(self) -> list[Any]:
-        """Those of the function, and, when they are asked for, those of the methods, which import torch."""
-        if not self._whole:
-            self._whole = True
-            self._params += _of_methods()
-        return self._params
-
-    @params.setter
-    def params(self, params: list[Any]) -> None:
-        self._params = params
-
-    def invoke(self, ctx: Any) -> Any:
-        ctx.meta[OF_METHODS] = {option.name: ctx.params.pop(option.name) for option in _of_methods()}
-        return super().invoke(ctx)
-
-
-@cache
-def _of_methods() -> list[Any]:
-    from mhr.merging import all_settings
-
-    def function(**settings: Any) -> None: ...
-
-    annotations = {
-        name: Annotated[
-            declared.type | None,
-            typer.Option(
-                metavar="N" if declared.type is int else "X",
-                help=f"With {' and '.join(methods)}: {declared.setting.help}. Unset: {declared.default}.",
-                rich_help_panel=SETTINGS,
-            ),
-        ]
-        for name, (declared, methods) in all_settings().items()
-    }
-    parameters = [Parameter(n, Parameter.KEYWORD_ONLY, default=None, annotation=a) for n, a in annotations.items()]
-    function.__signature__, function.__annotations__ = Signature(parameters), annotations  # type: ignore[attr-defined]
-    alone = typer.Typer(add_completion=False)
-    alone.command()(function)
-    return list(get_command(alone).params)
 
 
 @takes(
-    "scoring",
+    "merge",
+    "tasks",
+    "data.on_bad_row",
+    "scoring.limit",
+    "scoring.batch_size",
+    "loading",
     common=(
-        *(
-            "--output",
-            "--method",
-            "--task",
-            "--weights",
-            "--to",
-            "--rank",
-            "--evaluate",
-            "--tasks",
-            "--dtype",
-            "--overwrite",
-        ),
+        *("--output", "--method", "--task", "--weights", "--to", "--rank", "--evaluate", "--tasks", "--dtype", "--overwrite"),
     ),
-)
+    of_run=("tasks", "data.on_bad_row"),
+)  # fmt: skip
 def merge(
-    ctx: typer.Context,
     paths: Sources,
     output: options.Output,
-    tasks: options.Tasks = None,
-    dev_task: DevTasks = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
-    method: Method = None,
-    task: Task = None,
-    weights: Weights = None,
-    space: Space = None,
-    rank: Rank = None,
-    evaluate: Evaluate = False,
-    split: Split = "train",
-    to: To = "mhr",
-    dtype: Dtype = None,
-    model: options.Base = None,
     *,
     given: Given,
 ) -> None:
@@ -236,22 +72,13 @@ def merge(
 
         written = make(
             [str(path) for path in paths],
-            method=method,
-            task=options.split(task),
-            weights=_weights(weights),
-            space=space,
-            rank=rank,
-            evaluate=evaluate,
-            tasks=tasks,
-            dev_tasks=options.split(dev_task),
-            split=split,
+            **given.values("merge"),
+            **given.values(""),
+            **given.values("data"),
             **given.values("scoring"),
-            to=to,
+            **given.values("loading"),
             output=str(output),
             overwrite=overwrite,
-            dtype=dtype,
-            base=model,
-            **ctx.meta[OF_METHODS],
         )
         report = read_report(written)
     if json:
@@ -311,18 +138,3 @@ def _distances(report: MergeReport) -> Table:
 
 def _span(ranks: Sequence[int]) -> str:
     return "-".join(str(rank) for rank in sorted({ranks[0], ranks[-1]})) if ranks else ""
-
-
-def _weights(text: str | None) -> dict[str, float] | list[float] | None:
-    """ "a=0.7,b=0.3" -> weights by name; "1,0,0.5" -> weights in order."""
-    if text is None:
-        return None
-    parts = [part.rpartition("=") for part in text.split(",")]
-    try:
-        if all(equals for _, equals, _ in parts):
-            return {name.strip(): float(weight) for name, _, weight in parts}
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"--weights: cannot read {text!r}: expected one for each input, as in 0.7,0.3, or by name, as in a=0.7,b=0.3"
-        ) from None

@@ -25,7 +25,7 @@ TOP = ("model", "kind", "tasks", "method", "init_skills")
 
 
 @takes(
-    *("model", "tasks", "method", "adapter", "init_skills", "trust_remote_code", "data.template", "data.on_bad_row", "train"),
+    *("model", "kind", "tasks", "method", "adapter", "init_skills", "trust_remote_code", "data.template", "data.on_bad_row", "train"),
     sets=(*TOP, "adapter", "data", "train", "adapt"),
     common=(
         *("--output", "--tasks", "--model", "--preset", "--config", "--method", "--n-skills", "--n-heads", "--rank", "--lr"),

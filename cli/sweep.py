@@ -9,12 +9,11 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
-from mhr.methods import MODES
+from mhr.sweeps.settings import SweepConfig
 
 from .frame import few_shot, options
 from .frame.console import note, out, print_json, working
-from .frame.options import WHERE
-from .frame.settings import PANELS, Given, takes
+from .frame.settings import Given, takes
 
 if TYPE_CHECKING:
     from mhr.sweeps import SweepResult
@@ -31,33 +30,14 @@ mhr sweep runs/t0 --modes mhr,z --launcher ray --output /shared/t0-sweep
 Runs = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="Folders that `mhr pretrain` wrote.", show_default=False)
 ]
-Modes = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME,...",
-        help=f"Modes of `mhr adapt`: {', '.join(MODES)}. One that a run does not allow is left out there.",
-        rich_help_panel=PANELS["adapt"],
-    ),
-]
-Launcher = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="local (processes of this machine), or ray (a Ray cluster whose machines share the folders; RAY_ADDRESS names it).",
-        rich_help_panel=WHERE,
-    ),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(help="Processes. Unset: one for each GPU, otherwise for each core.", rich_help_panel=WHERE),
-]
 
 
 @takes(
     *few_shot.SETTINGS,
+    "sweep",
     "scoring.limit",
-    sets=("adapt", "data.template", "tasks"),
-    of_run=("tasks", "data.template"),
+    sets=("adapt", "data.template", "data.on_bad_row", "tasks"),
+    of_run=("tasks", "data.template", "data.on_bad_row"),
     common=(
         *("--output", "--task", "--tasks", "--modes", "--shots", "--seeds", "--steps", "--lr", "--router-lr", "--grid", "--limit"),
         *("--workers", "--resume", "--overwrite"),
@@ -66,10 +46,6 @@ Workers = Annotated[
 def sweep(
     runs: Runs,
     output: options.Output,
-    modes: Modes = "mhr",
-    task: options.TaskNames = None,
-    launcher: Launcher = "local",
-    workers: Workers = None,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     json: options.Json = False,
@@ -89,14 +65,13 @@ def sweep(
 
         result = work(
             [str(run) for run in runs],
-            options.split(task),
-            modes=options.split([modes]) or [],
+            given.values("scope").get("names"),
             output=str(output),
             tasks_path=given.values("").get("tasks"),
-            template=given.values("data").get("template"),
-            limit=given.values("scoring").get("limit"),
-            launcher=launcher,
-            workers=workers,
+            **given.values("data"),
+            **given.values("loading"),
+            **given.values("scoring"),
+            **vars(SweepConfig(**given.values("sweep"))),
             overwrite=overwrite,
             resume=resume,
             **few,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mhr.lazy import lazy
 
-NAMES = [
+MOVED = [
     "attach_checkpoint",
     "checkpoint_of",
     "is_adapter",
@@ -17,4 +17,4 @@ NAMES = [
     "write_adapter",
 ]
 
-__getattr__ = lazy("mhr.checkpoint", dict.fromkeys(NAMES, "mhr.adapters"))
+__getattr__ = lazy("mhr.checkpoint", dict.fromkeys(MOVED, "mhr.adapters"))

@@ -10,6 +10,9 @@ from mhr.errors import ConfigError
 from mhr.methods import ROUTING_METHODS, RoutingMethod, listed
 from mhr.setting import Settings, convert, expected, setting, settings_of
 
+MODEL_KINDS = ("seq2seq", "causal", "encoder")
+"""What a model is asked to do: answer after reading, go on writing, or score an (input, choice) pair."""
+
 ADAPTERS = ("lora", "ia3", "bottleneck")
 GRANULARITIES = ("fine", "layer", "block", "coder", "coarse")
 NOISES = ("off", "per_example", "per_task")

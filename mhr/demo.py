@@ -33,7 +33,7 @@ from mhr.training import pretrain
 TASKS = ("rev-first", "rotl-second", "first-upper", "min-box", "tail-place")
 """Held-out tasks of the built-in suite, of each kind of composition."""
 
-COLUMNS = {
+METHOD_AND_MODE = {
     "no adaptation": ("mhr", None),
     "shared LoRA": ("lora", "lora"),
     "Poly": ("poly", "poly"),
@@ -66,7 +66,7 @@ class DemoResult:
 
     @property
     def columns(self) -> list[str]:
-        return list(COLUMNS)
+        return list(METHOD_AND_MODE)
 
     @property
     def mean(self) -> dict[str, float]:
@@ -119,12 +119,12 @@ def run_demo(
         clear(make_folder(folder))
         _write(result, made_with, "running")
     sources = {}
-    for method in dict.fromkeys(method for method, _ in COLUMNS.values()):
+    for method in dict.fromkeys(method for method, _ in METHOD_AND_MODE.values()):
         say(f"Pretraining {method} on the training tasks of the suite")
         config = load_config(preset="demo", method=method, overrides=overrides)
         sources[method] = pretrain(config, str(folder / "pretrain" / method), resume=True, progress=progress).path
     collection = load_tasks(settings.tasks).select(list(names))
-    for column, (method, mode) in COLUMNS.items():
+    for column, (method, mode) in METHOD_AND_MODE.items():
         if column in result.trained:
             continue
         trained = 0

@@ -38,7 +38,8 @@ class Setting:
     choices     the strings that are allowed, or a function that returns them; empty: all
     flag        its flags, the first one is its name in errors; none: it is set in files and with --set
     switches    flag -> the value that this flag, which takes none, stands for
-    metavar     what stands for its value in help; empty: by its type
+    metavar     what stands for its value in help; empty: by its type. A list whose ends in ",..." is written as one value with commas
+    repeated    its flag may be given several times, for more of such a list
     of_method   it means something to some methods only, so it leaves with the method of a preset when another is asked for
 
     Bounds are for numbers, and for those inside lists and mappings.
@@ -54,6 +55,7 @@ class Setting:
     flag: tuple[str, ...] = ()
     switches: Mapping[str, str] = field(default_factory=dict)
     metavar: str = ""
+    repeated: bool = False
     of_method: bool = False
 
     @property
@@ -191,11 +193,12 @@ def convert(value: Any, hint: Any) -> Any:
             raise ValueError
         return [convert(item, get_args(hint)[0]) for item in value]
     if get_origin(hint) is dict:
-        if isinstance(value, str):
-            value = {k.strip(): v.strip() for k, v in (part.split("=", 1) for part in value.split(","))}
+        key_type, value_type = get_args(hint)
+        if isinstance(value, str):  # a number has no "=", so that names before it may have some
+            split = str.rsplit if value_type in (int, float) else str.split
+            value = {k.strip(): v.strip() for k, v in (split(part, "=", 1) for part in value.split(","))}
         if not isinstance(value, Mapping):
             raise ValueError
-        key_type, value_type = get_args(hint)
         return {convert(k, key_type): convert(v, value_type) for k, v in value.items()}
     if hint is Any:
         return value

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mhr.data import load_tasks
-from mhr.demo import COLUMNS, TASKS, run_demo
+from mhr.demo import METHOD_AND_MODE, TASKS, run_demo
 from mhr.errors import MhrError
 
 FEW = ("train.steps=2", "train.batch_size=4", "adapt.steps=1", "adapt.batch_size=4", "adapt.shots=4")
@@ -21,7 +21,9 @@ def test_the_demo_fills_its_table_and_resumes(tmp_path: Path) -> None:
     said: list[str] = []
     result = run_demo(tmp_path / "demo", progress=False, overrides=FEW, max_tasks=2, limit=4, say=said.append)
     assert list(result.scores) == list(TASKS[:2])
-    assert all(list(row) == list(COLUMNS) and all(0 <= v <= 1 for v in row.values()) for row in result.scores.values())
+    assert all(
+        list(row) == list(METHOD_AND_MODE) and all(0 <= v <= 1 for v in row.values()) for row in result.scores.values()
+    )
     assert result.trained["MHR-z"] < result.trained["MHR-mu"] < result.trained["MHR"]
     assert len(said) == 9
     assert (tmp_path / "demo" / "peft-lora" / "adapter_model.safetensors").is_file()
@@ -55,7 +57,7 @@ def test_a_demo_that_was_stopped_goes_on_with_what_is_missing(tmp_path: Path, mo
             run_demo(tmp_path / "demo", **few)
     monkeypatch.setattr("mhr.demo.adapt", stop)
     result = run_demo(tmp_path / "demo", resume=True, **few)
-    assert list(result.mean) == list(COLUMNS)
+    assert list(result.mean) == list(METHOD_AND_MODE)
 
 
 def test_its_tasks_are_held_out() -> None:

@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("package", ["mhr", "mhr.few_shot", "mhr.runs", "mhr.training"])
+@pytest.mark.parametrize("package", ["mhr", "mhr.few_shot", "mhr.merging", "mhr.runs", "mhr.training"])
 def test_names_of_a_package(package: str) -> None:
     module = importlib.import_module(package)
     for name in module.__all__:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
 from mhr.report.charts import WIDTH, plot_alignment
 from mhr.report.figures import colour, marker, new_figure, per_cent, save, styled
-from mhr.report.tables import Cell, Table, p_number, score, text, whole
+from mhr.report.tables import Cell, Table, p_number, score_cell, text, whole
 from mhr.runs.run import versions
 
 from ..measure import machine
@@ -226,8 +226,8 @@ def _scores_table(found: Results) -> Table:
     names = [row for row in found.rows if row in NAMES]
     names += [row for row in found.rows if row not in NAMES and not row.endswith("zero-shot")]
     majority = statistics.mean(m["majority"] or 0.0 for m in found.measures(names[0]).values())
-    rows = [[text("majority"), score(majority), Cell("")]]
-    rows += [[text(_name(row)), score(*found.mean(row)), whole(found.trained(row))] for row in names]
+    rows = [[text("majority"), score_cell(majority), Cell("")]]
+    rows += [[text(_name(row)), score_cell(*found.mean(row)), whole(found.trained(row))] for row in names]
     note = "Per cent ± standard deviation over seeds. Trained: by one adaptation; zero-shot, by pretraining."
     return Table("scores", "Held-out tasks, mean", ["method", "score", "trained"], rows, note=note)
 

@@ -26,9 +26,9 @@ EXAMPLES = 2
 """Lines of examples that the short help shows."""
 
 
-def command_class(common: Sequence[str] = (), kind: type[Command] | None = None) -> type[Command]:
-    """The class, a `kind` of `Command`, of which `--help` shows the `common` options alone, by their flags; none: all."""
-    return type("Command", (kind or Command,), {"common": frozenset(common)})
+def command_class(common: Sequence[str] = ()) -> type[Command]:
+    """The class of which `--help` shows the `common` options alone, by their flags; none: all."""
+    return type("Command", (Command,), {"common": frozenset(common)})
 
 
 class Command(TyperCommand):

@@ -9,9 +9,9 @@ import typer
 from mhr.errors import ConfigError
 from mhr.runs.adapt_settings import TUNABLE
 
-from .settings import PANELS, Given
+from .settings import LOADING, PANELS, Given
 
-SETTINGS = ("tasks", "data.template", "adapt")
+SETTINGS = ("tasks", "scope.names", "data.template", "data.on_bad_row", *LOADING, "adapt")
 """Settings that both commands use."""
 
 Shots = Annotated[

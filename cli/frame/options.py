@@ -7,34 +7,13 @@ from typing import Annotated
 
 import typer
 
-from mhr.errors import ConfigError
-from mhr.runs.config import all_settings, presets
+from mhr.runs.config import presets
 
 SETTINGS = "Settings"
 WHERE = "Input and output"
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `mhr pretrain` wrote.", show_default=False)]
 
-Tasks = Annotated[
-    str | None,
-    typer.Option(
-        "--tasks",
-        metavar="PATH",
-        help=all_settings()["tasks"][1].doc,
-        rich_help_panel=WHERE,
-        show_default=False,
-    ),
-]
-TaskNames = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--task",
-        metavar="NAME,...",
-        help="Tasks of the collection, separated by commas; or repeat it.",
-        rich_help_panel=WHERE,
-        show_default=False,
-    ),
-]
 Output = Annotated[
     Path,
     typer.Option(
@@ -86,31 +65,3 @@ Preset = Annotated[
         show_default=False,
     ),
 ]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="Base model, where it is no longer at the place the checkpoint names.",
-        rich_help_panel=SETTINGS,
-        show_default=False,
-    ),
-]
-TrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="Run the Python files that the base model brings. Off: a model that needs them is refused.",
-        rich_help_panel=SETTINGS,
-    ),
-]
-
-
-def split(names: list[str] | None) -> list[str] | None:
-    """["a,b", "c"] -> ["a", "b", "c"]; None stays None. Raises ConfigError for an empty name."""
-    if not names:
-        return None
-    parts = [part.strip() for name in names for part in name.split(",")]
-    if not all(parts):
-        raise ConfigError(f"{','.join(names)!r} has an empty name: expected names separated by commas, as in a,b")
-    return parts

@@ -17,10 +17,13 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from mhr.analysis.settings import InspectConfig
 from mhr.errors import ConfigError
+from mhr.merging.methods import MergeConfig, own_settings
 from mhr.runs.config import Said, all_settings, assignment, gathered, typed
-from mhr.runs.scoring import ScoringConfig
+from mhr.runs.scoring import LoadingConfig, ScopeConfig, ScoringConfig
 from mhr.setting import Setting, settings_of
+from mhr.sweeps.settings import SweepConfig
 
 from .command import show_all
 
@@ -30,12 +33,34 @@ PANELS = {
     "train": "Training",
     "data": "Data",
     "adapt": "Few-shot adaptation",
+    "loading": "Settings",
+    "scope": "Settings",
     "scoring": "Scoring",
+    "merge": "Merging",
+    "inspect": "Settings",
+    "sweep": "Settings",
 }
 """Section -> the heading of its flags in help."""
 
-SETTINGS = all_settings() | {f"scoring.{name}": found for name, found in settings_of(ScoringConfig).items()}
+OF_COMMANDS: dict[str, type] = {
+    "loading": LoadingConfig,
+    "scope": ScopeConfig,
+    "scoring": ScoringConfig,
+    "merge": MergeConfig,
+    "inspect": InspectConfig,
+    "sweep": SweepConfig,
+}
+"""Sections that no file of settings has."""
+
+SETTINGS = (
+    all_settings()
+    | {f"{section}.{name}": found for section, cls in OF_COMMANDS.items() for name, found in settings_of(cls).items()}
+    | {f"merge.{name}": (hint, known) for name, (hint, known, _) in own_settings().items()}
+)
 """Every setting by its full name: those of runs, and those that are of the command line alone."""
+
+LOADING = ("loading.base", "loading.trust_remote_code")
+"""Settings of loading the base model of a run, which knows its kind."""
 
 READING = tuple(
     f"data.{name}"
@@ -55,6 +80,10 @@ class Given:
 
     overrides: tuple[str, ...]
     flags: Mapping[str, Said]
+
+    def said(self) -> list[str]:
+        """The flags of settings that were given, and "--set"."""
+        return [*(one.origin for one in self.flags.values()), *(["--set"] if self.overrides else [])]
 
     def values(self, section: str) -> dict[str, Any]:
         """What is said of a section, by the names in it, as their types. Raises ConfigError."""
@@ -128,6 +157,16 @@ def _in_words(names: Sequence[str]) -> str:
     return ", ".join(name if name in SETTINGS else f"{name}.*" for name in names if name)
 
 
+def split(names: list[str] | None) -> list[str] | None:
+    """["a,b", "c"] -> ["a", "b", "c"]; None stays None. Raises ConfigError for an empty name."""
+    if not names:
+        return None
+    parts = [part.strip() for name in names for part in name.split(",")]
+    if not all(parts):
+        raise ConfigError(f"{','.join(names)!r} has an empty name: expected names separated by commas, as in a,b")
+    return parts
+
+
 # ---- one setting -----------------------------------------------------------------------------------------------------
 
 
@@ -147,12 +186,13 @@ def _options(settings: Mapping[str, Setting], of_run: Sequence[str]) -> Iterator
             if value is not None:
                 option = typer.Option(flag, help=f"{known.doc} This one: {value}.", **more)
                 yield key, Annotated[bool, option]
-            elif hint is bool:
-                option = typer.Option(f"{flag}/--no-{flag.lstrip('-')}", help=known.doc + default, **more)
+            elif hint is bool:  # what no file can set needs no flag to unset it
+                both = flag if name.partition(".")[0] in OF_COMMANDS else f"{flag}/--no-{flag.lstrip('-')}"
+                option = typer.Option(both, help=known.doc + default, **more)
                 yield key, Annotated[bool | None, option]
             else:
                 option = typer.Option(*known.flag, metavar=_metavar(hint, known), help=known.doc + default, **more)
-                of = list[str] if _holds(hint, list) and not _has_commas(known) else str
+                of = list[str] if _holds(hint, list) and (known.repeated or not _has_commas(known)) else str
                 yield key, Annotated[of | None, option]
 
 
@@ -162,7 +202,9 @@ def _said(settings: Mapping[str, Setting], values: dict[str, Any]) -> Iterator[t
         found = []
         for key, (flag, stands_for) in _flags(known).items():
             value = values.pop(key)
-            if isinstance(value, str) and _has_commas(known) and _holds(SETTINGS[name][0], list):
+            if value and _has_commas(known) and known.repeated:
+                value = split(value)
+            elif isinstance(value, str) and _has_commas(known) and not _holds(SETTINGS[name][0], dict):
                 value = [part.strip() for part in value.split(",")]
             if value if stands_for is not None else value not in (None, []):
                 found.append(Said(value if stands_for is None else stands_for, flag))

@@ -164,7 +164,7 @@ def same_base(one: str, other: str) -> bool:
 
 
 def kind_of(model: nn.Module) -> str:
-    """What a model is asked to do: "seq2seq", "causal" or "encoder" (see `mhr.backbones.KINDS`)."""
+    """What a model is asked to do: "seq2seq", "causal" or "encoder" (see `mhr.config.MODEL_KINDS`)."""
     if not getattr(model, "can_generate", lambda: False)():
         return "encoder"
     return "seq2seq" if model.config.is_encoder_decoder else "causal"  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ from mhr.errors import TaskError, nearest
 from mhr.ops import mix
 from mhr.ops.checks import accumulator
 
-HEAD_DIMS = {"bank_a": 1, "bank_b": 2, "bank_v": 2, "bias_a": 1, "bias_b": 2}
+BANK_HEAD_DIMS = {"bank_a": 1, "bank_b": 2, "bank_v": 2, "bias_a": 1, "bias_b": 2}
 """Axis of each of a bank's parameters along which the heads' blocks are joined."""
 
 
@@ -37,7 +37,7 @@ def collapse(checkpoint: AdapterCheckpoint, weights: Mapping[str, Tensor] | None
         _like(bank, None if weights is None else weights[checkpoint.groups[layer]])
         for (layer, _), bank in banks.items()
     ]
-    mixed = dict(zip(banks, mix(list(banks.values()), used, [HEAD_DIMS[name] for _, name in banks]), strict=True))
+    mixed = dict(zip(banks, mix(list(banks.values()), used, [BANK_HEAD_DIMS[name] for _, name in banks]), strict=True))
     layers = {layer: _layer(checkpoint, layer, mixed) for layer in checkpoint.layers}
     modules = {module: checkpoint.state(module) for module in checkpoint.modules}
     return PlainAdapter(layers, checkpoint.base, modules, name=checkpoint.name)

@@ -168,7 +168,7 @@ class BottleneckFactors(AdapterLayer):
         return _padded(self.rank, rank, bank_a=self.a, bank_b=self.b, **biases)
 
 
-KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in (LoraFactors, IA3Vector, BottleneckFactors)}
+ADAPTER_LAYERS: dict[str, type[Any]] = {cls.kind: cls for cls in (LoraFactors, IA3Vector, BottleneckFactors)}
 """Kind of adapter -> a layer of it."""
 
 

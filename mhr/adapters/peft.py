@@ -21,12 +21,12 @@ from mhr.adapters.tensor_file import TensorFile, digest_of
 from mhr.errors import CheckpointError
 from mhr.files import read_json
 
-CONFIG_FILE = "adapter_config.json"
-TENSORS_FILE = "adapter_model.safetensors"
+PEFT_CONFIG_FILE = "adapter_config.json"
+PEFT_TENSORS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 PREFIX = "base_model.model."
 
-PARTS = {"lora": ("lora_A.weight", "lora_B.weight"), "ia3": ("ia3_l",)}
+LAYER_TENSORS = {"lora": ("lora_A.weight", "lora_B.weight"), "ia3": ("ia3_l",)}
 """Ends of the names of a layer's tensors, by kind of adapter."""
 
 TASK_TYPES = {"seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM"}
@@ -81,7 +81,7 @@ EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "shared", "word_embeddings", "em
 
 def is_peft(folder: str | Path) -> bool:
     """Whether a folder holds a PEFT adapter of any kind."""
-    return (Path(folder) / CONFIG_FILE).is_file()
+    return (Path(folder) / PEFT_CONFIG_FILE).is_file()
 
 
 def load_peft(folder: str | Path) -> PlainAdapter:
@@ -98,8 +98,8 @@ def open_peft(folder: str | Path) -> PlainAdapter:
     """
     folder = Path(folder)
     if not is_peft(folder):
-        raise CheckpointError(f"no PEFT adapter at {folder}: {CONFIG_FILE} is missing")
-    config = read_json(folder / CONFIG_FILE, CheckpointError)
+        raise CheckpointError(f"no PEFT adapter at {folder}: {PEFT_CONFIG_FILE} is missing")
+    config = read_json(folder / PEFT_CONFIG_FILE, CheckpointError)
     kind = str(config.get("peft_type"))
     if kind not in ("LORA", "IA3"):
         raise CheckpointError(f"{folder} holds a PEFT adapter of kind {kind}: expected LORA or IA3")
@@ -115,7 +115,7 @@ def open_peft(folder: str | Path) -> PlainAdapter:
         shapes = {name: _ia3_shape(name, file, config, folder) for name in parts}
 
     def layer(name: str) -> AdapterLayer:
-        keys = [f"{PREFIX}{name}.{part}" for part in PARTS[kind]]
+        keys = [f"{PREFIX}{name}.{part}" for part in LAYER_TENSORS[kind]]
         tensors = file.read(keys)
         if kind == "ia3":
             return IA3Vector(tensors[keys[0]].flatten(), shapes[name].inputs)
@@ -145,7 +145,7 @@ def _sort(file: TensorFile, kind: str, to_save: list[str]) -> tuple[dict[str, se
     for key in file.shapes:
         name = key.removeprefix(PREFIX)
         module = _module_of(name, to_save)
-        adapted = re.fullmatch(rf"(.+)\.({'|'.join(map(re.escape, PARTS[kind]))})", name)
+        adapted = re.fullmatch(rf"(.+)\.({'|'.join(map(re.escape, LAYER_TENSORS[kind]))})", name)
         if module is not None:
             modules.setdefault(module, {})[name.removeprefix(f"{module}.")] = key
         elif adapted and key.startswith(PREFIX):
@@ -179,17 +179,17 @@ def _lora_shape(name: str, found: set[str], file: TensorFile, config: Mapping[st
     if len(found) != 2:
         raise CheckpointError(f"{file.path} holds only {next(iter(found))} of layer {name!r}")
     rank, alpha = _rank(name, config, folder)
-    keys = [f"{PREFIX}{name}.{part}" for part in PARTS["lora"]]
+    keys = [f"{PREFIX}{name}.{part}" for part in LAYER_TENSORS["lora"]]
     a, b = (file.shapes[key] for key in keys)
     if len(a) != 2 or len(b) != 2 or a[0] != rank or b[1] != rank:
         raise CheckpointError(
-            f"layer {name!r} of {folder} has factors of shape {a} and {b}, but {CONFIG_FILE} gives it rank {rank}"
+            f"layer {name!r} of {folder} has factors of shape {a} and {b}, but {PEFT_CONFIG_FILE} gives it rank {rank}"
         )
     return Shape("lora", (a[1], b[0]), file.dtypes[keys[0]], rank, alpha)
 
 
 def _ia3_shape(name: str, file: TensorFile, config: Mapping[str, Any], folder: Path) -> Shape:
-    key = f"{PREFIX}{name}.{PARTS['ia3'][0]}"
+    key = f"{PREFIX}{name}.{LAYER_TENSORS['ia3'][0]}"
     shape = file.shapes[key]
     inputs = _scales_inputs(name, config.get("feedforward_modules") or [])
     if len(shape) != 2 or shape[0 if inputs else 1] != 1:
@@ -210,27 +210,27 @@ def _refuse_beyond(config: Mapping[str, Any], folder: Path) -> None:
     for name, value in config.items():
         if value and name not in UNDERSTOOD:
             raise CheckpointError(
-                f"{folder / CONFIG_FILE} sets {name}, which no plain LoRA can hold: fold the adapter into its base with PEFT "
+                f"{folder / PEFT_CONFIG_FILE} sets {name}, which no plain LoRA can hold: fold the adapter into its base with PEFT "
                 "(merge_and_unload) and use that model"
             )
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(SHIFTED_BASE):
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} sets init_lora_weights to {start!r}, which changes the base weights too: convert the "
+            f"{folder / PEFT_CONFIG_FILE} sets init_lora_weights to {start!r}, which changes the base weights too: convert the "
             "adapter to a plain LoRA with PEFT (path_initial_model_for_weight_conversion)"
         )
     if config.get("bias", "none") != "none":
-        raise CheckpointError(f"{folder / CONFIG_FILE} sets bias to {config['bias']!r}: expected 'none'")
+        raise CheckpointError(f"{folder / PEFT_CONFIG_FILE} sets bias to {config['bias']!r}: expected 'none'")
 
 
 def _open_tensors(folder: Path) -> TensorFile:
-    path = folder / TENSORS_FILE
+    path = folder / PEFT_TENSORS_FILE
     if not path.is_file():
         if (folder / PICKLE_FILE).is_file():
             raise CheckpointError(
-                f"{folder / PICKLE_FILE} is a pickle, which can run code when it is read: save it as {TENSORS_FILE} with PEFT"
+                f"{folder / PICKLE_FILE} is a pickle, which can run code when it is read: save it as {PEFT_TENSORS_FILE} with PEFT"
             )
-        raise CheckpointError(f"{folder} holds no {TENSORS_FILE}: the adapter is incomplete")
+        raise CheckpointError(f"{folder} holds no {PEFT_TENSORS_FILE}: the adapter is incomplete")
     try:
         return TensorFile(path)
     except (SafetensorError, OSError) as fault:
@@ -243,7 +243,7 @@ def _rank(name: str, config: Mapping[str, Any], folder: Path) -> tuple[int, floa
     alpha = float(_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8)))
     if rank < 1 or not alpha > 0:
         raise CheckpointError(
-            f"{folder / CONFIG_FILE} gives layer {name!r} rank {rank} and alpha {alpha:g}: expected both above 0"
+            f"{folder / PEFT_CONFIG_FILE} gives layer {name!r} rank {rank} and alpha {alpha:g}: expected both above 0"
         )
     return rank, alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
 

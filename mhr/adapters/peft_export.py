@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mhr.adapters.base import BaseModel
 from mhr.adapters.layer import AdapterLayer, IA3Vector, LoraFactors, Shape
-from mhr.adapters.peft import CONFIG_FILE, PREFIX, TASK_TYPES, TENSORS_FILE
+from mhr.adapters.peft import PEFT_CONFIG_FILE, PEFT_TENSORS_FILE, PREFIX, TASK_TYPES
 from mhr.adapters.peft_modules import HEADS, with_peers
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.tensor_file import TensorWriter
@@ -33,12 +33,12 @@ def save_peft(plain: PlainAdapter, folder: str | Path) -> Path:
     plain = with_peers(plain)
     config = _config(plain)
     folder = make_folder(folder)
-    with TensorWriter(folder / TENSORS_FILE) as file:
+    with TensorWriter(folder / PEFT_TENSORS_FILE) as file:
         for name, layer in plain.layers.items():
             file.add_all(_layer_tensors(f"{PREFIX}{name}", layer))
         for name, state in plain.modules.items():
             file.add_all({f"{PREFIX}{name}.{key}": tensor for key, tensor in state.items()})
-    write_json_atomically(folder / CONFIG_FILE, config)
+    write_json_atomically(folder / PEFT_CONFIG_FILE, config)
     return folder
 
 

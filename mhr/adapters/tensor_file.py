@@ -35,7 +35,7 @@ DTYPES = {
 }
 """Names of dtypes in the header of a safetensors file."""
 
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 PIECE = 1 << 20  # bytes that are copied at a time
 
@@ -113,7 +113,7 @@ class TensorWriter:
         # numpy knows no bfloat16, and a tensor without dimensions has no bytes to view.
         self._data.write(data.reshape(-1).view(torch.uint8).numpy().data)
         begin, self._end = self._end, self._end + data.numel() * data.element_size()
-        described = {"dtype": NAMES[data.dtype], "shape": list(data.shape), "data_offsets": [begin, self._end]}
+        described = {"dtype": DTYPE_NAMES[data.dtype], "shape": list(data.shape), "data_offsets": [begin, self._end]}
         self._header[name] = described
 
     def add_all(self, tensors: Mapping[str, Tensor]) -> None:

@@ -38,7 +38,7 @@ def agreement(similarity: Tensor, truth: Tensor, n_permutations: int = 10_000, s
     """
     n = len(similarity)
     rows, columns = torch.triu_indices(n, n, 1)
-    observed_ranks, true = ranks(similarity[rows, columns]), ranks(truth[rows, columns])
+    observed_ranks, true = average_ranks(similarity[rows, columns]), average_ranks(truth[rows, columns])
     observed_ranks, true = observed_ranks - observed_ranks.mean(), true - true.mean()
     scale = observed_ranks.norm() * true.norm()
     if n < 3 or scale == 0:
@@ -55,7 +55,7 @@ def agreement(similarity: Tensor, truth: Tensor, n_permutations: int = 10_000, s
     return Agreement(observed, (1 + reached) / (1 + n_permutations), len(rows))
 
 
-def ranks(values: Tensor) -> Tensor:
+def average_ranks(values: Tensor) -> Tensor:
     """Ranks from 1, float64, equal values sharing the mean of theirs."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()

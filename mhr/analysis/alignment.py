@@ -82,6 +82,8 @@ def align_run(
     examples: int = 16,
     seed: int = 0,
     budget: int = BUDGET,
+    base: str | None = None,
+    trust_remote_code: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Alignment]:
     """The alignment of `collection`'s tasks at every checkpoint that the pretraining run kept, the first one first.
@@ -89,6 +91,7 @@ def align_run(
     examples   training examples of each task, drawn by `mhr.few_shot.shots.draw_shots` with `seed`, the same for every run.
                A task that the bank does not know is routed uniformly
     budget     see `gram_matrices`
+    base, trust_remote_code   see `mhr.evaluation.load_model`
     say        gets one line as each part begins
 
     Raises CheckpointError for a run without an adapter, TaskError for fewer than two tasks, DataError for a task with fewer
@@ -100,7 +103,9 @@ def align_run(
     if len(collection) < 2:
         raise TaskError(f"gradient alignment compares tasks, and {len(collection)} is given: name at least two")
     first = read_adapter(checkpoints[0][1])
-    model, tokenizer = load_backbone(first.base.name_or_path, first.base.kind)
+    model, tokenizer = load_backbone(
+        base or first.base.name_or_path, first.base.kind, trust_remote_code=trust_remote_code
+    )
     objective = make_objective(kind_of(model))
     data, _ = fit_data(model, tokenizer, objective.kind, folder.config().data)
     collator = objective.collator(tokenizer, data.max_input_length, data.max_target_length)

@@ -29,7 +29,7 @@ from mhr.methods import MODES, WHOLE
 from mhr.routing import routers
 
 ROUTING = "routing"
-KINDS = {"layers": "skills", "routers": ROUTING, "modules": "modules"}
+TENSOR_KINDS = {"layers": "skills", "routers": ROUTING, "modules": "modules"}
 """First part of a tensor's name -> what it is."""
 
 
@@ -146,9 +146,9 @@ def inspect_run(path: str | Path) -> Inspection:
 def _parameters(checkpoint: AdapterCheckpoint, mode: str | None) -> dict[str, dict[str, int]]:
     """Counts by kind. An adaptation that trains no skills trains rows of routing only; a table that is fixed is only stored."""
     all_of_it = mode not in MODES or MODES[mode].trains_skills
-    counts = {kind: {"stored": 0, "trained": 0, "bytes": 0} for kind in KINDS.values()}
+    counts = {kind: {"stored": 0, "trained": 0, "bytes": 0} for kind in TENSOR_KINDS.values()}
     for name, tensor in checkpoint.tensors.items():
-        kind = KINDS[name.partition(".")[0]]
+        kind = TENSOR_KINDS[name.partition(".")[0]]
         counts[kind]["stored"] += tensor.numel()
         counts[kind]["bytes"] += tensor.nbytes
         if kind != ROUTING and all_of_it:

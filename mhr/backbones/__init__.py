@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mhr.backbones.kinds import KINDS
 from mhr.backbones.load import BUILTIN, load_backbone
 from mhr.backbones.untrained import forget_untrained, untrained_modules
 
-__all__ = ["BUILTIN", "KINDS", "forget_untrained", "load_backbone", "untrained_modules"]
+__all__ = ["BUILTIN", "forget_untrained", "load_backbone", "untrained_modules"]

@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
+from mhr.config import MODEL_KINDS
 from mhr.errors import ConfigError
 
 # Kind -> the auto classes that load it with the architectures that each knows, in the order in which they are asked. A model of
@@ -32,12 +33,9 @@ _LOADERS: dict[str, list[tuple[Any, Any]]] = {
     "encoder": [(AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)],
 }
 
-KINDS = tuple(_LOADERS)
-"""What a model is asked to do: answer after reading, go on writing, or score an (input, choice) pair."""
-
 
 def kind_of_config(config: PretrainedConfig) -> str:
-    """What the checkpoint with this configuration is meant for, one of KINDS.
+    """What the checkpoint with this configuration is meant for, one of MODEL_KINDS.
 
     The architecture that it names decides. One that names none of them (a base class, or nothing) is "seq2seq" where it is an
     encoder-decoder, "causal" where transformers has its architecture as a decoder and not as a masked language model, and
@@ -86,7 +84,7 @@ def possible_kinds(config: PretrainedConfig) -> str:
 
 
 def _possible(config: PretrainedConfig) -> list[str]:
-    return [kind for kind in KINDS if loader_of(kind, config) is not None]
+    return [kind for kind in MODEL_KINDS if loader_of(kind, config) is not None]
 
 
 def _names(classes: Any) -> list[str]:

@@ -19,7 +19,8 @@ from transformers import (
 )
 from transformers.quantizers.auto import AutoHfQuantizer
 
-from mhr.backbones.kinds import KINDS, kind_of_config, loader_of, possible_kinds
+from mhr.backbones.kinds import kind_of_config, loader_of, possible_kinds
+from mhr.config import MODEL_KINDS
 from mhr.errors import ConfigError, MhrError, nearest
 
 BUILTIN: dict[str, Path] = {"builtin:t5-tiny": Path(__file__).parent / "t5_tiny"}
@@ -39,7 +40,7 @@ def load_backbone(
     the checkpoint does not hold (a new classification head, the pooler of an encoder that was saved without one).
 
     name_or_path       a name of BUILTIN, a local folder, or a hub id
-    kind               one of KINDS; None takes what the configuration says, see `kind_of_config`. An "encoder" is loaded with a
+    kind               one of MODEL_KINDS; None takes what the configuration says, see `kind_of_config`. An "encoder" is loaded with a
                        sequence-classification head of one output
     dtype              of the weights; "auto" takes the checkpoint's
     trust_remote_code  run the Python files that the checkpoint brings, where it asks for it. Nothing that a checkpoint says
@@ -48,8 +49,8 @@ def load_backbone(
     Only weights are unpickled, never objects. Raises ConfigError for a kind or name that is unknown or that the model cannot be,
     MhrError, in one line, for whatever keeps transformers from loading it.
     """
-    if kind is not None and kind not in KINDS:
-        raise ConfigError(f"unknown kind of model {kind!r}: {nearest(kind, KINDS)}")
+    if kind is not None and kind not in MODEL_KINDS:
+        raise ConfigError(f"unknown kind of model {kind!r}: {nearest(kind, MODEL_KINDS)}")
     name = str(name_or_path)
     if name.startswith("builtin:") and name not in BUILTIN:
         raise ConfigError(f"unknown built-in model {name!r}: {nearest(name, BUILTIN)}")

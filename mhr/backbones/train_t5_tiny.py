@@ -62,7 +62,7 @@ def accuracy(model: T5ForConditionalGeneration, tokenizer: ByT5Tokenizer, exampl
     return sum(a == e.targets[0] for a, e in zip(answers, examples, strict=True)) / len(examples)
 
 
-def exact_match(model: T5ForConditionalGeneration, seed: int) -> dict[str, float]:
+def exact_match_by_task(model: T5ForConditionalGeneration, seed: int) -> dict[str, float]:
     """Accuracy on 200 examples of each skill. With another seed than training's, most of the long strings are unseen."""
     examples = {name: list(islice(draw_examples((name,), seed), 200)) for name in SKILLS}
     return {name: accuracy(model, ByT5Tokenizer(), drawn) for name, drawn in examples.items()}
@@ -110,7 +110,7 @@ def main() -> None:
             "command": f"python -m mhr.backbones.train_t5_tiny --steps {args.steps} --batch {args.batch} "
             f"--learning-rate {args.learning_rate} --seed {args.seed}",
             "parameters": model.num_parameters(),
-            "exact_match": exact_match(model.float(), args.seed + 1),
+            "exact_match": exact_match_by_task(model.float(), args.seed + 1),
             "seconds": seconds,
             "threads": torch.get_num_threads(),
             "versions": {

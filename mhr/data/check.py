@@ -17,7 +17,7 @@ from mhr.errors import DataError
 
 
 @dataclass(slots=True)
-class Lengths:
+class LengthSummary:
     """Median, 90th percentile and maximum length of some strings."""
 
     median: float
@@ -25,7 +25,7 @@ class Lengths:
     max: int
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> Lengths:
+    def of(cls, lengths: Sequence[int]) -> LengthSummary:
         if not lengths:
             return cls(0, 0, 0)
         tenths = quantiles(lengths, n=10, method="inclusive") if len(lengths) > 1 else [lengths[0]] * 9
@@ -41,10 +41,10 @@ class TaskReport:
     category: str
     train: int
     test: int
-    input_chars: Lengths
-    target_chars: Lengths
-    input_tokens: Lengths | None
-    target_tokens: Lengths | None
+    input_chars: LengthSummary
+    target_chars: LengthSummary
+    input_tokens: LengthSummary | None
+    target_tokens: LengthSummary | None
     labels: dict[str, int]
     """Label -> how often it is the first target; empty for free generation."""
     choices: int
@@ -125,10 +125,10 @@ def _report(task: Task, count_tokens: Callable[[str], int] | None) -> TaskReport
         category=task.category,
         train=len(task.train),
         test=len(task.test),
-        input_chars=Lengths.of([len(t) for t in inputs]),
-        target_chars=Lengths.of([len(t) for t in targets]),
-        input_tokens=Lengths.of([count_tokens(t) for t in inputs]) if count_tokens else None,
-        target_tokens=Lengths.of([count_tokens(t) for t in targets]) if count_tokens else None,
+        input_chars=LengthSummary.of([len(t) for t in inputs]),
+        target_chars=LengthSummary.of([len(t) for t in targets]),
+        input_tokens=LengthSummary.of([count_tokens(t) for t in inputs]) if count_tokens else None,
+        target_tokens=LengthSummary.of([count_tokens(t) for t in targets]) if count_tokens else None,
         labels=dict(Counter(targets).most_common()) if task.choices else {},
         choices=len(task.choices),
         duplicates_train=len(task.train) - len(seen),

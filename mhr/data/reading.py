@@ -41,7 +41,7 @@ class ReadOptions:
         return [examples[i] for i in sorted(kept)]
 
 
-Read = Callable[[str, ReadOptions, Faults], TaskCollection]
+ReadTasks = Callable[[str, ReadOptions, Faults], TaskCollection]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Reader:
     fallback    it is asked after all others
     """
 
-    read: Read
+    read: ReadTasks
     recognises: Callable[[str], bool]
     layout: str
     words: bool = False
@@ -66,10 +66,10 @@ readers: Registry[Reader] = Registry("task reader")
 
 def reads(
     name: str, recognises: Callable[[str], bool], layout: str, *, words: bool = False, fallback: bool = False
-) -> Callable[[Read], Read]:
+) -> Callable[[ReadTasks], ReadTasks]:
     """Register a function as the reader of the paths that `recognises` is true of, see `Reader`."""
 
-    def decorate(read: Read) -> Read:
+    def decorate(read: ReadTasks) -> ReadTasks:
         readers.register(name)(Reader(read, recognises, layout, words, fallback))
         return read
 

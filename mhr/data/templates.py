@@ -76,7 +76,7 @@ class Templates:
         return self.by_task.get(task) or next(found, self.other)
 
 
-def presets() -> list[str]:
+def packaged_templates() -> list[str]:
     """Names of the packaged templates."""
     folder = resources.files("mhr.data").joinpath("prompts")
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
@@ -90,10 +90,12 @@ def read_templates(name: str) -> Templates:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
             raise ConfigError(f"cannot read the templates in {name}: {reason}") from None
-    elif name in presets():
+    elif name in packaged_templates():
         text = resources.files("mhr.data").joinpath("prompts", f"{name}.yaml").read_text("utf-8")
     else:
-        raise ConfigError(f"no templates called {name!r}: {nearest(name, presets())} A file ends in .yaml or .json")
+        raise ConfigError(
+            f"no templates called {name!r}: {nearest(name, packaged_templates())} A file ends in .yaml or .json"
+        )
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from mhr.evaluation.evaluate import METRICS, evaluate
+from mhr.evaluation.evaluate import evaluate
 from mhr.evaluation.fold_bank import fold_bank
 from mhr.evaluation.generation import Generated, generate_answers
-from mhr.evaluation.inference import INFERENCE, Inference
+from mhr.evaluation.inference import Inference
 from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.loading import load_model
 from mhr.evaluation.ranking import Ranked, rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
 from mhr.evaluation.score import score, score_in_harness
+from mhr.runs.scoring import INFERENCE, METRICS
 
 __all__ = [
     "INFERENCE",

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mhr.data.example import Example, TaskCollection
-from mhr.errors import ConfigError, DataError, nearest
+from mhr.errors import ConfigError, DataError
 from mhr.evaluation.generation import generate_answers
 from mhr.evaluation.inference import Inference
 from mhr.evaluation.loaded import LoadedModel
@@ -20,9 +20,7 @@ from mhr.evaluation.ranking import rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
 from mhr.evaluation.truncation import count_truncated
 from mhr.runs.run import versions
-
-METRICS = ("accuracy", "exact_match", "rouge_l")
-"""accuracy is of ranking an example's choices; exact_match and rouge_l judge a generated answer."""
+from mhr.runs.scoring import METRICS, ScoringConfig
 
 
 def evaluate(
@@ -62,12 +60,7 @@ def evaluate(
     Raises ConfigError for settings that are unknown or out of range, DataError where there is nothing to evaluate, TaskError
     for an unknown task with unseen="error".
     """
-    for name in metrics or ():
-        if name not in METRICS:
-            raise ConfigError(f"unknown metric {name!r}: {nearest(name, METRICS)}")
-    for name, number in (("limit", limit), ("batch_size", batch_size)):
-        if number is not None and number < 1:
-            raise ConfigError(f"{name} is {number}, expected an integer of at least 1")
+    ScoringConfig(split, limit, batch_size, None if metrics is None else list(metrics), n_beams)
     inference = inference or Inference()
     length_norm = loaded.length_norm if length_norm is None else length_norm
     start = time.perf_counter()

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from mhr.errors import ConfigError, nearest
+from mhr.errors import ConfigError
 from mhr.evaluation.loaded import LoadedModel
-
-INFERENCE = ("average", "sentence", "token", "ensemble")
+from mhr.runs.scoring import ScoringConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +35,7 @@ class Inference:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.how not in INFERENCE:
-            raise ConfigError(f"unknown inference {self.how!r}: {nearest(self.how, INFERENCE)}")
-        if self.draws is not None and self.how != "ensemble":
-            raise ConfigError(f"draws is {self.draws}, but inference is {self.how!r}: draws are those of 'ensemble'")
-        if self.draws is not None and self.draws < 1:
-            raise ConfigError(f"draws is {self.draws}, expected an integer of at least 1")
-        if self.seed is not None and self.how == "average":
-            raise ConfigError(f"seed is {self.seed}, but inference is 'average', which draws nothing: leave it out")
+        ScoringConfig(inference=self.how, draws=self.draws, seed=self.seed)
 
     @property
     def repeats(self) -> int:

@@ -21,7 +21,7 @@ from mhr.objectives import Objective, make_objective, objective_of
 from mhr.objectives.lengths import fit_lengths
 from mhr.routing import RoutingBatch
 
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Dtypes of the large products, by the names that training uses; "no" is the dtype of the weights."""
 
 
@@ -117,9 +117,9 @@ class LoadedModel:
         Raises ConfigError for an unknown precision and for a model with parts that were drawn at random.
         """
         self.check_trained()
-        if precision not in PRECISIONS:
-            raise ConfigError(f"unknown precision {precision!r}: {nearest(precision, PRECISIONS)}")
-        dtype = PRECISIONS[precision]
+        if precision not in AUTOCAST_DTYPES:
+            raise ConfigError(f"unknown precision {precision!r}: {nearest(precision, AUTOCAST_DTYPES)}")
+        dtype = AUTOCAST_DTYPES[precision]
         training = self.model.training
         self.model.eval()
         try:

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mhr.data import TaskCollection
-from mhr.errors import ConfigError, DataError, nearest
+from mhr.errors import ConfigError, DataError
 from mhr.runs.config import load_config
 from mhr.runs.run import RUN_FILE, RunFolder
+from mhr.runs.scoring import ScopeConfig
 from mhr.runs.tasks import read_tasks
 
 OF_TRAINING = ("max_input_length", "max_target_length", "sampler", "temperature", "max_per_task", "fit", "max_choices")
 """Settings of the section data that decide how a model is trained, and nothing of what is read."""
-
-PARTS = ("held-out", "training", "all")
 
 
 def tasks_to_judge(
@@ -24,6 +23,7 @@ def tasks_to_judge(
     names: Sequence[str] | None = None,
     part: str | None = None,
     overrides: Sequence[str] = (),
+    on_bad_row: str | None = None,
 ) -> TaskCollection:
     """The tasks that the run, adapter or model at `model` is judged on.
 
@@ -31,13 +31,12 @@ def tasks_to_judge(
     names      tasks of the collection; None: those of `part`
     part       "held-out", "training" or "all" tasks. None: the task of an adapted run, otherwise the held-out tasks, or all
                where the collection holds none out
-    overrides  settings of the section data, as in "data.definitions=false", over those of the run
+    overrides  settings of the section data, as in "data.definitions=false", over those of the run; on_bad_row is one of them
 
     Raises ConfigError for settings that are unknown or do not go together, DataError for a collection that cannot be read
     or has no such part, TaskError for an unknown name.
     """
-    if part is not None and part not in PARTS:
-        raise ConfigError(f"unknown part {part!r} of a collection: {nearest(part, PARTS)}")
+    ScopeConfig(None if names is None else list(names), part)
     if part is not None and names is not None:
         raise ConfigError(f"both task names and part {part!r} are given: leave one out")
     run = RunFolder.open(model) if (Path(model) / RUN_FILE).is_file() else None
@@ -46,7 +45,7 @@ def tasks_to_judge(
         raise ConfigError(
             f"no task collection is given, and {model}{missing} is no run that names one: expected, for example, builtin:skills"
         )
-    config = load_config(run.path / "config.yaml" if run else None, overrides=overrides)
+    config = load_config(run.path / "config.yaml" if run else None, overrides=overrides, on_bad_row=on_bad_row)
     for key in map(_key, overrides):
         if not key.startswith("data.") or key.removeprefix("data.") in OF_TRAINING:
             raise ConfigError(

@@ -26,6 +26,7 @@ def score(
     names: Sequence[str] | None = None,
     part: str | None = None,
     overrides: Sequence[str] = (),
+    on_bad_row: str | None = None,
     base: str | None = None,
     kind: str | None = None,
     route_as: str | None = None,
@@ -37,7 +38,7 @@ def score(
 ) -> EvaluationResult:
     """The scores of the run, adapter or model at `path`.
 
-    tasks, names, part, overrides             what it is judged on, see `tasks_to_judge`
+    tasks, names, part, overrides, on_bad_row what it is judged on, see `tasks_to_judge`
     base, kind, route_as, trust_remote_code   see `load_model`, whose `task` is `route_as`
     inference, settings                       see `evaluate`
     output                                    folder for evaluation.json, the scores, and predictions.jsonl, every answer
@@ -49,7 +50,9 @@ def score(
     if output is not None:
         prepare_output(output, overwrite)
     with locked(output):
-        collection = tasks_to_judge(path, tasks=tasks, names=names, part=part, overrides=overrides)
+        collection = tasks_to_judge(
+            path, tasks=tasks, names=names, part=part, overrides=overrides, on_bad_row=on_bad_row
+        )
         loaded = load_model(path, base=base, kind=kind, task=route_as, trust_remote_code=trust_remote_code)
         result = evaluate(loaded, collection, inference=inference, **settings)
         if output is not None:

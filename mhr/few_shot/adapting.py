@@ -43,6 +43,9 @@ def adapt(
     output: str,
     tasks_path: str | None = None,
     template: str | None = None,
+    on_bad_row: str | None = None,
+    base: str | None = None,
+    trust_remote_code: bool = False,
     overwrite: bool = False,
     resume: bool = False,
     progress: bool = True,
@@ -60,7 +63,9 @@ def adapt(
 
     tasks        names; None takes every held-out task that the model can be trained on
     tasks_path   another collection than the run's
-    template     other prompt templates than the run's
+    template     other prompt templates than the run's; on_bad_row likewise
+    base         base model, where it is no longer at the place that the run names
+    trust_remote_code  run the Python files that the base model brings; the run's own setting does not count
     resume       skip what is done in `output` already; tasks that are not named now stay listed there
     few          fields of AdaptConfig (shots, seeds, steps, lr, grid, protocol ...); None and what is not given are as the
                  run's `adapt` settings say
@@ -76,7 +81,15 @@ def adapt(
     if processes().num_processes > 1:
         raise ConfigError("adapt runs in one process: start it without torchrun")
     source = RunFolder.open(run)
-    config = few_shot_settings(source.config(), tasks_path, template, few)
+    config = few_shot_settings(
+        source.config(),
+        few,
+        tasks=tasks_path,
+        template=template,
+        on_bad_row=on_bad_row,
+        model=base,
+        trust_remote_code=trust_remote_code,
+    )
     mode = check_mode(mode, config, run)
     kind = source.info["model_kind"]
     check_given(few, [(mode, config)], [kind])
@@ -89,6 +102,7 @@ def adapt(
         "settings": to_dict(config)["adapt"],
         "tasks": config.tasks,
         "template": config.data.template,
+        "on_bad_row": on_bad_row,
     }
     if resume:
         _check_same(Path(output), described)
@@ -124,9 +138,17 @@ def adapt(
 
 
 def few_shot_settings(
-    config: RunConfig, tasks_path: str | None, template: str | None, few: dict[str, Any]
+    config: RunConfig,
+    few: dict[str, Any],
+    *,
+    tasks: str | None = None,
+    template: str | None = None,
+    on_bad_row: str | None = None,
+    model: str | None = None,
+    trust_remote_code: bool = False,
 ) -> RunConfig:
-    """The settings of a run with other few-shot ones. Raises ConfigError for an unknown one."""
+    """The settings of a run with other few-shot ones, and with what is given of the others; that a run trusts the code of its base
+    model does not count. Raises ConfigError for an unknown one."""
     known = [f.name for f in dataclasses.fields(AdaptConfig)]
     for name in few:
         if name not in known:
@@ -134,9 +156,14 @@ def few_shot_settings(
     given = {name: value for name, value in few.items() if value is not None}
     if "lr" in given:
         given.setdefault("full_lr", given["lr"])
-    data = config.data if template is None else dataclasses.replace(config.data, template=template)
+    reading: dict[str, Any] = {"template": template, "on_bad_row": on_bad_row}
     return dataclasses.replace(
-        config, tasks=tasks_path or config.tasks, data=data, adapt=dataclasses.replace(config.adapt, **given)
+        config,
+        model=model or config.model,
+        trust_remote_code=trust_remote_code,
+        tasks=tasks or config.tasks,
+        data=dataclasses.replace(config.data, **{k: v for k, v in reading.items() if v is not None}),
+        adapt=dataclasses.replace(config.adapt, **given),
     )
 
 

@@ -90,7 +90,7 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
     base = str(result) if METHODS[config.method].routing is None else config.model
     set_seed(config.train.seed)  # an untrained classification head is drawn as in pretraining
     kind = run.info["model_kind"]
-    model, tokenizer = load_backbone(base, kind)
+    model, tokenizer = load_backbone(base, kind, trust_remote_code=config.trust_remote_code)
     check_fit(model, tokenizer, kind)
     begins = MODES[mode].begins
     if begins == ONE:

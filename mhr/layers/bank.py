@@ -14,7 +14,7 @@ from mhr.config import AdapterConfig
 from mhr.errors import ConfigError, TaskError, nearest
 from mhr.layers.routed import RoutedLayer
 from mhr.routing import Router, RoutingBatch, RoutingState, routers
-from mhr.routing.adamix import INFERENCE, draw, seeded
+from mhr.routing.adamix import BANK_INFERENCE, draw, seeded
 
 
 class AdapterBank(nn.Module):
@@ -160,9 +160,9 @@ class AdapterBank(nn.Module):
 
     @inference.setter
     def inference(self, mode: str) -> None:
-        if mode not in INFERENCE:
+        if mode not in BANK_INFERENCE:
             raise ConfigError(
-                f"inference is {mode!r}, expected one of {', '.join(INFERENCE)}: {nearest(mode, INFERENCE)}"
+                f"inference is {mode!r}, expected one of {', '.join(BANK_INFERENCE)}: {nearest(mode, BANK_INFERENCE)}"
             )
         if mode != "average" and not self.draws:
             raise ConfigError(

@@ -1,41 +1,50 @@
-"""Merging: from a bank with routing to one plain adapter, or from several adapters to one."""
+"""Merging: from a bank with routing to one plain adapter, or from several adapters to one. Names are imported on first use."""
 
 from __future__ import annotations
 
-from mhr.merging.combination import SPACES, Combination, Setting, all_settings, merge_methods, methods
-from mhr.merging.dare import combine_dare
-from mhr.merging.fisher import combine_fisher
-from mhr.merging.mera import combine_mera
-from mhr.merging.merge import DTYPES, FORMS, merge
-from mhr.merging.report import REPORT_FILE, MergeReport, read_report
-from mhr.merging.soups import combine_soup_greedy, combine_soup_uniform
-from mhr.merging.task import merge_task
-from mhr.merging.ties import combine_ties
-from mhr.merging.uniform import combine_uniform, merge_uniform
-from mhr.merging.weighted import combine_weighted, merge_weighted
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "DTYPES",
-    "FORMS",
-    "REPORT_FILE",
-    "SPACES",
-    "Combination",
-    "MergeReport",
-    "Setting",
-    "all_settings",
-    "combine_dare",
-    "combine_fisher",
-    "combine_mera",
-    "combine_soup_greedy",
-    "combine_soup_uniform",
-    "combine_ties",
-    "combine_uniform",
-    "combine_weighted",
-    "merge",
-    "merge_methods",
-    "merge_task",
-    "merge_uniform",
-    "merge_weighted",
-    "methods",
-    "read_report",
-]
+from mhr.lazy import lazy
+
+_HOME = {
+    "Combination": "mhr.merging.combination",
+    "FORMS": "mhr.merging.methods",
+    "MERGE_METHODS": "mhr.merging.methods",
+    "MergeConfig": "mhr.merging.methods",
+    "MergeMethod": "mhr.merging.methods",
+    "MergeReport": "mhr.merging.report",
+    "REPORT_FILE": "mhr.merging.report",
+    "SPACES": "mhr.merging.methods",
+    "combine_dare": "mhr.merging.dare",
+    "combine_fisher": "mhr.merging.fisher",
+    "combine_mera": "mhr.merging.mera",
+    "combine_soup_greedy": "mhr.merging.soups",
+    "combine_soup_uniform": "mhr.merging.soups",
+    "combine_ties": "mhr.merging.ties",
+    "combine_uniform": "mhr.merging.averages",
+    "combine_weighted": "mhr.merging.averages",
+    "combines": "mhr.merging.combination",
+    "merge": "mhr.merging.to_folder",
+    "merge_methods": "mhr.merging.plan",
+    "merge_task": "mhr.merging.averages",
+    "merge_uniform": "mhr.merging.averages",
+    "merge_weighted": "mhr.merging.averages",
+    "read_report": "mhr.merging.report",
+}
+
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from mhr.merging.averages import combine_uniform, combine_weighted, merge_task, merge_uniform, merge_weighted
+    from mhr.merging.combination import Combination, combines
+    from mhr.merging.dare import combine_dare
+    from mhr.merging.fisher import combine_fisher
+    from mhr.merging.mera import combine_mera
+    from mhr.merging.methods import FORMS, MERGE_METHODS, SPACES, MergeConfig, MergeMethod
+    from mhr.merging.plan import merge_methods
+    from mhr.merging.report import REPORT_FILE, MergeReport, read_report
+    from mhr.merging.soups import combine_soup_greedy, combine_soup_uniform
+    from mhr.merging.ties import combine_ties
+    from mhr.merging.to_folder import merge
+
+__getattr__ = lazy(__name__, _HOME)

@@ -50,7 +50,7 @@ def average_banks(banks: Sequence[AdapterCheckpoint], weights: Sequence[float]) 
     return dataclasses.replace(banks[0], tensors=file, name="the merged bank")
 
 
-def check_banks(banks: Sequence[AdapterCheckpoint]) -> None:
+def check_same_layout(banks: Sequence[AdapterCheckpoint]) -> None:
     """Raise MergeError, naming what differs, where the banks are not of one layout: settings, tasks, layers, tensors."""
     one = banks[0]
     for two in banks[1:]:

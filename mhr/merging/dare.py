@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from mhr.adapters.plain import PlainAdapter
-from mhr.merging.combination import Combination, Setting, register
+from mhr.merging.combination import Combination, combines
 
 
-@register("dare", "delta", "factor", weights="optional")
-def combine_dare(
-    sources: Sequence[PlainAdapter],
-    weights: list[float],
-    *,
-    drop: Annotated[float, Setting("drop rate, the fraction of elements set to 0 at random", least=0, below=1)] = 0.9,
-    seed: Annotated[int, Setting("seed of the draws", least=0)] = 0,
-) -> Combination:
+@combines("dare")
+def combine_dare(sources: Sequence[PlainAdapter], weights: list[float], *, drop: float, seed: int) -> Combination:
     """`x = sum_k w_k m_k x_k / (1 - drop)`, m_k 0 with probability `drop` and otherwise 1, elementwise.
 
     The draw depends on the seed, on what the input holds and on the layer, not on the order of inputs. In factor space the

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -15,19 +14,13 @@ from mhr.adapters.tensor_file import TensorFile, TensorWriter
 from mhr.data import Example
 from mhr.errors import MergeError
 from mhr.layers import AdapterBank
-from mhr.merging.combination import Combination, Setting, register
+from mhr.merging.combination import Combination, combines
 from mhr.merging.judge import Judge
 
 
-@register("fisher", "factor", weights="optional")
+@combines("fisher")
 def combine_fisher(
-    sources: Sequence[PlainAdapter],
-    weights: list[float],
-    *,
-    judge: Judge,
-    examples: Annotated[
-        int, Setting("how many examples of each input's task its Fisher information is estimated on", least=1)
-    ] = 64,
+    sources: Sequence[PlainAdapter], weights: list[float], *, judge: Judge, examples: int
 ) -> Combination:
     """`x = sum_k w_k F_k x_k / sum_k w_k F_k`, elementwise; where no input's F says anything, `sum_k w_k x_k`.
 

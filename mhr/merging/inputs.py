@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mhr.adapters.base import BaseModel, same_base
-from mhr.adapters.layer import KINDS, Sizes
+from mhr.adapters.layer import ADAPTER_LAYERS, Sizes
 from mhr.adapters.plain import PlainAdapter
 from mhr.backbones import BUILTIN
 from mhr.errors import MergeError
@@ -21,7 +21,7 @@ def check_sources(sources: Sequence[PlainAdapter], space: str, base: str | None 
     for other in sources[1:]:
         if one.kind != other.kind:
             raise MergeError(
-                f"{one.name} is {KINDS[one.kind].title}, {other.name} is {KINDS[other.kind].title}: expected adapters of one kind"
+                f"{one.name} is {ADAPTER_LAYERS[one.kind].title}, {other.name} is {ADAPTER_LAYERS[other.kind].title}: expected adapters of one kind"
             )
         _check_base(one, other, base)
         for name, difference in (

@@ -35,6 +35,8 @@ class Judge:
     names        tasks of the collection to score on; None: those of `own` that it holds, or else its held-out ones, or all
     split        what dev scores are taken on: "train", without what the runs adapted on, or "test"
     limit        at most this many examples of each task
+    on_bad_row   how the collection is read, where not as the run at `path` says
+    trust_remote_code   see `load_backbone`
 
     Raises ConfigError and the like where there is no collection or it lacks a task.
     """
@@ -51,14 +53,17 @@ class Judge:
         split: str = "train",
         limit: int | None = None,
         batch_size: int | None = None,
+        on_bad_row: str | None = None,
+        trust_remote_code: bool = False,
         progress: bool = True,
     ):
         base.where(None, path)
         self.base, self.split, self.limit = base, split, limit
         self.batch_size, self.progress = batch_size, progress
+        self.trust_remote_code = trust_remote_code
         self.data = next((run.config().data for run in runs), DataConfig())
         self.runs = runs
-        everything = tasks_to_judge(path, tasks=tasks, part="all")
+        everything = tasks_to_judge(path, tasks=tasks, part="all", on_bad_row=on_bad_row)
         held = list(dict.fromkeys(task for task in own if task in everything))
         self.everything = everything
         chosen = list(names) if names is not None else held
@@ -66,7 +71,7 @@ class Judge:
 
     @cached_property
     def _parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_backbone(self.base.name_or_path, self.base.kind or None)
+        return load_backbone(self.base.name_or_path, self.base.kind or None, trust_remote_code=self.trust_remote_code)
 
     @contextmanager
     def wearing(self, adapter: AdapterCheckpoint) -> Iterator[LoadedModel]:

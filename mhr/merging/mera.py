@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mhr.adapters.layer import AdapterLayer, BottleneckFactors, LoraFactors
 from mhr.adapters.plain import PlainAdapter
 from mhr.errors import MergeError
-from mhr.merging.assignment import assign
-from mhr.merging.combination import Combination, register
+from mhr.merging.combination import Combination, combines
 
 
-@register("mera", "factor", weights="optional")
+@combines("mera")
 def combine_mera(sources: Sequence[PlainAdapter], weights: list[float]) -> Combination:
     """`A = sum_k w_k A_k P_k`, `B = sum_k w_k P_k^T B_k`, with the P_k that bring each input nearest to the heaviest one.
 
@@ -54,3 +55,39 @@ def _units(layer: AdapterLayer) -> Tensor:
     if isinstance(layer, BottleneckFactors):
         parts.append(layer.bias_a[None])
     return torch.cat([part.double() for part in parts])
+
+
+def assign(gains: npt.NDArray[np.float64]) -> list[int]:
+    """The permutation p that maximises `sum_i gains[i, p[i]]`, exactly; gains [n, n].
+
+    With equal weights on both sides an optimal transport plan is a permutation, so nothing finer exists. Shortest augmenting
+    paths with potentials (Hungarian method), n^3 steps of which numpy does n at a time.
+    """
+    n = len(gains)
+    costs = -np.asarray(gains, dtype=np.float64)
+    rows, columns = np.zeros(n + 1), np.zeros(n + 1)  # potentials; number n stands for "none yet"
+    owner = np.full(n + 1, n)  # column -> row
+    for row in range(n):
+        owner[n], column = row, n
+        best, before = np.full(n + 1, np.inf), np.full(n + 1, n)
+        done = np.zeros(n + 1, dtype=bool)
+        while owner[column] != n:
+            done[column] = True
+            current = owner[column]
+            open_ = ~done[:n]
+            reduced = costs[current] - rows[current] - columns[:n]
+            nearer = open_ & (reduced < best[:n])
+            best[:n][nearer], before[:n][nearer] = reduced[nearer], column
+            following = int(np.where(open_, best[:n], np.inf).argmin())
+            step = best[following]
+            rows[owner[done]] += step
+            columns[done] -= step
+            best[~done] -= step
+            column = following
+        while column != n:
+            owner[column] = owner[before[column]]
+            column = before[column]
+    permutation = [0] * n
+    for column, row in enumerate(owner[:n]):
+        permutation[row] = column
+    return permutation

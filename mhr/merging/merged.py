@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mhr.adapters.layer import AdapterLayer, LoraFactors, Shape
 from mhr.adapters.plain import Lazy, PlainAdapter
+from mhr.adapters.refactor import Loss, refactor_dense, refactor_sum
 from mhr.errors import MergeError
 from mhr.merging.combination import Combination, MergeTensors
-from mhr.merging.refactor import Loss, refactor_dense, refactor_sum
 from mhr.ops import weighted_average
 from mhr.ops.checks import accumulator
 

@@ -17,16 +17,18 @@ from mhr.adapters.find import find_adapters
 from mhr.adapters.open import collapsed, needs_task, open_bank, open_plain, open_skills
 from mhr.adapters.plain import PlainAdapter, plain_checkpoint
 from mhr.errors import ConfigError, MergeError, nearest
-from mhr.merging.banks import average_banks, check_banks, file_of
-from mhr.merging.combination import SPACES, Combination, Method, all_settings, merge_methods, methods
-from mhr.merging.distance import Gram
+from mhr.merging import dare, fisher, mera, soups, ties  # noqa: F401  each registers what it does
+from mhr.merging.averages import input_shares
+from mhr.merging.banks import average_banks, check_same_layout, file_of
+from mhr.merging.combination import Combination, combiners, merge_methods
 from mhr.merging.inputs import check_sources
 from mhr.merging.judge import Judge
 from mhr.merging.merged import Merging
-from mhr.merging.report import MergeReport
-from mhr.merging.shares import input_shares
+from mhr.merging.methods import MERGE_METHODS, MergeMethod, own_settings
+from mhr.merging.report import Gram, MergeReport
+from mhr.setting import settings_of
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 
 Weights = Mapping[str, float] | Sequence[float] | None
 
@@ -43,6 +45,7 @@ class Order:
     rank: int | None
     settings: dict[str, Any]
     base: str | None
+    kind: str | None
     judging: dict[str, Any] = field(default_factory=dict)
 
     def refuse(self, **given: Any) -> None:
@@ -60,15 +63,15 @@ def _mend(name: str) -> str:
             "merge their mixtures"
         )
     takers = {
-        "weights": ["weighted", *(n for n, m in methods.items() if m.weights == "optional")],
+        "weights": ["weighted", *(n for n, m in MERGE_METHODS.items() if m.weights == "optional")],
         "rank": ["any other (with --space delta)"],
     }
-    found = takers.get(name) or all_settings()[name][1]
+    found = takers.get(name) or own_settings()[name][2]
     return f"leave it out, or choose {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}"
 
 
 @dataclass
-class Plan:
+class MergePlan:
     """A merge that is ready. result: what is to be written; its layers are merged when they are read.
 
     bank    the same where whole banks are averaged, and it can stay a bank; `merging` what computes it otherwise
@@ -102,10 +105,8 @@ class Plan:
         return report
 
 
-def make_plan(order: Order) -> Plan:
+def make_plan(order: Order) -> MergePlan:
     """Opens and checks the inputs of a merge, and lets methods that look at data do so. Raises MhrError for what does not fit."""
-    if order.space is not None and order.space not in SPACES:
-        raise MergeError(f"space is {order.space!r}: expected one of {', '.join(SPACES)}")
     paths = [found for path in order.paths for found in find_adapters(path)]
     if not paths:
         raise MergeError("nothing to merge: name at least one run, adapter checkpoint or PEFT folder")
@@ -113,9 +114,8 @@ def make_plan(order: Order) -> Plan:
     if order.method is None:
         one_task = bank is not None and len(bank.tasks) == 1 and order.space != "delta"
         order.method = "task" if one_task else "uniform"
-    known = {*merge_methods, *methods}
-    if order.method not in known:
-        raise ConfigError(f"unknown merge method {order.method!r}: {nearest(order.method, sorted(known))}")
+    if order.method not in MERGE_METHODS:
+        raise ConfigError(f"unknown merge method {order.method!r}: {nearest(order.method, sorted(MERGE_METHODS))}")
     if bank is not None and order.method in merge_methods and order.space != "delta" and len(order.tasks) < 2:
         return _within(order, bank)
     if order.method == "task":
@@ -125,7 +125,7 @@ def make_plan(order: Order) -> Plan:
             f"merge method 'task' merges one bank, not {len(paths)} inputs: choose another method; --task says what each input "
             "stands for"
         )
-    method = methods[order.method]
+    method = MERGE_METHODS[order.method]
     banks = [open_bank(path) for path in paths] if order.method.startswith("soup-") and len(paths) > 1 else []
     if _are_whole(order, banks):
         return _of_banks(order, method, [b for b in banks if b is not None])
@@ -135,7 +135,7 @@ def make_plan(order: Order) -> Plan:
 # ---- one bank --------------------------------------------------------------------------------------------------------
 
 
-def _within(order: Order, bank: AdapterCheckpoint) -> Plan:
+def _within(order: Order, bank: AdapterCheckpoint) -> MergePlan:
     """The merge of one bank by fixed routing weights, exactly."""
     assert order.method is not None
     order.refuse(rank=order.rank, **order.settings)
@@ -156,10 +156,10 @@ def _within(order: Order, bank: AdapterCheckpoint) -> Plan:
     result.task = task
     result.layers[next(iter(result.shapes))]  # settings that do not fit are refused before anything is written
     report = _report(order, "factor", [result], [1.0], {})
+    _place_base(order, [result])
     judge = _judge(order, [result])
-    _rename_base(order, [result])
     before = {bank.name: partial(_load_bank, bank)}
-    return Plan(result, report, judge, before, task or "merged")
+    return MergePlan(result, report, judge, before, task or "merged")
 
 
 # ---- whole banks -----------------------------------------------------------------------------------------------------
@@ -174,15 +174,15 @@ def _are_whole(order: Order, banks: Sequence[AdapterCheckpoint | None]) -> bool:
     return routed and (any(needs_task(c) for c in found) or all(c.tasks == found[0].tasks for c in found))
 
 
-def _of_banks(order: Order, method: Method, banks: list[AdapterCheckpoint]) -> Plan:
+def _of_banks(order: Order, method: MergeMethod, banks: list[AdapterCheckpoint]) -> MergePlan:
     order.refuse(rank=order.rank, weights=order.weights, **order.settings)
     if order.space == "delta":
         raise MergeError(
             "banks are merged skill by skill, in factor space: name a task with --task to merge its products"
         )
-    check_banks(banks)
+    check_same_layout(banks)
     routed = [_routed(bank) for bank in banks]
-    _rename_base(order, routed)
+    _place_base(order, routed)
     check_sources(routed, "factor", order.base)
     unique, weights, places = _canonical(
         banks, [file_of(bank).digest for bank in banks], input_shares(None, [[bank.name] for bank in banks])
@@ -196,7 +196,7 @@ def _of_banks(order: Order, method: Method, banks: list[AdapterCheckpoint]) -> P
     combination = _combine(order, method, sources, weights, judge, load)
     bank = average_banks(unique, combination.weights)
     result = _routed(bank)
-    _rename_base(order, [result])
+    _place_base(order, [result])
     bank = dataclasses.replace(bank, base=result.base)
     report = _report(order, "bank", routed, _shared_out(combination.weights, places), combination.notes)
     gram = Gram(len(unique))
@@ -204,7 +204,7 @@ def _of_banks(order: Order, method: Method, banks: list[AdapterCheckpoint]) -> P
         gram.add_tensors([other.tensors[key] for other in unique])
     before = {b.name: partial(_load_bank, b) for b in banks}
     task = bank.tasks[0] if len(bank.tasks) == 1 else "merged"
-    return Plan(result, report, judge, before, task, bank, None, gram, places)
+    return MergePlan(result, report, judge, before, task, bank, None, gram, places)
 
 
 def _routed(bank: AdapterCheckpoint) -> PlainAdapter:
@@ -236,9 +236,9 @@ def _open(order: Order, paths: list[Path], bank: AdapterCheckpoint | None) -> li
     return [open_plain(path, task) for path, task in zip(paths, each, strict=True)]
 
 
-def _of_sources(order: Order, method: Method, sources: list[PlainAdapter]) -> Plan:
+def _of_sources(order: Order, method: MergeMethod, sources: list[PlainAdapter]) -> MergePlan:
     space = _space(order, method, sources[0])
-    _rename_base(order, sources)
+    _place_base(order, sources)
     check_sources(sources, space, order.base)
     shares = _weights(order, method, sources)
     unique, weights, places = _canonical(sources, [source.digest for source in sources], shares)
@@ -254,10 +254,10 @@ def _of_sources(order: Order, method: Method, sources: list[PlainAdapter]) -> Pl
     before = {source.name: partial(plain_checkpoint, source) for source in sources}
     tasks = {source.task for source in sources}
     task = (tasks.pop() if len(tasks) == 1 else None) or "merged"
-    return Plan(merging.adapter, report, judge, before, task, None, merging, gram, places)
+    return MergePlan(merging.adapter, report, judge, before, task, None, merging, gram, places)
 
 
-def _space(order: Order, method: Method, source: PlainAdapter) -> str:
+def _space(order: Order, method: MergeMethod, source: PlainAdapter) -> str:
     """The space that is asked for, or the method's own; what has no products is merged as it is."""
     space = order.space or (method.spaces[0] if source.kind == "lora" else "factor")
     if space not in method.spaces:
@@ -271,7 +271,7 @@ def _space(order: Order, method: Method, source: PlainAdapter) -> str:
     return space
 
 
-def _weights(order: Order, method: Method, sources: Sequence[PlainAdapter]) -> list[float]:
+def _weights(order: Order, method: MergeMethod, sources: Sequence[PlainAdapter]) -> list[float]:
     if method.weights == "none":
         order.refuse(weights=order.weights)
     if method.weights == "needed" and order.weights is None:
@@ -283,8 +283,8 @@ def _weights(order: Order, method: Method, sources: Sequence[PlainAdapter]) -> l
 
 
 def _canonical(
-    items: Sequence[T], holds: Sequence[str], weights: Sequence[float]
-) -> tuple[list[T], list[float], list[int]]:
+    items: Sequence[Item], holds: Sequence[str], weights: Sequence[float]
+) -> tuple[list[Item], list[float], list[int]]:
     """Items in the order of what they hold and each once, with all of its weight; and for each item given, its place there.
 
     Sums of floating-point numbers depend on their order, so merges would depend on the order of inputs otherwise.
@@ -305,30 +305,31 @@ def _shared_out(found: Sequence[float], places: Sequence[int]) -> list[float]:
 
 def _combine(
     order: Order,
-    method: Method,
+    method: MergeMethod,
     sources: Sequence[PlainAdapter],
     weights: list[float],
     judge: Judge | None,
     load: Callable[[Sequence[float]], AdapterCheckpoint],
 ) -> Combination:
-    order.refuse(**{name: True for name in order.settings if name not in method.settings})
+    order.refuse(**{name: True for name in order.settings if name not in settings_of(method.settings)})
     given = dict(order.settings)
-    if "judge" in method.needs:
+    combiner = combiners[method.name]
+    if "judge" in combiner.needs:
         given["judge"] = judge
-    if "score" in method.needs:
+    if "score" in combiner.needs:
         assert judge is not None
         given["score"] = lambda weights: judge.dev_score(load(weights))
-    return method.combine(sources, weights, **given)
+    return combiner.combine(sources, weights, **given)
 
 
 def _judge(order: Order, sources: Sequence[PlainAdapter]) -> Judge | None:
     """The judge, where something is to be scored."""
-    wants = order.method in methods and methods[order.method or ""].needs
+    wants = order.method in combiners and combiners[order.method or ""].needs
     judging = dict(order.judging)
     if not judging.pop("evaluate") and not wants:
-        for name in ("tasks", "names", "limit"):
+        for name in ("tasks", "names", "limit", "on_bad_row"):
             if judging[name] is not None:
-                flag = "dev-task" if name == "names" else name
+                flag = "dev-task" if name == "names" else name.replace("_", "-")
                 raise MergeError(f"--{flag} is given, but nothing is scored: add --evaluate, or leave it out")
         return None
     runs = [source.run for source in sources if source.run is not None]
@@ -337,9 +338,16 @@ def _judge(order: Order, sources: Sequence[PlainAdapter]) -> Judge | None:
     return Judge(sources[0].base, path, runs, own, **judging)
 
 
-def _rename_base(order: Order, sources: Sequence[PlainAdapter]) -> None:
-    if order.base is not None:
-        for source in sources:
+def _place_base(order: Order, sources: Sequence[PlainAdapter]) -> None:
+    """What the user says of the base model, told to the sources. Raises ConfigError for a kind that they are not of."""
+    for source in sources:
+        if order.kind is not None:
+            if source.base.kind not in ("", order.kind):
+                raise ConfigError(
+                    f"kind is {order.kind!r}, but {source.name} is of kind {source.base.kind!r}: leave kind out"
+                )
+            source.base = dataclasses.replace(source.base, kind=order.kind)
+        if order.base is not None:
             source.base = dataclasses.replace(source.base, name_or_path=order.base)
 
 

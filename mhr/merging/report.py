@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from mhr.adapters.layer import AdapterLayer, LoraFactors
 from mhr.errors import CheckpointError
 from mhr.files import read_json, write_json_atomically
 
@@ -49,3 +54,49 @@ class MergeReport:
 def read_report(folder: str | Path) -> MergeReport:
     """The report beside a merged adapter. Raises CheckpointError where there is none."""
     return MergeReport(**read_json(Path(folder) / REPORT_FILE, CheckpointError))
+
+
+class Gram:
+    """Inner products [K, K] of K adapters, added up layer by layer in float64.
+
+    Of LoRAs those of their weight updates `D = (alpha / R) A B`, by `<D_i, D_j> = s_i s_j sum((A_i^T A_j) * (B_i B_j^T))` and so
+    without forming any; of IA3 those of the vectors minus 1; otherwise those of the tensors.
+    """
+
+    def __init__(self, n: int):
+        self.products = torch.zeros(n, n, dtype=torch.float64)
+
+    def add(self, layers: Sequence[AdapterLayer]) -> None:
+        """One layer of every adapter."""
+        factors = [layer for layer in layers if isinstance(layer, LoraFactors)]
+        if factors:
+            self._add_factors(factors)
+            return
+        for tensors in zip(*(layer.tensors().values() for layer in layers), strict=True):
+            self.add_tensors(tensors, layers[0].origin)
+
+    def add_tensors(self, tensors: Sequence[Tensor], origin: float = 0.0) -> None:
+        """One tensor of every adapter."""
+        flat = torch.stack([t.double().flatten() - origin for t in tensors])
+        self.products += flat @ flat.T
+
+    def _add_factors(self, layers: Sequence[LoraFactors]) -> None:
+        sides = [(f.scaling * f.a.double(), f.b.double()) for f in layers]
+        for i, (a, b) in enumerate(sides):
+            for j, (other_a, other_b) in enumerate(sides[: i + 1]):
+                product = ((a.T @ other_a) * (b @ other_b.T)).sum()
+                self.products[i, j] += product
+                if i != j:
+                    self.products[j, i] += product
+
+    @property
+    def distance(self) -> list[list[float]]:
+        """`||D_i - D_j||_F` for all pairs."""
+        squares = self.products.diagonal()
+        return (squares[:, None] + squares[None] - 2 * self.products).clamp(min=0).sqrt().tolist()
+
+    @property
+    def cosine(self) -> list[list[float]]:
+        """`<D_i, D_j> / (||D_i|| ||D_j||)`; 0 with an adapter that is 0."""
+        norms = self.products.diagonal().sqrt()
+        return (self.products / (norms[:, None] * norms[None]).clamp(min=1e-300)).tolist()

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mhr.adapters.plain import PlainAdapter
-from mhr.merging.combination import Combination, register
+from mhr.merging.combination import Combination, combines
 
 
-@register("soup-uniform", "factor", "delta")
+@combines("soup-uniform")
 def combine_soup_uniform(sources: Sequence[PlainAdapter], weights: list[float]) -> Combination:
     """`(x_1 + ... + x_K) / K`. Banks of one layout are averaged skill by skill, with their routing, and stay a bank."""
     return Combination(weights)
 
 
-@register("soup-greedy", "factor", "delta")
+@combines("soup-greedy")
 def combine_soup_greedy(
     sources: Sequence[PlainAdapter], weights: list[float], *, score: Callable[[list[float]], float]
 ) -> Combination:

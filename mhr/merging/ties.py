@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from mhr.adapters.plain import PlainAdapter
-from mhr.merging.combination import Combination, Setting, register
+from mhr.merging.combination import Combination, combines
 
 
-@register("ties", "delta", "factor", weights="optional")
-def combine_ties(
-    sources: Sequence[PlainAdapter],
-    weights: list[float],
-    *,
-    density: Annotated[float, Setting("the fraction of each tensor's elements that is kept", above=0, most=1)] = 0.2,
-) -> Combination:
+@combines("ties")
+def combine_ties(sources: Sequence[PlainAdapter], weights: list[float], *, density: float) -> Combination:
     """`x = sum_{k in S} w_k t_k / sum_{k in S} w_k`, elementwise.
 
     t_k is x_k with only its share `density` of largest magnitudes left, tensor by tensor; S holds the inputs whose t_k is not

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mhr.ops.autograd import apply, refuse_second_order
 from mhr.ops.checks import accumulator, check, check_shape
-from mhr.ops.native import register
+from mhr.ops.native import register_op
 
 
 def mix(
@@ -158,10 +158,10 @@ def _backward_fake(
     return d_banks + ([torch.empty_like(w) for w in weights] if need_weights else [])
 
 
-_forward = register(
+_forward = register_op(
     "mix(Tensor[] banks, Tensor[] weights, int[] head_dims, ScalarType? out_dtype) -> Tensor[]", mix_reference, _fake
 )
-_backward = register(
+_backward = register_op(
     "mix_backward(Tensor[] grads, Tensor[] banks, Tensor[] weights, int[] head_dims, bool need_banks, bool need_weights)"
     " -> Tensor[]",
     mix_backward_reference,

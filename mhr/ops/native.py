@@ -26,7 +26,7 @@ _names: list[str] = []
 _natives: dict[str, Any] = {}
 
 
-def register(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+def register_op(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Defines the op `mhr::<schema>` with its pure-torch reference and fake kernel; returns the callable op.
 
     The reference serves every device for which the extension registers no kernel of its own.

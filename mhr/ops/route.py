@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mhr.ops.autograd import apply, refuse_second_order
 from mhr.ops.checks import accumulator, check, check_shape
-from mhr.ops.native import register
+from mhr.ops.native import register_op
 
 EPSILON = 1e-12
 
@@ -103,10 +103,10 @@ def _backward_fake(dw: Tensor, logits: Tensor, tasks: Tensor, noise: Tensor | No
     return torch.empty_like(logits)
 
 
-_forward = register(
+_forward = register_op(
     "route(Tensor logits, Tensor tasks, Tensor? noise, float temperature) -> Tensor", route_reference, _fake
 )
-_backward = register(
+_backward = register_op(
     "route_backward(Tensor dw, Tensor logits, Tensor tasks, Tensor? noise, float temperature) -> Tensor",
     route_backward_reference,
     _backward_fake,

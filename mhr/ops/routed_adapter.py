@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mhr.ops.autograd import apply, refuse_second_order
 from mhr.ops.checks import accumulator, check, check_shape, segment_bounds
-from mhr.ops.native import register
+from mhr.ops.native import register_op
 
 ACTIVATIONS = ("none", "gelu")
 
@@ -149,7 +149,7 @@ def _check(
     check(activation in ACTIVATIONS, f"mhr::{op}: activation must be one of {ACTIVATIONS}, got {activation!r}")
 
 
-def check_rows(op: str, name: str, rows: Tensor, n_rows: int) -> None:
+def check_row_index(op: str, name: str, rows: Tensor, n_rows: int) -> None:
     """Refuses a row outside the factors, where looking costs no device synchronisation."""
     if rows.device.type == "cpu" and rows.numel():
         low, high = int(rows.min()), int(rows.max())
@@ -208,8 +208,8 @@ def routed_adapter_forward_reference(
     check_shape(op, "y", y, "... O", (*x.shape[:-1], B.shape[2]))
     check(y.dtype == x.dtype, f"mhr::{op}: y and x must have one dtype, got {y.dtype} and {x.dtype}")
     rows_b = rows if rows_b is None else rows_b
-    check_rows(op, "rows", rows, A.shape[0])
-    check_rows(op, "rows_b", rows_b, B.shape[0])
+    check_row_index(op, "rows", rows, A.shape[0])
+    check_row_index(op, "rows_b", rows_b, B.shape[0])
     tokens = x.reshape(y.numel() // B.shape[2] if B.shape[2] else x.numel() // max(x.shape[-1], 1), x.shape[-1])
     bounds = segment_bounds(op, tokens.shape[0], rows.numel(), offsets)
     z = _segment_matmul(tokens, A, rows, bounds).to(accumulator(x.dtype))
@@ -318,19 +318,19 @@ def _backward_x_fake(
     return dz.new_empty(A.shape), dz.new_empty((A.shape[0], A.shape[2]) if need_bias else (0,))
 
 
-_forward = register(
+_forward = register_op(
     "routed_adapter_forward(Tensor(a!) y, Tensor x, Tensor A, Tensor B, Tensor rows, Tensor? rows_b, Tensor? offsets,"
     " Tensor? bias_a, Tensor? bias_b, str activation, float scale) -> Tensor",
     routed_adapter_forward_reference,
     _fake,
 )
-_backward_dy = register(
+_backward_dy = register_op(
     "routed_adapter_backward_dy(Tensor dy, Tensor z, Tensor B, Tensor rows, Tensor? offsets, str activation, float scale,"
     " bool need_bias) -> (Tensor, Tensor, Tensor)",
     routed_adapter_backward_dy_reference,
     _backward_dy_fake,
 )
-_backward_x = register(
+_backward_x = register_op(
     "routed_adapter_backward_x(Tensor(a!)? dx, Tensor x, Tensor dz, Tensor A, Tensor rows, Tensor? offsets, bool accumulate,"
     " bool need_bias) -> (Tensor, Tensor)",
     routed_adapter_backward_x_reference,

@@ -10,7 +10,7 @@ from torch import Tensor
 from mhr.ops.autograd import apply, refuse_second_order
 from mhr.ops.checks import accumulator, check
 
-HEAD_DIMS = (1, 1, 2, 2)
+BOTTLENECK_HEAD_DIMS = (1, 1, 2, 2)
 
 
 def routed_bottleneck(
@@ -111,7 +111,7 @@ class _RoutedBottleneck(torch.autograd.Function):
         heads = bank_a.shape[0]
         grads = (d_a, (d_bias_a / heads)[:, None].repeat(1, heads, 1), d_b, d_bias_b[:, None])
         *d_banks, w_a, w_bias_a, w_b, w_bias_b = ops.mix_backward(
-            grads, banks, _sides(weights, weights_b), HEAD_DIMS, True, True
+            grads, banks, _sides(weights, weights_b), BOTTLENECK_HEAD_DIMS, True, True
         )
         d_weights, d_weights_b = w_a + w_bias_a, w_b + w_bias_b
         if weights_b is None:
@@ -126,7 +126,9 @@ def _rows_of(
     if weights is None:
         a, bias_a, b, bias_b = (bank.squeeze(0) for bank in banks)
         return a, bias_a.squeeze(1), b, bias_b.squeeze(1)
-    a, bias_a, b, bias_b = torch.ops.mhr.mix(banks, _sides(weights, weights_b), HEAD_DIMS, accumulator(x.dtype))
+    a, bias_a, b, bias_b = torch.ops.mhr.mix(
+        banks, _sides(weights, weights_b), BOTTLENECK_HEAD_DIMS, accumulator(x.dtype)
+    )
     return a, bias_a.mean(1), b, bias_b.squeeze(1)
 
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from mhr.ops.autograd import apply, refuse_second_order
 from mhr.ops.checks import accumulator, check
 from mhr.ops.mix import check_banks
-from mhr.ops.native import register
+from mhr.ops.native import register_op
 from mhr.ops.routed_adapter import n_tokens
 
-HEAD_DIMS = (1, 2)
+LORA_HEAD_DIMS = (1, 2)
 
 
 def routed_linear(
@@ -123,7 +123,7 @@ class _RoutedLinear(torch.autograd.Function):
 def _check(x: Tensor, bank_a: Tensor, bank_b: Tensor, weights: Tensor, weights_b: Tensor | None) -> None:
     op = "routed_linear"
     (_, n_in, rank), (_, rank_b, _) = check_banks(
-        op, (bank_a, bank_b), (weights, weights if weights_b is None else weights_b), HEAD_DIMS
+        op, (bank_a, bank_b), (weights, weights if weights_b is None else weights_b), LORA_HEAD_DIMS
     )
     check(rank == rank_b, f"mhr::{op}: bank_a has rank {rank}, bank_b {rank_b}")
     check(x.shape[-1] == n_in, f"mhr::{op}: x must have I = {n_in} columns, as bank_a adapts, got {x.shape[-1]}")
@@ -152,7 +152,7 @@ def _mix_factors(
 ) -> tuple[Tensor, Tensor]:
     """A `[U, I, R]` and B `[U', R, O]` for tokens of x: in x's dtype, as a matmul of that dtype takes them."""
     both = (weights.contiguous(), (weights if weights_b is None else weights_b).contiguous())
-    A, B = torch.ops.mhr.mix((bank_a.contiguous(), bank_b.contiguous()), both, HEAD_DIMS, x.dtype)
+    A, B = torch.ops.mhr.mix((bank_a.contiguous(), bank_b.contiguous()), both, LORA_HEAD_DIMS, x.dtype)
     return A, B
 
 
@@ -178,7 +178,7 @@ def _backward_composite(
     d_a, _ = ops.routed_adapter_backward_x(dx, x, dz, A, rows, offsets, True, False)
     both = (weights.contiguous(), (weights if weights_b is None else weights_b).contiguous())
     d_bank_a, d_bank_b, d_weights, d_weights_b = ops.mix_backward(
-        (d_a, d_b), (bank_a.contiguous(), bank_b.contiguous()), both, HEAD_DIMS, True, True
+        (d_a, d_b), (bank_a.contiguous(), bank_b.contiguous()), both, LORA_HEAD_DIMS, True, True
     )
     if weights_b is None:
         return d_bank_a, d_bank_b, d_weights + d_weights_b, d_weights.new_empty(0)
@@ -223,13 +223,13 @@ def _backward_fake(
     )
 
 
-_forward = register(
+_forward = register_op(
     "routed_linear_forward(Tensor(a!) y, Tensor x, Tensor bank_a, Tensor bank_b, Tensor weights, Tensor? weights_b,"
     " Tensor rows, Tensor? rows_b, Tensor? offsets, float scale) -> Tensor",
     _forward_composite,
     _fake,
 )
-_backward = register(
+_backward = register_op(
     "routed_linear_backward(Tensor(a!)? dx, Tensor dy, Tensor x, Tensor h, Tensor bank_a, Tensor bank_b, Tensor weights,"
     " Tensor? weights_b, Tensor rows, Tensor? rows_b, Tensor? offsets, float scale) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_composite,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mhr.ops.autograd import refuse_transforms
 from mhr.ops.checks import FLOATS, accumulator, check
-from mhr.ops.native import register
+from mhr.ops.native import register_op
 
 
 def weighted_average(tensors: Sequence[Tensor], weights: Sequence[float], out: Tensor | None = None) -> Tensor:
@@ -60,6 +60,6 @@ def _fake(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> N
     _check(out, tensors, weights)
 
 
-_forward = register(
+_forward = register_op(
     "weighted_average(Tensor(a!) out, Tensor[] tensors, float[] weights) -> ()", weighted_average_reference, _fake
 )

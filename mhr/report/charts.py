@@ -23,7 +23,7 @@ from mhr.report.figures import (
     name_ticks,
     new_figure,
     per_cent,
-    shares,
+    stacked_shares,
     styled,
 )
 
@@ -117,7 +117,7 @@ def plot_transfer(matrix: Mapping[str, Mapping[str, float]]) -> Figure:
     values = torch.tensor([[matrix[row].get(column, 0.0) for column in columns] for row in rows])
     figure = new_figure(min(3.4 + 0.24 * len(columns), 20.0), min(2.4 + 0.22 * len(rows), 30.0))
     axes = figure.add_subplot()
-    shares(axes, values, "score")
+    stacked_shares(axes, values, "score")
     name_ticks(axes, columns, rows)
     axes.set_ylabel("trained on")
     axes.set_xlabel("evaluated on")

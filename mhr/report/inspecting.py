@@ -9,8 +9,8 @@ from typing import Any
 
 from mhr.analysis.alignment import Alignment, align_run
 from mhr.analysis.inspection import Inspection, inspect_run
+from mhr.analysis.settings import InspectConfig
 from mhr.analysis.transfer import Matrix, transfer_matrix
-from mhr.checks import check_whole
 from mhr.errors import ConfigError
 from mhr.evaluation.scope import tasks_to_judge
 from mhr.files import make_folder, prepare_output, write_json_atomically
@@ -45,6 +45,9 @@ def inspect_fully(
     examples: int | None = None,
     transfer: bool = False,
     limit: int | None = None,
+    on_bad_row: str | None = None,
+    base: str | None = None,
+    trust_remote_code: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -54,6 +57,7 @@ def inspect_fully(
     tasks, names   the collection and tasks of these two; None takes the run's own, its training tasks
     examples       training examples of a task for the alignment (None: 16)
     limit          examples of a task for the transfer (None: 20)
+    on_bad_row, base, trust_remote_code   how these two read tasks, and load the base model
     output         folder for the plots of the routing and for inspection.json, which `mhr report` reads
     say            gets one line as each part begins
 
@@ -63,14 +67,15 @@ def inspect_fully(
     for name, value, needed, there in (
         ("tasks", tasks, "alignment or transfer", compares),
         ("task", names, "alignment or transfer", compares),
+        ("on_bad_row", on_bad_row, "alignment or transfer", compares),
+        ("base", base, "alignment or transfer", compares),
+        ("trust_remote_code", trust_remote_code or None, "alignment or transfer", compares),
         ("examples", examples, "alignment", alignment),
         ("limit", limit, "transfer", transfer),
     ):
         if value is not None and not there:
             raise ConfigError(f"{name} says something with {needed} only: add that, or leave {name} out")
-    for name, number in (("examples", examples), ("limit", limit)):
-        if number is not None:
-            check_whole(name, number, at_least=1)
+    InspectConfig(alignment, examples, transfer, limit)
     inspection = inspect_run(run)
     if output is not None:
         prepare_output(output, overwrite)
@@ -78,11 +83,14 @@ def inspect_fully(
     matrix: Matrix = {}
     if compares:
         chosen = None if names is None else list(names)
-        collection = tasks_to_judge(run, tasks=tasks, names=chosen, part=None if chosen else "training")
+        collection = tasks_to_judge(
+            run, tasks=tasks, names=chosen, part=None if chosen else "training", on_bad_row=on_bad_row
+        )
+        loading: dict[str, Any] = {"base": base, "trust_remote_code": trust_remote_code}
         if alignment:
-            alignments = align_run(run, collection, examples=examples or 16, say=say)
+            alignments = align_run(run, collection, examples=examples or 16, say=say, **loading)
         if transfer:
-            matrix = transfer_matrix(run, collection, limit=limit or 20, say=say)
+            matrix = transfer_matrix(run, collection, limit=limit or 20, say=say, **loading)
     result = RunInspection(inspection, alignments, matrix)
     if output is None:
         return result

@@ -15,7 +15,7 @@ from mhr.errors import DataError
 from mhr.evaluation import METRICS
 from mhr.report.material import Group, Material, adapted_label
 
-COLUMNS = ("task", "mode", "method", "seed", "metric", "value")
+SCORE_COLUMNS = ("task", "mode", "method", "seed", "metric", "value")
 """Columns of a table of scores, one number a row; "category" may stand beside them. The table of a sweep has a column for each
 metric instead."""
 
@@ -38,9 +38,9 @@ def read_table(path: Path, material: Material) -> None:
         if of_sweep and row["status"] != "done":
             failed += 1
             continue
-        missing = [] if of_sweep else [name for name in COLUMNS if name not in row]
+        missing = [] if of_sweep else [name for name in SCORE_COLUMNS if name not in row]
         if missing:
-            raise DataError(f"{where}: no {missing[0]!r}: a table of scores has the columns {', '.join(COLUMNS)}")
+            raise DataError(f"{where}: no {missing[0]!r}: a table of scores has the columns {', '.join(SCORE_COLUMNS)}")
         if not of_sweep and row["metric"] not in METRICS:
             continue
         key = str(row.get("run", "")), str(row["method"]), str(row["mode"])

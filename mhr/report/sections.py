@@ -8,7 +8,7 @@ from mhr.report.sections_learnt import alignment, learning, routing, transfer
 from mhr.report.sections_runs import costs, manifest
 from mhr.report.sections_scores import seen_and_unseen, summary, tasks
 
-PARTS = (summary, tasks, seen_and_unseen, learning, routing, alignment, transfer, costs, manifest)
+SECTIONS_IN_ORDER = (summary, tasks, seen_and_unseen, learning, routing, alignment, transfer, costs, manifest)
 
 
 def sections(material: Material) -> list[Section]:
@@ -16,6 +16,6 @@ def sections(material: Material) -> list[Section]:
     looked = Looked.at(material)
     made = [
         Section(part.__name__, (part.__doc__ or "").strip().splitlines()[0].rstrip("."), list(part(looked)))
-        for part in PARTS
+        for part in SECTIONS_IN_ORDER
     ]
     return [section for section in made if section.blocks]

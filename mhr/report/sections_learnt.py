@@ -13,7 +13,7 @@ from mhr.report import charts, plots
 from mhr.report.blocks import Block, Figure, Looked
 from mhr.report.figures import to_inline_svg
 from mhr.report.material import Group
-from mhr.report.tables import Cell, Table, decimal, p_value, score, text, whole
+from mhr.report.tables import Cell, Table, decimal, p_value, score_cell, text, whole
 
 
 def learning(looked: Looked) -> Iterator[Block]:
@@ -145,5 +145,5 @@ def transfer(looked: Looked) -> Iterator[Block]:
         caption = f"{label}: score on each task of what was trained on another"
         yield Figure(to_inline_svg(charts.plot_transfer(matrix), f"Heat map. {caption}"), caption + ".", wide=True)
         columns = list(dict.fromkeys(task for row in matrix.values() for task in row))
-        rows = [[text(row), *(score(scores.get(column)) for column in columns)] for row, scores in matrix.items()]
+        rows = [[text(row), *(score_cell(scores.get(column)) for column in columns)] for row, scores in matrix.items()]
         yield Table(f"transfer_{i}", f"Transfer, {label}", ["trained on", *columns], rows, note="Per cent.")

@@ -12,7 +12,7 @@ from mhr.report import charts
 from mhr.report.blocks import Block, Figure, Looked
 from mhr.report.figures import to_inline_svg
 from mhr.report.material import Group, Material
-from mhr.report.tables import Cell, Table, count, listed, p_number, p_value, score, text, whole
+from mhr.report.tables import Cell, Table, count, first_names, p_number, p_value, score_cell, text, whole
 
 
 def summary(looked: Looked) -> Iterator[Block]:
@@ -37,7 +37,7 @@ def summary(looked: Looked) -> Iterator[Block]:
 def _what_was_compared(material: Material, meeting: list[str]) -> str:
     contestants = material.scores.contestants
     runs = sum(len(group.runs) for group in material.groups.values())
-    collections = listed(sorted({material.collections.get(c, "") for c in contestants} - {""}))
+    collections = first_names(sorted({material.collections.get(c, "") for c in contestants} - {""}))
     if not contestants:
         return f"{count(runs, 'run')}, none of them evaluated."
     metrics = sorted({str(material.scores.metric(task)) for task in meeting})
@@ -54,7 +54,7 @@ def _who_leads(standings: list[Standing]) -> str:
         return leader + "."
     level = [s.contestant for s in standings[1:] if s.mean == first.mean]
     if level:
-        return f"{leader}, level with {listed(level)}."
+        return f"{leader}, level with {first_names(level)}."
     second = standings[1]
     behind = second.behind
     assert behind is not None, "they meet"
@@ -73,8 +73,8 @@ def _standings_table(standings: list[Standing], n_tasks: int, material: Material
         [
             text(s.contestant),
             *([text(protocol)] if with_protocol else []),
-            score(s.mean, s.spread, best=i == 0),
-            score(s.by_category),
+            score_cell(s.mean, s.spread, best=i == 0),
+            score_cell(s.by_category),
             whole(s.best_on),
             whole(s.seeds),
             Cell("") if s.behind is None else Cell(f"{100 * s.behind.difference:+.1f}", s.behind.difference),
@@ -113,7 +113,7 @@ def tasks(looked: Looked) -> Iterator[Block]:
         rows = [[text(name or "(none)"), whole(len(tasks)), *_row(scores, tasks)] for name, tasks in categories.items()]
         yield Table("categories", "By category", ["category", "tasks", *contestants], rows)
     rows = [
-        [text(task), text(category), score(scores.majority.get(task)), *_row(scores, [task])]
+        [text(task), text(category), score_cell(scores.majority.get(task)), *_row(scores, [task])]
         for category, tasks in categories.items()
         for task in tasks
     ]
@@ -138,7 +138,7 @@ def _row(scores: Scores, tasks: list[str]) -> list[Cell]:
     ]
     top = max((mean for mean, _ in filter(None, means)), default=None)
     several = len({cell[0] for cell in means if cell}) > 1
-    return [score(None) if f is None else score(*f, best=several and f[0] == top) for f in means]
+    return [score_cell(None) if f is None else score_cell(*f, best=several and f[0] == top) for f in means]
 
 
 def seen_and_unseen(looked: Looked) -> Iterator[Block]:
@@ -152,7 +152,9 @@ def seen_and_unseen(looked: Looked) -> Iterator[Block]:
         if known and seen and len(seen) < len(judged):
             unseen = [task for task in judged if task not in known]
             values = [scores.mean(label, part)[0] for part in (seen, unseen)]
-            rows.append([text(label), whole(len(seen)), score(values[0]), whole(len(unseen)), score(values[1])])
+            rows.append(
+                [text(label), whole(len(seen)), score_cell(values[0]), whole(len(unseen)), score_cell(values[1])]
+            )
     if rows:
         columns = ["contestant", "seen tasks", "mean on seen", "unseen tasks", "mean on unseen"]
         yield Table("seen_and_unseen", "Tasks of pretraining and others", columns, rows)

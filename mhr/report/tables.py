@@ -51,7 +51,7 @@ def text(content: str) -> Cell:
     return Cell(content, content)
 
 
-def score(value: float | None, spread: float | None = None, best: bool = False) -> Cell:
+def score_cell(value: float | None, spread: float | None = None, best: bool = False) -> Cell:
     """A fraction in per cent, with its standard deviation where there is one; JSON keeps the fraction."""
     if value is None:
         return Cell("")
@@ -89,7 +89,7 @@ def p_number(value: float) -> str:
     return p_value(value).removeprefix("p ").removeprefix("= ")
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
+def first_names(names: Sequence[str], most: int = 3) -> str:
     """ "a, b and 7 more"."""
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -10,7 +10,7 @@ from torch import Tensor
 from mhr.routing.router import routers
 from mhr.routing.uniform import UniformRouter
 
-INFERENCE = ("average", "sentence", "token")
+BANK_INFERENCE = ("average", "sentence", "token")
 """How a bank of drawn skills is used outside training: their average, or a skill drawn for each example or each token."""
 
 

@@ -19,7 +19,7 @@ from mhr.errors import ConfigError, nearest
 from mhr.methods import METHODS
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.settings import DataConfig, RunConfig, TrainConfig
-from mhr.runs.yaml_text import read_settings, read_value, text_of
+from mhr.runs.yaml_text import file_text, read_settings, read_value
 from mhr.setting import Setting, check_setting, convert, expected, settings_of
 
 SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "train": TrainConfig, "adapt": AdaptConfig}
@@ -63,7 +63,7 @@ def load_config(
     Raises ConfigError, naming where it was set and the key: a key that is unknown (the nearest is named) or given twice, a
     value of the wrong type or out of range.
     """
-    said = read_settings(text_of(file), str(file)) if file is not None else {}
+    said = read_settings(file_text(file), str(file)) if file is not None else {}
     own_preset = said.pop("preset", None)
     preset = preset or own_preset
     layers = [_preset(preset)] if preset else []

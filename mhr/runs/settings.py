@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mhr.config import AdapterConfig
+from mhr.config import MODEL_KINDS, AdapterConfig
 from mhr.data.faults import ON_BAD_ROW
 from mhr.errors import ConfigError
 from mhr.methods import METHODS, ROUTING_METHODS, listed
@@ -14,7 +14,6 @@ from mhr.setting import MOST_SEED, Settings, setting
 SAMPLERS = ("proportional", "uniform", "temperature")
 OPTIMIZERS = ("adamw", "adafactor")
 PRECISIONS = ("no", "bf16", "fp16")
-KINDS = ("seq2seq", "causal", "encoder")
 
 
 @dataclass
@@ -173,7 +172,8 @@ class RunConfig(Settings):
     kind: str | None = setting(
         None,
         "seq2seq, causal or encoder (ranks choices). Unset: what the model's own configuration says.",
-        choices=KINDS,
+        choices=MODEL_KINDS,
+        flag="--kind",
     )
     trust_remote_code: bool = setting(
         False,

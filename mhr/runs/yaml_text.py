@@ -54,7 +54,7 @@ def read_settings(text: str, origin: str) -> dict[str, Any]:
     return values
 
 
-def text_of(file: str | Path) -> str:
+def file_text(file: str | Path) -> str:
     """The text of a file of settings. Raises ConfigError where there is none."""
     path = Path(file)
     if not path.is_file():

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from mhr.backbones import load_backbone
 from mhr.data import TaskCollection
 from mhr.errors import ConfigError
@@ -24,7 +26,7 @@ from mhr.sweeps.worker import Study
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """study: what all adaptations share; adaptations: run by run, mode by mode, task by task; notes: what is left out;
     reads: the runs and what they are adapted with, as far as these are paths."""
 
@@ -49,18 +51,18 @@ def plan(
     tasks: Sequence[str] | None,
     modes: Sequence[str],
     output: Path,
-    tasks_path: str | None,
-    template: str | None,
+    changed: dict[str, Any],
     limit: int | None,
     few: dict[str, Any],
-) -> Plan:
-    """The arguments of `mhr.sweeps.sweep` made definite. known: path of a run -> its name in the table that is resumed.
+) -> SweepPlan:
+    """The arguments of `mhr.sweeps.sweep` made definite. known: path of a run -> its name in the table that is resumed; changed:
+    settings of `few_shot_settings` that are not as the runs say.
 
     Nothing is written. Raises ConfigError, TaskError, DataError and CheckpointError for what does not fit.
     """
     paths = _names(runs, known)
     sources = {name: RunFolder.open(run) for name, run in paths.items()}
-    configs = {name: few_shot_settings(run.config(), tasks_path, template, few) for name, run in sources.items()}
+    configs = {name: few_shot_settings(run.config(), few, **changed) for name, run in sources.items()}
     for source in sources.values():
         source.result()
     allowed, notes = _allowed(paths, configs, modes)
@@ -86,10 +88,10 @@ def plan(
                     )  # too few examples are refused before anything is done
                     folder = output / "units" / name / mode / folder_name(task.name) / str(seed)
                     adaptations.append(Adaptation(run, mode, task.name, seed, folder))
-    identity = {"runs": shared, "tasks": tasks_path, "template": template, "limit": limit}
+    identity = {"runs": shared, **{name: changed[name] for name in ("tasks", "template", "on_bad_row")}, "limit": limit}
     names = {path: name for name, path in paths.items()}
     read = [*paths.values(), *(path for config in configs.values() for path in reads(config))]
-    return Plan(Study(names, tasks_path, template, limit, few, identity), adaptations, notes, read)
+    return SweepPlan(Study(names, changed, limit, few, identity), adaptations, notes, read)
 
 
 def _fitting(
@@ -99,8 +101,12 @@ def _fitting(
     measured."""
     kind = source.info["model_kind"]
     measured = config.data.fit and not named
-    tokenizer = load_backbone(source.info["base"], kind)[1] if measured else None
+    tokenizer = _tokenizer(config, kind) if measured else None
     return fitting_tasks(collection, named, kind, tokenizer, config)
+
+
+def _tokenizer(config: RunConfig, kind: str) -> PreTrainedTokenizerBase:
+    return load_backbone(config.model, kind, trust_remote_code=config.trust_remote_code)[1]
 
 
 def _names(runs: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:

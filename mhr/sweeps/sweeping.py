@@ -16,12 +16,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mhr.checks import check_whole
 from mhr.errors import TrainingError
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
 from mhr.locks import one_writer
 from mhr.runs.config import flat
 from mhr.runs.run import clear
+from mhr.runs.scoring import ScoringConfig
 from mhr.sweeps.launchers import launchers
 from mhr.sweeps.planning import plan
 from mhr.sweeps.table import SweepResult, append_row, key_of, read_rows, write_table
@@ -41,6 +41,9 @@ def sweep(
     output: str,
     tasks_path: str | None = None,
     template: str | None = None,
+    on_bad_row: str | None = None,
+    base: str | None = None,
+    trust_remote_code: bool = False,
     limit: int | None = None,
     launcher: str = "local",
     workers: int | None = None,
@@ -53,7 +56,7 @@ def sweep(
     a table.
 
     runs        pretraining runs. A mode that a run does not allow is left out, and noted, where another run allows it
-    tasks, tasks_path, template, few    as in `adapt`; the seeds are few["seeds"]
+    tasks, tasks_path, template, on_bad_row, base, trust_remote_code, few    as in `adapt`; the seeds are few["seeds"]
     limit       test examples a task, the first ones; None takes all
     launcher    "local" (processes on this machine), or "ray" (a Ray cluster; the folders must be on a file system that its
                 machines share)
@@ -64,12 +67,18 @@ def sweep(
     Raises ConfigError, TaskError, DataError and CheckpointError for what does not fit, before anything is written, and
     TrainingError for a folder that holds another sweep, and at the end where units have failed; Interrupted on Ctrl-C.
     """
-    if limit is not None:
-        check_whole("limit", limit, at_least=1)
+    ScoringConfig(limit=limit)
+    changed = {
+        "tasks": tasks_path,
+        "template": template,
+        "on_bad_row": on_bad_row,
+        "model": base,
+        "trust_remote_code": trust_remote_code,
+    }
     launch = launchers[launcher](workers)
     folder = Path(output)
     known = _known_names(folder) if resume else {}
-    planned = plan(runs, known, tasks, modes, folder, tasks_path, template, limit, few)
+    planned = plan(runs, known, tasks, modes, folder, changed, limit, few)
     study = planned.study
     described = {"settings": study.identity, "axes": planned.axes(), "notes": planned.notes}
     _open(folder, described, planned.reads, overwrite=overwrite, resume=resume)

@@ -26,12 +26,12 @@ class Study:
     """What all adaptations of a sweep share; see `mhr.sweeps.sweep`.
 
     names      path of a run -> its short name, by which rows tell it
+    changed    settings of `few_shot_settings` that are not as the runs say
     identity   what decides their results, for resuming
     """
 
     names: dict[str, str]
-    tasks_path: str | None
-    template: str | None
+    changed: dict[str, Any]
     limit: int | None
     few: dict[str, Any]
     identity: dict[str, Any]
@@ -69,7 +69,7 @@ class Worker:
         seconds = time.perf_counter() - began
         in_memory = LoadedModel(start.model, start.tokenizer, prepared.kind, str(folder))
         result = evaluate(
-            load_model(folder) if trained_before else in_memory,
+            self._reload(adaptation, prepared) if trained_before else in_memory,
             TaskCollection([prepared.tasks[adaptation.task]], prepared.tasks.source),
             limit=self.study.limit,
             max_input_length=config.data.max_input_length,
@@ -81,13 +81,18 @@ class Worker:
         columns = _columns(run, result)
         return self.study.row(adaptation, status="done", **columns, seconds=None if trained_before else seconds)
 
+    def _reload(self, adaptation: Adaptation, prepared: Preparation) -> LoadedModel:
+        """What an adaptation wrote before; a model that was trained whole needs no base."""
+        base = None if prepared.start.bank is None else self.study.changed["model"]
+        return load_model(adaptation.folder, base, trust_remote_code=prepared.config.trust_remote_code)
+
     def _prepare(self, adaptation: Adaptation) -> Preparation:
         key = adaptation.run, adaptation.mode
         if self._ready is None or self._ready[0] != key:
             self._ready = None  # the model before goes before the next one comes
             study = self.study
             source = RunFolder.open(adaptation.run)
-            config = few_shot_settings(source.config(), study.tasks_path, study.template, study.few)
+            config = few_shot_settings(source.config(), study.few, **study.changed)
             tasks = read_tasks(config.tasks, config.data, quiet=True)  # logged when the sweep was planned
             start = load_start(source, config, adaptation.mode)
             data, _ = fit_data(start.model, start.tokenizer, source.info["model_kind"], config.data)

@@ -10,7 +10,7 @@ from torch import nn
 
 from mhr.adapters.base import check_base
 from mhr.adapters.find import find_adapters
-from mhr.adapters.layer import KINDS, AdapterLayer, BottleneckFactors, IA3Vector, LoraFactors
+from mhr.adapters.layer import ADAPTER_LAYERS, AdapterLayer, BottleneckFactors, IA3Vector, LoraFactors
 from mhr.adapters.open import needs_task, open_bank, open_plain
 from mhr.adapters.plain import PlainAdapter
 from mhr.errors import MergeError
@@ -58,7 +58,7 @@ def _check(bank: AdapterBank, sources: Sequence[PlainAdapter]) -> None:
     for source in sources:
         if source.kind != config.adapter:
             raise MergeError(
-                f"init_skills: {source.name} is {KINDS[source.kind].title}, but the bank is made of adapter {config.adapter!r}"
+                f"init_skills: {source.name} is {ADAPTER_LAYERS[source.kind].title}, but the bank is made of adapter {config.adapter!r}"
             )
     n_skills = config.skills_for(len(bank.tasks))
     if len(sources) > n_skills:

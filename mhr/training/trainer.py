@@ -41,8 +41,8 @@ from mhr.training.averaging import share_of_average
 from mhr.training.processes import on_gpu, processes
 from mhr.training.signals import Interrupted, StopRequest
 
-OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor"}
-SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+TRANSFORMERS_OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor"}
+TRANSFORMERS_SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 class RoutedTrainer(Trainer):
@@ -351,10 +351,10 @@ def _arguments(config: TrainConfig, run: RunFolder, resumable: bool, whole: bool
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.lr,
-        optim=OPTIMIZERS[config.optimizer],
+        optim=TRANSFORMERS_OPTIMIZERS[config.optimizer],
         weight_decay=config.weight_decay,
         max_grad_norm=config.clip,
-        lr_scheduler_type=SCHEDULERS[config.scheduler],
+        lr_scheduler_type=TRANSFORMERS_SCHEDULERS[config.scheduler],
         warmup_steps=config.warmup_steps,
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mhr.analysis.agreement import agreement, ranks, shared_skills
+from mhr.analysis.agreement import agreement, average_ranks, shared_skills
 
 
 def test_ranks_share_the_mean_of_equals() -> None:
-    assert ranks(torch.tensor([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
+    assert average_ranks(torch.tensor([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
 
 
 def test_skills_that_tasks_share() -> None:

@@ -198,14 +198,14 @@ def test_json_alone_is_on_stdout(run: Path) -> None:
 
 
 def test_demo_prints_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mhr.demo import COLUMNS, DemoResult
+    from mhr.demo import METHOD_AND_MODE, DemoResult
 
     asked: dict[str, Any] = {}
 
     def run_demo(output: Path, **settings: Any) -> DemoResult:
         asked.update(settings)
-        scores = {"a-b": dict.fromkeys(COLUMNS, 0.25), "c-d": dict.fromkeys(COLUMNS, 0.5)}
-        return DemoResult(output, 32, scores, dict.fromkeys(scores, 0.125), dict.fromkeys(COLUMNS, 1536))
+        scores = {"a-b": dict.fromkeys(METHOD_AND_MODE, 0.25), "c-d": dict.fromkeys(METHOD_AND_MODE, 0.5)}
+        return DemoResult(output, 32, scores, dict.fromkeys(scores, 0.125), dict.fromkeys(METHOD_AND_MODE, 1536))
 
     monkeypatch.setattr("mhr.demo.run_demo", run_demo)
     result = succeed("demo", "--output", tmp_path, "--resume", "--max-tasks", "2", "--set", "train.steps=3")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mhr.data import load_tasks
-from mhr.data.templates import presets, read_templates
+from mhr.data.templates import packaged_templates, read_templates
 from mhr.errors import ConfigError
 
 
@@ -85,7 +85,7 @@ def test_collections_that_are_no_rows_take_templates(template: Any) -> None:
 
 
 def test_packaged_templates_have_words_for_their_labels(tmp_path: Path) -> None:
-    assert presets() == ["glue"]
+    assert packaged_templates() == ["glue"]
     found = read_templates("glue")
     sst2 = found.of("glue-sst2")
     assert sst2 is not None

@@ -157,7 +157,10 @@ def test_what_cannot_be_drawn_is_refused(ask: Ask, examples: list[Example]) -> N
             pass
         with Inference().on(ask("t5", routed)):
             pass
-    with pytest.raises(ConfigError, match="unknown inference 'ensembel': did you mean 'ensemble'"):
+    with pytest.raises(
+        ConfigError,
+        match="inference is 'ensembel', expected one of average, sentence, token, ensemble: did you mean 'ensemble'",
+    ):
         Inference("ensembel")
     with pytest.raises(ConfigError, match="draws is 3, but inference is 'average': draws are those of 'ensemble'"):
         Inference("average", 3)

@@ -8,22 +8,26 @@ import pytest
 import torch
 
 from mhr.adapters import LoraFactors, PlainAdapter
-from mhr.merging import MergeReport, merge, methods, read_report
+from mhr.merging import MERGE_METHODS, MergeReport, merge, read_report
+from mhr.merging.plan import combiners
 from tests.merging.loras import deltas, error, ia3, load, lora, same, save
 
 NEEDS_DATA = ("fisher", "soup-greedy")
-COMBINATIONS = [(name, space) for name, method in methods.items() for space in method.spaces if name not in NEEDS_DATA]
+COMBINATIONS = [
+    (name, space) for name, method in MERGE_METHODS.items() for space in method.spaces if name not in NEEDS_DATA
+]
 # Settings with which a method changes nothing by itself.
 NEUTRAL = {"ties": {"density": 1.0}, "dare": {"drop": 0.0}}
 
 
 def settings(name: str, n: int) -> dict:
-    return {"method": name, **({"weights": [1.0] * n} if methods[name].weights == "needed" else {})}
+    return {"method": name, **({"weights": [1.0] * n} if MERGE_METHODS[name].weights == "needed" else {})}
 
 
 def test_the_contract_covers_every_method() -> None:
-    assert {name for name, _ in COMBINATIONS} | set(NEEDS_DATA) == set(methods)
-    assert set(methods) == {"uniform", "weighted", "soup-uniform", "soup-greedy", "fisher", "ties", "dare", "mera"}
+    several = {name for name, method in MERGE_METHODS.items() if method.spaces}
+    assert {name for name, _ in COMBINATIONS} | set(NEEDS_DATA) == several == set(combiners)
+    assert several == {"uniform", "weighted", "soup-uniform", "soup-greedy", "fisher", "ties", "dare", "mera"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -40,7 +44,7 @@ def test_one_input_returns_itself_bit_for_bit(name, space, to, dtype, tmp_path):
 @pytest.mark.parametrize(("name", "space"), COMBINATIONS)
 def test_the_order_of_inputs_changes_nothing(name, space, tmp_path):
     folders = save(tmp_path, lora(1), lora(2, alpha=5.0), lora(3))
-    weighted = methods[name].weights != "none"
+    weighted = MERGE_METHODS[name].weights != "none"
     found = []
     for number, order in enumerate(permutations(range(3))):
         weights = {"weights": [(0.2, 0.5, 0.3)[i] for i in order]} if weighted else {}
@@ -78,7 +82,7 @@ def test_an_average_of_copies_is_the_copy(name, space, copies, tmp_path):
     assert [i["weight"] for i in read_report(output).inputs] == pytest.approx([1 / copies] * copies)
 
 
-@pytest.mark.parametrize(("name", "space"), [c for c in COMBINATIONS if methods[c[0]].weights != "none"])
+@pytest.mark.parametrize(("name", "space"), [c for c in COMBINATIONS if MERGE_METHODS[c[0]].weights != "none"])
 def test_a_weight_of_0_leaves_an_input_out(name, space, tmp_path):
     one, two = lora(1), lora(2)
     output = merge(

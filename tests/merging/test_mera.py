@@ -10,8 +10,7 @@ import torch
 
 from mhr.adapters import BottleneckFactors, LoraFactors, PlainAdapter, plain_checkpoint, write_adapter
 from mhr.merging import merge, read_report
-from mhr.merging.assignment import assign
-from mhr.merging.mera import aligned
+from mhr.merging.mera import aligned, assign
 from tests.merging.loras import BASE, deltas, error, load, lora, save
 
 

@@ -294,7 +294,7 @@ def test_what_cannot_be_scored(tmp_path):
         ({"method": "fisher", **DATA, "dev_tasks": ["rev-lst"]}, TaskError, "unknown task 'rev-lst'"),
         ({"tasks": "builtin:skills"}, MergeError, "--tasks is given, but nothing is scored: add --evaluate"),
         ({"dev_tasks": [TASK]}, MergeError, "--dev-task is given, but nothing is scored"),
-        ({"method": "soup-greedy", **DATA, "split": "dev"}, DataError, "unknown split 'dev'"),
+        ({"method": "soup-greedy", **DATA, "split": "dev"}, ConfigError, "split is 'dev', expected one of train, test"),
     ):
         with pytest.raises(error, match=line):
             merge(folders, **settings, output=tmp_path / "out")

@@ -13,7 +13,7 @@ import pytest
 
 from mhr.errors import MhrError
 from mhr.report.report import make_report, write_report
-from mhr.report.tables import Cell, Table, byte_size, p_value, score, text
+from mhr.report.tables import Cell, Table, byte_size, p_value, score_cell, text
 from tests.report import browser
 from tests.report.material import SUITE, a_run, adaptations, an_evaluation
 
@@ -151,8 +151,8 @@ def test_a_report_without_scores_still_shows_the_runs(tmp_path: Path) -> None:
 
 
 def test_cells() -> None:
-    assert score(0.1234, 0.01) == Cell("12.3 ± 1.0", 0.1234)
-    assert score(None).text == ""
+    assert score_cell(0.1234, 0.01) == Cell("12.3 ± 1.0", 0.1234)
+    assert score_cell(None).text == ""
     assert [byte_size(n).text for n in (7, 1500, 2_000_000, 999_999)] == ["7 B", "1.5 kB", "2 MB", "1 MB"]
     assert [p_value(p) for p in (0.0001, 0.034, 0.5)] == ["p < 0.001", "p = 0.034", "p = 0.50"]
     table = Table("k", "T", ["a|b", "n"], [[text("x|y"), Cell("1", 1.0, best=True)]], note="N.")

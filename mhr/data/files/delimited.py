@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from mhr.data.files.format import BadRow, Table, reads_files
+from mhr.data.files.format import BadRow, RowTable, reads_files
 from mhr.data.opening import FileFault, read_text
 
 HINT = "; the first line of the file has to name its columns"
@@ -17,7 +17,7 @@ csv.field_size_limit(2**31 - 1)
 
 
 @reads_files("csv", ".csv")
-def read_csv(file: Path) -> Table:
+def read_csv(file: Path) -> RowTable:
     """Cells between commas, quoted where needed; between semicolons or tabs where the header has more of those."""
     text = read_text(file)
     header = text.lstrip("\r\n").partition("\n")[0]
@@ -25,7 +25,7 @@ def read_csv(file: Path) -> Table:
 
 
 @reads_files("tsv", ".tsv")
-def read_tsv(file: Path) -> Table:
+def read_tsv(file: Path) -> RowTable:
     """Cells between tabs. Quotes around a cell count where the file was written with them, and are text otherwise."""
     text = read_text(file)
     plain = [(n, line.rstrip("\r").split("\t")) for n, line in enumerate(text.split("\n"), 1) if line.strip("\r")]
@@ -50,15 +50,15 @@ def _quoted(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         raise FileFault(lines.line_num, f"cannot be read as a table: {error}") from None
 
 
-def _table(lines: list[tuple[int, list[str]]]) -> Table:
+def _table(lines: list[tuple[int, list[str]]]) -> RowTable:
     if not lines:
-        return Table(iter(()))
+        return RowTable(iter(()))
     number, header = lines[0][0], [name.strip() for name in lines[0][1]]
     twice = [name for name in header if header.count(name) > 1]
     if twice or not all(header):
         what = f"names column {twice[0]!r} twice" if twice and twice[0] else "leaves the name of a column empty"
         raise FileFault(number, f"the first line {what}: it has to name the columns")
-    return Table(_rows(lines[1:], header), hint=HINT)
+    return RowTable(_rows(lines[1:], header), hint=HINT)
 
 
 def _rows(lines: list[tuple[int, list[str]]], header: list[str]) -> Iterator[tuple[int, dict[str, str] | BadRow]]:

@@ -19,7 +19,7 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class RowTable:
     """rows: (line, columns) one by one; a line counts from 1, lines of text or rows of a table
     labels: names of the class indices in a column, where the file knows them
     hint: what to say where a row lacks a column"""
@@ -34,16 +34,16 @@ class FileFormat:
     """endings: of the names of its files, lower case; read: a file's table. It raises FileFault, and so may the rows."""
 
     endings: tuple[str, ...]
-    read: Callable[[Path], Table]
+    read: Callable[[Path], RowTable]
 
 
 file_formats: Registry[FileFormat] = Registry("file format")
 
 
-def reads_files(name: str, *endings: str) -> Callable[[Callable[[Path], Table]], Callable[[Path], Table]]:
+def reads_files(name: str, *endings: str) -> Callable[[Callable[[Path], RowTable]], Callable[[Path], RowTable]]:
     """Register a function as the reader of files with these endings."""
 
-    def decorate(read: Callable[[Path], Table]) -> Callable[[Path], Table]:
+    def decorate(read: Callable[[Path], RowTable]) -> Callable[[Path], RowTable]:
         file_formats.register(name)(FileFormat(endings, read))
         return read
 

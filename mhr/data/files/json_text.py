@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mhr.data.files.format import BadRow, Table, reads_files
+from mhr.data.files.format import BadRow, RowTable, reads_files
 from mhr.data.forms import form_of
 from mhr.data.opening import FileFault, read_text
 
@@ -43,10 +43,10 @@ _decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
 @reads_files("json", ".jsonl", ".ndjson", ".json")
-def read_json(file: Path) -> Table:
+def read_json_rows(file: Path) -> RowTable:
     """The rows of a JSON file, whichever way it holds them."""
     text = read_text(file)
-    return Table(_rows(text))
+    return RowTable(_rows(text))
 
 
 def _rows(text: str) -> Iterator[tuple[int, Any]]:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mhr.data.files.format import Table, reads_files
+from mhr.data.files.format import RowTable, reads_files
 from mhr.data.opening import FileFault, read_bytes
 
 
 @reads_files("parquet", ".parquet")
-def read_parquet(file: Path) -> Table:
+def read_parquet(file: Path) -> RowTable:
     """The rows of a Parquet file, and the names of labels where Hugging Face's datasets wrote them beside."""
     try:
         import pyarrow
@@ -22,7 +22,7 @@ def read_parquet(file: Path) -> Table:
     try:
         source = file if file.suffix.lower() == ".parquet" else pyarrow.BufferReader(read_bytes(file))
         with pyarrow.parquet.ParquetFile(source) as table:
-            return Table(_rows(source), _labels(table.schema_arrow.metadata or {}))
+            return RowTable(_rows(source), _labels(table.schema_arrow.metadata or {}))
     except (pyarrow.ArrowException, OSError) as error:
         raise FileFault(0, f"is not a readable Parquet file: {str(error).splitlines()[0]}") from None
 

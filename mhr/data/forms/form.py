@@ -23,13 +23,15 @@ class Form(NamedTuple):
 
 forms: Registry[Form] = Registry("form of rows")
 
-Read = Callable[[Mapping[str, Any]], dict[str, Any]]
+ReadRow = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
-def reads_rows(name: str, columns: str, recognises: Callable[[Mapping[str, Any]], bool]) -> Callable[[Read], Read]:
+def reads_rows(
+    name: str, columns: str, recognises: Callable[[Mapping[str, Any]], bool]
+) -> Callable[[ReadRow], ReadRow]:
     """Register a function as the reader of rows of a form. A row that has `input` and `targets` is in no need of one."""
 
-    def decorate(read: Read) -> Read:
+    def decorate(read: ReadRow) -> ReadRow:
         forms.register(name)(Form(columns, recognises, read))
         return read
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mhr.adapters import LoraFactors, PlainAdapter
+from mhr.adapters.refactor import Loss, refactor_dense, refactor_sum
 from mhr.merging import merge, read_report
-from mhr.merging.refactor import Loss, refactor_dense, refactor_sum
 from tests.merging.loras import deltas, error, load, lora, save
 
 

@@ -17,18 +17,14 @@ from mhr.adapters.peft_export import save_peft
 from mhr.adapters.plain import PlainAdapter, plain_checkpoint
 from mhr.adapters.write import write_bank, write_plain
 from mhr.backbones import load_backbone
-from mhr.errors import MergeError, nearest
+from mhr.errors import ConfigError, MergeError, nearest
 from mhr.evaluation import EvaluationResult
 from mhr.files import prepare_output, writing_folder
 from mhr.locks import one_writer
-from mhr.merging.combination import all_settings
-from mhr.merging.plan import Order, Plan, make_plan
+from mhr.merging.methods import MergeConfig, own_settings
+from mhr.merging.plan import MergePlan, Order, make_plan
 from mhr.ops.checks import accumulator
-
-FORMS = ("mhr", "peft-lora", "model")
-"""What a merge can write: an adapter checkpoint of ours, a PEFT folder, or a whole plain transformers model."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+from mhr.setting import check_setting
 
 
 @one_writer
@@ -52,6 +48,9 @@ def merge(
     overwrite: bool = False,
     dtype: str | None = None,
     base: str | None = None,
+    kind: str | None = None,
+    trust_remote_code: bool = False,
+    on_bad_row: str | None = None,
     **settings: Any,
 ) -> Path:
     """Merge adapters into one and write it to the folder `output`, which it returns; see `read_report`.
@@ -64,46 +63,47 @@ def merge(
     weights   one for each input in their order, or by name of input or task; within one bank, of its tasks or skills
     space     one of SPACES; None takes the method's own. rank: of the factors that products get, None: the largest one
     evaluate  score every input, and the merged adapter, on the test examples; in the report
-    tasks, dev_tasks, split, limit, batch_size    what is scored on, see `Judge`
+    tasks, dev_tasks, split, limit, batch_size, on_bad_row    what is scored on, see `Judge`
     to        one of FORMS
-    dtype     of the tensors written, one of DTYPES; None keeps the adapter's, or with to="model" the base model's
-    base      path or hub id of the base model; None takes the one that the adapters name
-    settings  those of the method, such as density=0.3 of "ties": each method declares its own, see `mhr.merging.Setting`
+    dtype     of the tensors written, one of STORED_DTYPES; None keeps the adapter's, or with to="model" the base model's
+    base      path or hub id of the base model; None takes the one that the adapters name. kind: of a base whose adapters do
+              not tell it; trust_remote_code: see `load_backbone`
+    settings  those of the method, such as density=0.3 of "ties", see `mhr.merging.methods`
 
     Inputs are read layer by layer, so that they need not fit into memory together. Everything is checked before anything is
-    written, and the folder appears whole. Raises MergeError for settings and inputs that do not go together, CheckpointError
-    for what cannot be read, MhrError for an output folder that cannot be used.
+    written, and the folder appears whole. Raises ConfigError for settings that are unknown or out of range, MergeError for settings
+    and inputs that do not go together, CheckpointError for what cannot be read, MhrError for an output folder that cannot be used.
     """
-    if to not in FORMS:
-        raise MergeError(f"cannot merge to {to!r}: expected one of {', '.join(FORMS)}")
-    if dtype is not None and dtype not in DTYPES:
-        raise MergeError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
-    if rank is not None and rank < 1:
-        raise MergeError(f"rank is {rank}: expected an integer of at least 1")
-    known = all_settings()
+    named = [task] if isinstance(task, str) else None if task is None else list(task)
+    dev_tasks = None if dev_tasks is None else list(dev_tasks)
+    MergeConfig(method, named, weights, space, rank, to, dtype, evaluate, dev_tasks, split)  # type: ignore[arg-type]
+    known = own_settings()
     settings = {name: value for name, value in settings.items() if value is not None}
     for name, value in settings.items():
         if name not in known:
-            raise MergeError(f"no merge method has a setting {name!r}: {nearest(name, sorted(known))}")
-        known[name][0].check(value)
+            raise ConfigError(f"no merge method has a setting {name!r}: {nearest(name, sorted(known))}")
+        check_setting(name, value, *known[name][:2])
     paths = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
     output = prepare_output(output, overwrite, [*paths, base, tasks])
     order = Order(
         paths=paths,
         method=method,
-        tasks=[task] if isinstance(task, str) else list(task or ()),
+        tasks=named or [],
         weights=weights,
         space=space,
         rank=rank,
         settings=settings,
         base=base,
+        kind=kind,
         judging={
             "evaluate": evaluate,
             "tasks": tasks,
-            "names": None if dev_tasks is None else list(dev_tasks),
+            "names": dev_tasks,
             "split": split,
             "limit": limit,
             "batch_size": batch_size,
+            "on_bad_row": on_bad_row,
+            "trust_remote_code": trust_remote_code,
             "progress": progress,
         },
     )
@@ -119,13 +119,13 @@ def merge(
     scores = {}
     if evaluate and plan.judge is not None:
         scores = {name: _told(plan.judge.evaluate(load())) for name, load in plan.before.items()}
-    whole = _folded(plan.result, dtype) if to == "model" else None
+    whole = _folded(plan.result, dtype, trust_remote_code) if to == "model" else None
     with writing_folder(output) as folder:
         if whole is not None:
             for part in whole:
                 part.save_pretrained(folder)
         else:
-            _write_adapter(plan, folder, to, None if dtype is None else DTYPES[dtype])
+            _write_adapter(plan, folder, to, None if dtype is None else getattr(torch, dtype))
         if evaluate and plan.judge is not None:
             judge = plan.judge  # of what was written, so with its rounding
             after = judge.evaluate(_read(folder, to)) if whole is None else judge.evaluate_model(*whole)
@@ -135,7 +135,7 @@ def merge(
     return output
 
 
-def _write_adapter(plan: Plan, folder: Path, to: str, dtype: torch.dtype | None) -> None:
+def _write_adapter(plan: MergePlan, folder: Path, to: str, dtype: torch.dtype | None) -> None:
     plain = plan.result if dtype is None else plan.result.cast(dtype)
     if to == "peft-lora":
         save_peft(plain, folder)
@@ -153,12 +153,16 @@ def _told(result: EvaluationResult) -> dict[str, Any]:
     return {"mean": result.mean["score"], "tasks": {name: found["score"] for name, found in result.tasks.items()}}
 
 
-def _folded(plain: PlainAdapter, dtype: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _folded(
+    plain: PlainAdapter, dtype: str | None, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model with an adapter folded into it, and its tokenizer.
 
     Each layer is computed in float32 at least and rounded once, to the base's own dtype where none is named.
     """
-    wide: torch.dtype | Literal["auto"] = "auto" if dtype is None else accumulator(DTYPES[dtype])
-    model, tokenizer = load_backbone(plain.base.where(None, plain.name), plain.base.kind or None, wide)
+    wide: torch.dtype | Literal["auto"] = "auto" if dtype is None else accumulator(getattr(torch, dtype))
+    model, tokenizer = load_backbone(
+        plain.base.where(None, plain.name), plain.base.kind or None, wide, trust_remote_code=trust_remote_code
+    )
     fold_into(model, plain)
-    return model if dtype is None else model.to(DTYPES[dtype]), tokenizer
+    return model if dtype is None else model.to(getattr(torch, dtype)), tokenizer

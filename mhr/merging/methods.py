@@ -1,0 +1,171 @@
+"""What a merge is asked for, told once and without torch: the methods with their settings, and what holds of every merge.
+
+A method is a row of MERGE_METHODS and a function: `combines(name)` of `mhr.merging.combination` makes one of several adapters,
+`merge_methods.register(name)` of the same module one within a bank. The keywords of `mhr.merging.merge`, the flags of
+`mhr merge` and the errors of both are made of what stands here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from mhr.setting import Setting, Settings, setting, settings_of
+
+SPACES = ("factor", "delta")
+"""What is merged: the tensors of the adapters as they are, or the weight updates that LoRA factors stand for."""
+
+FORMS = ("mhr", "peft-lora", "model")
+"""What a merge can write: an adapter checkpoint of ours, a PEFT folder, or a whole plain transformers model."""
+
+STORED_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass
+class NoSettings(Settings):
+    """Those of a method that has none."""
+
+
+@dataclass
+class DareSettings(Settings):
+    drop: float = setting(0.9, "Drop rate, the fraction of elements set to 0 at random.", at_least=0, below=1)
+    seed: int = setting(0, "Seed of the draws.", at_least=0)
+
+
+@dataclass
+class FisherSettings(Settings):
+    examples: int = setting(
+        64, "Examples of each input's task that its Fisher information is estimated on.", at_least=1
+    )
+
+
+@dataclass
+class TiesSettings(Settings):
+    density: float = setting(0.2, "The fraction of each tensor's elements that is kept.", above=0, at_most=1)
+
+
+@dataclass(frozen=True, slots=True)
+class MergeMethod:
+    """A way to merge.
+
+    summary   for help
+    spaces    of SPACES that it merges several inputs in, the default first; none: it merges within one bank alone
+    weights   whether a user gives weights of several inputs: "none" (they are equal), "optional" or "needed"
+    settings  its own
+    """
+
+    name: str
+    summary: str
+    spaces: tuple[str, ...]
+    weights: str = "none"
+    settings: type[Settings] = NoSettings
+
+
+MERGE_METHODS = {
+    row.name: row
+    for row in (
+        MergeMethod("uniform", "the average; of one bank MHR-mu", ("factor", "delta")),
+        MergeMethod("weighted", "by --weights", ("factor", "delta"), "needed"),
+        MergeMethod("task", "the mixture of one task of one bank, exactly", ()),
+        MergeMethod("soup-uniform", "the average, also of whole banks", ("factor", "delta")),
+        MergeMethod("soup-greedy", "adds what improves the dev score", ("factor", "delta")),
+        MergeMethod("fisher", "by Fisher information", ("factor",), "optional", FisherSettings),
+        MergeMethod("ties", "elects signs", ("delta", "factor"), "optional", TiesSettings),
+        MergeMethod("dare", "drops elements at random", ("delta", "factor"), "optional", DareSettings),
+        MergeMethod("mera", "aligns hidden units first", ("factor",), "optional"),
+    )
+}
+
+
+@dataclass
+class MergeConfig(Settings):
+    """What is asked of a merge, whatever its method, see `mhr.merging.merge`."""
+
+    method: str | None = setting(
+        None,
+        f"""How inputs become one: {", ".join(f"{row.name} ({row.summary})" for row in MERGE_METHODS.values())}. Unset: task for a
+        bank with one task, otherwise uniform.""",
+        flag="--method",
+    )
+    task: list[str] | None = setting(
+        None,
+        """Task of an input: whose mixture is taken from a bank, or that an adapter was trained for. Once for all
+        inputs, or once for each; several for one bank merge its mixtures.""",
+        flag="--task",
+        metavar="NAME,...",
+        repeated=True,
+    )
+    weights: dict[str, float] | list[float] | None = setting(
+        None,
+        """Weights of the inputs in their order, as in 0.7,0.3, or by their names or tasks, as in a=0.7,b=0.3. Of one bank those of
+        its tasks, or of all its skills in order. Divided by their sum.""",
+        flag="--weights",
+        metavar="NAME=W,...",
+    )
+    space: str | None = setting(
+        None,
+        f"""factor (merge the low-rank factors as they are) or delta (merge their products, and factor the result again). Unset:
+        delta for {" and ".join(row.name for row in MERGE_METHODS.values() if row.spaces[:1] == ("delta",))}, otherwise factor.""",
+        choices=SPACES,
+        flag="--space",
+    )
+    rank: int | None = setting(
+        None,
+        "Rank of the factors after --space delta. Unset: the largest of the inputs.",
+        at_least=1,
+        flag="--rank",
+    )
+    to: str = setting(
+        "mhr",
+        """mhr (an adapter for this library), peft-lora (a folder that PEFT loads) or model (folded into the base weights:
+        a plain transformers model).""",
+        choices=FORMS,
+        flag="--to",
+        metavar="FORM",
+    )
+    dtype: str | None = setting(
+        None,
+        f"Of the tensors written: {', '.join(STORED_DTYPES)}. Unset: as the adapter is; with --to model as the base model is.",
+        choices=STORED_DTYPES,
+        flag="--dtype",
+    )
+    evaluate: bool = setting(False, "Score the inputs and the merged adapter on the test examples.", flag="--evaluate")
+    dev_tasks: list[str] | None = setting(
+        None,
+        """Tasks of the collection to score on, for soup-greedy, fisher and --evaluate. Unset: the tasks that the inputs stand for,
+        otherwise the held-out ones.""",
+        flag="--dev-task",
+        metavar="NAME,...",
+        repeated=True,
+    )
+    split: str = setting(
+        "train",
+        "Validation examples of soup-greedy: train, without those that a run adapted on, or test.",
+        choices=("train", "test"),
+        flag="--split",
+    )
+
+
+@cache
+def own_settings() -> dict[str, tuple[Any, Setting, list[str]]]:
+    """Every setting of a method: its name -> its type, what is known of it with its flag, and the methods that take it."""
+    takers: dict[str, list[str]] = {}
+    found: dict[str, tuple[Any, Setting]] = {}
+    for row in MERGE_METHODS.values():
+        for name, one in settings_of(row.settings).items():
+            takers.setdefault(name, []).append(row.name)
+            found.setdefault(name, one)
+    return {
+        name: (
+            hint,
+            dataclasses.replace(
+                known,
+                doc=f"With {' and '.join(takers[name])}: {known.doc[0].lower()}{known.doc[1:]}",
+                flag=(f"--{name}",),
+            ),
+            takers[name],
+        )
+        for name, (hint, known) in found.items()
+    }
