@@ -33,7 +33,9 @@ Quick = Annotated[
 ]
 Minutes = Annotated[
     float | None,
-    typer.Option(min=0.0, help="ops only: measure a random part of the grid, as much as this allows. All takes hours."),
+    typer.Option(
+        min=0.0, metavar="X", help="ops only: measure a random part of the grid in this time. All of it takes hours."
+    ),
 ]
 
 

@@ -27,7 +27,9 @@ mhr demo --output runs/demo --resume
 
 MaxTasks = Annotated[
     int | None,
-    typer.Option(help="Adapt to so many of its held-out tasks only. Unset: to all.", rich_help_panel=SETTINGS),
+    typer.Option(
+        metavar="N", help="Adapt to the first N held-out tasks only. Unset: to all.", rich_help_panel=SETTINGS
+    ),
 ]
 
 

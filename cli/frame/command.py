@@ -108,6 +108,13 @@ class Command(TyperCommand):
             if first != value and not option.multiple and (listed or not _is_number(value)):
                 raise ConfigError(f"{name} is given twice, {first!r} and {value!r}: it takes one value, leave one out")
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        for param in params:
+            if isinstance(param, TyperOption) and param.is_flag:
+                param.metavar = ""  # Typer would show <bool>, as if a switch took a value
+        return params
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         if not self.common or ctx.meta.get(ALL):
             super().format_help(ctx, formatter)
