@@ -90,7 +90,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "simd": build_info().get("simd", "none: the references serve"),
+        "simd": build_info().get("simd", "none: the references are used"),
         "native": sorted(name for name, devices in native_ops().items() if "cpu" in devices),
         "commit": _commit(),
     }

@@ -50,7 +50,8 @@ def _version(wanted: bool) -> None:
     native = [f"{name} ({', '.join(devices)})" for name, devices in ops.items() if devices]
     out.print(f"mhr {mhr.__version__}, torch {torch.__version__}", soft_wrap=True)
     out.print(
-        f"native ops: {', '.join(native) or 'none, the pure-torch references serve (see mhr doctor)'}", soft_wrap=True
+        f"native ops: {', '.join(native) or 'none, the pure-torch references are used (see mhr doctor)'}",
+        soft_wrap=True,
     )
     raise typer.Exit
 

@@ -133,7 +133,7 @@ class AdapterConfig(Settings):
             drawing = " or ".join(name for name, row in ROUTING_METHODS.items() if row.drawn)
             raise ConfigError(
                 f"share is {self.share!r}, but {self.method} routes {self.adapter} as a whole: only {drawing} draws the two "
-                "projections of a lora or bottleneck apart"
+                "projections of a lora or bottleneck separately"
             )
         for name, idle in (("noise", "off"), ("straight_through", False)):
             value = getattr(self, name)

@@ -85,7 +85,7 @@ def _native_ops(missing: list[Lack]) -> dict[str, str]:
     elif not build_info():
         if not any(map(shutil.which, ("c++", "g++", "clang++"))):
             missing.append(Lack("a C++ compiler", "apt-get install g++", False))
-        missing.append(Lack("the native extension mhr._C; the slow pure-torch references serve", REBUILD, False))
+        missing.append(Lack("the native extension mhr._C; the slow pure-torch references are used", REBUILD, False))
     elif build_info()["autograd"] == "Python":
         what = (
             f"autograd nodes in C++ for torch {torch.__version__}; the extension was built with {build_info()['torch']}"
@@ -112,7 +112,7 @@ def _gpu(missing: list[Lack]) -> dict[str, str]:
     if torch.cuda.is_available():
         gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         if not any("cuda" in devices for devices in native_ops().values()):
-            missing.append(Lack("CUDA kernels: the references serve on the GPU", f"MHR_CUDA=1 {REBUILD}", False))
+            missing.append(Lack("CUDA kernels: the references are used on the GPU", f"MHR_CUDA=1 {REBUILD}", False))
         return {
             f"cuda:{i}": f"{g.name}, {g.total_memory / 2**30:.0f} GiB, sm_{g.major}{g.minor}"
             for i, g in enumerate(gpus)

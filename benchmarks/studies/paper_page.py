@@ -261,7 +261,7 @@ def _findings_table(answers: Sequence[Answer]) -> Table:
         rows.append([text(cell) for cell in cells])
     columns = ["claim", "comparison", "difference", "by seed", "better / worse", "p", "verdict"]
     note = (
-        "Differences in points, of alignment in cosine. Verdicts in brackets stand beside their claim and do not decide it. "
+        "Differences in points, of alignment in cosine. Verdicts in brackets accompany their claim and do not decide it. "
         "p: of the difference minus its margin."
     )
     return Table("findings", "Comparisons", columns, rows, note=note, names=7)

@@ -26,7 +26,7 @@ SAMPLES = 256
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Which model an adapter belongs to. A text is empty where it is not known, as for adapters made by others.
+    """Which model an adapter belongs to. A string is empty where it is not known, as for adapters made by others.
 
     name_or_path  built-in name, folder or hub id
     kind          "seq2seq", "causal" or "encoder"

@@ -39,7 +39,7 @@ Gradient = Callable[[Sequence[nn.Parameter]], Sequence[Tensor | None]]
 
 @dataclass(frozen=True)
 class Alignment:
-    """How T tasks' gradients of one checkpoint lie to one another.
+    """Alignment of T tasks' gradients at one checkpoint.
 
     step     optimizer steps after which the checkpoint was made
     gram     float64 [T, T], `g_i . g_j` over all skills of the bank

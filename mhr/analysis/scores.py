@@ -10,7 +10,7 @@ from mhr.analysis.compare import Paired, compare
 from mhr.errors import DataError
 
 Seed = str | None
-"""What was drawn for a score: the seed as a text; None where nothing is drawn."""
+"""What was drawn for a score: the seed as a string; None where nothing is drawn."""
 
 
 @dataclass(frozen=True, slots=True)

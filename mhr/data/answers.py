@@ -90,7 +90,7 @@ class Answers:
                 raise RowFault(f"target {value} is none of the choices {shown(choices)}, which are integers themselves")
             return str(value)
         if not 0 <= value < len(choices):
-            raise RowFault(f"target {value} is the number of no choice: expected 0 to {len(choices) - 1}")
+            raise RowFault(f"target {value} is no index of a choice: expected 0 to {len(choices) - 1}")
         return choices[value]
 
     def _digits(self, text: str, choices: tuple[str, ...]) -> str:

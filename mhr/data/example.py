@@ -54,7 +54,7 @@ class TaskCollection(Mapping[str, Task]):
     """Tasks by name, in a fixed order.
 
     source      where they were read
-    notes       what a user has to know of how they were read, a line each: what was left out, what was drawn
+    notes       notes on how they were read, a line each: what was left out, what was drawn
     recognised  what the reader took the files for, a line each: format, columns, task and split
     """
 

@@ -1,4 +1,4 @@
-"""How readers tell what is wrong with a collection, and what a user has to know of it."""
+"""How readers collect errors in a collection, and notes on it."""
 
 from __future__ import annotations
 

@@ -69,10 +69,10 @@ def _load(path: str, subset: str | None) -> dict[str, Any]:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"{path}: this data set needs the package datasets: pip install datasets") from error
+        raise DataError(f"{path}: this dataset needs the package datasets: pip install datasets") from error
     try:
         loaded = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path, subset)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: cannot be loaded as a Hugging Face data set: {reason}") from error
+        raise DataError(f"{path}: cannot be loaded as a Hugging Face dataset: {reason}") from error
     return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}

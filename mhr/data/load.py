@@ -44,7 +44,7 @@ def load_tasks(
     positives    Super-NaturalInstructions: put this many solved examples before each input
     column_map   rows: our column -> theirs, {"input": "question", "targets": "answers.text", "task": "subject"}
     split_list   Super-NaturalInstructions: folder of splits/ that says what is held out; None takes "default"
-    subset       hub: the data set's configuration ("sst2" of "nyu-mll/glue")
+    subset       hub: the dataset's configuration ("sst2" of "nyu-mll/glue")
     seed         of what is drawn, and of the suite's strings
     template     prompt templates, a YAML file or a packaged name, see `mhr.data.templates`
     on_bad_row   "error" refuses a collection with a faulty row; "skip" leaves such rows out and counts them in its notes

@@ -148,10 +148,10 @@ def _template(values: Any, origin: str) -> Template:
             f"{origin}: verbalizers is {words!r:.60}, expected a word for each label, as in {{'0': terrible}}"
         )
     if len(set(words.values())) < len(words):
-        raise ConfigError(f"{origin}: two verbalizers are the same word: labels must stay apart")
+        raise ConfigError(f"{origin}: two verbalizers are the same word: labels must differ")
     if words and "choice" not in fields_of(texts["choice"]):
         raise ConfigError(
-            f"{origin}: choice {texts['choice']!r:.60} leaves {{choice}} out, so that all choices are alike"
+            f"{origin}: choice {texts['choice']!r:.60} leaves {{choice}} out, so that all choices are the same"
         )
     return Template(texts["input"], texts["choice"], {str(k): w for k, w in words.items()}, origin)
 

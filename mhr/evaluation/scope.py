@@ -49,7 +49,7 @@ def tasks_to_judge(
     for key in map(_key, overrides):
         if not key.startswith("data.") or key.removeprefix("data.") in OF_TRAINING:
             raise ConfigError(
-                f"{key} is set, which decides nothing here: expected a setting of how the collection is read, such as "
+                f"{key} is set, which has no effect here: expected a setting of how the collection is read, such as "
                 "data.definitions=false"
             )
     collection = read_tasks(tasks or config.tasks, config.data)
@@ -59,7 +59,7 @@ def tasks_to_judge(
         return collection.select(list(names))
     held_out = collection.held_out()
     if part == "held-out" and not held_out:
-        raise DataError(f"{collection.source} holds no task out: expected part 'all' or 'training'")
+        raise DataError(f"{collection.source} has no held-out tasks: expected part 'all' or 'training'")
     if part == "training":
         return collection.training()
     return held_out if held_out and part != "all" else collection

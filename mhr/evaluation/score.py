@@ -1,4 +1,4 @@
-"""Score whatever lies at a path, as `mhr evaluate` does: find out what it is judged on, load it, ask it, and keep the answers."""
+"""Score the model at a path, as `mhr evaluate` does: find its tasks, load it, generate or rank, and keep the answers."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def named_tasks(config: RunConfig, names: Sequence[str] | None) -> TaskCollectio
         return collection.select(list(dict.fromkeys(names)))
     held_out = collection.held_out()
     if not len(held_out):
-        raise DataError(f"{config.tasks} holds no task out: name the tasks to adapt to")
+        raise DataError(f"{config.tasks} has no held-out tasks: name the tasks to adapt to")
     return held_out
 
 

@@ -65,7 +65,7 @@ class AdapterBank(nn.Module):
         method draws them: while training one for the whole batch, otherwise as `inference` says. Raises TaskError.
         """
         if isinstance(task_ids, str):
-            raise TaskError(f"task_ids is the text {task_ids!r}: expected a list with one task name per example")
+            raise TaskError(f"task_ids is the string {task_ids!r}: expected a list with one task name per example")
         if task_ids is None:
             if self.ambiguous:
                 raise TaskError(f"task_ids is missing: expected one of the {len(self.tasks)} task names per example")
@@ -309,11 +309,11 @@ def bank_of(model: nn.Module) -> AdapterBank:
 def check_names(names: Sequence[str]) -> list[str]:
     """The names as a list. Raises TaskError for none, for an empty one and for one that is given twice."""
     if isinstance(names, str):
-        raise TaskError(f"tasks is the text {names!r}: expected a list of names")
+        raise TaskError(f"tasks is the string {names!r}: expected a list of names")
     seen: set[str] = set()
     for name in names:
         if not isinstance(name, str) or not name.strip():
-            raise TaskError(f"task name {name!r} is no text: expected a name such as 'boolq'")
+            raise TaskError(f"task name {name!r} is no name: expected a string such as 'boolq'")
         if name in seen:
             raise TaskError(f"task {name!r} is given twice: names of tasks must be distinct")
         seen.add(name)

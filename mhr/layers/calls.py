@@ -26,7 +26,7 @@ def wrap_calls(model: nn.Module, bank: AdapterBank) -> None:
     wrap_method(model, bank, "generate", _generate)
     wrap_method(model, bank, "_expand_inputs_for_generation", _expand)
     wrap_method(model, bank, "forward", _forward)
-    # What trainers read to find the columns of a data set that the model takes.
+    # What trainers read to find the columns of a dataset that the model takes.
     signature = inspect.signature(type(model).forward)
     named = [p for p in list(signature.parameters.values())[1:] if p.name != "task_ids"]
     named.insert(next((i for i, p in enumerate(named) if p.kind is p.VAR_KEYWORD), len(named)), TASK_IDS)

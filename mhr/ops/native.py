@@ -18,7 +18,7 @@ import torch
 _SOURCE = Path(__file__).parents[2]
 _IN_PLACE = (_SOURCE / "setup.py").exists()  # imported from the clone, so it is there that the library is looked for
 REBUILD = f"pip install --no-deps --editable {_SOURCE}" if _IN_PLACE else "pip install --no-deps --force-reinstall ."
-WITHOUT_NODES = "autograd nodes in Python serve instead, some 25 us slower a call"
+WITHOUT_NODES = "autograd nodes in Python are used instead, some 25 us slower a call"
 LIBRARY = torch.library.Library("mhr", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
@@ -61,7 +61,7 @@ def _load_nodes() -> Any:
     built = _extension.build_info()["torch"]
     if built.partition("+")[0] != torch.__version__.partition("+")[0]:
         warnings.warn(
-            f"mhr: the native library was built with torch {built} and runs with {torch.__version__}: its kernels serve, but "
+            f"mhr: the native library was built with torch {built} and runs with {torch.__version__}: its kernels are used, but "
             f"{WITHOUT_NODES}. Rebuild it with: {REBUILD}",
             RuntimeWarning,
             stacklevel=2,
@@ -78,14 +78,14 @@ def _note_level() -> None:
     info = _extension.build_info()
     if wanted != info["simd"]:
         warnings.warn(
-            f"mhr: MHR_SIMD is {wanted!r}, which this machine does not have: {info['simd']} serves. It has "
+            f"mhr: MHR_SIMD is {wanted!r}, which this machine does not have: {info['simd']} is used. It has "
             f"{', '.join(info['simd_levels'])}",
             RuntimeWarning,
             stacklevel=2,
         )
 
 
-_extension = _load("mhr._C", "the slow references serve instead")
+_extension = _load("mhr._C", "the slow references are used instead")
 _note_level()
 nodes = _load_nodes()
 

@@ -1,1 +1,1 @@
-"""Looking at what was trained, and at the machine that trains: tables, plots, diagnosis."""
+"""Reports on runs: tables, plots, one self-contained page."""

@@ -115,7 +115,7 @@ def plot_entropy(routings: dict[str, Routing]) -> Figure:
     lowest = min(value for routing in routings.values() for value in routing.entropy.values())
     axes.set_ylim(min(lowest - 0.01, 0.94), 1.0 + 0.02 * (1.02 - min(lowest, 0.94)))
     axes.set_ylabel("entropy / log S")
-    axes.set_title("Entropy of the routing by layer (1: every skill alike)")
+    axes.set_title("Entropy of the routing by layer (1: uniform)")
     if len(routings) > 1:
         axes.figure.legend(loc="outside lower left", ncols=len(routings))
     return figure

@@ -98,7 +98,7 @@ def _standings_table(standings: list[Standing], n_tasks: int, material: Material
         rows,
         names=1 + with_protocol,
         note="Per cent ± standard deviation over seeds. p: two-sided sign-flip permutation test against the first, paired over "
-        "tasks and seeds; seeds that share a pretrained model are not independent of one another, so it flatters.",
+        "tasks and seeds; seeds that share a pretrained model are not independent of one another, so it is optimistic.",
     )
 
 

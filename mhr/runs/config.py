@@ -218,7 +218,7 @@ def _flatten(values: Mapping[str, Any], origin: str) -> Iterator[tuple[str, Said
 
 
 def assignment(text: str) -> tuple[str, Said]:
-    """What `--set NAME=VALUE` says. Raises ConfigError for a text of another form."""
+    """What `--set NAME=VALUE` says. Raises ConfigError for a string of another form."""
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set {text!r} has no '=': expected a setting and its value, as in train.lr=1e-3")

@@ -1,4 +1,4 @@
-"""What a reader of run.json or adapt.json has to know and would not look for: what was left out, and what was skipped."""
+"""Warnings in run.json and adapt.json that a reader has to see: tasks left out, checkpoints skipped."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_value(text: str) -> Any:
-    """The value that a text stands for. Raises ValueError where it is not YAML."""
+    """The value that a string stands for. Raises ValueError where it is not YAML."""
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError) as error:

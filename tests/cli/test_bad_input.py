@@ -120,7 +120,7 @@ def test_data_check_tells_every_fault_and_exits_with_2(superni: Collection) -> N
     assert json.loads(result.stdout)["totals"]["faults"] == 2
 
 
-def test_long_inputs_are_cut_and_counted(run: Path, rows: Path, tmp_path: Path) -> None:
+def test_long_inputs_are_truncated_and_counted(run: Path, rows: Path, tmp_path: Path) -> None:
     rows.write_text(rows.read_text().replace('"input": "even', '"input": "' + "long " * 20 + "even"))
     judged = json.loads(succeed("evaluate", run, "--tasks", rows, "--json").stdout)
     cut = {"inputs": 4, "choices": 0, "targets": 0}

@@ -171,7 +171,7 @@ def test_doctor_finds_versions_ops_and_threads() -> None:
     assert "Versions" in succeed("doctor").stdout
 
 
-def test_doctor_says_how_to_mend_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_how_to_fix_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import metadata
 
     version = metadata.version

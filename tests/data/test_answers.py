@@ -53,7 +53,7 @@ def test_a_label_is_read_as_it_is_meant(tmp_path: Path, value: Any, choices: Any
     [
         (True, ["no", "yes"], "target true is none of the choices 'no', 'yes'"),
         (5, [1, 2, 3], "target 5 is none of the choices '1', '2', '3', which are integers themselves"),
-        (2, ["no", "yes"], "target 2 is the number of no choice: expected 0 to 1"),
+        (2, ["no", "yes"], "target 2 is no index of a choice: expected 0 to 1"),
         ("2", ["no", "yes"], "label '2', which is not among the choices"),
         (1.5, None, "target 1.5 is neither a string nor an integer"),
         ("x", ["x"], "has the only choice 'x', so that any answer is right"),

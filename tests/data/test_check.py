@@ -63,7 +63,7 @@ def test_a_step_that_cannot_go_on_is_a_fault_too(tmp_path: Path):
     (tmp_path / "dataset_info.json").touch()
     report = check_collection(tmp_path)
     assert report.totals["faults"] == 1
-    assert report.faults[0].message.startswith("cannot be loaded as a Hugging Face data set")
+    assert report.faults[0].message.startswith("cannot be loaded as a Hugging Face dataset")
 
 
 def test_nothing_to_look_at_is_told(tmp_path: Path):

@@ -56,7 +56,7 @@ def test_one_table_with_a_task_column(tmp_path: Path):
 
 def test_a_faulty_row_is_told_with_its_split_and_number(tmp_path: Path):
     datasets.DatasetDict({"train": table([0, 1]), "test": table([1, -1])}).save_to_disk(tmp_path / "reviews")
-    with pytest.raises(DataError, match=r"reviews\[test\]:2: .*target -1 is the number of no choice"):
+    with pytest.raises(DataError, match=r"reviews\[test\]:2: .*target -1 is no index of a choice"):
         load_tasks(tmp_path / "reviews", column_map=COLUMNS)
 
 
@@ -71,7 +71,7 @@ def test_a_hub_id_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPa
         raise ConnectionError("no route\nto the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(DataError, match=r"^nobody/nothing: cannot be loaded as a Hugging Face data set: no route$"):
+    with pytest.raises(DataError, match=r"^nobody/nothing: cannot be loaded as a Hugging Face dataset: no route$"):
         load_tasks("nobody/nothing")
 
 

@@ -95,7 +95,7 @@ def test_validation_stands_in_for_test(tmp_path: Path):
         ({"input": "a", "targets": []}, r"targets must be a list of strings that are not empty, got \[\]"),
         ({"input": " ", "targets": "b"}, r"row 'x.jsonl:2' has no input: expected a string that is not empty"),
         ({"input": "a", "targets": "b", "choices": ["c", "d"]}, r"label 'b', which is not among the choices 'c', 'd'"),
-        ({"input": "a", "targets": 2, "choices": ["c", "d"]}, r"target 2 is the number of no choice: expected 0 to 1"),
+        ({"input": "a", "targets": 2, "choices": ["c", "d"]}, r"target 2 is no index of a choice: expected 0 to 1"),
         ({"input": "a", "targets": "b", "split": "tset"}, r"unknown split 'tset': did you mean 'test'"),
         ({"input": "a", "targets": "b", "held_out": "so"}, r"a held_out that is neither true nor false: 'so'"),
         (

@@ -69,7 +69,7 @@ def test_habits_of_the_model_are_overruled(ask: Ask, examples: list[Example]) ->
     assert generate_answers(loaded, examples, max_new_tokens=5) == expected
 
 
-def test_inputs_that_are_cut_are_told(ask: Ask) -> None:
+def test_inputs_that_are_truncated_are_noted(ask: Ask) -> None:
     made = [Example("alpha", text, ("w3",)) for text in ("w1 w2", " ".join(["w1"] * 30))]
     for name in ("t5", "llama"):
         found = generate_answers(ask(name), made, max_input_length=8, max_new_tokens=4)

@@ -97,7 +97,7 @@ def test_a_classifier_of_several_labels_is_refused(ask: Ask, examples: list[Exam
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_what_is_cut_is_told(ask: Ask, name: str) -> None:
+def test_what_is_truncated_is_noted(ask: Ask, name: str) -> None:
     loaded = ask(name)
     long, short = " ".join(["w1"] * 20), "w1 w2"
     made = [Example("alpha", text, ("w3",), ("w3", "w4 w5 w6 w7"), str(i)) for i, text in enumerate((short, long))]

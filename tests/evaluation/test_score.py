@@ -60,7 +60,7 @@ def test_a_path_that_is_missing_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["train.lr=1", "data.sampler=uniform", "data.max_input_length=8", "method=poly"])
 def test_settings_that_decide_nothing_are_refused(rows: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match="is set, which decides nothing here"):
+    with pytest.raises(ConfigError, match="is set, which has no effect here"):
         score("builtin:t5-tiny", tasks=str(rows), overrides=[text])
 
 

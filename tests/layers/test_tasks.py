@@ -95,7 +95,7 @@ def test_an_unseen_task_is_routed_uniformly_where_asked() -> None:
     ("ids", "message"),
     [
         ([], "task_ids is empty"),
-        ("rte", r"task_ids is the text 'rte': expected a list"),
+        ("rte", r"task_ids is the string 'rte': expected a list"),
         (None, "task_ids is missing: expected one of the 3 task names per example"),
         (["RTE"], r"unknown task 'RTE': did you mean 'rte'\?"),
         (["zzzz"], "unknown task 'zzzz': known: 'boolq', 'copa', 'rte'"),
@@ -112,9 +112,9 @@ def test_task_ids_that_do_not_fit_are_an_error(ids: Any, message: str) -> None:
     [
         (["rte", "rte"], "task 'rte' is given twice"),
         ([], "no task is given"),
-        (["rte", " "], "task name ' ' is no text"),
-        (["rte", 3], "task name 3 is no text"),
-        ("rte", "tasks is the text 'rte': expected a list of names"),
+        (["rte", " "], "task name ' ' is no name"),
+        (["rte", 3], "task name 3 is no name"),
+        ("rte", "tasks is the string 'rte': expected a list of names"),
     ],
 )
 def test_task_names_that_do_not_fit_are_an_error_and_change_nothing(names: Any, message: str) -> None:

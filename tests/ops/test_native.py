@@ -84,7 +84,7 @@ def test_an_instruction_set_that_there_is_not_is_told_once_and_the_best_one_serv
     result = run(["-c", f"{call}; print(o.build_info()['simd'])"], MHR_SIMD="avx1024")
     best = build_info()["simd_levels"][0]
     assert result.stdout == best + "\n", result.stderr
-    told = f"MHR_SIMD is 'avx1024', which this machine does not have: {best} serves"
+    told = f"MHR_SIMD is 'avx1024', which this machine does not have: {best} is used"
     assert result.stderr.count(told) == 1
 
 
@@ -97,7 +97,7 @@ def test_nodes_that_were_compiled_with_another_torch_are_left_alone() -> None:
     )
     result = run(["-c", code])
     assert result.stdout == "Python ['cpu']\n", result.stderr
-    assert result.stderr.count("and runs with 2.12.7+cpu: its kernels serve, but") == 1
+    assert result.stderr.count("and runs with 2.12.7+cpu: its kernels are used, but") == 1
 
 
 @pytest.mark.skipif(not BUILT, reason="the native extension is not built")
