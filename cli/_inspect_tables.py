@@ -48,7 +48,7 @@ def _of_bank(inspection: Inspection) -> Iterator[Text | Table]:
         return
     yield _heading("Routing weights, mean over layers and heads; white is 1/S")
     yield _heat_map(inspection)
-    yield _heading("By layer: entropy (1 uses every skill alike, 0 only one), skills in effect, discreteness")
+    yield _heading("By layer: entropy (1 is uniform, 0 one skill), effective skills, discreteness")
     yield _sharpness(inspection)
     yield _heading("Which tasks route alike (cosine of their routing, from the uniform one)")
     yield _alike(inspection)
