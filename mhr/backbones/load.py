@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -79,7 +79,9 @@ def load_backbone(
     ):
         # Transformers would warn and take packed integers for weights.
         raise MhrError(f"cannot load model {name!r}: {_unreadable(config, 'transformers knows no such quantisation')}")
-    settings = {"num_labels": 1} if kind == "encoder" else {}
+    labels = getattr(config, "num_labels", None)
+    # Shapes that differ are ours to judge: transformers reports them by itself and raises an error that names none.
+    settings = {"ignore_mismatched_sizes": True} | ({"num_labels": 1} if kind == "encoder" else {})
     model, found = _loading(
         name,
         config,
@@ -92,8 +94,9 @@ def load_backbone(
         None,
         lambda: ByT5Tokenizer() if name in BUILTIN else AutoTokenizer.from_pretrained(source, **trust),
     )
+    other_head = _of_another_head(name, found["mismatched_keys"], labels if kind == "encoder" else None)
     # Drawn at random by transformers: attach has them trained and stored with the bank.
-    model.__dict__["mhr_untrained"] = sorted({key.rpartition(".")[0] for key in found["missing_keys"]})
+    model.__dict__["mhr_untrained"] = sorted({key.rpartition(".")[0] for key in [*found["missing_keys"], *other_head]})
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     # A model of text and images keeps the settings of its text in a configuration of their own.
@@ -101,6 +104,20 @@ def load_backbone(
         if getattr(part, "pad_token_id", 0) is None:
             part.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
+
+
+def _of_another_head(name: str, differing: Iterable[tuple[str, Any, Any]], labels: int | None) -> list[str]:
+    """Parameters of a head for `labels` outputs, where one of one output was asked for, among those (name, shape in the checkpoint,
+    shape in the model) that differ. Raises MhrError for any other one."""
+    found = []
+    for key, held, wanted in sorted(differing):
+        if labels is None or list(held) != [labels, *wanted[1:]] or wanted[0] != 1:
+            raise MhrError(
+                f"cannot load model {name!r}: its checkpoint holds {key} as {list(held)}, but its configuration asks for "
+                f"{list(wanted)}: the two do not belong together"
+            )
+        found.append(key)
+    return found
 
 
 def _loading(name: str, config: PretrainedConfig | None, step: Callable[[], Found]) -> Found:

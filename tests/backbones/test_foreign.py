@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import AutoConfig, BertConfig, BertForMaskedLM, BertModel, Lla
 from mhr.backbones import load_backbone
 from mhr.backbones.kinds import kind_of_config
 from mhr.errors import MhrError
-from mhr.evaluation import load_model
+from mhr.evaluation import load_model, score
 from tests.evaluation.architectures import tiny_generator
 from tests.models import tiny_model
 from tests.tokenizers import make_word_tokenizer
@@ -228,3 +229,22 @@ def test_bare_encoders_and_their_heads(tmp_path: Path) -> None:
     model, _ = load_backbone(write(t5, tmp_path / "t5"))
     assert type(model).__name__ == "T5ForSequenceClassification"
     assert model.mhr_untrained == []
+
+
+@pytest.mark.parametrize("labels", [2, 3])
+def test_a_head_for_several_labels_is_drawn_anew(tmp_path: Path, labels: int) -> None:
+    """As of a model for natural-language inference; choices are ranked by one output."""
+    folder = write(tiny_model("bert", num_labels=labels), tmp_path)
+    model, _ = load_backbone(folder)
+    assert model.mhr_untrained == ["classifier"]
+    assert list(model.classifier.weight.shape) == [1, 32]
+    with pytest.raises(MhrError, match="does not hold 'classifier'"):
+        score(folder, tasks="builtin:skills")
+
+
+@pytest.mark.parametrize(("name", "setting"), [("t5", "d_ff"), ("llama", "intermediate_size"), ("bert", "vocab_size")])
+def test_weights_of_other_shapes_than_the_configuration_asks_for(tmp_path: Path, name: str, setting: str) -> None:
+    line = refused(write(tiny_model(name), tmp_path, **{setting: 48}))
+    assert re.search(
+        r"holds \S+weight as \[.*64.*\], but its configuration asks for \[.*48.*\]: the two do not belong", line
+    )
