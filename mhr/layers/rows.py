@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from mhr.errors import TaskError
 from mhr.routing import RoutingBatch
 
+MULTIPLE_CHOICE = ("ForMultipleChoice", "DoubleHeadsModel")
+"""Parts of the names of models whose input_ids are [B, C, L], and whose layers get B * C rows."""
+
 INPUTS = ("input_ids", "inputs_embeds", "encoder_outputs", "decoder_input_ids", "decoder_inputs_embeds", "inputs")
 
 
@@ -28,7 +31,7 @@ def check_rows(model: nn.Module, batch: RoutingBatch, args: Sequence[Any], kwarg
         tensor = value if isinstance(value, Tensor) else _first(value)
         if tensor is None:
             continue
-        if name in ("input_ids", "inputs_embeds") and "ForMultipleChoice" in type(model).__name__:
+        if name in ("input_ids", "inputs_embeds") and any(part in type(model).__name__ for part in MULTIPLE_CHOICE):
             choices = tensor.shape[1]
         if not batch.fits(tensor.shape[0], n):
             several = "" if batch.multiples == (1,) else f" of {' or '.join(map(str, batch.multiples))} rows each"

@@ -30,7 +30,8 @@ def weight_is_read(model: nn.Module, name: str) -> bool:
     parts = name.split(".")
     for i in range(len(parts)):
         around, inner = model.get_submodule(".".join(parts[:i])), ".".join(parts[i:])
-        if any(inner == path or (loose and inner.endswith(f".{path}")) for path, loose in _reads(type(around))):  # type: ignore[arg-type]
+        reads = (read for cls in type(around).__mro__ for read in _reads(cls.__module__, cls.__qualname__))
+        if any(inner == path or (loose and inner.endswith(f".{path}")) for path, loose in reads):
             return not _unreached(around)
     return False
 
@@ -46,15 +47,13 @@ def _unreached(module: nn.Module) -> bool:
 
 
 @cache
-def _reads(cls: type[nn.Module]) -> frozenset[tuple[str, bool]]:
-    """Paths of layers whose weight the methods of a class compute with; with False, from the module itself on, with True from any
-    module inside it."""
-    found: set[tuple[str, bool]] = set()
-    for base in cls.__mro__:
-        of_a_model = base.__module__.startswith("transformers.models.") or base is nn.MultiheadAttention
-        if of_a_model or base.__module__.partition(".")[0] not in LIBRARIES:
-            found.update(_paths(_classes(base.__module__).get(base.__qualname__)))
-    return frozenset(found)
+def _reads(module: str, cls: str) -> frozenset[tuple[str, bool]]:
+    """Paths of layers whose weight the methods that a class defines compute with; with False, from the module itself on, with True
+    from any module inside it."""
+    of_a_model = module.startswith(("transformers.models.", nn.MultiheadAttention.__module__))
+    if not of_a_model and module.partition(".")[0] in LIBRARIES:
+        return frozenset()
+    return frozenset(_paths(_classes(module).get(cls)))
 
 
 @cache
@@ -68,7 +67,7 @@ def _classes(module: str) -> dict[str, ast.ClassDef]:
 
 
 def _paths(definition: ast.ClassDef | None) -> Iterator[tuple[str, bool]]:
-    """As `_reads`, of the methods that one class defines."""
+    """As `_reads`."""
     for method in definition.body if definition else ():
         if not isinstance(method, ast.FunctionDef) or method.name.lstrip("_").startswith(SETUP):
             continue

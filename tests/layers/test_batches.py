@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
@@ -14,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 import mhr
 from mhr import AdapterBank, AdapterConfig
 from mhr.errors import TargetError, TaskError
+from tests.architectures import configuration
 from tests.models import ENCODER_DECODERS, GENERATORS, MODELS, random_batch, randomise, tiny_model
 
 TASKS = ["boolq", "rte", "copa"]
@@ -161,6 +163,21 @@ def test_several_choices_are_decoded_per_encoded_example(name: str) -> None:
             row = 3 * i + k
             expected = plain(**own, decoder_input_ids=choices[row : row + 1]).logits[0]
             torch.testing.assert_close(out[row], expected, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["BertForMultipleChoice", "GPT2DoubleHeadsModel"])
+def test_choices_of_an_example_in_an_axis_of_their_own(name: str) -> None:
+    """input_ids [B, C, L], whose layers get B * C rows."""
+    torch.manual_seed(0)
+    cls = getattr(transformers, name)
+    model = cls(configuration("bert" if "Bert" in name else "gpt2")).eval()
+    randomise(mhr.attach(model, AdapterConfig(method="private", rank=2), ["boolq", "rte", "copa"]))
+    ids = torch.randint(5, 60, (4, 3, 6))
+    tasks = ["rte", "boolq", "rte", "copa"]
+    mixed = model(input_ids=ids, task_ids=tasks).logits
+    alone = torch.cat([model(input_ids=ids[i : i + 1], task_ids=[task]).logits for i, task in enumerate(tasks)])
+    torch.testing.assert_close(mixed, alone, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("ids", [TASKS, IDS * 2, IDS[:2], ["rte"], ["rte"] * 8])
