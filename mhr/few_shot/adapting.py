@@ -26,7 +26,7 @@ from mhr.objectives.usable import usable_tasks
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.config import differences, to_dict
 from mhr.runs.run import RunFolder, clear
-from mhr.runs.settings import RunConfig, inputs_of
+from mhr.runs.settings import RunConfig, paths_read
 from mhr.runs.tasks import read_tasks, tell
 from mhr.training.processes import check_precision, processes
 from mhr.training.watch import ProgressBar
@@ -95,7 +95,7 @@ def adapt(
     check_given(few, [(mode, config)], [kind])
     check_precision(config.train.precision)
     if not (resume and Path(output).is_dir() and any(Path(output).iterdir())):
-        prepare_output(output, overwrite, [run, *inputs_of(config)])
+        prepare_output(output, overwrite, [run, *paths_read(config)])
     described = {
         "mode": mode,
         "source": str(source.path.resolve()),

@@ -245,6 +245,6 @@ class RunConfig(Settings):
             )
 
 
-def inputs_of(config: RunConfig) -> list[str | None]:
+def paths_read(config: RunConfig) -> list[str | None]:
     """What a run with these settings reads: paths, and names of what is no path."""
     return [config.model, config.tasks, config.data.template, config.data.split_list, *(config.init_skills or ())]

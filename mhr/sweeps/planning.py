@@ -21,7 +21,7 @@ from mhr.files import folder_name
 from mhr.methods import MODES
 from mhr.runs.config import to_dict
 from mhr.runs.run import RunFolder
-from mhr.runs.settings import RunConfig, inputs_of
+from mhr.runs.settings import RunConfig, paths_read
 from mhr.sweeps.worker import Study
 
 
@@ -90,7 +90,7 @@ def plan(
                     adaptations.append(Adaptation(run, mode, task.name, seed, folder))
     identity = {"runs": shared, **{name: changed[name] for name in ("tasks", "template", "on_bad_row")}, "limit": limit}
     names = {path: name for name, path in paths.items()}
-    read = [*paths.values(), *(path for config in configs.values() for path in inputs_of(config))]
+    read = [*paths.values(), *(path for config in configs.values() for path in paths_read(config))]
     return SweepPlan(Study(names, changed, limit, few, identity), adaptations, notes, read)
 
 

@@ -25,7 +25,7 @@ from mhr.objectives.usable import usable_tasks
 from mhr.runs.checkpoints import newest_complete, step_of
 from mhr.runs.config import flat, to_dict
 from mhr.runs.run import RunFolder
-from mhr.runs.settings import RunConfig, inputs_of
+from mhr.runs.settings import RunConfig, paths_read
 from mhr.runs.tasks import read_tasks
 from mhr.training.processes import check_precision, processes
 from mhr.training.seeding import seed_bank
@@ -53,7 +53,7 @@ def pretrain(
     """
     state = processes()
     check_precision(config.train.precision)
-    RunFolder.check(output, overwrite=overwrite, resume=resume, reads=inputs_of(config))
+    RunFolder.check(output, overwrite=overwrite, resume=resume, reads=paths_read(config))
     set_seed(config.train.seed)
     model, tokenizer = load_backbone(config.model, config.kind, trust_remote_code=config.trust_remote_code)
     drawn = untrained_modules(model)
