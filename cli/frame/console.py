@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -15,14 +16,19 @@ from rich.text import Text
 RANK = int(os.environ.get("RANK") or 0)
 """Which of several processes this is, as torchrun says; the first one speaks for all."""
 
+if isinstance(sys.stdout, io.TextIOWrapper):
+    # A terminal without Unicode (LC_ALL=C) shows "\xe9" where it has no letter for it, as standard error does by itself.
+    sys.stdout.reconfigure(errors="backslashreplace")
+
 out = Console(highlight=False, quiet=RANK > 0)
 err = Console(stderr=True, highlight=False)
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout. NaN and infinities become null, which JSON has."""
+    """One JSON value on stdout. NaN and infinities become null, which JSON has; letters that stdout lacks become escapes of JSON."""
     if RANK == 0:
-        sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=not unicode) + "\n")
 
 
 def note(message: str) -> None:

@@ -39,7 +39,8 @@ def tasks_to_judge(
     ScopeConfig(None if names is None else list(names), part)
     if part is not None and names is not None:
         raise ConfigError(f"both task names and part {part!r} are given: leave one out")
-    run = RunFolder.open(model) if (Path(model) / RUN_FILE).is_file() else None
+    held = any((Path(model) / name).is_file() for name in (RUN_FILE, "adapt.json"))
+    run = RunFolder.open(model) if held else None
     if tasks is None and run is None:
         missing = "" if Path(model).exists() or str(model).startswith("builtin:") else " (there is no such folder here)"
         raise ConfigError(

@@ -171,11 +171,13 @@ def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kin
     """Raise ConfigError for a few-shot setting that was given and would change nothing: by the modes (each with the settings of
     its run) and by the kinds of models that are adapted."""
     given = {name for name, value in few.items() if value is not None}
+    grid = few.get("grid") or {}
     for rate in ("lr", "router_lr"):
-        if rate in given and all(rate in idle_rates(mode, config.method) for mode, config in modes):
+        if rate in given | set(grid) and all(rate in idle_rates(mode, config.method) for mode, config in modes):
             what = "the adapter" if rate == "lr" else "routing"
             shown = " or ".join(dict.fromkeys(repr(mode) for mode, _ in modes))
-            raise ConfigError(f"{rate} is {few[rate]}, but mode {shown} does not train {what}: leave it out")
+            said = f"{rate} is {few[rate]}" if rate in given else f"grid has {rate} {list(grid[rate])}"
+            raise ConfigError(f"{said}, but mode {shown} does not train {what}: leave it out")
     if kinds and all(kind == "encoder" for kind in kinds):
         for name in ("length_norm", "mc_loss", "unlikely_loss"):
             if name in given:

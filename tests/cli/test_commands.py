@@ -53,6 +53,8 @@ def test_adapt_writes_one_run_per_task_and_seed_and_evaluate_reads_it(run: Path,
     judged = json.loads(succeed("evaluate", paths[-1], "--limit", "3", "--json").stdout)
     assert list(judged["tasks"]) == ["min-box"]
     assert judged["tasks"]["min-box"]["n"] == 3
+    for command in (("evaluate", output), ("evaluate", output, "--tasks", "builtin:skills")):
+        assert f"{output} holds adaptations, not a run: name one of them, such as {paths[0]}" in refuse(*command)
 
 
 def test_evaluate_prints_a_table_and_writes_scores_and_answers(run: Path, rows: Path, tmp_path: Path) -> None:

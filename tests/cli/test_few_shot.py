@@ -90,6 +90,16 @@ def test_one_line_for_what_cannot_be(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("mode", "rate", "idle"), [("z", "lr", "the adapter"), ("mu", "router_lr", "routing")])
+def test_a_grid_of_a_rate_that_nothing_is_trained_with(
+    mode: str, rate: str, idle: str, run: Path, tmp_path: Path
+) -> None:
+    given = ("--grid", f"{rate}=0.1,0.01", "--task", "min-box", "--output", tmp_path / "out")
+    line = f"grid has {rate} [0.1, 0.01], but mode '{mode}' does not train {idle}: leave it out"
+    assert line in refuse("adapt", run, "--mode", mode, *given)
+    assert line in refuse("sweep", run, "--modes", mode, *given)
+
+
 def test_a_template_with_an_unknown_field(run: Path, rows: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.yaml"
     file.write_text('tasks: {even: {input: "{inptu} is it even?"}}\n')

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.main import get_command
@@ -65,6 +68,18 @@ def test_it_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "mhr_cli", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "Usage: mhr" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_letters_that_a_terminal_lacks_are_shown_as_escapes(encoding: str, tmp_path: Path) -> None:
+    rows = [{"task": "日本語 😀", "input": f"é {i}", "targets": str(i)} for i in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "mhr_cli", "data", "check", str(tmp_path / "rows.jsonl")]
+    env = os.environ | {"PYTHONIOENCODING": encoding, "COLUMNS": "120"}
+    table = subprocess.run(command, capture_output=True, env=env, check=True).stdout.decode(encoding)
+    assert ("日本語" if encoding == "utf-8" else r"\u65e5\u672c\u8a9e \U0001f600") in table
+    told = subprocess.run([*command, "--json"], capture_output=True, env=env, check=True).stdout.decode(encoding)
+    assert "日本語 😀" in str(json.loads(told))
 
 
 def test_usage_errors_exit_with_2_and_name_the_flag() -> None:
