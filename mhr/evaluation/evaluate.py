@@ -49,7 +49,8 @@ def evaluate(
                        can judge are skipped, with a note
     max_input_length   tokens of an input (of a pair, for encoders); longer ones are truncated, and counted. None: as the model
                        was trained, otherwise 512; never more than the model takes
-    max_target_length  tokens of a choice or of a generated answer. None: as the model was trained, otherwise 128
+    max_target_length  tokens of a choice or of a generated answer. None: as the model was trained, otherwise 128 (at
+                       most half of a decoder's positions)
     length_norm        see `rank_choices`; None: as the model was trained, otherwise 1
     n_beams            see `generate_answers`
     precision          "no", "bf16" or "fp16" (automatic mixed precision)

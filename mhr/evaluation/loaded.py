@@ -18,7 +18,7 @@ from mhr.data.tokens import pad
 from mhr.errors import ConfigError, nearest
 from mhr.layers import AdapterBank
 from mhr.objectives import Objective, make_objective, objective_of
-from mhr.objectives.lengths import fit_lengths
+from mhr.objectives.lengths import fit_lengths, positions
 from mhr.routing import RoutingBatch
 
 AUTOCAST_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -89,9 +89,13 @@ class LoadedModel:
         return ids.to(self.device), mask.to(self.device)
 
     def lengths(self, max_input_length: int | None = None, max_target_length: int | None = None) -> tuple[int, int]:
-        """Tokens of an input and of a target to keep: what is asked for, or as trained, or 512 and 128; capped to what the
-        model takes. Raises ConfigError for fewer than 2, or where the target leaves no room for an input."""
+        """Tokens of an input and of a target to keep: what is asked for, or as trained, or 512 and 128 (at most half of the
+        positions that both share); capped to what the model takes. Raises ConfigError for fewer than 2, or where the target leaves
+        no room for an input."""
         usual = self.trained_with or (512, 128)
+        if not self.trained_with and self.objective.shares_row:
+            shared = positions(self.model, self.tokenizer, "decoder")
+            usual = usual if shared is None else (512, min(128, shared // 2))
         kept = usual[0] if max_input_length is None else max_input_length
         target = usual[1] if max_target_length is None else max_target_length
         found = fit_lengths(self.model, self.tokenizer, self.kind, kept, target, self.description)

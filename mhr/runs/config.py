@@ -169,6 +169,9 @@ def _unknown(key: str) -> str:
     """What is wrong with a key that is no setting."""
     known = all_settings()
     leaf = key.rpartition(".")[2]
+    if key in SECTIONS:
+        first = next(name for name in known if name.startswith(f"{key}."))
+        return f"{key!r} is a section of settings: set one of them, as in {first}"
     if key == "adapter.method":
         return f"unknown key {key!r}: the setting 'method' decides it"
     same = [name for name in known if name.rpartition(".")[2] == leaf]

@@ -144,6 +144,7 @@ def test_long_inputs_are_truncated_and_counted(run: Path, rows: Path, tmp_path: 
         (("--router-lr", "-1"), "--router-lr: train.router_lr is -1.0"),
         (("--set", "train.stesp=3"), "--set: unknown key 'train.stesp': in section 'train', did you mean 'steps'"),
         (("--set", "train.steps"), "has no '='"),
+        (("--set", "adapter=8"), "--set: 'adapter' is a section of settings: set one of them, as in adapter.adapter"),
         (("--preset", "dmeo"), "unknown preset 'dmeo': did you mean 'demo'?"),
         (("--method", "mrh"), "did you mean 'mhr'"),
         (("--model", "builtin:t5-tinny"), "did you mean 'builtin:t5-tiny'?"),

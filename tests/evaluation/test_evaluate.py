@@ -118,6 +118,7 @@ def test_lengths_are_capped_to_what_the_model_takes(ask: Ask, collection: TaskCo
     assert ask("t5").lengths() == (512, 128)
     assert ask("bert").lengths() == (64, 64)
     assert ask("gpt2").lengths(100, 10) == (54, 10)
+    assert ask("gpt2").lengths() == (32, 32)  # both share 64 positions
     assert dataclasses.replace(ask("t5"), trained_with=(40, 9)).lengths() == (40, 9)
     assert dataclasses.replace(ask("t5"), trained_with=(40, 9)).lengths(50) == (50, 9)
     with pytest.raises(ConfigError, match="max_target_length is 64, but the tiny gpt2 takes 64 tokens with the input"):
