@@ -112,7 +112,7 @@ def publish(
     make_folder(docs)
     ending = "_quick" if quick else ""
     made = machine()  # before its files change what the commit is said to be
-    parts, told, answers = [], [], {}
+    parts, lines, answers = [], [], {}
     for setting in settings:
         found = Results(setting, output)
         if not found.units:
@@ -123,12 +123,12 @@ def publish(
         )
         plots = _plots(found, docs, ending)
         parts.append(_part(found, answers[setting.title], plots))
-        told += [f"{setting.title}, claim {a.claim.number}: {a.verdict}" for a in answers[setting.title] if a.verdict]
-        told.append(f"Written: {file}")
+        lines += [f"{setting.title}, claim {a.claim.number}: {a.verdict}" for a in answers[setting.title] if a.verdict]
+        lines.append(f"Written: {file}")
     if parts:
         page = write_text_atomically(docs / f"study{ending}.md", "\n".join([_head(answers, command, made), *parts]))
-        told.append(f"Written: {page}")
-    return told
+        lines.append(f"Written: {page}")
+    return lines
 
 
 def _record(found: Results, answers: Sequence[Answer], command: str, made: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,10 +77,10 @@ def check_base(
     for layer, sizes in layers.items():
         if layer not in found or not is_linear(found[layer]):
             raise CheckpointError(f"{wrong}: it adapts layer {layer!r}, which this model does not have as a Linear")
-        own = features(found[layer])
-        if any(recorded not in (None, is_) for recorded, is_ in zip(sizes, own, strict=True)):
+        here = features(found[layer])
+        if any(recorded not in (None, is_) for recorded, is_ in zip(sizes, here, strict=True)):
             raise CheckpointError(
-                f"{wrong}: its layer {layer!r} has {_arrow(sizes)} features, this model's {_arrow(own)}"
+                f"{wrong}: its layer {layer!r} has {_arrow(sizes)} features, this model's {_arrow(here)}"
             )
     for module in modules:
         if module not in found:
@@ -114,12 +114,12 @@ def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
     for name, parameter in model.named_parameters():
         if id(parameter) in changes:
             continue
-        owner, _, own = name.rpartition(".")
+        owner, _, last = name.rpartition(".")
         if owner in layers:
             continue  # a parameter of the bank: those of the layer itself are one step further down, in `base`
         layer = owner.removesuffix(".base")
         if layer in layers:
-            name = f"{layer}.{own}"
+            name = f"{layer}.{last}"
         structure.update(f"{name} {tuple(parameter.shape)};".encode())
         flat = parameter.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // SAMPLES)].cpu()

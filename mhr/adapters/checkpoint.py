@@ -277,16 +277,16 @@ def _open_tensors(path: Path, size: int, digest: str) -> TensorFile:
 
 
 def _copy_tensors(bank: AdapterBank, tensors: Mapping[str, Tensor], name: str) -> None:
-    own = bank.tensors()
-    for key in own.keys() | tensors.keys():
+    targets = bank.tensors()
+    for key in targets.keys() | tensors.keys():
         if key not in tensors:
             raise CheckpointError(f"{name} lacks tensor {key!r}")
-        if key not in own:
+        if key not in targets:
             raise CheckpointError(f"{name} holds tensor {key!r}, which its configuration has no place for")
-        if own[key].shape != tensors[key].shape:
+        if targets[key].shape != tensors[key].shape:
             raise CheckpointError(
-                f"tensor {key!r} of {name} has shape {tuple(tensors[key].shape)}, expected {tuple(own[key].shape)}"
+                f"tensor {key!r} of {name} has shape {tuple(tensors[key].shape)}, expected {tuple(targets[key].shape)}"
             )
     with torch.no_grad():
-        for key, tensor in own.items():
+        for key, tensor in targets.items():
             tensor.copy_(tensors[key])

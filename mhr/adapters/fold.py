@@ -81,8 +81,8 @@ def _check_layers(model: nn.Module, plain: PlainAdapter) -> None:
 
 def _check_modules(model: nn.Module, plain: PlainAdapter) -> None:
     for name, state in plain.modules.items():
-        own = model.get_submodule(name).state_dict()
-        for key in own.keys() | state.keys():
-            if key not in own or key not in state or own[key].shape != state[key].shape:
+        current = model.get_submodule(name).state_dict()
+        for key in current.keys() | state.keys():
+            if key not in current or key not in state or current[key].shape != state[key].shape:
                 raise CheckpointError(f"tensor {key!r} of module {name!r} does not fit that of the model")
     check_agreement(model, plain.modules, plain.name)

@@ -17,9 +17,9 @@ def special_tokens(loaded: LoadedModel) -> dict[str, Any]:
     forced_bos_token_id     the code of the target language, where targets begin with one
     """
     end = answer_end(loaded.tokenizer, decoder=loaded.objective.shares_row)
-    own = loaded.model.generation_config.eos_token_id
+    configured = loaded.model.generation_config.eos_token_id
     found: dict[str, Any] = {
-        "eos_token_id": list(dict.fromkeys([end, *([own] if isinstance(own, int) else own or [])]))
+        "eos_token_id": list(dict.fromkeys([end, *([configured] if isinstance(configured, int) else configured or [])]))
     }
     if not loaded.objective.shares_row:
         target = loaded.tokenizer(text_target="a")["input_ids"]

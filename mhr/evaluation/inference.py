@@ -74,5 +74,5 @@ class MeanOverDraws(LogitsProcessor):
         self.n_beams = n_beams
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        apart = scores.view(-1, self.draws, self.n_beams, scores.shape[-1])
-        return apart.mean(1, keepdim=True).expand_as(apart).reshape(scores.shape)
+        per_draw = scores.view(-1, self.draws, self.n_beams, scores.shape[-1])
+        return per_draw.mean(1, keepdim=True).expand_as(per_draw).reshape(scores.shape)

@@ -102,13 +102,17 @@ def without_cache(
         found: dict[int, list[float]] = {}
         # Not every encoder keeps padding out of its tokens (ProphetNet's does not).
         for length in dict.fromkeys(map(len, inputs)):
-            own = [i for i, row in enumerate(inputs) if len(row) == length]
+            equal_length = [i for i, row in enumerate(inputs) if len(row) == length]
             totals = iter(
                 _decode_whole(
-                    loaded, [inputs[i] for i in own], [answers[i] for i in own], [tasks[i] for i in own], unseen
+                    loaded,
+                    [inputs[i] for i in equal_length],
+                    [answers[i] for i in equal_length],
+                    [tasks[i] for i in equal_length],
+                    unseen,
                 )
             )
-            found |= {i: [next(totals) for _ in answers[i]] for i in own}
+            found |= {i: [next(totals) for _ in answers[i]] for i in equal_length}
         return [total for i in range(len(inputs)) for total in found[i]]
     return _read_whole(loaded, inputs, answers, tasks, unseen)
 

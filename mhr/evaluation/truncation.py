@@ -36,16 +36,16 @@ def count_truncated(
             cut["inputs"][id(example)] = example.task
         if answer.cut_choices:
             cut["choices"][id(example)] = example.task
-    for example, said in zip(to_generate, generated, strict=True):
-        if said.cut_input:
+    for example, generation in zip(to_generate, generated, strict=True):
+        if generation.cut_input:
             cut["inputs"][id(example)] = example.task
         if _shortest(tokenizer, example) >= max_target_length:
             cut["targets"][id(example)] = example.task
     tasks: dict[str, dict[str, int]] = {}
     for what, found in cut.items():
         for task in found.values():
-            own = tasks.setdefault(task, dict.fromkeys(cut, 0))
-            own[what] += 1
+            counts = tasks.setdefault(task, dict.fromkeys(cut, 0))
+            counts[what] += 1
     total = {what: len(found) for what, found in cut.items()}
     return {"examples": len({id(e) for e in [*to_rank, *to_generate]}), **total, "tasks": tasks}
 

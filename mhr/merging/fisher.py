@@ -96,5 +96,5 @@ def _parameters(bank: AdapterBank) -> list[tuple[str, torch.nn.Parameter]]:
 
 def _like(bank: Tensor, tensor: Tensor) -> Tensor:
     """[1, 1, P, Q] of a bank, filled up to a common rank, as the plain adapter's tensor that it was made of."""
-    own = bank[0, 0] if tensor.dim() == 2 else bank[0, 0, 0]
-    return own[tuple(slice(n) for n in tensor.shape)].contiguous()
+    unpadded = bank[0, 0] if tensor.dim() == 2 else bank[0, 0, 0]
+    return unpadded[tuple(slice(n) for n in tensor.shape)].contiguous()

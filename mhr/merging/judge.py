@@ -124,8 +124,8 @@ class Judge:
     def examples_of(self, source: PlainAdapter, n: int) -> list[Example]:
         """The first `n` examples of each task that an adapter stands for: of its shots, where a run records them, otherwise of
         the training examples; of all tasks to score on where it stands for none of the collection."""
-        own = source.task is not None and source.task in self.everything
-        tasks = [self.everything[source.task or ""]] if own else list(self.collection.values())
+        known = source.task is not None and source.task in self.everything
+        tasks = [self.everything[source.task or ""]] if known else list(self.collection.values())
         shots = _shots([source.run] if source.run is not None else [])
         found: list[Example] = []
         for task in tasks:

@@ -334,8 +334,8 @@ def _judge(order: Order, sources: Sequence[PlainAdapter]) -> Judge | None:
         return None
     runs = [source.run for source in sources if source.run is not None]
     path = str(runs[0].path) if runs else sources[0].name
-    own = [source.task for source in sources if source.task]
-    return Judge(sources[0].base, path, runs, own, **judging)
+    tasks = [source.task for source in sources if source.task]
+    return Judge(sources[0].base, path, runs, tasks, **judging)
 
 
 def _place_base(order: Order, sources: Sequence[PlainAdapter]) -> None:
