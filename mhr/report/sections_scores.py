@@ -58,7 +58,7 @@ def _who_leads(standings: list[Standing]) -> str:
     second = standings[1]
     behind = second.behind
     assert behind is not None, "they meet"
-    sure = "" if behind.p < 0.05 else ", which may be chance"
+    sure = "" if behind.p < 0.05 else ", no significant difference"
     return (
         f"{first.contestant} leads with {100 * first.mean:.1f}{seeds}; {second.contestant} is "
         f"{-100 * behind.difference:.1f} points behind ({behind.worse} worse and {behind.better} better of {behind.n} pairs of "
@@ -92,7 +92,7 @@ def _standings_table(standings: list[Standing], n_tasks: int, material: Material
             "mean over categories",
             "best on",
             "seeds",
-            "to the first",
+            "difference to the first",
             "p",
         ],
         rows,
