@@ -72,7 +72,10 @@ def test_an_adapted_model_is_one_graph_for_all_tasks(name: str) -> None:
     model = tiny_model(name, **ONE_BLOCK[name])
     inputs = random_batch(model)
     labels = inputs.pop("labels")
-    check(model, {**inputs, "decoder_input_ids": labels} if name == "t5" else inputs, n_heads=4)
+    if name == "t5":
+        # Making the cache copies the config in transformers 5.0, which torch 2.11 cannot trace.
+        inputs |= {"decoder_input_ids": labels, "use_cache": False}
+    check(model, inputs, n_heads=4)
 
 
 @pytest.mark.parametrize(
