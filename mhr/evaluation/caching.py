@@ -7,8 +7,9 @@ from typing import Any
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-# What models raise that are asked for a cache they do not have, or to decode several tokens on the one they have.
-NO_CACHE = (AssertionError, AttributeError, KeyError, NotImplementedError, TypeError, ValueError)
+# What models raise that are asked for a cache they do not have, or to decode several tokens on the one they have, which may
+# end in shapes that do not fit.
+NO_CACHE = (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 
 KEYS_AND_VALUES = (DynamicLayer, DynamicSlidingWindowLayer)
 

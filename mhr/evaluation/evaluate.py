@@ -98,7 +98,7 @@ def evaluate(
         split=split,
         tasks=_measure(collection, by_rank, by_word, metrics or METRICS),
         skipped=skipped,
-        truncated=count_truncated(loaded.tokenizer, to_rank, ranked, to_generate, generated, max_target_length),
+        truncated=count_truncated(loaded, to_rank, ranked, to_generate, generated, max_target_length),
         notes=list(collection.notes),
         settings=settings
         | {

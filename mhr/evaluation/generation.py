@@ -95,6 +95,6 @@ def generate_answers(
     sizes = [(len(row) + max_new_tokens) * n_beams * draws for row in inputs.ids]
     with loaded.judging(precision), without_habits(loaded.model):
         # Where padding may tell, only inputs of one length are read together.
-        equal = not shares_cache(loaded, inputs.ids[0], examples[0].task, unseen)
+        equal = not shares_cache(loaded, inputs.ids[0], inputs.ids[0][-1:], examples[0].task, unseen)
         texts = in_batches(answer, sizes, device=loaded.device, batch_size=batch_size, equal=equal, done=done)
     return [Generated(text, cut) for text, cut in zip(texts, inputs.cut, strict=True)]

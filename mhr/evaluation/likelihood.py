@@ -2,8 +2,9 @@
 
 Where a model caches keys and values, what the answers to an input share is computed once: the input, and the place where an
 answer begins. All answers of a batch are then decoded together on top of the cached keys and values of their inputs, however
-many each input has. Every other model (state-space and hybrid decoders, models without a cache) reads each input with each
-answer as one row, padded on its right, which no decoder attends to; an encoder-decoder reads inputs of one length at a time.
+many each input has. Every other model (state-space and hybrid decoders, models without a cache, and those whose cache or padding
+changes what they say) reads each input with each answer as one row, as in training: padded on its right, which no decoder looks
+at; an encoder-decoder reads inputs, and answers, of one length at a time.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from torch.nn import functional as F
 from mhr.data.collators import IGNORED
 from mhr.evaluation.caching import NO_CACHE, keeps_keys_and_values
 from mhr.evaluation.loaded import LoadedModel
+from mhr.layers import disabled
 from mhr.objectives.shifting import shift_right
 
 
 class NoSharedCache(Exception):
     """A model keeps more than keys and values, or nothing, of what it has read."""
+
+
+AGREEMENT = 1e-4
+"""How far, relative to a log-likelihood, two ways of computing it in float32 may be apart."""
 
 
 def log_likelihoods(
@@ -39,27 +45,44 @@ def log_likelihoods(
     One batch: B inputs with a task name each, and P answers in all. Whether the model can decode on a cache that answers share
     is found out with the first batch and kept in `loaded.shares_cache`.
     """
-    totals = None
-    if loaded.shares_cache is not False and not getattr(loaded.model, "_is_stateful", False):
-        try:
-            totals = with_cache(loaded, inputs, answers, tasks, unseen)
-        except (NoSharedCache, *NO_CACHE):
-            if loaded.shares_cache:
-                raise
-    loaded.shares_cache = totals is not None
-    each = iter(totals if totals is not None else without_cache(loaded, inputs, answers, tasks, unseen))
+    compute = with_cache if shares_cache(loaded, inputs[0], answers[0][0], tasks[0], unseen) else without_cache
+    each = iter(compute(loaded, inputs, answers, tasks, unseen))
     return [[next(each) for _ in own] for own in answers]
 
 
-def shares_cache(loaded: LoadedModel, prompt: list[int], task: str, unseen: str = "uniform") -> bool:
-    """Whether the model keeps nothing but keys and values of what it reads, found out with a part of a prompt where it is not known.
+def shares_cache(loaded: LoadedModel, prompt: list[int], answer: list[int], task: str, unseen: str = "uniform") -> bool:
+    """Whether what the model says on the shared keys and values of padded inputs is what it says without, found out with a few
+    tokens of a prompt and an answer where it is not known.
 
-    Otherwise what it says may depend on padding: a state runs through it, and not every encoder keeps it out.
+    Otherwise a state runs through the padding, or positions are counted from it (the decoders of BART and its like), or
+    are not those that the model is told (RoBERTa), or an encoder does not keep padding out.
     """
     if loaded.shares_cache is None:
-        with loaded.bank.uncounted_draws() if loaded.bank else nullcontext():
-            log_likelihoods(loaded, [prompt[:2]], [[prompt[:1] * 2]], [task], unseen)
-    return bool(loaded.shares_cache)
+        loaded.shares_cache = not getattr(loaded.model, "_is_stateful", False) and _agree(
+            loaded, prompt, answer, task, unseen
+        )
+    return loaded.shares_cache
+
+
+def _agree(loaded: LoadedModel, prompt: list[int], answer: list[int], task: str, unseen: str) -> bool:
+    """Whether two inputs with two answers each, all of different lengths, are as likely on a shared cache as one by one."""
+    tokens = (prompt * 6)[:6]
+    inputs = [tokens, tokens[3:]]
+    answers = [[[*tokens[:2], answer[-1]], [tokens[1], answer[-1]]]] * 2
+    bank = loaded.bank
+    with disabled(loaded.model) if bank else nullcontext(), bank.uncounted_draws() if bank else nullcontext():
+        try:
+            together = with_cache(loaded, inputs, answers, [task] * 2, unseen)
+        except torch.OutOfMemoryError:
+            raise
+        except (NoSharedCache, *NO_CACHE):
+            return False
+        pairs = [(row, one) for row, own in zip(inputs, answers, strict=True) for one in own]
+        alone = [without_cache(loaded, [row], [[one]], [task], unseen)[0] for row, one in pairs]
+    kind = loaded.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else loaded.model.dtype
+    limit = max(AGREEMENT, 8 * torch.finfo(dtype).eps)
+    return all(abs(a - b) <= limit * (1 + abs(b)) for a, b in zip(together, alone, strict=True))
 
 
 def with_cache(
@@ -98,23 +121,20 @@ def without_cache(
     unseen: str = "uniform",
 ) -> list[float]:
     """The log-likelihood of each answer, read behind its input in one row, or decoded whole by an encoder-decoder."""
-    if not loaded.objective.shares_row:
-        found: dict[int, list[float]] = {}
-        # Not every encoder keeps padding out of its tokens (ProphetNet's does not).
-        for length in dict.fromkeys(map(len, inputs)):
-            equal_length = [i for i, row in enumerate(inputs) if len(row) == length]
-            totals = iter(
-                _decode_whole(
-                    loaded,
-                    [inputs[i] for i in equal_length],
-                    [answers[i] for i in equal_length],
-                    [tasks[i] for i in equal_length],
-                    unseen,
-                )
-            )
-            found |= {i: [next(totals) for _ in answers[i]] for i in equal_length}
-        return [total for i in range(len(inputs)) for total in found[i]]
-    return _read_whole(loaded, inputs, answers, tasks, unseen)
+    if loaded.objective.shares_row:
+        return _read_whole(loaded, inputs, answers, tasks, unseen)
+    # Not every encoder or decoder keeps padding out of its tokens (ProphetNet's do not).
+    every = [(i, answer) for i, own in enumerate(answers) for answer in own]
+    found = [0.0] * len(every)
+    lengths = [(len(inputs[i]), len(answer)) for i, answer in every]
+    for length in dict.fromkeys(lengths):
+        places = [place for place, other in enumerate(lengths) if other == length]
+        rows = [every[place][0] for place in places]
+        one_each = [[every[place][1]] for place in places]
+        totals = _decode_whole(loaded, [inputs[i] for i in rows], one_each, [tasks[i] for i in rows], unseen)
+        for place, total in zip(places, totals, strict=True):
+            found[place] = total
+    return found
 
 
 def _decode_whole(
@@ -124,7 +144,7 @@ def _decode_whole(
     tasks: Sequence[str],
     unseen: str,
 ) -> list[float]:
-    """Encoder-decoder: inputs of one length, each as often as it has answers."""
+    """Encoder-decoder: inputs and answers of one length, each input as often as it has answers."""
     tokens, mask, index = _laid_out(loaded, answers)
     owners = index.tolist()
     ids, seen = loaded.pad([inputs[i] for i in owners])

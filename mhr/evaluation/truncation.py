@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-from transformers import PreTrainedTokenizerBase
 
 from mhr.data.example import Example
 from mhr.evaluation.generation import Generated
+from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.ranking import Ranked
 
 
 def count_truncated(
-    tokenizer: PreTrainedTokenizerBase,
+    loaded: LoadedModel,
     to_rank: Sequence[Example],
     ranked: Sequence[Ranked],
     to_generate: Sequence[Example],
@@ -39,8 +38,8 @@ def count_truncated(
     for example, generation in zip(to_generate, generated, strict=True):
         if generation.cut_input:
             cut["inputs"][id(example)] = example.task
-        if _shortest(tokenizer, example) >= max_target_length:
-            cut["targets"][id(example)] = example.task
+    for example in _unreachable(loaded, to_generate, max_target_length):
+        cut["targets"][id(example)] = example.task
     tasks: dict[str, dict[str, int]] = {}
     for what, found in cut.items():
         for task in found.values():
@@ -50,7 +49,13 @@ def count_truncated(
     return {"examples": len({id(e) for e in [*to_rank, *to_generate]}), **total, "tasks": tasks}
 
 
-def _shortest(tokenizer: PreTrainedTokenizerBase, example: Example) -> int:
-    """Tokens of the shortest target, without special ones."""
-    rows = tokenizer(text_target=list(example.targets), add_special_tokens=False, verbose=False)["input_ids"]
-    return min(map(len, rows))
+def _unreachable(loaded: LoadedModel, examples: Sequence[Example], max_target_length: int) -> Iterator[Example]:
+    """The examples all of whose targets are longer than an answer may be, in the tokens that they are trained with."""
+    if not examples:
+        return
+    # The answer's tokens depend on the end of the prompt alone, however much of it is kept.
+    _, targets = loaded.collator(512, max(max_target_length, 2)).encode_answers(examples, [e.targets for e in examples])
+    cut = iter(targets.cut)
+    for example in examples:
+        if all([next(cut) for _ in example.targets]):
+            yield example

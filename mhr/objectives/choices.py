@@ -98,10 +98,11 @@ class Seq2SeqChoices(ChoicesObjective):
         labels, owners, mask = batch["labels"], batch["owners"], batch["attention_mask"]
         routed = _Routing(inner, batch)
         with routed.inputs():
-            read = inner.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+            read = inner.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask, return_dict=True)
         with routed.answers():
             decoded = model(
-                encoder_outputs=(read[owners],),
+                # In the encoder's own type, which not every decoder takes a tuple for.
+                encoder_outputs=type(read)(last_hidden_state=read.last_hidden_state[owners]),
                 attention_mask=mask[owners],
                 decoder_input_ids=shift_right(inner, labels),
                 use_cache=False,

@@ -32,7 +32,7 @@ def shift_right(model: Any, labels: Tensor) -> Tensor:
                 tokens = {"pad_token_id": config.pad_token_id, "decoder_start_token_id": config.decoder_start_token_id}
                 known = inspect.signature(shift).parameters
                 return shift(labels, **{name: token for name, token in tokens.items() if name in known})
-    except (ValueError, TypeError, AssertionError) as error:
+    except (AttributeError, ValueError, TypeError, AssertionError) as error:
         raise ConfigError(
             f"the configuration of this {model.config.model_type} lacks a token that its decoder begins with ({error}): set "
             "decoder_start_token_id and pad_token_id in its config.json"

@@ -47,7 +47,8 @@ def test_a_batch_gives_what_single_examples_give(name: str, examples: list[Examp
     alone = rank_choices(ask(name), examples, batch_size=1)
     for a, b in zip(together, alone, strict=True):
         assert a.scores == pytest.approx(b.scores, abs=1e-4)
-    assert max(r.scores[0] for r in together) - min(r.scores[0] for r in together) > 0.005  # the input is read
+    spread = max(r.scores[0] for r in together) - min(r.scores[0] for r in together)
+    assert spread > (0.005 if "ProphetNet" in name else 0.02)  # the input is read
     said = generate_answers(loaded, examples, max_new_tokens=8, batch_size=6)
     assert said == generate_answers(ask(name), examples, max_new_tokens=8, batch_size=1)
 

@@ -19,7 +19,9 @@ from mhr.objectives.choices import ChoicesObjective, unlikelihood
 from mhr.objectives.ranking import RankingObjective
 from mhr.objectives.seq2seq import Seq2SeqObjective
 from mhr.runs.settings import TrainConfig
+from tests.architectures import build
 from tests.models import randomise, tiny_model
+from tests.tokenizers import make_word_tokenizer
 
 BYTES = 384
 
@@ -192,3 +194,17 @@ def test_a_choice_that_begins_another_is_found() -> None:
     assert beginnings(Example("t", "x", ("1",), ("2", "10", "1"))) == ("1", "10")
     assert beginnings(Example("t", "x", ("yes",), ("yes", "no"))) is None
     assert beginnings(Example("t", "x", ("free",))) is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["switch_transformers", "nllb-moe", "prophetnet", "led"])
+def test_encoders_with_outputs_of_their_own_type(model_type: str) -> None:
+    """A batch costs what its examples cost one by one."""
+    model = build("seq2seq", model_type)
+    model.config.pad_token_id, model.config.decoder_start_token_id = 0, 2
+    words = ("w1", "w2 w3", "w4 w5 w6")
+    examples = [Example("t", f"w{i} w7 w8", (words[i],), words) for i in range(3)]
+    objective = choices_of("seq2seq")
+    collate = objective.collator(make_word_tokenizer(), 32, 16)
+    alone = [objective(model, collate([example])).sums for example in examples]
+    torch.testing.assert_close(objective(model, collate(examples)).sums, torch.cat(alone), rtol=1e-4, atol=1e-4)

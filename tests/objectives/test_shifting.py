@@ -11,6 +11,7 @@ from mhr.data import Example
 from mhr.errors import ConfigError
 from mhr.objectives import make_objective
 from mhr.objectives.shifting import first_read, shift_right
+from tests.architectures import build
 from tests.models import tiny_model
 from tests.text_tokenizers import make_mbart_tokenizer
 
@@ -66,5 +67,8 @@ def test_a_model_that_cannot_say_how_is_refused_in_one_line() -> None:
         shift_right(tiny_model("gpt2"), torch.tensor([[5, 6]]))
     model = model_of("Bart")
     model.config.decoder_start_token_id = None
-    with pytest.raises(ConfigError, match="set decoder_start_token_id and pad_token_id in its config.json"):
-        shift_right(model, torch.tensor([[5, 6]]))
+    lacking = build("seq2seq", "longt5")  # whose configuration has no such entry at all
+    del lacking.config.decoder_start_token_id
+    for one in (model, lacking):
+        with pytest.raises(ConfigError, match="set decoder_start_token_id and pad_token_id in its config.json"):
+            shift_right(one, torch.tensor([[5, 6]]))
