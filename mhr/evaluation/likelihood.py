@@ -3,8 +3,8 @@
 Where a model caches keys and values, what the answers to an input share is computed once: the input, and the place where an
 answer begins. All answers of a batch are then decoded together on top of the cached keys and values of their inputs, however
 many each input has. Every other model (state-space and hybrid decoders, models without a cache, and those whose cache or padding
-changes what they say) reads each input with each answer as one row, as in training: padded on its right, which no decoder looks
-at; an encoder-decoder reads inputs, and answers, of one length at a time.
+changes what they say) reads each input with each answer as one row, as in training: padded on its right, which no decoder attends
+to; an encoder-decoder reads inputs, and answers, of one length at a time.
 """
 
 from __future__ import annotations

@@ -57,5 +57,6 @@ def _unreachable(loaded: LoadedModel, examples: Sequence[Example], max_target_le
     _, targets = loaded.collator(512, max(max_target_length, 2)).encode_answers(examples, [e.targets for e in examples])
     cut = iter(targets.cut)
     for example in examples:
-        if all([next(cut) for _ in example.targets]):
+        own = [next(cut) for _ in example.targets]
+        if all(own):
             yield example
