@@ -14,7 +14,7 @@ from .frame.settings import PANELS, Given, takes
 
 EXAMPLES = """**Examples**
 
-mhr adapt runs/mhr --task rev-last-upper --mode z --output runs/mhr-z
+mhr adapt runs/mhr --task init-upper --mode z --output runs/mhr-z
 
 mhr adapt runs/superni --task task1206,task1212 --mode mu --shots 32 --seeds 13,42,58 --output runs/superni-mu
 

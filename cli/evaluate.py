@@ -25,9 +25,9 @@ EXAMPLES = """**Examples**
 
 mhr evaluate runs/mhr
 
-mhr evaluate runs/mhr-z/rev-last-upper/13 --limit 50 --json
+mhr evaluate runs/mhr-z/init-upper/13 --limit 50 --json
 
-mhr evaluate lora --model builtin:t5-tiny --tasks builtin:skills --task rev-last-upper
+mhr evaluate lora --model builtin:t5-tiny --tasks builtin:skills --task init-upper
 """
 
 Target = Annotated[

@@ -15,13 +15,13 @@ from .frame.group import Commands
 TOUR = """\
 mhr trains one bank of adapters on many tasks, adapts it to a new task from a few examples, and ships it as one plain LoRA.
 
-From nothing to a LoRA that any PEFT server takes, in minutes and without a download:
+From nothing to a LoRA that PEFT loads, in minutes and without a download:
 
-  mhr pretrain --preset demo --output runs/mhr                          train a bank on the built-in tasks
-  mhr adapt runs/mhr --task rev-last-upper --mode z --output runs/mhr-z     a new task, from 32 examples
-  mhr evaluate runs/mhr-z/rev-last-upper/13                             how well it answers
-  mhr merge runs/mhr-z/rev-last-upper/13 --to peft-lora --output lora   one LoRA, for PEFT, vLLM and others
-  mhr inspect runs/mhr                                                  what was learnt: which tasks route alike
+  mhr pretrain --preset demo --output runs/mhr                               train a bank on the built-in tasks
+  mhr adapt runs/mhr --task init-upper --mode z --seeds 13 --output runs/z   a new task, from 32 examples
+  mhr evaluate runs/z/init-upper/13                                          how well it answers
+  mhr merge runs/z/init-upper/13 --to peft-lora --output lora                one LoRA, for PEFT and others
+  mhr inspect runs/mhr --output runs/plots                                   which tasks route alike
 
 Your own tasks: mhr data check FILE_OR_FOLDER. All of it at once: mhr demo. This machine: mhr doctor.
 All commands: mhr --help. One command: mhr COMMAND --help."""

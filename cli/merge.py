@@ -21,9 +21,9 @@ EXAMPLES = """**Examples**
 
 mhr merge runs/mhr --output runs/mhr-mu
 
-mhr merge runs/mhr --method task --task rev-last-upper --to peft-lora --output lora
+mhr merge runs/mhr --method task --task init-upper --to peft-lora --output lora
 
-mhr merge runs/adapted/rev-last-upper --method soup-greedy --evaluate --output soup
+mhr merge runs/adapted/init-upper --method soup-greedy --evaluate --output soup
 
 mhr merge lora-a lora-b --method ties --density 0.3 --rank 16 --to peft-lora --output merged
 """

@@ -15,6 +15,7 @@ import pytest
 from typer.main import get_command
 
 import mhr
+from mhr.data import load_tasks
 from mhr.errors import ConfigError
 from mhr.ops import native_ops
 from mhr.runs.config import all_settings
@@ -162,8 +163,26 @@ def test_without_arguments_the_tour_is_shown_and_its_commands_parse() -> None:
     shown = succeed().stdout
     lines = [line.strip() for line in shown.splitlines() if line.startswith("  mhr ")]
     assert [line.split()[1] for line in lines] == ["pretrain", "adapt", "evaluate", "merge", "inspect"]
-    for line in lines:
-        parse(shlex.split(re.split(r" {3,}", line)[0])[1:])
+    tour = [re.split(r" {3,}", line)[0] for line in lines]
+    for line in tour:
+        parse(shlex.split(line)[1:])
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    assert "\n".join(tour) in readme, "the tour that tests/test_readme.py walks"
+
+
+def test_examples_name_tasks_that_there_are() -> None:
+    """What an example asks of a run of the demo preset, or of builtin:skills, is a task of that collection."""
+    known = load_tasks("builtin:skills", max_train=1, limit_test=1)
+    shown = [line for name in COMMANDS for line in str(get_command(app).commands[name].epilog).splitlines()]
+    named = [
+        name
+        for line in shown
+        if "runs/mhr" in line or "builtin:skills" in line
+        for names in re.findall(r"--task (\S+)", line)
+        for name in names.split(",")
+    ]
+    assert len(named) >= 5
+    assert set(named) <= set(known)
 
 
 def test_flags_are_those_of_the_settings_with_their_ranges_and_defaults() -> None:
