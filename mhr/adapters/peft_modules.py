@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from mhr.adapters.base import BaseModel
 from mhr.adapters.plain import PlainAdapter
-from mhr.adapters.sharing import is_inside, sharing
+from mhr.adapters.sharing import check_copies, is_inside, sharing
 from mhr.backbones import BUILTIN
 from mhr.errors import CheckpointError
 
@@ -36,14 +36,16 @@ def with_peers(plain: PlainAdapter) -> PlainAdapter:
     """The adapter with every module that PEFT will look for in its folder: see `peers`.
 
     Modules that share parameters with the adapter's get the trained values; others those of the base model, which is loaded for
-    it. Raises CheckpointError where the adapter brings embeddings and the base model is not there to be asked.
+    it. An adapter that PEFT wrote stays as it is: it holds all that PEFT looks for, and one half of what a model shares is a copy
+    there, which the other half does not follow. Raises CheckpointError where the adapter brings embeddings and the base model is
+    not there to be asked.
     """
-    if not plain.modules:
+    if not plain.modules or plain.base.foreign:
         return plain
     empty = skeleton(plain.base)
     if empty is None:
         unsure = [name for name in plain.modules if name.rpartition(".")[2] not in ALONE]
-        if unsure and not plain.base.foreign:
+        if unsure:
             raise CheckpointError(
                 f"{plain.name} brings module {unsure[0]!r}, which its base model may share with another (tied weights), and base model "
                 f"{plain.base.name_or_path!r} cannot be read to see: name it with --model, or write an adapter of ours (--to mhr)"
@@ -61,6 +63,14 @@ def with_peers(plain: PlainAdapter) -> PlainAdapter:
     dtype = next((t.dtype for state in states.values() for t in state.values() if t.is_floating_point()), torch.float32)
     states |= {name: _cast(model.get_submodule(name), dtype) for name in more}
     return dataclasses.replace(plain, modules=states, states={})
+
+
+def check_opens(plain: PlainAdapter, base: BaseModel) -> None:
+    """Raise CheckpointError where an adapter that PEFT wrote brings one half of what the base model shares, so that no adapter of
+    ours can hold it: before anything is written. A base model whose configuration is not here is not asked."""
+    empty = skeleton(base) if plain.base.foreign and plain.modules else None
+    if empty is not None and plain.modules.keys() <= dict(empty.named_modules(remove_duplicate=False)).keys():
+        check_copies(empty, plain.modules, plain.name)
 
 
 def peers(model: nn.Module, modules: Iterable[str], classifies: bool = False) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mhr.adapters.base import BaseModel, same_base
 from mhr.adapters.layer import ADAPTER_LAYERS, Sizes
+from mhr.adapters.peft_modules import check_opens
 from mhr.adapters.plain import PlainAdapter
 from mhr.backbones import BUILTIN
 from mhr.errors import MergeError
@@ -15,9 +16,14 @@ from mhr.errors import MergeError
 def check_sources(sources: Sequence[PlainAdapter], space: str, base: str | None = None) -> None:
     """Raise MergeError, naming what differs, where sources cannot be merged with one another.
 
-    base: a base model that the user vouches for, so that names of base models may differ.
+    base: a base model that the user vouches for, so that names of base models may differ. Raises CheckpointError for an adapter of
+    PEFT's that brings one half of tied weights, beside one of ours, whose modules stand for both halves.
     """
     one = sources[0]
+    own = next((source.base for source in sources if not source.base.foreign), None)
+    if own is not None:
+        for source in sources:
+            check_opens(source, own)
     for other in sources[1:]:
         if one.kind != other.kind:
             raise MergeError(

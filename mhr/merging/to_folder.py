@@ -14,6 +14,7 @@ from mhr.adapters.fold import fold_into
 from mhr.adapters.open import needs_task
 from mhr.adapters.peft import load_peft
 from mhr.adapters.peft_export import save_peft
+from mhr.adapters.peft_modules import check_opens
 from mhr.adapters.plain import PlainAdapter, plain_checkpoint
 from mhr.adapters.write import write_bank, write_plain
 from mhr.backbones import load_backbone
@@ -116,6 +117,8 @@ def merge(
             f"the merged bank routes {len(plan.bank.tasks)} tasks, so it is no one adapter: write it with --to mhr, and "
             "merge that for a task"
         )
+    if to == "mhr":
+        check_opens(plan.result, plan.result.base)
     scores = {}
     if evaluate and plan.judge is not None:
         scores = {name: _told(plan.judge.evaluate(load())) for name, load in plan.before.items()}

@@ -25,6 +25,7 @@ from mhr.adapters import (
     save_peft,
 )
 from mhr.errors import CheckpointError
+from mhr.merging import merge
 
 SMALL = {"vocab_size": 64, "pad_token_id": 0, "eos_token_id": 1}
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -107,6 +108,40 @@ def test_a_half_that_peft_trained_is_refused_on_tied_weights(half, put, tmp_path
     with pytest.raises(CheckpointError, match="with which this model shares its weights: PEFT trained a copy"):
         put(llama(), load_peft(tmp_path))
     put(llama(tie=False), load_peft(tmp_path))
+
+
+@pytest.mark.parametrize("half", ["lm_head", "embed_tokens"])
+def test_a_half_that_peft_trained_is_merged_for_peft_exactly_and_for_nothing_else(half, tmp_path):
+    base = llama()
+    base.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=[half])
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    want = logits(model.eval())
+    model.save_pretrained(tmp_path / "lora")
+    merge(tmp_path / "lora", to="peft-lora", output=tmp_path / "merged")
+    again = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "merged")
+    torch.testing.assert_close(logits(again.eval()), want)
+    with pytest.raises(CheckpointError, match="with which this model shares its weights: PEFT trained a copy"):
+        merge(tmp_path / "lora", to="mhr", output=tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_half_that_peft_trained_is_not_merged_with_one_of_ours_that_stands_for_both(tmp_path):
+    llama().save_pretrained(tmp_path / "base")
+    ours = llama()
+    attach(ours, AdapterConfig(method="shared", rank=8, targets=["q_proj"], modules_to_save=["lm_head"]), ["a"])
+    save_adapter(ours, tmp_path / "ours", base=str(tmp_path / "base"))
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), config).save_pretrained(
+        tmp_path / "lora"
+    )
+    with pytest.raises(CheckpointError, match="'lm_head' and not 'model.embed_tokens'"):
+        merge([tmp_path / "ours", tmp_path / "lora"], to="peft-lora", output=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_two_values_for_one_parameter_are_refused():
