@@ -57,7 +57,10 @@ def check(
     """
     with working(models=False):
         from mhr.data.check import check_collection
+        from mhr.runs import RunConfig
+        from mhr.runs.unused import refuse_unused
 
+        refuse_unused(given.named(), RunConfig(tasks=path))
         found = check_collection(path, **given.values("data"))
     if json:
         print_json(found.to_dict())

@@ -53,9 +53,11 @@ def pretrain(
         from mhr.data.truncation import truncation_line
         from mhr.runs import load_config
         from mhr.runs.notes import notes_of
+        from mhr.runs.unused import refuse_unused
         from mhr.training import pretrain as train
 
         settings = load_config(config, preset, given.overrides, given.flags)
+        refuse_unused(given.named(), settings)
         if settings.trust_remote_code and not given.values("").get("trust_remote_code"):
             raise ConfigError(
                 f"{config} sets trust_remote_code, which a file alone does not switch on: add --trust-remote-code if you trust "

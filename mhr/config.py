@@ -50,11 +50,20 @@ class AdapterConfig(Settings):
         """Heads, H: blocks of features, each routed independently (unset: 8 for mhr, else 1). They must divide the input and output sizes of the
         adapted layers.""",
         at_least=1,
+        at_most=2**16,
         flag="--n-heads --heads",
         of_method=True,
     )
-    rank: int = setting(4, "Rank of the low-rank factors; width of a bottleneck.", at_least=1, flag="--rank")
-    alpha: float = setting(1.0, "LoRA alpha: the adapter's output is scaled by alpha / rank.", above=0)
+    rank: int = setting(
+        4,
+        "Rank of the low-rank factors; width of a bottleneck.",
+        at_least=1,
+        flag="--rank",
+        only={"adapter": ("lora", "bottleneck")},
+    )
+    alpha: float = setting(
+        1.0, "LoRA alpha: the adapter's output is scaled by alpha / rank.", above=0, only={"adapter": ("lora",)}
+    )
     dropout: float = setting(
         0.0,
         "LoRA dropout: share of the input of the factors that is dropped while training.",
@@ -87,7 +96,9 @@ class AdapterConfig(Settings):
         choices=NOISES,
         of_method=True,
     )
-    temperature: float = setting(1.0, "Temperature of the relaxed Bernoulli.", above=0)
+    temperature: float = setting(
+        1.0, "Temperature of the relaxed Bernoulli.", above=0, only={"noise": ("per_example", "per_task")}
+    )
     straight_through: bool = setting(
         False, "Round the routing in the forward pass and keep its gradient.", of_method=True
     )
@@ -95,6 +106,7 @@ class AdapterConfig(Settings):
         "mhr",
         "Initial A of a LoRA: mhr (U(-b, b), b = sqrt(1/3)/sqrt(in)) or peft (b = 1/sqrt(in/H)). B starts at 0.",
         choices=INITS,
+        only={"adapter": ("lora",)},
     )
     share: str = setting(
         "none",

@@ -26,8 +26,9 @@ from mhr.locks import one_writer
 from mhr.merging import merge
 from mhr.report.plots import save_plots
 from mhr.runs import load_config
-from mhr.runs.config import to_dict
+from mhr.runs.config import assignments, to_dict
 from mhr.runs.run import clear
+from mhr.runs.unused import refuse_unused
 from mhr.training import pretrain
 
 TASKS = ("rev-first", "rotl-second", "first-upper", "min-box", "tail-place")
@@ -104,6 +105,7 @@ def run_demo(
     if max_tasks is not None:
         check_whole("max_tasks", max_tasks, at_least=1)
     settings = load_config(preset="demo", overrides=overrides)
+    refuse_unused(assignments(overrides), settings)
     names = TASKS[:max_tasks]
     made_with = {"config": to_dict(settings), "tasks": list(names), "limit": limit}
     result = DemoResult(folder, settings.adapt.shots, {name: {} for name in names})

@@ -30,6 +30,7 @@ class RoutingMethod:
     noisy           whether it takes noise, temperature and straight_through: it is made of logits
     drawn           whether skills are drawn at random in training, and averaged only otherwise
     needs_tasks     whether tasks are routed differently; if not, a model may be called without task ids
+    unused          settings of a bank that change nothing with it, beside those that follow from the above (`idle`)
     settings        settings of its own (`mhr.setting`): the keys of `AdapterConfig.router`, and `Router.settings` to the router
     """
 
@@ -44,12 +45,19 @@ class RoutingMethod:
     noisy: bool = False
     drawn: bool = False
     needs_tasks: bool = True
+    unused: tuple[str, ...] = ()
     settings: type[Settings] | None = None
 
     @property
     def one_adapter(self) -> bool:
         """Whether what is trained is one adapter for all tasks, or its copies."""
         return self.one_skill or self.drawn
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Settings, by their names without section, that change nothing with it."""
+        follow = {"temperature": self.noisy, "router_lr": self.learned}
+        return (*self.unused, *(name for name, used in follow.items() if not used))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +117,21 @@ SHARED = "shared"
 WHOLE = "full"
 """The method, and the mode, without an adapter."""
 
+UNROUTED = ("n_heads", "granularity")
+"""Settings that change nothing where every head of every layer has the same weights."""
+
 ROUTING_METHODS = {
     row.name: row
     for row in (
         RoutingMethod("mhr", "learned for each task and head", n_heads=8, learned=True, noisy=True),
         RoutingMethod("poly", "learned for each task, with one head", one_head=True, learned=True, noisy=True),
-        RoutingMethod(SHARED, "one adapter for all tasks", n_skills=1, one_skill=True, needs_tasks=False),
-        RoutingMethod("private", "one adapter for each task", skill_per_task=True),
-        RoutingMethod("uniform", "uniform weights 1/S", needs_tasks=False),
+        RoutingMethod(
+            SHARED, "one adapter for all tasks", n_skills=1, one_skill=True, needs_tasks=False, unused=UNROUTED
+        ),
+        RoutingMethod("private", "one adapter for each task", skill_per_task=True, unused=UNROUTED),
+        RoutingMethod("uniform", "uniform weights 1/S", needs_tasks=False, unused=UNROUTED),
         RoutingMethod("random", "drawn once, fixed"),
-        RoutingMethod("hash", "fixed by the task's name"),
+        RoutingMethod("hash", "fixed by the task's name", unused=("granularity",)),
         RoutingMethod(
             "adamix",
             "a skill drawn at random for each training pass, their average otherwise",

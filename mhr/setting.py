@@ -41,6 +41,7 @@ class Setting:
     metavar     what stands for its value in help; empty: by its type. A list whose ends in ",..." is written as one value with commas
     repeated    its flag may be given several times, for more of such a list
     of_method   it means something to some methods only, so it leaves with the method of a preset when another is asked for
+    only        other settings of its section -> the values with which it has an effect; empty: it always has one
 
     Bounds are for numbers, and for those inside lists and mappings.
     """
@@ -57,6 +58,7 @@ class Setting:
     metavar: str = ""
     repeated: bool = False
     of_method: bool = False
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:

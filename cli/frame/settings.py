@@ -20,7 +20,7 @@ import typer
 from mhr.analysis.settings import InspectConfig
 from mhr.errors import ConfigError
 from mhr.merging.methods import MergeConfig, own_settings
-from mhr.runs.config import Said, all_settings, assignment, gathered, typed
+from mhr.runs.config import Said, all_settings, assignments, typed
 from mhr.runs.scoring import LoadingConfig, ScopeConfig, ScoringConfig
 from mhr.setting import Setting, settings_of
 from mhr.sweeps.settings import SweepConfig
@@ -85,12 +85,15 @@ class Given:
         """The flags of settings that were given, and "--set"."""
         return [*(one.origin for one in self.flags.values()), *(["--set"] if self.overrides else [])]
 
+    def named(self) -> dict[str, Said]:
+        """What is said, by the full names of settings, with where it was. Raises ConfigError."""
+        return {**assignments(self.overrides), **self.flags}
+
     def values(self, section: str) -> dict[str, Any]:
         """What is said of a section, by the names in it, as their types. Raises ConfigError."""
-        said = {**gathered(dict(assignment(text) for text in self.overrides)), **self.flags}
         return {
             name.rpartition(".")[2]: typed(name, one, *SETTINGS[name])
-            for name, one in said.items()
+            for name, one in self.named().items()
             if name.rpartition(".")[0] == section
         }
 
@@ -146,7 +149,7 @@ def _of(names: Iterable[str]) -> dict[str, Setting]:
 def _refuse_others(texts: Iterable[str], sets: Sequence[str]) -> None:
     """Raise ConfigError for an assignment of a setting that the command does not use."""
     used = _of(sets)
-    for name in gathered(dict(assignment(text) for text in texts)):
+    for name in assignments(texts):
         if name not in used:
             raise ConfigError(
                 f"--set: {name} has no effect on this command, which uses {_in_words(sets)}: leave it out"

@@ -27,7 +27,13 @@ def is_dataset(path: str) -> bool:
     return not root.exists() and bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", path)) and not root.parent.is_dir()
 
 
-@reads("datasets", is_dataset, "a dataset that save_to_disk wrote, or its hub id owner/name", words=True)
+@reads(
+    "datasets",
+    is_dataset,
+    "a dataset that save_to_disk wrote, or its hub id owner/name",
+    uses=("column_map", "subset"),
+    words=True,
+)
 def read_datasets(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:
     """Every split of the dataset whose name says what it is for. Class labels become strings, and their names the choices.
 

@@ -50,6 +50,7 @@ class Reader:
 
     recognises  whether a path is one of its collections
     layout      what it reads, for the error line on a path that nothing recognises
+    uses        the options that it heeds, of those that not every collection has a use for
     words       it puts rows into the words of templates as it reads them, while it holds their columns
     fallback    it is asked after all others
     """
@@ -57,6 +58,7 @@ class Reader:
     read: ReadTasks
     recognises: Callable[[str], bool]
     layout: str
+    uses: tuple[str, ...] = ()
     words: bool = False
     fallback: bool = False
 
@@ -65,12 +67,18 @@ readers: Registry[Reader] = Registry("task reader")
 
 
 def reads(
-    name: str, recognises: Callable[[str], bool], layout: str, *, words: bool = False, fallback: bool = False
+    name: str,
+    recognises: Callable[[str], bool],
+    layout: str,
+    *,
+    uses: tuple[str, ...] = (),
+    words: bool = False,
+    fallback: bool = False,
 ) -> Callable[[ReadTasks], ReadTasks]:
     """Register a function as the reader of the paths that `recognises` is true of, see `Reader`."""
 
     def decorate(read: ReadTasks) -> ReadTasks:
-        readers.register(name)(Reader(read, recognises, layout, words, fallback))
+        readers.register(name)(Reader(read, recognises, layout, uses, words, fallback))
         return read
 
     return decorate

@@ -29,7 +29,12 @@ def is_superni(path: str) -> bool:
     return root.is_dir() and ((root / "splits").is_dir() or next(root.glob("tasks/*.json"), None) is not None)
 
 
-@reads("superni", is_superni, "a Super-NaturalInstructions folder (tasks/*.json, splits)")
+@reads(
+    "superni",
+    is_superni,
+    "a Super-NaturalInstructions folder (tasks/*.json, splits)",
+    uses=("definitions", "positives", "split_list"),
+)
 def read_superni(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:
     """One Task a file, training tasks first, each list in its own order."""
     root = Path(path)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from mhr.data import TaskCollection
 from mhr.errors import ConfigError, DataError
-from mhr.runs.config import load_config
+from mhr.runs.config import assignments, load_config
 from mhr.runs.run import RUN_FILE, RunFolder
 from mhr.runs.scoring import ScopeConfig
 from mhr.runs.tasks import read_tasks
+from mhr.runs.unused import refuse_unused
 
 OF_TRAINING = ("max_input_length", "max_target_length", "sampler", "temperature", "max_per_task", "fit", "max_choices")
 """Settings of the section data that decide how a model is trained, and nothing of what is read."""
@@ -46,14 +47,16 @@ def tasks_to_judge(
         raise ConfigError(
             f"no task collection is given, and {model}{missing} is no run that names one: expected, for example, builtin:skills"
         )
-    config = load_config(run.path / "config.yaml" if run else None, overrides=overrides, on_bad_row=on_bad_row)
+    file = run.path / "config.yaml" if run else None
+    config = load_config(file, overrides=overrides, on_bad_row=on_bad_row, tasks=tasks or None)
     for key in map(_key, overrides):
         if not key.startswith("data.") or key.removeprefix("data.") in OF_TRAINING:
             raise ConfigError(
                 f"{key} is set, which has no effect here: expected a setting of how the collection is read, such as "
                 "data.definitions=false"
             )
-    collection = read_tasks(tasks or config.tasks, config.data)
+    refuse_unused(assignments(overrides), config)
+    collection = read_tasks(config.tasks, config.data)
     if names is None and part is None and run is not None and run.info.get("kind") == "adapt":
         names = run.info["tasks"]
     if names is not None:

@@ -20,7 +20,9 @@ class OptimizationConfig(Settings):
     """What decides a training, be it of a run or of an adaptation."""
 
     steps: int = setting(1000, "Optimizer steps.", at_least=1, flag="--steps")
-    batch_size: int = setting(16, "Examples per forward pass and process.", at_least=1, flag="--batch-size")
+    batch_size: int = setting(
+        16, "Examples per forward pass and process.", at_least=1, at_most=2**20, flag="--batch-size"
+    )
     lr: float = setting(1e-3, "Learning rate of the adapters.", above=0, flag="--lr")
     router_lr: float = setting(
         0.1, "Learning rate of the routing logits, which have no weight decay.", above=0, flag="--router-lr"

@@ -6,7 +6,7 @@ load_config("recipe.yaml", preset="t0", overrides=["train.lr=3e-3"], steps=500)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -229,6 +229,11 @@ def assignment(text: str) -> tuple[str, Said]:
         return name.strip(), Said(read_value(value), "--set")
     except ValueError:
         raise ConfigError(f"--set {text!r}: cannot read the value {value!r}") from None
+
+
+def assignments(texts: Iterable[str]) -> dict[str, Said]:
+    """What `--set` says, each time that it is given, by the full names of settings. Raises ConfigError."""
+    return gathered(dict(assignment(text) for text in texts))
 
 
 def typed(key: str, said: Said, hint: Any, known: Setting) -> Any:

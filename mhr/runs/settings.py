@@ -31,7 +31,10 @@ class DataConfig(Settings):
         choices=SAMPLERS,
     )
     temperature: float = setting(
-        2.0, "Temperature of the temperature sampler: 1 is proportional, large values are nearly uniform.", above=0
+        2.0,
+        "Temperature of the temperature sampler: 1 is proportional, large values are nearly uniform.",
+        above=0,
+        only={"sampler": ("temperature",)},
     )
     max_per_task: int | None = setting(
         None,

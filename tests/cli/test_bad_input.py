@@ -202,6 +202,82 @@ def test_settings_that_a_command_does_not_use_are_refused(output: Path, run: Pat
     assert "No such option: --rank" in refuse("adapt", run, "--rank", "3", "--output", output)
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            "data.subset=abc",
+            "on {rows}: it is for a dataset that save_to_disk wrote, or its hub id owner/name; leave it out",
+        ),
+        ("data.split_list=abc", "on {rows}: it is for a Super-NaturalInstructions folder"),
+        ("data.positives=3", "on {rows}: it is for a Super-NaturalInstructions folder"),
+        ("data.definitions=false", "on {rows}: it is for a Super-NaturalInstructions folder"),
+        ("data.temperature=3", "with data.sampler proportional: leave it out, or set data.sampler to temperature"),
+        (
+            "adapter.temperature=2",
+            "with adapter.noise off: leave it out, or set adapter.noise to per_example or per_task",
+        ),
+    ],
+)
+def test_settings_that_the_reader_or_another_setting_leaves_idle(output: Path, rows: Path, said: str, why: str) -> None:
+    line = refuse("pretrain", "--tasks", rows, "--set", said, "--output", output)
+    assert f"--set: {said.partition('=')[0]} has no effect {why.format(rows=rows)}" in line
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        *[("lora", one) for one in ("--n-heads 4", "--router-lr 0.5")],
+        *[
+            ("lora", f"--set {one}")
+            for one in ("adapter.temperature=2", "adapter.granularity=block", "adapt.router_lr=1")
+        ],
+        *[(method, "--n-heads 4") for method in ("private", "uniform", "ia3")],
+        *[(method, "--router-lr 0.5") for method in ("private", "uniform", "random", "hash", "adamix", "full")],
+        ("hash", "--set adapter.granularity=block"),
+        ("ia3", "--rank 8"),
+        ("bottleneck", "--set adapter.alpha=8"),
+        ("poly-ia3", "--set adapter.init=peft"),
+    ],
+)
+def test_settings_that_the_method_has_no_use_for(output: Path, method: str, said: str) -> None:
+    line = refuse("pretrain", "--method", method, *said.split(), "--output", output)
+    flag, _, setting = said.partition(" ")
+    name = setting.partition("=")[0] if flag == "--set" else flag.strip("-").replace("-", "_")
+    assert line.startswith(f"error: {flag}: ")
+    assert f"{name} has no effect with " in line
+    assert "leave it out, or " in line
+
+
+def test_idle_settings_of_presets_and_files_are_no_fault(rows: Path, tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    data = "data: {positives: 3, definitions: false, subset: abc, temperature: 3}"
+    file.write_text(f"method: lora\nadapter: {{n_heads: 4, temperature: 2}}\n{data}\ntrain: {{router_lr: 0.5}}\n")
+    few = ("--steps", "1", "--batch-size", "2")
+    succeed("pretrain", "--config", file, "--tasks", rows, *few, "--output", tmp_path / "run")
+    assert "data.positives has no effect" in refuse("evaluate", tmp_path / "run", "--set", "data.positives=2")
+    succeed("evaluate", tmp_path / "run", "--limit", "1")
+
+
+def test_idle_settings_of_other_commands(output: Path, run: Path, rows: Path) -> None:
+    line = refuse("data", "check", rows, "--subset", "abc")
+    assert f"--subset: data.subset has no effect on {rows}" in line
+    line = refuse("evaluate", run, "--tasks", rows, "--set", "data.definitions=false")
+    assert f"--set: data.definitions has no effect on {rows}" in line
+    assert "data.split_list has no effect on builtin:skills" in refuse(
+        "demo", "--set", "data.split_list=abc", "--output", output
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [("--batch-size", "of at least 1 and at most 1048576"), ("--n-heads", "of at least 1 and at most 65536")],
+)
+def test_numbers_far_above_any_use(output: Path, flag: str, said: str) -> None:
+    line = refuse("pretrain", "--preset", "demo", flag, "100000000000000", "--output", output)
+    assert said in line
+
+
 @pytest.mark.parametrize("seed", [str(2**32), "-1", "9" * 5000])
 def test_seeds_that_numpy_does_not_take(output: Path, run: Path, seed: str) -> None:
     said = "expected an integer of at least 0 and at most 4294967295"

@@ -1,0 +1,54 @@
+"""Settings that were asked for and would change nothing: each is refused, with the reason and the way on.
+
+Three declarations decide, each beside what it is about: `Setting.only` (with which other settings it has an effect),
+`RoutingMethod.idle` (what a method has no use for) and `Reader.uses` (what a reader heeds). Only what a user has said is
+judged: presets, and files of earlier runs, carry every setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mhr.data.load import find_reader
+from mhr.data.reading import readers
+from mhr.methods import METHODS, ROUTING_METHODS
+from mhr.runs.config import Said, all_settings
+from mhr.runs.settings import RunConfig
+
+
+def refuse_unused(said: Mapping[str, Said], config: RunConfig) -> None:
+    """Raise ConfigError for a setting of `said`, by its full name, that has no effect on a run with the settings `config`."""
+    for key, one in said.items():
+        why = _by_reader(key, config.tasks) or _by_method(key, config.method) or _by_others(key, config)
+        if why:
+            raise one.error(f"{key} has no effect {why}")
+
+
+def _by_reader(key: str, tasks: str) -> str:
+    section, _, name = key.rpartition(".")
+    users = [reader for reader in readers.values() if name in reader.uses]
+    if section != "data" or not users or name in readers[find_reader(tasks)].uses:
+        return ""
+    return f"on {tasks}: it is for {' or '.join(reader.layout for reader in users)}; leave it out"
+
+
+def _by_method(key: str, method: str) -> str:
+    section, _, name = key.rpartition(".")
+    if section not in ("adapter", "train", "adapt") or name not in _idle(method):
+        return ""
+    fitting = [other for other in METHODS if name not in _idle(other)]
+    return f"with method {method!r}: leave it out, or use method {', '.join(fitting[:-1])} or {fitting[-1]}"
+
+
+def _idle(method: str) -> tuple[str, ...]:
+    routing = METHODS[method].routing
+    return ("router_lr",) if routing is None else ROUTING_METHODS[routing].idle
+
+
+def _by_others(key: str, config: RunConfig) -> str:
+    section = key.partition(".")[0]
+    for other, values in all_settings()[key][1].only.items():
+        found = getattr(getattr(config, section), other)
+        if found not in values:
+            return f"with {section}.{other} {found}: leave it out, or set {section}.{other} to {' or '.join(values)}"
+    return ""
