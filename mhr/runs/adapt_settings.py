@@ -21,7 +21,7 @@ class OptimizationConfig(Settings):
 
     steps: int = setting(1000, "Optimizer steps.", at_least=1, flag="--steps")
     batch_size: int = setting(
-        16, "Examples per forward pass and process.", at_least=1, at_most=2**20, flag="--batch-size"
+        16, "Examples per forward pass and process.", at_least=1, at_most=2**16, flag="--batch-size"
     )
     lr: float = setting(1e-3, "Learning rate of the adapters.", above=0, flag="--lr")
     router_lr: float = setting(

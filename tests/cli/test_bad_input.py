@@ -271,7 +271,7 @@ def test_idle_settings_of_other_commands(output: Path, run: Path, rows: Path) ->
 
 @pytest.mark.parametrize(
     ("flag", "said"),
-    [("--batch-size", "of at least 1 and at most 1048576"), ("--n-heads", "of at least 1 and at most 65536")],
+    [("--batch-size", "of at least 1 and at most 65536"), ("--n-heads", "of at least 1 and at most 65536")],
 )
 def test_numbers_far_above_any_use(output: Path, flag: str, said: str) -> None:
     line = refuse("pretrain", "--preset", "demo", flag, "100000000000000", "--output", output)
