@@ -198,7 +198,10 @@ def convert(value: Any, hint: Any) -> Any:
         key_type, value_type = get_args(hint)
         if isinstance(value, str):  # a number has no "=", so that names before it may have some
             split = str.rsplit if value_type in (int, float) else str.split
-            value = {k.strip(): v.strip() for k, v in (split(part, "=", 1) for part in value.split(","))}
+            pairs = [[side.strip() for side in split(part, "=", 1)] for part in value.split(",")]
+            value = {name: item for name, item in pairs}  # noqa: C416  (a part that is no pair is a ValueError)
+            if len(value) < len(pairs) or not all(map(all, pairs)):  # a name twice, or half of a pair
+                raise ValueError
         if not isinstance(value, Mapping):
             raise ValueError
         return {convert(k, key_type): convert(v, value_type) for k, v in value.items()}

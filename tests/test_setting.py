@@ -66,6 +66,7 @@ def test_a_value_is_taken_or_refused_with_one_line() -> None:
         ("a,b", list[str], ["a", "b"]),
         ("1, 2", list[int], [1, 2]),
         ("a=1,b=x=y", dict[str, str], {"a": "1", "b": "x=y"}),
+        ("a=1, b = 2", dict[str, int], {"a": 1, "b": 2}),
     ],
 )
 def test_texts_become_values(text: str, hint: Any, value: Any) -> None:
@@ -73,7 +74,17 @@ def test_texts_become_values(text: str, hint: Any, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "hint"), [("1.5", int), ("many", float), ("true", bool), ("a", dict[str, int]), (10**400, float)]
+    ("text", "hint"),
+    [
+        ("1.5", int),
+        ("many", float),
+        ("true", bool),
+        ("a", dict[str, int]),
+        ("a=", dict[str, str]),
+        ("=b", dict[str, str]),
+        ("a=1,a=2", dict[str, int]),
+        (10**400, float),
+    ],
 )
 def test_what_is_no_value_of_a_type_is_refused(text: Any, hint: Any) -> None:
     with pytest.raises(ValueError):

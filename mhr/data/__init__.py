@@ -5,7 +5,6 @@ Nothing here imports torch; `mhr.data.samplers` and `mhr.data.collators` do.
 
 from __future__ import annotations
 
-from mhr.data.columns import parse_column_map
 from mhr.data.example import Example, Task, TaskCollection
 from mhr.data.faults import Fault, Faults
 from mhr.data.load import load_tasks
@@ -19,7 +18,6 @@ __all__ = [
     "Task",
     "TaskCollection",
     "load_tasks",
-    "parse_column_map",
     "readers",
     "skills_of",
     "skills_suite",

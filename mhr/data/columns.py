@@ -48,20 +48,3 @@ def check_column_map(column_map: Mapping[str, str]) -> None:
     for name in column_map:
         if name not in COLUMNS:
             raise ConfigError(f"unknown column {name!r} in the column map: {nearest(name, COLUMNS)}")
-
-
-def parse_column_map(text: str) -> dict[str, str]:
-    """Read "input=question,targets=answer" as {"input": "question", "targets": "answer"}.
-
-    Raises ConfigError for anything else.
-    """
-    pairs: dict[str, str] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        ours, equals, theirs = (p.strip() for p in part.partition("="))
-        if not (ours and equals and theirs):
-            raise ConfigError(f"column map {text!r}: expected pairs like 'input=question,targets=answer', got {part!r}")
-        if ours in pairs:
-            raise ConfigError(f"column map {text!r} gives {ours!r} twice")
-        pairs[ours] = theirs
-    check_column_map(pairs)
-    return pairs

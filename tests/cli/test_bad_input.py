@@ -110,6 +110,11 @@ def test_a_label_that_is_not_among_the_choices(output: Path, rows: Path) -> None
     assert "'maybe'" in line
 
 
+def test_a_column_that_is_mapped_twice_or_by_half(rows: Path) -> None:
+    for columns in ("input=task,input=targets", "input=", "input"):
+        assert f"--columns: data.column_map is {columns!r}" in refuse("data", "check", rows, "--columns", columns)
+
+
 def test_data_check_tells_every_fault_and_exits_with_2(superni: Collection) -> None:
     def change(name: str, content: dict[str, Any]) -> None:
         content["Instances"][7]["output"] = []
