@@ -35,6 +35,9 @@ OUTPUT_MARKS = (
     "report.json",
 )
 
+LEFT_BEHIND = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+"""Names of what was being written when a process was killed: an output folder that holds nothing else is empty."""
+
 
 def write_bytes_atomically(path: str | Path, data: bytes) -> Path:
     """Write a file so that `path` holds either all of `data` or what it held before, also after a kill or power loss.
@@ -101,7 +104,7 @@ def prepare_output(path: str | Path, overwrite: bool = False, reads: Iterable[st
             raise MhrError(f"output folder {path} holds the input {read}: choose another")
     if path.exists() and not path.is_dir():
         raise MhrError(f"output folder {path} is a file: choose another path")
-    held = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    held = held_in(path)
     if held and not overwrite:
         raise MhrError(
             f"output folder {path} is not empty: choose another, or pass --overwrite to replace what is there"
@@ -117,6 +120,13 @@ def prepare_output(path: str | Path, overwrite: bool = False, reads: Iterable[st
     if not os.access(parent, os.W_OK | os.X_OK):
         raise MhrError(f"cannot write {path}: no permission to write in {parent}; choose another output folder")
     return path
+
+
+def held_in(path: str | Path) -> list[str]:
+    """What a folder holds, in order, but for what was LEFT_BEHIND; nothing where there is no folder."""
+    path = Path(path)
+    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    return [name for name in found if not LEFT_BEHIND.fullmatch(name)]
 
 
 def make_folder(path: str | Path) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -17,6 +19,7 @@ from mhr.files import (
     write_text_atomically,
     writing_folder,
 )
+from mhr.runs.run import RunFolder
 
 
 def test_a_file_is_replaced_and_no_temporary_stays(tmp_path):
@@ -126,6 +129,27 @@ def test_overwrite_spares_a_folder_that_is_no_output(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(MhrError, match="holds thesis.tex and no output of mhr"):
         prepare_output(tmp_path, overwrite=True)
+
+
+def test_what_a_killed_process_was_writing_does_not_fill_a_folder(tmp_path):
+    """A process that is killed between making a folder and its first file must not bar the next one from it."""
+    program = (
+        "import os, sys\n"
+        "from mhr import files\n"
+        "os.replace = lambda *paths: os._exit(9)\n"
+        "files.write_json_atomically(files.make_folder(sys.argv[1]) / 'run.json', {})\n"
+    )
+    run = tmp_path / "run"
+    assert subprocess.run([sys.executable, "-c", program, str(run)], check=False).returncode == 9
+    (left,) = (entry.name for entry in run.iterdir())
+    assert left.startswith(".run.json.")
+    for overwrite in (False, True):
+        assert prepare_output(run, overwrite) == run
+    for resume in (False, True):
+        assert RunFolder.create(run, resume=resume).info == {}
+    (run / "thesis.tmp").write_text("years of work")
+    with pytest.raises(MhrError, match=r"holds thesis\.tmp and no output of mhr"):
+        prepare_output(run, overwrite=True)
 
 
 def test_an_output_folder_that_is_a_file(tmp_path):

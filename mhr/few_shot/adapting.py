@@ -16,7 +16,7 @@ from mhr.errors import ConfigError, DataError, TrainingError, nearest
 from mhr.few_shot.adaptation import Adaptation, Preparation, frozen_heap, make, ranks
 from mhr.few_shot.selecting import grid_points, read_dev
 from mhr.few_shot.starts import check_mode, load_start
-from mhr.files import folder_name, make_folder, prepare_output, read_json, write_json_atomically
+from mhr.files import folder_name, held_in, make_folder, prepare_output, read_json, write_json_atomically
 from mhr.locks import one_writer
 from mhr.methods import idle_rates
 from mhr.objectives import objective_of
@@ -94,7 +94,7 @@ def adapt(
     kind = source.info["model_kind"]
     check_given(few, [(mode, config)], [kind])
     check_precision(config.train.precision)
-    if not (resume and Path(output).is_dir() and any(Path(output).iterdir())):
+    if not (resume and held_in(output)):
         prepare_output(output, overwrite, [run, *paths_read(config)])
     described = {
         "mode": mode,

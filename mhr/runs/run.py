@@ -24,7 +24,15 @@ import yaml
 
 from mhr import __version__
 from mhr.errors import CheckpointError
-from mhr.files import make_folder, prepare_output, read_json, write_json_atomically, write_text_atomically, writing
+from mhr.files import (
+    held_in,
+    make_folder,
+    prepare_output,
+    read_json,
+    write_json_atomically,
+    write_text_atomically,
+    writing,
+)
 from mhr.runs.config import dump_config, load_config, to_dict
 from mhr.runs.settings import RunConfig
 
@@ -49,7 +57,7 @@ class RunFolder:
     ) -> None:
         """Raise MhrError where `create` would refuse, or would delete something of `reads`, without touching anything."""
         path = Path(path)
-        if resume and path.is_dir() and any(path.iterdir()):
+        if resume and held_in(path):
             cls.open(path)
         else:
             prepare_output(path, overwrite, reads)
@@ -66,7 +74,7 @@ class RunFolder:
         """
         cls.check(path, overwrite=overwrite, resume=resume)
         path = make_folder(path)
-        if resume and any(path.iterdir()):
+        if resume and held_in(path):
             return cls.open(path)
         clear(path)
         return cls(path, {})
