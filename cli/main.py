@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapt, benchmark, data, demo, doctor, evaluate, inspect, merge, pretrain, report, sweep
+from . import adapt, benchmark, data, demo, demo_llm, doctor, evaluate, inspect, merge, pretrain, report, sweep
 from .frame.command import command_class
 from .frame.console import out
 from .frame.group import Commands
@@ -84,3 +84,4 @@ _add(report.report, report.EXAMPLES)
 app.add_typer(data.app)
 _add(doctor.doctor, doctor.EXAMPLES)
 _add(demo.demo, demo.EXAMPLES)
+_add(demo_llm.demo_llm, demo_llm.EXAMPLES)

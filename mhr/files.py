@@ -27,6 +27,7 @@ OUTPUT_MARKS = (
     "adapt.json",
     "sweep.json",
     "demo.json",
+    "demo_llm.json",
     "mhr_config.json",
     "merge_report.json",
     "evaluation.json",

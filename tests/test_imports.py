@@ -29,7 +29,7 @@ LEVELS = [
     {"merging", "few_shot"},
     {"sweeps", "analysis"},
     {"report"},
-    {"demo", "doctor"},
+    {"demo", "demo_llm", "doctor"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 HEAVY = ("torch", "transformers", "numpy", "datasets", "peft", "matplotlib", "accelerate", "pyarrow")

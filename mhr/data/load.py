@@ -11,6 +11,7 @@ import mhr.data.hub
 import mhr.data.superni  # noqa: F401  (each registers its readers)
 from mhr.data.example import TaskCollection
 from mhr.data.faults import Faults
+from mhr.data.orders import orders_suite
 from mhr.data.reading import ReadOptions, readers, reads
 from mhr.data.skills import skills_suite
 from mhr.data.templates import check_used, read_templates, reword
@@ -33,7 +34,7 @@ def load_tasks(
     on_bad_row: str = "error",
     faults: Faults | None = None,
 ) -> TaskCollection:
-    """The tasks at `path`: "builtin:skills", a Super-NaturalInstructions folder, a file of rows or a folder of them
+    """The tasks at `path`: "builtin:skills" or "builtin:orders", a Super-NaturalInstructions folder, a file of rows or a folder of them
     (`mhr.data.files`), a CrossFit folder, a folder written by datasets' save_to_disk, or the hub id of a dataset.
 
     reader       name of the reader, where the one found by the path is not meant
@@ -78,7 +79,9 @@ def find_reader(path: str) -> str:
     Raises DataError where none does, ConfigError for an empty path and for an unknown built-in collection.
     """
     if not path.strip():
-        raise ConfigError("the path of the task collection is empty: expected a file, a folder, or builtin:skills")
+        raise ConfigError(
+            "the path of the task collection is empty: expected a file, a folder, builtin:skills or builtin:orders"
+        )
     try:
         asked = sorted(readers.items(), key=lambda entry: entry[1].fallback)
         found = next((name for name, reader in asked if reader.recognises(path)), None)
@@ -88,7 +91,9 @@ def find_reader(path: str) -> str:
     if found is not None:
         return found
     if path.startswith("builtin:"):
-        raise ConfigError(f"unknown built-in collection {path!r}: {nearest(path, ['builtin:skills'])}")
+        raise ConfigError(
+            f"unknown built-in collection {path!r}: {nearest(path, ['builtin:skills', 'builtin:orders'])}"
+        )
     root = Path(path)
     expected = "expected " + ", or ".join(reader.layout for reader in readers.values() if reader.layout)
     if root.is_file():
@@ -102,3 +107,8 @@ def find_reader(path: str) -> str:
 @reads("skills", lambda path: path == "builtin:skills", "")
 def _read_skills(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:
     return skills_suite(options.seed, 400 if options.max_train is None else options.max_train, options.limit_test)
+
+
+@reads("orders", lambda path: path == "builtin:orders", "")
+def _read_orders(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:
+    return orders_suite(options.seed, 200 if options.max_train is None else options.max_train, options.limit_test)
