@@ -1,1 +1,6 @@
-"""Studies of claims: what is trained, adapted and scored on tasks, each one a resumable command that writes its page."""
+from __future__ import annotations
+
+from pathlib import Path
+
+RESULTS = Path(__file__).parent.parent / "results"
+"""Where studies write their tables and pages unless told otherwise: benchmarks/results."""

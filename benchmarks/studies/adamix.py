@@ -37,6 +37,7 @@ from mhr.runs import RunFolder, load_config
 from mhr.runs.settings import RunConfig
 from mhr.training import pretrain
 
+from . import RESULTS
 from .adamix_page import page
 from .stages import Stages
 
@@ -236,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", required=True, help="a folder in the layout of Super-NaturalInstructions")
     parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the page goes")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the page goes")
     parser.add_argument("--steps", type=float, default=1.0, help="scales the optimizer steps of every method")
     parser.add_argument("--workers", type=int, default=1, help="processes that train, one thread each")
     parser.add_argument("--quick", action="store_true", help="a few steps and examples: to see that everything runs")

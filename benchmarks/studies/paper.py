@@ -19,6 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from . import RESULTS
 from .paper_plan import Setting, Unit, default_tasks, real, suite, units_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,7 +146,7 @@ def main() -> None:
         "--results", type=Path, help="where the results go (default benchmarks/results; --quick: the output)"
     )
     args = parser.parse_args()
-    results = args.results or (args.output if args.quick else Path(__file__).parent / "results")
+    results = args.results or (args.output if args.quick else RESULTS)
     docs = args.docs or (args.output if args.quick else ROOT / "docs")
     tasks = args.tasks or default_tasks()
     if args.setting is None and args.tasks is None and not Path(tasks).is_dir():

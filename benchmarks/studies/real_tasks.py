@@ -26,6 +26,7 @@ from mhr.methods import idle_rates
 from mhr.runs import RunFolder, load_config
 from mhr.training import pretrain
 
+from . import RESULTS
 from .stages import Stages
 from .tables import study_table
 
@@ -175,7 +176,7 @@ def main() -> None:
     parser.add_argument("--tasks", required=True, help="a folder in the layout of Super-NaturalInstructions")
     parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
     parser.add_argument("--backbone", required=True, choices=list(PLANS))
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="where the tables go")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the tables go")
     parser.add_argument("--quick", action="store_true", help="a few steps, two tasks: to see that everything runs")
     for name in ("full_steps", "pretrain_steps", "adapt_steps"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="default: a plan for 25 minutes on one core")
