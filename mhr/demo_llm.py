@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mhr.data import Example, load_tasks
+from mhr.data import load_tasks
 from mhr.errors import TrainingError
-from mhr.evaluation import LoadedModel, evaluate, load_model
+from mhr.evaluation import evaluate, load_model
 from mhr.evaluation.generation import generate_answers
 from mhr.few_shot import adapt
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
@@ -108,22 +108,19 @@ def run_demo_llm(
     for name, path in ((BASE, config.model), (UNIFORM, run.path), (ADAPTED, lora)):
         say(f"Evaluating on {TASK}: {name}")
         loaded = load_model(path)
-        lengths = {"max_input_length": config.data.max_input_length}
+        read, answered = config.data.max_input_length, config.data.max_target_length
         scored = evaluate(
-            loaded, collection, limit=limit, max_target_length=config.data.max_target_length, progress=False, **lengths
+            loaded, collection, limit=limit, max_input_length=read, max_target_length=answered, progress=False
         ).tasks[TASK]
         result.scores[name] = {metric: scored[metric] for metric in ("exact_match", "rouge_l")}
-        answers[name] = _answers(loaded, shown, config.data.max_target_length, **lengths)
+        generated = generate_answers(loaded, shown, max_input_length=read, max_new_tokens=answered)
+        answers[name] = [answer.text for answer in generated]
     result.samples = [
         {"input": example.input, "expected": example.targets[0], "before": before, "after": after}
         for example, before, after in zip(shown, answers[BASE], answers[ADAPTED], strict=True)
     ]
     _write(result, made_with, "done")
     return result
-
-
-def _answers(loaded: LoadedModel, examples: Sequence[Example], max_new_tokens: int, **lengths: int) -> list[str]:
-    return [answer.text for answer in generate_answers(loaded, examples, max_new_tokens=max_new_tokens, **lengths)]
 
 
 def _write(result: LlmDemoResult, made_with: dict[str, Any], status: str) -> None:
