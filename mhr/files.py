@@ -90,6 +90,14 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept between commands: MHR_CACHE, else `mhr` in the user's own cache folder. Not made here."""
+    if os.environ.get("MHR_CACHE"):
+        return Path(os.environ["MHR_CACHE"]).expanduser()
+    places = [os.environ.get(name) for name in ("XDG_CACHE_HOME", "LOCALAPPDATA")]
+    return Path(next(filter(None, places), None) or Path.home() / ".cache") / "mhr"
+
+
 def prepare_output(path: str | Path, overwrite: bool = False, reads: Iterable[str | Path | None] = ()) -> Path:
     """The output folder `path`, checked but not yet made: see `make_folder` and `writing_folder`.
 

@@ -25,21 +25,22 @@ R = TypeVar("R")
 
 
 @contextlib.contextmanager
-def locked(path: str | Path | None) -> Iterator[None]:
+def locked(path: str | Path | None, *, wait: bool = False) -> Iterator[None]:
     """Inside the block, no other process writes into the output folder `path`, made or not; None locks nothing.
 
     The lock is the file `.NAME.lock` beside the folder, held by `flock`: the kernel gives it up with the process, however
     that ends, so a file that stayed behind is taken over. It holds who has it. Where none can be made or locked (no permission,
     a file system without locks), the block runs without one: whether the folder can be written is not for this to say.
 
-    Raises TrainingError where another process has it, naming that one's number, host and start.
+    Raises TrainingError where another process has it, naming that one's number, host and start; with `wait`, waits until that
+    one is done.
     """
     file = None if path is None or fcntl is None else _lock_file(Path(path).absolute())
     if file is None:
         yield
         return
     made = [parent for parent in file.parents if not parent.exists()]
-    handle = _acquire(file, path)
+    handle = _acquire(file, path, wait)
     try:
         yield
     finally:
@@ -70,7 +71,7 @@ def _lock_file(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock") if folder.name else folder / ".lock"
 
 
-def _acquire(file: Path, path: str | Path | None) -> int | None:
+def _acquire(file: Path, path: str | Path | None, wait: bool) -> int | None:
     """The open and locked file, or None where there can be none."""
     while True:
         try:
@@ -79,7 +80,7 @@ def _acquire(file: Path, path: str | Path | None) -> int | None:
         except OSError:
             return None
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(handle, file):
                 holder = {
                     "pid": os.getpid(),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mhr.adapters.layer import Sizes
 from mhr.adapters.sharing import check_copies
-from mhr.backbones import BUILTIN
+from mhr.backbones import is_builtin, is_gguf
 from mhr.errors import CheckpointError
 from mhr.layers import AdapterBank
 from mhr.layers.attach import bank_of
@@ -52,8 +52,8 @@ class BaseModel:
 
 
 def describe_base(model: nn.Module, name_or_path: str) -> BaseModel:
-    """The description of a model, with or without a bank. A folder is named by its full path."""
-    local = name_or_path not in BUILTIN and Path(name_or_path).is_dir()
+    """The description of a model, with or without a bank. A folder or GGUF file is named by its full path."""
+    local = not is_builtin(name_or_path) and (Path(name_or_path).is_dir() or is_gguf(name_or_path))
     name = str(Path(name_or_path).resolve()) if local else name_or_path
     return BaseModel(name, kind_of(model), _model_type(model), fingerprint(model))
 

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from mhr.adapters.base import BaseModel
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.sharing import check_copies, is_inside, sharing
-from mhr.backbones import BUILTIN
-from mhr.errors import CheckpointError
+from mhr.backbones import is_builtin, is_gguf, source_of
+from mhr.errors import CheckpointError, MhrError
 
 CLASSES: dict[str, Any] = {
     "seq2seq": AutoModelForSeq2SeqLM,
@@ -96,14 +96,15 @@ def skeleton(base: BaseModel) -> nn.Module | None:
             config.num_labels = 1
         with torch.device("meta"):
             model = CLASSES[base.kind].from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError):
+    except (MhrError, OSError, ValueError, KeyError, RuntimeError, ImportError):
         return None
     model.tie_weights()
     return model
 
 
 def _place(base: BaseModel) -> str:
-    return str(BUILTIN.get(base.name_or_path, base.name_or_path))
+    name = base.name_or_path
+    return source_of(name) if is_builtin(name) or is_gguf(name) else name
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

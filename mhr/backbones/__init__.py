@@ -1,8 +1,17 @@
-"""Base models by name: the built-in one, whose weights lie in this package, local folders and hub ids."""
+"""Base models by name: the built-in ones, local folders, GGUF files and hub ids."""
 
 from __future__ import annotations
 
-from mhr.backbones.load import BUILTIN, load_backbone
+from mhr.backbones.load import load_backbone
+from mhr.backbones.source import BUILTIN, is_builtin, is_gguf, source_of
 from mhr.backbones.untrained import forget_untrained, untrained_modules
 
-__all__ = ["BUILTIN", "forget_untrained", "load_backbone", "untrained_modules"]
+__all__ = [
+    "BUILTIN",
+    "forget_untrained",
+    "is_builtin",
+    "is_gguf",
+    "load_backbone",
+    "source_of",
+    "untrained_modules",
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,11 +19,9 @@ from transformers import (
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from mhr.backbones.kinds import kind_of_config, loader_of, possible_kinds
+from mhr.backbones.source import BUILTIN, PACKAGED, is_gguf, source_of
 from mhr.config import MODEL_KINDS
 from mhr.errors import ConfigError, MhrError, nearest
-
-BUILTIN: dict[str, Path] = {"builtin:t5-tiny": Path(__file__).parent / "t5_tiny"}
-"""Names of the models in this package and their folders."""
 
 Found = TypeVar("Found")
 
@@ -39,7 +36,7 @@ def load_backbone(
     """The model, in evaluation mode with weights of `dtype`, and its tokenizer. `model.mhr_untrained` names the modules that
     the checkpoint does not hold (a new classification head, the pooler of an encoder that was saved without one).
 
-    name_or_path       a name of BUILTIN, a local folder, or a hub id
+    name_or_path       what `source_of` knows: a built-in name, a local folder, a GGUF file, or a hub id
     kind               one of MODEL_KINDS; None takes what the configuration says, see `kind_of_config`. An "encoder" is loaded with a
                        sequence-classification head of one output
     dtype              of the weights; "auto" takes the checkpoint's
@@ -52,18 +49,9 @@ def load_backbone(
     if kind is not None and kind not in MODEL_KINDS:
         raise ConfigError(f"unknown kind of model {kind!r}: {nearest(kind, MODEL_KINDS)}")
     name = str(name_or_path)
-    if name.startswith("builtin:") and name not in BUILTIN:
-        raise ConfigError(f"unknown built-in model {name!r}: {nearest(name, BUILTIN)}")
-    source = str(BUILTIN.get(name, name))
-    is_folder = Path(source).is_dir()
-    # "runs/first" may be a hub id or a folder that is missing; beside other folders it is taken for the second.
-    is_hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) and (
-        "/" not in source or not Path(source).parent.is_dir()
-    )
-    if not is_folder and not is_hub_id:
-        raise MhrError(f"cannot load model {name!r}: no such folder, and no hub id of the form owner/name")
+    source = source_of(name)
     trust = {"trust_remote_code": trust_remote_code}
-    config = _loading(name, None, lambda: AutoConfig.from_pretrained(source, **trust))
+    config = _loading(name, source, None, lambda: AutoConfig.from_pretrained(source, **trust))
     kind = kind or kind_of_config(config)
     auto = loader_of(kind, config)
     if auto is None:
@@ -75,7 +63,7 @@ def load_backbone(
         raise MhrError(_asks_for_code(name, f"names the kernel {attention!r}"))
     quantised: Any = getattr(config, "quantization_config", None)
     if isinstance(quantised, dict) and not _loading(
-        name, config, lambda: AutoHfQuantizer.supports_quant_method(quantised)
+        name, source, config, lambda: AutoHfQuantizer.supports_quant_method(quantised)
     ):
         # Transformers would warn and take packed integers for weights.
         raise MhrError(f"cannot load model {name!r}: {_unreadable(config, 'transformers knows no such quantisation')}")
@@ -84,6 +72,7 @@ def load_backbone(
     settings = {"ignore_mismatched_sizes": True} | ({"num_labels": 1} if kind == "encoder" else {})
     model, found = _loading(
         name,
+        source,
         config,
         lambda: auto.from_pretrained(
             source, dtype=dtype, output_loading_info=True, weights_only=True, **trust, **settings
@@ -91,6 +80,7 @@ def load_backbone(
     )
     tokenizer = _loading(
         name,
+        source,
         None,
         lambda: ByT5Tokenizer() if name in BUILTIN else AutoTokenizer.from_pretrained(source, **trust),
     )
@@ -120,8 +110,9 @@ def _of_another_head(name: str, differing: Iterable[tuple[str, Any, Any]], label
     return found
 
 
-def _loading(name: str, config: PretrainedConfig | None, step: Callable[[], Found]) -> Found:
-    """What a step of transformers returns, or one line on why it does not. `config` is that of the weights, where they are read.
+def _loading(name: str, source: str, config: PretrainedConfig | None, step: Callable[[], Found]) -> Found:
+    """What a step of transformers returns, or one line on why it does not. `source` is where the model `name` lies, `config` that of the
+    weights, where they are read.
 
     Transformers, tokenizers and safetensors raise nearly every class of exception on a folder that is damaged, foreign or ahead of
     its time, plain `Exception` included.
@@ -131,7 +122,7 @@ def _loading(name: str, config: PretrainedConfig | None, step: Callable[[], Foun
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise MhrError(_asks_for_code(name, "brings code of its own")) from error
-        raise MhrError(f"cannot load model {name!r}: {_reason(name, config, error)}") from error
+        raise MhrError(f"cannot load model {name!r}: {_reason(name, source, config, error)}") from error
 
 
 def _asks_for_code(name: str, what: str) -> str:
@@ -141,7 +132,7 @@ def _asks_for_code(name: str, what: str) -> str:
     )
 
 
-def _reason(name: str, config: PretrainedConfig | None, error: Exception) -> str:
+def _reason(name: str, source: str, config: PretrainedConfig | None, error: Exception) -> str:
     said = " ".join(str(error).split())
     said = said if len(said) <= 300 else said[:297] + "..."
     said = said or type(error).__name__
@@ -154,7 +145,9 @@ def _reason(name: str, config: PretrainedConfig | None, error: Exception) -> str
         )
     if isinstance(error, KeyError):
         said = f"it lacks {said}"
-    if Path(name).is_dir():
+    if is_gguf(name) or name in PACKAGED:
+        return f"its folder {source} in the cache is damaged, delete it and it is made again: {said}"
+    if Path(source).is_dir():
         return f"the folder is no model that can be read here: {said}"
     return f"neither a local folder nor a hub id that can be reached: {said}"
 

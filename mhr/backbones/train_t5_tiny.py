@@ -19,7 +19,7 @@ import transformers
 from rich.progress import track
 from transformers import ByT5Tokenizer, T5Config, T5ForConditionalGeneration, get_cosine_schedule_with_warmup
 
-from mhr.backbones.load import BUILTIN
+from mhr.backbones.source import BUILTIN
 from mhr.data.example import Example
 from mhr.data.skills import SKILLS, draw_examples
 from mhr.files import writing_folder

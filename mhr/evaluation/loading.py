@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mhr.adapters import attach_plain, is_adapter, is_peft, kind_of, load_checkpoint, load_peft
-from mhr.backbones import load_backbone
+from mhr.backbones import is_builtin, is_gguf, load_backbone
 from mhr.errors import CheckpointError, ConfigError
 from mhr.evaluation.loaded import LoadedModel
 from mhr.objectives.fit import check_fit
@@ -61,7 +61,7 @@ def load_model(
     elif base is not None:
         raise ConfigError(f"base is {base!r}, but {path} names a whole model, not an adapter: leave base out")
     else:
-        if not name.startswith("builtin:"):
+        if not is_builtin(name):
             check_model(name)
         model, tokenizer = load_backbone(name, kind, trust_remote_code=trust_remote_code)
     found = kind_of(model)
@@ -83,7 +83,10 @@ def check_model(name: str) -> None:
         if not (folder / "config.json").is_file():
             held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:4]) or "nothing"
             raise CheckpointError(f"no model at {name}: the folder holds {held}; {expected}")
+    elif is_gguf(name):
+        if not folder.is_file():
+            raise CheckpointError(f"no model at {name}: there is no such file")
     elif folder.is_file():
-        raise CheckpointError(f"no model at {name}: it is a file; {expected}, each of them a folder")
+        raise CheckpointError(f"no model at {name}: it is a file; {expected}, each of them a folder, or a GGUF file")
     elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise CheckpointError(f"no model at {name}: there is no such folder; {expected}")
