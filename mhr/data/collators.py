@@ -16,12 +16,19 @@ from transformers import PreTrainedTokenizerBase
 
 from mhr.data.example import Example
 from mhr.data.special_tokens import pad_token
-from mhr.data.tokens import TokenRows, encode, encode_answers, encode_pairs, encode_prompts, encode_targets, pad
+from mhr.data.tokens import (
+    IGNORED,
+    TokenRow,
+    TokenRows,
+    encode,
+    encode_answers,
+    encode_pairs,
+    encode_prompts,
+    encode_targets,
+    pad,
+)
 from mhr.data.truncation import Truncation
 from mhr.errors import ConfigError
-
-IGNORED = -100
-"""The label of positions that carry no loss."""
 
 Batch = dict[str, Any]
 
@@ -98,10 +105,26 @@ class CausalCollator(GeneratorCollator):
     beginning behind the BOS, since what is asked stands at their end."""
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        prompts, targets = self._counted(examples, [e.targets[:1] for e in examples])
-        rows = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
-        labels = [[IGNORED] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)]
-        return {**self._padded(rows), "labels": pad(labels, IGNORED)[0], "task_ids": [e.task for e in examples]}
+        return self.collate_rows(self.encode_rows(examples), [e.task for e in examples])
+
+    def encode_rows(self, examples: Sequence[Example]) -> list[TokenRow]:
+        """One row an example, to train on. Counts nothing: `collate_rows` does, so that rows may be encoded elsewhere."""
+        prompts, targets = self.encode_answers(examples, [e.targets[:1] for e in examples])
+        return [
+            TokenRow(prompt + target, [IGNORED] * len(prompt) + target, cut, cut_target)
+            for prompt, cut, target, cut_target in zip(prompts.ids, prompts.cut, targets.ids, targets.cut, strict=True)
+        ]
+
+    def collate_rows(self, rows: Sequence[TokenRow], tasks: Sequence[str]) -> Batch:
+        """Rows of `encode_rows`, padded on the right, and the names of their tasks; counts those that were truncated."""
+        self.count_rows(rows, tasks)
+        labels, _ = pad([row.labels for row in rows], IGNORED)
+        return {**self._padded([row.ids for row in rows]), "labels": labels, "task_ids": list(tasks)}
+
+    def count_rows(self, rows: Sequence[TokenRow], tasks: Sequence[str]) -> None:
+        """Count the rows that were truncated, by task."""
+        self.truncation.note("inputs", tasks, (row.cut for row in rows))
+        self.truncation.note("targets", tasks, (row.cut_target for row in rows))
 
     def encode_inputs(self, examples: Sequence[Example]) -> TokenRows:
         return encode_prompts(self.tokenizer, [e.input for e in examples], self.max_input_length)

@@ -29,6 +29,9 @@ from mhr.data.example import Example
 from mhr.data.special_tokens import PROBE, end_token, frame_of, start_token
 from mhr.errors import DataError
 
+IGNORED = -100
+"""The label of positions that carry no loss."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRows:
@@ -37,6 +40,22 @@ class TokenRows:
     ids: list[list[int]]
     cut: list[bool]
     types: list[list[int]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """What a decoder is trained on for one example: prompt and answers as one row.
+
+    ids         the tokens
+    labels      of the same positions: the token where it is trained on, IGNORED elsewhere; not shifted
+    cut         whether the prompt was truncated
+    cut_target  whether an answer was
+    """
+
+    ids: list[int]
+    labels: list[int]
+    cut: bool = False
+    cut_target: bool = False
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenRows:

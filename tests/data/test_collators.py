@@ -109,3 +109,19 @@ def test_ranking_without_choices_names_the_task(word_tokenizer: PreTrainedTokeni
 def test_lengths_out_of_range_are_told(word_tokenizer: PreTrainedTokenizerFast, name: str):
     with pytest.raises(ConfigError, match=f"{name} is 1, expected at least 2 tokens"):
         Seq2SeqCollator(word_tokenizer, **{name: 1})
+
+
+def test_rows_are_what_batches_are_made_of_and_are_counted_when_they_are_collated(
+    word_tokenizer: PreTrainedTokenizerFast,
+):
+    collator = CausalCollator(word_tokenizer, max_input_length=3, max_target_length=2)
+    rows = collator.encode_rows(EXAMPLES)
+    assert [row.ids for row in rows] == [[S, *w(1, 2, 3), END], [S, *w(5, 6), END]]
+    assert [row.labels for row in rows] == [[IGNORED] * 3 + [*w(3), END], [IGNORED] * 2 + [*w(6), END]]
+    assert [(row.cut, row.cut_target) for row in rows] == [(True, False), (False, True)]
+    assert not collator.truncation.seen
+    batch, again = collator.collate_rows(rows, ["a", "b"]), CausalCollator(word_tokenizer, 3, 2)(EXAMPLES)
+    assert set(batch) == set(again)
+    assert torch.equal(batch["input_ids"], again["input_ids"])
+    assert torch.equal(batch["labels"], again["labels"])
+    assert collator.truncation.describe()["cut"] == 2
