@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mhr.data.collators import IGNORED, Batch, CausalCollator
@@ -19,6 +20,11 @@ class CausalObjective(Objective):
     def count(self, batch: Batch) -> Tensor:
         return batch["labels"][:, 1:].ne(IGNORED).sum()
 
-    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> PassLosses:
+    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0, *, compared: bool = False) -> PassLosses:
         inputs, labels = model_inputs(model, batch)
-        return losses_of_tokens(model(**inputs).logits[:, :-1], labels[:, 1:], smoothing, batch)
+        return losses_of_tokens(model, inputs, next_labels(labels), batch, smoothing, compared)
+
+
+def next_labels(labels: Tensor) -> Tensor:
+    """What each position predicts, IGNORED at the last one; labels [B, L]."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)

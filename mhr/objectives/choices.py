@@ -21,15 +21,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mhr.data.choice_collators import CausalChoicesCollator, Seq2SeqChoicesCollator
 from mhr.data.collators import IGNORED, Batch
 from mhr.layers import AdapterBank
-from mhr.objectives.objective import Distributions, Objective, PassLosses, bare, objectives, precise
+from mhr.objectives.causal import next_labels
+from mhr.objectives.heads import States, states_at
+from mhr.objectives.objective import Distributions, Objective, PassLosses, objectives, sums_of, token_losses
 from mhr.objectives.ranking import choice_losses
 from mhr.objectives.shifting import shift_right
+from mhr.objectives.wrapping import bare
 
 MARGIN = 1e-2
 """Keeps the unlikelihood of a token that the model is sure of finite."""
@@ -48,31 +50,32 @@ class ChoicesObjective(Objective):
     def count(self, batch: Batch) -> int:
         return len(batch["task_ids"])
 
-    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> PassLosses:
-        logits, labels = self.answer_logits(model, batch)
+    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0, *, compared: bool = False) -> PassLosses:
+        states, labels = self.answers(model, batch)
         gold = batch["gold"]
-        sums = self.combine(logits, labels, batch, smoothing)
-        predicted = Distributions(logits[gold], labels[gold].ne(IGNORED))
+        sums = self.combine(states, labels, batch, smoothing)
+        # As answers are read one after the other, the right ones are in their examples' order.
+        predicted = Distributions(_of_rows(states, labels, gold), labels[gold].ne(IGNORED).sum(1)) if compared else None
         return PassLosses(sums, torch.ones_like(gold), batch["task_ids"], predicted)
 
     @abstractmethod
-    def answer_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits [P, T, V] of the answers' tokens, and these tokens [P, T]."""
+    def answers(self, model: nn.Module, batch: Batch) -> tuple[States, Tensor]:
+        """What predicts the answers' tokens, and these tokens [P, T], IGNORED where there are none."""
 
-    def combine(self, logits: Tensor, labels: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
+    def combine(self, states: States, labels: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """The losses [B] of the examples."""
         counts: list[int] = batch["choice_counts"]
         owners, right, gold = batch["owners"], batch["right"], batch["gold"]
-        scores = precise(logits.transpose(1, 2))
-        tokens = F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="none")  # [P, T]
         answered = labels.ne(IGNORED)
+        told = token_losses(states, labels[answered])
+        tokens = told.new_zeros(labels.shape).masked_scatter(answered, told)  # [P, T]
         lengths = answered.sum(1)
-        right_tokens = tokens[gold]
+        losses = tokens[gold].sum(1)
         if smoothing:
-            right_tokens = F.cross_entropy(
-                scores[gold], labels[gold], ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
-            )
-        losses = right_tokens.sum(1) / lengths[gold]
+            said = labels[gold]
+            smoothed = token_losses(_of_rows(states, labels, gold), said[said.ne(IGNORED)], smoothing)
+            losses = sums_of(smoothed, lengths[gold])
+        losses = losses / lengths[gold]
         if self.train.mc_loss:
             by_length = -tokens.sum(1) / lengths**self.train.length_norm
             losses = losses + self.train.mc_loss * choice_losses(by_length, counts, right)
@@ -93,21 +96,21 @@ class Seq2SeqChoices(ChoicesObjective):
     kind = "seq2seq"
     collates = Seq2SeqChoicesCollator
 
-    def answer_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def answers(self, model: nn.Module, batch: Batch) -> tuple[States, Tensor]:
         inner = bare(model)
         labels, owners, mask = batch["labels"], batch["owners"], batch["attention_mask"]
         routed = _Routing(inner, batch)
         with routed.inputs():
             read = inner.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask, return_dict=True)
         with routed.answers():
-            decoded = model(
+            inputs = {
                 # In the encoder's own type, which not every decoder takes a tuple for.
-                encoder_outputs=type(read)(last_hidden_state=read.last_hidden_state[owners]),
-                attention_mask=mask[owners],
-                decoder_input_ids=shift_right(inner, labels),
-                use_cache=False,
-            )
-        return decoded.logits, labels
+                "encoder_outputs": type(read)(last_hidden_state=read.last_hidden_state[owners]),
+                "attention_mask": mask[owners],
+                "decoder_input_ids": shift_right(inner, labels),
+                "use_cache": False,
+            }
+            return states_at(model, inputs, labels.ne(IGNORED)), labels
 
 
 @objectives.register("causal-choices")
@@ -118,10 +121,18 @@ class CausalChoices(ChoicesObjective):
     shares_row = True
     collates = CausalChoicesCollator
 
-    def answer_logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def answers(self, model: nn.Module, batch: Batch) -> tuple[States, Tensor]:
+        labels = next_labels(batch["labels"])
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with _Routing(bare(model), batch).answers():
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return logits[:, :-1], batch["labels"][:, 1:]
+            return states_at(model, inputs, labels.ne(IGNORED)), labels
+
+
+def _of_rows(states: States, labels: Tensor, rows: Tensor) -> States:
+    """The states of the answers `rows`, in their order, of those of all answered tokens of labels [P, T]."""
+    answered = labels.ne(IGNORED)
+    places = torch.zeros_like(labels).masked_scatter(answered, torch.arange(len(states.values), device=labels.device))
+    return states.take(places[rows][answered[rows]])
 
 
 class _Routing:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mhr.layers import AdapterBank
-from mhr.objectives.objective import Distributions, Objective, PassLosses, precise
+from mhr.objectives.chunks import in_chunks
+from mhr.objectives.objective import Distributions, Objective, PassLosses, precise, sums_of
 
 
 def consistency_weight(objective: Objective, bank: AdapterBank | None) -> float:
@@ -28,20 +29,29 @@ def example_divergences(first: PassLosses, second: PassLosses) -> Tensor:
     the losses are. Where a loss counts an example once, it is the mean over the example's positions."""
     assert first.predicted is not None
     assert second.predicted is not None
-    between = divergences(first.predicted, second.predicted)
-    valid = first.predicted.valid
-    return (between * valid).sum(1) * first.counts / valid.sum(1).clamp(min=1)
+    lengths = first.predicted.lengths
+    sums = sums_of(divergences(first.predicted, second.predicted), lengths)
+    return sums * first.counts / lengths.clamp(min=1)
 
 
 def divergences(first: Distributions, second: Distributions) -> Tensor:
-    """d(p, q), or the squared difference of the only logit, at each position [B, P]; float32 (float64 for float64)."""
-    a, b = precise(first.logits), precise(second.logits)
-    p, q = a.log_softmax(-1), b.log_softmax(-1)
+    """d(p, q), or the squared difference of the only logit, at each position [N]; float32 (float64 for float64). Logits exist
+    for a run of positions at a time."""
+    of, to = first.states, second.states
     if first.classes is None:
-        return (a - b).square().squeeze(-1) if a.shape[-1] == 1 else _symmetric(p, q)
-    absent = ~first.classes
-    a, b, p, q = (t.masked_fill(absent, 0.0) for t in (a, b, p, q))
-    return torch.where(first.classes.sum(-1) == 1, (a - b).square().sum(-1), _symmetric(p, q))
+        return in_chunks(lambda a, b: _everywhere(of.logits(a), to.logits(b)), of.width, of.values, to.values)
+    return _among(of.logits(of.values), to.logits(to.values), first.classes)
+
+
+def _everywhere(a: Tensor, b: Tensor) -> Tensor:
+    a, b = precise(a), precise(b)
+    return (a - b).square().squeeze(-1) if a.shape[-1] == 1 else _symmetric(a.log_softmax(-1), b.log_softmax(-1))
+
+
+def _among(a: Tensor, b: Tensor, classes: Tensor) -> Tensor:
+    a, b = precise(a), precise(b)
+    a, b, p, q = (t.masked_fill(~classes, 0.0) for t in (a, b, a.log_softmax(-1), b.log_softmax(-1)))
+    return torch.where(classes.sum(-1) == 1, (a - b).square().sum(-1), _symmetric(p, q))
 
 
 def _symmetric(p: Tensor, q: Tensor) -> Tensor:

@@ -16,20 +16,24 @@ from transformers import PreTrainedTokenizerBase
 from mhr.data import Example, Task
 from mhr.data.collators import IGNORED, Batch, Collator
 from mhr.data.tokens import token_counts
+from mhr.objectives.chunks import in_chunks
+from mhr.objectives.heads import States, states_at
+from mhr.objectives.wrapping import bare
 from mhr.registry import Registry
 from mhr.runs.settings import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Distributions:
-    """What a pass predicted at P positions of each of B examples, among C classes.
+    """What a pass predicted at the N positions of B examples that have a target, one example's after the other's, among C classes.
 
-    logits [B, P, C]; valid, bool [B, P], the positions that have a target; classes, bool [B, 1, C], those that an example has,
-    or None where it has them all (logits of the others are minus infinity).
+    states    what their logits [N, C] are made of
+    lengths   [B], positions of each example
+    classes   bool [N, C], those that a position has, or None where it has them all (logits of the others are minus infinity)
     """
 
-    logits: Tensor
-    valid: Tensor
+    states: States
+    lengths: Tensor
     classes: Tensor | None = None
 
 
@@ -37,7 +41,7 @@ class Distributions:
 class PassLosses:
     """What one pass over a batch of B examples costs: sums [B]; counts [B], what each sum is over; tasks, B names.
 
-    predicted   what the losses were computed from, for a comparison with another pass
+    predicted   what the losses were computed from, where the pass is to be compared with another
     """
 
     sums: Tensor
@@ -72,8 +76,9 @@ class Objective(ABC):
         """Items that the losses of the batch are summed over."""
 
     @abstractmethod
-    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> PassLosses:
-        """The losses of a batch that `collator` made; `smoothing` is the share of the target's mass that is spread evenly."""
+    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0, *, compared: bool = False) -> PassLosses:
+        """The losses of a batch that `collator` made; `smoothing` is the share of the target's mass that is spread evenly,
+        `compared` whether to keep what the pass predicted."""
 
     def collator(
         self, tokenizer: PreTrainedTokenizerBase, max_input_length: int = 512, max_target_length: int = 128
@@ -107,21 +112,32 @@ def objective_of(kind: str) -> type[Objective]:
     return type(make_objective(kind))
 
 
-def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """`sum_l (1 - e) * -log p(y_l) + e * mean_v -log p(v)` [B], float32 (float64 for float64), over positions whose label is not IGNORED.
+def token_losses(states: States, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """`(1 - e) * -log p(y) + e * mean_v -log p(v)` of each position [N], float32 (float64 for float64); labels [N].
 
-    logits [B, L, V], labels [B, L].
+    Logits exist for a run of positions at a time, see `in_chunks`.
     """
-    scores = precise(logits.transpose(1, 2))
-    return F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing).sum(1)
+
+    def losses(values: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(precise(states.logits(values)), labels, reduction="none", label_smoothing=smoothing)
+
+    return in_chunks(losses, states.width, states.values, labels)
 
 
-def losses_of_tokens(logits: Tensor, labels: Tensor, smoothing: float, batch: Batch) -> PassLosses:
-    """The losses of a batch of a generator, from logits [B, L, V] and labels [B, L]."""
+def sums_of(values: Tensor, lengths: Tensor) -> Tensor:
+    """Sums [B] of `values` [N], of which each example has so many as `lengths` [B] says, one's after the other's."""
+    return torch.segment_reduce(values, "sum", lengths=lengths, initial=0.0, unsafe=True)
+
+
+def losses_of_tokens(
+    model: nn.Module, inputs: dict[str, Any], labels: Tensor, batch: Batch, smoothing: float, compared: bool
+) -> PassLosses:
+    """The losses of a batch of a generator, called with `inputs`; labels [B, L] are what it is to predict at each position."""
     valid = labels.ne(IGNORED)
-    return PassLosses(
-        token_losses(logits, labels, smoothing), valid.sum(1), batch["task_ids"], Distributions(logits, valid)
-    )
+    states = states_at(model, inputs, valid)
+    lengths = valid.sum(1)
+    sums = sums_of(token_losses(states, labels[valid], smoothing), lengths)
+    return PassLosses(sums, lengths, batch["task_ids"], Distributions(states, lengths) if compared else None)
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> tuple[dict[str, Any], Tensor]:
@@ -131,11 +147,6 @@ def model_inputs(model: nn.Module, batch: Batch) -> tuple[dict[str, Any], Tensor
     if not hasattr(bare(model), "mhr"):
         del inputs["task_ids"]
     return inputs, inputs.pop("labels")
-
-
-def bare(model: nn.Module) -> Any:
-    """The model inside the wrapper that distributed training puts around it."""
-    return getattr(model, "module", model)
 
 
 def precise(scores: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mhr.data import Example, Task
 from mhr.data.collators import Batch, RankingCollator
 from mhr.data.tokens import token_counts
+from mhr.objectives.heads import States
 from mhr.objectives.objective import Distributions, Objective, PassLosses, model_inputs, objectives, precise
 
 
@@ -28,15 +29,15 @@ class RankingObjective(Objective):
     def count(self, batch: Batch) -> int:
         return len(batch["choice_counts"])
 
-    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> PassLosses:
+    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0, *, compared: bool = False) -> PassLosses:
         inputs, labels = model_inputs(model, batch)
         counts: list[int] = inputs.pop("choice_counts")
         starts = [sum(counts[:i]) for i in range(len(counts))]
         scores = model(**inputs).logits.squeeze(-1)
         sums = choice_losses(scores, counts, labels, smoothing)
-        logits = pad_choices(scores, counts)[:, None]
+        logits = pad_choices(scores, counts)
         every = torch.ones_like(labels)
-        predicted = Distributions(logits, every[:, None].bool(), classes=~logits.isinf())
+        predicted = Distributions(States(logits), every, classes=~logits.isinf()) if compared else None
         return PassLosses(sums, every, [batch["task_ids"][start] for start in starts], predicted)
 
     @classmethod

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mhr.data.collators import IGNORED, Batch, Seq2SeqCollator
-from mhr.objectives.objective import Objective, PassLosses, bare, losses_of_tokens, model_inputs, objectives
+from mhr.objectives.objective import Objective, PassLosses, losses_of_tokens, model_inputs, objectives
 from mhr.objectives.shifting import shift_right
+from mhr.objectives.wrapping import bare
 
 
 @objectives.register("seq2seq")
@@ -19,7 +20,7 @@ class Seq2SeqObjective(Objective):
     def count(self, batch: Batch) -> Tensor:
         return batch["labels"].ne(IGNORED).sum()
 
-    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> PassLosses:
+    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0, *, compared: bool = False) -> PassLosses:
         inputs, labels = model_inputs(model, batch)
-        shifted = shift_right(bare(model), labels)
-        return losses_of_tokens(model(**inputs, decoder_input_ids=shifted).logits, labels, smoothing, batch)
+        inputs["decoder_input_ids"] = shift_right(bare(model), labels)
+        return losses_of_tokens(model, inputs, labels, batch, smoothing, compared)

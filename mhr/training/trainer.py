@@ -184,7 +184,7 @@ class RoutedTrainer(Trainer):
             self.bank.toward_average = share_of_average(self.config, self.state.global_step)
         # A loss may call a part of the model by itself, where Accelerate does not set the precision.
         with self.accelerator.autocast():
-            return self.objective(model, inputs, self.config.label_smoothing)
+            return self.objective(model, inputs, self.config.label_smoothing, compared=bool(self.consistency))
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)

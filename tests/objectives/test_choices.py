@@ -123,6 +123,9 @@ def test_the_lowest_score_is_what_evaluation_ranks_first(name: str, kind: str) -
 
 def test_the_encoder_reads_each_input_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = routed_model("t5")
+    choices_of("seq2seq")(
+        model, batch_of("seq2seq"), 0.0
+    )  # at its first call a model is asked what it does with its head
     encoder, seen = model.get_encoder(), []
     encoder.register_forward_hook(
         lambda m, args, kwargs, out: seen.append(kwargs["input_ids"].shape[0]), with_kwargs=True

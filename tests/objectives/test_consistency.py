@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mhr.objectives import Distributions, PassLosses
+from mhr.objectives import Distributions, PassLosses, chunks
 from mhr.objectives.consistency import divergences, example_divergences
+from mhr.objectives.heads import States
 from mhr.objectives.ranking import pad_choices
 
 
@@ -21,10 +22,13 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
 
 
+def told(logits: Tensor) -> Distributions:
+    return Distributions(States(logits), torch.tensor([len(logits)]))
+
+
 def test_it_is_the_symmetric_divergence_with_detached_targets() -> None:
-    a, b = normal(2, 3, 7), normal(2, 3, 7, seed=1)
-    valid = torch.ones(2, 3, dtype=torch.bool)
-    found = divergences(Distributions(a, valid), Distributions(b, valid))
+    a, b = normal(6, 7), normal(6, 7, seed=1)
+    found = divergences(*(told(x) for x in (a, b)))
     p, q = a.detach().softmax(-1), b.detach().softmax(-1)
     torch.testing.assert_close(found.detach(), 0.5 * (kl(p, q) + kl(q, p)))
     found.sum().backward()
@@ -34,9 +38,8 @@ def test_it_is_the_symmetric_divergence_with_detached_targets() -> None:
 
 
 def test_equal_passes_neither_diverge_nor_move_anything() -> None:
-    a, b = normal(2, 3, 7).detach().float().requires_grad_(), normal(2, 3, 7).detach().float().requires_grad_()
-    valid = torch.ones(2, 3, dtype=torch.bool)
-    found = divergences(Distributions(a, valid), Distributions(b, valid))
+    a, b = normal(6, 7).detach().float().requires_grad_(), normal(6, 7).detach().float().requires_grad_()
+    found = divergences(*(told(x) for x in (a, b)))
     assert not found.detach().any()
     found.sum().backward()
     assert not a.grad.any()
@@ -44,9 +47,8 @@ def test_equal_passes_neither_diverge_nor_move_anything() -> None:
 
 
 def test_it_is_in_float32_whatever_the_logits() -> None:
-    a, b = (normal(2, 3, 7, seed=s).detach().bfloat16() for s in (0, 1))
-    valid = torch.ones(2, 3, dtype=torch.bool)
-    found = divergences(Distributions(a, valid), Distributions(b, valid))
+    a, b = (normal(6, 7, seed=s).detach().bfloat16() for s in (0, 1))
+    found = divergences(*(told(x) for x in (a, b)))
     assert found.dtype == torch.float32
     p, q = a.double().softmax(-1), b.double().softmax(-1)
     torch.testing.assert_close(found.double(), 0.5 * (kl(p, q) + kl(q, p)), rtol=1e-5, atol=1e-6)
@@ -55,9 +57,8 @@ def test_it_is_in_float32_whatever_the_logits() -> None:
 def test_choices_that_an_example_does_not_have_count_nothing() -> None:
     counts = [2, 3, 1]
     scores = [normal(6, seed=s) for s in (0, 1)]
-    padded = [pad_choices(s, counts)[:, None] for s in scores]
-    valid = torch.ones(3, 1, dtype=torch.bool)
-    found = divergences(*(Distributions(p, valid, classes=~p.isinf()) for p in padded))[:, 0]
+    padded = [pad_choices(s, counts) for s in scores]
+    found = divergences(*(Distributions(States(p), torch.ones(3), classes=~p.isinf()) for p in padded))
     for i, (x, y) in enumerate(zip(*(s.detach().split(counts) for s in scores), strict=True)):
         p, q = x.softmax(0), y.softmax(0)
         expected = 0.5 * (kl(p, q) + kl(q, p)) if counts[i] > 1 else (x - y).square().sum()
@@ -69,23 +70,30 @@ def test_choices_that_an_example_does_not_have_count_nothing() -> None:
 
 
 def test_one_logit_is_compared_by_its_square() -> None:
-    a, b = normal(2, 3, 1), normal(2, 3, 1, seed=1)
-    valid = torch.ones(2, 3, dtype=torch.bool)
-    found = divergences(Distributions(a, valid), Distributions(b, valid))
+    a, b = normal(6, 1), normal(6, 1, seed=1)
+    found = divergences(*(told(x) for x in (a, b)))
     torch.testing.assert_close(found, F.mse_loss(a, b, reduction="none")[..., 0])
     assert found.requires_grad
 
 
 @pytest.mark.parametrize("per_token", [True, False])
-def test_only_positions_with_a_target_count(per_token: bool) -> None:
-    valid = torch.tensor([[True, True, False], [True, False, False]])
-    first, second = (Distributions(normal(2, 3, 7, seed=s).detach(), valid) for s in (0, 1))
+def test_it_is_summed_over_an_example_s_positions_or_averaged_as_its_loss_is(per_token: bool) -> None:
+    lengths = torch.tensor([2, 0, 1])
+    first, second = (Distributions(States(normal(3, 7, seed=s).detach()), lengths) for s in (0, 1))
     each = divergences(first, second)
-    counts = valid.sum(1) if per_token else torch.ones(2, dtype=torch.long)
+    counts = lengths if per_token else torch.ones(3, dtype=torch.long)
+    losses = [PassLosses(torch.zeros(3), counts, ["a", "b", "c"], prediction) for prediction in (first, second)]
+    total = each[0] + each[1]
+    expected = torch.stack([total if per_token else total / 2, torch.zeros_like(total), each[2]])
+    torch.testing.assert_close(example_divergences(*losses), expected)
 
-    def told(prediction: Distributions) -> PassLosses:
-        return PassLosses(torch.zeros(2), counts, ["a", "b"], prediction)
 
-    found = example_divergences(told(first), told(second))
-    total = each[0, 0] + each[0, 1]
-    torch.testing.assert_close(found, torch.stack([total if per_token else total / 2, each[1, 0]]))
+def test_its_runs_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for largest in (2**25, 14):
+        monkeypatch.setattr(chunks, "LARGEST", largest)
+        a, b = normal(5, 7), normal(5, 7, seed=1)
+        each = divergences(told(a), told(b))
+        each.sum().backward()
+        found.append((each.detach(), a.grad, b.grad))
+    torch.testing.assert_close(found[0], found[1])

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from mhr.objectives import Objective, make_objective
-from mhr.objectives.objective import token_losses
+from mhr.objectives.heads import States
+from mhr.objectives.objective import sums_of, token_losses
 from mhr.objectives.ranking import choice_losses
 from tests.models import random_batch, tiny_model
 
@@ -29,10 +30,11 @@ def test_label_smoothing_spreads_mass_over_the_vocabulary() -> None:
     logits = torch.randn(2, 3, 5, dtype=torch.float64)
     labels = torch.tensor([[1, 2, -100], [0, -100, -100]])
     log_p = logits.log_softmax(-1)
-    expected = torch.zeros(2, dtype=torch.float64)
-    for b, t in ((0, 0), (0, 1), (1, 0)):
-        expected[b] += -0.9 * log_p[b, t, labels[b, t]] - 0.1 * log_p[b, t].mean()
-    torch.testing.assert_close(token_losses(logits, labels, 0.1), expected)
+    places = ((0, 0), (0, 1), (1, 0))
+    expected = torch.stack([-0.9 * log_p[b, t, labels[b, t]] - 0.1 * log_p[b, t].mean() for b, t in places])
+    valid = labels.ne(-100)
+    torch.testing.assert_close(token_losses(States(logits[valid]), labels[valid], 0.1), expected)
+    torch.testing.assert_close(sums_of(expected, valid.sum(1)), torch.stack([expected[:2].sum(), expected[2]]))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

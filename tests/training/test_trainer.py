@@ -124,8 +124,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_tasks(settings: Make, tmp
     whole = trainer.objective.__call__
     spoiled = {"calls": 0}
 
-    def spoil(*args: Any) -> Any:
-        told = whole(*args)
+    def spoil(*args: Any, **kwargs: Any) -> Any:
+        told = whole(*args, **kwargs)
         spoiled["calls"] += 1
         if spoiled["calls"] == 4:
             factor = torch.tensor([float("nan") if task == "rev-last" else 1.0 for task in told.tasks])
