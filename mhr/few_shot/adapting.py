@@ -126,6 +126,8 @@ def adapt(
         clear(folder)
     described["left_out"] = left_out
     described["notes"] = [*([lowered] if lowered else []), *notes_on(start.tokenizer, kind)]
+    bank = getattr(start.model, "mhr", None)
+    described["notes"] += [] if bank is None else bank.notes
     if objective_of(kind).generates and ranks(config.adapt, mode):
         described["notes"] += ranking_notes(collection)
     described["runs"] = [

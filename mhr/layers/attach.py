@@ -18,7 +18,7 @@ from mhr.layers.routed import RoutedLayer, place
 from mhr.layers.routed_bottleneck import RoutedBottleneck
 from mhr.layers.routed_ia3 import RoutedIA3
 from mhr.layers.routed_linear import RoutedLinear
-from mhr.layers.targets import find_targets, in_list, routing_group
+from mhr.layers.targets import by_structure, find_targets, in_list, routing_group, unadapted
 from mhr.routing import RoutingState, routers
 
 LAYERS: dict[str, type[RoutedLayer]] = {"lora": RoutedLinear, "ia3": RoutedIA3, "bottleneck": RoutedBottleneck}
@@ -45,6 +45,8 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
     check_size(model, names, config, len(tasks))
     state = RoutingState()
     bank = AdapterBank(config, tasks, state, saved)
+    bank.notes = unadapted(model, config.targets, outside=list(saved))
+    placed = by_structure(config.targets)
     # Built before the model is touched, so that a layer that does not fit leaves it as it was.
     for name in names:
         group = routing_group(model, name, config.granularity)
@@ -55,7 +57,8 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
         layer = LAYERS[config.adapter](name, base, config, bank.groups[group], state)
         layer.layout = layout_of(model, name)
         layer.doubtful = not is_known(model)
-        layer.in_block = is_known(model) and in_list(model, name)
+        # A layer that someone names in a model of their own may see [B, D]; one that was found in a block sees positions.
+        layer.in_block = (is_known(model) or placed) and in_list(model, name)
         bank.layers[name] = layer
     bank.frozen = [p for p in model.parameters() if p.requires_grad]
     for p in model.parameters():

@@ -24,6 +24,7 @@ class AdapterBank(nn.Module):
     tasks    names of the tasks of the routing table, in its order
     layers   name -> RoutedLayer, in the model's order
     groups   name -> Router, one per group of layers that share a table (`AdapterConfig.granularity`)
+    notes    what of the model the targets leave out although they might mean it, one line each
     saved    name -> module outside the bank that is trained and stored whole
 
     It owns the routers' parameters; the layers own the banks'.
@@ -41,6 +42,7 @@ class AdapterBank(nn.Module):
         self.originals = {name: tensor.detach().clone() for name, tensor in self.saved_tensors().items()}
         self.groups: dict[str, Router] = {}
         self.routers = nn.ModuleList()
+        self.notes: list[str] = []
         self._inference = "average"
         # Share u in [0, 1] of the uniform weights in the routing: (1 - u) w + u / S.
         self.toward_average = 0.0

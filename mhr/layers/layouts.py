@@ -52,17 +52,11 @@ RELATIVE = "modeling_deberta_v2.DisentangledSelfAttention"
 def layout_of(model: nn.Module, name: str) -> Layout:
     """The layout of the x that the layer `name` is called with. Raises TargetError, in one line, for a layer that cannot be
     routed by example: one whose rows are tokens dealt to experts, or that the model never calls."""
-    parts = name.split(".")
-    holders = classes(model.get_submodule(".".join(parts[:-1])))
-    refusal = None
-    if any(EXPERTS.fullmatch(part) for part in parts):
-        refusal = "is part of an expert, which is called with the tokens dealt to it and not with the rows of the batch"
-    elif weight_is_read(model, name):
-        refusal = "is not always called: the model reads its weight, and an adapter beside it would do nothing"
-    elif not holders.isdisjoint(cls for cls, child in POSITIONS if child == parts[-1]):
-        refusal = "is called with relative positions, which all rows of a batch share"
+    refusal = refusal_of(model, name)
     if refusal is not None:
         raise TargetError(f"layer {name!r} {refusal}: {working_targets(model)}")
+    parts = name.split(".")
+    holders = classes(model.get_submodule(".".join(parts[:-1])))
     if not holders.isdisjoint(SEQUENCE_FIRST):
         return Layout.SEQUENCE_FIRST
     if not holders.isdisjoint(TOKENS) or any(SHARED_EXPERTS.fullmatch(part) for part in parts):
@@ -80,12 +74,20 @@ def working_targets(model: nn.Module) -> str:
 
 def routable(model: nn.Module, name: str) -> bool:
     """Whether `layout_of` has a layout for the layer."""
+    return refusal_of(model, name) is None
+
+
+def refusal_of(model: nn.Module, name: str) -> str | None:
+    """What a layer is or does, so that it cannot be routed by example; None where it can be."""
     parts = name.split(".")
     holders = classes(model.get_submodule(".".join(parts[:-1])))
-    shared = {cls for cls, child in POSITIONS if child == parts[-1]}
-    return (
-        holders.isdisjoint(shared) and not any(EXPERTS.fullmatch(p) for p in parts) and not weight_is_read(model, name)
-    )
+    if any(EXPERTS.fullmatch(part) for part in parts):
+        return "is part of an expert, which is called with the tokens dealt to it and not with the rows of the batch"
+    if weight_is_read(model, name):
+        return "is not always called: the model reads its weight, and an adapter beside it would do nothing"
+    if not holders.isdisjoint(cls for cls, child in POSITIONS if child == parts[-1]):
+        return "is called with relative positions, which all rows of a batch share"
+    return None
 
 
 def classes(module: nn.Module) -> set[str]:

@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
 from mhr.errors import ConfigError, TargetError, nearest
-from mhr.layers.layouts import routable, working_targets
+from mhr.layers.layouts import working_targets
 from mhr.layers.linear import is_linear
+from mhr.layers.structure import block_parts, is_within, structure_of
 
-# Attention projections by `config.model_type`; more names stand for the same layout.
-ATTENTION: dict[tuple[str, ...], list[str] | str] = {
-    ("t5", "mt5", "umt5", "longt5", "switch_transformers"): ["q", "k", "v", "o"],
-    ("bart", "mbart", "pegasus", "marian", "m2m_100", "opt", "whisper"): ["q_proj", "k_proj", "v_proj", "out_proj"],
-    ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "cohere", "olmo", "olmo2"): [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-    ],
-    ("phi", "phi3"): ["q_proj", "k_proj", "v_proj", "dense", "qkv_proj", "o_proj"],
-    ("gpt2",): ["attn.c_attn", "attn.c_proj"],
-    ("gpt_neox", "bloom", "falcon"): ["query_key_value", "dense"],
-    ("bert", "roberta", "xlm-roberta", "electra", "camembert"): ["query", "key", "value", "attention.output.dense"],
-    ("distilbert",): ["q_lin", "k_lin", "v_lin", "out_lin"],
-    ("deberta-v2",): ["query_proj", "key_proj", "value_proj", "attention.output.dense"],
+KINDS = {
+    "attention": "the projections of attention",
+    "feed-forward": "the Linear layers of feed-forward blocks",
+    "all-linear": "every Linear layer of the transformer blocks",
 }
-
-# Last Linear of each feed-forward block, as an ending or a regular expression, where bottleneck adapters go.
-FEED_FORWARD: dict[tuple[str, ...], list[str] | str] = {
-    ("t5", "mt5", "umt5", "longt5"): ["wo"],
-    ("bart", "mbart", "pegasus", "marian", "m2m_100", "opt", "whisper", "phi"): ["fc2"],
-    ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "cohere", "olmo", "olmo2", "phi3"): [
-        "down_proj"
-    ],
-    ("gpt2",): ["mlp.c_proj"],
-    ("gpt_neox", "bloom", "falcon"): ["dense_4h_to_h"],
-    ("bert", "roberta", "xlm-roberta", "electra", "camembert", "deberta-v2"): r".*layer\.\d+\.output\.dense",
-    ("distilbert",): ["ffn.lin2"],
-}
-
-
-def default_targets(model: nn.Module, adapter: str = "lora") -> list[str] | str:
-    """Where `adapter` goes in the model's architecture, as `find_targets` takes it: the outputs of the feed-forward blocks for
-    "bottleneck", otherwise the attention projections. Raises TargetError for an architecture that is not known."""
-    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    for names, targets in (FEED_FORWARD if adapter == "bottleneck" else ATTENTION).items():
-        if model_type in names:
-            return targets
-    raise TargetError(
-        f"no default targets for architecture {model_type!r}: name the layers, as in targets: [q_proj, v_proj]; "
-        f"its Linear layers end in {_endings(model)}"
-    )
+"""Words that stand for layers by where they stand, in place of names."""
 
 
 def find_targets(
@@ -61,43 +27,103 @@ def find_targets(
 ) -> list[str]:
     """Names of the Linear-like layers that `targets` means, in the model's order.
 
-    A list matches whole names or their endings at a dot; a string is a regular expression for the whole name; None takes
-    `default_targets` of the kind of adapter. Modules named in `outside`, and what is in them, are left out.
+    A list matches whole names or their endings at a dot, and a word of `KINDS` what that word says; a string is such a word, or a
+    regular expression for the whole name. None takes the outputs of the feed-forward blocks for "bottleneck", and otherwise the
+    projections of attention. Modules named in `outside`, and what is in them, are left out.
     Raises TargetError for an entry that matches nothing, or only layers that cannot be adapted.
     """
-    everything = [name for name, _ in model.named_modules() if not _is_in(name, outside)]
-    wanted = default_targets(model, adapter) if targets is None else targets
-    if isinstance(wanted, str):
-        try:
-            pattern = re.compile(wanted)
-        except re.error as error:
-            raise ConfigError(f"targets {wanted!r} is not a regular expression: {error}") from None
-        matched = {wanted: [name for name in everything if pattern.fullmatch(name)]}
-    else:
-        if not wanted:
-            raise TargetError(f"targets is empty: name at least one layer; Linear layers end in {_endings(model)}")
-        matched = {t: [n for n in everything if n == t or n.endswith("." + t)] for t in wanted}
-    found: set[str] = set()
-    for target, names in matched.items():
+    everything = [name for name, _ in model.named_modules() if not is_within(name, outside)]
+    if targets is None:
+        found = set(_by_structure(model, "outputs" if adapter == "bottleneck" else "attention", outside))
+        return [name for name in everything if name in found]
+    if not targets:
+        raise TargetError(f"targets is empty: name at least one layer; Linear layers end in {_endings(model)}")
+    found = set()
+    for target in [targets] if isinstance(targets, str) else targets:
+        if target in KINDS:
+            found.update(_by_structure(model, target, outside))
+            continue
+        names = list(filter(_matches(target, isinstance(targets, str)), everything))
         layers = [n for n in names if is_linear(model.get_submodule(n))]
-        # A default list covers several variants of an architecture, of which a model has some.
-        if targets is None:
-            layers = [n for n in layers if routable(model, n)]
-        elif not layers:
-            fused = next(
-                (n for n, p in model.named_parameters() if p.dim() == 3 and f".{n}".endswith("." + target)), None
-            )
-            if fused is not None:
+        if not layers:
+            fused = _fused(model, target, isinstance(targets, str))
+            if fused:
                 raise TargetError(
-                    f"target {target!r} is {fused!r}, a parameter that holds the weights of several experts, whose tokens are not "
-                    f"the rows of the batch: {working_targets(model)}"
+                    f"target {target!r} is {fused[0]!r}, a parameter that holds the weights of several experts, whose tokens are "
+                    f"not the rows of the batch: {working_targets(model)}"
                 )
             reason = f"matches {names[0]!r}, which is no Linear layer" if names else "matches no layer"
-            raise TargetError(f"target {target!r} {reason}: {nearest(target, _linear_endings(model))}")
+            known = [*_linear_endings(model), *KINDS]
+            raise TargetError(f"target {target!r} {reason}: {nearest(target, known)}")
         found.update(layers)
-    if not found:
-        raise TargetError(f"targets {list(matched)} match no layer; Linear layers end in {_endings(model)}")
     return [name for name in everything if name in found]
+
+
+def by_structure(targets: Sequence[str] | str | None) -> bool:
+    """Whether the model's structure says which layers are adapted, and not their names alone."""
+    return targets is None or any(word in KINDS for word in ([targets] if isinstance(targets, str) else targets))
+
+
+def unadapted(model: nn.Module, targets: Sequence[str] | str | None, outside: Sequence[str] = ()) -> list[str]:
+    """One line for each kind of layer of the model's blocks that such targets leave out although they mean it, or might: layers that
+    cannot be adapted, and, where all Linear layers are asked for, those that are none of text or choose."""
+    words = [targets] if isinstance(targets, str) else list(targets or ())
+    structure = structure_of(model, outside)
+    if by_structure(targets):
+        experts = structure.experts
+    else:
+        experts = [name for word in words for name in _fused(model, word, isinstance(targets, str))]
+    lines = []
+    if experts:
+        lines.append(
+            f"not adapted: {_shown(experts)}: holds the weights of several experts, whose tokens are not the rows of the batch"
+        )
+    reasons: dict[str, list[str]] = defaultdict(list)
+    if "all-linear" in words:
+        for name, reason in structure.left_out.items():
+            reasons[reason].append(name)
+    return [*lines, *(f"not adapted: {_shown(names)}: {reason}" for reason, names in reasons.items())]
+
+
+def _shown(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more like it"
+
+
+def _matches(target: str, whole: bool) -> Callable[[str], Any]:
+    """Whether a name is meant: by a regular expression for the `whole` of it, or by its ending at a dot."""
+    if not whole:
+        return lambda name: name == target or name.endswith("." + target)
+    try:
+        return re.compile(target).fullmatch
+    except re.error as error:
+        raise ConfigError(f"targets {target!r} is not a regular expression: {error}") from None
+
+
+def _fused(model: nn.Module, target: str, whole: bool) -> list[str]:
+    """Parameters with an axis of experts that are meant."""
+    matches = _matches(target, whole)
+    return [name for name, p in model.named_parameters() if p.dim() == 3 and matches(name)]
+
+
+def _by_structure(model: nn.Module, kind: str, outside: Sequence[str]) -> list[str]:
+    """Layers of a word of `KINDS`, or the outputs of the feed-forward blocks. Raises TargetError where the model's structure does not
+    show any."""
+    structure = structure_of(model, outside)
+    found = {
+        "attention": structure.attention,
+        "outputs": structure.outputs,
+        "feed-forward": structure.feed_forward,
+        "all-linear": structure.linear,
+    }[kind]
+    if not found:
+        sought = KINDS.get(kind, "outputs of feed-forward blocks")
+        experts = f"; {structure.experts[0]!r} holds the weights of several experts" if structure.experts else ""
+        what = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        raise TargetError(
+            f"the structure of {what!r} does not show {sought}{experts}: name the layers, as in targets: [q_proj, v_proj]; "
+            f"its Linear layers end in {_endings(model)}"
+        )
+    return found
 
 
 def routing_group(model: nn.Module, layer: str, granularity: str) -> str:
@@ -119,7 +145,7 @@ def routing_group(model: nn.Module, layer: str, granularity: str) -> str:
         raise TargetError(
             f"granularity 'coder' does not fit layer {layer!r}: no 'encoder' or 'decoder' in its name; use 'coarse'"
         )
-    block = _first_list(model, parts)
+    block = block_parts(model, layer)
     if block is None:
         raise TargetError(
             f"granularity {granularity!r} does not fit layer {layer!r}, which is in no transformer block: leave it out of "
@@ -133,21 +159,9 @@ def routing_group(model: nn.Module, layer: str, granularity: str) -> str:
     return ".".join(parts[:end])
 
 
-def _first_list(model: nn.Module, parts: list[str]) -> int | None:
-    """How many parts of the name lead to an element of the outermost ModuleList."""
-    for i in range(1, len(parts)):
-        if isinstance(model.get_submodule(".".join(parts[:i])), nn.ModuleList):
-            return i + 1
-    return None
-
-
 def in_list(model: nn.Module, layer: str) -> bool:
     """Whether the layer is in a transformer block: in an element of a ModuleList."""
-    return _first_list(model, layer.split(".")) is not None
-
-
-def _is_in(name: str, modules: Sequence[str]) -> bool:
-    return any(name == module or name.startswith(module + ".") for module in modules)
+    return block_parts(model, layer) is not None
 
 
 def _linear_endings(model: nn.Module) -> list[str]:

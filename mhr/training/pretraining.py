@@ -62,10 +62,11 @@ def pretrain(
     data, lowered = fit_data(model, tokenizer, kind, config.data, config.model)
     tasks, left_out = usable_tasks(read_tasks(config.tasks, config.data).training(), kind, tokenizer, data)
     examples = ExampleDataset(tasks)
+    targets: list[str] = []
     if config.adapter is None:
         model.requires_grad_(True)
     else:
-        attach(model, config.adapter, list(tasks))
+        targets = attach(model, config.adapter, list(tasks)).notes
         if config.init_skills and not (resume and newest_complete(RunFolder(output, {}).checkpoints)[0]):
             seed_bank(model, config.init_skills)
     run, checkpoint = _open(config, output, state, resume, overwrite)
@@ -81,7 +82,7 @@ def pretrain(
             model_kind=kind,
             tasks=list(tasks),
             left_out=left_out,
-            notes=[*([lowered] if lowered else []), *notes_on(tokenizer, kind)],
+            notes=[*([lowered] if lowered else []), *notes_on(tokenizer, kind), *targets],
             examples=len(examples),
             processes=state.num_processes,
             parameters=count_parameters(model),

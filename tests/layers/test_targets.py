@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 import mhr
 from mhr import AdapterConfig
 from mhr.errors import ConfigError, TargetError
-from mhr.layers.targets import find_targets
+from mhr.layers.targets import find_targets, unadapted
 from tests.models import MODELS, random_batch, randomise, tiny_model
 
 TASKS = ["boolq", "rte"]
@@ -92,11 +93,33 @@ def test_targets_that_match_nothing_are_an_error(targets: list[str], message: st
     assert message in str(error.value)
 
 
-def test_an_unknown_architecture_needs_targets() -> None:
+def test_words_stand_for_layers_by_where_they_stand() -> None:
     model = tiny_model("llama")
-    model.config.model_type = "llamb"
-    with pytest.raises(TargetError, match=r"no default targets for architecture 'llamb': name the layers.* q_proj"):
-        find_targets(model, None)
+    attention = [f"{p}_proj" for p in "qkvo"]
+    feed_forward = ["gate_proj", "up_proj", "down_proj"]
+    for words, endings in (
+        ("attention", attention),
+        (None, attention),
+        (["feed-forward"], feed_forward),
+        ("all-linear", attention + feed_forward),
+        (["attention", "feed-forward"], attention + feed_forward),
+        (["attention", "down_proj", "lm_head"], [*attention, "down_proj", "lm_head"]),
+    ):
+        assert find_targets(model, words) == find_targets(model, endings), words
+    assert find_targets(model, None, adapter="bottleneck") == find_targets(model, ["down_proj"])
+    assert not unadapted(model, "all-linear")
+    with pytest.raises(TargetError, match="did you mean 'all-linear'"):
+        find_targets(model, ["all_linear"])
+
+
+def test_a_model_whose_structure_is_not_understood_needs_targets() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    for targets in (None, "all-linear", ["feed-forward"]):
+        with pytest.raises(
+            TargetError, match=r"the structure of 'Sequential' does not show .*: name the layers"
+        ) as caught:
+            find_targets(model, targets)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
