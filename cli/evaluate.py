@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,6 +98,8 @@ def evaluate(
         raise ConfigError("--harness-tasks is the place of tasks that --harness names: add that, or leave it out")
     kept: dict[str, Any] = {"output": output, "overwrite": overwrite, **given.values("loading")}
     scoring = given.values("scoring")
+    if "stop" in scoring:
+        scoring["stop"] = [_unescaped(text) for text in scoring["stop"]]
     if harness:
         for flag in given.said():
             if flag not in OF_HARNESS:
@@ -113,16 +116,15 @@ def evaluate(
     with working():
         from mhr.evaluation import Inference, score
 
-        draws = [
-            scoring.pop(name, default) for name, default in (("inference", "average"), ("draws", None), ("seed", None))
-        ]
+        how, draws = scoring.pop("inference", "average"), scoring.pop("draws", None)
+        inference = Inference(how, draws, None if how == "average" else scoring.get("seed"))
         result = score(
             path,
             **given.values(""),
             **given.values("scope"),
             overrides=given.overrides,
             on_bad_row=given.values("data").get("on_bad_row"),
-            inference=Inference(*draws),
+            inference=inference,
             **scoring,
             **kept,
         )
@@ -134,10 +136,15 @@ def evaluate(
         note(f"Written: {output}")
 
 
+def _unescaped(text: str) -> str:
+    """What a shell leaves as it is: \\n, \\t and \\\\ as new line, tab and backslash."""
+    meant = {"n": "\n", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nt\\])", lambda found: meant[found[1]], text)
+
+
 def _print(result: EvaluationResult) -> None:
     measures = [m for m in MEASURES if any(m in scores for scores in result.tasks.values())]
-    protocol = result.settings.get("protocol")
-    how = f", protocol {protocol}" if protocol else ""
+    how = "".join(f", {part}" for part in _how(result.settings))
     out.print(f"{result.model} on {result.source}, {result.split}{how}", style="bold", markup=False, soft_wrap=True)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
@@ -159,8 +166,23 @@ def _print(result: EvaluationResult) -> None:
             own = {task: counts[what] for task, counts in result.truncated["tasks"].items() if counts[what]}
             tasks = ", ".join(f"{task} {n}" for task, n in own.items())
             note(f"{what} truncated: {result.truncated[what]} of {result.truncated['examples']} examples ({tasks})")
+    if result.shots.get("dropped"):
+        tasks = ", ".join(f"{task} {n}" for task, n in result.shots["tasks"].items())
+        note(f"shots that did not fit, left out: {result.shots['dropped']} of {result.shots['of']} ({tasks})")
     for name, why in result.skipped.items():
         note(f"skipped {name}: {why}")
+
+
+def _how(settings: Mapping[str, Any]) -> Iterator[str]:
+    """How the model was asked, where it is not the usual way."""
+    if settings["protocol"]:
+        yield f"protocol {settings['protocol']}"
+    if settings["shots"]:
+        yield f"{settings['shots']} shots by seed {settings['seed']}"
+    if settings["system"] is not None:
+        yield f"system text {settings['system']!r:.60}"
+    if settings["stop"]:
+        yield f"stop at {' or '.join(map(repr, settings['stop']))}"
 
 
 def _cells(scores: Mapping[str, Any], measures: Sequence[str]) -> list[str]:

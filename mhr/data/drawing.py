@@ -1,7 +1,8 @@
-"""Which examples of a task are for evaluation: drawn by a seed, each label by its share."""
+"""Which examples of a task a seed picks: for evaluation, each label by its share, and as shots."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -27,6 +28,15 @@ def draw_order(examples: Sequence[Example], task: str, seed: int) -> list[Exampl
         u = rng.random()
         placed += [((i + u) / len(same), len(placed) + i, e) for i, e in enumerate(same)]
     return [e for _, _, e in sorted(placed, key=lambda p: p[:2])]
+
+
+def shot_order(examples: Sequence[Example], task: str, seed: int) -> list[Example]:
+    """The examples in the order in which a seed draws shots: by SHA-256("seed/task/id/input"), whatever order they came in."""
+
+    def rank(example: Example) -> bytes:
+        return hashlib.sha256(f"{seed}/{task}/{example.id}/{example.input}".encode()).digest()
+
+    return sorted(examples, key=rank)
 
 
 def hold_out(examples: Sequence[Example], n: int, task: str, seed: int) -> tuple[list[Example], list[Example]]:

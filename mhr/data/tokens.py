@@ -91,7 +91,9 @@ def encode_answers(
     tokenizer that does not part words at spaces, the prompt ends before these, and they count as the answers'.
     """
     owners = [i for i, own in enumerate(answers) for _ in own]
-    texts = [_join(prompts[i], answer) for i, answer in zip(owners, (a for own in answers for a in own), strict=True)]
+    texts = [
+        running_text(prompts[i], answer) for i, answer in zip(owners, (a for own in answers for a in own), strict=True)
+    ]
     opened = _open(tokenizer, prompts)
     whole = _tokenise(tokenizer, text=texts, add_special_tokens=False)["input_ids"]
     for i, row in zip(owners, whole, strict=True):
@@ -163,7 +165,7 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, **texts: Any) -> Any:
         raise
 
 
-def _join(prompt: str, answer: str) -> str:
+def running_text(prompt: str, answer: str) -> str:
     """Prompt and answer as running text: a space between them unless there is white space already."""
     parted = not prompt or not answer or prompt[-1].isspace() or answer[0].isspace()
     return prompt + ("" if parted else " ") + answer
@@ -171,8 +173,8 @@ def _join(prompt: str, answer: str) -> str:
 
 def _open(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
     """The tokens of each prompt, without special ones, that end inside it when a word follows. A last space is the next
-    word's, as the one that `_join` puts there."""
-    followed = [_join(prompt, PROBE) for prompt in prompts]
+    word's, as the one that `running_text` puts there."""
+    followed = [running_text(prompt, PROBE) for prompt in prompts]
     whole = [prompt.removesuffix(" ") for prompt in prompts]
     if tokenizer.is_fast:
         found = _tokenise(tokenizer, text=followed, add_special_tokens=False, return_offsets_mapping=True)

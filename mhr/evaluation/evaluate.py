@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mhr.data.example import Example, TaskCollection
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation.generation import generate_answers
+from mhr.evaluation.in_context import Prompted, count_dropped, draw_in_context, fit_shots
 from mhr.evaluation.inference import Inference
 from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.metrics import exact_match, majority_baseline, mean, rouge_l
@@ -34,7 +35,12 @@ def evaluate(
     max_input_length: int | None = None,
     max_target_length: int | None = None,
     length_norm: float | None = None,
+    shots: int = 0,
+    system: str | None = None,
+    seed: int | None = None,
     n_beams: int = 1,
+    stop: Sequence[str] = (),
+    cache: str = "dynamic",
     precision: str = "no",
     progress: bool = True,
     unseen: str = "uniform",
@@ -47,12 +53,17 @@ def evaluate(
     batch_size         examples a batch (pairs, for encoders); None finds it, see `in_batches`
     metrics            some of METRICS; None ranks tasks with choices and generates for the others. Tasks that none of them
                        can judge are skipped, with a note
-    max_input_length   tokens of an input (of a pair, for encoders); longer ones are truncated, and counted. None: as the model
-                       was trained, otherwise 512; never more than the model takes
+    max_input_length   tokens of an input with its shots (of a pair, for encoders); longer ones are truncated, and counted. None: as
+                       the model was trained, otherwise 512, and as much as an input and an answer for each shot; never more
+                       than the model takes
     max_target_length  tokens of a choice or of a generated answer. None: as the model was trained, otherwise 128 (at
                        most half of a decoder's positions)
     length_norm        see `rank_choices`; None: as the model was trained, otherwise 1
-    n_beams            see `generate_answers`
+    shots              in-context examples before each question, see `mhr.evaluation.in_context`; those that do not fit are left
+                       out, and counted
+    system             a text before them all, instead of a conversation's own system turn
+    seed               what the shots are drawn by; None is 0
+    n_beams, stop, cache  see `generate_answers`
     precision          "no", "bf16" or "fp16" (automatic mixed precision)
     progress           show a progress bar on stderr
     unseen             how tasks that the bank does not know are routed: "uniform", or "error" to refuse them
@@ -61,14 +72,34 @@ def evaluate(
     Raises ConfigError for settings that are unknown or out of range, DataError where there is nothing to evaluate, TaskError
     for an unknown task with unseen="error".
     """
-    ScoringConfig(split, limit, batch_size, None if metrics is None else list(metrics), n_beams)
     inference = inference or Inference()
+    ScoringConfig(
+        split,
+        limit,
+        batch_size,
+        None if metrics is None else list(metrics),
+        shots,
+        system,
+        n_beams,
+        list(stop),
+        cache,
+        inference=inference.how,
+        seed=seed,
+    )
     length_norm = loaded.length_norm if length_norm is None else length_norm
     start = time.perf_counter()
+    room = max_input_length
     max_input_length, max_target_length = loaded.lengths(max_input_length, max_target_length)
+    if shots and room is None:
+        room = (shots + 1) * max_input_length + shots * max_target_length
+        max_input_length, max_target_length = loaded.lengths(room, max_target_length)
     to_rank, to_generate, skipped = _share_out(loaded, collection, split, limit, metrics)
-    if n_beams != 1 and not to_generate:
-        raise ConfigError(f"n_beams is {n_beams}, but all answers are ranked and none is generated: leave it out")
+    for name, value, usual in (("n_beams", n_beams, 1), ("stop", list(stop), []), ("cache", cache, "dynamic")):
+        if value != usual and not to_generate:
+            raise ConfigError(f"{name} is {value!r}, but all answers are ranked and none is generated: leave it out")
+    lengths = max_input_length, max_target_length
+    prompted = _prompt(loaded, collection, to_rank, to_generate, shots, seed or 0, system, lengths)
+    ranked_on, asked = ([prompted[id(e)].example for e in part] for part in (to_rank, to_generate))
     settings: dict[str, Any] = {
         "max_input_length": max_input_length,
         "batch_size": batch_size,
@@ -78,17 +109,26 @@ def evaluate(
     }
     with inference.on(loaded), _progress(progress, len(to_rank) + len(to_generate)) as advance:
         ranked = rank_choices(
-            loaded, to_rank, max_target_length=max_target_length, length_norm=length_norm, advance=advance, **settings
+            loaded, ranked_on, max_target_length=max_target_length, length_norm=length_norm, advance=advance, **settings
         )
         generated = generate_answers(
-            loaded, to_generate, max_new_tokens=max_target_length, n_beams=n_beams, advance=advance, **settings
+            loaded,
+            asked,
+            max_new_tokens=max_target_length,
+            n_beams=n_beams,
+            stop=stop,
+            cache=cache,
+            advance=advance,
+            **settings,
         )
     by_rank = [
-        Prediction(e.task, e.id, e.input, e.targets, e.choices[r.best], "ranking", e.choices, r.scores)
+        Prediction(
+            e.task, e.id, e.input, e.targets, e.choices[r.best], "ranking", e.choices, r.scores, _ids(prompted[id(e)])
+        )
         for e, r in zip(to_rank, ranked, strict=True)
     ]
     by_word = [
-        Prediction(e.task, e.id, e.input, e.targets, g.text, "generation")
+        Prediction(e.task, e.id, e.input, e.targets, g.text, "generation", shots=_ids(prompted[id(e)]))
         for e, g in zip(to_generate, generated, strict=True)
     ]
     return EvaluationResult(
@@ -98,7 +138,8 @@ def evaluate(
         split=split,
         tasks=_measure(collection, by_rank, by_word, metrics or METRICS),
         skipped=skipped,
-        truncated=count_truncated(loaded, to_rank, ranked, to_generate, generated, max_target_length),
+        truncated=count_truncated(loaded, ranked_on, ranked, asked, generated, max_target_length),
+        shots=count_dropped(prompted.values(), shots),
         notes=list(collection.notes),
         settings=settings
         | {
@@ -106,11 +147,15 @@ def evaluate(
             "limit": limit,
             "metrics": list(metrics) if metrics else None,
             "length_norm": length_norm,
+            "shots": shots,
+            "system": system,
             "n_beams": n_beams,
+            "stop": list(stop),
+            "cache": cache,
             "task": loaded.task,
             "protocol": loaded.protocol,
             "inference": inference.how,
-            "seed": inference.seed or 0,
+            "seed": seed or inference.seed or 0,
         },
         versions=versions(),
         seconds=time.perf_counter() - start,
@@ -146,6 +191,30 @@ def _share_out(
             f"nothing of {collection.source or 'the collection'} can be evaluated: {why} ({len(skipped)} tasks)"
         )
     return to_rank, to_generate, skipped
+
+
+def _prompt(
+    loaded: LoadedModel,
+    collection: TaskCollection,
+    to_rank: Sequence[Example],
+    to_generate: Sequence[Example],
+    shots: int,
+    seed: int,
+    system: str | None,
+    lengths: tuple[int, int],
+) -> dict[int, Prompted]:
+    """id of each example -> it with its shots. One that is both ranked and answered in words is asked the same both times."""
+    examples = list({id(e): e for e in (*to_rank, *to_generate)}.values())
+    drawn: dict[int, tuple[Example, ...]] = {}
+    for task in collection.values():
+        own = [e for e in examples if e.task == task.name]
+        drawn |= zip(map(id, own), draw_in_context(task, own, shots, seed), strict=True)
+    prompted = fit_shots(loaded, examples, [drawn[id(e)] for e in examples], system, *lengths)
+    return dict(zip(map(id, examples), prompted, strict=True))
+
+
+def _ids(prompted: Prompted) -> tuple[str, ...]:
+    return tuple(shot.id for shot in prompted.shots)
 
 
 def _measure(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from mhr.data.example import Example
 from mhr.errors import ConfigError
@@ -15,11 +15,13 @@ from mhr.evaluation.habits import without_habits
 from mhr.evaluation.inference import MeanOverDraws
 from mhr.evaluation.likelihood import shares_cache
 from mhr.evaluation.loaded import LoadedModel
+from mhr.evaluation.stops import StopAt, Stops
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """text: the answer, without special tokens and surrounding space; cut_input: whether its input was truncated."""
+    """text: the answer, without special tokens, surrounding space and what follows a stop string; cut_input: whether its input was
+    truncated."""
 
     text: str
     cut_input: bool
@@ -33,6 +35,8 @@ def generate_answers(
     max_new_tokens: int = 128,
     min_new_tokens: int = 0,
     n_beams: int = 1,
+    stop: Sequence[str] = (),
+    cache: str = "dynamic",
     batch_size: int | None = None,
     unseen: str = "uniform",
     precision: str = "no",
@@ -42,13 +46,17 @@ def generate_answers(
     """The model's answer to every example, in the order of the examples. Tasks may be mixed.
 
     n_beams      1 decodes greedily; of the model's own generation config only the special tokens count
+    stop         texts that end an answer, which is what stands before the first of them
+    cache        "dynamic", keys and values that grow with the answer, or "static", of one size, with which transformers compiles a
+                 plain model on a GPU (with a bank, whose routing changes from batch to batch, it does not)
     batch_size   examples a batch; None finds it, see `in_batches`
     unseen       how a task that the bank does not know is routed, "uniform" or "error"
     precision    "no", "bf16" or "fp16" of the large products
     draws        rows of each example that answer as one, by the mean of their scores; see `Inference`
     advance      called with the number of examples done
 
-    Raises ConfigError for an encoder, which cannot generate, and for lengths and beams out of range.
+    Inputs of a decoder are padded on the left. Raises ConfigError for an encoder, which cannot generate, for lengths and beams out of
+    range, for an empty stop, and for a static cache of a model that has none.
     """
     if not examples:
         return []
@@ -58,6 +66,12 @@ def generate_answers(
         raise ConfigError(
             f"min_new_tokens {min_new_tokens}, max_new_tokens {max_new_tokens}, n_beams {n_beams}: expected "
             "0 <= min_new_tokens <= max_new_tokens, at least one new token and one beam"
+        )
+    if not all(stop):
+        raise ConfigError("stop has an empty string, expected some text in each")
+    if cache == "static" and not getattr(loaded.model, "_can_compile_fullgraph", False):
+        raise ConfigError(
+            f"cache is 'static', but {loaded.model.config.model_type} has no cache of fixed size in transformers: leave it out"
         )
     prompted = loaded.objective.shares_row
     inputs = loaded.collator(max_input_length, max(max_new_tokens, 2)).encode_inputs(examples)
@@ -73,20 +87,26 @@ def generate_answers(
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         pad_token_id=loaded.pad_id,
+        **({"cache_implementation": cache, "disable_compile": loaded.routed} if cache == "static" else {}),
         **special,
     )
+    stops = Stops(loaded.tokenizer, stop)
     processors = [MeanOverDraws(draws, n_beams)] if draws > 1 else []
 
     def answer(batch: list[int]) -> list[str]:
         rows = [i for i in batch for _ in range(draws)]
         ids, mask = loaded.pad([inputs.ids[i] for i in rows], left=prompted)
+        # An encoder-decoder's row begins with the token that it read first, which may be an end token.
+        skip = ids.shape[1] if prompted else 1
         with loaded.routing([examples[i].task for i in rows], unseen):
             out = loaded.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=processors
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=settings,
+                logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList([StopAt(stops, skip)] if stop else []),
             )[::draws]
-        # An encoder-decoder's row begins with the token that it read first, which may be an end token.
-        new = [until_end(row, special["eos_token_id"]) for row in out[:, ids.shape[1] if prompted else 1 :].tolist()]
-        return [text.strip() for text in loaded.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        return stops.texts([until_end(row, special["eos_token_id"]) for row in out[:, skip:].tolist()])
 
     def done(batch: list[int]) -> None:
         if advance is not None:

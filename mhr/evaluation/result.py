@@ -15,7 +15,8 @@ from mhr.files import write_json_atomically, write_text_atomically
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One answer. scores: of the example's choices where they were ranked, greater is better."""
+    """One answer. scores: of the example's choices where they were ranked, greater is better; shots: ids of the in-context
+    examples that stood before its input, in their order."""
 
     task: str
     id: str
@@ -26,6 +27,7 @@ class Prediction:
     """"ranking" or "generation"."""
     choices: tuple[str, ...] = ()
     scores: list[float] = field(default_factory=list)
+    shots: tuple[str, ...] = ()
 
 
 @dataclass
@@ -40,6 +42,7 @@ class EvaluationResult:
     by_category  the mean of each measure over the categories, each counted once
     skipped      task -> why it was not evaluated
     truncated    see `count_truncated`
+    shots        see `count_dropped`
     notes        what the reader of the collection had to tell, such as how its test examples were chosen
     """
 
@@ -54,6 +57,7 @@ class EvaluationResult:
     versions: dict[str, str]
     seconds: float
     notes: list[str] = field(default_factory=list)
+    shots: dict[str, Any] = field(default_factory=dict)
     predictions: list[Prediction] = field(default_factory=list, repr=False)
 
     @property

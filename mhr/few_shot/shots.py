@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from mhr.data import Example, Task, TaskCollection
+from mhr.data.drawing import shot_order
 from mhr.errors import DataError
 from mhr.runs.adapt_settings import AdaptConfig
 
@@ -21,8 +21,8 @@ def shots_of(few: AdaptConfig, task: str) -> int:
 def draw_shots(task: Task, shots: int, seed: int, more: int = 0) -> list[Example]:
     """The `shots` training examples of a task that a seed picks, the same for every mode and method; `more` after them.
 
-    Rule: training examples in the order of SHA-256("seed/task/id/input"), the first `shots` + `more` of them. Raises
-    DataError for a task that has fewer.
+    Rule: training examples in their `shot_order`, the first `shots` + `more` of them. Raises DataError for a task that has
+    fewer.
     """
     if len(task.train) < shots + more:
         asked = f"the {shots} shots and {more} dev shots" if more else f"the {shots} shots"
@@ -30,11 +30,7 @@ def draw_shots(task: Task, shots: int, seed: int, more: int = 0) -> list[Example
             f"task {task.name!r} has {len(task.train)} training examples, fewer than {asked} asked for: "
             f"use --shots {max(len(task.train) - more, 1)} or fewer"
         )
-
-    def rank(example: Example) -> bytes:
-        return hashlib.sha256(f"{seed}/{task.name}/{example.id}/{example.input}".encode()).digest()
-
-    return sorted(task.train, key=rank)[: shots + more]
+    return shot_order(task.train, task.name, seed)[: shots + more]
 
 
 def with_shots(task: Task, shots: Iterable[Example]) -> TaskCollection:

@@ -14,6 +14,9 @@ METRICS = ("accuracy", "exact_match", "rouge_l")
 INFERENCE = ("average", "sentence", "token", "ensemble")
 """How a bank whose modules were drawn at random in training is used, see `mhr.evaluation.Inference`."""
 
+CACHES = ("dynamic", "static")
+"""What `generate` keeps keys and values in."""
+
 PARTS = ("held-out", "training", "all")
 """Tasks of a collection by what a run does with them."""
 
@@ -72,7 +75,32 @@ class ScoringConfig(Settings):
         flag="--metrics",
         metavar="NAME,...",
     )
+    shots: int = setting(
+        0,
+        """In-context examples before each question: training rows of its task with their answers, by the seed.""",
+        at_least=0,
+        flag="--shots",
+    )
+    system: str | None = setting(
+        None,
+        """System text before each question; instead of a conversation's own system turn.""",
+        flag="--system",
+        metavar="TEXT",
+    )
     n_beams: int = setting(1, "Beams of generated answers.", at_least=1, flag="--n-beams")
+    stop: list[str] = setting(
+        [],
+        r"""Text that a generated answer ends before; repeat it for more. \n and \t stand for a new line and a tab.""",
+        flag="--stop",
+        metavar="TEXT",
+        repeated=True,
+    )
+    cache: str = setting(
+        "dynamic",
+        "Keys and values of generated answers: dynamic, or static, of one size, which compiles plain models on a GPU.",
+        choices=CACHES,
+        flag="--cache",
+    )
     route_as: str | None = setting(
         None,
         "Route every example as this task of the bank. Unset: each as its own, unseen ones by the uniform average.",
@@ -87,7 +115,9 @@ class ScoringConfig(Settings):
     draws: int | None = setting(
         None, "With --inference ensemble: number of draws. Unset: 8.", at_least=1, flag="--draws"
     )
-    seed: int | None = setting(None, "With --inference: seed of the draws. Unset: 0.", at_least=0, flag="--seed")
+    seed: int | None = setting(
+        None, "With --shots or --inference: seed of what is drawn. Unset: 0.", at_least=0, flag="--seed"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,5 +125,9 @@ class ScoringConfig(Settings):
             raise ConfigError(
                 f"draws is {self.draws}, but inference is {self.inference!r}: draws are those of 'ensemble'"
             )
-        if self.seed is not None and self.inference == "average":
-            raise ConfigError(f"seed is {self.seed}, but inference is 'average', which draws nothing: leave it out")
+        if self.seed is not None and self.inference == "average" and not self.shots:
+            raise ConfigError(
+                f"seed is {self.seed}, but inference is 'average' and there are no shots, so that nothing is drawn: leave it out"
+            )
+        if not all(self.stop):
+            raise ConfigError("stop has an empty string, expected some text in each")

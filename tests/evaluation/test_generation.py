@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import pytest
 import torch
+from transformers import MambaConfig, MambaForCausalLM
 
 from mhr.data import Example
 from mhr.errors import ConfigError, TaskError
-from mhr.evaluation import generate_answers
+from mhr.evaluation import LoadedModel, generate_answers
 from tests.evaluation.conftest import KINDS, Ask
+from tests.tokenizers import make_word_tokenizer
 
 GENERATORS = [name for name, kind in KINDS.items() if kind != "encoder"]
 
@@ -82,3 +85,35 @@ def test_what_cannot_be_is_refused(ask: Ask, examples: list[Example]) -> None:
     with pytest.raises(ConfigError, match="min_new_tokens 5, max_new_tokens 4, n_beams 1: expected"):
         generate_answers(ask("t5"), examples, min_new_tokens=5, max_new_tokens=4)
     assert generate_answers(ask("t5"), []) == []
+
+
+@pytest.mark.parametrize("n_beams", [1, 3])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_static_cache_says_the_same(ask: Ask, examples: list[Example], name: str, n_beams: int) -> None:
+    loaded = ask(name)
+    settings = {"max_new_tokens": 6, "n_beams": n_beams, "batch_size": 4}
+    expected = generate_answers(loaded, examples, **settings)
+    used: list[str] = []
+    prepare = loaded.model._prepare_static_cache
+    loaded.model._prepare_static_cache = lambda **kwargs: used.append("static") or prepare(**kwargs)
+    assert generate_answers(loaded, examples, cache="static", **settings) == expected
+    assert used
+
+
+def test_a_static_cache_is_refused_where_there_is_none() -> None:
+    model = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1)).eval()
+    loaded = LoadedModel(model, make_word_tokenizer(), "causal", "mamba")
+    with pytest.raises(ConfigError, match="cache is 'static', but mamba has no cache of fixed size"):
+        generate_answers(loaded, [Example("a", "w1", ("w2",))], cache="static")
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_neither_order_nor_batch_size_tells(ask: Ask, examples: list[Example], name: str) -> None:
+    loaded = ask(name)
+    settings = {"max_new_tokens": 6, "stop": ["w7"]}
+    expected = {e.id: g for e, g in zip(examples, generate_answers(loaded, examples, **settings), strict=True)}
+    for seed in range(3):
+        order = random.Random(seed).sample(examples, len(examples))
+        for batch_size in (1, 2, 4, None):
+            found = generate_answers(loaded, order, batch_size=batch_size, **settings)
+            assert {e.id: g for e, g in zip(order, found, strict=True)} == expected

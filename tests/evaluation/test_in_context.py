@@ -1,0 +1,219 @@
+"""In-context examples: which they are, where they stand, what fits, and that answers are those of naive prompts, one at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mhr.data import Example, Task, TaskCollection
+from mhr.data.drawing import shot_order
+from mhr.errors import ConfigError, DataError
+from mhr.evaluation import EvaluationResult, LoadedModel, evaluate
+from mhr.evaluation.in_context import draw_in_context, fit_shots, prompt
+from tests.evaluation.conftest import Ask
+
+TRAIN = [Example("alpha", f"w{i} w{i + 1}", (f"w{i + 2}",), id=f"t-{i}") for i in range(10, 20)]
+
+
+def task(*test: Example, name: str = "alpha", choices: tuple[str, ...] = ()) -> Task:
+    train = [dataclasses.replace(e, task=name, choices=choices, targets=choices[:1] or e.targets) for e in TRAIN]
+    return Task(name, train, [dataclasses.replace(e, choices=choices) for e in test])
+
+
+def chat(*turns: tuple[str, str], id: str = "") -> Example:
+    messages = tuple({"role": role, "content": text} for role, text in turns)
+    return Example("alpha", "as text", (turns[-1][1],), id=id, messages=messages)
+
+
+def test_rows_of_text_get_text() -> None:
+    question = Example("alpha", "1 + 1 =", ("2",), id="q")
+    shots = [Example("alpha", "2 + 3 =", ("5", "five")), Example("alpha", "Q: 4 + 4\nA:\n", ("8",))]
+    asked = prompt(question, shots, "Add.")
+    assert asked.input == "Add.\n\n2 + 3 = 5\n\nQ: 4 + 4\nA:\n8\n\n1 + 1 ="
+    assert dataclasses.replace(asked, input=question.input) == question
+    assert prompt(question, [], "Add.").input == "Add.\n\n1 + 1 ="
+    assert prompt(question) is question
+
+
+def test_conversations_get_turns() -> None:
+    question = chat(("system", "own"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    shots = [chat(("system", "other"), ("user", "e"), ("assistant", "f")), Example("alpha", "g", ("h",))]
+    asked = prompt(question, shots)
+    found = [(turn["role"], turn["content"]) for turn in asked.messages]
+    own = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    solved = [("user", "e"), ("assistant", "f"), ("user", "g"), ("assistant", "h")]
+    assert found == [("system", "own"), *solved, *own]
+    assert asked.input.endswith("User: c\nAssistant:")  # for models without a template
+    assert asked.input.count("Assistant: f") == 1
+    assert asked.targets == ("d",)
+    told = [(turn["role"], turn["content"]) for turn in prompt(question, shots, "told").messages]
+    assert told == [("system", "told"), *solved, *own]
+    assert prompt(chat(("user", "a"), ("assistant", "b")), [], "told").messages[0]["content"] == "told"
+
+
+def test_shots_are_drawn_by_seed_and_are_never_the_question() -> None:
+    tests = [Example("alpha", "w1", ("w2",)), *TRAIN, Example("alpha", TRAIN[3].input, ("w2",), id="the same input")]
+    one = task()
+    drawn = draw_in_context(one, tests, 4, seed=1)
+    order = shot_order(TRAIN, "alpha", 1)
+    for example, own in zip(tests, drawn, strict=True):
+        assert list(own) == [shot for shot in order if shot.input != example.input][:4]
+    assert draw_in_context(Task("alpha", TRAIN[::-1]), tests, 4, seed=1) == drawn
+    assert draw_in_context(one, tests, 4, seed=2) != drawn
+    assert [own[:2] for own in drawn] == draw_in_context(one, tests, 2, seed=1)
+    assert draw_in_context(Task("alpha"), tests, 0) == [()] * len(tests)
+    assert len(draw_in_context(one, tests[:1], 10)[0]) == 10
+    for example, found, most in ((tests[0], 10, 11), (TRAIN[0], 9, 10)):
+        with pytest.raises(
+            DataError, match=f"has 10 training rows, of which {found} are other ones.*--shots {found} or"
+        ):
+            draw_in_context(one, [example], most)
+
+
+def test_what_does_not_fit_is_dropped_whole(ask: Ask) -> None:
+    loaded = ask("llama")
+    question = Example("alpha", "w1 w2 w3", ("w4",))
+    shots = tuple(Example("alpha", " ".join(["w5"] * n), ("w6",), id=str(n)) for n in (3, 9, 1, 2))
+    tokens = [len(loaded.tokenizer(prompt(question, shots[:n]).input)["input_ids"]) for n in range(5)]
+    for room in range(2, tokens[-1] + 2):
+        (found,) = fit_shots(loaded, [question], [shots], None, room, 4)
+        kept: tuple[Example, ...] = ()
+        for shot in shots:  # naively, one after the other
+            if len(loaded.tokenizer(prompt(question, (*kept, shot)).input)["input_ids"]) <= room:
+                kept += (shot,)
+        assert found.shots == kept, room
+        assert found.example == prompt(question, kept)
+    assert [s.id for s in fit_shots(loaded, [question], [shots], None, tokens[1] + 3, 4)[0].shots] == ["3", "1"]
+
+
+def test_dropped_shots_are_counted(ask: Ask) -> None:
+    tests = [
+        Example("alpha", "w1 w2", ("w3",), id="short"),
+        Example("alpha", " ".join(["w1"] * 12), ("w3",), id="long"),
+    ]
+    result = run(ask("llama"), TaskCollection([task(*tests)]), shots=2, max_input_length=13)
+    assert result.shots == {"of": 4, "dropped": 2, "tasks": {"alpha": 2}}
+    assert [len(p.shots) for p in result.predictions] == [2, 0]
+    assert [p.input for p in result.predictions] == [e.input for e in tests]
+    assert result.truncated["inputs"] == 0
+    assert run(ask("llama"), TaskCollection([task(*tests)])).shots == {"of": 2 * 0, "dropped": 0, "tasks": {}}
+
+
+def test_there_is_room_for_shots(ask: Ask) -> None:
+    loaded = dataclasses.replace(ask("t5"), trained_with=(6, 4))
+    tests = TaskCollection([task(Example("alpha", "w1 w2 w3", ("w4",)))])
+    for shots, room in ((0, 6), (3, 4 * 6 + 3 * 4)):
+        result = evaluate(loaded, tests, shots=shots, progress=False)
+        assert (result.settings["max_input_length"], result.shots["dropped"]) == (room, 0)
+    assert run(ask("gpt2"), tests, shots=3).settings["max_input_length"] == 64 - 5  # all its positions
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_answers_are_those_of_naive_prompts(ask: Ask, name: str) -> None:
+    loaded = ask(name)
+    tests = [
+        Example(n, " ".join(["w1", "w2", "w3", "w4"][: i + 1]), ("w4",)) for n in ("alpha", "beta") for i in range(3)
+    ]
+    words = task(*tests[:3])
+    ranks = task(*tests[3:], name="beta", choices=("w4", "w5 w6", "w7"))
+    result = run(loaded, TaskCollection([words, ranks]), shots=3, seed=5, system="w9 w8")
+    answers = {p.input + p.task: p for p in result.predictions}
+    for one in (words, ranks):
+        shots = shot_order(one.train, one.name, 5)[:3]
+        for example in one.test:
+            solved = " ".join(f"{shot.input} {shot.targets[0]}" for shot in shots)
+            ids = loaded.tokenizer(f"w9 w8 {solved} {example.input}")["input_ids"]
+            found = answers[example.input + example.task]
+            assert found.shots == tuple(shot.id for shot in shots)
+            if example.choices:
+                scores = [naive_score(loaded, ids, choice, one.name) for choice in example.choices]
+                assert found.scores == pytest.approx(scores, abs=1e-4)
+            else:
+                assert found.answer == naive_answer(loaded, ids, one.name)
+    assert len({p.answer for p in result.predictions}) > 1
+
+
+def test_a_model_and_its_bank_are_asked_the_same(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    tests = [Example("alpha", " ".join(["w1"] * i), ("w3",), id=str(i)) for i in (3, 1, 2)]
+    made = TaskCollection([task(*tests), task(*tests, name="beta", choices=("w4", "w5"))])
+    asked = []
+    for routed in (False, True):
+        loaded = ask("llama", routed)
+        with monkeypatch.context() as patch:
+            asked.append(prompts_read(loaded, patch))
+            run(loaded, made, shots=2, batch_size=2)
+    assert asked[0] == asked[1]
+    assert len(asked[0]) > 4
+
+
+def test_an_encoder_is_refused(ask: Ask) -> None:
+    made = TaskCollection([task(Example("alpha", "w1", ("w4",)), choices=("w4", "w5"))])
+    assert run(ask("bert"), made).tasks["alpha"]["n"] == 1
+    for said in ({"shots": 1}, {"system": "w1"}):
+        with pytest.raises(ConfigError, match="the tiny bert is an encoder.*leave shots and system out"):
+            run(ask("bert"), made, **said)
+
+
+def test_seed_without_a_draw_is_refused(ask: Ask) -> None:
+    made = TaskCollection([task(Example("alpha", "w1", ("w4",)))])
+    with pytest.raises(ConfigError, match="seed is 3, but inference is 'average' and there are no shots"):
+        run(ask("llama"), made, seed=3)
+    assert run(ask("llama"), made, seed=3, shots=1).settings["seed"] == 3
+
+
+def prompts_read(loaded: LoadedModel, patch: pytest.MonkeyPatch) -> list[Any]:
+    """A list that gets the tokens and masks of all that the model reads from its beginning."""
+    seen: list[Any] = []
+    forward = loaded.model.forward
+
+    def spy(input_ids: Tensor, **kwargs: Any) -> Any:
+        cache = kwargs.get("past_key_values")
+        if cache is None or cache.get_seq_length() == 0:
+            mask = kwargs.get("attention_mask")  # none where no row is padded
+            seen.append((input_ids.tolist(), None if mask is None else mask.tolist()))
+        return forward(input_ids=input_ids, **kwargs)
+
+    patch.setattr(loaded.model, "forward", functools.wraps(forward)(spy))
+    return seen
+
+
+def run(loaded: LoadedModel, made: TaskCollection, **settings: Any) -> EvaluationResult:
+    return evaluate(loaded, made, max_target_length=5, progress=False, **settings)
+
+
+def naive_answer(loaded: LoadedModel, prompt: list[int], task: str) -> str:
+    said = [loaded.model.config.decoder_start_token_id] if loaded.kind == "seq2seq" else list(prompt)
+    start = len(said)
+    for _ in range(5):
+        token = int(logits_of(loaded, prompt, said, task)[-1].argmax())
+        if token == loaded.tokenizer.eos_token_id:
+            break
+        said.append(token)
+    return loaded.tokenizer.decode(said[start:], skip_special_tokens=True).strip()
+
+
+def naive_score(loaded: LoadedModel, prompt: list[int], choice: str, task: str) -> float:
+    """The mean log-likelihood of a choice's tokens, as they are trained."""
+    if loaded.kind == "seq2seq":
+        answer = loaded.tokenizer(text_target=choice)["input_ids"]
+    else:
+        answer = [*loaded.tokenizer(choice, add_special_tokens=False)["input_ids"], loaded.tokenizer.eos_token_id]
+    said = [loaded.model.config.decoder_start_token_id] if loaded.kind == "seq2seq" else list(prompt)
+    logits = logits_of(loaded, prompt, [*said, *answer[:-1]], task)[-len(answer) :]
+    return float(logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).mean())
+
+
+def logits_of(loaded: LoadedModel, prompt: list[int], said: list[int], task: str) -> Tensor:
+    row = torch.tensor([said])
+    inputs = (
+        {"input_ids": torch.tensor([prompt]), "decoder_input_ids": row}
+        if loaded.kind == "seq2seq"
+        else {"input_ids": row}
+    )
+    with torch.no_grad(), loaded.routing([task]):
+        return loaded.model(**inputs).logits[0]
