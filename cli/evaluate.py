@@ -41,7 +41,10 @@ Target = Annotated[
 ]
 PANEL = "lm-evaluation-harness"
 
-OF_HARNESS = ("--limit", "--batch-size", "--route-as", "--model", "--kind", "--trust-remote-code")
+OF_HARNESS = (
+    *("--limit", "--batch-size", "--route-as", "--model", "--kind", "--trust-remote-code"),
+    *("--shots", "--seed", "--system", "--n-beams", "--stop", "--cache"),
+)
 """Flags of settings that also decide how the harness scores a model."""
 
 Harness = Annotated[
@@ -99,7 +102,7 @@ def evaluate(
     kept: dict[str, Any] = {"output": output, "overwrite": overwrite, **given.values("loading")}
     scoring = given.values("scoring")
     if "stop" in scoring:
-        scoring["stop"] = [_unescaped(text) for text in scoring["stop"]]
+        scoring["stop"] = tuple(_unescaped(text) for text in scoring["stop"])
     if harness:
         for flag in given.said():
             if flag not in OF_HARNESS:
@@ -175,10 +178,10 @@ def _print(result: EvaluationResult) -> None:
 
 def _how(settings: Mapping[str, Any]) -> Iterator[str]:
     """How the model was asked, where it is not the usual way."""
-    if settings["protocol"]:
+    if settings.get("protocol"):
         yield f"protocol {settings['protocol']}"
     if settings["shots"]:
-        yield f"{settings['shots']} shots by seed {settings['seed']}"
+        yield f"{settings['shots']} shots" + (f" by seed {settings['seed']}" if settings["seed"] is not None else "")
     if settings["system"] is not None:
         yield f"system text {settings['system']!r:.60}"
     if settings["stop"]:
@@ -191,10 +194,11 @@ def _cells(scores: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
 
 def _print_harness(name: str, found: dict[str, Any]) -> None:
     """A row for every metric of every task."""
-    out.print(f"{name} in the lm-evaluation-harness", style="bold", markup=False, soft_wrap=True)
+    how = "".join(f", {part}" for part in _how(found["asked"]))
+    out.print(f"{name} in the lm-evaluation-harness{how}", style="bold", markup=False, soft_wrap=True)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
-    for column in ("metric", "value", "stderr"):
+    for column in ("shots", "metric", "value", "stderr"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for task, measures in found["results"].items():
         for key, value in measures.items():
@@ -203,5 +207,6 @@ def _print_harness(name: str, found: dict[str, Any]) -> None:
                 continue
             error = measures.get(f"{metric}_stderr,{kind}")
             spread = f"{error:.4f}" if isinstance(error, float) else ""
-            table.add_row(task, metric if kind == "none" else f"{metric} ({kind})", f"{value:.4f}", spread)
+            shots = str(found.get("n-shot", {}).get(task, ""))
+            table.add_row(task, shots, metric if kind == "none" else f"{metric} ({kind})", f"{value:.4f}", spread)
     out.print(table)

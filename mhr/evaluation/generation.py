@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import GenerationConfig, StoppingCriteriaList
 
@@ -69,10 +70,7 @@ def generate_answers(
         )
     if not all(stop):
         raise ConfigError("stop has an empty string, expected some text in each")
-    if cache == "static" and not getattr(loaded.model, "_can_compile_fullgraph", False):
-        raise ConfigError(
-            f"cache is 'static', but {loaded.model.config.model_type} has no cache of fixed size in transformers: leave it out"
-        )
+    kept = cache_settings(loaded, cache)
     prompted = loaded.objective.shares_row
     inputs = loaded.collator(max_input_length, max(max_new_tokens, 2)).encode_inputs(examples)
     special = special_tokens(loaded)
@@ -87,7 +85,7 @@ def generate_answers(
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         pad_token_id=loaded.pad_id,
-        **({"cache_implementation": cache, "disable_compile": loaded.routed} if cache == "static" else {}),
+        **kept,
         **special,
     )
     stops = Stops(loaded.tokenizer, stop)
@@ -118,3 +116,14 @@ def generate_answers(
         equal = not shares_cache(loaded, inputs.ids[0], inputs.ids[0][-1:], examples[0].task, unseen)
         texts = in_batches(answer, sizes, device=loaded.device, batch_size=batch_size, equal=equal, done=done)
     return [Generated(text, cut) for text, cut in zip(texts, inputs.cut, strict=True)]
+
+
+def cache_settings(loaded: LoadedModel, cache: str) -> dict[str, Any]:
+    """Settings of `generate` for a "dynamic" or "static" cache. Raises ConfigError for a model that has none of fixed size."""
+    if cache != "static":
+        return {}
+    if not getattr(loaded.model, "_can_compile_fullgraph", False):
+        raise ConfigError(
+            f"cache is 'static', but {loaded.model.config.model_type} has no cache of fixed size in transformers: leave it out"
+        )
+    return {"cache_implementation": "static", "disable_compile": loaded.routed}

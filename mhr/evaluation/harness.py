@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mhr.errors import ConfigError, nearest
+from mhr.evaluation.generation import cache_settings
+from mhr.evaluation.habits import without_habits
 from mhr.evaluation.loaded import LoadedModel
+from mhr.runs.scoring import ScoringConfig
 
 
 def evaluate_in_harness(
@@ -17,20 +21,67 @@ def evaluate_in_harness(
     include: str | Path | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
+    how: Asking | None = None,
 ) -> dict[str, Any]:
-    """The harness's results on its `tasks`, task by task: {"results": {task: {metric: value}}, "versions", "n-shot", ...}.
+    """The harness's results on its `tasks`, task by task: {"results": {task: {metric: value}}, "versions", "n-shot", ...}, and the
+    settings of `how` as "asked".
 
     loaded      a model without a bank, for the harness knows no task names: `mhr.evaluation.fold_bank` makes one
     include     folder of further task files (YAML), beside those that come with the harness
     limit       at most this many examples a task
+    how         how its questions are put
 
     Raises ConfigError where lm-eval is not installed, for an encoder or a bank, and for an unknown task, naming the nearest.
     """
-    return ask(loaded, tasks, find_tasks(tasks, include), limit, batch_size)
+    return ask(loaded, tasks, find_tasks(tasks, include), limit, batch_size, how)
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How the harness puts its questions; what is None or empty is as each of its tasks says.
+
+    shots    in-context examples; a task whose own file says 0 keeps that, which "n-shot" of the results tells
+    seed     what they are drawn by
+    system   system text
+    stop     texts that a generated answer ends before, instead of a task's own
+    n_beams  beams of generated answers
+    cache    see `mhr.evaluation.generate_answers`
+
+    Raises ConfigError for values out of range.
+    """
+
+    shots: int | None = None
+    seed: int | None = None
+    system: str | None = None
+    stop: tuple[str, ...] = ()
+    n_beams: int | None = None
+    cache: str = "dynamic"
+
+    def __post_init__(self) -> None:
+        ScoringConfig(
+            shots=self.shots or 0, seed=self.seed, stop=list(self.stop), n_beams=self.n_beams or 1, cache=self.cache
+        )
+
+    def settings(self, loaded: LoadedModel) -> dict[str, Any]:
+        """Arguments of the harness's `simple_evaluate`."""
+        generation: dict[str, Any] = cache_settings(loaded, self.cache)
+        if self.stop:
+            generation["until"] = list(self.stop)
+        if self.n_beams is not None:
+            generation["num_beams"] = self.n_beams
+        found: dict[str, Any] = {"num_fewshot": self.shots, "system_instruction": self.system}
+        if self.seed is not None:
+            found["fewshot_random_seed"] = self.seed
+        return found | ({"gen_kwargs": generation} if generation else {})
 
 
 def ask(
-    loaded: LoadedModel, tasks: Sequence[str], manager: Any, limit: int | None = None, batch_size: int | None = None
+    loaded: LoadedModel,
+    tasks: Sequence[str],
+    manager: Any,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    how: Asking | None = None,
 ) -> dict[str, Any]:
     """What `evaluate_in_harness` returns, with the manager that `find_tasks` made."""
     from lm_eval import simple_evaluate
@@ -53,8 +104,18 @@ def ask(
         batch_size=batch_size or 1,
         device=str(loaded.device),
     )
-    found = simple_evaluate(model=model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False)
-    return {key: found[key] for key in ("results", "versions", "n-shot", "higher_is_better") if key in found}
+    how = how or Asking()
+    with without_habits(loaded.model):
+        found = simple_evaluate(
+            model=model,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            log_samples=False,
+            **how.settings(loaded),
+        )
+    kept = {key: found[key] for key in ("results", "versions", "n-shot", "higher_is_better") if key in found}
+    return {**kept, "asked": asdict(how)}
 
 
 def find_tasks(names: Sequence[str], include: str | Path | None = None) -> Any:

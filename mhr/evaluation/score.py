@@ -9,7 +9,7 @@ from typing import Any
 from mhr.adapters import is_adapter, is_peft
 from mhr.evaluation.evaluate import evaluate
 from mhr.evaluation.fold_bank import fold_bank
-from mhr.evaluation.harness import ask, find_tasks
+from mhr.evaluation.harness import Asking, ask, find_tasks
 from mhr.evaluation.inference import Inference
 from mhr.evaluation.loading import check_model, load_model
 from mhr.evaluation.result import EvaluationResult
@@ -75,11 +75,13 @@ def score_in_harness(
     trust_remote_code: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
+    **asked: Any,
 ) -> dict[str, Any]:
     """What the lm-evaluation-harness says of the run, adapter or model at `path` on its tasks `names`, see `evaluate_in_harness`; a
     bank is folded into the weights first, see `fold_bank`.
 
     output  folder for harness.json, which keeps it
+    asked   settings of `mhr.evaluation.harness.Asking`
 
     That the harness is installed and knows the tasks is checked before anything is loaded. Raises what these raise.
     """
@@ -87,10 +89,11 @@ def score_in_harness(
     if output is not None:
         prepare_output(output, overwrite)
     with locked(output):
+        how = Asking(**asked)
         manager = find_tasks(names, include)
         loaded = load_model(path, base=base, kind=kind, task=route_as, trust_remote_code=trust_remote_code)
         fold_bank(loaded)
-        found = ask(loaded, names, manager, limit, batch_size)
+        found = ask(loaded, names, manager, limit, batch_size, how)
         if output is not None:
             write_json_atomically(make_folder(output) / "harness.json", found)
     return found

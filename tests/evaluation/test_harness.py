@@ -13,7 +13,7 @@ from transformers import ByT5Tokenizer
 import mhr
 from mhr.errors import ConfigError
 from mhr.evaluation import LoadedModel
-from mhr.evaluation.harness import evaluate_in_harness
+from mhr.evaluation.harness import Asking, evaluate_in_harness
 from tests.cli.running import invoke, refuse
 from tests.models import tiny_model
 
@@ -87,14 +87,82 @@ def test_the_harness_asks_our_models(folder: Path, tmp_path: Path, monkeypatch: 
     assert kept["results"]["tiny_choice"]["sample_len"] == 4
 
 
+WORDS = """
+task: tiny_words
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {rows}
+test_split: test
+fewshot_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{choices[0]}}}}"
+generation_kwargs:
+  until: ["."]
+  max_gen_toks: 6
+metric_list:
+  - metric: exact_match
+"""
+
+
+@pytest.mark.slow
+def test_how_it_asks_is_passed_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval", reason="the lm-evaluation-harness is not installed (pip install 'mhr[harness]')")
+    from lm_eval.models.huggingface import HFLM
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (folder / "words.yaml").write_text(WORDS.format(rows=tmp_path / "rows.jsonl"))
+    requests: list[Any] = []
+    answered = HFLM.generate_until
+
+    def spy(self: Any, asked: Any, **kwargs: Any) -> Any:
+        requests.extend(request.args for request in asked)
+        return answered(self, asked, **kwargs)
+
+    monkeypatch.setattr(HFLM, "generate_until", spy)
+    asking = Asking(shots=2, seed=4, system="Be short.", stop=("x", "y z"), n_beams=3, cache="static")
+    model = loaded("llama", "causal")
+    model.model.generation_config.repetition_penalty = 9.0
+    generated: list[Any] = []
+    generate = model.model.generate
+
+    def generate_spy(**kwargs: Any) -> Any:
+        generated.append((kwargs, model.model.generation_config.repetition_penalty))
+        return generate(**kwargs)
+
+    model.model.generate = generate_spy
+    found = evaluate_in_harness(model, ["tiny_words"], include=folder, limit=2, how=asking)
+    assert found["n-shot"] == {"tiny_words": 2}
+    assert found["asked"]["shots"] == 2
+    text, settings = requests[0]
+    assert text.startswith("Be short.")
+    assert text.endswith("first: b0")
+    assert text.count("first: b") == 3
+    assert settings["until"] == ["x", "y z"]
+    for kwargs, penalty in generated:
+        assert kwargs["num_beams"] == 3
+        assert kwargs["cache_implementation"] == "static"
+        assert kwargs["do_sample"] is False
+        assert penalty in (None, 1.0)
+    assert model.model.generation_config.repetition_penalty == 9.0
+    plain = evaluate_in_harness(model, ["tiny_words"], include=folder, limit=1)
+    assert requests[-1][0] == "first: b0"
+    assert requests[-1][1]["until"] == ["."]
+    assert plain["n-shot"] == {"tiny_words": 0}
+
+
 def test_without_the_harness_or_with_flags_of_collections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert "pip install 'mhr[harness]'" in refuse("evaluate", "builtin:t5-tiny", "--harness", "boolq", "rte")
     assert "--tasks is for task collections" in refuse(
         "evaluate", "builtin:t5-tiny", "--harness", "boolq", "--tasks", "builtin:skills"
     )
-    for flag in (("--split", "train"), ("--inference", "token"), ("--seed", "1")):
+    for flag in (("--split", "train"), ("--inference", "token"), ("--draws", "2")):
         assert f"{flag[0]} is for task collections" in refuse(
             "evaluate", "builtin:t5-tiny", "--harness", "boolq", *flag
         )
+    assert "seed is 1, but inference is 'average' and there are no shots" in refuse(
+        "evaluate", "builtin:t5-tiny", "--harness", "boolq", "--seed", "1"
+    )
     assert "--harness-tasks is the place" in refuse("evaluate", "builtin:t5-tiny", "--harness-tasks", "dir")
