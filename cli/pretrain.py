@@ -26,6 +26,7 @@ TOP = ("model", "kind", "tasks", "method", "init_skills")
 
 @takes(
     *("model", "kind", "tasks", "method", "adapter", "init_skills", "trust_remote_code", "data.template", "data.on_bad_row", "train"),
+    *("data.weights", "data.group_by_length", "data.workers", "data.cache"),
     sets=(*TOP, "adapter", "data", "train", "adapt"),
     common=(
         *("--output", "--tasks", "--model", "--preset", "--config", "--method", "--n-skills", "--n-heads", "--rank", "--lr"),

@@ -45,19 +45,9 @@ def write_bytes_atomically(path: str | Path, data: bytes) -> Path:
 
     Raises MhrError for a full disk, a missing permission and the like; no temporary file is left behind.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with writing(path):
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-    return path
+    with writing_file(path) as temporary, open(temporary, "xb") as file:
+        file.write(data)
+    return Path(path)
 
 
 def write_text_atomically(path: str | Path, text: str) -> Path:
@@ -68,6 +58,24 @@ def write_text_atomically(path: str | Path, text: str) -> Path:
 def write_json_atomically(path: str | Path, value: Any) -> Path:
     """`write_bytes_atomically` for a JSON value, indented, with a newline at the end. NaN and infinities are refused."""
     return write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def writing_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path, for a file that takes the place of `path` when the block ends, and vanishes when it raises.
+
+    Raises MhrError for a full disk, a missing permission and the like.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with writing(path):
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
 
 
 @contextmanager
@@ -136,6 +144,15 @@ def held_in(path: str | Path) -> list[str]:
     path = Path(path)
     found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     return [name for name in found if not LEFT_BEHIND.fullmatch(name)]
+
+
+def cache_folder() -> Path:
+    """Where what can be made anew is kept: the folder that MHR_CACHE names, or mhr in the user's cache folder (XDG_CACHE_HOME,
+    ~/.cache). It need not be there yet, and may be deleted at any time."""
+    own = os.environ.get("MHR_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mhr"
 
 
 def make_folder(path: str | Path) -> Path:

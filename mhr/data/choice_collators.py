@@ -22,6 +22,8 @@ from mhr.errors import DataError
 class Seq2SeqChoicesCollator(Seq2SeqCollator):
     """Encoder-decoders: input_ids, attention_mask [B, L], one row an example, however many answers it has."""
 
+    by_rows = False
+
     def __call__(self, examples: Sequence[Example]) -> Batch:
         offered = [scored_answers(e) for e in examples]
         inputs, answers = self._counted(examples, offered)
@@ -31,6 +33,8 @@ class Seq2SeqChoicesCollator(Seq2SeqCollator):
 
 class CausalChoicesCollator(CausalCollator):
     """Decoders: input_ids, attention_mask [P, L], the prompt and one answer in each row."""
+
+    by_rows = False
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         offered = [scored_answers(e) for e in examples]

@@ -1,15 +1,15 @@
 """Examples -> batches, for the three kinds of models.
 
 Every batch is a dict of tensors and of `task_ids`, the names of the tasks of its rows, which stay on the host. Texts that are
-too long are truncated, and counted by task: `truncation`. The counts are those of this process, so data loaders with worker
-processes do not add to them.
+too long are truncated, and counted by task: `truncation`. The counts are those of this object: where processes of a data loader
+have copies of it, the batches have to carry what theirs counted (`mhr.training.feeding`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,12 @@ Batch = dict[str, Any]
 
 
 class Collator(ABC):
-    """Common part: lengths in tokens, the counts of what is truncated, and padding."""
+    """Common part: lengths in tokens, the counts of what is truncated, and padding.
+
+    by_rows  whether a batch is `collate_rows(encode_rows(examples), tasks)`, so that rows can be encoded ahead and stored
+    """
+
+    by_rows: ClassVar[bool] = False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_input_length: int = 512, max_target_length: int = 128):
         for name, value in (("max_input_length", max_input_length), ("max_target_length", max_target_length)):
@@ -78,14 +83,30 @@ class GeneratorCollator(Collator):
         self.truncation.note("targets", owners, targets.cut)
         return inputs.ids, targets.ids
 
+    def collate_rows(self, rows: Sequence[TokenRow], tasks: Sequence[str]) -> Batch:
+        """Rows of `encode_rows`, padded on the right, and the names of their tasks; counts those that were truncated."""
+        self.count_rows(rows, tasks)
+        labels, _ = pad([row.labels for row in rows], IGNORED)
+        return {**self._padded([row.ids for row in rows]), "labels": labels, "task_ids": list(tasks)}
+
+    def count_rows(self, rows: Sequence[TokenRow], tasks: Sequence[str]) -> None:
+        """Count the rows that were truncated, by task."""
+        self.truncation.note("inputs", tasks, (row.cut for row in rows))
+        self.truncation.note("targets", tasks, (row.cut_target for row in rows))
+
 
 class Seq2SeqCollator(GeneratorCollator):
     """Encoder-decoders: input_ids, attention_mask [B, L]; labels [B, T], IGNORED where padded."""
 
+    by_rows = True
+
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        inputs, targets = self._counted(examples, [e.targets[:1] for e in examples])
-        batch = {**self._padded(inputs), "task_ids": [e.task for e in examples]}
-        return {**batch, "labels": pad(targets, IGNORED)[0]}
+        return self.collate_rows(self.encode_rows(examples), [e.task for e in examples])
+
+    def encode_rows(self, examples: Sequence[Example]) -> list[TokenRow]:
+        """The input and the first target of each example, the latter as labels, which have a row of their own."""
+        inputs, targets = self.encode_answers(examples, [e.targets[:1] for e in examples])
+        return list(map(TokenRow, inputs.ids, targets.ids, inputs.cut, targets.cut))
 
     def encode_inputs(self, examples: Sequence[Example]) -> TokenRows:
         return encode(self.tokenizer, [e.input for e in examples], self.max_input_length)
@@ -104,6 +125,8 @@ class CausalCollator(GeneratorCollator):
     """Decoders: prompt, target and end token in one row; labels are IGNORED up to the target. Long prompts lose their
     beginning behind the BOS, since what is asked stands at their end."""
 
+    by_rows = True
+
     def __call__(self, examples: Sequence[Example]) -> Batch:
         return self.collate_rows(self.encode_rows(examples), [e.task for e in examples])
 
@@ -114,17 +137,6 @@ class CausalCollator(GeneratorCollator):
             TokenRow(prompt + target, [IGNORED] * len(prompt) + target, cut, cut_target)
             for prompt, cut, target, cut_target in zip(prompts.ids, prompts.cut, targets.ids, targets.cut, strict=True)
         ]
-
-    def collate_rows(self, rows: Sequence[TokenRow], tasks: Sequence[str]) -> Batch:
-        """Rows of `encode_rows`, padded on the right, and the names of their tasks; counts those that were truncated."""
-        self.count_rows(rows, tasks)
-        labels, _ = pad([row.labels for row in rows], IGNORED)
-        return {**self._padded([row.ids for row in rows]), "labels": labels, "task_ids": list(tasks)}
-
-    def count_rows(self, rows: Sequence[TokenRow], tasks: Sequence[str]) -> None:
-        """Count the rows that were truncated, by task."""
-        self.truncation.note("inputs", tasks, (row.cut for row in rows))
-        self.truncation.note("targets", tasks, (row.cut_target for row in rows))
 
     def encode_inputs(self, examples: Sequence[Example]) -> TokenRows:
         return encode_prompts(self.tokenizer, [e.input for e in examples], self.max_input_length)

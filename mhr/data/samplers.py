@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from mhr.data.example import Example, TaskCollection
-from mhr.errors import ConfigError, DataError
+from mhr.errors import ConfigError, DataError, nearest
 from mhr.registry import Registry
 
 mixings: Registry[Callable[[np.ndarray, float], np.ndarray]] = Registry("sampler")
@@ -47,6 +48,9 @@ class ExampleDataset(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         return self._examples[index]
 
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self._examples)
+
 
 class TaskSampler(Sampler[int]):
     """Indices into an ExampleDataset, epoch by epoch.
@@ -56,14 +60,15 @@ class TaskSampler(Sampler[int]):
         proportional  p_t ~ n_t          uniform  p_t ~ 1          temperature  p_t ~ n_t ^ (1 / temperature)
 
     with n_t replaced by min(n_t, max_per_task) where that is given (examples-proportional mixing with a limit, Raffel
-    et al. 2020, arXiv 1910.10683). An epoch has sum_t min(n_t, max_per_task) draws, p_t of them from task t up to
+    et al. 2020, arXiv 1910.10683), and times weights[t], one a task, where those are. An epoch has sum_t min(n_t, max_per_task) draws, p_t of them from task t up to
     rounding, and takes no example of a task again before all others of it were taken: proportional without a limit is
-    a plain shuffle.
+    a plain shuffle where no task has a weight.
 
     The order depends on the seed and the epoch alone. So every rank draws the same, and skipping the batches of an
     epoch that are done resumes exactly; `set_epoch` is called by the Trainer.
 
-    Raises ConfigError for a mixing that is unknown and for a temperature or limit that is not positive.
+    Raises ConfigError for a mixing that is unknown, for a temperature, limit or weight that is not positive, and for more or
+    fewer weights than tasks.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class TaskSampler(Sampler[int]):
         *,
         temperature: float = 1.0,
         max_per_task: int | None = None,
+        weights: Sequence[float] | None = None,
         seed: int = 0,
     ):
         if not temperature > 0:
@@ -82,8 +88,10 @@ class TaskSampler(Sampler[int]):
         self.sizes = np.asarray(sizes, dtype=np.int64)
         capped = self.sizes if max_per_task is None else np.minimum(self.sizes, max_per_task)
         self.length = int(capped.sum())
-        weights = np.asarray(mixings[mixing](capped.astype(np.float64), temperature), dtype=np.float64)
-        self.probabilities = weights / weights.sum()
+        shares = np.asarray(mixings[mixing](capped.astype(np.float64), temperature), dtype=np.float64)
+        if weights is not None:
+            shares = shares * _checked(weights, len(self.sizes))
+        self.probabilities = shares / shares.sum()
         self.seed = seed
         self.epoch = 0
 
@@ -102,6 +110,91 @@ class TaskSampler(Sampler[int]):
         first = np.concatenate(([0], np.cumsum(self.sizes)[:-1]))
         order = [start + _walk(rng, size, n) for start, size, n in zip(first, self.sizes, draws, strict=True)]
         yield from rng.permutation(np.concatenate(order)).tolist()
+
+
+class WholeRun(Sampler[int]):
+    """The epochs of a sampler one after the other, as one epoch of `length` draws: every batch of a run is a full one.
+
+    With `grouped`, examples of like length stand together (`LengthGroups`).
+    """
+
+    def __init__(self, sampler: TaskSampler, length: int, grouped: LengthGroups | None = None):
+        self.sampler = sampler
+        self.length = length
+        self.grouped = grouped
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        draws = itertools.islice(self._epochs(), self.length)
+        return draws if self.grouped is None else self.grouped(draws)
+
+    def _epochs(self) -> Iterator[int]:
+        for epoch in itertools.count():
+            self.sampler.set_epoch(epoch)
+            yield from self.sampler
+
+
+class LengthGroups:
+    """Reorders a run's draws so that those which share a batch are about equally long, and little of it is padding.
+
+    lengths   of every example, in any unit
+    batch     draws that are padded together or stand side by side: examples of a forward pass times processes
+    seed      of the order of the batches
+
+    Windows of 50 batches are sorted by length, cut into batches, and these shuffled, so that long and short batches take
+    turns. A window holds the draws that it held, so each task is drawn as often in it. The order depends on the draws and the
+    seed alone, each window on its own draws and its number: skipping what is done resumes exactly. Within a batch, and so
+    within the tasks of a step, examples are no longer independent of one another in length.
+    """
+
+    WINDOW = 50
+
+    def __init__(self, lengths: Sequence[int] | np.ndarray, batch: int, seed: int = 0):
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.batch = batch
+        self.seed = seed
+
+    def __call__(self, draws: Iterator[int]) -> Iterator[int]:
+        for number in itertools.count():
+            window = np.fromiter(itertools.islice(draws, self.WINDOW * self.batch), dtype=np.int64)
+            if not len(window):
+                return
+            ordered = window[np.argsort(self.lengths[window], kind="stable")]
+            batches = [ordered[start : start + self.batch] for start in range(0, len(ordered), self.batch)]
+            # A last batch that is not full stays last: in another place it would shift the borders of those behind it.
+            full = batches if len(batches[-1]) == self.batch else batches[:-1]
+            rng = np.random.default_rng([self.seed, number])
+            for i in [*rng.permutation(len(full)), *range(len(full), len(batches))]:
+                yield from batches[i].tolist()
+
+
+def weights_of(
+    weights: Mapping[str, float], tasks: Sequence[str], left_out: Mapping[str, str] | None = None
+) -> list[float] | None:
+    """The weight of each of `tasks`, 1 where none is given; None where no task has any.
+
+    left_out  name -> why a task of the collection is not among `tasks`
+
+    Raises ConfigError for the weight of a task that is not among them.
+    """
+    for name in weights:
+        if name not in tasks:
+            why = (left_out or {}).get(name)
+            raise ConfigError(
+                f"data.weights names {name!r}, which is left out of training: {why}; leave its weight out"
+                if why
+                else f"data.weights names {name!r}, which is no training task: {nearest(name, tasks)}"
+            )
+    return [weights.get(name, 1.0) for name in tasks] if weights else None
+
+
+def _checked(weights: Sequence[float], tasks: int) -> np.ndarray:
+    found = np.asarray(weights, dtype=np.float64)
+    if found.shape != (tasks,) or not (np.isfinite(found) & (found > 0)).all():
+        raise ConfigError(f"weights is {list(weights)}, expected a number above 0 for each of {tasks} tasks")
+    return found
 
 
 def _walk(rng: np.random.Generator, size: int, draws: int) -> np.ndarray:

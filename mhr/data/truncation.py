@@ -25,6 +25,17 @@ class Truncation:
         self.seen.update(other.seen)
         self.cut.update(other.cut)
 
+    def to_json(self) -> dict[str, Any]:
+        """All counts, as `from_json` takes them."""
+        return {"texts": [[task, part, n, self.cut[task, part]] for (task, part), n in sorted(self.seen.items())]}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Truncation:
+        counts = cls()
+        for task, part, seen, cut in values["texts"]:
+            counts.seen[task, part], counts.cut[task, part] = seen, cut
+        return counts
+
     def describe(self) -> dict[str, Any]:
         """For run.json: {"cut", "of": texts in all, "tasks": {task: {part: {"cut", "of"}}}}, of the tasks that lost some."""
         tasks: dict[str, dict[str, dict[str, int]]] = {}

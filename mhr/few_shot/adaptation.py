@@ -230,7 +230,7 @@ class _Work:
         except (TrainingError, KeyboardInterrupt):
             self.run.write(status=log.status if log.status != "new" else "failed")
             raise
-        self.truncation.add(collator.truncation)
+        self.truncation.add(trainer.truncation)
         self.bar.skip(settings.train.steps - trainer.state.global_step)
 
     def save(self, step: int) -> None:

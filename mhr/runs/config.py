@@ -25,6 +25,10 @@ from mhr.setting import Setting, check_setting, convert, expected, settings_of
 SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "train": TrainConfig, "adapt": AdaptConfig}
 
 
+LENGTH_OF_RUN = ("train.steps", "train.epochs")
+"""Of which a run has one."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Said:
     """A value and where it was set: a file, "--set", a flag, or "" by a program."""
@@ -83,8 +87,24 @@ def load_config(
             }
         if _has_bottlenecks(merged) != _has_bottlenecks({**merged, **layer}):
             merged.pop("adapter.targets", None)
+        _drop_other_length(merged, layer)
         merged.update(layer)
     return _build(merged)
+
+
+def _drop_other_length(merged: dict[str, Said], layer: Mapping[str, Said]) -> None:
+    """Epochs take the place of steps that a preset or file has, and the other way round. Raises ConfigError where both are said
+    in one place, or both on the command line."""
+    said = {key: layer[key] for key in LENGTH_OF_RUN if key in layer and layer[key].value not in (None, "none")}
+    before = {key: one for key, one in merged.items() if key in LENGTH_OF_RUN and one.origin.startswith("-")}
+    if said and len(said | before) == 2:
+        steps, epochs = ((said | before)[key] for key in LENGTH_OF_RUN)
+        raise next(iter(said.values())).error(
+            f"train.epochs is {epochs.value} and train.steps is {steps.value}: give one of them"
+        )
+    for key in LENGTH_OF_RUN:
+        if said and key not in said:
+            merged.pop(key, None)
 
 
 def _of_method(key: str) -> bool:
@@ -100,6 +120,8 @@ def _has_bottlenecks(said: Mapping[str, Said]) -> bool:
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Every setting, nested as in a file; `load_config` reads it back to the same configuration."""
     values = dataclasses.asdict(config)
+    if config.train.epochs is not None:
+        del values["train"]["steps"]
     if config.adapter is None:
         del values["adapter"]
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 from mhr.config import MODEL_KINDS, AdapterConfig
 from mhr.data.faults import ON_BAD_ROW
@@ -40,6 +41,34 @@ class DataConfig(Settings):
         None,
         "Maximum size of a task in the sampling proportions. Unset: no limit.",
         at_least=1,
+    )
+    weights: dict[str, float] = setting(
+        {},
+        """Weights of tasks: how many times as often each is drawn as the sampler says. sums=2,capitals=0.5; a task without one
+        has 1.""",
+        above=0,
+        flag="--weights",
+        metavar="TASK=WEIGHT,...",
+    )
+    group_by_length: bool = setting(
+        False,
+        """Batch examples of like length, so that less of a batch is padding. Within windows of 50 batches; each task is drawn
+        as often.""",
+        flag="--group-by-length",
+    )
+    workers: int = setting(
+        0,
+        """Processes that make batches beside the training process. 0: it makes them itself. Also the number of those that tokenise
+        ahead, which is one for each core with 0. Batches are the same with any number.""",
+        at_least=0,
+        at_most=1024,
+        flag="--workers",
+    )
+    cache: bool | None = setting(
+        None,
+        """Tokenise all examples before training, and keep the result for later runs. In the cache folder: MHR_CACHE, or
+        ~/.cache/mhr. Losses are the same. Unset: from 10000 examples on, where the run draws as many or more.""",
+        flag="--cache",
     )
     definitions: bool = setting(
         True, "Begin an input with the definition of its task (Super-NaturalInstructions).", flag="--definitions"
@@ -89,6 +118,13 @@ class DataConfig(Settings):
 class TrainConfig(OptimizationConfig):
     """How a run is trained."""
 
+    epochs: float | None = setting(
+        None,
+        """Passes over the training examples, instead of steps. One pass draws as many examples as there are (of each task at most
+        max_per_task).""",
+        above=0,
+        flag="--epochs",
+    )
     accumulation: int = setting(
         1,
         """Gradient accumulation: forward passes per optimizer step. The global batch is batch_size x accumulation x
@@ -154,12 +190,24 @@ class TrainConfig(OptimizationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.epochs is not None and self.steps != type(self).steps:
+            raise ConfigError(f"epochs is {self.epochs:g}, and steps is {self.steps}: give one of them")
         for name in ("switch_to_mu_at", "anneal_to_mu"):
             value = getattr(self, name)
-            if value is not None and value > self.steps - (name == "switch_to_mu_at"):
+            if value is not None and self.epochs is None and value > self.steps - (name == "switch_to_mu_at"):
                 raise ConfigError(f"{name} is {value}, but the run has {self.steps} steps: use fewer, or more steps")
         if self.switch_to_mu_at is not None and self.anneal_to_mu is not None:
             raise ConfigError("anneal_to_mu and switch_to_mu_at are both given: leave one out")
+
+    def lasting(self, draws: int, processes: int = 1) -> TrainConfig:
+        """These settings with steps in place of `epochs`, where those are given: enough for that many epochs of `draws`
+        examples. Raises ConfigError for an anneal_to_mu or switch_to_mu_at that is beyond them."""
+        if self.epochs is None:
+            return self
+        per_step = self.batch_size * self.accumulation * processes
+        # Rounding of the product is no reason for a step: 0.1 * 30 is a little above 3.
+        steps = max(math.ceil(round(self.epochs * draws / per_step, 9)), 1)
+        return replace(self, steps=steps, epochs=None)
 
     @property
     def ends_in_mu(self) -> bool:

@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.adapters import checkpoint_of, collapse, kind_of, plain_checkpoint, save_adapter, write_adapter
 from mhr.backbones import forget_untrained, load_backbone, untrained_modules
-from mhr.data.samplers import ExampleDataset, TaskSampler
-from mhr.data.truncation import Truncation
+from mhr.data.samplers import ExampleDataset, TaskSampler, weights_of
 from mhr.errors import MhrError, TrainingError
 from mhr.files import writing_folder
 from mhr.layers import attach
@@ -27,14 +26,17 @@ from mhr.runs.config import flat, to_dict
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig, paths_read
 from mhr.runs.tasks import read_tasks
-from mhr.training.processes import check_precision, processes
+from mhr.training.feeding import make_feed
+from mhr.training.processes import check_precision, over_processes, processes
 from mhr.training.seeding import seed_bank
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
-from mhr.training.watch import ProgressBar, TensorBoard
+from mhr.training.watch import BarOnDemand, ProgressBar, TensorBoard
 
 # Settings that a resumed run may change, because they do not decide what it computes.
-FREE = {"train.save_every", "train.keep_checkpoints", "train.log_every", "adapt"}
+FREE = {
+    *("train.save_every", "train.keep_checkpoints", "train.log_every", "data.workers", "data.cache", "adapt"),
+}
 
 
 @one_writer
@@ -63,12 +65,26 @@ def pretrain(
     tasks, left_out = usable_tasks(read_tasks(config.tasks, config.data).training(), kind, tokenizer, data)
     examples = ExampleDataset(tasks)
     targets: list[str] = []
+    sampler = TaskSampler(
+        examples.sizes,
+        config.data.sampler,
+        temperature=config.data.temperature,
+        max_per_task=config.data.max_per_task,
+        weights=weights_of(config.data.weights, examples.tasks, left_out),
+        seed=config.train.seed,
+    )
+    epochs = config.train.epochs
+    config = replace(config, train=config.train.lasting(len(sampler), state.num_processes))
+    objective = make_objective(kind, config.train)
+    collator = objective.collator(tokenizer, data.max_input_length, data.max_target_length)
     if config.adapter is None:
         model.requires_grad_(True)
     else:
         targets = attach(model, config.adapter, list(tasks)).notes
         if config.init_skills and not (resume and newest_complete(RunFolder(output, {}).checkpoints)[0]):
             seed_bank(model, config.init_skills)
+    with BarOnDemand(len(examples), "tokenise", progress and state.is_main_process) as told:
+        feed = make_feed(config, objective, collator, examples, state, told)
     run, checkpoint = _open(config, output, state, resume, overwrite)
     if run.status == "done":
         return run
@@ -82,31 +98,23 @@ def pretrain(
             model_kind=kind,
             tasks=list(tasks),
             left_out=left_out,
-            notes=[*([lowered] if lowered else []), *notes_on(tokenizer, kind), *targets],
+            notes=[*filter(None, (lowered, feed.note)), *notes_on(tokenizer, kind), *targets],
             examples=len(examples),
+            epochs=epochs,
             processes=state.num_processes,
             parameters=count_parameters(model),
             new_modules=drawn,
         )
-    objective = make_objective(kind, config.train)
-    collator = objective.collator(tokenizer, data.max_input_length, data.max_target_length)
-    sampler = TaskSampler(
-        examples.sizes,
-        config.data.sampler,
-        temperature=config.data.temperature,
-        max_per_task=config.data.max_per_task,
-        seed=config.train.seed,
-    )
     with ProgressBar(config.train.steps, f"pretrain {config.method}", progress and state.is_main_process) as bar:
         bar.skip(0 if checkpoint is None else step_of(checkpoint))
         for line in run.info.get("skipped", ()):
             bar.note(f"{line}; going on from {run.info['resumed_from'] or 'the beginning'}")
         trainer = RoutedTrainer(
             model, tokenizer, objective, examples, sampler, collator, run, config.model,
-            callbacks=[bar, TensorBoard(run.logs)],
+            feed=feed, callbacks=[bar, TensorBoard(run.logs)],
         )  # fmt: skip
         fit(trainer, checkpoint)
-    truncated = over_processes(collator.truncation).describe()
+    truncated = over_processes(trainer.truncation).describe()
     if state.is_main_process:
         save_result(model, tokenizer, run, config.model)
         run.write(status="done", steps=config.train.steps, truncated=truncated)
@@ -126,14 +134,6 @@ def fit(trainer: RoutedTrainer, checkpoint: Any = None) -> None:
                     status="failed" if isinstance(error, TrainingError) else "interrupted", error=str(error)
                 )
         raise
-
-
-def over_processes(truncation: Truncation) -> Truncation:
-    """The counts of all processes together."""
-    total = Truncation()
-    for part in gather_object([truncation]):
-        total.add(part)
-    return total
 
 
 def save_result(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: RunFolder, base: str) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
+from mhr.data.truncation import Truncation
 from mhr.errors import ConfigError
 
 
@@ -46,6 +48,14 @@ def _asked_of_accelerate() -> int:
         return 0
     found = re.search(r"\0--num[-_]processes[=\0](\d+)\0", "\0".join(words))
     return int(found[1]) if found else 0
+
+
+def over_processes(truncation: Truncation) -> Truncation:
+    """The counts of all processes together."""
+    total = Truncation()
+    for part in gather_object([truncation]):
+        total.add(part)
+    return total
 
 
 def check_precision(precision: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,10 @@ from transformers import (
 
 from mhr.adapters import check_reopens, read_adapter, save_adapter
 from mhr.data.collators import Collator
-from mhr.data.samplers import ExampleDataset, TaskSampler
+from mhr.data.samplers import ExampleDataset, TaskSampler, WholeRun
+from mhr.data.truncation import Truncation
 from mhr.errors import MhrError, TrainingError
-from mhr.files import writing
+from mhr.files import read_json, write_json_atomically, writing
 from mhr.layers import AdapterBank
 from mhr.layers.parameter_groups import parameter_groups
 from mhr.objectives import Objective, PassLosses
@@ -38,9 +38,12 @@ from mhr.runs.checkpoints import MARK, all_checkpoints, keep_newest, mark_comple
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import TrainConfig
 from mhr.training.averaging import share_of_average
-from mhr.training.processes import on_gpu, processes
+from mhr.training.feeding import COUNTS, CountedBatches, Feed
+from mhr.training.processes import on_gpu, over_processes, processes
 from mhr.training.signals import Interrupted, StopRequest
 
+TRUNCATION_FILE = "truncation.json"
+"""Of a checkpoint: what all processes had truncated until then."""
 TRANSFORMERS_OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor"}
 TRANSFORMERS_SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -52,6 +55,7 @@ class RoutedTrainer(Trainer):
     tokenizer   stored beside a model that is trained whole
     objective   what is minimised, with the settings of training
     examples, sampler, collator    what is drawn, in which order, and how it becomes a batch
+    feed        how the examples come to it: their tokens, grouping by length, data-loader workers
     run         where metrics go, and checkpoints if `resumable`
     base        name of the base model, for the adapter checkpoints
     callbacks   called by the Trainer; `on_log` gets the record that the run's metrics get
@@ -75,6 +79,7 @@ class RoutedTrainer(Trainer):
         run: RunFolder,
         base: str,
         *,
+        feed: Feed | None = None,
         resumable: bool = True,
         callbacks: Sequence[TrainerCallback] = (),
     ):
@@ -89,16 +94,19 @@ class RoutedTrainer(Trainer):
         self.stop = StopRequest()
         self.resumable = resumable
         per_step = config.batch_size * config.accumulation * processes().num_processes
-        self._sampler = WholeRun(sampler, config.steps * per_step)
+        self.feed = feed or Feed()
+        self.truncation = Truncation()
+        """What was truncated of the texts that this process has trained on; with a checkpoint, the first one's of all before."""
+        self._sampler = WholeRun(sampler, config.steps * per_step, self.feed.groups)
         self._stop_agreed = False
         self._losses: list[PassLosses] = []
         self._divergences: list[Tensor] = []
         self._use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off
         super().__init__(
             model=model,
-            args=_arguments(config, run, resumable, whole=self.bank is None),
-            data_collator=collator,
-            train_dataset=examples,
+            args=_arguments(config, run, resumable, whole=self.bank is None, workers=self.feed.workers),
+            data_collator=CountedBatches(collator),
+            train_dataset=examples if self.feed.rows is None else self.feed.rows,
             callbacks=[_StopAndLog(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
@@ -119,7 +127,7 @@ class RoutedTrainer(Trainer):
         # Each process draws its own dropout and routing noise.
         torch.manual_seed(self.config.seed + self.args.process_index)
         try:
-            with self.stop:
+            with self.stop, self.feed.forking():
                 self.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
         finally:
             self.model.config.use_cache = self._use_cache
@@ -151,7 +159,10 @@ class RoutedTrainer(Trainer):
         return self._sampler
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
-        """Target tokens or examples of the whole optimizer step; on the way, the processes agree whether to stop after it."""
+        """Target tokens or examples of the whole optimizer step; on the way, what was truncated is counted, and the processes
+        agree whether to stop after it."""
+        for batch in batch_samples:
+            self.truncation.add(batch.pop(COUNTS))
         local = sum(self.objective.count(batch) for batch in batch_samples)
         if self.args.world_size == 1:
             return torch.as_tensor(local, device=device)
@@ -284,8 +295,10 @@ class RoutedTrainer(Trainer):
             raise TrainingError(f"{error}; {self._last_checkpoint()}") from error
         # Every process writes the state of its random generators.
         self.accelerator.wait_for_everyone()
+        truncated = over_processes(self.truncation)
         if self.args.should_save:
             with writing(folder):
+                write_json_atomically(folder / TRUNCATION_FILE, truncated.to_json())
                 mark_complete(folder)
                 keep_newest(self.run.checkpoints, self.config.keep_checkpoints)
 
@@ -300,31 +313,15 @@ class RoutedTrainer(Trainer):
             save_adapter(self.model, folder, base=self.base, info={"step": self.state.global_step})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        counts = Path(resume_from_checkpoint) / TRUNCATION_FILE
+        if self.is_world_process_zero() and counts.is_file():  # an earlier release wrote none
+            self.truncation.add(Truncation.from_json(read_json(counts)))
         if self.bank is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         stored = read_adapter(resume_from_checkpoint).tensors
         for name, tensor in self.bank.tensors().items():
             tensor.copy_(stored[name])
-
-
-class WholeRun(Sampler[int]):
-    """The epochs of a sampler one after the other, as one epoch of `length` draws: every batch of a run is a full one."""
-
-    def __init__(self, sampler: TaskSampler, length: int):
-        self.sampler = sampler
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.islice(self._epochs(), self.length)
-
-    def _epochs(self) -> Iterator[int]:
-        for epoch in itertools.count():
-            self.sampler.set_epoch(epoch)
-            yield from self.sampler
 
 
 class _StopAndLog(TrainerCallback):
@@ -344,7 +341,7 @@ class _StopAndLog(TrainerCallback):
         return control
 
 
-def _arguments(config: TrainConfig, run: RunFolder, resumable: bool, whole: bool) -> TrainingArguments:
+def _arguments(config: TrainConfig, run: RunFolder, resumable: bool, whole: bool, workers: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=config.steps,
@@ -364,6 +361,7 @@ def _arguments(config: TrainConfig, run: RunFolder, resumable: bool, whole: bool
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
+        dataloader_num_workers=workers,
         dataloader_pin_memory=on_gpu(),
         use_cpu=not on_gpu(),
         # A model trained whole may have weights that a task leaves out (a pooler); a bank has none.

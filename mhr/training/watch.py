@@ -56,6 +56,23 @@ class ProgressBar(TrainerCallback):
         self.progress.update(self.bar, loss=f"loss {logs['loss']:.4f}")
 
 
+class BarOnDemand:
+    """Called with how much is done since the last call, it shows a ProgressBar, from the first call on."""
+
+    def __init__(self, total: int, title: str, shown: bool = True):
+        self.bar = ProgressBar(total, title, shown)
+
+    def __enter__(self) -> BarOnDemand:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.progress.stop()
+
+    def __call__(self, done: int) -> None:
+        self.bar.progress.start()
+        self.bar.skip(done)
+
+
 class TensorBoard(TrainerCallback):
     """Loss, consistency, learning rates and gradient norm under `train/`, the loss of each task under `tasks/`."""
 

@@ -98,7 +98,7 @@ def test_how_a_global_batch_is_split_changes_nothing(settings: Make, tmp_path: P
 def test_the_loss_is_the_mean_over_target_tokens_and_tasks_add_up_to_it(settings: Make, tmp_path: Path) -> None:
     trainer = trainer_for(settings(steps=1, lr=1e-9), tmp_path)
     drawn = [trainer.train_dataset[i] for i in trainer._sampler]
-    batch = trainer.data_collator(drawn)
+    batch = trainer.data_collator.collator(drawn)
     trainer.fit()
     (record,) = trainer.run.metrics()
     with torch.no_grad():
