@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
 from mhr.data import Example, Task, TaskCollection
-from mhr.data.samplers import ExampleDataset, TaskSampler, mixings
+from mhr.data.samplers import ExampleDataset, LengthGroups, TaskSampler, WholeRun, mixings, weights_of
 from mhr.errors import ConfigError, DataError
 
 SIZES = {"a": 5, "b": 50, "c": 500}
@@ -39,6 +40,41 @@ def test_shares_of_tasks():
     for name, n in SIZES.items():
         assert abs(shares[name] - 555 * n**0.5 / total) <= 1
     assert drawn(data, TaskSampler(data.sizes, max_per_task=50)) == {"a": 5, "b": 50, "c": 50}
+
+
+@pytest.mark.parametrize("limit", [None, 50])
+@pytest.mark.parametrize("mixing", sorted(mixings))
+def test_weights_multiply_the_shares(mixing: str, limit: int | None):
+    data = dataset()
+    sampler = TaskSampler(data.sizes, mixing, temperature=2.0, max_per_task=limit, weights=[8.0, 1.0, 0.5])
+    sizes = [min(n, limit or n) for n in SIZES.values()]
+    power = {"proportional": 1.0, "uniform": 0.0, "temperature": 0.5}[mixing]
+    shares = [w * n**power for w, n in zip((8.0, 1.0, 0.5), sizes, strict=True)]
+    epochs, found = 20, Counter()
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        order = Counter(data[i].task for i in sampler)
+        assert order.total() == sum(sizes) == len(sampler)
+        for name, share in zip(SIZES, shares, strict=True):
+            assert abs(order[name] - sum(sizes) * share / sum(shares)) <= 1
+        found += order
+    assert sum(found.values()) == epochs * sum(sizes)
+
+
+def test_weights_that_are_all_one_change_nothing():
+    assert list(TaskSampler([3, 0, 17], weights=[1.0] * 3)) == list(TaskSampler([3, 0, 17]))
+    assert list(TaskSampler([3, 0, 17], weights=[2.0] * 3)) == list(TaskSampler([3, 0, 17]))
+
+
+def test_weights_by_the_names_of_tasks():
+    assert weights_of({"b": 2.0}, ["a", "b"]) == [1.0, 2.0]
+    assert weights_of({}, ["a", "b"]) is None
+    with pytest.raises(ConfigError, match="names 'summs', which is no training task: did you mean 'sums'"):
+        weights_of({"summs": 2.0}, ["sums", "capitals"])
+    with pytest.raises(
+        ConfigError, match="names 'c', which is left out of training: it has no choices; leave its weight"
+    ):
+        weights_of({"c": 2.0}, ["a"], {"c": "it has no choices"})
 
 
 def test_no_example_comes_again_before_all_others_of_its_task():
@@ -93,7 +129,64 @@ def test_skipping_batches_resumes_and_ranks_share_one_order():
     assert [batch for pair in zip(*ranks, strict=True) for batch in pair] == whole
 
 
+LENGTHS = np.random.default_rng(0).integers(1, 500, 555)
+
+
+def grouped(batch: int = 4, seed: int = 3, length: int = 1000) -> WholeRun:
+    sampler = TaskSampler(dataset().sizes, "uniform", seed=seed)
+    return WholeRun(sampler, length, LengthGroups(LENGTHS, batch, seed))
+
+
+def test_grouping_by_length_reorders_within_windows():
+    plain, order = list(WholeRun(TaskSampler(dataset().sizes, "uniform", seed=3), 1000)), list(grouped())
+    assert order != plain
+    for start in range(0, 1000, 200):  # 50 batches of 4
+        assert Counter(order[start : start + 200]) == Counter(plain[start : start + 200])
+    batches = [LENGTHS[order[start : start + 4]] for start in range(0, 1000, 4)]
+    # What is left of padding is less than a tenth of it without grouping, and batches come in no order of length.
+    padding = [
+        sum(int((b.max() - b).sum()) for b in (LENGTHS[o[s : s + 4]] for s in range(0, 1000, 4)))
+        for o in (plain, order)
+    ]
+    assert padding[1] < padding[0] / 10
+    rises = sum(a.max() < b.min() for a, b in zip(batches, batches[1:], strict=False))
+    assert 60 < rises < 190
+
+
+def test_grouped_batches_are_ordered_by_length_before_they_are_shuffled():
+    order = LengthGroups(range(200), 4, seed=1)(iter(np.random.default_rng(1).permutation(200).tolist()))
+    batches = [tuple(batch) for batch in np.fromiter(order, int).reshape(-1, 4)]
+    assert sorted(batches) == [tuple(range(start, start + 4)) for start in range(0, 200, 4)]
+    assert batches != sorted(batches)
+
+
+@pytest.mark.parametrize("length", [1, 3, 199, 201, 998])
+def test_grouping_keeps_every_draw_of_a_run_that_ends_anywhere(length: int):
+    plain = list(WholeRun(TaskSampler(dataset().sizes, "uniform", seed=3), length))
+    assert Counter(grouped(length=length)) == Counter(plain)
+
+
+def test_the_grouped_order_depends_on_the_seed_alone_and_is_skipped_exactly():
+    order = list(grouped())
+    assert order == list(grouped())
+    assert order != list(grouped(seed=4))
+    assert order[:600] == list(grouped(length=600))
+
+    def loader(**kwargs: int) -> DataLoader:
+        plain = DataLoader(range(555), 4 // kwargs.get("num_processes", 1), sampler=grouped(), collate_fn=list)
+        return prepare_data_loader(plain, put_on_device=False, **kwargs)
+
+    whole = list(loader())
+    assert [i for batch in whole for i in batch] == order
+    assert list(skip_first_batches(loader(), 70)) == whole[70:]
+    ranks = [list(loader(num_processes=2, process_index=rank)) for rank in range(2)]
+    assert [one + two for one, two in zip(*ranks, strict=True)] == whole
+
+
 def test_faulty_settings_are_told():
+    for weights in ([1.0], [1.0, 0.0], [1.0, float("inf")], [-1.0, 1.0]):
+        with pytest.raises(ConfigError, match="expected a number above 0 for each of 2 tasks"):
+            TaskSampler([1, 1], weights=weights)
     with pytest.raises(ConfigError, match="unknown sampler 'unifrm': did you mean 'uniform'"):
         TaskSampler([1], "unifrm")
     with pytest.raises(ConfigError, match="temperature is 0, expected a number above 0"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import yaml
 from mhr.errors import ConfigError
 from mhr.few_shot.shots import shots_of
 from mhr.methods import METHODS
-from mhr.runs.config import dump_config, load_config, presets, to_dict
+from mhr.runs.config import Said, dump_config, load_config, presets, to_dict
+from mhr.runs.settings import TrainConfig
 
 
 def test_later_layers_win(tmp_path: Path) -> None:
@@ -56,6 +58,47 @@ def test_every_method_dumps_and_loads(method: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
     assert ("adapter" in to_dict(config)) == (method != "full")
+
+
+def test_epochs_take_the_place_of_steps_of_earlier_layers_and_the_other_way_round(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("train: {epochs: 2.5}\n")
+    config = load_config(file, preset="t0")
+    assert config.train.epochs == 2.5
+    assert to_dict(config)["train"]["epochs"] == 2.5
+    assert "steps" not in to_dict(config)["train"]
+    assert load_config(file, steps=7).train.epochs is None
+    assert load_config(file, steps=7).train.steps == 7
+    assert load_config(preset="t0", overrides=["train.epochs=none"]).train.steps == 100000
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_epochs_become_steps_by_what_a_step_draws() -> None:
+    train = load_config(epochs=3, batch_size=4, accumulation=2).train
+    assert train.lasting(80).steps == 30
+    assert train.lasting(81).steps == 31
+    assert train.lasting(81, processes=2).steps == 16
+    assert train.lasting(81).epochs is None
+    assert replace(train, epochs=0.1).lasting(240).steps == 3  # 0.1 * 240 is above 24 in floating point
+    assert replace(train, epochs=1e-6).lasting(240).steps == 1
+    plain = load_config(steps=7).train
+    assert plain.lasting(80) is plain
+    with pytest.raises(ConfigError, match="anneal_to_mu is 31, but the run has 30 steps"):
+        load_config(epochs=3, batch_size=8, anneal_to_mu=31).train.lasting(80)
+
+
+def test_both_epochs_and_steps_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("train: {epochs: 2, steps: 1000}\n")
+    told = "train.epochs is 2 and train.steps is 1000: give one of them"
+    with pytest.raises(ConfigError, match=f"recipe.yaml: {told}"):
+        load_config(file)
+    flags = {"train.steps": Said("1000", "--steps")}
+    with pytest.raises(ConfigError, match=f"--steps: {told}"):
+        load_config(overrides=["train.epochs=2"], flags=flags)
+    with pytest.raises(ConfigError, match="epochs is 2, and steps is 5: give one of them"):
+        TrainConfig(epochs=2, steps=5)
 
 
 def test_another_method_drops_what_belonged_to_the_preset_s() -> None:
