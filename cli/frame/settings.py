@@ -189,7 +189,7 @@ def _options(settings: Mapping[str, Setting], of_run: Sequence[str]) -> Iterator
             if value is not None:
                 option = typer.Option(flag, help=f"{known.doc} This one: {value}.", **more)
                 yield key, Annotated[bool, option]
-            elif hint is bool:  # what no file can set needs no flag to unset it
+            elif _holds(hint, bool):  # what no file can set needs no flag to unset it
                 both = flag if name.partition(".")[0] in OF_COMMANDS else f"{flag}/--no-{flag.lstrip('-')}"
                 option = typer.Option(both, help=known.doc + default, **more)
                 yield key, Annotated[bool | None, option]

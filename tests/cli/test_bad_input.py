@@ -210,6 +210,36 @@ def test_settings_that_a_command_does_not_use_are_refused(output: Path, run: Pat
 @pytest.mark.parametrize(
     ("said", "why"),
     [
+        ("--weights rw=2", "data.weights names 'rw', which is no training task: did you mean 'row'"),
+        ("--weights row=0", "--weights: data.weights 'row' is 0.0, expected a number above 0"),
+        ("--weights row=-1", "--weights: data.weights 'row' is -1.0, expected a number above 0"),
+        ("--weights row", "--weights: data.weights is 'row', expected a mapping of names to numbers"),
+        ("--epochs 0", "--epochs: train.epochs is 0.0, expected a number above 0"),
+        ("--epochs 2 --steps 3", "train.epochs is 2 and train.steps is 3: give one of them"),
+        ("--set train.epochs=2 --steps 3", "train.epochs is 2 and train.steps is 3: give one of them"),
+        ("--workers -1", "--workers: data.workers is -1, expected an integer of at least 0 and at most 1024"),
+        ("--set data.cache=maybe", "data.cache is 'maybe', expected true or false or none"),
+        (
+            "--cache --set train.mc_loss=1",
+            "data.cache is true, but rows of answer choices are encoded as they are drawn",
+        ),
+    ],
+)
+def test_how_examples_are_fed(output: Path, tmp_path: Path, said: str, why: str) -> None:
+    tasks = tmp_path / "rows.jsonl"
+    tasks.write_text("".join(json.dumps({"task": "row", "input": f"a {i}", "targets": "b"}) + "\n" for i in range(20)))
+    assert why in refuse("pretrain", "--tasks", tasks, *said.split(), "--output", output)
+
+
+def test_a_cache_folder_that_cannot_be_written(output: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MHR_CACHE", str(rows))
+    line = refuse("pretrain", "--tasks", rows, "--cache", "--output", output)
+    assert f"cannot write {rows}/tokens: Not a directory; set MHR_CACHE to a folder that can be written" in line
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
         (
             "data.subset=abc",
             "on {rows}: it is for a dataset that save_to_disk wrote, or its hub id owner/name; leave it out",

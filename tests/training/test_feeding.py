@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,15 @@ from mhr.adapters import read_adapter
 from mhr.data import cache
 from mhr.data.collators import CausalCollator, Seq2SeqCollator
 from mhr.errors import ConfigError
+from mhr.files import read_json
 from mhr.runs import RunFolder
+from mhr.runs.config import dump_config
 from mhr.runs.settings import RunConfig
 from mhr.training import feeding, pretrain
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
 
+WORKER = Path(__file__).parent / "worker.py"
 Make = Callable[..., RunConfig]
 KINDS = {"t5": Seq2SeqCollator, "llama": CausalCollator}
 
@@ -128,6 +133,26 @@ def test_resume_repeats_losses_and_counts(
     assert again.info["resumed_from"] == "checkpoint-5"
     assert whole["truncated"]["cut"] > 0
     assert outcome(again) == whole
+
+
+def test_two_processes_share_the_file_and_are_fed_as_one(
+    settings: Make, uneven: str, tmp_path: Path, folder: Path
+) -> None:
+    common = {"tasks": uneven, "steps": 3, "max_input_length": 8, "save_every": 3, "group_by_length": True}
+    (tmp_path / "config.yaml").write_text(dump_config(settings(batch_size=4, workers=1, cache=True, **common)))
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER))
+    worker = subprocess.run(
+        [sys.executable, *launch, str(tmp_path / "config.yaml"), str(tmp_path / "two")],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True, text=True, check=False, timeout=180,
+    )  # fmt: skip
+    assert worker.returncode == 0, worker.stderr
+    assert len(list(folder.iterdir())) == 2
+    two, one = RunFolder.open(tmp_path / "two"), trained(settings(batch_size=8, **common), tmp_path / "one")
+    assert [a["loss"] for a in two.metrics()] == pytest.approx([a["loss"] for a in one.metrics()], rel=1e-5)
+    assert two.info["truncated"] == one.info["truncated"]
+    stored = [read_json(next(run.checkpoints.glob("*/truncation.json"))) for run in (two, one)]
+    assert stored[0] == stored[1]
 
 
 def test_a_resumed_run_may_change_who_makes_the_batches(settings: Make, tmp_path: Path) -> None:
