@@ -52,6 +52,7 @@ def pretrain(
         config = output / "config.yaml"
     with working():
         from mhr.data.truncation import truncation_line
+        from mhr.evaluation import choice_scorer
         from mhr.runs import load_config
         from mhr.runs.notes import notes_of
         from mhr.runs.unused import refuse_unused
@@ -64,7 +65,7 @@ def pretrain(
                 f"{config} sets trust_remote_code, which a file alone does not switch on: add --trust-remote-code if you trust "
                 f"{settings.model}"
             )
-        run = train(settings, str(output), resume=resume, overwrite=overwrite)
+        run = train(settings, str(output), resume=resume, overwrite=overwrite, scorer=choice_scorer)
     if json:
         print_json(run.info)
     for line in notes_of(run.info):

@@ -146,15 +146,6 @@ def held_in(path: str | Path) -> list[str]:
     return [name for name in found if not LEFT_BEHIND.fullmatch(name)]
 
 
-def cache_folder() -> Path:
-    """Where what can be made anew is kept: the folder that MHR_CACHE names, or mhr in the user's cache folder (XDG_CACHE_HOME,
-    ~/.cache). It need not be there yet, and may be deleted at any time."""
-    own = os.environ.get("MHR_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mhr"
-
-
 def make_folder(path: str | Path) -> Path:
     """The folder, made with its parents if it is missing. Raises MhrError where that cannot be done."""
     with writing(path):

@@ -34,6 +34,8 @@ class Example:
 class Task:
     """One task: its examples by split ("train" to learn from, "test" to be judged on) and what is known of it.
 
+    validation holds those of a validation split that is neither trained nor judged on, as there is a test split: what validation
+    while training looks at.
     held_out says that the whole task is kept away from pretraining; its "train" examples are where shots are drawn.
     """
 
@@ -43,6 +45,7 @@ class Task:
     held_out: bool = False
     category: str = ""
     choices: tuple[str, ...] = ()
+    validation: list[Example] = field(default_factory=list)
 
     def split(self, name: str) -> list[Example]:
         if name not in ("train", "test"):

@@ -49,8 +49,10 @@ class TaskRows:
         train, validation, test, unsplit = (self.splits.get(s, []) for s in ("train", "validation", "test", ""))
         self._note_names(notes)
         if test and validation:
-            notes.add("validation examples were left out, since there is a test split", self.name, str(len(validation)))
-        test = test or validation
+            notes.add(
+                "validation examples are not judged on, since there is a test split", self.name, str(len(validation))
+            )
+        test, validation = (test, validation) if test else (validation, [])
         every = train + unsplit + test
         if not every:
             return None
@@ -59,11 +61,16 @@ class TaskRows:
         if not any(e.choices for e in every):
             choices = label_set(every)
             train, test = ([replace(e, choices=choices) for e in part] for part in (train, test))
+            if choices:  # a label that no other split has is none of the task's
+                validation = [replace(e, choices=choices) for e in validation if e.targets[0] in choices]
         if len(every) >= 10 and len({e.targets for e in every}) == 1:
             notes.add(
                 "all answers are the same, so that there is nothing to learn", self.name, repr(every[0].targets[0])[:40]
             )
-        return Task(self.name, options.cap(self.name, train), test, bool(self.held_out), self.category, choices)
+        validation = draw_order(validation, self.name, options.seed)
+        return Task(
+            self.name, options.cap(self.name, train), test, bool(self.held_out), self.category, choices, validation
+        )
 
     def _share_out(
         self, train: list[Example], unsplit: list[Example], test: list[Example], options: ReadOptions, notes: Notes

@@ -184,6 +184,7 @@ def _reword(task: Task, templates: Templates) -> Task:
             choices=tuple(template.render_choice(choice, columns) for choice in example.choices) or template.words,
         )
 
-    train, test = [put(e) for e in task.train], [put(e) for e in task.test]
+    train, test, validation = ([put(e) for e in part] for part in (task.train, task.test, task.validation))
     every = {e.choices for e in [*train, *test]}
-    return replace(task, train=train, test=test, choices=every.pop() if len(every) == 1 else ())
+    choices = every.pop() if len(every) == 1 else ()
+    return replace(task, train=train, test=test, validation=validation, choices=choices)

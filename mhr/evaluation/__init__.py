@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mhr.evaluation.choice_scores import choice_scorer
 from mhr.evaluation.evaluate import evaluate
 from mhr.evaluation.fold_bank import fold_bank
 from mhr.evaluation.generation import Generated, generate_answers
@@ -22,6 +23,7 @@ __all__ = [
     "LoadedModel",
     "Prediction",
     "Ranked",
+    "choice_scorer",
     "evaluate",
     "fold_bank",
     "generate_answers",

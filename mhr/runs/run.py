@@ -3,9 +3,10 @@
 run.json        kind (pretrain, adapt), method, mode, status (running, done, interrupted, failed), base model, tasks,
                 versions, resolved settings
 config.yaml     the resolved settings, ready for `--config`
-metrics.jsonl   one line per log: step, loss, learning rates, loss per task
+metrics.jsonl   one line per log: step, loss, learning rates, loss per task; and one per validation: step, validation
 logs/           the same for TensorBoard
 checkpoints/    checkpoint-N, resumable
+best/           step-N while it runs, weights of the best validations, where those are kept
 adapter/        the result: an adapter checkpoint ...
 model/          ... or, where all weights were trained, a transformers model with its tokenizer
 """
@@ -150,6 +151,15 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
+        """The lines of the metrics about training, in their order."""
+        return [record for record in self._lines() if "validation" not in record]
+
+    def validations(self) -> dict[int, dict[str, Any]]:
+        """Step -> what a validation found: loss and score, means over tasks (score None without choices), and losses and scores by
+        task."""
+        return {record["step"]: record["validation"] for record in self._lines() if "validation" in record}
+
+    def _lines(self) -> list[dict[str, Any]]:
         """The lines of the metrics, without one that a kill has cut."""
         if not self.metrics_file.is_file():
             return []
@@ -158,7 +168,7 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that a resumed run will repeat."""
-        kept = [record for record in self.metrics() if record["step"] <= step]
+        kept = [record for record in self._lines() if record["step"] <= step]
         write_text_atomically(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
 

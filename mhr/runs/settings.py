@@ -10,10 +10,30 @@ from mhr.data.faults import ON_BAD_ROW
 from mhr.errors import ConfigError
 from mhr.methods import METHODS, ROUTING_METHODS, listed
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
-from mhr.setting import MOST_SEED, Settings, setting
+from mhr.setting import MOST_SEED, Settings, as_in, setting
 
 SAMPLERS = ("proportional", "uniform", "temperature")
-OPTIMIZERS = ("adamw", "adafactor")
+BITSANDBYTES_OPTIMIZERS = (
+    *("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit", "lion_32bit"),
+    *(
+        "paged_lion_8bit",
+        "paged_lion_32bit",
+        "ademamix",
+        "ademamix_8bit",
+        "paged_ademamix_8bit",
+        "paged_ademamix_32bit",
+    ),
+    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+)
+TORCHAO_OPTIMIZERS = ("adamw_torch_8bit", "adamw_torch_4bit")
+OPTIMIZERS = (
+    *("adamw", "adafactor", "adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop"),
+    *(*BITSANDBYTES_OPTIMIZERS, *TORCHAO_OPTIMIZERS),
+)
+"""adamw, which is adamw_torch, and names of transformers.Trainer: those that take groups of parameters with rates of their own."""
+REPORTERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""Where a run can be reported to, by Trainer's names."""
+BEST_BY = ("loss", "score")
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -132,8 +152,14 @@ class TrainConfig(OptimizationConfig):
         at_least=1,
         flag="--accumulation",
     )
+    warmup: float = as_in(OptimizationConfig, "warmup", 0.06, flag=("--warmup",))
     optimizer: str = setting(
-        "adamw", "adamw, or adafactor (without relative steps and parameter scaling).", choices=OPTIMIZERS
+        "adamw",
+        f"""Optimizer, by its name in transformers.Trainer. adamw is adamw_torch; adafactor is without relative steps and parameter
+        scaling; the others are {", ".join(OPTIMIZERS[2:])}. Those with 8bit, paged, lion, ademamix and bnb need the package
+        bitsandbytes, {" and ".join(TORCHAO_OPTIMIZERS)} torchao. Routing logits keep states of 32 bits.""",
+        choices=OPTIMIZERS,
+        flag="--optimizer",
     )
     weight_decay: float = setting(
         0.0, "Weight decay of the adapters (of all weights but biases and norms with method full).", at_least=0
@@ -187,11 +213,53 @@ class TrainConfig(OptimizationConfig):
     save_every: int = setting(500, "Optimizer steps between two resumable checkpoints.", at_least=1)
     keep_checkpoints: int = setting(2, "Newest checkpoints that are kept.", at_least=1)
     log_every: int = setting(20, "Optimizer steps between two lines of the log.", at_least=1)
+    eval_every: int = setting(
+        0,
+        """Optimizer steps between two validations, on examples of each task that are not trained on. 0: none. They are those of the
+        task's validation split, where a test split stands beside it, otherwise drawn from its training examples.""",
+        at_least=0,
+        flag="--eval-every",
+    )
+    eval_rows: int | None = setting(
+        None,
+        """Validation examples of a task, at most. Of its training examples at most a fifth. Unset: 64.""",
+        at_least=1,
+        flag="--eval-rows",
+    )
+    early_stopping: int | None = setting(
+        None,
+        "Validations without a better one after which training ends. Unset: all steps are trained.",
+        at_least=1,
+        flag="--early-stopping",
+        metavar="N",
+    )
+    keep_best: bool = setting(
+        False, "The result is the best validation's step instead of the last one.", flag="--keep-best"
+    )
+    best_by: str | None = setting(
+        None,
+        """What a better validation has: loss (a lower one) or score (a higher accuracy, of the tasks with choices). Unset: loss.""",
+        choices=BEST_BY,
+        flag="--best-by",
+    )
+    report_to: list[str] | None = setting(
+        None,
+        """Trackers that the run is reported to as it goes, by Trainer's own integrations: wandb, mlflow, trackio. Or tensorboard,
+        which every run writes to logs/ anyway. Each takes its settings from its environment variables. Unset: none.""",
+        choices=REPORTERS,
+        flag="--report-to",
+        metavar="NAME,...",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs is not None and self.steps != type(self).steps:
             raise ConfigError(f"epochs is {self.epochs:g}, and steps is {self.steps}: give one of them")
+        if self.warmup >= 1 and not float(self.warmup).is_integer():
+            raise ConfigError(
+                f"warmup is {self.warmup}, expected a fraction of all steps below 1 or a whole number of steps"
+            )
+        self._check_validation()
         for name in ("switch_to_mu_at", "anneal_to_mu"):
             value = getattr(self, name)
             if value is not None and self.epochs is None and value > self.steps - (name == "switch_to_mu_at"):
@@ -208,6 +276,23 @@ class TrainConfig(OptimizationConfig):
         # Rounding of the product is no reason for a step: 0.1 * 30 is a little above 3.
         steps = max(math.ceil(round(self.epochs * draws / per_step, 9)), 1)
         return replace(self, steps=steps, epochs=None)
+
+    def _check_validation(self) -> None:
+        """Raise ConfigError for settings of a validation that there is none of, and that do not go with an end in an average."""
+        for name in ("eval_rows", "early_stopping", "keep_best", "best_by"):
+            value = getattr(self, name)
+            if value and not self.eval_every:
+                raise ConfigError(f"{name} is {value!r}, but nothing is validated: set eval_every, or leave it out")
+        if self.best_by is not None and not (self.keep_best or self.early_stopping):
+            raise ConfigError(
+                f"best_by is {self.best_by!r}, but nothing depends on the best validation: set keep_best or early_stopping, or leave it out"
+            )
+        for name in ("keep_best", "early_stopping"):
+            if getattr(self, name) and self.ends_in_mu:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, but the run ends as the average of its skills (switch_to_mu_at, "
+                    "anneal_to_mu), which no earlier step is: leave one out"
+                )
 
     @property
     def ends_in_mu(self) -> bool:

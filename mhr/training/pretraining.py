@@ -27,27 +27,39 @@ from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig, paths_read
 from mhr.runs.tasks import read_tasks
 from mhr.training.feeding import make_feed
+from mhr.training.optimizers import check_optimizer
 from mhr.training.processes import check_precision, over_processes, processes
+from mhr.training.reporting import reporting
 from mhr.training.seeding import seed_bank
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
+from mhr.training.validation import MakeScorer, Validation, hold_validation
 from mhr.training.watch import BarOnDemand, ProgressBar, TensorBoard
 
 # Settings that a resumed run may change, because they do not decide what it computes.
 FREE = {
-    *("train.save_every", "train.keep_checkpoints", "train.log_every", "data.workers", "data.cache", "adapt"),
+    *("train.save_every", "train.keep_checkpoints", "train.log_every", "train.report_to"),
+    *("data.workers", "data.cache", "adapt"),
 }
 
 
 @one_writer
 def pretrain(
-    config: RunConfig, output: str, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+    config: RunConfig,
+    output: str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    scorer: MakeScorer | None = None,
 ) -> RunFolder:
     """Train `config.method` on the training tasks of `config.tasks`; the result lies in the run folder `output`.
 
     resume     go on from the newest complete checkpoint there; without one, begin
     overwrite  delete what an earlier run left there
     progress   show a bar on standard error
+    scorer     what scores validation examples, where `train.eval_every` asks for some: `mhr.evaluation.choice_scorer` ranks
+               their choices. None: they have a loss and no score
 
     Works under torchrun; the global batch is then batch_size x accumulation x processes. Raises MhrError for settings,
     data or folders that do not fit, before anything is written; TrainingError for a loss that is not finite; Interrupted
@@ -55,6 +67,8 @@ def pretrain(
     """
     state = processes()
     check_precision(config.train.precision)
+    check_optimizer(config.train.optimizer)
+    reporters = reporting(config.train.report_to)
     RunFolder.check(output, overwrite=overwrite, resume=resume, reads=paths_read(config))
     set_seed(config.train.seed)
     model, tokenizer = load_backbone(config.model, config.kind, trust_remote_code=config.trust_remote_code)
@@ -63,6 +77,8 @@ def pretrain(
     check_fit(model, tokenizer, kind)
     data, lowered = fit_data(model, tokenizer, kind, config.data, config.model)
     tasks, left_out = usable_tasks(read_tasks(config.tasks, config.data).training(), kind, tokenizer, data)
+    held = hold_validation(tasks, kind, config.train) if config.train.eval_every else None
+    tasks = tasks if held is None else held.tasks
     examples = ExampleDataset(tasks)
     targets: list[str] = []
     sampler = TaskSampler(
@@ -76,7 +92,12 @@ def pretrain(
     epochs = config.train.epochs
     config = replace(config, train=config.train.lasting(len(sampler), state.num_processes))
     objective = make_objective(kind, config.train)
-    collator = objective.collator(tokenizer, data.max_input_length, data.max_target_length)
+    lengths = data.max_input_length, data.max_target_length
+    collator = objective.collator(tokenizer, *lengths)
+    validation = None
+    if held is not None:
+        score = None if scorer is None else scorer(model, tokenizer, kind, replace(config, data=data))
+        validation = Validation(held.examples, objective.collator(tokenizer, *lengths), config.train, score)
     if config.adapter is None:
         model.requires_grad_(True)
     else:
@@ -98,8 +119,9 @@ def pretrain(
             model_kind=kind,
             tasks=list(tasks),
             left_out=left_out,
-            notes=[*filter(None, (lowered, feed.note)), *notes_on(tokenizer, kind), *targets],
+            notes=[*filter(None, (lowered, feed.note, held and held.note)), *notes_on(tokenizer, kind), *targets],
             examples=len(examples),
+            validation=None if held is None else {task: len(part) for task, part in held.examples.items()},
             epochs=epochs,
             processes=state.num_processes,
             parameters=count_parameters(model),
@@ -111,13 +133,14 @@ def pretrain(
             bar.note(f"{line}; going on from {run.info['resumed_from'] or 'the beginning'}")
         trainer = RoutedTrainer(
             model, tokenizer, objective, examples, sampler, collator, run, config.model,
-            feed=feed, callbacks=[bar, TensorBoard(run.logs)],
+            feed=feed, callbacks=[bar, TensorBoard(run.logs), *reporters], validation=validation,
         )  # fmt: skip
         fit(trainer, checkpoint)
     truncated = over_processes(trainer.truncation).describe()
     if state.is_main_process:
-        save_result(model, tokenizer, run, config.model)
-        run.write(status="done", steps=config.train.steps, truncated=truncated)
+        save_result(model, tokenizer, run, config.model, trainer.result_step)
+        run.write(status="done", steps=trainer.state.global_step, best=best_of(run, trainer), truncated=truncated)
+        trainer.forget_best()
     state.wait_for_everyone()
     return run
 
@@ -136,10 +159,29 @@ def fit(trainer: RoutedTrainer, checkpoint: Any = None) -> None:
         raise
 
 
-def save_result(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: RunFolder, base: str) -> None:
-    """Write what was trained: the adapter, its average where the run ended in that, or the whole model where there is none."""
+def best_of(run: RunFolder, trainer: RoutedTrainer) -> dict[str, Any] | None:
+    """The best validation of a run: its step, and the loss and score there; None where nothing was validated."""
+    step = trainer.state.best_global_step
+    if trainer.validation is None or step is None:
+        return None
+    found = run.validations()[step]
+    kept = trainer.config.keep_best
+    return {
+        "step": step,
+        "loss": found["loss"],
+        "score": found["score"],
+        "by": trainer.config.best_by or "loss",
+        "kept": kept,
+    }
+
+
+def save_result(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: RunFolder, base: str, step: int | None = None
+) -> None:
+    """Write what was trained: the adapter, its average where the run ended in that, or the whole model where there is none.
+    step: after which it is; None: after all steps of the settings."""
     train = run.config().train
-    info: dict[str, Any] = {"run": run.path.name, "step": train.steps}
+    info: dict[str, Any] = {"run": run.path.name, "step": train.steps if step is None else step}
     if train.ends_in_mu:
         checkpoint = checkpoint_of(model, base)
         info["average_of"] = checkpoint.config.to_dict()

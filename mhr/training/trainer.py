@@ -39,12 +39,13 @@ from mhr.runs.run import RunFolder
 from mhr.runs.settings import TrainConfig
 from mhr.training.averaging import share_of_average
 from mhr.training.feeding import COUNTS, CountedBatches, Feed
+from mhr.training.optimizers import keep_wide_states, transformers_name
 from mhr.training.processes import on_gpu, over_processes, processes
 from mhr.training.signals import Interrupted, StopRequest
+from mhr.training.validation import STATE, BestWeights, Validated, Validation, stalled
 
 TRUNCATION_FILE = "truncation.json"
 """Of a checkpoint: what all processes had truncated until then."""
-TRANSFORMERS_OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor"}
 TRANSFORMERS_SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
@@ -58,7 +59,8 @@ class RoutedTrainer(Trainer):
     feed        how the examples come to it: their tokens, grouping by length, data-loader workers
     run         where metrics go, and checkpoints if `resumable`
     base        name of the base model, for the adapter checkpoints
-    callbacks   called by the Trainer; `on_log` gets the record that the run's metrics get
+    callbacks   called by the Trainer; `on_log` gets the record that the run's metrics get, `on_evaluate` the metrics of Trainer
+    validation  looked at every `eval_every` steps and at the end; None: never
 
     The loss of an optimizer step is the sum over all processes and accumulated passes, divided by the number of target tokens
     (examples for encoders) in all of them: how a global batch is split changes nothing. Skills that are drawn (AdaMix) are
@@ -82,6 +84,7 @@ class RoutedTrainer(Trainer):
         feed: Feed | None = None,
         resumable: bool = True,
         callbacks: Sequence[TrainerCallback] = (),
+        validation: Validation | None = None,
     ):
         self.config = config = objective.train
         self.run = run
@@ -93,6 +96,9 @@ class RoutedTrainer(Trainer):
         self.consistency = consistency_weight(objective, self.bank)
         self.stop = StopRequest()
         self.resumable = resumable
+        self.validation = validation
+        self.validated: Validated | None = None
+        self._best = BestWeights(run.path / "best", run.checkpoints)
         per_step = config.batch_size * config.accumulation * processes().num_processes
         self.feed = feed or Feed()
         self.truncation = Truncation()
@@ -104,9 +110,12 @@ class RoutedTrainer(Trainer):
         self._use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off
         super().__init__(
             model=model,
-            args=_arguments(config, run, resumable, whole=self.bank is None, workers=self.feed.workers),
+            args=_arguments(
+                config, run, resumable, self.bank is None, validated=validation is not None, workers=self.feed.workers
+            ),
             data_collator=CountedBatches(collator),
             train_dataset=examples if self.feed.rows is None else self.feed.rows,
+            eval_dataset=None if validation is None else validation.examples,
             callbacks=[_StopAndLog(self), *callbacks],
         )
         self.remove_callback(PrinterCallback)
@@ -116,7 +125,8 @@ class RoutedTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
 
     def fit(self, resume_from: Path | None = None) -> None:
-        """Train to the end, from the checkpoint `resume_from` if one is given.
+        """Train to the end, from the checkpoint `resume_from` if one is given; with `keep_best`, the best step's weights are then put
+        back.
 
         Raises TrainingError where a loss is not finite, and Interrupted, after a checkpoint, on Ctrl-C.
         """
@@ -128,17 +138,46 @@ class RoutedTrainer(Trainer):
         torch.manual_seed(self.config.seed + self.args.process_index)
         try:
             with self.stop, self.feed.forking():
-                self.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
+                if not self._ended_early(resume_from):
+                    self.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
         finally:
             self.model.config.use_cache = self._use_cache
             self._checkpoint_blocks(False)
-        if self.stopping and self.state.global_step < self.config.steps:
+        if self.stopping and not self.stalled and self.state.global_step < self.config.steps:
             saved = f"the checkpoint is in {self.run.checkpoints}; " if self.resumable else ""
             raise Interrupted(
                 f"stopped after step {self.state.global_step} of {self.config.steps}; {saved}"
                 "the same command with --resume goes on"
             )
+        if self.keeps_best:
+            self._load_from_checkpoint(str(self._best.of(self.result_step)))
         self.model.eval()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether validations that were no better end training before its last step."""
+        return self.validation is not None and stalled(self.config, self.state)
+
+    @property
+    def keeps_best(self) -> bool:
+        return self.validation is not None and self.config.keep_best
+
+    @property
+    def result_step(self) -> int:
+        """The step whose weights are the result."""
+        best = self.state.best_global_step if self.keeps_best else None
+        return self.state.global_step if best is None else best
+
+    def _ended_early(self, resume_from: Path | None) -> bool:
+        """Whether the run that wrote this checkpoint ended its training there; its weights and state are then taken."""
+        if resume_from is None or self.validation is None:
+            return False
+        state = TrainerState.load_from_json(str(resume_from / STATE))
+        if not stalled(self.config, state):
+            return False
+        self._load_from_checkpoint(str(resume_from))
+        self.state = state
+        return True
 
     def _note_consistency(self) -> None:
         """Tell the run what consistency weighs, and for which tasks it compares single logits."""
@@ -231,6 +270,7 @@ class RoutedTrainer(Trainer):
             )
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = optimizer([group.to_optimizer() for group in groups], **settings)
+            keep_wide_states(self.optimizer, self.model)
         return self.optimizer
 
     # ---- log -----------------------------------------------------------------------------------------------------
@@ -279,6 +319,45 @@ class RoutedTrainer(Trainer):
             task[1] += count
         return {name: total / max(count, 1.0) for name, (total, count) in sorted(sums.items())}
 
+    # ---- validation ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validate, and tell the run and the callbacks. Raises TrainingError for a loss that is not finite."""
+        assert self.validation is not None
+        if self.bank is not None:
+            self.bank.toward_average = share_of_average(self.config, self.state.global_step)
+        self.validated = found = self.validation(self)
+        spoiled = [task for task, loss in found.losses.items() if not math.isfinite(loss)]
+        if spoiled:
+            raise TrainingError(
+                f"the validation loss of {_listed(spoiled)} is not finite after step {self.state.global_step}: lower the learning "
+                f"rate or use precision 'no'; {self._last_checkpoint()}"
+            )
+        if self.is_world_process_zero():
+            self.run.log(found.record())
+        metrics = found.metrics()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Trainer's own, which keeps step and value of the best in its state; the weights are kept, and training may end."""
+        better = super()._determine_best_metric(metrics, trial)
+        if better and self.keeps_best:
+            folder = self._best.of(self.state.global_step)
+            with writing(folder):
+                self.save_model(str(folder), _internal_call=True)
+                if self.args.should_save:
+                    self._best.forget(self.state.best_global_step)
+            self.accelerator.wait_for_everyone()
+        if self.stalled and self.state.global_step < self.state.max_steps:
+            self.control.should_training_stop = True
+            self.control.should_save = self.resumable
+        return better
+
+    def forget_best(self) -> None:
+        """Delete the weights of best steps, once the result is written."""
+        shutil.rmtree(self._best.folder, ignore_errors=True)
+
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -301,6 +380,7 @@ class RoutedTrainer(Trainer):
                 write_json_atomically(folder / TRUNCATION_FILE, truncated.to_json())
                 mark_complete(folder)
                 keep_newest(self.run.checkpoints, self.config.keep_checkpoints)
+                self._best.forget(self.state.best_global_step)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not self.args.should_save:
@@ -341,14 +421,16 @@ class _StopAndLog(TrainerCallback):
         return control
 
 
-def _arguments(config: TrainConfig, run: RunFolder, resumable: bool, whole: bool, workers: int) -> TrainingArguments:
+def _arguments(
+    config: TrainConfig, run: RunFolder, resumable: bool, whole: bool, *, validated: bool, workers: int
+) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(run.checkpoints),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.lr,
-        optim=TRANSFORMERS_OPTIMIZERS[config.optimizer],
+        optim=transformers_name(config.optimizer),
         weight_decay=config.weight_decay,
         max_grad_norm=config.clip,
         lr_scheduler_type=TRANSFORMERS_SCHEDULERS[config.scheduler],
@@ -366,6 +448,11 @@ def _arguments(config: TrainConfig, run: RunFolder, resumable: bool, whole: bool
         use_cpu=not on_gpu(),
         # A model trained whole may have weights that a task leaves out (a pooler); a bank has none.
         ddp_find_unused_parameters=whole,
+        eval_strategy="steps" if validated else "no",
+        eval_steps=config.eval_every if validated else None,
+        metric_for_best_model=(config.best_by or "loss") if validated else None,
+        greater_is_better=config.best_by == "score" if validated else None,
+        run_name=run.path.name,
         report_to=[],
         disable_tqdm=True,
     )

@@ -13,20 +13,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class ProgressBar(TrainerCallback):
-    """A bar of `total` steps on standard error, over one run or several; the last logged loss stands beside it."""
+    """A bar of `total` steps on standard error, over one run or several; the last logged loss, and what the last validation
+    found, stand beside it."""
 
     def __init__(self, total: int, title: str, shown: bool = True):
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[loss]}{task.fields[validation]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not shown,
         )
-        self.bar = self.progress.add_task(title, total=total, loss="")
+        self.bar = self.progress.add_task(title, total=total, loss="", validation="")
 
     def __enter__(self) -> ProgressBar:
         self.progress.start()
@@ -55,6 +56,12 @@ class ProgressBar(TrainerCallback):
     ) -> None:
         self.progress.update(self.bar, loss=f"loss {logs['loss']:.4f}")
 
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        score = f", accuracy {100 * metrics['eval_score']:.1f} %" if "eval_score" in metrics else ""
+        self.progress.update(self.bar, validation=f", validation loss {metrics['eval_loss']:.4f}{score}")
+
 
 class BarOnDemand:
     """Called with how much is done since the last call, it shows a ProgressBar, from the first call on."""
@@ -74,7 +81,8 @@ class BarOnDemand:
 
 
 class TensorBoard(TrainerCallback):
-    """Loss, consistency, learning rates and gradient norm under `train/`, the loss of each task under `tasks/`."""
+    """Loss, consistency, learning rates and gradient norm under `train/`, the loss of each task under `tasks/`, what validations find under
+    `validation/`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -97,6 +105,13 @@ class TensorBoard(TrainerCallback):
                 self.writer.add_scalar(f"train/{name}", logs[name], logs["step"])
         for task, loss in logs["tasks"].items():
             self.writer.add_scalar(f"tasks/{task}", loss, logs["step"])
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        if self.writer is not None:
+            for name, value in metrics.items():
+                self.writer.add_scalar(f"validation/{name.removeprefix('eval_')}", value, state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -38,7 +38,7 @@ def test_splits_under_the_names_people_have(tmp_path: Path):
     assert tasks.notes == [
         "splits whose names tell neither training, validation nor test were left out: unsupervised",
         "anli: splits train_r1, train_r2 are trained on together",
-        "anli (2): validation examples were left out, since there is a test split",
+        "anli (2): validation examples are not judged on, since there is a test split",
     ]
     datasets.DatasetDict({"easy": table([0]), "hard": table([1])}).save_to_disk(tmp_path / "levels")
     with pytest.raises(DataError, match="cannot tell what its splits 'easy', 'hard' are for"):

@@ -84,7 +84,7 @@ def test_validation_stands_in_for_test(tmp_path: Path):
     path = write(path, [*rows, {"input": "test", "targets": "a", "split": "test"}])
     tasks = load_tasks(path)
     assert [e.input for e in tasks["x"].test] == ["test"]
-    assert tasks.notes == ["x (1): validation examples were left out, since there is a test split"]
+    assert tasks.notes == ["x (1): validation examples are not judged on, since there is a test split"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mhr.evaluation import choice_scorer
 from mhr.runs import load_config
 from mhr.training import pretrain, trainer
 
@@ -49,4 +50,4 @@ parser.add_argument("--die", nargs=2)
 asked = parser.parse_args()
 if asked.die:
     {"step": die_at_step, "checkpoint": die_in_checkpoint}[asked.die[0]](int(asked.die[1]))
-pretrain(load_config(asked.config), asked.output, resume=asked.resume, progress=False)
+pretrain(load_config(asked.config), asked.output, resume=asked.resume, progress=False, scorer=choice_scorer)
