@@ -1,4 +1,4 @@
-"""Learning curves: the loss that runs logged while they trained."""
+"""Learning curves: the loss that runs logged while they trained, and what their validations found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mhr.runs.run import RunFolder
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Mean training loss at each logged step, with the lowest and the highest of the runs; all of one length.
+    """Mean at each logged step, of the training loss or what else, with the lowest and the highest of the runs; all of one length.
 
     runs: how many runs it is the mean of.
     """
@@ -26,7 +26,17 @@ class Curve:
 
 def learning_curve(runs: Sequence[RunFolder]) -> Curve | None:
     """The curve of runs that are repetitions of one another, over the steps that all of them logged; None without any."""
-    logs: list[dict[int, float]] = [{r["step"]: r["loss"] for r in run.metrics()} for run in runs]
+    return _curve([{r["step"]: r["loss"] for r in run.metrics()} for run in runs])
+
+
+def validation_curve(runs: Sequence[RunFolder], measure: str = "loss") -> Curve | None:
+    """The same of the "loss" or "score" of validations, means over tasks; None where there are none, or none has a score."""
+    return _curve(
+        [{step: v[measure] for step, v in run.validations().items() if v[measure] is not None} for run in runs]
+    )
+
+
+def _curve(logs: Sequence[dict[int, float]]) -> Curve | None:
     logs = [log for log in logs if log]
     if not logs:
         return None

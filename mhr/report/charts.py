@@ -58,8 +58,8 @@ def plot_standings(standings: Sequence[Standing], majority: float | None) -> Fig
 
 
 @styled
-def plot_curves(curves: Mapping[str, Curve]) -> Figure:
-    """Training loss against steps; the band reaches from the lowest to the highest of repeated runs."""
+def plot_curves(curves: Mapping[str, Curve], measure: str = "training loss") -> Figure:
+    """A measure against steps; the band reaches from the lowest to the highest of repeated runs."""
     figure = new_figure(WIDTH, 3.8)
     axes = figure.add_subplot()
     for i, (label, curve) in enumerate(curves.items()):
@@ -67,7 +67,7 @@ def plot_curves(curves: Mapping[str, Curve]) -> Figure:
         if curve.runs > 1:
             axes.fill_between(curve.steps, curve.low, curve.high, color=colour(i), alpha=0.12, linewidth=0)
     axes.set_xlabel("step")
-    axes.set_ylabel("training loss")
+    axes.set_ylabel(measure)
     axes.set_ylim(bottom=0.0)
     axes.grid(axis="y")
     _legend(axes, len(curves))

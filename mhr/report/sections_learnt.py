@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mhr.analysis.curves import validation_curve
 from mhr.analysis.inspection import Inspection
 from mhr.report import charts, plots
 from mhr.report.blocks import Block, Figure, Looked
@@ -37,6 +38,47 @@ def learning(looked: Looked) -> Iterator[Block]:
     if rows:
         yield Table(
             "learning", "Training loss", ["contestant", "runs", "last step", "first logged", "last logged"], rows
+        )
+    yield from _validation(looked)
+
+
+def _validation(looked: Looked) -> Iterator[Block]:
+    """What pretraining runs found on the validation examples of their training tasks."""
+    found = {
+        label: {measure: validation_curve(group.runs, measure) for measure in ("loss", "score")}
+        for label, group in looked.material.groups.items()
+        if group.pretrained
+    }
+    for measure, title in (("loss", "validation loss"), ("score", "validation accuracy")):
+        curves = {label: curve for label, of in found.items() if (curve := of[measure]) and len(curve.steps) > 1}
+        if curves:
+            caption = f"Pretraining: {title}, mean over tasks"
+            yield Figure(
+                to_inline_svg(charts.plot_curves(curves, title), f"Line chart. {caption}, by step"), caption + "."
+            )
+    rows = []
+    for label, of in found.items():
+        losses, scores = of["loss"], of["score"]
+        if losses is None:
+            continue
+        run = looked.material.groups[label].runs[0]
+        best = run.info.get("best") or {}
+        score = score_cell(scores.mean[-1] if scores else None)
+        best_score = score_cell(best.get("score"))
+        kept = text("best" if best.get("kept") else "last" if best else "")
+        rows.append(
+            [text(label), whole(len(losses.steps)), decimal(losses.mean[-1]), score, whole(best.get("step"))]
+            + [decimal(best.get("loss")), best_score, kept]
+        )
+    if rows:
+        yield Table(
+            "validation",
+            "Validation while pretraining",
+            ["run", "validations", "last loss", "last accuracy", "best step", "best loss", "best accuracy", "result"],
+            rows,
+            note="On examples of the training tasks that were not trained on; means over tasks. Loss: per target token, or per "
+            "example where choices are ranked. Accuracy: per cent, by ranking, over tasks with choices. Result: which step's "
+            "weights the run kept.",
         )
 
 

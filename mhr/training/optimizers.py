@@ -43,5 +43,9 @@ def keep_wide_states(optimizer: Optimizer, model: nn.Module) -> None:
     bank = getattr(model, "mhr", None)
     wide: list[Tensor] = list(bank.router_parameters()) if isinstance(bank, AdapterBank) else []
     wide += [m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight.requires_grad]
-    if wide:
-        GlobalOptimManager.get_instance().override_config(wide, "optim_bits", 32)
+    manager = (
+        GlobalOptimManager.get_instance()
+    )  # one a process, by the ids of parameters, which those of another run may have had
+    for parameter in model.parameters():
+        manager.pid2config.pop(id(parameter), None)
+    manager.override_config(wide, "optim_bits", 32)

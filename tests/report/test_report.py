@@ -14,6 +14,7 @@ import pytest
 from mhr.errors import MhrError
 from mhr.report.report import make_report, write_report
 from mhr.report.tables import Cell, Table, byte_size, p_value, score_cell, text
+from mhr.runs import RunFolder
 from tests.report import browser
 from tests.report.material import SUITE, a_run, adaptations, an_evaluation
 
@@ -215,3 +216,22 @@ def test_it_prints(window: browser.Browser, written: Path) -> None:
     printed = window.printed()
     assert printed.startswith(b"%PDF")
     assert len(printed) > 20_000
+
+
+def test_validations_are_drawn_and_tabled(tmp_path: Path) -> None:
+    path = a_run(tmp_path / "mhr")
+    plain = a_run(tmp_path / "poly", "poly")
+    run = RunFolder.open(path)
+    for step, (loss, score) in {10: (2.0, 0.25), 20: (1.0, 0.75), 30: (1.5, 0.5)}.items():
+        run.log({"step": step, "validation": {"loss": loss, "score": score, "losses": {}, "scores": {}}})
+    run.write(best={"step": 20, "loss": 1.0, "score": 0.75, "by": "loss", "kept": True})
+    report = make_report([path, plain])
+    tables = report.to_json()["tables"]
+    (row,) = tables["validation"]["rows"]
+    assert row == ["MHR, pretrained", 3, 1.5, 0.5, 20, 1.0, 0.75, "best"]
+    assert [r[0] for r in tables["learning"]["rows"]] == ["MHR, pretrained", "Poly, pretrained"]
+    assert tables["learning"]["rows"][0][2] == 40
+    page = report.to_html()
+    assert "Pretraining: validation loss, mean over tasks" in page
+    assert "Pretraining: validation accuracy, mean over tasks" in page
+    assert "validation" not in make_report([plain]).to_json()["tables"]
