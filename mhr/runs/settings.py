@@ -257,7 +257,7 @@ class TrainConfig(OptimizationConfig):
             raise ConfigError(f"epochs is {self.epochs:g}, and steps is {self.steps}: give one of them")
         if self.warmup >= 1 and not float(self.warmup).is_integer():
             raise ConfigError(
-                f"warmup is {self.warmup}, expected a fraction of all steps below 1 or a whole number of steps"
+                f"warmup is {self.warmup}, expected a fraction of all steps below 1 or an integer number of steps"
             )
         self._check_validation()
         for name in ("switch_to_mu_at", "anneal_to_mu"):

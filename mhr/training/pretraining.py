@@ -33,7 +33,7 @@ from mhr.training.reporting import reporting
 from mhr.training.seeding import seed_bank
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
-from mhr.training.validation import MakeScorer, Validation, hold_validation
+from mhr.training.validation import MakeScorer, Validator, hold_validation
 from mhr.training.watch import BarOnDemand, ProgressBar, TensorBoard
 
 # Settings that a resumed run may change, because they do not decide what it computes.
@@ -97,7 +97,7 @@ def pretrain(
     validation = None
     if held is not None:
         score = None if scorer is None else scorer(model, tokenizer, kind, replace(config, data=data))
-        validation = Validation(held.examples, objective.collator(tokenizer, *lengths), config.train, score)
+        validation = Validator(held.examples, objective.collator(tokenizer, *lengths), config.train, score)
     if config.adapter is None:
         model.requires_grad_(True)
     else:

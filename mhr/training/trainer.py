@@ -42,7 +42,7 @@ from mhr.training.feeding import COUNTS, CountedBatches, Feed
 from mhr.training.optimizers import keep_wide_states, transformers_name
 from mhr.training.processes import on_gpu, over_processes, processes
 from mhr.training.signals import Interrupted, StopRequest
-from mhr.training.validation import STATE, BestWeights, Validated, Validation, stalled
+from mhr.training.validation import STATE, BestWeights, ValidationResult, Validator, stalled
 
 TRUNCATION_FILE = "truncation.json"
 """Of a checkpoint: what all processes had truncated until then."""
@@ -84,7 +84,7 @@ class RoutedTrainer(Trainer):
         feed: Feed | None = None,
         resumable: bool = True,
         callbacks: Sequence[TrainerCallback] = (),
-        validation: Validation | None = None,
+        validation: Validator | None = None,
     ):
         self.config = config = objective.train
         self.run = run
@@ -97,7 +97,7 @@ class RoutedTrainer(Trainer):
         self.stop = StopRequest()
         self.resumable = resumable
         self.validation = validation
-        self.validated: Validated | None = None
+        self.validated: ValidationResult | None = None
         self._best = BestWeights(run.path / "best", run.checkpoints)
         per_step = config.batch_size * config.accumulation * processes().num_processes
         self.feed = feed or Feed()

@@ -97,7 +97,7 @@ def hold_validation(tasks: TaskCollection, kind: str, train: TrainConfig) -> Hel
 
 
 @dataclass(frozen=True, slots=True)
-class Validated:
+class ValidationResult:
     """What one validation found; losses and scores by task, score None where no task has choices."""
 
     step: int
@@ -125,7 +125,7 @@ class Validated:
         return found | {f"eval_scores/{task}": value for task, value in self.scores.items()}
 
 
-class Validation:
+class Validator:
     """Validates the model of a trainer.
 
     examples   by task, as `hold_validation` gives them
@@ -148,7 +148,7 @@ class Validation:
             why = "no task has choices to rank" if scorer else "nothing was given that scores"
             raise ConfigError(f"best_by is 'score', but {why}: use loss")
 
-    def __call__(self, trainer: RoutedTrainer) -> Validated:
+    def __call__(self, trainer: RoutedTrainer) -> ValidationResult:
         """The losses and scores at this step, the same in every process; each looks at its share of the examples."""
         # Processes that hold a part of the weights each have to call the model equally often, so they look at everything.
         sharded = any(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
@@ -160,7 +160,7 @@ class Validation:
         if parts > 1:
             found, scored = gather_object(found), gather_object(scored)
         losses = _means(found)
-        return Validated(trainer.state.global_step, losses, _means(scored))
+        return ValidationResult(trainer.state.global_step, losses, _means(scored))
 
     def _losses(self, trainer: RoutedTrainer, examples: Sequence[Example]) -> list[tuple[str, float, float]]:
         """(task, sum, count) of each example."""

@@ -147,7 +147,7 @@ def test_values_are_converted() -> None:
         ("data: {fit: 1}", r"expected true or false"),
         (
             "train: {optimizer: adamv}",
-            r"recipe.yaml: train.optimizer is 'adamv', expected one of adamw, adafactor: did you mean 'adamw'",
+            r"recipe.yaml: train.optimizer is 'adamv', expected one of adamw, adafactor, .*: did you mean 'adamw'",
         ),
         ("method: mrh", r"recipe.yaml: method is 'mrh', expected one of mhr, .*: did you mean 'mhr'"),
         ("kind: decoder", r"recipe.yaml: kind is 'decoder', expected one of seq2seq, causal, encoder"),

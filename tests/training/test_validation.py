@@ -26,7 +26,7 @@ from mhr.runs.tasks import read_tasks
 from mhr.training import pretrain
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
-from mhr.training.validation import BestWeights, Validation, hold_validation, untouched_generators
+from mhr.training.validation import BestWeights, Validator, hold_validation, untouched_generators
 from tests.conftest import TRAINING
 from tests.training.test_pretraining import WORKER, start_worker
 
@@ -99,7 +99,7 @@ def test_a_small_task_keeps_four_fifths_and_none_at_all_is_an_error() -> None:
             r"keep_best is True, but the run ends as the average",
         ),
         ({"eval_every": -1}, r"eval_every is -1, expected an integer of at least 0"),
-        ({"warmup": 2.5}, r"warmup is 2.5, expected a fraction of all steps below 1 or a whole number of steps"),
+        ({"warmup": 2.5}, r"warmup is 2.5, expected a fraction of all steps below 1 or an integer number of steps"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings: Make, given: dict[str, Any], message: str) -> None:
@@ -114,7 +114,7 @@ def test_best_by_score_needs_choices_and_something_that_scores(settings: Make, t
     assert not (tmp_path / "run").exists()
     examples = {"a": [Example("a", "x", ("y",))]}
     with pytest.raises(ConfigError, match="best_by is 'score', but no task has choices to rank"):
-        Validation(examples, None, config.train, lambda given: [0.0] * len(given))  # type: ignore[arg-type]
+        Validator(examples, None, config.train, lambda given: [0.0] * len(given))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["mhr", "adamix-lora"])
@@ -167,13 +167,13 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], None]:
     """Makes validations find given losses, by step."""
 
     def tell(losses: dict[int, float]) -> None:
-        whole = Validation.__call__
+        whole = Validator.__call__
 
-        def found(self: Validation, trainer: RoutedTrainer) -> Any:
+        def found(self: Validator, trainer: RoutedTrainer) -> Any:
             real = whole(self, trainer)
             return dataclasses.replace(real, losses=dict.fromkeys(real.losses, losses[real.step]))
 
-        monkeypatch.setattr(Validation, "__call__", found)
+        monkeypatch.setattr(Validator, "__call__", found)
 
     return tell
 
