@@ -18,6 +18,8 @@ mhr pretrain --preset superni --tasks natural-instructions --n-heads 4 --output 
 
 mhr pretrain --model facebook/bart-base --tasks tasks.jsonl --method poly --rank 16 --steps 5000 --output runs/bart
 
+mhr pretrain --preset demo --eval-every 100 --early-stopping 3 --keep-best --output runs/best
+
 mhr pretrain --preset glue-adamix-bert --tasks sst2.jsonl --share-up --output runs/adamix
 """
 
@@ -54,7 +56,7 @@ def pretrain(
         from mhr.data.truncation import truncation_line
         from mhr.evaluation import choice_scorer
         from mhr.runs import load_config
-        from mhr.runs.notes import notes_of
+        from mhr.runs.notes import best_line, notes_of
         from mhr.runs.unused import refuse_unused
         from mhr.training import pretrain as train
 
@@ -75,7 +77,7 @@ def pretrain(
         note(
             f"Consistency compares single logits by their squared difference, for tasks with one choice: {', '.join(compared)}"
         )
-    for line in [*run.info.get("notes", ()), truncation_line(run.info.get("truncated"))]:
+    for line in [*run.info.get("notes", ()), best_line(run.info), truncation_line(run.info.get("truncated"))]:
         if line:
             note(f"Note: {line}")
     note(f"Trained: {Path(run.path)}")

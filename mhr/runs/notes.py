@@ -22,6 +22,19 @@ def notes_of(described: Mapping[str, Any]) -> list[str]:
     return [*notes, *(described.get("skipped") or [])]
 
 
+def best_line(info: Mapping[str, Any]) -> str | None:
+    """What a run says of its validations: which was the best, and whose weights it kept; None where there were none."""
+    best = info.get("best")
+    if not best:
+        return None
+    score = "" if best["score"] is None else f", accuracy {100 * best['score']:.1f} %"
+    asked = (info.get("config") or {}).get("train", {}).get("steps", info["steps"])
+    ended = f" of {asked}, where it stopped early" if info["steps"] < asked else ""
+    result = "which is the result" if best["kept"] else f"the result is step {info['steps']}{ended}"
+    end = f"; training ended after step {info['steps']}{ended}" if best["kept"] and ended else ""
+    return f"best validation: step {best['step']} (loss {best['loss']:.4f}{score}), {result}{end}"
+
+
 def _left_out(names: list[str], reason: str) -> str:
     if len(names) == 1:
         return f"task {names[0]} was left out: {reason}"
