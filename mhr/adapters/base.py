@@ -102,6 +102,8 @@ def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
     if any(is_quantised(module) for module in model.modules()):
         return ""
     bank = getattr(model, "mhr", None)
+    if isinstance(bank, AdapterBank) and bank.base_fingerprint is not None:
+        return bank.base_fingerprint
     layers: set[str] = set()
     skipped = tuple(f"{name}." for name in without)
     if isinstance(bank, AdapterBank):

@@ -47,6 +47,8 @@ class AdapterBank(nn.Module):
         # Share u in [0, 1] of the uniform weights in the routing: (1 - u) w + u / S.
         self.toward_average = 0.0
         self._next_draw = 0, 0, 0  # seed, step, pass
+        self.base_fingerprint: str | None = None
+        """What the base is known by, where its weights are sharded over processes and so cannot be read any more."""
         # What attach did to the model, for detach to undo.
         self.frozen: list[nn.Parameter] = []
         self.hooks: list[RemovableHandle] = []

@@ -203,6 +203,12 @@ class TrainConfig(OptimizationConfig):
     gradient_checkpointing: bool = setting(
         False, "Recompute each transformer block in the backward pass: less memory, more time."
     )
+    fsdp: bool = setting(
+        False,
+        """Shard the frozen base over the processes of torchrun (FSDP2). The bank stays whole in each; `accelerate launch` with a
+        config file for FSDP asks for the same.""",
+        flag="--fsdp",
+    )
     seed: int = setting(
         42,
         "Seed of initial values, the order of examples, dropout and routing noise.",

@@ -31,6 +31,7 @@ from mhr.training.optimizers import check_optimizer
 from mhr.training.processes import check_precision, over_processes, processes
 from mhr.training.reporting import reporting
 from mhr.training.seeding import seed_bank
+from mhr.training.sharding import check_sharding
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
 from mhr.training.validation import MakeScorer, Validator, hold_validation
@@ -38,7 +39,7 @@ from mhr.training.watch import BarOnDemand, ProgressBar, TensorBoard
 
 # Settings that a resumed run may change, because they do not decide what it computes.
 FREE = {
-    *("train.save_every", "train.keep_checkpoints", "train.log_every", "train.report_to"),
+    *("train.save_every", "train.keep_checkpoints", "train.log_every", "train.report_to", "train.fsdp"),
     *("data.workers", "data.cache", "adapt"),
 }
 
@@ -66,6 +67,7 @@ def pretrain(
     on Ctrl-C, after a checkpoint.
     """
     state = processes()
+    sharded = check_sharding(config)
     check_precision(config.train.precision)
     check_optimizer(config.train.optimizer)
     reporters = reporting(config.train.report_to)
@@ -124,6 +126,7 @@ def pretrain(
             validation=None if held is None else {task: len(part) for task, part in held.examples.items()},
             epochs=epochs,
             processes=state.num_processes,
+            sharded=sharded,
             parameters=count_parameters(model),
             new_modules=drawn,
         )
@@ -133,7 +136,7 @@ def pretrain(
             bar.note(f"{line}; going on from {run.info['resumed_from'] or 'the beginning'}")
         trainer = RoutedTrainer(
             model, tokenizer, objective, examples, sampler, collator, run, config.model,
-            feed=feed, callbacks=[bar, TensorBoard(run.logs), *reporters], validation=validation,
+            feed=feed, sharded=sharded, validation=validation, callbacks=[bar, TensorBoard(run.logs), *reporters],
         )  # fmt: skip
         fit(trainer, checkpoint)
     truncated = over_processes(trainer.truncation).describe()

@@ -13,6 +13,16 @@ from accelerate.utils import gather_object
 from mhr.data.truncation import Truncation
 from mhr.errors import ConfigError
 
+FSDP = "ACCELERATE_USE_FSDP"
+"""The variable by which `accelerate launch` asks for FSDP."""
+
+OTHERS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
+"""What else `accelerate launch` may ask for, which is not supported."""
+
 
 def on_gpu() -> bool:
     """Whether there is an accelerator to train on."""
@@ -22,8 +32,14 @@ def on_gpu() -> bool:
 def processes() -> PartialState:
     """This process among its fellows. Without an accelerator they talk by gloo, which Accelerate needs to know.
 
-    Raises ConfigError where `accelerate launch` was asked for several and, as it does without GPUs, has started one.
+    Raises ConfigError where `accelerate launch` was asked for several and, as it does without GPUs, has started one, and for
+    ways of it to train that are not supported.
     """
+    for variable, name in OTHERS.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ConfigError(
+                f"accelerate launch was asked for {name}, which is not supported: shard the base by --fsdp, or train without shards"
+            )
     asked = _asked_of_accelerate()
     if asked > 1 and "WORLD_SIZE" not in os.environ:
         raise ConfigError(

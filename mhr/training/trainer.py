@@ -41,6 +41,7 @@ from mhr.training.averaging import share_of_average
 from mhr.training.feeding import COUNTS, CountedBatches, Feed
 from mhr.training.optimizers import keep_wide_states, transformers_name
 from mhr.training.processes import on_gpu, over_processes, processes
+from mhr.training.sharding import data_parallel, shard_base, without_accelerates_own
 from mhr.training.signals import Interrupted, StopRequest
 from mhr.training.validation import STATE, BestWeights, ValidationResult, Validator, stalled
 
@@ -58,6 +59,7 @@ class RoutedTrainer(Trainer):
     examples, sampler, collator    what is drawn, in which order, and how it becomes a batch
     feed        how the examples come to it: their tokens, grouping by length, data-loader workers
     run         where metrics go, and checkpoints if `resumable`
+    sharded     whether the frozen weights are sharded over the processes (mhr.training.sharding)
     base        name of the base model, for the adapter checkpoints
     callbacks   called by the Trainer; `on_log` gets the record that the run's metrics get, `on_evaluate` the metrics of Trainer
     validation  looked at every `eval_every` steps and at the end; None: never
@@ -83,6 +85,7 @@ class RoutedTrainer(Trainer):
         *,
         feed: Feed | None = None,
         resumable: bool = True,
+        sharded: bool = False,
         callbacks: Sequence[TrainerCallback] = (),
         validation: Validator | None = None,
     ):
@@ -99,6 +102,7 @@ class RoutedTrainer(Trainer):
         self.validation = validation
         self.validated: ValidationResult | None = None
         self._best = BestWeights(run.path / "best", run.checkpoints)
+        self.sharded = sharded
         per_step = config.batch_size * config.accumulation * processes().num_processes
         self.feed = feed or Feed()
         self.truncation = Truncation()
@@ -108,16 +112,22 @@ class RoutedTrainer(Trainer):
         self._losses: list[PassLosses] = []
         self._divergences: list[Tensor] = []
         self._use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off
-        super().__init__(
-            model=model,
-            args=_arguments(
-                config, run, resumable, self.bank is None, validated=validation is not None, workers=self.feed.workers
-            ),
-            data_collator=CountedBatches(collator),
-            train_dataset=examples if self.feed.rows is None else self.feed.rows,
-            eval_dataset=None if validation is None else validation.examples,
-            callbacks=[_StopAndLog(self), *callbacks],
-        )
+        with without_accelerates_own():
+            super().__init__(
+                model=model,
+                args=_arguments(
+                    config,
+                    run,
+                    resumable,
+                    self.bank is None,
+                    validated=validation is not None,
+                    workers=self.feed.workers,
+                ),
+                data_collator=CountedBatches(collator),
+                train_dataset=examples if self.feed.rows is None else self.feed.rows,
+                eval_dataset=None if validation is None else validation.examples,
+                callbacks=[_StopAndLog(self), *callbacks],
+            )
         self.remove_callback(PrinterCallback)
         # Several visible GPUs in one process would mean nn.DataParallel, which scatters tensors but not task names.
         self.args._n_gpu = min(1, self.args.n_gpu)
@@ -255,6 +265,19 @@ class RoutedTrainer(Trainer):
     def stopping(self) -> bool:
         """Whether this optimizer step is the last one, because a signal asked for it; the same in every process."""
         return self.stop.asked if self.args.world_size == 1 else self._stop_agreed
+
+    # ---- devices -------------------------------------------------------------------------------------------------
+
+    def _move_model_to_device(self, model: torch.nn.Module, device: torch.device) -> None:
+        if self.sharded:
+            shard_base(model, device)
+        else:
+            super()._move_model_to_device(model, device)
+
+    def _wrap_model(self, model: torch.nn.Module, training: bool = True, dataloader: Any = None) -> torch.nn.Module:
+        if self.sharded and training and model is self.model:
+            return data_parallel(model, self.args.device)
+        return super()._wrap_model(model, training, dataloader)
 
     # ---- optimizer -----------------------------------------------------------------------------------------------
 
