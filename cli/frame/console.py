@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-RANK = int(os.environ.get("RANK") or 0)
-"""Which of several processes this is, as torchrun says; the first one speaks for all."""
+from .others import RANK, said_by_another
 
 if isinstance(sys.stdout, io.TextIOWrapper):
     # A terminal without Unicode (LC_ALL=C) shows "\xe9" where it has no letter for it, as standard error does by itself.
@@ -38,9 +36,11 @@ def note(message: str) -> None:
 
 
 def print_error(message: str) -> None:
-    """One line, whatever the width of the terminal; of several processes each prints its own."""
+    """One line, whatever the width of the terminal; of several processes one prints what they all have to say."""
     head = "error: " if RANK == 0 else f"error (process {RANK}): "
     line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+    if said_by_another(line):
+        return
     err.print(Text.assemble((head, "bold red"), line), soft_wrap=True)
 
 

@@ -31,6 +31,9 @@ FIXES = {
 NO_MEMORY = ("can't allocate memory", "out of memory")
 """What torch says in a RuntimeError where the processor or a GPU has no memory left."""
 
+LOST = ("Connection closed by peer", "Connection reset by peer")
+"""What torch says in a RuntimeError where another process has ended in the middle of their talk."""
+
 RESUMABLE = ("adapt", "demo", "pretrain", "sweep")
 
 UsageError = typer.BadParameter.__mro__[1]
@@ -64,6 +67,8 @@ class Commands(TyperGroup):
                 raise
             raise _refused(f"this needs the package {package}, which is not installed: pip install {package}") from None
         except (MemoryError, RuntimeError) as error:
+            if any(mark in str(error) for mark in LOST):
+                raise _refused("another of the processes has ended: what it said has the reason") from None
             if not (isinstance(error, MemoryError) or any(mark in str(error) for mark in NO_MEMORY)):
                 raise
             what = str(error).partition("\n")[0].partition(". ")[0]

@@ -28,7 +28,7 @@ from mhr.runs.settings import RunConfig, paths_read
 from mhr.runs.tasks import read_tasks
 from mhr.training.feeding import make_feed
 from mhr.training.optimizers import check_optimizer
-from mhr.training.processes import check_precision, over_processes, processes
+from mhr.training.processes import check_precision, over_processes, processes, raise_together
 from mhr.training.reporting import reporting
 from mhr.training.seeding import seed_bank
 from mhr.training.sharding import check_sharding
@@ -56,13 +56,14 @@ def pretrain(
 ) -> RunFolder:
     """Train `config.method` on the training tasks of `config.tasks`; the result lies in the run folder `output`.
 
-    resume     go on from the newest complete checkpoint there; without one, begin
+    resume     go on from the newest complete checkpoint there; without one, begin. With another number of processes, sharded
+               or not, the global batch has to be that of the run
     overwrite  delete what an earlier run left there
     progress   show a bar on standard error
     scorer     what scores validation examples, where `train.eval_every` asks for some: `mhr.evaluation.choice_scorer` ranks
                their choices. None: they have a loss and no score
 
-    Works under torchrun; the global batch is then batch_size x accumulation x processes. Raises MhrError for settings,
+    Works under torchrun; the global batch is then batch_size x accumulation x processes, and `train.fsdp` shards the base. Raises MhrError for settings,
     data or folders that do not fit, before anything is written; TrainingError for a loss that is not finite; Interrupted
     on Ctrl-C, after a checkpoint.
     """
@@ -126,6 +127,7 @@ def pretrain(
             validation=None if held is None else {task: len(part) for task, part in held.examples.items()},
             epochs=epochs,
             processes=state.num_processes,
+            global_batch=config.train.batch_size * config.train.accumulation * state.num_processes,
             sharded=sharded,
             parameters=count_parameters(model),
             new_modules=drawn,
@@ -210,11 +212,15 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
 def _open(config: RunConfig, output: str, state: PartialState, resume: bool, overwrite: bool) -> tuple[RunFolder, Any]:
     """The run folder, made by the main process, and the checkpoint to go on from."""
     state.wait_for_everyone()
+    error = None
     if state.is_main_process:
-        run = RunFolder.create(output, overwrite=overwrite, resume=resume)
-        if run.info:
-            _check_same(config, run)
-    state.wait_for_everyone()
+        try:
+            run = RunFolder.create(output, overwrite=overwrite, resume=resume)
+            if run.info:
+                _check_same(config, run, state.num_processes)
+        except MhrError as refused:
+            error = refused
+    raise_together(error)
     if not state.is_main_process:
         run = RunFolder.open(output) if resume else RunFolder(output, {})
     if not run.info or run.status == "done":
@@ -226,11 +232,23 @@ def _open(config: RunConfig, output: str, state: PartialState, resume: bool, ove
     return run, checkpoint
 
 
-def _check_same(config: RunConfig, run: RunFolder) -> None:
-    """Raise TrainingError where a run is resumed with settings that it was not started with."""
+def _check_same(config: RunConfig, run: RunFolder, n_processes: int) -> None:
+    """Raise TrainingError where a run is resumed with settings that it was not started with. With another number of processes its
+    global batch has to be the same, in whichever parts."""
     before, now = flat(to_dict(run.config())), flat(to_dict(config))
+    free = FREE
+    n_before = run.info["processes"]
+    if n_processes != n_before:
+        each, each_now = (s["train.batch_size"] * s["train.accumulation"] for s in (before, now))
+        total = run.info.get("global_batch", each * n_before)
+        if each_now * n_processes != total:
+            raise TrainingError(
+                f"run {run.path} has a global batch of {total} examples, and {n_processes} processes with batch_size x "
+                f"accumulation = {each_now} make {each_now * n_processes}: set them so that the product of the three stays {total}"
+            )
+        free = FREE | {"train.batch_size", "train.accumulation"}
     for key in sorted(before.keys() | now.keys()):
-        if key in FREE or key.partition(".")[0] in FREE or before.get(key) == now.get(key):
+        if key in free or key.partition(".")[0] in free or before.get(key) == now.get(key):
             continue
         raise TrainingError(
             f"run {run.path} was started with {key} = {before.get(key)!r}, not {now.get(key)!r}: resume it with its own "

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from mhr.data.truncation import Truncation
-from mhr.errors import ConfigError
+from mhr.errors import ConfigError, MhrError
 
 FSDP = "ACCELERATE_USE_FSDP"
 """The variable by which `accelerate launch` asks for FSDP."""
@@ -49,6 +49,14 @@ def processes() -> PartialState:
     return PartialState(cpu=not on_gpu())
 
 
+def raise_together(error: MhrError | None) -> None:
+    """Raise the user error of any process in all of them, which come here together; without one, go on. Else the others would wait
+    for the one that has ended, and fail by losing it."""
+    found = next((e for e in gather_object([error]) if e is not None), None)
+    if found is not None:
+        raise found
+
+
 def _asked_of_accelerate() -> int:
     """The --num_processes of the `accelerate launch` that started this process; 0 where it was not, or cannot be known."""
     if "ACCELERATE_USE_CPU" not in os.environ:
@@ -75,6 +83,13 @@ def over_processes(truncation: Truncation) -> Truncation:
 
 
 def check_precision(precision: str) -> None:
-    """Raise ConfigError for a precision that there is no device for, before anything is written."""
+    """Raise ConfigError for a precision that there is no device for, or that `accelerate launch` was not asked for, before anything
+    is written."""
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", precision):
+        raise ConfigError(
+            f"accelerate launch was asked for mixed precision {launched!r}, and the run's precision is {precision!r}: set "
+            f"mixed_precision to 'no' in its config file, and --precision to what is wanted"
+        )
     if precision == "fp16" and not on_gpu():
         raise ConfigError("precision is 'fp16', which needs a GPU, and there is none: use 'bf16' or 'no'")

@@ -68,7 +68,7 @@ def check_sharding(config: RunConfig) -> bool:
             )
     if processes().num_processes == 1:
         raise ConfigError(
-            "fsdp shards the base over processes, and there is one: start several by torchrun, or leave it out"
+            "fsdp shards the base over processes, and there is one: start several by torchrun, or set --no-fsdp"
         )
     return True
 

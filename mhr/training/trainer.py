@@ -40,7 +40,7 @@ from mhr.runs.settings import TrainConfig
 from mhr.training.averaging import share_of_average
 from mhr.training.feeding import COUNTS, CountedBatches, Feed
 from mhr.training.optimizers import keep_wide_states, transformers_name
-from mhr.training.processes import on_gpu, over_processes, processes
+from mhr.training.processes import on_gpu, over_processes, processes, raise_together
 from mhr.training.sharding import data_parallel, shard_base, without_accelerates_own
 from mhr.training.signals import Interrupted, StopRequest
 from mhr.training.validation import STATE, BestWeights, ValidationResult, Validator, stalled
@@ -388,15 +388,16 @@ class RoutedTrainer(Trainer):
         if self.args.should_save and folder.exists():
             shutil.rmtree(folder)
         self.accelerator.wait_for_everyone()
+        failed = None
         try:
             with writing(folder):
                 super()._save_checkpoint(model, trial)
         except MhrError as error:
             # What there is of it goes, so that what was written before stays, and there is room to say how the run ended.
             shutil.rmtree(folder, ignore_errors=True)
-            raise TrainingError(f"{error}; {self._last_checkpoint()}") from error
+            failed = TrainingError(f"{error}; {self._last_checkpoint()}")
         # Every process writes the state of its random generators.
-        self.accelerator.wait_for_everyone()
+        raise_together(failed)
         truncated = over_processes(self.truncation)
         if self.args.should_save:
             with writing(folder):
