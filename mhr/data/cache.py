@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int32())),
         ("cut", pa.bool_()),
         ("cut_target", pa.bool_()),
+        ("last_only", pa.bool_()),
     ]
 )
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from mhr.data.chat_format import PLAIN, ChatFormat
+from mhr.data.chat_rows import ChatRows
+from mhr.data.chat_template import find_chat_template
 from mhr.data.example import Example
-from mhr.data.special_tokens import pad_token
+from mhr.data.special_tokens import end_token, pad_token
 from mhr.data.tokens import (
     IGNORED,
     TokenRow,
@@ -37,14 +41,27 @@ class Collator(ABC):
     """Common part: lengths in tokens, the counts of what is truncated, and padding.
 
     by_rows  whether a batch is `collate_rows(encode_rows(examples), tasks)`, so that rows can be encoded ahead and stored
+    chats    whether conversations are put into the words of a chat template; otherwise they are read in plain words
     """
 
     by_rows: ClassVar[bool] = False
+    chats: ClassVar[bool] = False
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_input_length: int = 512, max_target_length: int = 128):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_input_length: int = 512,
+        max_target_length: int = 128,
+        chat: ChatFormat | None = None,
+    ):
         for name, value in (("max_input_length", max_input_length), ("max_target_length", max_target_length)):
             if value < 2:
                 raise ConfigError(f"{name} is {value}, expected at least 2 tokens")
+        self.chat = chat or ChatFormat()
+        if not self.chats and self.chat not in (ChatFormat(), ChatFormat(PLAIN)):
+            raise ConfigError(
+                "chat_template, train_on and system are for decoders, and this model reads plain text: leave them out"
+            )
         self.tokenizer = tokenizer
         self.max_input_length = max_input_length
         self.max_target_length = max_target_length
@@ -73,6 +90,10 @@ class GeneratorCollator(Collator):
     ) -> tuple[TokenRows, TokenRows]:
         """The inputs, and some answers to each, one example's after the other's."""
 
+    def answer_text(self, example: Example, text: str) -> str:
+        """What a generated text says."""
+        return text
+
     def _counted(
         self, examples: Sequence[Example], answers: Sequence[Sequence[str]]
     ) -> tuple[list[list[int]], list[list[int]]]:
@@ -90,9 +111,10 @@ class GeneratorCollator(Collator):
         return {**self._padded([row.ids for row in rows]), "labels": labels, "task_ids": list(tasks)}
 
     def count_rows(self, rows: Sequence[TokenRow], tasks: Sequence[str]) -> None:
-        """Count the rows that were truncated, by task."""
+        """Count the rows that were truncated, by task, and what else of them is not trained on."""
         self.truncation.note("inputs", tasks, (row.cut for row in rows))
         self.truncation.note("targets", tasks, (row.cut_target for row in rows))
+        self.truncation.note_rows(tasks, rows)
 
 
 class Seq2SeqCollator(GeneratorCollator):
@@ -122,8 +144,30 @@ class Seq2SeqCollator(GeneratorCollator):
 
 
 class CausalCollator(GeneratorCollator):
-    """Decoders: prompt, target and end token in one row; labels are IGNORED up to the target. Long prompts lose their
-    beginning behind the BOS, since what is asked stands at their end."""
+    """Decoders: prompt, target and end token in one row; labels are IGNORED up to the target. Rows that a chat template renders are
+    encoded by `ChatRows`, others as running text. Long prompts are cut from their middle."""
+
+    chats = True
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_input_length: int = 512,
+        max_target_length: int = 128,
+        chat: ChatFormat | None = None,
+    ):
+        super().__init__(tokenizer, max_input_length, max_target_length, chat)
+        self._chat_rows: ChatRows | None = None
+        if self.chat.chosen:
+            self.chat_rows()  # what is wrong with a template is told before anything is trained
+
+    def chat_rows(self) -> ChatRows:
+        """What encodes the rows that the chat template renders. Raises ConfigError where there is no template."""
+        if self._chat_rows is None:
+            template = find_chat_template(self.tokenizer, self.chat)
+            lengths = self.max_input_length, self.max_target_length
+            self._chat_rows = ChatRows(template, self.chat.system, *lengths)
+        return self._chat_rows
 
     by_rows = True
 
@@ -132,20 +176,79 @@ class CausalCollator(GeneratorCollator):
 
     def encode_rows(self, examples: Sequence[Example]) -> list[TokenRow]:
         """One row an example, to train on. Counts nothing: `collate_rows` does, so that rows may be encoded elsewhere."""
-        prompts, targets = self.encode_answers(examples, [e.targets[:1] for e in examples])
-        return [
-            TokenRow(prompt + target, [IGNORED] * len(prompt) + target, cut, cut_target)
-            for prompt, cut, target, cut_target in zip(prompts.ids, prompts.cut, targets.ids, targets.cut, strict=True)
-        ]
+        rendered, plain = self._parted(examples)
+        rows = dict(zip(rendered, self._chats(rendered, examples), strict=True))
+        others = [examples[i] for i in plain]
+        prompts, targets = self._plain_answers(others, [e.targets[:1] for e in others])
+        made = zip(prompts.ids, prompts.cut, targets.ids, targets.cut, strict=True)
+        for i, (prompt, cut, target, cut_target) in zip(plain, made, strict=True):
+            rows[i] = TokenRow(prompt + target, [IGNORED] * len(prompt) + target, cut, cut_target)
+        return [rows[i] for i in range(len(examples))]
 
     def encode_inputs(self, examples: Sequence[Example]) -> TokenRows:
-        return encode_prompts(self.tokenizer, [e.input for e in examples], self.max_input_length)
+        """Prompts; of a conversation with the opening of the answer."""
+        rendered, plain = self._parted(examples)
+        chats = [examples[i] for i in rendered]
+        found = self.chat_rows().prompts(chats) if chats else TokenRows([], [])
+        texts = [examples[i].input for i in plain]
+        others = encode_prompts(self.tokenizer, texts, self.max_input_length) if texts else TokenRows([], [])
+        return _in_order([(rendered, found), (plain, others)])
 
     def encode_answers(
         self, examples: Sequence[Example], answers: Sequence[Sequence[str]]
     ) -> tuple[TokenRows, TokenRows]:
+        """Prompts and answers; those of a conversation are assistant turns with their end tokens."""
+        parts = self._parted(examples)
+        prompts, said = [], []
+        places = [list(range(b - len(own), b)) for own, b in zip(answers, accumulate(map(len, answers)), strict=True)]
+        for numbers, encoded in zip(parts, (self._chat_answers, self._plain_answers), strict=True):
+            found = encoded([examples[i] for i in numbers], [answers[i] for i in numbers])
+            prompts.append((numbers, found[0]))
+            said.append(([place for i in numbers for place in places[i]], found[1]))
+        return _in_order(prompts), _in_order(said)
+
+    def answer_ends(self, examples: Sequence[Example]) -> list[int]:
+        """The tokens that answers to these examples are trained to end in, and generated ones end at."""
+        rendered, plain = self._parted(examples)
+        ends = [end_token(self.tokenizer)] if plain or not rendered else []
+        return ends + [end for end in ([self.chat_rows().template.end] if rendered else []) if end not in ends]
+
+    def answer_text(self, example: Example, text: str) -> str:
+        """What a generated text says: without what a chat template puts before every answer (an empty reasoning)."""
+        lead = self.chat_rows().template.lead.strip() if self.chat.renders(example) else ""
+        return text.strip().removeprefix(lead).strip()
+
+    def _parted(self, examples: Sequence[Example]) -> tuple[list[int], list[int]]:
+        """Numbers of the examples that a chat template renders, and of the others."""
+        rendered = [i for i, example in enumerate(examples) if self.chat.renders(example)]
+        chosen = set(rendered)
+        return rendered, [i for i in range(len(examples)) if i not in chosen]
+
+    def _chats(self, rendered: Sequence[int], examples: Sequence[Example]) -> list[TokenRow]:
+        return self.chat_rows().rows([examples[i] for i in rendered], self.chat.train_on) if rendered else []
+
+    def _chat_answers(
+        self, examples: Sequence[Example], answers: Sequence[Sequence[str]]
+    ) -> tuple[TokenRows, TokenRows]:
+        return self.chat_rows().answers(examples, answers) if examples else (TokenRows([], []), TokenRows([], []))
+
+    def _plain_answers(
+        self, examples: Sequence[Example], answers: Sequence[Sequence[str]]
+    ) -> tuple[TokenRows, TokenRows]:
+        if not examples:
+            return TokenRows([], []), TokenRows([], [])
         lengths = self.max_input_length, self.max_target_length
         return encode_answers(self.tokenizer, [e.input for e in examples], answers, *lengths)
+
+
+def _in_order(parts: Sequence[tuple[Sequence[int], TokenRows]]) -> TokenRows:
+    """Rows of several parts by the numbers that they have in the whole."""
+    ids: dict[int, list[int]] = {}
+    cut: dict[int, bool] = {}
+    for numbers, rows in parts:
+        ids.update(zip(numbers, rows.ids, strict=True))
+        cut.update(zip(numbers, rows.cut, strict=True))
+    return TokenRows([ids[i] for i in range(len(ids))], [cut[i] for i in range(len(ids))])
 
 
 class RankingCollator(Collator):

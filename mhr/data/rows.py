@@ -100,7 +100,8 @@ class RowReader:
             raise RowFault(
                 f"has the only choice {choices[0]!r:.60}, so that any answer is right: give at least two or none"
             )
-        messages = fields.get("messages", ())
+        # What a prompt template wrote is no conversation any more.
+        messages = () if template else fields.get("messages", ())
         check_characters(text, *targets, *choices, *(m["content"] for m in messages))
         self._flag(rows, row)
         rows.category = rows.category or self._word(row, "category", "")

@@ -182,6 +182,7 @@ def _reword(task: Task, templates: Templates) -> Task:
             input=template.render_input(columns),
             targets=tuple(template.render_choice(target, columns) for target in example.targets),
             choices=tuple(template.render_choice(choice, columns) for choice in example.choices) or template.words,
+            messages=(),
         )
 
     train, test, validation = ([put(e) for e in part] for part in (task.train, task.test, task.validation))

@@ -2,7 +2,7 @@
 
 encode            what an encoder-decoder reads                   truncated at its end
 encode_targets    what an encoder-decoder says                    truncated at its end, keeps the end token
-encode_prompts    what a decoder reads                            is left open, truncated at its beginning, behind the BOS
+encode_prompts    what a decoder reads                            is left open, truncated in its middle, behind the BOS
 encode_answers    prompts, and what a decoder says after them     truncated at their end, keep the end token
 encode_pairs      what an encoder scores: (input, choice)         truncated at the end of the input, never of the choice
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mhr.data.example import Example
+from mhr.data.middle import Parts, keep, pick
 from mhr.data.special_tokens import PROBE, end_token, frame_of, start_token
 from mhr.errors import DataError
 
@@ -50,12 +51,14 @@ class TokenRow:
     labels      of the same positions: the token where it is trained on, IGNORED elsewhere; not shifted
     cut         whether the prompt was truncated
     cut_target  whether an answer was
+    last_only   whether the last turn alone is trained on though all were asked for, since the template rewrites earlier ones
     """
 
     ids: list[int]
     labels: list[int]
     cut: bool = False
     cut_target: bool = False
+    last_only: bool = False
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenRows:
@@ -73,7 +76,7 @@ def encode_targets(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> TokenRows:
     """Texts to go on from: their tokens that stay the same when an answer follows, without an end token, behind the special
-    tokens that the tokenizer begins with; of too long a text the last tokens, since what is asked stands at the end."""
+    tokens that the tokenizer begins with; of too long a text its beginning and its end."""
     return _after_start(tokenizer, _open(tokenizer, texts), max_length)
 
 
@@ -95,9 +98,9 @@ def encode_answers(
         running_text(prompts[i], answer) for i, answer in zip(owners, (a for own in answers for a in own), strict=True)
     ]
     opened = _open(tokenizer, prompts)
-    whole = _tokenise(tokenizer, text=texts, add_special_tokens=False)["input_ids"]
+    whole = tokenise(tokenizer, text=texts, add_special_tokens=False)["input_ids"]
     for i, row in zip(owners, whole, strict=True):
-        opened[i] = opened[i][: _shared(opened[i], row)]
+        opened[i] = opened[i][: shared(opened[i], row)]
     answered = [row[len(opened[i]) :] for i, row in zip(owners, whole, strict=True)]
     end, room = end_token(tokenizer), max_answer_length - 1
     ended = TokenRows([[*row[:room], end] for row in answered], [len(row) > room for row in answered])
@@ -126,7 +129,7 @@ def token_counts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None = None
 ) -> list[int]:
     """Tokens of each text, or of each text and its pair, with special tokens."""
-    rows = _tokenise(tokenizer, text=list(texts), text_pair=None if pairs is None else list(pairs))
+    rows = tokenise(tokenizer, text=list(texts), text_pair=None if pairs is None else list(pairs))
     return [len(row) for row in rows["input_ids"]]
 
 
@@ -151,7 +154,7 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tup
     return ids, mask
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, **texts: Any) -> Any:
+def tokenise(tokenizer: PreTrainedTokenizerBase, **texts: Any) -> Any:
     """The tokenizer's answer. Raises DataError, naming the text, for a lone surrogate, which no tokenizer can encode."""
     try:
         return tokenizer(**texts, verbose=False)
@@ -176,33 +179,45 @@ def _open(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[li
     word's, as the one that `running_text` puts there."""
     followed = [running_text(prompt, PROBE) for prompt in prompts]
     whole = [prompt.removesuffix(" ") for prompt in prompts]
+    return _within(tokenizer, whole, followed)
+
+
+def tokens_within(tokenizer: PreTrainedTokenizerBase, text: str, followed: str) -> list[int]:
+    """The tokens of `followed`, without special ones that the tokenizer adds, that end inside `text`, with which it begins."""
+    return _within(tokenizer, [text], [followed])[0]
+
+
+def _within(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], followed: Sequence[str]) -> list[list[int]]:
     if tokenizer.is_fast:
-        found = _tokenise(tokenizer, text=followed, add_special_tokens=False, return_offsets_mapping=True)
+        found = tokenise(tokenizer, text=list(followed), add_special_tokens=False, return_offsets_mapping=True)
         return [
             row[: sum(1 for _ in takewhile(lambda span: span[1] <= end, spans))]  # noqa: B023
-            for row, spans, end in zip(found["input_ids"], found["offset_mapping"], map(len, whole), strict=True)
+            for row, spans, end in zip(found["input_ids"], found["offset_mapping"], map(len, texts), strict=True)
         ]
-    rows = _tokenise(tokenizer, text=followed, add_special_tokens=False)["input_ids"]
-    alone = _tokenise(tokenizer, text=whole, add_special_tokens=False)["input_ids"]
-    return [row[: _shared(row, own)] for row, own in zip(rows, alone, strict=True)]
+    rows = tokenise(tokenizer, text=list(followed), add_special_tokens=False)["input_ids"]
+    alone = tokenise(tokenizer, text=list(texts), add_special_tokens=False)["input_ids"]
+    return [row[: shared(row, own)] for row, own in zip(rows, alone, strict=True)]
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two rows have in common at their beginning."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _after_start(tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]], max_length: int) -> TokenRows:
-    """Open rows behind what the tokenizer begins with; a row without any token gets the start token, to predict from."""
+    """Open rows behind what the tokenizer begins with, cut from their middle where they are too long; a row without any token gets
+    the start token, to predict from."""
     before = frame_of(tokenizer).before
     room = max(max_length - len(before), 0)
-    ids = [[*before, *row[max(len(row) - room, 0) :]] or [start_token(tokenizer)] for row in rows]
+    ids = [
+        [*before, *pick(row, keep(len(row), Parts(0, (0,)), room) or ())] or [start_token(tokenizer)] for row in rows
+    ]
     return TokenRows(ids, [len(row) > room for row in rows])
 
 
 def _whole(tokenizer: PreTrainedTokenizerBase, max_length: int, **texts: list[str]) -> TokenRows:
     """Texts, or pairs of texts, as they are, and which of them are too long."""
-    rows = _tokenise(tokenizer, **texts)
+    rows = tokenise(tokenizer, **texts)
     return TokenRows(
         rows["input_ids"], [len(row) > max_length for row in rows["input_ids"]], rows.get("token_type_ids")
     )

@@ -72,8 +72,9 @@ def generate_answers(
         raise ConfigError("stop has an empty string, expected some text in each")
     kept = cache_settings(loaded, cache)
     prompted = loaded.objective.shares_row
-    inputs = loaded.collator(max_input_length, max(max_new_tokens, 2)).encode_inputs(examples)
-    special = special_tokens(loaded)
+    collator = loaded.collator(max_input_length, max(max_new_tokens, 2))
+    inputs = collator.encode_inputs(examples)
+    special = special_tokens(loaded, examples)
     # What is left open here (further special tokens) comes from the model's own generation config; its habits are overruled.
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -115,7 +116,8 @@ def generate_answers(
         # Where padding may tell, only inputs of one length are read together.
         equal = not shares_cache(loaded, inputs.ids[0], inputs.ids[0][-1:], examples[0].task, unseen)
         texts = in_batches(answer, sizes, device=loaded.device, batch_size=batch_size, equal=equal, done=done)
-    return [Generated(text, cut) for text, cut in zip(texts, inputs.cut, strict=True)]
+    said = [collator.answer_text(e, text) for e, text in zip(examples, texts, strict=True)]
+    return [Generated(text, cut) for text, cut in zip(said, inputs.cut, strict=True)]
 
 
 def cache_settings(loaded: LoadedModel, cache: str) -> dict[str, Any]:

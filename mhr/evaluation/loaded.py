@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.backbones import untrained_modules
+from mhr.data.chat_format import ChatFormat
 from mhr.data.special_tokens import pad_token
 from mhr.data.tokens import pad
 from mhr.errors import ConfigError, nearest
@@ -35,6 +36,7 @@ class LoadedModel:
     description  one line on what was loaded, for people
     task         route every example as this task; None routes each as its own
     trained_with tokens of an input and of a target that it was trained with, where that is known
+    chat         how rows become a decoder's text, as it was trained
     length_norm  power of a choice's length that its log-likelihood is divided by, as it was trained
     protocol     how it was chosen in few-shot adaptation: "held-out", or "paper" (on the test examples)
     shares_cache whether answers to one input can be decoded on its cache; None until the first ranking has found out
@@ -46,6 +48,7 @@ class LoadedModel:
     description: str
     task: str | None = None
     trained_with: tuple[int, int] | None = None
+    chat: ChatFormat = field(default_factory=ChatFormat)
     length_norm: float = 1.0
     protocol: str | None = None
     shares_cache: bool | None = field(default=None, compare=False)
@@ -81,7 +84,7 @@ class LoadedModel:
 
     def collator(self, max_input_length: int, max_target_length: int) -> Any:
         """What makes token rows for this model: of inputs, and of answers to them."""
-        return make_objective(self.kind).collator(self.tokenizer, max_input_length, max_target_length)
+        return make_objective(self.kind).collator(self.tokenizer, max_input_length, max_target_length, self.chat)
 
     def pad(self, rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[Tensor, Tensor]:
         """Token rows as input_ids [B, L] and attention_mask [B, L], on the model's device."""

@@ -43,6 +43,7 @@ def load_model(
         folder, kind = run.result(), kind or run.info.get("model_kind")
         as_trained = {
             "trained_with": (config.data.max_input_length, config.data.max_target_length),
+            "chat": config.data.chat,
             "length_norm": config.train.length_norm,
             "protocol": run.info.get("protocol"),
         }

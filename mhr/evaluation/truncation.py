@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -54,7 +55,9 @@ def _unreachable(loaded: LoadedModel, examples: Sequence[Example], max_target_le
     if not examples:
         return
     # The answer's tokens depend on the end of the prompt alone, however much of it is kept.
-    _, targets = loaded.collator(512, max(max_target_length, 2)).encode_answers(examples, [e.targets for e in examples])
+    _, targets = loaded.collator(sys.maxsize, max(max_target_length, 2)).encode_answers(
+        examples, [e.targets for e in examples]
+    )
     cut = iter(targets.cut)
     for example in examples:
         own = [next(cut) for _ in example.targets]

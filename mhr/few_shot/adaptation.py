@@ -103,7 +103,7 @@ class Preparation:
     def collator(self, objective: Objective) -> Collator:
         """What makes batches of the examples."""
         data = self.config.data
-        return objective.collator(self.start.tokenizer, data.max_input_length, data.max_target_length)
+        return objective.collator(self.start.tokenizer, data.max_input_length, data.max_target_length, data.chat)
 
     def steps_of(self, adaptation: Adaptation) -> int:
         """Optimizer steps of an adaptation, if no training ends early."""

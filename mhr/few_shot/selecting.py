@@ -127,13 +127,13 @@ class Validation:
     """Scores the model of a Start on the validation examples of one task."""
 
     def __init__(self, start: Start, kind: str, task: Task, examples: Sequence[Example], config: RunConfig):
-        self.loaded = LoadedModel(start.model, start.tokenizer, kind, "the model in training")
+        self.loaded = LoadedModel(start.model, start.tokenizer, kind, "the model in training", chat=config.data.chat)
         self.task = TaskCollection([dataclasses.replace(task, test=list(examples))])
         self.examples = list(examples)
         self.config = config
         self.objective = make_objective(kind, config.train)
         lengths = config.data.max_input_length, config.data.max_target_length
-        self.collator = self.objective.collator(start.tokenizer, *lengths)
+        self.collator = self.objective.collator(start.tokenizer, *lengths, config.data.chat)
 
     def __call__(self, step: int) -> Validated:
         data, train = self.config.data, self.config.train

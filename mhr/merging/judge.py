@@ -94,7 +94,7 @@ class Judge:
 
     def _loaded(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, called: str) -> LoadedModel:
         lengths = self.data.max_input_length, self.data.max_target_length
-        return LoadedModel(model.eval(), tokenizer, kind_of(model), called, trained_with=lengths)
+        return LoadedModel(model.eval(), tokenizer, kind_of(model), called, trained_with=lengths, chat=self.data.chat)
 
     def _score(self, loaded: LoadedModel, split: str) -> EvaluationResult:
         collection = self._dev if split == "train" else self.collection
@@ -138,7 +138,7 @@ class Judge:
     def loss(self, loaded: LoadedModel, example: Example) -> Tensor:
         """The training loss of one example, summed over its tokens."""
         objective = make_objective(loaded.kind)
-        batch = objective.collator(loaded.tokenizer, *loaded.lengths())([example])
+        batch = objective.collator(loaded.tokenizer, *loaded.lengths(), loaded.chat)([example])
         placed = {key: value.to(loaded.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         if loaded.bank is not None:  # it serves one task, whatever it is called
             placed["task_ids"] = loaded.bank.tasks * len(batch["task_ids"])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from mhr.data import Example, Task
+from mhr.data.chat_format import ChatFormat
 from mhr.data.collators import IGNORED, Batch, Collator
 from mhr.data.tokens import token_counts
 from mhr.objectives.chunks import in_chunks
@@ -81,10 +82,14 @@ class Objective(ABC):
         `compared` whether to keep what the pass predicted."""
 
     def collator(
-        self, tokenizer: PreTrainedTokenizerBase, max_input_length: int = 512, max_target_length: int = 128
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_input_length: int = 512,
+        max_target_length: int = 128,
+        chat: ChatFormat | None = None,
     ) -> Collator:
-        """Examples -> the batch that the losses are of."""
-        return self.collates(tokenizer, max_input_length, max_target_length)
+        """Examples -> the batch that the losses are of; `chat` says how a decoder's rows become text."""
+        return self.collates(tokenizer, max_input_length, max_target_length, chat)
 
     @classmethod
     def cannot_learn(cls, task: Task) -> str | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from transformers import PreTrainedTokenizerBase
 
 from mhr.data import Task, TaskCollection
-from mhr.errors import DataError
+from mhr.data.collators import CausalCollator, Collator
+from mhr.errors import ConfigError, DataError
 from mhr.objectives.objective import objective_of
 from mhr.runs.settings import DataConfig
 
@@ -32,6 +35,23 @@ def usable_tasks(
     return tasks.of(kept), left_out
 
 
+def check_chats(collator: Collator, tasks: TaskCollection) -> None:
+    """Raise MhrError, before anything is trained, where conversations cannot be rendered: by a tokenizer without a chat template, or
+    by one that refuses those of a task. Looks at the first row of each task. Raises ConfigError for settings of turns where
+    nothing is rendered."""
+    rendered = 0
+    for task in tasks.values():
+        if isinstance(collator, CausalCollator) and collator.chat.renders(task.train[0]):
+            collator.chat_rows().rows(task.train[:1], collator.chat.train_on)
+            rendered += 1
+    if not rendered and (collator.chat.system is not None or collator.chat.train_on != "last"):
+        name = "system" if collator.chat.system is not None else "train_on"
+        raise ConfigError(
+            f"{name} is given, but no row is a conversation, and plain text has no turns: leave it out, or render every row "
+            "(--chat-template auto)"
+        )
+
+
 def _unusable(task: Task, kind: str, data: DataConfig) -> str | None:
     if not task.train:
         return "it has no training examples"
@@ -47,6 +67,13 @@ def _unusable(task: Task, kind: str, data: DataConfig) -> str | None:
 def _too_long(task: Task, kind: str, tokenizer: PreTrainedTokenizerBase | None, data: DataConfig) -> str | None:
     """Why a task's inputs do not fit."""
     assert tokenizer is not None
-    longest = max(objective_of(kind).input_lengths(tokenizer, [*task.train, *task.test]))
+    examples = [*task.train, *task.test]
+    chats = [e for e in examples if objective_of(kind).shares_row and data.chat.renders(e)]
+    plain = [e for e in examples if not (objective_of(kind).shares_row and data.chat.renders(e))]
+    lengths = objective_of(kind).input_lengths(tokenizer, plain) if plain else []
+    if chats:
+        rows = CausalCollator(tokenizer, sys.maxsize, sys.maxsize, data.chat).encode_inputs(chats)
+        lengths += map(len, rows.ids)
+    longest = max(lengths)
     limit = data.max_input_length
     return f"its longest input has {longest} tokens, more than {limit}" if longest > limit else None

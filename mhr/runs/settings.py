@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from mhr.config import MODEL_KINDS, AdapterConfig
+from mhr.data.chat_format import TRAIN_ON, ChatFormat, is_file
 from mhr.data.faults import ON_BAD_ROW
 from mhr.errors import ConfigError
 from mhr.methods import METHODS, ROUTING_METHODS, listed
@@ -132,6 +133,32 @@ class DataConfig(Settings):
         flag="--template",
         metavar="FILE",
     )
+    chat_template: str | None = setting(
+        None,
+        """Chat template of a decoder: auto (its tokenizer's own), none, a name (chatml) or a Jinja file. All of these but none render
+        every row, one that is no conversation as a user turn and its answer. Unset: conversations are rendered by the tokenizer's
+        own, other rows are plain text.""",
+        flag="--chat-template",
+        metavar="NAME|FILE",
+    )
+    train_on: str = setting(
+        "last",
+        "Turns of a conversation that are trained on: last, or all of the assistant's.",
+        choices=TRAIN_ON,
+        flag="--train-on",
+    )
+    system: str | None = setting(
+        None, "System turn of rows that a chat template renders and that have none.", flag="--system", metavar="TEXT"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.chat  # noqa: B018  (refuses settings that do not fit each other)
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How the rows of a decoder become text."""
+        return ChatFormat(self.chat_template, self.train_on, self.system)
 
 
 @dataclass
@@ -387,6 +414,12 @@ class RunConfig(Settings):
             )
 
 
+def with_chat_template(config: RunConfig) -> RunConfig:
+    """The settings with the text of a chat template in place of its file, so that the run keeps it. Raises ConfigError."""
+    return replace(config, data=replace(config.data, chat_template=config.data.chat.with_text().template))
+
+
 def paths_read(config: RunConfig) -> list[str | None]:
     """What a run with these settings reads: paths, and names of what is no path."""
-    return [config.model, config.tasks, config.data.template, config.data.split_list, *(config.init_skills or ())]
+    chat = config.data.chat_template if is_file(config.data.chat_template) else None
+    return [config.model, config.tasks, config.data.template, chat, config.data.split_list, *(config.init_skills or ())]

@@ -67,7 +67,9 @@ class Worker:
         with ProgressBar(1, "", shown=False) as bar, frozen_heap():
             run = make(adaptation, prepared, bar)
         seconds = time.perf_counter() - began
-        in_memory = LoadedModel(start.model, start.tokenizer, prepared.kind, str(folder))
+        in_memory = LoadedModel(
+            start.model, start.tokenizer, prepared.kind, str(folder), chat=prepared.config.data.chat
+        )
         result = evaluate(
             self._reload(adaptation, prepared) if trained_before else in_memory,
             TaskCollection([prepared.tasks[adaptation.task]], prepared.tasks.source),

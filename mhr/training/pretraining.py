@@ -20,11 +20,11 @@ from mhr.locks import one_writer
 from mhr.objectives import make_objective
 from mhr.objectives.fit import check_fit, notes_on
 from mhr.objectives.lengths import fit_data
-from mhr.objectives.usable import usable_tasks
+from mhr.objectives.usable import check_chats, usable_tasks
 from mhr.runs.checkpoints import newest_complete, step_of
 from mhr.runs.config import flat, to_dict
 from mhr.runs.run import RunFolder
-from mhr.runs.settings import RunConfig, paths_read
+from mhr.runs.settings import RunConfig, paths_read, with_chat_template
 from mhr.runs.tasks import read_tasks
 from mhr.training.feeding import make_feed
 from mhr.training.optimizers import check_optimizer
@@ -67,6 +67,7 @@ def pretrain(
     data or folders that do not fit, before anything is written; TrainingError for a loss that is not finite; Interrupted
     on Ctrl-C, after a checkpoint.
     """
+    config = with_chat_template(config)
     state = processes()
     sharded = check_sharding(config)
     check_precision(config.train.precision)
@@ -95,12 +96,13 @@ def pretrain(
     epochs = config.train.epochs
     config = replace(config, train=config.train.lasting(len(sampler), state.num_processes))
     objective = make_objective(kind, config.train)
-    lengths = data.max_input_length, data.max_target_length
-    collator = objective.collator(tokenizer, *lengths)
+    shape = data.max_input_length, data.max_target_length, data.chat
+    collator = objective.collator(tokenizer, *shape)
+    check_chats(collator, tasks)
     validation = None
     if held is not None:
         score = None if scorer is None else scorer(model, tokenizer, kind, replace(config, data=data))
-        validation = Validator(held.examples, objective.collator(tokenizer, *lengths), config.train, score)
+        validation = Validator(held.examples, objective.collator(tokenizer, *shape), config.train, score)
     if config.adapter is None:
         model.requires_grad_(True)
     else:

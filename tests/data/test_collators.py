@@ -61,11 +61,11 @@ def test_causal_prompts_end_where_the_target_begins(word_tokenizer: PreTrainedTo
     assert prompts.ids == [[S, *w(0, 1, 2)], [S, *w(5)]]
 
 
-def test_causal_prompts_stay_open_and_lose_their_beginning():
+def test_causal_prompts_stay_open_and_lose_their_middle():
     collator = CausalCollator(ByT5Tokenizer(), max_input_length=3, max_target_length=3)
     assert collator.encode_inputs([Example("a", "ab", ("c",))]).ids == [[100, 101]]
     batch = collator([Example("a", "abcd", ("efg",))])
-    assert batch["input_ids"].tolist() == [[101, 102, 103, 35, 104, 1]]
+    assert batch["input_ids"].tolist() == [[100, 101, 103, 35, 104, 1]]
     assert collator.truncation.describe()["tasks"] == {
         "a": {part: {"cut": 1, "of": 1} for part in ("inputs", "targets")}
     }
@@ -116,7 +116,7 @@ def test_rows_are_what_batches_are_made_of_and_are_counted_when_they_are_collate
 ):
     collator = CausalCollator(word_tokenizer, max_input_length=3, max_target_length=2)
     rows = collator.encode_rows(EXAMPLES)
-    assert [row.ids for row in rows] == [[S, *w(1, 2, 3), END], [S, *w(5, 6), END]]
+    assert [row.ids for row in rows] == [[S, *w(0, 2, 3), END], [S, *w(5, 6), END]]
     assert [row.labels for row in rows] == [[IGNORED] * 3 + [*w(3), END], [IGNORED] * 2 + [*w(6), END]]
     assert [(row.cut, row.cut_target) for row in rows] == [(True, False), (False, True)]
     assert not collator.truncation.seen

@@ -36,10 +36,11 @@ def test_targets_are_in_the_target_language():
     assert tokenizer.convert_ids_to_tokens(encode(tokenizer, ["the"], 9).ids[0]) == ["en_XX", "▁the", "</s>"]
 
 
-def test_prompts_stay_open_and_lose_their_beginning_behind_the_bos(word_tokenizer: PreTrainedTokenizerFast):
-    rows = encode_prompts(word_tokenizer, ["w1", "w1 w2 w3"], 3)
-    assert rows.ids == [[S, *w(1)], [S, *w(2, 3)]]
-    assert rows.cut == [False, True]
+def test_prompts_stay_open_and_lose_their_middle_behind_the_bos(word_tokenizer: PreTrainedTokenizerFast):
+    rows = encode_prompts(word_tokenizer, ["w1", "w1 w2 w3", "w1 w2 w3 w4 w5"], 3)
+    assert rows.ids == [[S, *w(1)], [S, *w(1, 3)], [S, *w(1, 5)]]
+    assert rows.cut == [False, True, True]
+    assert encode_prompts(word_tokenizer, ["w1 w2 w3 w4 w5"], 4).ids == [[S, *w(1, 2, 5)]]
     assert encode_prompts(ByT5Tokenizer(), ["ab"], 3).ids == [[100, 101]]
 
 
@@ -78,7 +79,9 @@ def test_truncated_prompts_keep_the_bos_and_answers_their_end(family: str, adds:
     (whole,) = encode_prompts(tokenizer, [text], 999).ids
     prompts, answers = encode_answers(tokenizer, [text], [[answer, "no"]], 8, 5)
     begins = [1] if "bos" in adds else []
-    assert prompts.ids == [begins + whole[len(whole) - 8 + len(begins) :]]
+    room = 8 - len(begins)
+    text_only = whole[len(begins) :]
+    assert prompts.ids == [[*begins, *text_only[: room - room // 2], *text_only[len(text_only) - room // 2 :]]]
     assert [row[-1] for row in answers.ids] == [2, 2]
     assert (len(answers.ids[0]), prompts.cut, answers.cut[0]) == (5, [True], True)
 
