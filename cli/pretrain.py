@@ -28,6 +28,7 @@ TOP = ("model", "kind", "tasks", "method", "init_skills")
 
 @takes(
     *("model", "kind", "tasks", "method", "adapter", "init_skills", "trust_remote_code", "data.template", "data.on_bad_row", "train"),
+    *("data.chat_template", "data.train_on", "data.system"),
     *("data.weights", "data.group_by_length", "data.workers", "data.cache"),
     sets=(*TOP, "adapter", "data", "train", "adapt"),
     common=(
@@ -53,7 +54,7 @@ def pretrain(
     if resume and config is None and (output / "config.yaml").is_file():
         config = output / "config.yaml"
     with working():
-        from mhr.data.truncation import truncation_line
+        from mhr.data.truncation import truncation_line, untrained_lines
         from mhr.evaluation import choice_scorer
         from mhr.runs import load_config
         from mhr.runs.notes import best_line, notes_of
@@ -77,7 +78,8 @@ def pretrain(
         note(
             f"Consistency compares single logits by their squared difference, for tasks with one choice: {', '.join(compared)}"
         )
-    for line in [*run.info.get("notes", ()), best_line(run.info), truncation_line(run.info.get("truncated"))]:
+    lost = run.info.get("truncated")
+    for line in [*run.info.get("notes", ()), best_line(run.info), truncation_line(lost), *untrained_lines(lost)]:
         if line:
             note(f"Note: {line}")
     note(f"Trained: {Path(run.path)}")
