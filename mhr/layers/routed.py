@@ -21,16 +21,18 @@ from mhr.routing.adamix import draw
 
 
 class Segments(NamedTuple):
-    """How one layer is routed in one call: which row of its factors each of G equal segments of x takes.
+    """How one layer is routed in one call: which row of its factors each of G segments of x takes.
 
     weights  [U, H, S], by which skills are averaged into U rows of factors; None where each skill is a row of its own
     rows     int64 [G], the row of factor A
     rows_b   int64 [G], the row of factor B; None where it is that of A
+    offsets  int64 [G + 1], the first token of each segment and the end; None where they are equal
     """
 
     weights: Tensor | None
     rows: Tensor
     rows_b: Tensor | None = None
+    offsets: Tensor | None = None
 
 
 class RoutedLayer(nn.Module, ABC):
@@ -122,7 +124,7 @@ class RoutedLayer(nn.Module, ABC):
             )
         segments = self.segments(x)
         if self.layout is Layout.SEQUENCE_FIRST and segments.rows.shape[0] > 1:
-            # Segments are equal runs of tokens, so that an example's tokens must lie together.
+            # Segments are runs of tokens, so that an example's tokens must lie together.
             return self.adapted(x.transpose(0, 1).contiguous(), segments).transpose(0, 1).contiguous()
         return self.adapted(x, segments)
 
@@ -139,13 +141,33 @@ class RoutedLayer(nn.Module, ABC):
             drawn = draw(batch.source, 1, self.sides, x.numel() // x.shape[-1]).to(x.device)
             return Segments(None, drawn[0, 0], drawn[0, 1])
         rows = batch.rows if batch.draws is None else batch.draws[router.index, 0]
+        offsets = None
         if rows.shape[0] > 1:  # one routing serves any rows
-            self._check_rows(x, rows.shape[0], batch)
+            offsets = batch.offsets
+            if batch.shape is None:
+                self._check_rows(x, rows.shape[0], batch)
+            else:
+                self._check_packed(x, batch.shape)
         if batch.draws is not None:
-            return Segments(None, rows, batch.draws[router.index, 1])
+            return Segments(None, rows, batch.draws[router.index, 1], offsets)
         if state.weights is None:
-            return Segments(batch.blend(router(batch), router.even), rows)
-        return Segments(state.weights[router.index], rows)
+            return Segments(batch.blend(router(batch), router.even), rows, offsets=offsets)
+        return Segments(state.weights[router.index], rows, offsets=offsets)
+
+    def _check_packed(self, x: Tensor, shape: tuple[int, int]) -> None:
+        """Raise TargetError, naming the layer, for an x that does not hold the tokens of packed rows in the layer's layout."""
+        rows, length = shape
+        if self.layout is Layout.TOKENS and x.dim() == 2:
+            fits = x.shape[0] == rows * length
+        else:
+            expected = (length, rows) if self.layout is Layout.SEQUENCE_FIRST else shape
+            fits = x.dim() == 3 and x.shape[:2] == expected and not (self.doubtful and rows == length)
+        if fits:
+            return
+        raise TargetError(
+            f"layer {self.name!r} got x {list(x.shape)} for packed rows of {rows} x {length} tokens: expected "
+            f"{self.layout.value} of them; leave the layer out of targets, or leave packing out"
+        )
 
     def _check_rows(self, x: Tensor, n: int, batch: RoutingBatch) -> None:
         """Raise TargetError, naming the layer, for an x that does not hold `n` examples in the layer's layout."""

@@ -45,8 +45,8 @@ class RoutedBottleneck(RoutedLayer):
         return values.normal_(0.0, INIT_STD) if name in ("bank_a", "bank_b") else values
 
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
-        weights, rows, rows_b = segments
+        weights, rows, rows_b, offsets = segments
         h = self.base_output(x)
         a, b = (None, None) if weights is None else self.by_side(weights)
         bank = self.bank_a, self.bias_a, self.bank_b, self.bias_b
-        return routed_bottleneck(h, *bank, a, rows, weights_b=None if a is b else b, rows_b=rows_b)
+        return routed_bottleneck(h, *bank, a, rows, weights_b=None if a is b else b, rows_b=rows_b, offsets=offsets)

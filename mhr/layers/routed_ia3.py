@@ -33,9 +33,12 @@ class RoutedIA3(RoutedLayer):
         return torch.ones(heads, n_skills, 1, self.out_features // heads, **self.place())
 
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
-        weights, rows, _ = segments
+        weights, rows, _, offsets = segments
         y = self.base_output(x)
         scale = self.vectors(weights).to(y.dtype)[rows]  # [G, O]
+        if offsets is not None:
+            tokens = y.numel() // self.out_features
+            return y * scale.repeat_interleave(offsets.diff(), 0, output_size=tokens).view(y.shape)
         # A segment's rows of y lie together: an example's tokens, its beams, its choices.
         grouped = y.reshape(scale.shape[0], -1, self.out_features)
         return (grouped * scale[:, None]).reshape(y.shape)

@@ -52,7 +52,7 @@ class RoutedLinear(RoutedLayer):
         return a.repeat(1, n_skills // n_drawn, 1, 1)
 
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
-        weights, rows, rows_b = segments
+        weights, rows, rows_b, offsets = segments
         base = self.base
         dropout = self.config.dropout if self.training else 0.0
         if not dropout and _is_plain(base):
@@ -68,6 +68,7 @@ class RoutedLinear(RoutedLayer):
                 self.scaling,
                 weights_b=None if a is b else b,
                 rows_b=rows_b,
+                offsets=offsets,
             )
         a, b = self.mixed(weights)
         y = self.base_output(x)
@@ -75,7 +76,7 @@ class RoutedLinear(RoutedLayer):
             y = y.clone()  # a view out of a custom Function (bitsandbytes, 8 bits) must not be changed in place
         if dropout:
             x = F.dropout(x, dropout)
-        return routed_adapter(y, x.to(y.dtype), a, b, rows, self.scaling, rows_b=rows_b)
+        return routed_adapter(y, x.to(y.dtype), a, b, rows, self.scaling, rows_b=rows_b, offsets=offsets)
 
     def one_hot(self) -> Tensor:
         """Weights [S, 1, S] that make each skill a row of its own: little work beside a product that is fused."""

@@ -31,6 +31,12 @@ def check_rows(model: nn.Module, batch: RoutingBatch, args: Sequence[Any], kwarg
         tensor = value if isinstance(value, Tensor) else _first(value)
         if tensor is None:
             continue
+        if batch.shape is not None:
+            if tuple(tensor.shape[:2]) != batch.shape:
+                raise TaskError(
+                    f"{name} is {list(tensor.shape)}, expected the packed rows {list(batch.shape)} of its {n} documents"
+                )
+            continue
         if name in ("input_ids", "inputs_embeds") and any(part in type(model).__name__ for part in MULTIPLE_CHOICE):
             choices = tensor.shape[1]
         if not batch.fits(tensor.shape[0], n):

@@ -17,6 +17,7 @@ from mhr.data import Example, Task
 from mhr.data.chat_format import ChatFormat
 from mhr.data.collators import IGNORED, Batch, Collator
 from mhr.data.tokens import token_counts
+from mhr.layers import AdapterBank
 from mhr.objectives.chunks import in_chunks
 from mhr.objectives.heads import States, states_at
 from mhr.objectives.wrapping import bare
@@ -141,17 +142,26 @@ def losses_of_tokens(
     valid = labels.ne(IGNORED)
     states = states_at(model, inputs, valid)
     lengths = valid.sum(1)
+    if "offsets" in batch:  # of documents, which come one after the other in their rows
+        lengths = F.pad(valid.flatten().cumsum(0), (1, 0))[batch["offsets"]].diff()
     sums = sums_of(token_losses(states, labels[valid], smoothing), lengths)
     return PassLosses(sums, lengths, batch["task_ids"], Distributions(states, lengths) if compared else None)
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> tuple[dict[str, Any], Tensor]:
     """What the model is called with, and the labels, which it does not get: it would compute a loss of its own over the whole
-    vocabulary, for nothing. Only a model with a bank gets the tasks."""
+    vocabulary, for nothing. Only a model with a bank gets the tasks, those of packed documents with where they stand."""
     inputs = dict(batch)
-    if not hasattr(bare(model), "mhr"):
+    labels, offsets = inputs.pop("labels"), inputs.pop("offsets", None)
+    bank: AdapterBank | None = getattr(bare(model), "mhr", None)
+    if offsets is not None:
+        inputs["use_cache"] = False  # with a cache, transformers does not look for documents
+    if bank is None:
         del inputs["task_ids"]
-    return inputs, inputs.pop("labels")
+    elif offsets is not None:
+        rows, length = labels.shape
+        inputs["task_ids"] = bank.for_batch(batch["task_ids"]).packed(offsets, (rows, length))
+    return inputs, labels
 
 
 def precise(scores: Tensor) -> Tensor:

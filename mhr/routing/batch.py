@@ -26,6 +26,9 @@ class RoutingBatch:
     source where each layer draws skills for each token, or None
     average  share u in [0, 1] of the uniform weights in the routing, a number, or None for 0
     examples   number of examples, or None where it is unknown
+    offsets    int64 [G + 1] where segments are runs of tokens of their own lengths, in any number of rows: the first token of each,
+               and the end. None where segments are equal
+    shape      (rows, length) of such a call, or None
     multiples  how many rows each example may have in a call, side by side: (1,); under generate with 3 beams (1, 3), since
                the encoder reads an example once
     """
@@ -37,6 +40,8 @@ class RoutingBatch:
     source: torch.Generator | None = None
     average: Tensor | None = None
     examples: int | None = None
+    offsets: Tensor | None = None
+    shape: tuple[int, int] | None = None
     multiples: tuple[int, ...] = (1,)
 
     @property
@@ -60,6 +65,10 @@ class RoutingBatch:
     def over(self, *multiples: int) -> RoutingBatch:
         """The same examples, for calls in which each has as many rows, side by side, as one of `multiples` says."""
         return dataclasses.replace(self, multiples=multiples)
+
+    def packed(self, offsets: Tensor, shape: tuple[int, int]) -> RoutingBatch:
+        """The same examples, for calls in which they stand one behind the other in rows [rows, length] = `shape`; offsets [G + 1]."""
+        return dataclasses.replace(self, offsets=offsets, shape=shape)
 
     def take(self, index: Tensor) -> RoutingBatch:
         """The routing of the segments `index` [G'] in their order: examples may come several times, as their answers do."""

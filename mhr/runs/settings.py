@@ -46,6 +46,12 @@ class DataConfig(Settings):
         256, "Maximum input length in tokens. Longer inputs are truncated, and counted.", at_least=2
     )
     max_target_length: int = setting(64, "Maximum target length in tokens.", at_least=2)
+    packing: bool = setting(
+        False,
+        """Put several examples of a batch in one row, up to max_input_length + max_target_length tokens (decoders). Each is
+        routed, attended to and learnt as if it stood alone.""",
+        flag="--packing",
+    )
     sampler: str = setting(
         "proportional",
         """How tasks are drawn: proportional, uniform or temperature. proportional: to their number of examples; temperature:

@@ -20,6 +20,7 @@ from mhr.locks import one_writer
 from mhr.objectives import make_objective
 from mhr.objectives.fit import check_fit, notes_on
 from mhr.objectives.lengths import fit_data
+from mhr.objectives.packing import packed_collator
 from mhr.objectives.usable import check_chats, usable_tasks
 from mhr.runs.checkpoints import newest_complete, step_of
 from mhr.runs.config import flat, to_dict
@@ -99,6 +100,8 @@ def pretrain(
     shape = data.max_input_length, data.max_target_length, data.chat
     collator = objective.collator(tokenizer, *shape)
     check_chats(collator, tasks)
+    if data.packing:
+        collator = packed_collator(model, objective, collator)
     validation = None
     if held is not None:
         score = None if scorer is None else scorer(model, tokenizer, kind, replace(config, data=data))
