@@ -2,7 +2,7 @@
 
 `KEY.arrow` under `tokens/` of the cache folder (`mhr.files.cache_folder`) holds rows as `datasets` maps them into memory, and
 `KEY.json` its digest. The key is a digest of all that decides the rows: every example, the tokenizer's files, the collator and
-its settings, the code of this package and the versions of the libraries. What is damaged is made anew. Files appear whole, so that
+its settings, the code of this package and the versions of the libraries. What is damaged is made again. Files appear whole, so that
 processes may make the same one at once: both hold the same rows.
 """
 
@@ -103,7 +103,7 @@ def encode_ahead(
         sink = pa.BufferOutputStream()
         _write(collator, examples, sink, workers, told)
         return TokenDataset(tasks, datasets.Dataset.from_buffer(sink.getvalue()))
-    path = cache_folder() / "tokens" / f"{key_of(collator, examples)}.arrow"
+    path = cache_folder() / "tokens" / f"{rows_key(collator, examples)}.arrow"
     found = _read(path, len(examples))
     if found is None:
         with _filling():
@@ -122,7 +122,7 @@ def pays(examples: int, draws: int) -> bool:
     return draws >= examples >= ENOUGH
 
 
-def key_of(collator: RowCollator, examples: Sequence[Example]) -> str:
+def rows_key(collator: RowCollator, examples: Sequence[Example]) -> str:
     """A digest of all that decides the rows of the examples."""
     settings = {k: v for k, v in vars(collator).items() if k not in ("tokenizer", "truncation")}
     kind = f"{type(collator).__module__}.{type(collator).__qualname__}"

@@ -16,7 +16,7 @@ import torch
 
 from mhr.data import Example
 from mhr.data import cache as caching
-from mhr.data.cache import CacheError, encode_ahead, forking_tokenizers, key_of, pays
+from mhr.data.cache import CacheError, encode_ahead, forking_tokenizers, rows_key, pays
 from mhr.data.choice_collators import CausalChoicesCollator, Seq2SeqChoicesCollator
 from mhr.data.collators import CausalCollator, RankingCollator, Seq2SeqCollator
 from mhr.data.tokens import TokenRow
@@ -121,7 +121,7 @@ def other_template(collator: CausalCollator) -> CausalCollator:
 
 @pytest.mark.parametrize("change", [longer, other_target, other_kind, other_words, other_end, other_template])
 def test_another_tokenizer_or_setting_is_another_file(change: Callable[..., Any], collator: CausalCollator) -> None:
-    assert key_of(change(collator), EXAMPLES) != key_of(collator, EXAMPLES)
+    assert rows_key(change(collator), EXAMPLES) != rows_key(collator, EXAMPLES)
 
 
 @pytest.mark.parametrize(
@@ -135,30 +135,30 @@ def test_another_tokenizer_or_setting_is_another_file(change: Callable[..., Any]
     ],
 )
 def test_other_content_is_another_file(changes: dict[str, Any], collator: CausalCollator) -> None:
-    assert key_of(collator, [replace(EXAMPLES[0], **changes), *EXAMPLES[1:]]) != key_of(collator, EXAMPLES)
-    assert key_of(collator, EXAMPLES[::-1]) != key_of(collator, EXAMPLES) == key_of(collator, list(EXAMPLES))
+    assert rows_key(collator, [replace(EXAMPLES[0], **changes), *EXAMPLES[1:]]) != rows_key(collator, EXAMPLES)
+    assert rows_key(collator, EXAMPLES[::-1]) != rows_key(collator, EXAMPLES) == rows_key(collator, list(EXAMPLES))
 
 
 def test_other_code_is_another_file(collator: CausalCollator, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = key_of(collator, EXAMPLES)
+    before = rows_key(collator, EXAMPLES)
     monkeypatch.setattr(caching, "_code", lambda: "changed")
-    assert key_of(collator, EXAMPLES) != before
+    assert rows_key(collator, EXAMPLES) != before
 
 
 def test_the_key_does_not_depend_on_what_the_tokenizer_was_last_asked() -> None:
     collator = Seq2SeqCollator(make_tokenizer("bytes"), 4, 2)
-    before = key_of(collator, EXAMPLES)
+    before = rows_key(collator, EXAMPLES)
     collator.tokenizer(["a film", "film"], truncation=True, max_length=3, padding="max_length")
-    assert key_of(collator, EXAMPLES) == before
+    assert rows_key(collator, EXAMPLES) == before
 
 
 def test_another_language_of_targets_is_another_file() -> None:
     collator = Seq2SeqCollator(make_mbart_tokenizer(), 4, 4)
-    before = key_of(collator, EXAMPLES)
+    before = rows_key(collator, EXAMPLES)
     collator.tokenizer.tgt_lang = "de_DE"
-    assert key_of(collator, EXAMPLES) != before
+    assert rows_key(collator, EXAMPLES) != before
     collator.tokenizer.tgt_lang = "ro_RO"
-    assert key_of(collator, EXAMPLES) == before
+    assert rows_key(collator, EXAMPLES) == before
 
 
 def cut(arrow: Path, told: Path) -> None:
@@ -188,7 +188,7 @@ def miscount(arrow: Path, told: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip, lose_rows, lose_digest, spoil_digest, miscount])
-def test_what_is_damaged_is_made_anew(
+def test_what_is_damaged_is_made_again(
     damage: Callable[[Path, Path], None], collator: CausalCollator, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = rows_of(encode_ahead(collator, EXAMPLES, stored=True))
