@@ -16,7 +16,7 @@ import torch
 
 from mhr.data import Example
 from mhr.data import cache as caching
-from mhr.data.cache import CacheError, encode_ahead, forking_tokenizers, rows_key, pays
+from mhr.data.cache import CacheError, encode_ahead, forking_tokenizers, pays, rows_key
 from mhr.data.choice_collators import CausalChoicesCollator, Seq2SeqChoicesCollator
 from mhr.data.collators import CausalCollator, RankingCollator, Seq2SeqCollator
 from mhr.data.tokens import TokenRow
