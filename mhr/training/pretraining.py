@@ -97,15 +97,14 @@ def pretrain(
     epochs = config.train.epochs
     config = replace(config, train=config.train.lasting(len(sampler), state.num_processes))
     objective = make_objective(kind, config.train)
-    shape = data.max_input_length, data.max_target_length, data.chat
-    collator = objective.collator(tokenizer, *shape)
+    collator = objective.collator(tokenizer, data.max_input_length, data.max_target_length, data.chat)
     check_chats(collator, tasks)
-    if data.packing:
-        collator = packed_collator(model, objective, collator)
     validation = None
     if held is not None:
         score = None if scorer is None else scorer(model, tokenizer, kind, replace(config, data=data))
-        validation = Validator(held.examples, objective.collator(tokenizer, *shape), config.train, score)
+        validation = Validator(held.examples, collator, config.train, score)
+    if data.packing:
+        collator = packed_collator(model, objective, collator)
     if config.adapter is None:
         model.requires_grad_(True)
     else:

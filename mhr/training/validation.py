@@ -16,6 +16,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 from mhr.data import Example, Task, TaskCollection
 from mhr.data.collators import Collator
 from mhr.data.drawing import hold_out
+from mhr.data.truncation import Truncation
 from mhr.errors import ConfigError, DataError
 from mhr.objectives import objective_of
 from mhr.runs.checkpoints import all_checkpoints
@@ -129,7 +131,7 @@ class Validator:
     """Validates the model of a trainer.
 
     examples   by task, as `hold_validation` gives them
-    collator   makes their batches; its counts of what is truncated are its own
+    collator   makes their batches, without counting what is truncated in them for the run
     scorer     scores those with choices; None: there is the loss alone
 
     Raises ConfigError where the best validation is to be told by a score, and there is none.
@@ -138,7 +140,8 @@ class Validator:
     def __init__(
         self, examples: dict[str, list[Example]], collator: Collator, train: TrainConfig, scorer: Scorer | None = None
     ):
-        self.collator = collator
+        self.collator = copy(collator)
+        self.collator.truncation = Truncation()
         self.train = train
         self.scorer = scorer
         self.examples = [example for part in examples.values() for example in part]

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 
 from mhr.adapters import load_checkpoint, read_adapter
 from mhr.data import Example, Task, TaskCollection
+from mhr.data.collators import Seq2SeqCollator
 from mhr.errors import ConfigError, DataError, TrainingError
 from mhr.evaluation import choice_scorer, evaluate, load_model
 from mhr.objectives import make_objective
@@ -114,7 +116,7 @@ def test_best_by_score_needs_choices_and_something_that_scores(settings: Make, t
     assert not (tmp_path / "run").exists()
     examples = {"a": [Example("a", "x", ("y",))]}
     with pytest.raises(ConfigError, match="best_by is 'score', but no task has choices to rank"):
-        Validator(examples, None, config.train, lambda given: [0.0] * len(given))  # type: ignore[arg-type]
+        Validator(examples, Seq2SeqCollator(ByT5Tokenizer()), config.train, lambda given: [0.0] * len(given))
 
 
 @pytest.mark.parametrize("method", ["mhr", "adamix-lora"])
@@ -123,10 +125,11 @@ def test_a_validated_run_has_the_losses_of_one_that_is_not(
 ) -> None:
     """To the bit, with dropout, noise or drawn skills, which take random numbers."""
     more: dict[str, Any] = {"method": method, "tasks": str(split_file), "adapter.dropout": 0.1, "steps": 6}
-    more |= {"model_config": {"dropout_rate": 0.1}}
+    more |= {"model_config": {"dropout_rate": 0.1}, "max_input_length": 6}  # some inputs are truncated
     plain = run_of(settings(**more), tmp_path / "plain")
     validated = run_of(settings(**more, eval_every=1), tmp_path / "validated")
     assert plain.metrics() == validated.metrics()
+    assert plain.info["truncated"] == validated.info["truncated"] != {}
     assert len(validated.validations()) == 6
     assert not plain.validations()
     ours, theirs = (read_adapter(run.adapter).tensors for run in (plain, validated))
