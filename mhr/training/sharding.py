@@ -80,7 +80,7 @@ def shard_base(model: nn.Module, device: torch.device) -> None:
     that are no floating-point numbers.
     """
     bank = bank_of(model)
-    blocks = list(dict.fromkeys(_blocks(model)))
+    blocks = list(dict.fromkeys(blocks_of(model)))
     if not blocks:
         raise ConfigError(
             f"fsdp shards transformer blocks, and {type(model).__name__} has no list of them: leave fsdp out"
@@ -110,6 +110,21 @@ def shard_base(model: nn.Module, device: torch.device) -> None:
     model._get_fsdp_state()._lazy_init()
 
 
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The transformer blocks of a model, with or without a bank: the items of its outermost lists of modules."""
+    for child in module.children():
+        if child is getattr(module, "mhr", None):
+            continue
+        if not isinstance(child, nn.ModuleList):
+            yield from blocks_of(child)
+            continue
+        for item in child:
+            if isinstance(item, nn.ModuleList):
+                yield from blocks_of(item)
+            else:
+                yield item
+
+
 def data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
     """The sharded model with the gradients of what is whole in each process averaged over them."""
     sharded = [name for name, p in model.named_parameters(remove_duplicate=False) if isinstance(p, DTensor)]
@@ -126,21 +141,6 @@ def without_accelerates_own() -> Iterator[None]:
     finally:
         if asked is not None:
             os.environ[FSDP] = asked
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The items of the outermost lists of modules, outside the bank."""
-    for child in module.children():
-        if child is getattr(module, "mhr", None):
-            continue
-        if not isinstance(child, nn.ModuleList):
-            yield from _blocks(child)
-            continue
-        for item in child:
-            if isinstance(item, nn.ModuleList):
-                yield from _blocks(item)
-            else:
-                yield item
 
 
 def _around(module: nn.Module) -> Iterator[nn.Module]:
