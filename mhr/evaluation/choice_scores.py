@@ -19,7 +19,7 @@ def choice_scorer(
 
     It ranks by `rank_choices` with the lengths, length norm and precision of `config`. Every example needs choices.
     """
-    loaded = LoadedModel(model, tokenizer, kind, "the model in training")
+    loaded = LoadedModel(model, tokenizer, kind, "the model in training", chat=config.data.chat)
     data, train = config.data, config.train
 
     def score(examples: Sequence[Example]) -> list[float]:
