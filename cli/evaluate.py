@@ -43,7 +43,7 @@ PANEL = "lm-evaluation-harness"
 
 OF_HARNESS = (
     *("--limit", "--batch-size", "--route-as", "--model", "--kind", "--trust-remote-code"),
-    *("--shots", "--seed", "--system", "--n-beams", "--stop", "--cache"),
+    *("--shots", "--seed", "--system", "--chat-template", "--n-beams", "--stop", "--cache"),
 )
 """Flags of settings that also decide how the harness scores a model."""
 
@@ -75,8 +75,10 @@ HarnessTasks = Annotated[
     "loading",
     "tasks",
     "data.on_bad_row",
+    "data.chat_template",
+    "data.system",
     sets=READING,
-    of_run=("tasks", "data.on_bad_row"),
+    of_run=("tasks", "data.on_bad_row", "data.chat_template", "data.system"),
     common=(
         *("--tasks", "--task", "--part", "--split", "--limit", "--metrics", "--route-as", "--model", "--batch-size", "--output"),
         *("--overwrite", "--json", "--harness"),
@@ -99,7 +101,9 @@ def evaluate(
     """
     if harness_tasks is not None and not harness:
         raise ConfigError("--harness-tasks is the place of tasks that --harness names: add that, or leave it out")
+    data = given.values("data")
     kept: dict[str, Any] = {"output": output, "overwrite": overwrite, **given.values("loading")}
+    kept |= {name: data.get(name) for name in ("chat_template", "system")}
     scoring = given.values("scoring")
     if "stop" in scoring:
         scoring["stop"] = tuple(_unescaped(text) for text in scoring["stop"])
@@ -126,7 +130,7 @@ def evaluate(
             **given.values(""),
             **given.values("scope"),
             overrides=given.overrides,
-            on_bad_row=given.values("data").get("on_bad_row"),
+            on_bad_row=data.get("on_bad_row"),
             inference=inference,
             **scoring,
             **kept,
@@ -182,8 +186,10 @@ def _how(settings: Mapping[str, Any]) -> Iterator[str]:
         yield f"protocol {settings['protocol']}"
     if settings["shots"]:
         yield f"{settings['shots']} shots" + (f" by seed {settings['seed']}" if settings["seed"] is not None else "")
+    if settings["template"]:
+        yield f"chat template {settings['template']}"
     if settings["system"] is not None:
-        yield f"system text {settings['system']!r:.60}"
+        yield f"system turn {settings['system']!r:.60}"
     if settings["stop"]:
         yield f"stop at {' or '.join(map(repr, settings['stop']))}"
 

@@ -39,6 +39,11 @@ class ChatFormat:
                 raise ConfigError(f"{name} is {value!r}, but chat_template is 'none', and plain text has no turns")
 
     @property
+    def name(self) -> str:
+        """The template in a word or two."""
+        return "Jinja of its own" if is_text(self.template) else self.template or OWN
+
+    @property
     def chosen(self) -> bool:
         """Whether a template was asked for by name, so that it renders every row."""
         return self.template not in (None, PLAIN)

@@ -36,7 +36,6 @@ def evaluate(
     max_target_length: int | None = None,
     length_norm: float | None = None,
     shots: int = 0,
-    system: str | None = None,
     seed: int | None = None,
     n_beams: int = 1,
     stop: Sequence[str] = (),
@@ -61,7 +60,6 @@ def evaluate(
     length_norm        see `rank_choices`; None: as the model was trained, otherwise 1
     shots              in-context examples before each question, see `mhr.evaluation.in_context`; those that do not fit are left
                        out, and counted
-    system             a text before them all, instead of a conversation's own system turn
     seed               what the shots are drawn by; None is 0
     n_beams, stop, cache  see `generate_answers`
     precision          "no", "bf16" or "fp16" (automatic mixed precision)
@@ -79,7 +77,6 @@ def evaluate(
         batch_size,
         None if metrics is None else list(metrics),
         shots,
-        system,
         n_beams,
         list(stop),
         cache,
@@ -98,7 +95,7 @@ def evaluate(
         if value != usual and not to_generate:
             raise ConfigError(f"{name} is {value!r}, but all answers are ranked and none is generated: leave it out")
     lengths = max_input_length, max_target_length
-    prompted = _prompt(loaded, collection, to_rank, to_generate, shots, seed or 0, system, lengths)
+    prompted = _prompt(loaded, collection, to_rank, to_generate, shots, seed or 0, lengths)
     ranked_on, asked = ([prompted[id(e)].example for e in part] for part in (to_rank, to_generate))
     settings: dict[str, Any] = {
         "max_input_length": max_input_length,
@@ -148,7 +145,8 @@ def evaluate(
             "metrics": list(metrics) if metrics else None,
             "length_norm": length_norm,
             "shots": shots,
-            "system": system,
+            "template": loaded.chat.name if any(map(loaded.renders, [*ranked_on, *asked])) else None,
+            "system": loaded.chat.system,
             "n_beams": n_beams,
             "stop": list(stop),
             "cache": cache,
@@ -200,7 +198,6 @@ def _prompt(
     to_generate: Sequence[Example],
     shots: int,
     seed: int,
-    system: str | None,
     lengths: tuple[int, int],
 ) -> dict[int, Prompted]:
     """id of each example -> it with its shots. One that is both ranked and answered in words is asked the same both times."""
@@ -209,7 +206,7 @@ def _prompt(
     for task in collection.values():
         own = [e for e in examples if e.task == task.name]
         drawn |= zip(map(id, own), draw_in_context(task, own, shots, seed), strict=True)
-    prompted = fit_shots(loaded, examples, [drawn[id(e)] for e in examples], system, *lengths)
+    prompted = fit_shots(loaded, examples, [drawn[id(e)] for e in examples], *lengths)
     return dict(zip(map(id, examples), prompted, strict=True))
 
 

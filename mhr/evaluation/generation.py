@@ -89,7 +89,8 @@ def generate_answers(
         **kept,
         **special,
     )
-    stops = Stops(loaded.tokenizer, stop)
+    lead = collator.chat_rows().template.lead if any(map(loaded.renders, examples)) else ""
+    stops = Stops(loaded.tokenizer, stop, lead)
     processors = [MeanOverDraws(draws, n_beams)] if draws > 1 else []
 
     def answer(batch: list[int]) -> list[str]:

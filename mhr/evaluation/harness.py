@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mhr.data.chat_template import find_chat_template
 from mhr.errors import ConfigError, nearest
 from mhr.evaluation.generation import cache_settings
 from mhr.evaluation.habits import without_habits
@@ -29,7 +31,8 @@ def evaluate_in_harness(
     loaded      a model without a bank, for the harness knows no task names: `mhr.evaluation.fold_bank` makes one
     include     folder of further task files (YAML), beside those that come with the harness
     limit       at most this many examples a task
-    how         how its questions are put
+    how         how its questions are put. The chat template is that of `loaded.chat` where it renders every row, and so is the
+                system text
 
     Raises ConfigError where lm-eval is not installed, for an encoder or a bank, and for an unknown task, naming the nearest.
     """
@@ -42,7 +45,6 @@ class Asking:
 
     shots    in-context examples; a task whose own file says 0 keeps that, which "n-shot" of the results tells
     seed     what they are drawn by
-    system   system text
     stop     texts that a generated answer ends before, instead of a task's own
     n_beams  beams of generated answers
     cache    see `mhr.evaluation.generate_answers`
@@ -52,7 +54,6 @@ class Asking:
 
     shots: int | None = None
     seed: int | None = None
-    system: str | None = None
     stop: tuple[str, ...] = ()
     n_beams: int | None = None
     cache: str = "dynamic"
@@ -69,7 +70,9 @@ class Asking:
             generation["until"] = list(self.stop)
         if self.n_beams is not None:
             generation["num_beams"] = self.n_beams
-        found: dict[str, Any] = {"num_fewshot": self.shots, "system_instruction": self.system}
+        found: dict[str, Any] = {"num_fewshot": self.shots, "system_instruction": loaded.chat.system}
+        if loaded.chat.chosen:
+            found["apply_chat_template"] = True
         if self.seed is not None:
             found["fewshot_random_seed"] = self.seed
         return found | ({"gen_kwargs": generation} if generation else {})
@@ -96,6 +99,7 @@ def ask(
             f"{loaded.description} has a bank: fold it into the base weights first, mhr.evaluation.fold_bank(loaded)"
         )
     loaded.check_trained()
+    loaded.collator(*loaded.lengths())  # refuses a chat template that the model or its tokenizer has no use for
     backend = "causal" if loaded.objective.shares_row else "seq2seq"
     model = HFLM(
         pretrained=loaded.model,
@@ -105,7 +109,7 @@ def ask(
         device=str(loaded.device),
     )
     how = how or Asking()
-    with without_habits(loaded.model):
+    with without_habits(loaded.model), _chat_template(loaded):
         found = simple_evaluate(
             model=model,
             tasks=list(tasks),
@@ -115,7 +119,20 @@ def ask(
             **how.settings(loaded),
         )
     kept = {key: found[key] for key in ("results", "versions", "n-shot", "higher_is_better") if key in found}
-    return {**kept, "asked": asdict(how)}
+    template = loaded.chat.name if loaded.chat.chosen else None
+    return {**kept, "asked": {**asdict(how), "template": template, "system": loaded.chat.system}}
+
+
+@contextmanager
+def _chat_template(loaded: LoadedModel) -> Iterator[None]:
+    """The chat template that every row is rendered by, where there is such, as the tokenizer's own inside the block."""
+    before = loaded.tokenizer.chat_template
+    if loaded.chat.chosen:
+        loaded.tokenizer.chat_template = find_chat_template(loaded.tokenizer, loaded.chat).text
+    try:
+        yield
+    finally:
+        loaded.tokenizer.chat_template = before
 
 
 def find_tasks(names: Sequence[str], include: str | Path | None = None) -> Any:

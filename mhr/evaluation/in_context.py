@@ -1,12 +1,12 @@
-"""In-context examples: solved training rows of a task that stand before the question, and a system text before them all.
+"""In-context examples: solved training rows of a task that stand before the question.
 
-A row of a conversation gets turns, so that a chat template renders them as it renders any other:
+A row that a chat template renders, and any other conversation, gets turns:
 
     system | user: input of shot 1 | assistant: its answer | ... | user: the question
 
 Any other row gets running text, in which a shot reads as an input and its answer do in training, and empty lines part them:
 
-    system⏎⏎input of shot 1 its answer⏎⏎input of shot 2 its answer⏎⏎the question
+    input of shot 1 its answer⏎⏎input of shot 2 its answer⏎⏎the question
 
 Shots are the training examples of the task in their `shot_order`, the same for every question, but never a question itself
 nor another row with the same input.
@@ -29,7 +29,7 @@ from mhr.evaluation.loaded import LoadedModel
 
 @dataclass(frozen=True, slots=True)
 class Prompted:
-    """A question as the model is asked it: `example` with its `shots` (and a system text) in its input and messages."""
+    """A question as the model is asked it: `example` with its `shots` in its input and messages."""
 
     example: Example
     shots: tuple[Example, ...] = ()
@@ -50,28 +50,25 @@ def draw_in_context(task: Task, examples: Sequence[Example], shots: int, seed: i
     return drawn
 
 
-def prompt(example: Example, shots: Iterable[Example] = (), system: str | None = None) -> Example:
-    """The example with shots and a system text before its question; what it answers stays as it is.
+def prompt(example: Example, shots: Sequence[Example], rendered: bool = False) -> Example:
+    """The example with shots before its question; what it answers stays as it is. System turns of shots are left out.
 
-    A system text stands instead of a conversation's own system turn. System turns of shots are left out.
+    rendered  whether a chat template renders it, so that shots are turns though it is no conversation
     """
-    shots = list(shots)
-    if not shots and system is None:
+    if not shots:
         return example
-    if example.messages:
-        own = [turn for turn in example.messages if turn["role"] == "system"]
-        first = own if system is None else [{"role": "system", "content": system}]
-        turns = [*first, *(turn for shot in shots for turn in _turns(shot)), *_turns(example)]
+    if rendered or example.messages:
+        system = [turn for turn in example.messages if turn["role"] == "system"]
+        turns = [*system, *(turn for shot in shots for turn in _turns(shot)), *_turns(example)]
         return replace(example, input=render(turns[:-1]), messages=tuple(turns))
     solved = [running_text(shot.input, shot.targets[0]) for shot in shots]
-    return replace(example, input="\n\n".join([*([] if system is None else [system]), *solved, example.input]))
+    return replace(example, input="\n\n".join([*solved, example.input]))
 
 
 def fit_shots(
     loaded: LoadedModel,
     examples: Sequence[Example],
     drawn: Sequence[tuple[Example, ...]],
-    system: str | None,
     max_input_length: int,
     max_target_length: int,
 ) -> list[Prompted]:
@@ -80,16 +77,16 @@ def fit_shots(
 
     Raises ConfigError for an encoder, which scores pairs and goes on from no text.
     """
-    if not any(drawn) and system is None:
+    if not any(drawn):
         return [Prompted(example) for example in examples]
     if not loaded.objective.generates:
         raise ConfigError(
-            f"{loaded.description} is an encoder, which scores pairs of an input and a choice: leave shots and system out"
+            f"{loaded.description} is an encoder, which scores pairs of an input and a choice: leave shots out"
         )
     encode = loaded.collator(max_input_length, max_target_length).encode_inputs
 
     def with_shots(i: int, shots: Sequence[Example]) -> Example:
-        return prompt(examples[i], shots, system)
+        return prompt(examples[i], shots, loaded.renders(examples[i]))
 
     kept = list(drawn)
     whole = encode([with_shots(i, shots) for i, shots in enumerate(kept)])

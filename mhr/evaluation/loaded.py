@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.backbones import untrained_modules
 from mhr.data.chat_format import ChatFormat
+from mhr.data.example import Example
 from mhr.data.special_tokens import pad_token
 from mhr.data.tokens import pad
 from mhr.errors import ConfigError, nearest
@@ -85,6 +86,10 @@ class LoadedModel:
     def collator(self, max_input_length: int, max_target_length: int) -> Any:
         """What makes token rows for this model: of inputs, and of answers to them."""
         return make_objective(self.kind).collator(self.tokenizer, max_input_length, max_target_length, self.chat)
+
+    def renders(self, example: Example) -> bool:
+        """Whether the model reads an example in the words of a chat template."""
+        return self.objective.shares_row and self.chat.renders(example)
 
     def pad(self, rows: Sequence[Sequence[int]], *, left: bool = False) -> tuple[Tensor, Tensor]:
         """Token rows as input_ids [B, L] and attention_mask [B, L], on the model's device."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mhr.adapters import is_adapter, is_peft
+from mhr.data.chat_format import PLAIN, ChatFormat
+from mhr.errors import ConfigError
 from mhr.evaluation.evaluate import evaluate
 from mhr.evaluation.fold_bank import fold_bank
 from mhr.evaluation.harness import Asking, ask, find_tasks
@@ -32,6 +35,8 @@ def score(
     route_as: str | None = None,
     trust_remote_code: bool = False,
     inference: Inference | None = None,
+    chat_template: str | None = None,
+    system: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     **settings: Any,
@@ -41,6 +46,7 @@ def score(
     tasks, names, part, overrides, on_bad_row what it is judged on, see `tasks_to_judge`
     base, kind, route_as, trust_remote_code   see `load_model`, whose `task` is `route_as`
     inference, settings                       see `evaluate`
+    chat_template, system                     see `mhr.data.chat_format.ChatFormat`; None: as the model was trained
     output                                    folder for evaluation.json, the scores, and predictions.jsonl, every answer
 
     Raises what these raise, MhrError where nothing can be written to `output`; nothing is written before all is scored.
@@ -54,6 +60,12 @@ def score(
             path, tasks=tasks, names=names, part=part, overrides=overrides, on_bad_row=on_bad_row
         )
         loaded = load_model(path, base=base, kind=kind, task=route_as, trust_remote_code=trust_remote_code)
+        loaded.chat = told(loaded.chat, chat_template, system)
+        if system is not None and not any(loaded.renders(e) for task in collection.values() for e in task.test[:1]):
+            raise ConfigError(
+                f"system is {system!r:.60}, but no chat template renders the rows, and plain text has no turns: leave it out, or say "
+                "--chat-template auto"
+            )
         result = evaluate(loaded, collection, inference=inference, **settings)
         if output is not None:
             folder = make_folder(output)
@@ -73,6 +85,8 @@ def score_in_harness(
     base: str | None = None,
     kind: str | None = None,
     trust_remote_code: bool = False,
+    chat_template: str | None = None,
+    system: str | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     **asked: Any,
@@ -82,6 +96,7 @@ def score_in_harness(
 
     output  folder for harness.json, which keeps it
     asked   settings of `mhr.evaluation.harness.Asking`
+    chat_template, system  see `score`
 
     That the harness is installed and knows the tasks is checked before anything is loaded. Raises what these raise.
     """
@@ -92,11 +107,19 @@ def score_in_harness(
         how = Asking(**asked)
         manager = find_tasks(names, include)
         loaded = load_model(path, base=base, kind=kind, task=route_as, trust_remote_code=trust_remote_code)
+        loaded.chat = told(loaded.chat, chat_template, system)
         fold_bank(loaded)
         found = ask(loaded, names, manager, limit, batch_size, how)
         if output is not None:
             write_json_atomically(make_folder(output) / "harness.json", found)
     return found
+
+
+def told(chat: ChatFormat, template: str | None, system: str | None) -> ChatFormat:
+    """A format with the template and the system turn that are given; without a template nothing of turns is kept."""
+    if template == PLAIN:
+        return ChatFormat(PLAIN, system=system)
+    return replace(chat, template=template or chat.template, system=chat.system if system is None else system)
 
 
 def check_target(path: str | Path) -> None:

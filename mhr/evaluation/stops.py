@@ -11,10 +11,13 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 
 class Stops:
-    """Stop strings, which may name special tokens ("<|im_end|>") and span tokens."""
+    """Stop strings, which may name special tokens ("<|im_end|>") and span tokens.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]):
-        self.tokenizer, self.stops = tokenizer, tuple(stops)
+    lead  what may stand before every answer by a chat template (an empty reasoning), in which none is looked for
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], lead: str = ""):
+        self.tokenizer, self.stops, self.lead = tokenizer, tuple(stops), lead
         # A character has up to four tokens of bytes; special tokens and those without a character may stand between.
         self._tail = 4 * max(map(len, self.stops), default=0) + 8
 
@@ -41,7 +44,10 @@ class Stops:
         return str(self.tokenizer.decode(row, skip_special_tokens=False))
 
     def _find(self, words: str) -> int | None:
-        return min((found for stop in self.stops if (found := words.find(stop)) >= 0), default=None)
+        if self.lead.startswith(words):
+            return None
+        begin = len(self.lead) if words.startswith(self.lead) else 0
+        return min((found for stop in self.stops if (found := words.find(stop, begin)) >= 0), default=None)
 
 
 class StopAt(StoppingCriteria):

@@ -81,12 +81,6 @@ class ScoringConfig(Settings):
         at_least=0,
         flag="--shots",
     )
-    system: str | None = setting(
-        None,
-        """System text before each question; instead of a conversation's own system turn.""",
-        flag="--system",
-        metavar="TEXT",
-    )
     n_beams: int = setting(1, "Beams of generated answers.", at_least=1, flag="--n-beams")
     stop: list[str] = setting(
         [],

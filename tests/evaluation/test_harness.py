@@ -11,6 +11,7 @@ import pytest
 from transformers import ByT5Tokenizer
 
 import mhr
+from mhr.data.chat_format import ChatFormat
 from mhr.errors import ConfigError
 from mhr.evaluation import LoadedModel
 from mhr.evaluation.harness import Asking, evaluate_in_harness
@@ -121,8 +122,9 @@ def test_how_it_asks_is_passed_on(folder: Path, tmp_path: Path, monkeypatch: pyt
         return answered(self, asked, **kwargs)
 
     monkeypatch.setattr(HFLM, "generate_until", spy)
-    asking = Asking(shots=2, seed=4, system="Be short.", stop=("x", "y z"), n_beams=3, cache="static")
+    asking = Asking(shots=2, seed=4, stop=("x", "y z"), n_beams=3, cache="static")
     model = loaded("llama", "causal")
+    model.chat = ChatFormat("chatml", system="Be short.")
     model.model.generation_config.repetition_penalty = 9.0
     generated: list[Any] = []
     generate = model.model.generate
@@ -136,8 +138,10 @@ def test_how_it_asks_is_passed_on(folder: Path, tmp_path: Path, monkeypatch: pyt
     assert found["n-shot"] == {"tiny_words": 2}
     assert found["asked"]["shots"] == 2
     text, settings = requests[0]
-    assert text.startswith("Be short.")
-    assert text.endswith("first: b0")
+    assert text.startswith("<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nfirst: b")
+    assert text.endswith("<|im_start|>user\nfirst: b0<|im_end|>\n<|im_start|>assistant\n")
+    assert found["asked"]["template"] == "chatml"
+    assert model.tokenizer.chat_template is None
     assert text.count("first: b") == 3
     assert settings["until"] == ["x", "y z"]
     for kwargs, penalty in generated:
@@ -146,6 +150,7 @@ def test_how_it_asks_is_passed_on(folder: Path, tmp_path: Path, monkeypatch: pyt
         assert kwargs["do_sample"] is False
         assert penalty in (None, 1.0)
     assert model.model.generation_config.repetition_penalty == 9.0
+    model.chat = ChatFormat()
     plain = evaluate_in_harness(model, ["tiny_words"], include=folder, limit=1)
     assert requests[-1][0] == "first: b0"
     assert requests[-1][1]["until"] == ["."]

@@ -10,12 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
+import mhr
 from mhr.data import Example, Task, TaskCollection
+from mhr.data.chat_format import ChatFormat
 from mhr.data.drawing import shot_order
+from mhr.data.forms.messages import render
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation import EvaluationResult, LoadedModel, evaluate
 from mhr.evaluation.in_context import draw_in_context, fit_shots, prompt
 from tests.evaluation.conftest import Ask
+from tests.models import randomise, tiny_model
+from tests.text_tokenizers import make_tokenizer
 
 TRAIN = [Example("alpha", f"w{i} w{i + 1}", (f"w{i + 2}",), id=f"t-{i}") for i in range(10, 20)]
 
@@ -27,17 +32,17 @@ def task(*test: Example, name: str = "alpha", choices: tuple[str, ...] = ()) -> 
 
 def chat(*turns: tuple[str, str], id: str = "") -> Example:
     messages = tuple({"role": role, "content": text} for role, text in turns)
-    return Example("alpha", "as text", (turns[-1][1],), id=id, messages=messages)
+    return Example("alpha", render(messages[:-1]), (turns[-1][1],), id=id, messages=messages)
 
 
 def test_rows_of_text_get_text() -> None:
     question = Example("alpha", "1 + 1 =", ("2",), id="q")
     shots = [Example("alpha", "2 + 3 =", ("5", "five")), Example("alpha", "Q: 4 + 4\nA:\n", ("8",))]
-    asked = prompt(question, shots, "Add.")
-    assert asked.input == "Add.\n\n2 + 3 = 5\n\nQ: 4 + 4\nA:\n8\n\n1 + 1 ="
+    asked = prompt(question, shots)
+    assert asked.input == "2 + 3 = 5\n\nQ: 4 + 4\nA:\n8\n\n1 + 1 ="
     assert dataclasses.replace(asked, input=question.input) == question
-    assert prompt(question, [], "Add.").input == "Add.\n\n1 + 1 ="
-    assert prompt(question) is question
+    assert asked.messages == ()
+    assert prompt(question, []) is question
 
 
 def test_conversations_get_turns() -> None:
@@ -51,9 +56,63 @@ def test_conversations_get_turns() -> None:
     assert asked.input.endswith("User: c\nAssistant:")  # for models without a template
     assert asked.input.count("Assistant: f") == 1
     assert asked.targets == ("d",)
-    told = [(turn["role"], turn["content"]) for turn in prompt(question, shots, "told").messages]
-    assert told == [("system", "told"), *solved, *own]
-    assert prompt(chat(("user", "a"), ("assistant", "b")), [], "told").messages[0]["content"] == "told"
+    plain = prompt(Example("alpha", "i", ("j",)), shots, rendered=True)
+    assert [(turn["role"], turn["content"]) for turn in plain.messages] == [*solved, ("user", "i"), ("assistant", "j")]
+
+
+TEMPLATE = (
+    "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+@pytest.mark.parametrize("template", [None, "auto", "none"])
+def test_a_model_and_its_bank_read_the_same_prompts_by_the_template(
+    shots: int, template: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(i: int, *system: tuple[str, str]) -> Example:
+        return chat(*system, ("user", f"is it {i}"), ("assistant", f"yes {i}"), id=f"{i}")
+
+    train = [row(i) for i in range(2, 5)]
+    tests = [row(0, ("system", "be good")), row(1)]
+    plain = Example("beta", "so", ("no",), id="p")
+    solved = [Example("beta", f"{i}", ("yes",), id=f"b-{i}") for i in (7, 8)]
+    made = TaskCollection([Task("alpha", train, tests), Task("beta", solved, [plain])])
+    tokenizer = make_tokenizer("bytes")
+    tokenizer.chat_template = TEMPLATE
+    read = []
+    for routed in (False, True):
+        model = tiny_model("llama", vocab_size=len(tokenizer), max_position_embeddings=512)
+        if routed:
+            randomise(mhr.attach(model, mhr.AdapterConfig(n_heads=4, n_skills=3, rank=2), ["alpha", "beta"]), size=1.0)
+        loaded = LoadedModel(model, tokenizer, "causal", "tiny", chat=ChatFormat(template))
+        with monkeypatch.context() as patch:
+            seen = prompts_read(loaded, patch)
+            result = run(loaded, made, shots=shots, batch_size=1)
+        read.append(seen)
+        rendered = {None: "auto", "auto": "auto", "none": None}[template]
+        assert result.settings["template"] == rendered
+    assert read[0] == read[1]
+    texts = {tokenizer.decode(ids[0]) for ids, _ in read[0]}
+    turns = [(f"is it {s.id}", f"yes {s.id}") for s in shot_order(train, "alpha", 0)[:shots]]
+    pairs = [(s.input, "yes") for s in shot_order(solved, "beta", 0)[:shots]]
+
+    def as_chat(question: str, before: list[tuple[str, str]], system: str = "") -> str:
+        told = f"<s>system: {system}</s>" if system else ""
+        told += "".join(f"<s>user: {a}</s><s>assistant: {b}</s>" for a, b in before)
+        return f"{told}<s>user: {question}</s><s>assistant: "
+
+    def as_text(question: str, before: list[tuple[str, str]], system: str = "") -> str:
+        if not before:
+            return "<s>" + "\n\n".join(filter(None, [system, question]))
+        spoken = "\n".join(f"User: {a}\nAssistant: {b}" for a, b in before)
+        return "<s>" + "\n\n".join(filter(None, [system, f"{spoken}\nUser: {question}\nAssistant:"]))
+
+    conversation = as_text if template == "none" else as_chat
+    assert {conversation("is it 0", turns, "be good"), conversation("is it 1", turns)} <= texts
+    text = "<s>" + "".join(f"{a} {b}\n\n" for a, b in pairs) + "so"
+    assert (as_chat("so", pairs) if template == "auto" else text) in texts
 
 
 def test_shots_are_drawn_by_seed_and_are_never_the_question() -> None:
@@ -81,14 +140,14 @@ def test_what_does_not_fit_is_dropped_whole(ask: Ask) -> None:
     shots = tuple(Example("alpha", " ".join(["w5"] * n), ("w6",), id=str(n)) for n in (3, 9, 1, 2))
     tokens = [len(loaded.tokenizer(prompt(question, shots[:n]).input)["input_ids"]) for n in range(5)]
     for room in range(2, tokens[-1] + 2):
-        (found,) = fit_shots(loaded, [question], [shots], None, room, 4)
+        (found,) = fit_shots(loaded, [question], [shots], room, 4)
         kept: tuple[Example, ...] = ()
         for shot in shots:  # naively, one after the other
             if len(loaded.tokenizer(prompt(question, (*kept, shot)).input)["input_ids"]) <= room:
                 kept += (shot,)
         assert found.shots == kept, room
         assert found.example == prompt(question, kept)
-    assert [s.id for s in fit_shots(loaded, [question], [shots], None, tokens[1] + 3, 4)[0].shots] == ["3", "1"]
+    assert [s.id for s in fit_shots(loaded, [question], [shots], tokens[1] + 3, 4)[0].shots] == ["3", "1"]
 
 
 def test_dropped_shots_are_counted(ask: Ask) -> None:
@@ -121,13 +180,13 @@ def test_answers_are_those_of_naive_prompts(ask: Ask, name: str) -> None:
     ]
     words = task(*tests[:3])
     ranks = task(*tests[3:], name="beta", choices=("w4", "w5 w6", "w7"))
-    result = run(loaded, TaskCollection([words, ranks]), shots=3, seed=5, system="w9 w8")
+    result = run(loaded, TaskCollection([words, ranks]), shots=3, seed=5)
     answers = {p.input + p.task: p for p in result.predictions}
     for one in (words, ranks):
         shots = shot_order(one.train, one.name, 5)[:3]
         for example in one.test:
             solved = " ".join(f"{shot.input} {shot.targets[0]}" for shot in shots)
-            ids = loaded.tokenizer(f"w9 w8 {solved} {example.input}")["input_ids"]
+            ids = loaded.tokenizer(f"{solved} {example.input}")["input_ids"]
             found = answers[example.input + example.task]
             assert found.shots == tuple(shot.id for shot in shots)
             if example.choices:
@@ -154,9 +213,8 @@ def test_a_model_and_its_bank_are_asked_the_same(ask: Ask, monkeypatch: pytest.M
 def test_an_encoder_is_refused(ask: Ask) -> None:
     made = TaskCollection([task(Example("alpha", "w1", ("w4",)), choices=("w4", "w5"))])
     assert run(ask("bert"), made).tasks["alpha"]["n"] == 1
-    for said in ({"shots": 1}, {"system": "w1"}):
-        with pytest.raises(ConfigError, match="the tiny bert is an encoder.*leave shots and system out"):
-            run(ask("bert"), made, **said)
+    with pytest.raises(ConfigError, match="the tiny bert is an encoder.*leave shots out"):
+        run(ask("bert"), made, shots=1)
 
 
 def test_seed_without_a_draw_is_refused(ask: Ask) -> None:

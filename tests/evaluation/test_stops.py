@@ -36,6 +36,15 @@ def test_an_answer_ends_before_its_first_stop(family: str, stops: list[str]) -> 
     assert any(ends) == bool(places)
 
 
+def test_what_a_template_puts_before_answers_is_no_stop() -> None:
+    tokenizer = ByT5Tokenizer()
+    found = Stops(tokenizer, ["\n\n"], lead="<t>\n\n</t>\n\n")
+    row = tokenizer("<t>\n\n</t>\n\nyes\n\nno", add_special_tokens=False)["input_ids"]
+    assert found.texts([row]) == ["<t>\n\n</t>\n\nyes"]
+    assert [n for n in range(len(row) + 1) if found.ends(row[:n])][0] == len(row) - 2
+    assert found.texts([row[-7:]]) == ["yes"]
+
+
 @pytest.mark.parametrize("n_beams", [1, 3])
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_generation_ends_early_and_says_the_same(
