@@ -73,9 +73,9 @@ class AdapterConfig(Settings):
     )
     targets: list[str] | str | None = setting(
         None,
-        """Layers to adapt: all-linear (every Linear of the transformer blocks), attention, feed-forward, or names or their endings, as
-        in q,v. A list holds names ("q", "attention.query") and such words; in a file, a string is one of the words, or a regular
-        expression for the whole name. Unset: attention; for a bottleneck, the outputs of the feed-forward blocks.""",
+        """Layers to adapt: all-linear, attention, feed-forward, or names or their endings, as in q,v. all-linear: every Linear of
+        the transformer blocks. A list holds such words and names ("q", "attention.query"); in a file, a string is one of the words,
+        or a regular expression for the whole name. Unset: attention; for a bottleneck, the outputs of the feed-forward blocks.""",
         flag="--targets",
         metavar="NAME,...",
     )

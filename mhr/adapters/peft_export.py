@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import conversion_mapping
 
 from mhr.adapters.base import BaseModel
 from mhr.adapters.layer import AdapterLayer, IA3Vector, LoraFactors, Shape
@@ -22,14 +23,24 @@ from mhr.files import make_folder, write_json_atomically
 CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 
+# Layers that PEFT takes for those of experts, which it looks for in fused parameters: by the architecture that transformers converts
+# the checkpoints of a base model like.
+MOVED_TO_EXPERTS = {
+    "mixtral": ("gate", "w1", "w2", "w3"),
+    "qwen2_moe": ("gate", "gate_proj", "up_proj", "down_proj"),
+}
+
+
 def save_peft(plain: PlainAdapter, folder: str | Path) -> Path:
     """Write a plain adapter as a PEFT folder, layer by layer. Rank and alpha travel as they are, in patterns where they differ.
 
     Plain `PeftModel.from_pretrained(base, folder)` computes the same outputs. Raises CheckpointError for a kind of adapter
-    that PEFT does not have, and for modules that PEFT would not find again, MhrError where the folder cannot be written.
+    that PEFT does not have, and for layers and modules that PEFT would not find again, MhrError where the folder cannot be written.
     """
     if plain.kind not in ("lora", "ia3"):
         raise CheckpointError(f"PEFT has no {plain.kind} adapters: write it as an adapter of ours (--to mhr)")
+    if plain.kind == "lora":
+        _check_experts(plain)
     plain = with_peers(plain)
     config = _config(plain)
     folder = make_folder(folder)
@@ -40,6 +51,18 @@ def save_peft(plain: PlainAdapter, folder: str | Path) -> Path:
             file.add_all({f"{PREFIX}{name}.{key}": tensor for key, tensor in state.items()})
     write_json_atomically(folder / PEFT_CONFIG_FILE, config)
     return folder
+
+
+def _check_experts(plain: PlainAdapter) -> None:
+    """Raise CheckpointError for layers beside experts (shared ones, dense blocks) that PEFT would put on the experts instead."""
+    alike = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {}).get(plain.base.model_type)
+    moved: tuple[str, ...] = MOVED_TO_EXPERTS.get(str(alike), ())
+    name = next((name for name in plain.shapes if name.rsplit(".", 1)[-1] in moved), None)
+    if name is not None:
+        raise CheckpointError(
+            f"PEFT would put the LoRA of layer {name!r} on the experts of {plain.base.model_type!r}: write a plain model or an "
+            "adapter of ours (--to model, --to mhr), or train with --targets attention"
+        )
 
 
 def _config(plain: PlainAdapter) -> dict[str, Any]:

@@ -32,8 +32,11 @@ MIXERS = re.compile(r"mamba|mixer|ssm|temporal|recurrent|(short_)?conv\d*", re.I
 ROUTERS = re.compile(r"(.*_)?router|gate|shared_expert_gate|indexer")
 """Parts of the names of Linear layers that choose: experts, how much a shared one counts, positions to attend to."""
 
-POSITIONS = re.compile(r"(rel(ative)?_)?pos(ition)?_\w+")
+PROJECTS_POSITIONS = re.compile(r"(rel(ative)?_)?pos(ition)?_\w+")
 """Last parts of the names of Linear layers that project positions, and not the features of a token."""
+
+NO_LINEARS = re.compile("Grouped|Router")
+"""In the names of classes that are made from Linear and compute something else."""
 
 TOWERS = re.compile(r"(vision|visual|image|audio|speech|video)(_\w+)?")
 """Parts of the names of layers that read something other than text."""
@@ -135,9 +138,12 @@ def _reason_against(model: nn.Module, name: str, embedded: set[int]) -> str | No
         return "reads no text"
     if any(ROUTERS.fullmatch(part) for part in parts):
         return "chooses experts or positions"
-    if POSITIONS.fullmatch(parts[-1]):
+    if PROJECTS_POSITIONS.fullmatch(parts[-1]):
         return "projects positions"
-    if id(getattr(model.get_submodule(name), "weight", None)) in embedded:
+    module = model.get_submodule(name)
+    if NO_LINEARS.search(type(module).__name__):
+        return f"is a {type(module).__name__}, which is no Linear in what it computes"
+    if id(getattr(module, "weight", None)) in embedded:
         return "is tied to an embedding"
     return refusal_of(model, name)
 

@@ -1,4 +1,4 @@
-"""Where the Linear layers of a model stand: the defaults of the first release come out, and what cannot be told is refused."""
+"""Where the Linear layers of a model stand: the defaults of the first release come out, and what is not understood is refused."""
 
 from __future__ import annotations
 
