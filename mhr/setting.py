@@ -40,6 +40,7 @@ class Setting:
     switches    flag -> the value that this flag, which takes none, stands for
     metavar     what stands for its value in help; empty: by its type. A list whose ends in ",..." is written as one value with commas
     repeated    its flag may be given several times, for more of such a list
+    words       values that mean themselves where they would mean something else ("none" nothing)
     of_method   it means something to some methods only, so it leaves with the method of a preset when another is asked for
     only        other settings of its section -> the values with which it has an effect; empty: it always has one
 
@@ -57,6 +58,7 @@ class Setting:
     switches: Mapping[str, str] = field(default_factory=dict)
     metavar: str = ""
     repeated: bool = False
+    words: tuple[str, ...] = ()
     of_method: bool = False
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

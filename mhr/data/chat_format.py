@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from mhr.data.example import Example
 from mhr.errors import ConfigError, nearest
@@ -53,7 +54,8 @@ class ChatFormat:
         return self.chosen or (self.template is None and bool(example.messages))
 
     def with_text(self) -> ChatFormat:
-        """The same with what its file holds in place of the file's path, so that it needs the file no more. Raises ConfigError."""
+        """The same with what its file holds in place of the file's path, so that it needs the file no more. Raises ConfigError where
+        it cannot be read or does not parse."""
         return replace(self, template=read_file(self.template)) if is_file(self.template) else self
 
 
@@ -76,6 +78,7 @@ def read_file(name: str | None) -> str:
         raise ConfigError(f"cannot read the chat template {name}: {reason}") from None
     if not is_text(text):
         raise ConfigError(f"{name} is no chat template: expected Jinja, such as {{{{ messages[0]['content'] }}}}")
+    check_syntax(text, f"the chat template {name}")
     return text
 
 
@@ -88,3 +91,28 @@ def packaged_chat_templates() -> list[str]:
 def packaged_text(name: str) -> str:
     """The packaged chat template of a name."""
     return resources.files("mhr.data").joinpath("chat_templates", f"{name}.jinja").read_text("utf-8")
+
+
+def check_syntax(text: str, origin: str) -> None:
+    """Raise ConfigError for a template that does not parse, naming the line."""
+    import jinja2  # loaded where there is a template
+
+    try:
+        jinja2.Environment(extensions=[_generation(), "jinja2.ext.loopcontrols"]).parse(text)
+    except jinja2.TemplateSyntaxError as error:
+        said = f"{error.message or 'not Jinja'}"
+        raise ConfigError(f"{origin} does not parse, line {error.lineno}: {said}; expected a Jinja template") from None
+
+
+def _generation() -> Any:
+    """{% generation %}, which transformers reads in templates, as any block."""
+    from jinja2.ext import Extension
+
+    class Generation(Extension):
+        tags = {"generation"}
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return Generation

@@ -19,6 +19,7 @@ from mhr.data.chat_format import (
     ENDINGS,
     OWN,
     ChatFormat,
+    check_syntax,
     is_file,
     is_text,
     packaged_chat_templates,
@@ -48,7 +49,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, origin: str):
         self.tokenizer, self.text, self.origin = tokenizer, text, origin
-        _check_syntax(text, origin)
+        check_syntax(text, origin)
         question = [{"role": "user", "content": MARK}]
         opened = self.render(question, opened=True)
         whole = self.render([*question, {"role": "assistant", "content": MARK * 2}])
@@ -129,24 +130,3 @@ def find_chat_template(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> 
             f"{nearest(name, [OWN, 'none', *named, *known])}"
         )
     return ChatTemplate(tokenizer, packaged_text(name), f"the chat template {name}")
-
-
-def _check_syntax(text: str, origin: str) -> None:
-    try:
-        _environment.parse(text)
-    except jinja2.TemplateSyntaxError as error:
-        said = f"{error.message or 'not Jinja'}"
-        raise ConfigError(f"{origin} does not parse, line {error.lineno}: {said}; expected a Jinja template") from None
-
-
-class _Generation(jinja2.ext.Extension):
-    """{% generation %}, which transformers reads in templates, as any block."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-_environment = jinja2.Environment(extensions=[_Generation, "jinja2.ext.loopcontrols"])

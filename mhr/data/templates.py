@@ -4,7 +4,7 @@ A YAML (or JSON) file, or the name of a packaged one:
 
     tasks:                                     # by name or pattern ("*mnli*"); the first that fits
       sst2:
-        input: "{sentence} It was"             # {input}, {task} and the columns of the row; {{ is a brace
+        input: "{sentence} It was"             # {input}, {task} and the columns of the row, nested ones by dots; {{ is a brace
         choice: "{choice}."                    # {choice} is a label's word; default "{choice}"
         verbalizers: {negative: terrible, positive: great}
     input: "{input}"                           # for all other tasks; so are choice and verbalizers
@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from mhr.data.columns import MISSING, look_up
 from mhr.data.example import Example, Task, TaskCollection
 from mhr.errors import ConfigError, nearest
 
@@ -57,10 +58,16 @@ class Template:
         return self._render("choice", self.choice, {**columns, "choice": word})
 
     def _render(self, what: str, text: str, columns: Mapping[str, Any]) -> str:
-        for name in fields_of(text):
-            if name not in columns:
+        written = []
+        for literal, name, _, _ in string.Formatter().parse(text):
+            written.append(literal)
+            if name is None:
+                continue
+            value = look_up(columns, name)
+            if value is MISSING:
                 raise ConfigError(f"{self.origin}: unknown field {{{name}}} in {what}: {nearest(name, columns)}")
-        return text.format_map(columns).strip()
+            written.append("" if value is None else str(value))
+        return "".join(written).strip()
 
 
 class Templates:
@@ -119,7 +126,8 @@ def fields_of(text: str) -> list[str]:
     for _, name, how, conversion in string.Formatter().parse(text):
         if name is None:
             continue
-        if not name or how or conversion or not name.replace("_", "a").replace("-", "a").isalnum() or name[0].isdigit():
+        plain = all(part.replace("_", "a").replace("-", "a").isalnum() for part in name.split("."))
+        if how or conversion or not plain or name[0].isdigit():
             raise ValueError(name)
         names.append(name)
     return names

@@ -261,7 +261,7 @@ def assignments(texts: Iterable[str]) -> dict[str, Said]:
 def typed(key: str, said: Said, hint: Any, known: Setting) -> Any:
     """The value of a setting as its type, `hint`. Raises ConfigError, naming where it was set, the key and what was expected."""
     try:
-        value = convert(said.value, hint)
+        value = said.value if said.value in known.words else convert(said.value, hint)
     except (ValueError, OverflowError):
         raise said.error(f"{key} is {said.value!r:.200}, expected {expected(hint, known)}") from None
     try:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from mhr.config import MODEL_KINDS, AdapterConfig
-from mhr.data.chat_format import TRAIN_ON, ChatFormat, is_file
+from mhr.data.chat_format import PLAIN, TRAIN_ON, ChatFormat, is_file
 from mhr.data.faults import ON_BAD_ROW
 from mhr.errors import ConfigError
 from mhr.methods import METHODS, ROUTING_METHODS, listed
@@ -146,6 +146,7 @@ class DataConfig(Settings):
         own, other rows are plain text.""",
         flag="--chat-template",
         metavar="NAME|FILE",
+        words=(PLAIN,),
     )
     train_on: str = setting(
         "last",

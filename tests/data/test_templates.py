@@ -106,7 +106,7 @@ def test_packaged_templates_have_words_for_their_labels(tmp_path: Path) -> None:
         ("input: x\nverbalizers: {postive: great}", r"no verbalizer for label 'positive': did you mean 'postive'"),
         ("input: x\nverbalizers: {a: great, b: great}", "two verbalizers are the same word"),
         ("input: x\nverbalizers: {a: great}\nchoice: it", r"leaves \{choice\} out"),
-        ('input: "{sentence.text}"', "expected plain fields"),
+        ('input: "{sentence.}"', "expected plain fields"),
         ('input: "{0}"', "expected plain fields"),
         ('input: "{sentence!r}"', "expected plain fields"),
         ('input: "{sentence"', "expected plain fields"),
@@ -148,3 +148,27 @@ def test_class_labels_of_a_data_set_are_found_by_their_names(tmp_path: Path) -> 
         ("fine It was", ("great",), ("terrible", "great")),
         ("dull It was", ("terrible",), ("terrible", "great")),
     ]
+
+
+def test_nested_columns_and_own_columns_of_a_form_are_fields(tmp_path: Path):
+    rows = [
+        {"instruction": "Add.", "input": "1 2", "output": "3", "of": {"who": "ann", "all": ["x", "y"], "none": None}},
+        {"instruction": "Sub.", "input": "", "output": "1", "of": {"who": "bob", "all": ["z", "w"], "none": None}},
+    ]
+    (tmp_path / "sums_train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = tmp_path / "words.yaml"
+    words.write_text('input: "{of.who}{of.none}/{of.all.1}: {instruction} [{input}]"\n')
+    found = load_tasks(tmp_path / "sums_train.jsonl", template=str(words))["sums"].train
+    assert [e.input for e in found] == ["ann/y: Add. [1 2]", "bob/w: Sub. []"]
+    words.write_text('input: "{of.whom}"\n')
+    with pytest.raises(ConfigError, match=r"unknown field \{of.whom\} in input"):
+        load_tasks(tmp_path / "sums_train.jsonl", template=str(words))
+
+
+def test_what_a_prompt_template_wrote_is_no_conversation(tmp_path: Path):
+    turns = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so."}]
+    (tmp_path / "x_train.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    words = tmp_path / "words.yaml"
+    words.write_text('input: "Q {input}"\n')
+    (example,) = load_tasks(tmp_path / "x_train.jsonl", template=str(words))["x"].train
+    assert (example.input, example.messages) == ("Q why?", ())
