@@ -123,7 +123,7 @@ def show(
     *,
     given: Given,
 ) -> None:
-    """Print one row as a decoder is trained on it: its tokens, which of them are trained on, and where it was cut.
+    """Print one row as a decoder is trained on it: its tokens, which of them are trained on, and where it was truncated.
 
     --model is a decoder or a run, whose chat template and lengths are taken where none are given.
     """

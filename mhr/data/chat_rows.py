@@ -13,9 +13,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mhr.data.chat_template import MARK, ChatTemplate, Turn
+from mhr.data.chat_template import STAND_IN, ChatTemplate, Turn
 from mhr.data.example import Example
-from mhr.data.middle import Parts, keep, pick
+from mhr.data.middle import Parts, pick, spans_within
 from mhr.data.special_tokens import PROBE
 from mhr.data.tokens import IGNORED, TokenRow, TokenRows, shared, tokenise, tokens_within
 from mhr.errors import ConfigError, DataError
@@ -25,7 +25,7 @@ class ChatRows:
     """Encodes examples by one template.
 
     system             the system turn of conversations without one
-    max_prompt_length  tokens of all turns before the answer: longer ones are cut from their middle
+    max_prompt_length  tokens of all turns before the answer: longer ones are truncated from their middle
     max_answer_length  tokens of an answer, its end token included
     """
 
@@ -35,7 +35,7 @@ class ChatRows:
         if max_answer_length < template.lead_tokens() + 2:
             raise ConfigError(
                 f"max_target_length is {max_answer_length}, but {template.origin} puts {template.lead_tokens()} tokens "
-                f"({template.lead!r:.40}) before every answer, which would be cut away whole: raise max_target_length"
+                f"({template.lead!r:.40}) before every answer, which leaves no room for it: raise max_target_length"
             )
 
     @property
@@ -88,7 +88,7 @@ class ChatRows:
         return TokenRow(prompt + said, pick(labels, spans) + said, len(prompt) < len(whole), cut, earlier is None)
 
     def _whole(self, example: Example, answers: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """The prompt, and what follows it with each answer, before anything is cut."""
+        """The prompt, and what follows it with each answer, before anything is truncated."""
         turns = self.turns(example)
         said = [self._turn(example, answer) for answer in answers]
         texts = [self._told(example, self.template.answered, [*turns, turn]) for turn in said]
@@ -104,7 +104,7 @@ class ChatRows:
         return [*row, self.template.end]
 
     def _ended(self, row: list[int]) -> tuple[list[int], bool]:
-        """An answer of at most `max_answer_length` tokens, the last of them its end token, and whether it was cut."""
+        """An answer of at most `max_answer_length` tokens, the last of them its end token, and whether it was truncated."""
         room = self.max_answer_length - 1
         return [*row[:-1][:room], row[-1]], len(row) - 1 > room
 
@@ -144,7 +144,7 @@ class ChatRows:
         if len(prompt) <= limit:
             return prompt, [slice(0, len(prompt))]
         parts = self._parts(example, prompt)
-        spans = keep(len(prompt), parts, limit)
+        spans = spans_within(len(prompt), parts, limit)
         if spans is None:
             raise DataError(
                 f"{_named(example)}: its system turn and what {self.template.origin} writes around the question take "
@@ -153,13 +153,13 @@ class ChatRows:
         return pick(prompt, spans), spans
 
     def _parts(self, example: Example, prompt: list[int]) -> Parts:
-        """Where the turns of a prompt stand: found by rendering it with a MARK in place of a turn."""
+        """Where the turns of a prompt stand: found by rendering it with a STAND_IN in place of a turn."""
         turns = self.turns(example)
         text = self.template.prompt(turns)
         first = next(i for i, turn in enumerate(turns) if turn["role"] != "system")
         users = [i for i in range(first, len(turns)) if turns[i]["role"] == "user"] or [first]
         begins = [self._begin(text, turns, i) for i in users]
-        ending = self.template.prompt([*turns[:-1], {**turns[-1], "content": MARK}])
+        ending = self.template.prompt([*turns[:-1], {**turns[-1], "content": STAND_IN}])
         tail = len(commonprefix([text[::-1], ending[::-1]]))
         if begins[0] is None or begins[-1] is None or begins[-1] > len(text) - tail:
             # The template writes turns otherwise than they are: its beginning and its end are what is known.
@@ -172,7 +172,7 @@ class ChatRows:
     def _begin(self, text: str, turns: Sequence[Turn], i: int) -> int | None:
         """Where the content of turn i begins in the text."""
         try:
-            marked = self.template.render([*turns[:i], {**turns[i], "content": MARK}])
+            marked = self.template.render([*turns[:i], {**turns[i], "content": STAND_IN}])
         except DataError:
             return None
         begin = len(commonprefix([text, marked]))

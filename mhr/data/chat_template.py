@@ -31,7 +31,7 @@ from mhr.errors import ConfigError, DataError, nearest
 
 Turn = Mapping[str, Any]
 
-MARK = "\ue000"
+STAND_IN = "\ue000"
 """A text that no template writes by itself."""
 
 DATE = "26 Jul 2024"
@@ -50,10 +50,10 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, origin: str):
         self.tokenizer, self.text, self.origin = tokenizer, text, origin
         check_syntax(text, origin)
-        question = [{"role": "user", "content": MARK}]
+        question = [{"role": "user", "content": STAND_IN}]
         opened = self.render(question, opened=True)
-        whole = self.render([*question, {"role": "assistant", "content": MARK * 2}])
-        before, found, self.tail = whole.rpartition(MARK * 2)
+        whole = self.render([*question, {"role": "assistant", "content": STAND_IN * 2}])
+        before, found, self.tail = whole.rpartition(STAND_IN * 2)
         if not found:
             raise ConfigError(f"{origin} leaves out what the assistant says: expected one that renders every turn")
         self._surplus = len(opened) - len(commonprefix([opened, before]))

@@ -145,7 +145,7 @@ class Seq2SeqCollator(GeneratorCollator):
 
 class CausalCollator(GeneratorCollator):
     """Decoders: prompt, target and end token in one row; labels are IGNORED up to the target. Rows that a chat template renders are
-    encoded by `ChatRows`, others as running text. Long prompts are cut from their middle."""
+    encoded by `ChatRows`, others as running text. Long prompts are truncated from their middle."""
 
     chats = True
 

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Where a prompt may be cut, in tokens.
+    """Where a prompt may be truncated, in tokens.
 
     head   tokens at its beginning that stay
     turns  where user turns begin, ascending, the first at `head`: tokens from there to a later one may go as a whole
@@ -29,7 +26,7 @@ class Parts:
     tail: int = 0
 
 
-def keep(length: int, parts: Parts, limit: int) -> list[slice] | None:
+def spans_within(length: int, parts: Parts, limit: int) -> list[slice] | None:
     """The spans of a prompt of `length` tokens that are kept, at most `limit` tokens together; None where its head and tail leave
     no room for anything between them."""
     if length <= limit:
@@ -45,6 +42,6 @@ def keep(length: int, parts: Parts, limit: int) -> list[slice] | None:
     return [head, slice(begin, begin + room - room // 2), slice(length - parts.tail - room // 2, length)]
 
 
-def pick(row: Sequence[T], spans: Sequence[slice]) -> list[T]:
+def pick(row: Sequence[int], spans: Sequence[slice]) -> list[int]:
     """The tokens of some spans."""
     return [token for span in spans for token in row[span]]

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mhr.data.example import Example
-from mhr.data.middle import Parts, keep, pick
+from mhr.data.middle import Parts, pick, spans_within
 from mhr.data.special_tokens import PROBE, end_token, frame_of, start_token
 from mhr.errors import DataError
 
@@ -210,7 +210,8 @@ def _after_start(tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]], 
     before = frame_of(tokenizer).before
     room = max(max_length - len(before), 0)
     ids = [
-        [*before, *pick(row, keep(len(row), Parts(0, (0,)), room) or ())] or [start_token(tokenizer)] for row in rows
+        [*before, *pick(row, spans_within(len(row), Parts(0, (0,)), room) or ())] or [start_token(tokenizer)]
+        for row in rows
     ]
     return TokenRows(ids, [len(row) > room for row in rows])
 

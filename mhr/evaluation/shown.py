@@ -1,4 +1,4 @@
-"""One example as a generator is trained on it: its tokens, which of them are trained on, and what was cut."""
+"""One example as a generator is trained on it: its tokens, which of them are trained on, and what was truncated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mhr.evaluation.loaded import LoadedModel
 @dataclass(frozen=True, slots=True)
 class ShownToken:
     """text: of the vocabulary; trained: whether it is predicted in training; cut: tokens of the whole row that are missing before
-    it (where two places are cut, all of them are counted at the first, and the second has -1)."""
+    it (where two places are truncated, all of them are counted at the first, and the second has -1)."""
 
     id: int
     text: str
@@ -26,7 +26,7 @@ class ShownToken:
 
 @dataclass(frozen=True, slots=True)
 class ShownRow:
-    """task, id: of the example; tokens: the row; whole: how many tokens it has before anything is cut; rendered: whether by a chat
+    """task, id: of the example; tokens: the row; whole: how many tokens it has before anything is truncated; rendered: whether by a chat
     template; last_only: whether the last turn alone is trained on though all were asked for."""
 
     task: str

@@ -133,7 +133,7 @@ def test_what_is_no_conversation_is_refused(tmp_path: Path, said: str):
             REWRITES,
             None,
             ("--set", "data.max_target_length=3"),
-            "which would be cut away whole: raise max_target_length",
+            "which leaves no room for it: raise max_target_length",
         ),
         (CHATML, None, ("--chat-template", "none", "--system", "s"), "system is 's', but chat_template is 'none'"),
         (

@@ -262,7 +262,9 @@ def test_rows_that_cannot_be_are_told():
         DataError, match=r"example 'x-1' of task 't': its system turn .* leaves no room for the question in 8"
     ):
         collator(CHATML, (8, 8)).encode_rows([chat(SYSTEM + ONE)])
-    with pytest.raises(ConfigError, match=r"max_target_length is 4, but .* puts \d+ tokens .*cut away whole: raise"):
+    with pytest.raises(
+        ConfigError, match=r"max_target_length is 4, but .* puts \d+ tokens .*leaves no room for it: raise"
+    ):
         collator(REWRITES, (64, 4)).encode_rows([chat(ONE)])
     tokenizer = make_chat_tokenizer(INST)
     tokenizer.eos_token = None
