@@ -61,6 +61,7 @@ def score(
         )
         loaded = load_model(path, base=base, kind=kind, task=route_as, trust_remote_code=trust_remote_code)
         loaded.chat = told(loaded.chat, chat_template, system)
+        loaded.collator(*loaded.lengths())  # refuses a chat template that the model or its tokenizer has no use for
         if system is not None and not any(loaded.renders(e) for task in collection.values() for e in task.test[:1]):
             raise ConfigError(
                 f"system is {system!r:.60}, but no chat template renders the rows, and plain text has no turns: leave it out, or say "

@@ -250,3 +250,22 @@ def test_benchmark_prints_tables_and_keeps_the_numbers(stand_in: dict[str, Any],
     assert json.loads(succeed("benchmark", "ops", "--minutes", "1.5", "--json").stdout)["minutes"] == 1.5
     assert "--minutes is for ops" in refuse("benchmark", "train", "--minutes", "1")
     assert "did you mean 'merge'" in refuse("benchmark", "merg")
+
+
+def test_evaluate_with_shots_and_stops(run: Path, rows: Path, tmp_path: Path) -> None:
+    asked = ("evaluate", run, "--tasks", rows, "--limit", "2", "--metrics", "exact_match")
+    shown = succeed(
+        *asked, "--shots", "2", "--seed", "3", "--stop", "\\n", "--stop", "a,b", "--output", tmp_path / "out"
+    )
+    assert r"2 shots by seed 3, stop at '\n' or 'a,b'" in " ".join(shown.stdout.split())
+    kept = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert kept["settings"]["stop"] == ["\n", "a,b"]
+    assert (kept["settings"]["shots"], kept["settings"]["seed"], kept["settings"]["template"]) == (2, 3, None)
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert kept["shots"]["of"] == 2 * len(lines) > 0
+    assert sum(len(json.loads(line)["shots"]) for line in lines) == kept["shots"]["of"] - kept["shots"]["dropped"]
+    assert "other ones than" in refuse(*asked, "--shots", "5000")
+    assert "shots is -1, expected an integer of at least 0" in refuse(*asked, "--shots", "-1")
+    assert "--stop is empty" in refuse(*asked, "--stop", "")
+    assert "are for decoders" in refuse(*asked, "--chat-template", "chatml")
+    assert "are for decoders" in refuse(*asked, "--system", "Be short.")

@@ -101,7 +101,7 @@ def test_a_model_and_its_bank_read_the_same_prompts_by_the_template(
     def as_chat(question: str, before: list[tuple[str, str]], system: str = "") -> str:
         told = f"<s>system: {system}</s>" if system else ""
         told += "".join(f"<s>user: {a}</s><s>assistant: {b}</s>" for a, b in before)
-        return f"{told}<s>user: {question}</s><s>assistant: "
+        return f"{told}<s>user: {question}</s><s>assistant:"  # the space is of the answer
 
     def as_text(question: str, before: list[tuple[str, str]], system: str = "") -> str:
         if not before:
