@@ -1,6 +1,6 @@
 """Packing: several documents (the rows of a decoder's examples) in one row, so that less of a batch is padding.
 
-Positions begin anew at each document, and there is no attention mask: transformers then lets no document attend to another.
+Positions begin again at each document, and there is no attention mask: transformers then lets no document attend to another.
 Each is routed by its own task, and its losses are its own.
 """
 

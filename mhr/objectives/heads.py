@@ -164,7 +164,7 @@ def _finishes(model: Any) -> list[Finish]:
             found.append(partial(_capped, cap=cap))
     if (
         getattr(model, "final_logits_bias", None) is not None
-    ):  # BART and its relatives; read anew, since resizing replaces it
+    ):  # BART and its relatives; read again, since resizing replaces it
         found.append(lambda z: z + model.final_logits_bias)
     return found
 
