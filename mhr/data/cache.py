@@ -16,6 +16,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -43,15 +44,8 @@ PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 RowCollator = CausalCollator | Seq2SeqCollator
 Tell = Callable[[int], None]
-SCHEMA = pa.schema(
-    [
-        ("ids", pa.list_(pa.int32())),
-        ("labels", pa.list_(pa.int32())),
-        ("cut", pa.bool_()),
-        ("cut_target", pa.bool_()),
-        ("last_only", pa.bool_()),
-    ]
-)
+TYPES = {"list[int]": pa.list_(pa.int32()), "bool": pa.bool_()}
+SCHEMA = pa.schema([(field.name, TYPES[str(field.type)]) for field in fields(TokenRow)])
 
 
 class CacheError(MhrError):
@@ -124,7 +118,9 @@ def pays(examples: int, draws: int) -> bool:
 
 def rows_key(collator: RowCollator, examples: Sequence[Example]) -> str:
     """A digest of all that decides the rows of the examples."""
-    settings = {k: v for k, v in vars(collator).items() if k not in ("tokenizer", "truncation")}
+    settings = {k: v for k, v in vars(collator).items() if k not in ("tokenizer", "truncation") and k[0] != "_"}
+    if isinstance(collator, CausalCollator) and collator.chat.chosen:  # a name or file, of which the text counts
+        settings["chat_template"] = collator.chat_rows().template.text
     kind = f"{type(collator).__module__}.{type(collator).__qualname__}"
     found = hashlib.sha256(
         repr((_code(), kind, sorted(settings.items()), tokenizer_digest(collator.tokenizer))).encode()
@@ -241,7 +237,7 @@ def _code() -> str:
     """A digest of what encodes: this package, and the libraries under it by their versions."""
     folder = Path(__file__).parent
     found = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"):
         found.update(f"\n{file.relative_to(folder)} {_digest(file)}".encode())
     versions = {name: metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")}
     return found.hexdigest() + json.dumps(versions)

@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from mhr.data import Example
 from mhr.data import cache as caching
 from mhr.data.cache import CacheError, encode_ahead, forking_tokenizers, pays, rows_key
+from mhr.data.chat_format import ChatFormat
 from mhr.data.choice_collators import CausalChoicesCollator, Seq2SeqChoicesCollator
 from mhr.data.collators import CausalCollator, RankingCollator, Seq2SeqCollator
 from mhr.data.tokens import TokenRow
@@ -137,6 +138,24 @@ def test_another_tokenizer_or_setting_is_another_file(change: Callable[..., Any]
 def test_other_content_is_another_file(changes: dict[str, Any], collator: CausalCollator) -> None:
     assert rows_key(collator, [replace(EXAMPLES[0], **changes), *EXAMPLES[1:]]) != rows_key(collator, EXAMPLES)
     assert rows_key(collator, EXAMPLES[::-1]) != rows_key(collator, EXAMPLES) == rows_key(collator, list(EXAMPLES))
+
+
+def test_another_chat_format_is_another_file(word_tokenizer: Any, tmp_path: Path) -> None:
+    file = tmp_path / "turns.jinja"
+    keys = []
+    for text, format in [("film", {}), ("good", {}), ("good", {"train_on": "all"}), ("good", {"system": "a film"})]:
+        file.write_text(text + " {% for m in messages %}{{ m.content }} {% endfor %}")
+        chat = ChatFormat(str(file), **format)
+        keys.append(rows_key(CausalCollator(word_tokenizer, 8, 8, chat), EXAMPLES))
+        assert rows_key(CausalCollator(word_tokenizer, 8, 8, chat), EXAMPLES) == keys[-1]
+    assert len(set(keys)) == 4
+
+
+def test_every_field_of_a_row_is_stored(collator: CausalCollator, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert caching.SCHEMA.names == [field.name for field in fields(TokenRow)]
+    row = TokenRow([1, 2], [-100, 2], True, True, True)
+    monkeypatch.setattr(CausalCollator, "encode_rows", lambda self, examples: [row for _ in examples])
+    assert rows_of(encode_ahead(collator, EXAMPLES, stored=True)) == [row] * len(EXAMPLES)
 
 
 def test_other_code_is_another_file(collator: CausalCollator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 from mhr.data.truncation import Truncation, truncation_line
 
 
@@ -32,3 +34,14 @@ def test_the_worst_tasks_are_named():
 
 def test_runs_of_the_first_release_have_totals_only():
     assert truncation_line({"cut": 2, "of": 8}) == "truncated 2 of 8 texts"
+
+
+def test_counts_are_stored_whole() -> None:
+    counts = Truncation()
+    counts.note("inputs", ["a", "b", "a"], [True, False, False])
+    counts.masked["a"] += 2
+    counts.last_only["b"] += 1
+    again = Truncation.from_json(json.loads(json.dumps(counts.to_json())))
+    assert again.to_json() == counts.to_json()
+    assert again.describe() == counts.describe()
+    assert again.describe()["masked"] == {"a": 2}
