@@ -10,7 +10,7 @@ from mhr.methods import MODES, listed
 
 from .frame import few_shot, options
 from .frame.console import note, print_json, working
-from .frame.settings import PANELS, Given, takes
+from .frame.settings import PANELS, Given, loading_of, takes
 
 EXAMPLES = """**Examples**
 
@@ -64,6 +64,7 @@ def adapt(
         from mhr.few_shot import adapt as train
         from mhr.files import read_json
         from mhr.runs.notes import notes_of
+        from mhr.training.peak import memory_line
 
         runs = train(
             str(run),
@@ -72,7 +73,7 @@ def adapt(
             output=str(output),
             tasks_path=given.values("").get("tasks"),
             **given.values("data"),
-            **given.values("loading"),
+            **loading_of(given),
             overwrite=overwrite,
             resume=resume,
             **few,
@@ -94,5 +95,7 @@ def adapt(
             note(
                 f"{folder.path}: chose {', '.join(filter(None, [values, 'step ' + str(trial['step'])]))} on {chosen['on']}"
             )
+    if runs[-1].info.get("memory"):
+        note(memory_line(runs[-1].info["memory"]))
     note(f"Adapted: {len(runs)} checkpoints in {output} (protocol {runs[0].info['protocol']})")
     note(f"Next: mhr evaluate {runs[0].path}")

@@ -15,7 +15,7 @@ from mhr.errors import ConfigError
 
 from .frame import options
 from .frame.console import note, out, print_json, working
-from .frame.settings import READING, Given, split, takes
+from .frame.settings import READING, Given, loading_of, split, takes
 
 if TYPE_CHECKING:
     from mhr.evaluation import EvaluationResult
@@ -42,7 +42,8 @@ Target = Annotated[
 PANEL = "lm-evaluation-harness"
 
 OF_HARNESS = (
-    *("--limit", "--batch-size", "--route-as", "--model", "--kind", "--trust-remote-code"),
+    *("--limit", "--batch-size", "--route-as", "--model", "--kind", "--dtype", "--quantize", "--attn", "--device-map"),
+    *("--revision", "--trust-remote-code"),
     *("--shots", "--seed", "--system", "--chat-template", "--n-beams", "--stop", "--cache"),
 )
 """Flags of settings that also decide how the harness scores a model."""
@@ -102,7 +103,7 @@ def evaluate(
     if harness_tasks is not None and not harness:
         raise ConfigError("--harness-tasks is the place of tasks that --harness names: add that, or leave it out")
     data = given.values("data")
-    kept: dict[str, Any] = {"output": output, "overwrite": overwrite, **given.values("loading")}
+    kept: dict[str, Any] = {"output": output, "overwrite": overwrite, **loading_of(given)}
     kept |= {name: data.get(name) for name in ("chat_template", "system")}
     scoring = given.values("scoring")
     if "stop" in scoring:

@@ -7,7 +7,7 @@ from rich.text import Text
 from ._inspect_tables import blocks
 from .frame import options
 from .frame.console import note, out, print_json, working
-from .frame.settings import LOADING, Given, takes
+from .frame.settings import LOADING, Given, loading_of, takes
 
 EXAMPLES = """**Examples**
 
@@ -54,7 +54,7 @@ def inspect(
             **given.values(""),
             **given.values("scope"),
             **given.values("data"),
-            **given.values("loading"),
+            **loading_of(given),
             output=output,
             overwrite=overwrite,
             say=note,

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .frame import options
 from .frame.console import note, out, print_json, working
-from .frame.settings import Given, takes
+from .frame.settings import Given, loading_of, takes
 
 if TYPE_CHECKING:
     from mhr.merging import MergeReport
@@ -47,7 +47,7 @@ Sources = Annotated[
     "data.on_bad_row",
     "scoring.limit",
     "scoring.batch_size",
-    "loading",
+    *("loading.base", "loading.kind", "loading.quantize", "loading.revision", "loading.trust_remote_code"),
     common=(
         *("--output", "--method", "--task", "--weights", "--to", "--rank", "--evaluate", "--tasks", "--dtype", "--overwrite"),
     ),
@@ -76,7 +76,7 @@ def merge(
             **given.values(""),
             **given.values("data"),
             **given.values("scoring"),
-            **given.values("loading"),
+            **loading_of(given),
             output=str(output),
             overwrite=overwrite,
         )

@@ -8,7 +8,7 @@ from mhr.errors import ConfigError
 
 from .frame import options
 from .frame.console import note, print_json, working
-from .frame.settings import Given, takes
+from .frame.settings import OPTIONS, Given, takes
 
 EXAMPLES = """**Examples**
 
@@ -27,8 +27,8 @@ TOP = ("model", "kind", "tasks", "method", "init_skills")
 
 
 @takes(
-    *("model", "kind", "tasks", "method", "adapter", "init_skills", "trust_remote_code", "data.template", "data.on_bad_row", "train"),
-    *("data.chat_template", "data.train_on", "data.system"),
+    *("model", "kind", "tasks", "method", "adapter", "init_skills", *OPTIONS, "data.template", "data.on_bad_row", "train"),
+    *("data.chat_template", "data.train_on", "data.system", "data.packing"),
     *("data.weights", "data.group_by_length", "data.workers", "data.cache"),
     sets=(*TOP, "adapter", "data", "train", "adapt"),
     common=(
@@ -60,6 +60,7 @@ def pretrain(
         from mhr.runs.notes import best_line, notes_of
         from mhr.runs.unused import refuse_unused
         from mhr.training import pretrain as train
+        from mhr.training.peak import memory_line
 
         settings = load_config(config, preset, given.overrides, given.flags)
         refuse_unused(given.named(), settings)
@@ -82,4 +83,6 @@ def pretrain(
     for line in [*run.info.get("notes", ()), best_line(run.info), truncation_line(lost), *untrained_lines(lost)]:
         if line:
             note(f"Note: {line}")
+    if run.info.get("memory"):
+        note(memory_line(run.info["memory"]))
     note(f"Trained: {Path(run.path)}")

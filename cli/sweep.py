@@ -13,7 +13,7 @@ from mhr.sweeps.settings import SweepConfig
 
 from .frame import few_shot, options
 from .frame.console import note, out, print_json, working
-from .frame.settings import Given, takes
+from .frame.settings import Given, loading_of, takes
 
 if TYPE_CHECKING:
     from mhr.sweeps import SweepResult
@@ -69,7 +69,7 @@ def sweep(
             output=str(output),
             tasks_path=given.values("").get("tasks"),
             **given.values("data"),
-            **given.values("loading"),
+            **loading_of(given),
             **given.values("scoring"),
             **vars(SweepConfig(**given.values("sweep"))),
             overwrite=overwrite,

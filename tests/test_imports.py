@@ -20,7 +20,7 @@ LEVELS = [
     {"setting"},
     {"checks"},
     {"registry", "methods", "files", "locks"},
-    {"config"},
+    {"config", "loading"},
     {"ops"},
     {"routing", "data"},
     {"layers", "backbones", "runs"},

@@ -19,6 +19,7 @@ import typer
 
 from mhr.analysis.settings import InspectConfig
 from mhr.errors import ConfigError
+from mhr.loading import Loading
 from mhr.merging.methods import MergeConfig, own_settings
 from mhr.runs.config import Said, all_settings, assignments, typed
 from mhr.runs.scoring import LoadingConfig, ScopeConfig, ScoringConfig
@@ -59,7 +60,10 @@ SETTINGS = (
 )
 """Every setting by its full name: those of runs, and those that are of the command line alone."""
 
-LOADING = ("loading.base", "loading.trust_remote_code")
+OPTIONS = tuple(settings_of(Loading))
+"""Settings of a run that say how its base model is loaded."""
+
+LOADING = ("loading.base", *(f"loading.{name}" for name in OPTIONS))
 """Settings of loading the base model of a run, which knows its kind."""
 
 READING = tuple(
@@ -96,6 +100,13 @@ class Given:
             for name, one in self.named().items()
             if name.rpartition(".")[0] == section
         }
+
+
+def loading_of(given: Given) -> dict[str, Any]:
+    """What is said of loading the base model, as the arguments base, kind and loading of library calls. Raises ConfigError."""
+    said = given.values("loading")
+    options = {name: said.pop(name) for name in OPTIONS if name in said}
+    return said | ({"loading": Loading(**options)} if options else {})
 
 
 def takes(

@@ -30,6 +30,7 @@ from mhr.errors import CheckpointError, ConfigError
 from mhr.files import make_folder, read_json, write_bytes_atomically, write_json_atomically
 from mhr.layers import AdapterBank, attach, detach
 from mhr.layers.attach import bank_of
+from mhr.loading import Loading
 from mhr.routing import routers
 
 FORMAT = "mhr-adapter"
@@ -172,17 +173,17 @@ def attach_checkpoint(checkpoint: AdapterCheckpoint, model: nn.Module) -> Adapte
 
 
 def load_checkpoint(
-    folder: str | Path, base: str | None = None, kind: str | None = None, *, trust_remote_code: bool = False
+    folder: str | Path, base: str | None = None, kind: str | None = None, *, loading: Loading | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model with the adapter in `folder` attached, in evaluation mode, and its tokenizer.
 
     base: path or hub id of the base model; None takes the one that the checkpoint names. kind: what the model is asked to do, where
-    neither the checkpoint nor the model's configuration says. trust_remote_code: see `load_backbone`.
+    neither the checkpoint nor the model's configuration says. loading: see `load_backbone`.
     Raises CheckpointError as `load_adapter`, and MhrError where the base model cannot be loaded.
     """
     checkpoint = read_adapter(folder)
     name = checkpoint.base.where(base, checkpoint.name)
-    model, tokenizer = load_backbone(name, checkpoint.base.kind or kind, trust_remote_code=trust_remote_code)
+    model, tokenizer = load_backbone(name, checkpoint.base.kind or kind, loading)
     attach_checkpoint(checkpoint, model)
     return model.eval(), tokenizer
 

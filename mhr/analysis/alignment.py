@@ -23,6 +23,7 @@ from mhr.data.collators import Batch, Collator
 from mhr.errors import CheckpointError, TaskError
 from mhr.few_shot.shots import draw_shots
 from mhr.layers import AdapterBank, detach
+from mhr.loading import Loading
 from mhr.objectives import make_objective
 from mhr.objectives.lengths import fit_data
 from mhr.runs.checkpoints import all_checkpoints, fault_of, step_of
@@ -83,7 +84,7 @@ def align_run(
     seed: int = 0,
     budget: int = BUDGET,
     base: str | None = None,
-    trust_remote_code: bool = False,
+    loading: Loading | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Alignment]:
     """The alignment of `collection`'s tasks at every checkpoint that the pretraining run kept, the first one first.
@@ -91,7 +92,7 @@ def align_run(
     examples   training examples of each task, drawn by `mhr.few_shot.shots.draw_shots` with `seed`, the same for every run.
                A task that the bank does not know is routed uniformly
     budget     see `gram_matrices`
-    base, trust_remote_code   see `mhr.evaluation.load_model`
+    base, loading   see `mhr.evaluation.load_model`
     say        gets one line as each part begins
 
     Raises CheckpointError for a run without an adapter, TaskError for fewer than two tasks, DataError for a task with fewer
@@ -104,7 +105,7 @@ def align_run(
         raise TaskError(f"gradient alignment compares tasks, and {len(collection)} is given: name at least two")
     first = read_adapter(checkpoints[0][1])
     model, tokenizer = load_backbone(
-        base or first.base.name_or_path, first.base.kind, trust_remote_code=trust_remote_code
+        base or first.base.name_or_path, first.base.kind, (loading or Loading()).over(folder.config())
     )
     objective = make_objective(kind_of(model))
     data, _ = fit_data(model, tokenizer, objective.kind, folder.config().data)

@@ -9,6 +9,7 @@ from pathlib import Path
 from mhr.data import TaskCollection
 from mhr.errors import ConfigError
 from mhr.evaluation import evaluate, load_model
+from mhr.loading import Loading
 
 Matrix = dict[str, dict[str, float]]
 """Trained on -> evaluated on -> score."""
@@ -21,7 +22,7 @@ def transfer_matrix(
     tasks: Sequence[str] | None = None,
     limit: int | None = None,
     base: str | None = None,
-    trust_remote_code: bool = False,
+    loading: Loading | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Matrix:
     """Scores on every task of `collection` (columns) when all examples are routed as one task of the bank (rows).
@@ -31,11 +32,11 @@ def transfer_matrix(
 
     tasks   rows; None takes every task of the bank that is in the collection
     limit   examples of each task, the first ones
-    base, trust_remote_code   see `load_model`
+    base, loading   see `load_model`
 
     Raises ConfigError for a model without a bank and where the bank knows none of the tasks, TaskError for an unknown name.
     """
-    loaded = load_model(run, base, trust_remote_code=trust_remote_code)
+    loaded = load_model(run, base, loading=loading)
     if loaded.bank is None:
         raise ConfigError(f"{run} routes no tasks: a transfer matrix needs a run with a bank of adapters")
     rows = [name for name in collection if name in loaded.bank.tasks] if tasks is None else list(tasks)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from mhr.backbones.load import load_backbone
+from mhr.backbones.options import check_loading
 from mhr.backbones.source import BUILTIN, is_builtin, is_gguf, source_of
 from mhr.backbones.untrained import forget_untrained, untrained_modules
 
 __all__ = [
     "BUILTIN",
+    "check_loading",
     "forget_untrained",
     "is_builtin",
     "is_gguf",

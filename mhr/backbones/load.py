@@ -5,9 +5,8 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-import torch
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -19,9 +18,11 @@ from transformers import (
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from mhr.backbones.kinds import kind_of_config, loader_of, possible_kinds
+from mhr.backbones.options import arguments_of, check_loading
 from mhr.backbones.source import BUILTIN, PACKAGED, is_gguf, source_of
 from mhr.config import MODEL_KINDS
 from mhr.errors import ConfigError, MhrError, nearest
+from mhr.loading import Loading
 
 Found = TypeVar("Found")
 
@@ -29,19 +30,16 @@ Found = TypeVar("Found")
 def load_backbone(
     name_or_path: str | Path,
     kind: str | None = None,
-    dtype: torch.dtype | Literal["auto"] = torch.float32,
-    *,
-    trust_remote_code: bool = False,
+    loading: Loading | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, in evaluation mode with weights of `dtype`, and its tokenizer. `model.mhr_untrained` names the modules that
+    """The model, in evaluation mode, and its tokenizer. `model.mhr_untrained` names the modules that
     the checkpoint does not hold (a new classification head, the pooler of an encoder that was saved without one).
 
     name_or_path       what `source_of` knows: a built-in name, a local folder, a GGUF file, or a hub id
     kind               one of MODEL_KINDS; None takes what the configuration says, see `kind_of_config`. An "encoder" is loaded with a
                        sequence-classification head of one output
-    dtype              of the weights; "auto" takes the checkpoint's
-    trust_remote_code  run the Python files that the checkpoint brings, where it asks for it. Nothing that a checkpoint says
-                       switches this on
+    loading            dtype, quantisation, attention, devices, revision, and whether code that the checkpoint brings is run, which
+                       nothing that a checkpoint says switches on. None: float32, one device, no code
 
     Only weights are unpickled, never objects. Raises ConfigError for a kind or name that is unknown or that the model cannot be,
     MhrError, in one line, for whatever keeps transformers from loading it.
@@ -49,8 +47,15 @@ def load_backbone(
     if kind is not None and kind not in MODEL_KINDS:
         raise ConfigError(f"unknown kind of model {kind!r}: {nearest(kind, MODEL_KINDS)}")
     name = str(name_or_path)
+    loading = loading or Loading()
+    check_loading(loading)
     source = source_of(name)
-    trust = {"trust_remote_code": trust_remote_code}
+    if loading.revision is not None and Path(source).is_dir():
+        raise ConfigError(
+            f"revision is {loading.revision!r}, but model {name!r} is a folder, not a hub id: leave revision out"
+        )
+    trust: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
+    trust |= {"revision": loading.revision} if loading.revision is not None else {}
     config = _loading(name, source, None, lambda: AutoConfig.from_pretrained(source, **trust))
     kind = kind or kind_of_config(config)
     auto = loader_of(kind, config)
@@ -59,7 +64,7 @@ def load_backbone(
             f"model {name!r} ({config.model_type}) cannot be loaded as {kind!r}: {possible_kinds(config)}"
         )
     attention = str(getattr(config, "_attn_implementation", None) or "")
-    if "/" in attention and not trust_remote_code:
+    if "/" in attention and not loading.trust_remote_code:
         raise MhrError(_asks_for_code(name, f"names the kernel {attention!r}"))
     quantised: Any = getattr(config, "quantization_config", None)
     if isinstance(quantised, dict) and not _loading(
@@ -69,14 +74,13 @@ def load_backbone(
         raise MhrError(f"cannot load model {name!r}: {_unreadable(config, 'transformers knows no such quantisation')}")
     labels = getattr(config, "num_labels", None)
     # Shapes that differ are ours to judge: transformers reports them by itself and raises an error that names none.
-    settings = {"ignore_mismatched_sizes": True} | ({"num_labels": 1} if kind == "encoder" else {})
+    settings = arguments_of(loading, config, name)
+    settings |= {"ignore_mismatched_sizes": True} | ({"num_labels": 1} if kind == "encoder" else {})
     model, found = _loading(
         name,
         source,
         config,
-        lambda: auto.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, weights_only=True, **trust, **settings
-        ),
+        lambda: auto.from_pretrained(source, output_loading_info=True, weights_only=True, **trust, **settings),
     )
     tokenizer = _loading(
         name,

@@ -10,6 +10,7 @@ from mhr.adapters import attach_plain, is_adapter, is_peft, kind_of, load_checkp
 from mhr.backbones import is_builtin, is_gguf, load_backbone
 from mhr.errors import CheckpointError, ConfigError
 from mhr.evaluation.loaded import LoadedModel
+from mhr.loading import Loading
 from mhr.objectives.fit import check_fit
 from mhr.runs.run import RUN_FILE, RunFolder
 
@@ -20,7 +21,7 @@ def load_model(
     kind: str | None = None,
     task: str | None = None,
     *,
-    trust_remote_code: bool = False,
+    loading: Loading | None = None,
 ) -> LoadedModel:
     """The model at `path`, in evaluation mode.
 
@@ -29,7 +30,8 @@ def load_model(
     base   path or hub id of the base model, where the one that the adapter names is not at hand
     kind   "seq2seq", "causal" or "encoder" of a plain model whose own configuration does not tell it
     task   route every example as this task of the bank; None routes each as its own
-    trust_remote_code  run the Python files that the base model brings, see `load_backbone`; a run's own setting does not count
+    loading  how the base model is loaded, see `load_backbone`; what it leaves open is as in the run's settings, but for trusting
+             code
 
     Raises CheckpointError for what is missing, unfinished, damaged or none of these, ConfigError for settings that do not
     fit what was found, MhrError for a base model that cannot be loaded.
@@ -40,6 +42,7 @@ def load_model(
     if (folder / RUN_FILE).is_file() or (folder / "adapt.json").is_file():
         run = RunFolder.open(folder)
         config = run.config()
+        loading = (loading or Loading()).over(config)
         folder, kind = run.result(), kind or run.info.get("model_kind")
         as_trained = {
             "trained_with": (config.data.max_input_length, config.data.max_target_length),
@@ -52,19 +55,17 @@ def load_model(
             f"{path} ({run.info.get('kind')} {run.info.get('mode') or run.info.get('method')})",
         )
     if is_adapter(folder):
-        model, tokenizer = load_checkpoint(folder, base, kind, trust_remote_code=trust_remote_code)
+        model, tokenizer = load_checkpoint(folder, base, kind, loading=loading)
     elif is_peft(folder):
         plain = load_peft(folder)
-        model, tokenizer = load_backbone(
-            plain.base.where(base, str(folder)), kind or plain.base.kind or None, trust_remote_code=trust_remote_code
-        )
+        model, tokenizer = load_backbone(plain.base.where(base, str(folder)), kind or plain.base.kind or None, loading)
         attach_plain(model, plain)
     elif base is not None:
         raise ConfigError(f"base is {base!r}, but {path} names a whole model, not an adapter: leave base out")
     else:
         if not is_builtin(name):
             check_model(name)
-        model, tokenizer = load_backbone(name, kind, trust_remote_code=trust_remote_code)
+        model, tokenizer = load_backbone(name, kind, loading)
     found = kind_of(model)
     if kind is not None and kind != found:
         raise ConfigError(f"kind is {kind!r}, but {path} is of kind {found!r}: leave kind out")

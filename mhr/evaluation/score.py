@@ -18,6 +18,7 @@ from mhr.evaluation.loading import check_model, load_model
 from mhr.evaluation.result import EvaluationResult
 from mhr.evaluation.scope import tasks_to_judge
 from mhr.files import make_folder, prepare_output, write_json_atomically
+from mhr.loading import Loading
 from mhr.locks import locked
 from mhr.runs.run import RUN_FILE
 
@@ -33,7 +34,7 @@ def score(
     base: str | None = None,
     kind: str | None = None,
     route_as: str | None = None,
-    trust_remote_code: bool = False,
+    loading: Loading | None = None,
     inference: Inference | None = None,
     chat_template: str | None = None,
     system: str | None = None,
@@ -44,7 +45,7 @@ def score(
     """The scores of the run, adapter or model at `path`.
 
     tasks, names, part, overrides, on_bad_row what it is judged on, see `tasks_to_judge`
-    base, kind, route_as, trust_remote_code   see `load_model`, whose `task` is `route_as`
+    base, kind, route_as, loading   see `load_model`, whose `task` is `route_as`
     inference, settings                       see `evaluate`
     chat_template, system                     see `mhr.data.chat_format.ChatFormat`; None: as the model was trained
     output                                    folder for evaluation.json, the scores, and predictions.jsonl, every answer
@@ -59,7 +60,7 @@ def score(
         collection = tasks_to_judge(
             path, tasks=tasks, names=names, part=part, overrides=overrides, on_bad_row=on_bad_row
         )
-        loaded = load_model(path, base=base, kind=kind, task=route_as, trust_remote_code=trust_remote_code)
+        loaded = load_model(path, base=base, kind=kind, task=route_as, loading=loading)
         loaded.chat = told(loaded.chat, chat_template, system)
         loaded.collator(*loaded.lengths())  # refuses a chat template that the model or its tokenizer has no use for
         if system is not None and not any(loaded.renders(e) for task in collection.values() for e in task.test[:1]):
@@ -85,7 +86,7 @@ def score_in_harness(
     route_as: str | None = None,
     base: str | None = None,
     kind: str | None = None,
-    trust_remote_code: bool = False,
+    loading: Loading | None = None,
     chat_template: str | None = None,
     system: str | None = None,
     output: str | Path | None = None,
@@ -107,7 +108,7 @@ def score_in_harness(
     with locked(output):
         how = Asking(**asked)
         manager = find_tasks(names, include)
-        loaded = load_model(path, base=base, kind=kind, task=route_as, trust_remote_code=trust_remote_code)
+        loaded = load_model(path, base=base, kind=kind, task=route_as, loading=loading)
         loaded.chat = told(loaded.chat, chat_template, system)
         fold_bank(loaded)
         found = ask(loaded, names, manager, limit, batch_size, how)

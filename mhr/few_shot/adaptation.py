@@ -36,6 +36,7 @@ from mhr.objectives import Objective, make_objective
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.run import RUN_FILE, RunFolder
 from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.training.peak import peak_memory
 from mhr.training.pretraining import count_parameters, fit, save_result
 from mhr.training.trainer import RoutedTrainer
 from mhr.training.watch import ProgressBar
@@ -235,7 +236,7 @@ class _Work:
 
     def save(self, step: int) -> None:
         save_result(self.start.model, self.start.tokenizer, self.run, self.start.base)
-        self.run.write(status="done", steps=step, truncated=self.truncation.describe())
+        self.run.write(status="done", steps=step, truncated=self.truncation.describe(), memory=peak_memory())
 
 
 class _Search:

@@ -17,6 +17,7 @@ from mhr.few_shot.adaptation import Adaptation, Preparation, frozen_heap, make, 
 from mhr.few_shot.selecting import grid_points, read_dev
 from mhr.few_shot.starts import check_mode, load_start
 from mhr.files import folder_name, held_in, make_folder, prepare_output, read_json, write_json_atomically
+from mhr.loading import Loading
 from mhr.locks import one_writer
 from mhr.methods import idle_rates
 from mhr.objectives import objective_of
@@ -45,7 +46,7 @@ def adapt(
     template: str | None = None,
     on_bad_row: str | None = None,
     base: str | None = None,
-    trust_remote_code: bool = False,
+    loading: Loading | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: bool = True,
@@ -65,7 +66,7 @@ def adapt(
     tasks_path   another collection than the run's
     template     other prompt templates than the run's; on_bad_row likewise
     base         base model, where it is no longer at the place that the run names
-    trust_remote_code  run the Python files that the base model brings; the run's own setting does not count
+    loading      how the base model is loaded, where not as in the run; that the run trusts code does not count
     resume       skip what is done in `output` already; tasks that are not named now stay listed there
     few          fields of AdaptConfig (shots, seeds, steps, lr, grid, protocol ...); None and what is not given are as the
                  run's `adapt` settings say
@@ -88,7 +89,7 @@ def adapt(
         template=template,
         on_bad_row=on_bad_row,
         model=base,
-        trust_remote_code=trust_remote_code,
+        loading=loading,
     )
     mode = check_mode(mode, config, run)
     kind = source.info["model_kind"]
@@ -147,7 +148,7 @@ def few_shot_settings(
     template: str | None = None,
     on_bad_row: str | None = None,
     model: str | None = None,
-    trust_remote_code: bool = False,
+    loading: Loading | None = None,
 ) -> RunConfig:
     """The settings of a run with other few-shot ones, and with what is given of the others; that a run trusts the code of its base
     model does not count. Raises ConfigError for an unknown one."""
@@ -162,7 +163,7 @@ def few_shot_settings(
     return dataclasses.replace(
         config,
         model=model or config.model,
-        trust_remote_code=trust_remote_code,
+        **vars((loading or Loading()).over(config)),
         tasks=tasks or config.tasks,
         data=dataclasses.replace(config.data, **{k: v for k, v in reading.items() if v is not None}),
         adapt=dataclasses.replace(config.adapt, **given),

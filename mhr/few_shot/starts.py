@@ -12,10 +12,12 @@ from mhr.backbones import load_backbone
 from mhr.checks import check_choice
 from mhr.errors import ConfigError
 from mhr.layers import AdapterBank, attach
+from mhr.loading import Loading
 from mhr.methods import AVERAGE, BACKBONE, BANK, FRESH, METHODS, MODE_ALIASES, MODES, ONE, refusal
 from mhr.objectives.fit import check_fit
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
+from mhr.training.masters import check_masters, train_whole
 
 
 class Start:
@@ -90,7 +92,7 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
     base = str(result) if METHODS[config.method].routing is None else config.model
     set_seed(config.train.seed)  # an untrained classification head is drawn as in pretraining
     kind = run.info["model_kind"]
-    model, tokenizer = load_backbone(base, kind, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = load_backbone(base, kind, Loading.of(config))
     check_fit(model, tokenizer, kind)
     begins = MODES[mode].begins
     if begins == ONE:
@@ -102,6 +104,10 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
         attach_plain(model, collapse(read_adapter(result), None))
     elif begins != BACKBONE:
         load_adapter(result, model)
+    if begins == BACKBONE:
+        train_whole(model)
+    else:
+        check_masters(model)
     return Start(model, tokenizer, base, mode)
 
 

@@ -19,6 +19,7 @@ from mhr.errors import DataError
 from mhr.evaluation import EvaluationResult, LoadedModel, evaluate
 from mhr.evaluation.scope import tasks_to_judge
 from mhr.layers import detach
+from mhr.loading import Loading
 from mhr.objectives import make_objective
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import DataConfig
@@ -36,7 +37,7 @@ class Judge:
     split        what dev scores are taken on: "train", without what the runs adapted on, or "test"
     limit        at most this many examples of each task
     on_bad_row   how the collection is read, where not as the run at `path` says
-    trust_remote_code   see `load_backbone`
+    loading      see `load_backbone`
 
     Raises ConfigError and the like where there is no collection or it lacks a task.
     """
@@ -54,13 +55,13 @@ class Judge:
         limit: int | None = None,
         batch_size: int | None = None,
         on_bad_row: str | None = None,
-        trust_remote_code: bool = False,
+        loading: Loading | None = None,
         progress: bool = True,
     ):
         base.where(None, path)
         self.base, self.split, self.limit = base, split, limit
         self.batch_size, self.progress = batch_size, progress
-        self.trust_remote_code = trust_remote_code
+        self.loading = loading
         self.data = next((run.config().data for run in runs), DataConfig())
         self.runs = runs
         everything = tasks_to_judge(path, tasks=tasks, part="all", on_bad_row=on_bad_row)
@@ -71,7 +72,7 @@ class Judge:
 
     @cached_property
     def _parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        return load_backbone(self.base.name_or_path, self.base.kind or None, trust_remote_code=self.trust_remote_code)
+        return load_backbone(self.base.name_or_path, self.base.kind or None, self.loading)
 
     @contextmanager
     def wearing(self, adapter: AdapterCheckpoint) -> Iterator[LoadedModel]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.adapters.checkpoint import AdapterCheckpoint, read_adapter
+from mhr.adapters.find import run_of
 from mhr.adapters.fold import fold_into
 from mhr.adapters.open import needs_task
 from mhr.adapters.peft import load_peft
@@ -21,6 +23,7 @@ from mhr.backbones import load_backbone
 from mhr.errors import ConfigError, MergeError, nearest
 from mhr.evaluation import EvaluationResult
 from mhr.files import prepare_output, writing_folder
+from mhr.loading import Loading
 from mhr.locks import one_writer
 from mhr.merging.methods import MergeConfig, own_settings
 from mhr.merging.plan import MergePlan, Order, make_plan
@@ -50,7 +53,7 @@ def merge(
     dtype: str | None = None,
     base: str | None = None,
     kind: str | None = None,
-    trust_remote_code: bool = False,
+    loading: Loading | None = None,
     on_bad_row: str | None = None,
     **settings: Any,
 ) -> Path:
@@ -68,7 +71,7 @@ def merge(
     to        one of FORMS
     dtype     of the tensors written, one of STORED_DTYPES; None keeps the adapter's, or with to="model" the base model's
     base      path or hub id of the base model; None takes the one that the adapters name. kind: of a base whose adapters do
-              not tell it; trust_remote_code: see `load_backbone`
+              not tell it; loading: see `load_backbone`
     settings  those of the method, such as density=0.3 of "ties", see `mhr.merging.methods`
 
     Inputs are read layer by layer, so that they need not fit into memory together. Everything is checked before anything is
@@ -104,7 +107,7 @@ def merge(
             "limit": limit,
             "batch_size": batch_size,
             "on_bad_row": on_bad_row,
-            "trust_remote_code": trust_remote_code,
+            "loading": loading,
             "progress": progress,
         },
     )
@@ -122,7 +125,7 @@ def merge(
     scores = {}
     if evaluate and plan.judge is not None:
         scores = {name: _told(plan.judge.evaluate(load())) for name, load in plan.before.items()}
-    whole = _folded(plan.result, dtype, trust_remote_code) if to == "model" else None
+    whole = _folded(plan.result, dtype, _as_trained(paths, loading)) if to == "model" else None
     with writing_folder(output) as folder:
         if whole is not None:
             for part in whole:
@@ -156,16 +159,29 @@ def _told(result: EvaluationResult) -> dict[str, Any]:
     return {"mean": result.mean["score"], "tasks": {name: found["score"] for name, found in result.tasks.items()}}
 
 
+def _as_trained(paths: Sequence[str | Path], loading: Loading | None) -> Loading:
+    """How the base model is loaded that an adapter is folded into: quantised where that was so in training, unless it is said."""
+    runs = [run for run in (run_of(Path(path)) for path in paths) if run is not None]
+    quantised = next((run.config().quantize for run in runs), None)
+    loading = loading or Loading()
+    return loading if loading.quantize else replace(loading, quantize=quantised)
+
+
 def _folded(
-    plain: PlainAdapter, dtype: str | None, trust_remote_code: bool
+    plain: PlainAdapter, dtype: str | None, loading: Loading
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model with an adapter folded into it, and its tokenizer.
 
-    Each layer is computed in float32 at least and rounded once, to the base's own dtype where none is named.
+    Each layer is computed in float32 at least and rounded once, to the base's own dtype where none is named. A quantised base is
+    dequantised first, to the weights that it computes with, which the adapter was trained beside.
     """
-    wide: torch.dtype | Literal["auto"] = "auto" if dtype is None else accumulator(getattr(torch, dtype))
-    model, tokenizer = load_backbone(
-        plain.base.where(None, plain.name), plain.base.kind or None, wide, trust_remote_code=trust_remote_code
-    )
+    loading = replace(loading, dtype="auto" if dtype is None else str(accumulator(getattr(torch, dtype)))[6:])
+    name, kind = plain.base.where(None, plain.name), plain.base.kind or None
+    model, tokenizer = load_backbone(name, kind, loading)
+    own = None
+    if getattr(model, "is_quantized", False) and hasattr(model, "dequantize"):
+        own = model.dtype
+        model = load_backbone(name, kind, replace(loading, dtype="float32"))[0].dequantize().float()
     fold_into(model, plain)
-    return model if dtype is None else model.to(getattr(torch, dtype)), tokenizer
+    stored = own if dtype is None else getattr(torch, dtype)
+    return model if stored is None else model.to(stored), tokenizer

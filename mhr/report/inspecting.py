@@ -14,6 +14,7 @@ from mhr.analysis.transfer import Matrix, transfer_matrix
 from mhr.errors import ConfigError
 from mhr.evaluation.scope import tasks_to_judge
 from mhr.files import make_folder, prepare_output, write_json_atomically
+from mhr.loading import Loading
 from mhr.locks import one_writer
 from mhr.report.plots import save_plots
 
@@ -47,7 +48,7 @@ def inspect_fully(
     limit: int | None = None,
     on_bad_row: str | None = None,
     base: str | None = None,
-    trust_remote_code: bool = False,
+    loading: Loading | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -57,7 +58,7 @@ def inspect_fully(
     tasks, names   the collection and tasks of these two; None takes the run's own, its training tasks
     examples       training examples of a task for the alignment (None: 16)
     limit          examples of a task for the transfer (None: 20)
-    on_bad_row, base, trust_remote_code   how these two read tasks, and load the base model
+    on_bad_row, base, loading   how these two read tasks, and load the base model
     output         folder for the plots of the routing and for inspection.json, which `mhr report` reads
     say            gets one line as each part begins
 
@@ -69,7 +70,7 @@ def inspect_fully(
         ("task", names, "alignment or transfer", compares),
         ("on_bad_row", on_bad_row, "alignment or transfer", compares),
         ("base", base, "alignment or transfer", compares),
-        ("trust_remote_code", trust_remote_code or None, "alignment or transfer", compares),
+        ("loading", loading, "alignment or transfer", compares),
         ("examples", examples, "alignment", alignment),
         ("limit", limit, "transfer", transfer),
     ):
@@ -86,11 +87,11 @@ def inspect_fully(
         collection = tasks_to_judge(
             run, tasks=tasks, names=chosen, part=None if chosen else "training", on_bad_row=on_bad_row
         )
-        loading: dict[str, Any] = {"base": base, "trust_remote_code": trust_remote_code}
+        how: dict[str, Any] = {"base": base, "loading": loading}
         if alignment:
-            alignments = align_run(run, collection, examples=examples or 16, say=say, **loading)
+            alignments = align_run(run, collection, examples=examples or 16, say=say, **how)
         if transfer:
-            matrix = transfer_matrix(run, collection, limit=limit or 20, say=say, **loading)
+            matrix = transfer_matrix(run, collection, limit=limit or 20, say=say, **how)
     result = RunInspection(inspection, alignments, matrix)
     if output is None:
         return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mhr.errors import ConfigError
+from mhr.loading import Loading
 from mhr.runs.settings import RunConfig
 from mhr.setting import Settings, as_in, setting
 
@@ -31,7 +32,12 @@ class LoadingConfig(Settings):
         flag="--model",
     )
     kind: str | None = as_in(RunConfig, "kind", None)
-    trust_remote_code: bool = as_in(RunConfig, "trust_remote_code", False)
+    dtype: str | None = as_in(Loading, "dtype", None)
+    quantize: str | None = as_in(Loading, "quantize", None)
+    attn: str | None = as_in(Loading, "attn", None)
+    device_map: str | None = as_in(Loading, "device_map", None)
+    revision: str | None = as_in(Loading, "revision", None)
+    trust_remote_code: bool = as_in(Loading, "trust_remote_code", False)
 
 
 @dataclass

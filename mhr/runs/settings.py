@@ -9,6 +9,7 @@ from mhr.config import MODEL_KINDS, AdapterConfig
 from mhr.data.chat_format import PLAIN, TRAIN_ON, ChatFormat, is_file
 from mhr.data.faults import ON_BAD_ROW
 from mhr.errors import ConfigError
+from mhr.loading import Loading
 from mhr.methods import METHODS, ROUTING_METHODS, listed
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
 from mhr.setting import MOST_SEED, Settings, as_in, setting
@@ -344,19 +345,23 @@ class TrainConfig(OptimizationConfig):
 class RunConfig(Settings):
     """Everything that decides a pretraining run, and the defaults for adapting from it."""
 
-    model: str = setting("builtin:t5-tiny", "Backbone: a hub id, a folder, or builtin:t5-tiny.", flag="--model")
+    model: str = setting(
+        "builtin:t5-tiny",
+        "Backbone: a hub id, a folder, a GGUF file, builtin:t5-tiny or builtin:smollm2-135m.",
+        flag="--model",
+    )
     kind: str | None = setting(
         None,
         "seq2seq, causal or encoder (ranks choices). Unset: what the model's own configuration says.",
         choices=MODEL_KINDS,
         flag="--kind",
     )
-    trust_remote_code: bool = setting(
-        False,
-        """Run the Python files that the base model brings, where it asks for it. Other commands on the run ask again: nothing that
-        a folder says switches this on.""",
-        flag="--trust-remote-code",
-    )
+    dtype: str = as_in(Loading, "dtype", "float32")
+    quantize: str = as_in(Loading, "quantize", "no")
+    attn: str | None = as_in(Loading, "attn", None)
+    device_map: str | None = as_in(Loading, "device_map", None)
+    revision: str | None = as_in(Loading, "revision", None)
+    trust_remote_code: bool = as_in(Loading, "trust_remote_code", False)
     tasks: str = setting(
         "builtin:skills",
         """Task collection: a folder, a file, a Hugging Face dataset, or builtin:skills. A file or folder of rows (JSON, JSONL,
@@ -387,6 +392,7 @@ class RunConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        Loading.of(self)  # which checks that they go together
         method = METHODS[self.method]
         if self.init_skills and method.routing is None:
             raise ConfigError(f"init_skills is given, but method {self.method!r} has no skills: leave it out")

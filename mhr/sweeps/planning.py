@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mhr.backbones import load_backbone
+from mhr.backbones import check_loading, load_backbone
 from mhr.data import TaskCollection
 from mhr.errors import ConfigError
 from mhr.few_shot.adaptation import Adaptation
@@ -18,6 +18,7 @@ from mhr.few_shot.adapting import check_given, few_shot_settings, fitting_tasks,
 from mhr.few_shot.selecting import read_dev, share_out
 from mhr.few_shot.starts import check_mode
 from mhr.files import folder_name
+from mhr.loading import Loading
 from mhr.methods import MODES
 from mhr.runs.config import to_dict
 from mhr.runs.run import RunFolder
@@ -63,8 +64,9 @@ def plan(
     paths = _names(runs, known)
     sources = {name: RunFolder.open(run) for name, run in paths.items()}
     configs = {name: few_shot_settings(run.config(), few, **changed) for name, run in sources.items()}
-    for source in sources.values():
+    for name, source in sources.items():
         source.result()
+        check_loading(Loading.of(configs[name]))
     allowed, notes = _allowed(paths, configs, modes)
     asked = [(mode, configs[name]) for name, modes in allowed.items() for mode in modes]
     check_given(few, asked, [source.info["model_kind"] for source in sources.values()])
@@ -89,6 +91,7 @@ def plan(
                     folder = output / "units" / name / mode / folder_name(task.name) / str(seed)
                     adaptations.append(Adaptation(run, mode, task.name, seed, folder))
     identity = {"runs": shared, **{name: changed[name] for name in ("tasks", "template", "on_bad_row")}, "limit": limit}
+    identity |= {"loading": said} if (said := changed["loading"].said()) else {}
     names = {path: name for name, path in paths.items()}
     read = [*paths.values(), *(path for config in configs.values() for path in paths_read(config))]
     return SweepPlan(Study(names, changed, limit, few, identity), adaptations, notes, read)
@@ -106,7 +109,7 @@ def _fitting(
 
 
 def _tokenizer(config: RunConfig, kind: str) -> PreTrainedTokenizerBase:
-    return load_backbone(config.model, kind, trust_remote_code=config.trust_remote_code)[1]
+    return load_backbone(config.model, kind, Loading.of(config))[1]
 
 
 def _names(runs: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mhr.errors import TrainingError
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
+from mhr.loading import Loading
 from mhr.locks import one_writer
 from mhr.runs.config import flat
 from mhr.runs.run import clear
@@ -43,7 +44,7 @@ def sweep(
     template: str | None = None,
     on_bad_row: str | None = None,
     base: str | None = None,
-    trust_remote_code: bool = False,
+    loading: Loading | None = None,
     limit: int | None = None,
     launcher: str = "local",
     workers: int | None = None,
@@ -56,7 +57,7 @@ def sweep(
     a table.
 
     runs        pretraining runs. A mode that a run does not allow is left out, and noted, where another run allows it
-    tasks, tasks_path, template, on_bad_row, base, trust_remote_code, few    as in `adapt`; the seeds are few["seeds"]
+    tasks, tasks_path, template, on_bad_row, base, loading, few    as in `adapt`; the seeds are few["seeds"]
     limit       test examples a task, the first ones; None takes all
     launcher    "local" (processes on this machine), or "ray" (a Ray cluster; the folders must be on a file system that its
                 machines share)
@@ -73,7 +74,7 @@ def sweep(
         "template": template,
         "on_bad_row": on_bad_row,
         "model": base,
-        "trust_remote_code": trust_remote_code,
+        "loading": loading or Loading(),
     }
     launch = launchers[launcher](workers)
     folder = Path(output)

@@ -14,6 +14,7 @@ from mhr.few_shot.adaptation import Adaptation, Preparation, frozen_heap, make
 from mhr.few_shot.adapting import few_shot_settings
 from mhr.few_shot.selecting import read_dev
 from mhr.few_shot.starts import load_start
+from mhr.loading import Loading
 from mhr.objectives.lengths import fit_data
 from mhr.runs.run import RUN_FILE, RunFolder
 from mhr.runs.tasks import read_tasks
@@ -86,7 +87,7 @@ class Worker:
     def _reload(self, adaptation: Adaptation, prepared: Preparation) -> LoadedModel:
         """What an adaptation wrote before; a model that was trained whole needs no base."""
         base = None if prepared.start.bank is None else self.study.changed["model"]
-        return load_model(adaptation.folder, base, trust_remote_code=prepared.config.trust_remote_code)
+        return load_model(adaptation.folder, base, loading=Loading.of(prepared.config))
 
     def _prepare(self, adaptation: Adaptation) -> Preparation:
         key = adaptation.run, adaptation.mode

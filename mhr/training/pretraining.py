@@ -16,6 +16,7 @@ from mhr.data.samplers import ExampleDataset, TaskSampler, weights_of
 from mhr.errors import MhrError, TrainingError
 from mhr.files import writing_folder
 from mhr.layers import attach
+from mhr.loading import Loading
 from mhr.locks import one_writer
 from mhr.objectives import make_objective
 from mhr.objectives.fit import check_fit, notes_on
@@ -28,7 +29,9 @@ from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig, paths_read, with_chat_template
 from mhr.runs.tasks import read_tasks
 from mhr.training.feeding import make_feed
+from mhr.training.masters import check_masters, train_whole
 from mhr.training.optimizers import check_optimizer
+from mhr.training.peak import peak_memory
 from mhr.training.processes import check_precision, over_processes, processes, raise_together
 from mhr.training.reporting import reporting
 from mhr.training.seeding import seed_bank
@@ -76,7 +79,7 @@ def pretrain(
     reporters = reporting(config.train.report_to)
     RunFolder.check(output, overwrite=overwrite, resume=resume, reads=paths_read(config))
     set_seed(config.train.seed)
-    model, tokenizer = load_backbone(config.model, config.kind, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = load_backbone(config.model, config.kind, Loading.of(config))
     drawn = untrained_modules(model)
     kind = kind_of(model)
     check_fit(model, tokenizer, kind)
@@ -106,9 +109,10 @@ def pretrain(
     if data.packing:
         collator = packed_collator(model, objective, collator)
     if config.adapter is None:
-        model.requires_grad_(True)
+        train_whole(model)
     else:
         targets = attach(model, config.adapter, list(tasks)).notes
+        check_masters(model)
         if config.init_skills and not (resume and newest_complete(RunFolder(output, {}).checkpoints)[0]):
             seed_bank(model, config.init_skills)
     with BarOnDemand(len(examples), "tokenise", progress and state.is_main_process) as told:
@@ -145,10 +149,11 @@ def pretrain(
             feed=feed, sharded=sharded, validation=validation, callbacks=[bar, TensorBoard(run.logs), *reporters],
         )  # fmt: skip
         fit(trainer, checkpoint)
-    truncated = over_processes(trainer.truncation).describe()
+    truncated, memory = over_processes(trainer.truncation).describe(), peak_memory()
     if state.is_main_process:
         save_result(model, tokenizer, run, config.model, trainer.result_step)
-        run.write(status="done", steps=trainer.state.global_step, best=best_of(run, trainer), truncated=truncated)
+        best, steps = best_of(run, trainer), trainer.state.global_step
+        run.write(status="done", steps=steps, best=best, truncated=truncated, memory=memory)
         trainer.forget_best()
     state.wait_for_everyone()
     return run

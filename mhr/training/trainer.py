@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ class RoutedTrainer(Trainer):
         self._losses: list[PassLosses] = []
         self._divergences: list[Tensor] = []
         self._use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off
-        with without_accelerates_own():
+        with without_accelerates_own(), _as_adapted(model):
             super().__init__(
                 model=model,
                 args=_arguments(
@@ -426,6 +427,20 @@ class RoutedTrainer(Trainer):
         stored = read_adapter(resume_from_checkpoint).tensors
         for name, tensor in self.bank.tensors().items():
             tensor.copy_(stored[name])
+
+
+@contextmanager
+def _as_adapted(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block, a model with a bank passes for one with adapters of PEFT, which is how the Trainer tells a quantised model that
+    can be trained from one that cannot. Nothing else may see it: transformers would save and load such a model as PEFT does."""
+    if not hasattr(model, "mhr"):
+        yield
+        return
+    vars(model)["_hf_peft_config_loaded"] = True
+    try:
+        yield
+    finally:
+        del vars(model)["_hf_peft_config_loaded"]
 
 
 class _StopAndLog(TrainerCallback):

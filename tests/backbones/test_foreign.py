@@ -18,6 +18,7 @@ from mhr.backbones import load_backbone
 from mhr.backbones.kinds import kind_of_config
 from mhr.errors import MhrError
 from mhr.evaluation import load_model, score
+from mhr.loading import Loading
 from tests.evaluation.architectures import tiny_generator
 from tests.models import tiny_model
 from tests.tokenizers import make_word_tokenizer
@@ -78,7 +79,7 @@ def test_what_was_drawn_at_random_is_known(tmp_path: Path) -> None:
 def test_dtypes(tmp_path: Path) -> None:
     write(tiny_model("llama").to(torch.bfloat16), tmp_path)
     assert load_backbone(tmp_path)[0].dtype == torch.float32
-    assert load_backbone(tmp_path, dtype="auto")[0].dtype == torch.bfloat16
+    assert load_backbone(tmp_path, loading=Loading(dtype="auto"))[0].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_code_of_a_base_runs_only_when_it_is_asked_for(tmp_path: Path, monkeypat
     assert "brings code of its own" in line
     assert "--trust-remote-code" in line
     assert not mark.exists()
-    model, _ = load_backbone(folder, trust_remote_code=True)
+    model, _ = load_backbone(folder, loading=Loading(trust_remote_code=True))
     assert type(model).__name__ == "OwnForCausalLM"
     assert mark.exists()
 

@@ -17,6 +17,7 @@ from mhr.adapters import load_checkpoint, read_adapter, save_adapter
 from mhr.adapters.checkpoint import TENSORS_FILE
 from mhr.backbones import load_backbone
 from mhr.errors import CheckpointError, ConfigError, MergeError, MhrError
+from mhr.loading import Loading
 from mhr.merging import merge
 
 BASE = "builtin:t5-tiny"
@@ -88,7 +89,7 @@ def test_a_dtype_for_what_is_written(run, tmp_path, to):
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_a_plain_model_keeps_the_dtype_of_its_base(run, tmp_path, stored):
     """Each layer is rounded once, from the sum in float32."""
-    for part in load_backbone(BASE, dtype=stored):
+    for part in load_backbone(BASE, loading=Loading(dtype=str(stored).removeprefix("torch."))):
         part.save_pretrained(tmp_path / "base")
     folder = merge(run, to="model", base=str(tmp_path / "base"), output=tmp_path / "out")
     wide = merge(run, to="model", base=str(tmp_path / "base"), dtype="float32", output=tmp_path / "wide")

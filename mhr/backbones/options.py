@@ -1,0 +1,63 @@
+"""Options of loading, as transformers takes them; what this machine cannot do is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, PretrainedConfig
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+from mhr.errors import ConfigError, MhrError
+from mhr.loading import Loading
+
+FLASH = {
+    "flash_attention_2": (is_flash_attn_2_available, "flash-attn"),
+    "flash_attention_3": (is_flash_attn_3_available, "flash-attn-3"),
+}
+
+
+def check_loading(loading: Loading) -> None:
+    """Raise MhrError, in one line, for options that need what is not here: bitsandbytes, flash attention."""
+    if loading.quantize in ("4bit", "8bit") and importlib.util.find_spec("bitsandbytes") is None:
+        raise MhrError(f"--quantize {loading.quantize} (quantize) needs bitsandbytes: pip install 'mhr[quantized]'")
+    available, package = FLASH.get(loading.attn or "", (lambda: True, ""))
+    if not available():
+        raise MhrError(
+            f"--attn {loading.attn} (attn) needs a GPU that it is made for and a package: pip install {package}, or use --attn sdpa"
+        )
+
+
+def arguments_of(loading: Loading, config: PretrainedConfig, name: str) -> dict[str, Any]:
+    """The arguments of `from_pretrained` for the model `name`, whose configuration is `config`.
+
+    4 bits are NF4, their scales quantised again, and computed with in the dtype of the rest: float32 where that is not said.
+
+    Raises ConfigError where a model that is quantised already is to be quantised.
+    """
+    dtype = loading.dtype or "float32"
+    found: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    if loading.attn:
+        found["attn_implementation"] = loading.attn
+    if loading.device_map:
+        found["device_map"] = loading.device_map
+    if loading.quantize not in ("4bit", "8bit"):
+        return found
+    held: Any = getattr(config, "quantization_config", None)
+    if held is not None:
+        method = held.get("quant_method") if isinstance(held, dict) else held.quant_method
+        raise ConfigError(
+            f"quantize is {loading.quantize!r}, but model {name!r} is quantised already ({getattr(method, 'value', method)}): leave "
+            "quantize out"
+        )
+    if loading.quantize == "8bit":
+        return found | {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    computed = found["dtype"] if dtype != "auto" else getattr(config, "dtype", None) or torch.float32
+    four = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=computed,
+    )
+    return found | {"quantization_config": four}

@@ -1,0 +1,120 @@
+"""Bases in 4 and 8 bits on the command line: trained, evaluated, merged and exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from mhr.backbones import load_backbone
+from mhr.evaluation import load_model
+from mhr.loading import Loading
+from tests.cli.running import refuse, succeed
+
+pytestmark = pytest.mark.usefixtures("small_and_quick")
+
+SMALL = ("--steps", 3, "--batch-size", 4, "--n-skills", 2, "--rank", 2, "--set", "data.max_input_length=32")
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_a_quantised_base_is_trained_merged_and_exported(bits: str, backbone, tasks_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    base = backbone("llama", hidden_size=64)
+    run = tmp_path / "run"
+    succeed(
+        "pretrain", "--model", base, "--tasks", tasks_file, "--quantize", bits, *SMALL, "--lr", 0.2, "--output", run
+    )
+    info = json.loads((run / "run.json").read_text())
+    assert info["config"]["quantize"] == bits
+    assert info["memory"]["resident"] > 10**8
+    adapted = load_model(run)
+    assert adapted.model.is_quantized  # as it was trained
+    assert not getattr(load_model(run, loading=Loading(quantize="no")).model, "is_quantized", False)
+    assert any(p.abs().max() > 0 for p in adapted.bank.adapter_parameters())
+    succeed("evaluate", run, "--task", "rev-last", "--limit", 2)
+    succeed(
+        "adapt",
+        run,
+        "--task",
+        "next-first",
+        "--mode",
+        "z",
+        "--shots",
+        4,
+        "--steps",
+        2,
+        "--seeds",
+        1,
+        "--output",
+        tmp_path / "z",
+    )
+    merging = ("merge", run, "--method", "task", "--task", "rev-last")
+    succeed(*merging, "--to", "peft-lora", "--output", tmp_path / "lora")
+    succeed(*merging, "--to", "model", "--output", tmp_path / "whole")
+    succeed(*merging, "--to", "model", "--quantize", "no", "--output", tmp_path / "beside")
+    torch.manual_seed(0)
+    batch = {"input_ids": torch.randint(3, 60, (2, 9)), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
+    with torch.no_grad():
+        want = adapted.model(**batch, task_ids=["rev-last"] * 2).logits
+        lora = PeftModel.from_pretrained(load_backbone(base, loading=Loading(quantize=bits))[0], tmp_path / "lora")
+        with lora.disable_adapter():
+            effect = (want - lora(**batch).logits).abs().max().item()
+        assert effect > 0.01
+        # bitsandbytes computes in 16 bits inside, also beside float32.
+        torch.testing.assert_close(lora(**batch).logits, want, rtol=0, atol=effect / 20)
+        whole = load_backbone(tmp_path / "whole")[0]
+        assert {p.dtype for p in whole.parameters()} == {torch.float32}
+        found = whole(**batch).logits
+        torch.testing.assert_close(found, want, rtol=0, atol=effect / 5)
+        beside = load_backbone(tmp_path / "beside")[0](**batch).logits
+        assert (beside - want).abs().mean() > (found - want).abs().mean()
+
+
+def test_what_cannot_be_quantised_is_one_line_and_nothing_is_written(
+    backbone, tasks_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mhr.backbones import load, options
+
+    def untouched(*args: object, **kwargs: object) -> None:
+        raise AssertionError("something was loaded")
+
+    command = ("pretrain", "--model", backbone("llama"), "--tasks", tasks_file, "--output", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(load, "source_of", untouched)
+        patch.setattr(options.importlib.util, "find_spec", lambda name: None)
+        assert "--quantize 4bit (quantize) needs bitsandbytes: pip install 'mhr[quantized]'" in refuse(
+            *command, "--quantize", "4bit"
+        )
+        patch.setitem(options.FLASH, "flash_attention_2", (lambda: False, "flash-attn"))
+        line = refuse(*command, "--attn", "flash_attention_2", "--dtype", "bfloat16")
+        assert "--attn flash_attention_2 (attn) needs a GPU" in line
+        assert "pip install flash-attn, or use --attn sdpa" in line
+    assert "computes in 16 bits, use it with dtype bfloat16" in refuse(*command, "--attn", "flash_attention_2")
+    assert "is a folder, not a hub id: leave revision out" in refuse(*command, "--revision", "main")
+    assert "expected one of sdpa, eager" in refuse(*command, "--attn", "flash")
+    assert "would be trained in bfloat16" in refuse(*command, "--method", "full", "--dtype", "bfloat16")
+    if options.importlib.util.find_spec("bitsandbytes"):
+        assert "the base model is quantised" in refuse(*command, "--method", "full", "--quantize", "8bit")
+    assert not (tmp_path / "run").exists()
+
+
+def test_dtype_attention_and_device_map_reach_the_model(backbone, tasks_file: Path, tmp_path: Path) -> None:
+    """The bank is float32 beside a bfloat16 base, whose run is close to that of a float32 one."""
+    command = ("pretrain", "--model", backbone("llama"), "--tasks", tasks_file, *SMALL)
+    more = ("--dtype", "bfloat16", "--attn", "eager", "--device-map", "cpu")
+    succeed(*command, "--output", tmp_path / "wide")
+    succeed(*command, *more, "--output", tmp_path / "half")
+    losses = [
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
+        for name in ("wide", "half")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    model = load_model(tmp_path / "half").model
+    assert model.dtype == torch.bfloat16
+    assert model.config._attn_implementation == "eager"
+    bank = model.mhr
+    assert {p.dtype for p in (*bank.adapter_parameters(), *bank.router_parameters())} == {torch.float32}
+    assert load_model(tmp_path / "half", loading=Loading(dtype="float32")).model.dtype == torch.float32
