@@ -15,7 +15,7 @@ from mhr.errors import DataError
 from .frame import options
 from .frame.command import command_class
 from .frame.console import out, print_error, print_json, working
-from .frame.settings import READING, Given, takes
+from .frame.settings import READING, Given, loading_of, takes
 
 if TYPE_CHECKING:
     from mhr.data.check import CheckReport
@@ -143,7 +143,7 @@ def show(
         examples = chosen.split(split)
         if row > len(examples):
             raise DataError(f"--row is {row}, but task {chosen.name!r} has {len(examples)} {split} rows")
-        loaded = load_model(model, trust_remote_code=given.values("loading").get("trust_remote_code", False))
+        loaded = load_model(model, **loading_of(given))
         lengths = (chat["max_input_length"], chat["max_target_length"])
         template = chat["chat_template"] or loaded.chat.template
         turns = chat["train_on"] or loaded.chat.train_on, chat["system"] or loaded.chat.system
