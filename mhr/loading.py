@@ -8,7 +8,7 @@ from typing import Any
 from mhr.errors import ConfigError
 from mhr.setting import Settings, setting
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+WEIGHT_DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 QUANTIZED = ("no", "4bit", "8bit")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 HALF = ("bfloat16", "float16")
@@ -22,7 +22,7 @@ class Loading(Settings):
         None,
         """Of the base model's weights: float32, bfloat16, float16, or auto, the checkpoint's. Bank and routing are float32 beside
         them (float64 beside float64). Unset: float32, or as the run.""",
-        choices=DTYPES,
+        choices=WEIGHT_DTYPES,
         flag="--dtype",
     )
     quantize: str | None = setting(
