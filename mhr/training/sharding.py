@@ -61,7 +61,7 @@ def check_sharding(config: RunConfig) -> bool:
             f"fsdp shards what is frozen, and method {config.method!r} freezes nothing: train an adapter, or leave fsdp out"
         )
     for name in ("quantize", "device_map"):
-        if getattr(config, name, None):
+        if getattr(config, name) not in (None, "no"):
             raise ConfigError(
                 f"fsdp is given with {name} {getattr(config, name)!r}, whose weights cannot be sharded: leave fsdp out (each "
                 f"process then holds the base whole), or {name}"
