@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,17 +27,21 @@ import torch
 
 from mhr.data import TaskCollection, load_tasks
 from mhr.evaluation import load_model
+from mhr.evaluation.metrics import exact_match, majority_answer, mean, rouge_l
 from mhr.few_shot import adapt
+from mhr.loading import Loading
 from mhr.methods import idle_rates
 from mhr.objectives import make_objective
 from mhr.runs import RunConfig, RunFolder, load_config
 from mhr.training import pretrain
 
 from . import RESULTS
+from .decoder_page import page
 from .stages import Stages
-from .tables import study_table
 
 MODEL = "builtin:smollm2-135m"
+DTYPE = "bfloat16"
+"""Of the base in all rows; banks are float32."""
 SHOTS = 32
 IN_CONTEXT = 4
 MAX_LENGTH = 192
@@ -56,9 +62,9 @@ ADAPTED = (
 class Plan:
     """Sizes of the study."""
 
-    pretrain_steps: int = 450
-    trial_steps: int = 60
-    trial_rows: int = 4
+    pretrain_steps: int = 400
+    trial_steps: int = 30
+    trial_rows: int = 2
     """Test examples of each training task that a trial's loss is taken over."""
     adapt_steps: int = 12
     batch: int = 8
@@ -67,10 +73,10 @@ class Plan:
     rank: int = 4
     alpha: float = 8.0
     max_target_length: int = 48
-    limit: int = 40
+    limit: int = 30
     """Evaluation examples a task."""
     seeds: tuple[int, ...] = (13, 42)
-    tasks: int | None = None
+    tasks: int | None = 8
     """Held-out tasks that are judged; None takes all that fit."""
 
 
@@ -98,17 +104,26 @@ class Study:
         base = load_model(self.model)
         kept = self.fitting(base.tokenizer)
         held_out = self.collection.select(kept[: self.plan.tasks])
+        self.majority(held_out)
         self.score("base", self.model, held_out, None)
         self.score(f"base, {IN_CONTEXT} in context", self.model, held_out, None, shots=IN_CONTEXT)
         runs = {}
         for method in METHODS:
             rate = self.rate(method)
             work = partial(pretrain, self.settings(method, rate, self.plan.pretrain_steps), resume=True)
-            runs[method] = self.stages.timed(f"pretrain {method}", partial(work, str(self.output / method)))
+            runs[method] = self.on_the_clock(method, partial(work, str(self.output / method)))
             self.stages.keep(f"pretrained {method}", runs[method])
             self.score(f"zero-shot {method}", str(runs[method].path), held_out, None)
         for method, mode, name in ADAPTED:
             self.adapted(runs[method], method, mode, name, held_out)
+
+    def on_the_clock(self, method: str, work: Callable[[], RunFolder]) -> RunFolder:
+        """Pretrain, and add the CPU time of all threads to the state, that of an interrupted run only from where it went on."""
+        start = time.process_time()
+        run = self.stages.timed(f"pretrain {method}", work)
+        self.stages.state.setdefault("core_seconds", {}).setdefault(method, time.process_time() - start)
+        self.stages.save()
+        return run
 
     def settings(self, method: str, lr: float, steps: int) -> RunConfig:
         plan = self.plan
@@ -123,6 +138,8 @@ class Study:
             max_input_length=MAX_LENGTH,
             max_target_length=plan.max_target_length,
             chat_template="auto",
+            packing=True,
+            dtype=DTYPE,
             fit=True,
             sampler="uniform",
             rank=plan.rank,
@@ -187,8 +204,20 @@ class Study:
             max_input_length=MAX_LENGTH,
             max_target_length=self.plan.max_target_length,
             metrics=("accuracy", "rouge_l"),
+            loading=Loading(dtype=DTYPE),
             **settings,
         )
+
+    def majority(self, held_out: TaskCollection) -> None:
+        """What always giving the most frequent training answer of a task scores, as a row of its own."""
+        row = self.stages.state["scores"].setdefault("majority", {})
+        for task in held_out.values():
+            answer, examples = majority_answer(task.train), task.test[: self.plan.limit]
+            assert answer is not None
+            measures = {"rouge_l": mean([rouge_l(answer, example.targets) for example in examples])}
+            if all(example.choices for example in examples):
+                measures["accuracy"] = mean([exact_match(answer, example.targets) for example in examples])
+            row[task.name] = {"None": {"category": task.category, **measures}}
 
     def fitting(self, tokenizer: Any) -> list[str]:
         """The held-out tasks of which nine of ten inputs fit."""
@@ -216,7 +245,7 @@ def main() -> None:
     quick = " --quick" if args.quick else ""
     command = f"python -m mhr_benchmarks.studies.decoder --tasks {Path(args.tasks).name} --output DIR{quick}"
     name = f"decoder{'_quick' if args.quick else ''}"
-    print(study.stages.publish(args.results, name, command, study_table, shots=SHOTS, max_length=MAX_LENGTH))
+    print(study.stages.publish(args.results, name, command, page, shots=SHOTS, max_length=MAX_LENGTH))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import transformers
 from mhr.data import TaskCollection
 from mhr.evaluation import evaluate, load_model
 from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
+from mhr.loading import Loading
 from mhr.runs import RunFolder
 from mhr.runs.run import versions
 
@@ -48,14 +49,27 @@ class Stages:
         self.save()
         return result
 
-    def score(self, row: str, path: str | Path, tasks: TaskCollection, seed: int | None, **settings: Any) -> None:
-        """Evaluate the model at `path` and keep the measures of each task, unless that is done. settings: of `evaluate`."""
+    def score(
+        self,
+        row: str,
+        path: str | Path,
+        tasks: TaskCollection,
+        seed: int | None,
+        *,
+        loading: Loading | None = None,
+        **settings: Any,
+    ) -> None:
+        """Evaluate the model at `path` and keep the measures of each task, unless that is done.
+
+        loading   how its base is loaded; None: as `load_model` does by itself
+        settings  of `evaluate`
+        """
         found = self.state["scores"].setdefault(row, {})
         missing = [name for name in tasks if str(seed) not in found.get(name, {})]
         if not missing:
             return
         start = time.perf_counter()
-        result = evaluate(load_model(path), tasks.select(missing), progress=seed is None, **settings)
+        result = evaluate(load_model(path, loading=loading), tasks.select(missing), progress=seed is None, **settings)
         for name, measures in result.tasks.items():
             found.setdefault(name, {})[str(seed)] = measures
         seconds = self.state["seconds"]

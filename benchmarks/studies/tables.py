@@ -41,7 +41,7 @@ def study_table(record: Mapping[str, Any]) -> str:
         cells = [_cell(scores, category, inside) for scores in columns.values()]
         lines.append(f"| {name or 'mean over categories'} ({size}) | " + " | ".join(cells) + " |")
     trained = [
-        str(record["runs"].get(_run_of(column), {}).get("parameters", {}).get("trained", "")) for column in columns
+        str(record["runs"].get(run_of(column), {}).get("parameters", {}).get("trained", "")) for column in columns
     ]
     lines.append("| trained parameters | " + " | ".join(trained) + " |")
     return "\n".join(lines) + "\n"
@@ -61,6 +61,6 @@ def _cell(scores: Scores, category: Mapping[str, str], categories: list[str]) ->
     return f"{statistics.mean(found):.1f}{spread}"
 
 
-def _run_of(column: str) -> str:
+def run_of(column: str) -> str:
     """The run that a column's results come from: "32-shot mhr-z" -> "adapted mhr-z"."""
     return column.replace("zero-shot", "pretrained").replace("32-shot", "adapted")
