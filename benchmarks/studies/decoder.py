@@ -139,6 +139,7 @@ class Study:
             max_target_length=plan.max_target_length,
             chat_template="auto",
             packing=True,
+            save_every=50,
             dtype=DTYPE,
             fit=True,
             sampler="uniform",
