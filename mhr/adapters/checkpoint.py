@@ -24,7 +24,7 @@ from mhr.adapters.base import BaseModel, check_base, describe_base
 from mhr.adapters.layer import Sizes
 from mhr.adapters.sharing import check_agreement
 from mhr.adapters.tensor_file import TensorFile, file_digest
-from mhr.backbones import load_backbone
+from mhr.backbones import heads_of, load_backbone, wearing_heads
 from mhr.config import AdapterConfig
 from mhr.errors import CheckpointError, ConfigError
 from mhr.files import make_folder, read_json, write_bytes_atomically, write_json_atomically
@@ -32,6 +32,7 @@ from mhr.layers import AdapterBank, attach, detach
 from mhr.layers.attach import bank_of
 from mhr.loading import Loading
 from mhr.routing import routers
+from mhr.task_heads import TaskHeads
 
 FORMAT = "mhr-adapter"
 FORMAT_VERSION = 1
@@ -47,6 +48,7 @@ class AdapterCheckpoint:
     layers   adapted layer -> (in, out) features
     groups   adapted layer -> group of layers whose routing table it uses
     modules  names of the modules that are stored whole
+    heads    what the outputs of the model stand for, where it has heads; their layer is in one of the modules
     tensors  `AdapterBank.tensors()`, on the CPU; a `TensorFile` where they are read when they are asked for
     info     whatever the writer wanted to keep: steps, metrics ...
     name     what errors call it, which is not stored
@@ -61,6 +63,7 @@ class AdapterCheckpoint:
     tensors: Mapping[str, Tensor]
     info: dict[str, Any] = field(default_factory=dict)
     name: str = "the adapter"
+    heads: TaskHeads | None = None
 
     def state(self, module: str) -> dict[str, Tensor]:
         """The state of a module that is stored whole, by the names that it has in the module."""
@@ -84,6 +87,7 @@ def checkpoint_of(model: nn.Module, base: str, info: dict[str, Any] | None = Non
         modules=list(bank.saved),
         tensors={name: t.detach().to("cpu", copy=True).contiguous() for name, t in bank.tensors().items()},
         info=dict(info or {}),
+        heads=heads_of(model),
     )
 
 
@@ -107,9 +111,11 @@ def write_adapter(checkpoint: AdapterCheckpoint, folder: str | Path) -> Path:
 
 def write_config(checkpoint: AdapterCheckpoint, folder: Path, size: int, sha256: str) -> None:
     """Put in place what makes a checkpoint of the tensors that lie in `folder` already, given their size and SHA-256."""
-    described = dataclasses.asdict(dataclasses.replace(checkpoint, tensors={}))
+    described = dataclasses.asdict(dataclasses.replace(checkpoint, tensors={}, heads=None))
     described["config"] = checkpoint.config.to_dict()
-    del described["name"]
+    del described["name"], described["heads"]
+    if checkpoint.heads is not None:
+        described["heads"] = checkpoint.heads.to_json()
     described["tensors"] = {"file": TENSORS_FILE, "size": size, "sha256": sha256}
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "mhr_version": __version__}
     write_json_atomically(folder / CONFIG_FILE, head | described)
@@ -144,6 +150,7 @@ def open_adapter(folder: str | Path) -> AdapterCheckpoint:
             tensors=_open_tensors(folder / stored["file"], int(stored["size"]), stored["sha256"]),
             info=dict(described["info"]),
             name=str(folder),
+            heads=TaskHeads.from_json(described["heads"], str(folder / CONFIG_FILE)) if "heads" in described else None,
         )
     except (ConfigError, AttributeError, KeyError, TypeError, ValueError) as fault:
         reason = f"{fault} is missing" if isinstance(fault, KeyError) else str(fault)
@@ -162,13 +169,15 @@ def attach_checkpoint(checkpoint: AdapterCheckpoint, model: nn.Module) -> Adapte
     """Attach a checkpoint that was read already to its base model. A model that is refused is left as it was."""
     check_base(model, checkpoint.base, checkpoint.layers, checkpoint.modules, checkpoint.name)
     check_agreement(model, {module: checkpoint.state(module) for module in checkpoint.modules}, checkpoint.name)
+    check_outputs(checkpoint.heads, {k: tuple(t.shape) for k, t in checkpoint.tensors.items()}, checkpoint.name)
     config = dataclasses.replace(checkpoint.config, targets=list(checkpoint.layers), modules_to_save=checkpoint.modules)
-    bank = attach(model, config, checkpoint.tasks)
-    try:
-        _copy_tensors(bank, checkpoint.tensors, checkpoint.name)
-    except CheckpointError:
-        detach(model)
-        raise
+    with wearing_heads(model, checkpoint.heads):
+        bank = attach(model, config, checkpoint.tasks)
+        try:
+            _copy_tensors(bank, checkpoint.tensors, checkpoint.name)
+        except CheckpointError:
+            detach(model)
+            raise
     return bank
 
 
@@ -275,6 +284,20 @@ def _open_tensors(path: Path, size: int, digest: str) -> TensorFile:
         raise CheckpointError(f"cannot read {path}: {fault.strerror or fault}") from None
     except SafetensorError as fault:
         raise CheckpointError(f"{path} is no safetensors file: {fault}") from None
+
+
+def check_outputs(heads: TaskHeads | None, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    """Raise CheckpointError where a checkpoint's output layer has other outputs than its heads; shapes: of its tensors."""
+    if heads is None:
+        return
+    key = f"modules.{heads.layer}.weight"
+    if key not in shapes:
+        raise CheckpointError(f"{name} describes heads, but lacks their tensor {key!r}: copy or train it again")
+    if shapes[key][0] != heads.size:
+        raise CheckpointError(
+            f"{name} has {shapes[key][0]} outputs in {key!r}, but its heads have {heads.size} ({'; '.join(map(str, heads.heads[:5]))}): "
+            "the two do not belong together, copy or train it again"
+        )
 
 
 def _copy_tensors(bank: AdapterBank, tensors: Mapping[str, Tensor], name: str) -> None:

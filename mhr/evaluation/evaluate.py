@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mhr.data.example import Example, TaskCollection
+from mhr.data.labels import number_of
 from mhr.errors import ConfigError, DataError
+from mhr.evaluation.by_heads import check_headed
 from mhr.evaluation.generation import generate_answers
 from mhr.evaluation.in_context import Prompted, count_dropped, draw_in_context, fit_shots
 from mhr.evaluation.inference import Inference
@@ -119,9 +121,7 @@ def evaluate(
             **settings,
         )
     by_rank = [
-        Prediction(
-            e.task, e.id, e.input, e.targets, e.choices[r.best], "ranking", e.choices, r.scores, _ids(prompted[id(e)])
-        )
+        Prediction(e.task, e.id, e.input, e.targets, r.answer, r.how, r.options, r.scores, _ids(prompted[id(e)]))
         for e, r in zip(to_rank, ranked, strict=True)
     ]
     by_word = [
@@ -172,6 +172,13 @@ def _share_out(
     for task in collection.values():
         examples = task.split(split)[:limit]
         has_choices = all(example.choices for example in examples)
+        if loaded.heads is not None and examples:
+            reason = check_headed(loaded, task, examples, split)
+            if reason is None:
+                to_rank += examples
+            else:
+                skipped[task.name] = reason
+            continue
         rank = has_choices and (metrics is None or "accuracy" in metrics)
         generate = generates and (
             not has_choices if metrics is None else bool({"exact_match", "rouge_l"} & set(metrics))
@@ -225,12 +232,14 @@ def _measure(
         if not ranked and not generated:
             continue
         measures: dict[str, float] = {}
-        if ranked:
+        if ranked and ranked[0].how == "regression":
+            measures |= _of_numbers(ranked)
+        elif ranked:
             measures["accuracy"] = mean([float(p.answer in p.targets) for p in ranked])
         for name, metric in (("exact_match", exact_match), ("rouge_l", rouge_l)):
             if generated and name in metrics:
                 measures[name] = mean([metric(p.answer, p.targets) for p in generated])
-        score = next(measures[name] for name in METRICS if name in measures)
+        score = next(measures[name] for name in (*METRICS, "r2") if name in measures)
         judged = ranked or generated
         majority = majority_baseline(task.train, [p.targets for p in judged])
         found[task.name] = {
@@ -241,6 +250,20 @@ def _measure(
             "majority": majority,
         }
     return found
+
+
+def _of_numbers(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """How good numbers y are beside targets t: "mse", mean (y - t)^2, and "r2", 1 - sum (y - t)^2 / sum (t - mean t)^2, which is 1 at
+    best and 0 for always the mean; where all targets are equal it is 1 for them and 0 for others."""
+    errors, targets = [], []
+    for p in predictions:
+        target = number_of(p.targets[0])
+        assert target is not None
+        targets.append(target)
+        errors.append((p.scores[0] - target) ** 2)
+    spread = sum((t - mean(targets)) ** 2 for t in targets)
+    r2 = 1 - sum(errors) / spread if spread else float(not any(errors))
+    return {"r2": r2, "mse": mean(errors)}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from mhr.data import Example, Task
+from mhr.data import Example
 from mhr.data.collators import Batch, RankingCollator
 from mhr.data.tokens import token_counts
 from mhr.objectives.heads import States
@@ -40,15 +40,13 @@ class RankingObjective(Objective):
         predicted = Distributions(States(logits), every, classes=~logits.isinf()) if compared else None
         return PassLosses(sums, every, [batch["task_ids"][start] for start in starts], predicted)
 
-    @classmethod
-    def cannot_learn(cls, task: Task) -> str | None:
-        lacks = not all(example.choices for example in task.train)
-        return "it has no choices to rank, which an encoder needs" if lacks else None
+    def input_lengths(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
+        return longest_pairs(tokenizer, examples)
 
-    @classmethod
-    def input_lengths(cls, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
-        """An encoder reads each choice behind its input."""
-        return token_counts(tokenizer, [e.input for e in examples], [max(e.choices, key=len) for e in examples])
+
+def longest_pairs(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
+    """Tokens of each example's input with its longest choice behind it."""
+    return token_counts(tokenizer, [e.input for e in examples], [max(e.choices, key=len) for e in examples])
 
 
 def choice_losses(scores: Tensor, counts: list[int], labels: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -13,6 +13,7 @@ from mhr.loading import Loading
 from mhr.methods import METHODS, ROUTING_METHODS, listed
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
 from mhr.setting import MOST_SEED, Settings, as_in, setting
+from mhr.task_heads import HEADS
 
 SAMPLERS = ("proportional", "uniform", "temperature")
 BITSANDBYTES_OPTIMIZERS = (
@@ -378,6 +379,19 @@ class RunConfig(Settings):
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
     """Settings of the adapter bank; None with method full."""
 
+    head: str = setting(
+        "auto",
+        """What an encoder answers with: auto, classify, regress or rank. classify: a class of the task's label set; regress: a number; rank:
+        the choice whose pair with the input scores highest; auto: as the data of each task says. classify and regress make a
+        classifier of a decoder too.""",
+        choices=HEADS,
+        flag="--head",
+    )
+    share_heads: bool = setting(
+        False,
+        "Let tasks of the same label set share one head. Unset: each task has its own.",
+        flag="--share-heads",
+    )
     init_skills: list[str] | None = setting(
         None,
         """Adapters (folders of ours or PEFT's) to initialise the first skills from. Or folders of them; repeat the flag for more.

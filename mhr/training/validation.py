@@ -33,9 +33,9 @@ from mhr.data.collators import Collator
 from mhr.data.drawing import hold_out
 from mhr.data.truncation import Truncation
 from mhr.errors import ConfigError, DataError
-from mhr.objectives import objective_of
 from mhr.runs.checkpoints import all_checkpoints
 from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.task_heads import RANK, TaskHeads
 
 if TYPE_CHECKING:
     from mhr.training.trainer import RoutedTrainer
@@ -58,7 +58,7 @@ class Held:
     note: str
 
 
-def hold_validation(tasks: TaskCollection, kind: str, train: TrainConfig) -> Held:
+def hold_validation(tasks: TaskCollection, kind: str, train: TrainConfig, heads: TaskHeads | None = None) -> Held:
     """The validation examples of each task, by the settings and the seed of `train`.
 
     Those of a validation split beside a test split stay where they are; of any other task as many as `eval_rows`, and at most
@@ -71,7 +71,8 @@ def hold_validation(tasks: TaskCollection, kind: str, train: TrainConfig) -> Hel
     split, drawn, without = 0, 0, []
     for task in tasks.values():
         own = task.validation[:most]
-        if own and objective_of(kind).cannot_learn(replace(task, train=own)) is None:
+        ranked = kind == "encoder" and (heads is None or heads.heads[heads.of(task.name)].kind == RANK)
+        if own and not (ranked and not all(example.choices for example in own)):
             split += 1
             examples[task.name] = own
         else:
