@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mhr import __version__
 from mhr.adapters.base import BaseModel, check_base, describe_base
 from mhr.adapters.layer import Sizes
+from mhr.adapters.outputs import check_outputs
 from mhr.adapters.sharing import check_agreement
 from mhr.adapters.tensor_file import TensorFile, file_digest
 from mhr.backbones import heads_of, load_backbone, wearing_heads
@@ -169,9 +170,11 @@ def attach_checkpoint(checkpoint: AdapterCheckpoint, model: nn.Module) -> Adapte
     """Attach a checkpoint that was read already to its base model. A model that is refused is left as it was."""
     check_base(model, checkpoint.base, checkpoint.layers, checkpoint.modules, checkpoint.name)
     check_agreement(model, {module: checkpoint.state(module) for module in checkpoint.modules}, checkpoint.name)
-    check_outputs(checkpoint.heads, {k: tuple(t.shape) for k, t in checkpoint.tensors.items()}, checkpoint.name)
+    check_outputs(
+        checkpoint.heads, {k: tuple(t.shape) for k, t in checkpoint.tensors.items()}, checkpoint.name, "modules."
+    )
     config = dataclasses.replace(checkpoint.config, targets=list(checkpoint.layers), modules_to_save=checkpoint.modules)
-    with wearing_heads(model, checkpoint.heads):
+    with wearing_heads(model, checkpoint.heads, checkpoint.modules):
         bank = attach(model, config, checkpoint.tasks)
         try:
             _copy_tensors(bank, checkpoint.tensors, checkpoint.name)
@@ -284,20 +287,6 @@ def _open_tensors(path: Path, size: int, digest: str) -> TensorFile:
         raise CheckpointError(f"cannot read {path}: {fault.strerror or fault}") from None
     except SafetensorError as fault:
         raise CheckpointError(f"{path} is no safetensors file: {fault}") from None
-
-
-def check_outputs(heads: TaskHeads | None, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
-    """Raise CheckpointError where a checkpoint's output layer has other outputs than its heads; shapes: of its tensors."""
-    if heads is None:
-        return
-    key = f"modules.{heads.layer}.weight"
-    if key not in shapes:
-        raise CheckpointError(f"{name} describes heads, but lacks their tensor {key!r}: copy or train it again")
-    if shapes[key][0] != heads.size:
-        raise CheckpointError(
-            f"{name} has {shapes[key][0]} outputs in {key!r}, but its heads have {heads.size} ({'; '.join(map(str, heads.heads[:5]))}): "
-            "the two do not belong together, copy or train it again"
-        )
 
 
 def _copy_tensors(bank: AdapterBank, tensors: Mapping[str, Tensor], name: str) -> None:

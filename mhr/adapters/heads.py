@@ -47,7 +47,7 @@ def joined_heads(heads: Iterable[TaskHeads | None]) -> TaskHeads | None:
         if (first is None) != (other is None) or (
             first and other and (first.heads, first.layer) != (other.heads, other.layer)
         ):
-            raise ValueError("heads differ")
+            raise ValueError(f"{_said(first)}, and {_said(other)}")
     if first is None:
         return None
     tasks = dict(first.tasks)
@@ -55,3 +55,7 @@ def joined_heads(heads: Iterable[TaskHeads | None]) -> TaskHeads | None:
         assert other is not None
         tasks |= {task: number for task, number in other.tasks.items() if task not in tasks}
     return dataclasses.replace(first, tasks=tasks)
+
+
+def _said(heads: TaskHeads | None) -> str:
+    return "none" if heads is None else "; ".join(map(str, heads.heads))

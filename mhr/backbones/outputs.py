@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -89,14 +89,18 @@ def take_heads(model: PreTrainedModel, heads: TaskHeads | None) -> TaskHeads | N
 
 
 @contextmanager
-def wearing_heads(model: PreTrainedModel, heads: TaskHeads | None) -> Iterator[None]:
-    """The model with an output layer for these heads inside the block, to be filled there, and afterwards; where an exception ends
-    the block, the model is as it was. A model without heads that is to have none stays as it is."""
+def wearing_heads(model: Any, heads: TaskHeads | None, modules: Iterable[str]) -> Iterator[None]:
+    """The model with an output layer for these heads inside the block, to be filled there by `modules`, and afterwards; where an
+    exception ends the block, the model is as it was. A model that has these heads, or whose output layer is none of the modules,
+    stays as it is."""
     before = heads_of(model)
     if before == heads:
         yield
         return
     name = output_layer(model)
+    if heads is None and not any(f"{name}.".startswith(f"{module}.") for module in modules):
+        yield
+        return
     layer: Any = model.get_submodule(name)
     held = layer.weight, layer.bias, list(getattr(model, "mhr_untrained", ()))
     with torch.random.fork_rng(devices=[]):  # what is drawn is replaced

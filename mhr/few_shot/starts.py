@@ -58,10 +58,10 @@ class Start:
             shared = [p for router in self.bank.groups.values() for p in router.shared_parameters()]
             for parameter in (*self.bank.adapter_parameters(), *self.bank.saved_parameters(), *shared):
                 parameter.requires_grad_(trained)
-        layer = self._set_heads(task, heads)
+        outputs = self._set_heads(task, heads)
         with torch.no_grad():
             for name, tensor in self._kept().items():
-                if name.removeprefix("modules.").rpartition(".")[0] != layer:
+                if name.removeprefix("modules.").rpartition(".")[0] != outputs:
                     tensor.copy_(self.first[name])
 
     def _set_heads(self, task: str, heads: TaskHeads | None) -> str | None:
