@@ -77,7 +77,7 @@ def set_heads(model: PreTrainedModel, heads: TaskHeads | None) -> TaskHeads | No
     if not any(f"{name}.".startswith(f"{other}.") for other in untrained):
         model.__dict__["mhr_untrained"] = sorted([*untrained, name])
     named = None if heads is None else replace(heads, layer=name)
-    name_outputs(model.config, named)
+    _say_outputs(model, named)
     return named
 
 
@@ -115,8 +115,14 @@ def wearing_heads(model: Any, heads: TaskHeads | None, modules: Iterable[str]) -
     except Exception:
         layer.weight, layer.bias, model.__dict__["mhr_untrained"] = held
         layer.out_features = layer.weight.shape[0]
-        name_outputs(model.config, before)
+        _say_outputs(model, before)
         raise
+
+
+def _say_outputs(model: Any, heads: TaskHeads | None) -> None:
+    name_outputs(model.config, heads)
+    if hasattr(model, "num_labels"):
+        model.num_labels = model.config.num_labels
 
 
 def name_outputs(config: PretrainedConfig, heads: TaskHeads | None) -> None:

@@ -15,7 +15,7 @@ from mhr.data.head_collator import HeadCollator
 from mhr.data.tokens import token_counts
 from mhr.objectives.heads import States
 from mhr.objectives.objective import Distributions, Objective, PassLosses, model_inputs, objectives, precise
-from mhr.objectives.ranking import longest_pairs
+from mhr.objectives.ranking import class_losses, longest_pairs
 from mhr.task_heads import RANK, REGRESS
 
 
@@ -46,7 +46,7 @@ class HeadObjective(Objective):
         sums = torch.where(
             regressed,
             (scores[:, 0] - values.to(scores)).square(),
-            class_losses(scores, there, labels, smoothing),
+            class_losses(scores, labels, smoothing),
         )
         every = torch.ones_like(labels)
         predicted = Distributions(States(scores), every, classes=there) if compared else None
@@ -78,20 +78,7 @@ class HeadObjective(Objective):
 
 
 def scores_at(logits: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits [R, outputs] at `rows`, `columns` [B, C] as [B, C], 0 where a column is -1, and where they are not, in float32
-    (float64 for float64)."""
+    """The logits [R, outputs] at `rows`, `columns` [B, C] as [B, C], minus infinity where a column is -1, and where it is not, in
+    float32 (float64 for float64)."""
     there = columns.ge(0)
-    return precise(logits)[rows, columns.clamp(min=0)].masked_fill(~there, 0.0), there
-
-
-def class_losses(scores: Tensor, there: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """`(1 - e) * -log p(y) + e * mean_c -log p(c)` [B], p the softmax over an example's own classes.
-
-    scores [B, C]; there bool [B, C], which of them an example has; labels [B], the right one's position.
-    """
-    surprise = -scores.masked_fill(~there, float("-inf")).log_softmax(1)
-    right = surprise.gather(1, labels[:, None]).squeeze(1)
-    if smoothing == 0:
-        return right
-    every = surprise.masked_fill(~there, 0.0).sum(1) / there.sum(1)
-    return (1 - smoothing) * right + smoothing * every
+    return precise(logits)[rows, columns.clamp(min=0)].masked_fill(~there, float("-inf")), there

@@ -70,10 +70,12 @@ def heads_for(
     Raises DataError for examples to judge on whose answers no head can give, ConfigError for a head on a model that generates.
     """
     if kind != "encoder":
-        if head != "auto":
-            raise ConfigError(
-                f"head is {head!r}, but a {kind} model answers in words of its own: leave it out, or ask for an encoder (--kind encoder)"
-            )
+        for name, value, usual in (("head", head, "auto"), ("share_heads", share, False)):
+            if value != usual:
+                raise ConfigError(
+                    f"{name} is {value!r}, but a {kind} model answers in words of its own: leave it out, or ask for an encoder "
+                    "(--kind encoder)"
+                )
         return None
     found = {task.name: head_of(task, head) for task in tasks.values()}
     if only_ranks(found.values()) and not ranks:

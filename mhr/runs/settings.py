@@ -13,7 +13,7 @@ from mhr.loading import Loading
 from mhr.methods import METHODS, ROUTING_METHODS, listed
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
 from mhr.setting import MOST_SEED, Settings, as_in, setting
-from mhr.task_heads import HEADS
+from mhr.task_heads import HEADS, RANK, REGRESS
 
 SAMPLERS = ("proportional", "uniform", "temperature")
 BITSANDBYTES_OPTIMIZERS = (
@@ -406,6 +406,10 @@ class RunConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.share_heads and self.head in (RANK, REGRESS):
+            raise ConfigError(
+                f"share_heads is true, but head is {self.head!r}, which knows no label sets: leave it out"
+            )
         Loading.of(self)  # which checks that they go together
         method = METHODS[self.method]
         if self.init_skills and method.routing is None:
