@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mhr.adapters import load_checkpoint, read_adapter
-from mhr.evaluation import score
-from mhr.runs import RunConfig
+from mhr.evaluation import choice_scorer, score
+from mhr.runs import RunConfig, RunFolder
+from mhr.runs.config import dump_config
 from mhr.training import pretrain
+from tests.training.test_pretraining import WORKER, start_worker
 
 Recipe = Callable[..., RunConfig]
 
@@ -72,3 +76,38 @@ def test_a_checkpoint_opens_with_its_outputs(recipe: Recipe, tmp_path: Path) -> 
     model, _ = load_checkpoint(run.adapter)
     assert model.config.num_labels == 5
     assert torch.equal(model.classifier.weight, read_adapter(run.adapter).tensors["modules.classifier.weight"])
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(recipe: Recipe, tmp_path: Path) -> None:
+    """Also where a process draws no example of a task, whose head then has a gradient of zeros there."""
+    tasks = ("two", "three", "number", "pick")
+    (tmp_path / "config.yaml").write_text(dump_config(recipe(*tasks, batch_size=2)))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    worker = start_worker(*launcher, WORKER, tmp_path / "config.yaml", tmp_path / "two")
+    one = pretrain(recipe(*tasks, batch_size=4), str(tmp_path / "one"), progress=False)
+    _, said = worker.communicate(timeout=180)
+    assert worker.returncode == 0, said
+    two = RunFolder.open(tmp_path / "two")
+    assert two.info["processes"] == 2
+    for a, b in zip(two.metrics(), one.metrics(), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["tasks"] == pytest.approx(b["tasks"], rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"precision": "bf16"}])
+def test_other_ways_of_computing_give_the_losses(settings: dict[str, Any], recipe: Recipe, tmp_path: Path) -> None:
+    config = recipe("two", "number", "pick", steps=2)
+    plain = pretrain(config, str(tmp_path / "plain"), progress=False)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, **settings))
+    other = pretrain(config, str(tmp_path / "other"), progress=False)
+    for a, b in zip(plain.metrics(), other.metrics(), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5 if "precision" not in settings else 0.1)
+
+
+def test_validation_scores_classes_and_measures_numbers(recipe: Recipe, tmp_path: Path) -> None:
+    config = recipe("two", "number", "pick", steps=4, eval_every=2, keep_best=True, eval_rows=4)
+    run = pretrain(config, str(tmp_path / "run"), progress=False, scorer=choice_scorer)
+    found = run.validations()[4]
+    assert set(found["losses"]) == {"two", "number", "pick"}
+    assert set(found["scores"]) == {"two", "pick"}
