@@ -45,9 +45,12 @@ class DataConfig(Settings):
     """Which examples are read, how they are truncated, and how often each task is drawn."""
 
     max_input_length: int = setting(
-        256, "Maximum input length in tokens. Longer inputs are truncated, and counted.", at_least=2
+        256,
+        "Maximum input length in tokens. Longer inputs are truncated, and counted.",
+        at_least=2,
+        flag="--max-input-length",
     )
-    max_target_length: int = setting(64, "Maximum target length in tokens.", at_least=2)
+    max_target_length: int = setting(64, "Maximum target length in tokens.", at_least=2, flag="--max-target-length")
     packing: bool = setting(
         False,
         """Put several examples of a batch in one row, up to max_input_length + max_target_length tokens (decoders). Each is
@@ -237,7 +240,9 @@ class TrainConfig(OptimizationConfig):
         flag="--precision",
     )
     gradient_checkpointing: bool = setting(
-        False, "Recompute each transformer block in the backward pass: less memory, more time."
+        False,
+        "Recompute each transformer block in the backward pass: less memory, more time.",
+        flag="--gradient-checkpointing",
     )
     fsdp: bool = setting(
         False,
