@@ -159,7 +159,7 @@ def _score(
         value = float(measures["score"])
     except (KeyError, TypeError, ValueError):
         raise DataError(f"{path}: task {task!r} has no score: expected what mhr evaluate --output writes") from None
-    metric = next((name for name in METRICS if name in measures), "score")
+    metric = str(measures.get("metric") or next((name for name in METRICS if name in measures), "score"))
     majority, n = measures.get("majority"), measures.get("n")
     return Score(label, task, value, metric, seed, str(measures.get("category") or ""), trained_on, majority, n)
 
