@@ -179,9 +179,12 @@ def _print(result: EvaluationResult) -> None:
         note(f"shots that did not fit, left out: {result.shots['dropped']} of {result.shots['of']} ({tasks})")
     for name, why in result.skipped.items():
         note(f"skipped {name}: {why}")
+    remarks: dict[str, list[str]] = {}
     for name, scores in result.tasks.items():
         for remark in scores.get("remarks", ()):
-            note(f"{name}: {remark}")
+            remarks.setdefault(remark, []).append(name)
+    for remark, names in remarks.items():
+        note(f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {remark}")
 
 
 def _how(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from mhr.evaluation.generation import generate_answers
 from mhr.evaluation.in_context import Prompted, count_dropped, draw_in_context, fit_shots
 from mhr.evaluation.inference import Inference
 from mhr.evaluation.loaded import LoadedModel
-from mhr.evaluation.measuring import Plan, measure, plan_task, refuse_misfits
+from mhr.evaluation.measuring import Plan, measure, missing_parts, plan_task, refuse_misfits
 from mhr.evaluation.ranking import rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
 from mhr.evaluation.truncation import count_truncated
@@ -181,7 +181,7 @@ def _share_out(
         examples = task.split(split)[:limit]
         plans[task.name] = plan = plan_task(task, examples, metrics, loaded.objective.generates)
         if not examples:
-            plan.skipped = f"no {split} examples"
+            plan.skipped = f"no {split} examples{missing_parts(task)}"
         to_rank += examples if plan.rank else []
         to_generate += examples if plan.generate else []
     refuse_misfits(plans, metrics)

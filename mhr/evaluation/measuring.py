@@ -72,6 +72,13 @@ def plan_task(task: Task, examples: Sequence[Example], asked: Sequence[str] | No
     return plan
 
 
+def missing_parts(task: Task) -> str:
+    """What a task without examples to judge lacks, where it is judged on parts of a split apart; otherwise ""."""
+    parts = [metrics[name].part for name in task.metrics if metrics[name].part]
+    splits = " nor ".join(f"validation_{part} (dev_{part})" for part in parts)
+    return f": it has neither the split {splits}" if parts else ""
+
+
 def refuse_misfits(plans: Mapping[str, Plan], asked: Sequence[str] | None) -> None:
     """Raise DataError for a metric that was asked for and fits the data of none of the tasks."""
     for name in asked or ():
