@@ -16,7 +16,7 @@ from typing import Any
 from mhr.data.forms.form import RowFault, Source, has, reads_rows
 
 E2E = (("mr", "ref"), ("meaning_representation", "human_reference"))
-PARTS = ("subject", "property", "object")
+OF_A_TRIPLE = ("subject", "property", "object")
 
 
 def _of_e2e(row: Mapping[str, Any], source: Source) -> bool:
@@ -54,7 +54,7 @@ def read_webnlg(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
     entry = _entry(row)
     assert entry is not None, "it was recognised"
     triples = [
-        tuple(one[part] for part in PARTS) for one in _each(entry["modifiedtripleset"], "modifiedtripleset", *PARTS)
+        tuple(one[part] for part in OF_A_TRIPLE) for one in _each(entry["modifiedtripleset"], "modifiedtripleset", *OF_A_TRIPLE)
     ]
     found = _each(entry["lexicalisations"], "lexicalisations", "lex")
     good = [one["lex"] for one in found if one.get("comment", "good") in ("good", "")]
