@@ -20,8 +20,6 @@ from .frame.settings import READING, Given, loading_of, split, takes
 if TYPE_CHECKING:
     from mhr.evaluation import EvaluationResult
 
-MEASURES = ("accuracy", "exact_match", "rouge_l", "majority")
-
 EXAMPLES = """**Examples**
 
 mhr evaluate runs/mhr
@@ -95,7 +93,7 @@ def evaluate(
     *,
     given: Given,
 ) -> None:
-    """Score a model on a task collection: exact match, Rouge-L and accuracy, per task, per category and on average.
+    """Score a model on a task collection: by the metrics of each task, per task, per category and on average.
 
     With --output, DIR/evaluation.json keeps the scores and DIR/predictions.jsonl every answer. With --harness, the tasks are
     those of the lm-evaluation-harness, and DIR/harness.json keeps what it says.
@@ -151,7 +149,9 @@ def _unescaped(text: str) -> str:
 
 
 def _print(result: EvaluationResult) -> None:
-    measures = [m for m in MEASURES if any(m in scores for scores in result.tasks.values())]
+    from mhr.evaluation import METRICS
+
+    measures = [m for m in (*METRICS, "majority") if any(m in scores for scores in result.tasks.values())]
     how = "".join(f", {part}" for part in _how(result.settings))
     out.print(f"{result.model} on {result.source}, {result.split}{how}", style="bold", markup=False, soft_wrap=True)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
@@ -179,6 +179,12 @@ def _print(result: EvaluationResult) -> None:
         note(f"shots that did not fit, left out: {result.shots['dropped']} of {result.shots['of']} ({tasks})")
     for name, why in result.skipped.items():
         note(f"skipped {name}: {why}")
+    remarks: dict[str, list[str]] = {}
+    for name, scores in result.tasks.items():
+        for remark in scores.get("remarks", ()):
+            remarks.setdefault(remark, []).append(name)
+    for remark, names in remarks.items():
+        note(f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {remark}")
 
 
 def _how(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -196,7 +202,12 @@ def _how(settings: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cells(scores: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
-    return [f"{100 * scores[m]:.1f}" if scores.get(m) is not None else "" for m in measures]
+    return [_number(m, scores[m]) if scores.get(m) is not None else "" for m in measures]
+
+
+def _number(measure: str, value: float) -> str:
+    """In per cent, but for NIST, which is no share of anything."""
+    return f"{value:.2f}" if measure == "nist" else f"{100 * value:.1f}"
 
 
 def _print_harness(name: str, found: dict[str, Any]) -> None:

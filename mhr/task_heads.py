@@ -20,9 +20,9 @@ from typing import Any
 
 from mhr.errors import CheckpointError, TaskError, nearest
 
-HEADS = ("auto", "classify", "regress", "rank")
+HEAD_CHOICES = ("auto", "classify", "regress", "rank")
 """Values of the setting `head`."""
-CLASSIFY, REGRESS, RANK = HEADS[1:]
+CLASSIFY, REGRESS, RANK = HEAD_CHOICES[1:]
 CONFIG_KEY = "mhr_task_heads"
 """Of the configuration of a transformers model, what its outputs stand for."""
 
@@ -80,10 +80,9 @@ class TaskHeads:
         if task in self.tasks:
             return self.tasks[task]
         offered = TaskHead(CLASSIFY, tuple(dict.fromkeys(choices)))
-        for number, head in enumerate(self.heads):
-            if choices and (head.kind == RANK or (self.shared and head.alike(offered))):
-                return number
-        return None
+        alike = [number for number, head in enumerate(self.heads) if self.shared and choices and head.alike(offered)]
+        ranks = [number for number, head in enumerate(self.heads) if choices and head.kind == RANK]
+        return next(iter([*alike, *ranks]), None)
 
     def of(self, task: str, choices: Sequence[str] = ()) -> int:
         """`find`, or TaskError where no head answers the task."""
@@ -111,9 +110,11 @@ class TaskHeads:
             found = cls(heads, tasks, str(said["layer"]), bool(said["shared"]))
         except (KeyError, TypeError, AttributeError, ValueError) as fault:
             raise CheckpointError(f"{where} does not describe heads: {type(fault).__name__} {fault}") from None
-        wrong = next((head.kind for head in heads if head.kind not in HEADS[1:]), None)
+        wrong = next((head.kind for head in heads if head.kind not in HEAD_CHOICES[1:]), None)
         if wrong is not None:
-            raise CheckpointError(f"{where} has a head of kind {wrong!r}, expected one of {', '.join(HEADS[1:])}")
+            raise CheckpointError(
+                f"{where} has a head of kind {wrong!r}, expected one of {', '.join(HEAD_CHOICES[1:])}"
+            )
         if not heads or any(not 0 <= number < len(heads) for number in tasks.values()):
             raise CheckpointError(f"{where} gives a task a head that is not among its {len(heads)}")
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mhr.analysis.compare import Paired, compare
@@ -21,6 +21,7 @@ class Score:
     trained_on  the task that was adapted to, where it is not the task that is judged
     majority    what always giving the most frequent answer would score, where that is known
     n           examples that were judged, where that is known
+    measures    every metric that the task was judged by, where more than the value are known
     """
 
     contestant: str
@@ -32,6 +33,7 @@ class Score:
     trained_on: str | None = None
     majority: float | None = None
     n: int | None = None
+    measures: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,11 @@ class Scores:
     def of(self, contestant: str, task: str) -> dict[Seed, float]:
         """Seed -> value; empty where the contestant was not judged on the task."""
         return {s.seed: s.value for s in self.rows.values() if s.contestant == contestant and s.task == task}
+
+    def measured(self, contestant: str, task: str, metric: str) -> list[float]:
+        """The values of one metric, a seed each."""
+        own = [s for s in self.rows.values() if s.contestant == contestant and s.task == task]
+        return [s.measures[metric] for s in own if metric in s.measures]
 
     def metric(self, task: str) -> str | None:
         """The metric that all scores of a task share; None where they differ."""

@@ -15,12 +15,13 @@ def draw_order(examples: Sequence[Example], task: str, seed: int) -> list[Exampl
 
     Example i of the n that share a first target, in random order, stands at (i + u) / n, with u uniform in [0, 1) and drawn
     once for each target. So the first m of N hold every label by its share, up to one (systematic stratified sampling,
-    proportional, so that accuracy on them estimates that on all); where all targets differ this is a plain shuffle.
+    proportional, so that accuracy on them estimates that on all); where all targets differ this is a plain shuffle. Parts of a
+    split have shares of their own.
     The order depends on the task's name, the seed and the examples alone.
     """
-    by_target: dict[str, list[Example]] = defaultdict(list)
+    by_target: dict[tuple[str, str], list[Example]] = defaultdict(list)
     for example in examples:
-        by_target[example.targets[0]].append(example)
+        by_target[example.targets[0], example.part].append(example)
     rng = random.Random(f"{task}/{seed}/test")
     placed: list[tuple[float, int, Example]] = []
     for same in by_target.values():

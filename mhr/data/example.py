@@ -20,6 +20,7 @@ class Example:
     id       identifier inside its collection, for error lines and for telling duplicates
     messages the turns of a conversation as {"role", "content", ...}, for a chat template; empty where the row was none.
              `input` holds them in plain words, without the last assistant turn, which is targets[0]
+    part     what part of its split it is of, where these are judged apart: "matched" or "mismatched" genres of MNLI
     """
 
     task: str
@@ -28,6 +29,7 @@ class Example:
     choices: tuple[str, ...] = ()
     id: str = ""
     messages: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
+    part: str = ""
 
 
 @dataclass(slots=True)
@@ -37,6 +39,7 @@ class Task:
     validation holds those of a validation split that is neither trained nor judged on, as there is a test split: what validation
     while training looks at.
     held_out says that the whole task is kept away from pretraining; its "train" examples are where shots are drawn.
+    metrics are those that its data name, the first for its score; empty where they name none (`mhr.runs.scoring.METRICS`).
     """
 
     name: str
@@ -46,6 +49,7 @@ class Task:
     category: str = ""
     choices: tuple[str, ...] = ()
     validation: list[Example] = field(default_factory=list)
+    metrics: tuple[str, ...] = ()
 
     def split(self, name: str) -> list[Example]:
         if name not in ("train", "test"):

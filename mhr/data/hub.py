@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mhr.data.columns import MISSING, look_up
+from mhr.data.columns import look_up
 from mhr.data.example import TaskCollection
 from mhr.data.faults import Faults, Notes
 from mhr.data.reading import ReadOptions, finish, reads
@@ -46,9 +46,9 @@ def read_datasets(path: str, options: ReadOptions, faults: Faults) -> TaskCollec
     for split in _meant(path, list(splits), faults, notes):
         known = split_of(split) is not None
         rows.begin(f"{path}[{split}]", "Hugging Face dataset", name, split if known else "")
-        feature = look_up(splits[split].features, rows.column("targets"))
-        names = tuple(getattr(feature, "names", None) or ()) if feature is not MISSING else ()
-        rows.labels = {rows.column("targets"): names} if names else {}
+        features = splits[split].features
+        named = {**features, rows.column("targets"): look_up(features, rows.column("targets"))}
+        rows.labels = {column: tuple(names) for column, f in named.items() if (names := getattr(f, "names", None))}
         for number, row in enumerate(splits[split], 1):
             rows.add(row, number)
     return finish(path, rows.finish(notes), notes, faults, rows.recognised)

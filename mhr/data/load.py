@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mhr.data.crossfit
 import mhr.data.files
+import mhr.data.glue
 import mhr.data.hub
 import mhr.data.superni  # noqa: F401  (each registers its readers)
 from mhr.data.example import TaskCollection

@@ -8,13 +8,14 @@ the forms of `mhr.data.forms` are taken as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mhr.data.answers import Answers, NoAnswer, check_characters, read_list, shown, text_of
 from mhr.data.columns import COLUMNS, MISSING, check_column_map, look_up, not_found
 from mhr.data.example import Example, Task
 from mhr.data.faults import Faults, Notes
-from mhr.data.forms import RowFault, form_of, forms
+from mhr.data.forms import RowFault, Source, form_of, forms
 from mhr.data.reading import ReadOptions
 from mhr.data.splits import SPLITS, split_of
 from mhr.data.task_rows import TaskRows, Unanswered
@@ -72,7 +73,7 @@ class RowReader:
             raise RowFault(f"is of the unknown split {split_name!r}: {nearest(split_name, SPLITS)}")
         where = self._where(row, line)
         check_characters(name, where)
-        fields = self._fields(row)
+        fields = self._fields(row, Source(name, f"{split_name} {Path(self._file).name}", self.labels))
         rows = self.tasks.setdefault(name, TaskRows(name))
         template = None if self.options.templates is None else self.options.templates.of(name)
         text = "" if template else self._text(row, fields, "input")
@@ -105,14 +106,16 @@ class RowReader:
         check_characters(text, *targets, *choices, *(m["content"] for m in messages))
         self._flag(rows, row)
         rows.category = rows.category or self._word(row, "category", "")
-        rows.add(split, split_name, Example(name, text, targets, choices, where, messages))
+        rows.metrics = rows.metrics or tuple(fields.get("metrics", ()))
+        rows.references |= bool(fields.get("references"))
+        rows.add(split, split_name, Example(name, text, targets, choices, where, messages, fields.get("part", "")))
 
-    def _fields(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _fields(self, row: Mapping[str, Any], source: Source) -> dict[str, Any]:
         """Our columns that a row has, with what its form makes of it. All rows of a file are of one form."""
         fields = {name: value for name in COLUMNS if (value := look_up(row, self.column(name))) is not MISSING}
         mapped = self.options.column_map.keys() & {"input", "targets"}
         plain = mapped or {"input", "targets"} <= fields.keys()
-        form = None if plain else form_of(row)
+        form = None if plain else form_of(row, source)
         columns = forms[form].columns if form else PLAIN
         if self._form is None:
             self._form = columns
@@ -122,7 +125,7 @@ class RowReader:
             self.recognised.append(f"{self._file}: {self._format}, {read}, {task}")
         elif (form or plain) and columns != self._form:
             raise RowFault(f"has {columns}, and rows before it {self._form}: one file holds rows of one form")
-        return {**fields, **forms[form].read(row)} if form else fields
+        return {**fields, **forms[form].read(row, source)} if form else fields
 
     def _word(self, row: Mapping[str, Any], column: str, default: str) -> str:
         """A column that holds a name, or what stands for it."""

@@ -6,9 +6,20 @@ import re
 from dataclasses import dataclass
 
 SPLITS = {
-    "train": ("train", "training", "trn"),
-    "validation": ("validation", "valid", "val", "validate", "dev", "devel", "development", "eval", "evaluation"),
-    "test": ("test", "tests", "testing", "tst", "heldout"),
+    "train": ("train", "training", "trn", "trainset"),
+    "validation": (
+        "validation",
+        "valid",
+        "val",
+        "validate",
+        "dev",
+        "devel",
+        "development",
+        "eval",
+        "evaluation",
+        "devset",
+    ),
+    "test": ("test", "tests", "testing", "tst", "heldout", "testset"),
 }
 """What a split is for, and the words that say so."""
 
@@ -37,6 +48,12 @@ def split_of(name: str) -> str | None:
     """ "train", "validation" or "test" for a name of a split; None for one that says none of them, or several."""
     found = {_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _WORDS}
     return found.pop() if len(found) == 1 else None
+
+
+def part_of(*names: str) -> str:
+    """ "matched" or "mismatched", the parts of MNLI's splits, in the first of the names that has one of the words; otherwise ""."""
+    found = (re.search(r"(?<![a-z])(?:mis)?matched(?![a-z])", name.lower()) for name in names)
+    return next((word.group() for word in found if word), "")
 
 
 def read_name(stem: str) -> Named:

@@ -27,7 +27,12 @@ class Unanswered:
 
 @dataclass(slots=True)
 class TaskRows:
-    """Examples of one task by split ("" where rows have none), and what its rows say of it."""
+    """Examples of one task by split ("" where rows have none), and what its rows say of it.
+
+    metrics     those that judge it, by the form of its rows; such a task has choices only where its rows say so
+    references  its targets are references, all ways to say the same: each is an example to learn from, and those of one input are
+                the targets of a single example to be judged on
+    """
 
     name: str
     splits: dict[str, list[Example]] = field(default_factory=lambda: defaultdict(list))
@@ -37,6 +42,8 @@ class TaskRows:
     answers: Answers = field(default_factory=Answers)
     held_out: bool | None = None
     category: str = ""
+    metrics: tuple[str, ...] = ()
+    references: bool = False
 
     def add(self, split: str, named: str, example: Example) -> None:
         self.splits[split].append(example)
@@ -47,6 +54,9 @@ class TaskRows:
         for split in dict.fromkeys([*self.splits, *self.unanswered]):
             self._settle(split, faults, notes)
         train, validation, test, unsplit = (self.splits.get(s, []) for s in ("train", "validation", "test", ""))
+        if self.references:
+            train, unsplit = _spread(train), _spread(unsplit)
+            validation, test = _gathered(validation), _gathered(test)
         self._note_names(notes)
         if test and validation:
             notes.add(
@@ -57,8 +67,9 @@ class TaskRows:
         if not every:
             return None
         train, test = self._share_out(train, unsplit, test, options, notes)
+        test = _gathered(test) if self.references else test
         choices = every[0].choices if len({e.choices for e in every}) == 1 else ()
-        if not any(e.choices for e in every):
+        if not self.metrics and not any(e.choices for e in every):
             choices = label_set(every)
             train, test = ([replace(e, choices=choices) for e in part] for part in (train, test))
             if choices:  # a label that no other split has is none of the task's
@@ -69,7 +80,14 @@ class TaskRows:
             )
         validation = draw_order(validation, self.name, options.seed)
         return Task(
-            self.name, options.cap(self.name, train), test, bool(self.held_out), self.category, choices, validation
+            self.name,
+            options.cap(self.name, train),
+            test,
+            bool(self.held_out),
+            self.category,
+            choices,
+            validation,
+            self.metrics,
         )
 
     def _share_out(
@@ -117,5 +135,20 @@ class TaskRows:
     def _note_names(self, notes: Notes) -> None:
         for split, what in (("train", "are trained on"), ("validation", "are judged on"), ("test", "are judged on")):
             names = sorted(self.names.get(split, ()))
-            if len(names) > 1:
+            if len(names) > 1 and not any(e.part for e in self.splits[split]):  # parts are judged apart
                 notes.add(f"splits {', '.join(names)} {what} together", self.name)
+
+
+def _spread(examples: list[Example]) -> list[Example]:
+    """An example for each reference."""
+    return [replace(example, targets=(target,)) for example in examples for target in example.targets]
+
+
+def _gathered(examples: list[Example]) -> list[Example]:
+    """An example for each input, in the place of its first one, with the references of all."""
+    by_input: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        by_input[example.input].append(example)
+    return [
+        replace(same[0], targets=tuple(dict.fromkeys(t for e in same for t in e.targets))) for same in by_input.values()
+    ]

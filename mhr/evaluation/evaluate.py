@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,19 +11,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mhr.data.example import Example, TaskCollection
-from mhr.data.labels import number_of
 from mhr.errors import ConfigError, DataError
-from mhr.evaluation.by_heads import check_headed
+from mhr.evaluation.by_heads import headed
 from mhr.evaluation.generation import generate_answers
 from mhr.evaluation.in_context import Prompted, count_dropped, draw_in_context, fit_shots
 from mhr.evaluation.inference import Inference
 from mhr.evaluation.loaded import LoadedModel
-from mhr.evaluation.metrics import exact_match, majority_baseline, mean, rouge_l
+from mhr.evaluation.measuring import Plan, measure, missing_parts, plan_task, refuse_misfits
 from mhr.evaluation.ranking import rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
 from mhr.evaluation.truncation import count_truncated
 from mhr.runs.run import versions
-from mhr.runs.scoring import METRICS, ScoringConfig
+from mhr.runs.scoring import ScoringConfig
 
 
 def evaluate(
@@ -52,8 +51,8 @@ def evaluate(
     split              "test" or "train" examples of the tasks
     limit              at most this many examples a task, the first ones
     batch_size         examples a batch (pairs, for encoders); None finds it, see `in_batches`
-    metrics            some of METRICS; None ranks tasks with choices and generates for the others. Tasks that none of them
-                       can judge are skipped, with a note
+    metrics            some of METRICS, the first that fits a task gives its score; None takes those that its data name, or ranks
+                       tasks with choices and generates for the others. Tasks that none can judge are skipped, with a note
     max_input_length   tokens of an input with its shots (of a pair, for encoders); longer ones are truncated, and counted. None: as
                        the model was trained, otherwise 512, and as much as an input and an answer for each shot; never more
                        than the model takes
@@ -92,7 +91,7 @@ def evaluate(
     if shots and room is None:
         room = (shots + 1) * max_input_length + shots * max_target_length
         max_input_length, max_target_length = loaded.lengths(room, max_target_length)
-    to_rank, to_generate, skipped = _share_out(loaded, collection, split, limit, metrics)
+    to_rank, to_generate, plans = _share_out(loaded, collection, split, limit, metrics)
     for name, value, usual in (("n_beams", n_beams, 1), ("stop", list(stop), []), ("cache", cache, "dynamic")):
         if value != usual and not to_generate:
             raise ConfigError(f"{name} is {value!r}, but all answers are ranked and none is generated: leave it out")
@@ -121,11 +120,13 @@ def evaluate(
             **settings,
         )
     by_rank = [
-        Prediction(e.task, e.id, e.input, e.targets, r.answer, r.how, r.options, r.scores, _ids(prompted[id(e)]))
+        Prediction(
+            e.task, e.id, e.input, e.targets, r.answer, r.how, r.options, r.scores, _ids(prompted[id(e)]), e.part
+        )
         for e, r in zip(to_rank, ranked, strict=True)
     ]
     by_word = [
-        Prediction(e.task, e.id, e.input, e.targets, g.text, "generation", shots=_ids(prompted[id(e)]))
+        Prediction(e.task, e.id, e.input, e.targets, g.text, "generation", shots=_ids(prompted[id(e)]), part=e.part)
         for e, g in zip(to_generate, generated, strict=True)
     ]
     return EvaluationResult(
@@ -133,8 +134,8 @@ def evaluate(
         kind=loaded.kind,
         source=collection.source,
         split=split,
-        tasks=_measure(collection, by_rank, by_word, metrics or METRICS),
-        skipped=skipped,
+        tasks=_measure(collection, plans, by_rank, by_word),
+        skipped={name: plan.skipped for name, plan in plans.items() if plan.skipped},
         truncated=count_truncated(loaded, ranked_on, ranked, asked, generated, max_target_length),
         shots=count_dropped(prompted.values(), shots),
         notes=list(collection.notes),
@@ -163,39 +164,27 @@ def evaluate(
 
 def _share_out(
     loaded: LoadedModel, collection: TaskCollection, split: str, limit: int | None, metrics: Sequence[str] | None
-) -> tuple[list[Example], list[Example], dict[str, str]]:
-    """Examples to rank, examples to generate for, and the tasks that neither fits, with the reason."""
+) -> tuple[list[Example], list[Example], dict[str, Plan]]:
+    """Examples to rank, examples to generate for, and how each task is judged."""
     to_rank: list[Example] = []
     to_generate: list[Example] = []
-    skipped: dict[str, str] = {}
-    generates = loaded.objective.generates
+    plans: dict[str, Plan] = {}
     for task in collection.values():
         examples = task.split(split)[:limit]
-        has_choices = all(example.choices for example in examples)
-        if loaded.heads is not None and examples:
-            reason = check_headed(loaded, task, examples, split)
-            if reason is None:
-                to_rank += examples
-            else:
-                skipped[task.name] = reason
-            continue
-        rank = has_choices and (metrics is None or "accuracy" in metrics)
-        generate = generates and (
-            not has_choices if metrics is None else bool({"exact_match", "rouge_l"} & set(metrics))
-        )
+        kind, why = (None, "") if loaded.heads is None or not examples else headed(loaded, task, examples, split)
+        plan = Plan(skipped=why) if why else plan_task(task, examples, metrics, loaded.objective.generates, kind)
+        plans[task.name] = plan
         if not examples:
-            skipped[task.name] = f"no {split} examples"
-        elif not rank and not generate:
-            what = "has no choices to rank" if not has_choices else "has choices to rank, which no metric asks for"
-            skipped[task.name] = what if generates else f"{what}, and an encoder cannot generate"
-        to_rank += examples if rank else []
-        to_generate += examples if generate else []
+            plan.skipped = f"no {split} examples{missing_parts(task)}"
+        to_rank += examples if plan.rank else []
+        to_generate += examples if plan.generate else []
+    refuse_misfits(plans, metrics)
     if not to_rank and not to_generate:
-        why = next(iter(skipped.values()), "it holds no tasks")
+        why = next((plan.skipped for plan in plans.values()), "it holds no tasks")
         raise DataError(
-            f"nothing of {collection.source or 'the collection'} can be evaluated: {why} ({len(skipped)} tasks)"
+            f"nothing of {collection.source or 'the collection'} can be evaluated: {why} ({len(plans)} tasks)"
         )
-    return to_rank, to_generate, skipped
+    return to_rank, to_generate, plans
 
 
 def _prompt(
@@ -222,48 +211,16 @@ def _ids(prompted: Prompted) -> tuple[str, ...]:
 
 
 def _measure(
-    collection: TaskCollection, by_rank: Sequence[Prediction], by_word: Sequence[Prediction], metrics: Sequence[str]
+    collection: TaskCollection, plans: Mapping[str, Plan], by_rank: Sequence[Prediction], by_word: Sequence[Prediction]
 ) -> dict[str, dict[str, Any]]:
-    """The measures of each task, in the order of the collection."""
+    """The measures of each task that is judged, in the order of the collection."""
     found: dict[str, dict[str, Any]] = {}
     for task in collection.values():
         ranked = [p for p in by_rank if p.task == task.name]
         generated = [p for p in by_word if p.task == task.name]
-        if not ranked and not generated:
-            continue
-        measures: dict[str, float] = {}
-        if ranked and ranked[0].how == "regression":
-            measures |= _of_numbers(ranked)
-        elif ranked:
-            measures["accuracy"] = mean([float(p.answer in p.targets) for p in ranked])
-        for name, metric in (("exact_match", exact_match), ("rouge_l", rouge_l)):
-            if generated and name in metrics:
-                measures[name] = mean([metric(p.answer, p.targets) for p in generated])
-        score = next(measures[name] for name in (*METRICS, "r2") if name in measures)
-        judged = ranked or generated
-        majority = majority_baseline(task.train, [p.targets for p in judged])
-        found[task.name] = {
-            "category": task.category,
-            "n": len(judged),
-            "score": score,
-            **measures,
-            "majority": majority,
-        }
+        if ranked or generated:
+            found[task.name] = measure(task, plans[task.name], ranked, generated)
     return found
-
-
-def _of_numbers(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """How good numbers y are beside targets t: "mse", mean (y - t)^2, and "r2", 1 - sum (y - t)^2 / sum (t - mean t)^2, which is 1 at
-    best and 0 for always the mean; where all targets are equal it is 1 for them and 0 for others."""
-    errors, targets = [], []
-    for p in predictions:
-        target = number_of(p.targets[0])
-        assert target is not None
-        targets.append(target)
-        errors.append((p.scores[0] - target) ** 2)
-    spread = sum((t - mean(targets)) ** 2 for t in targets)
-    r2 = 1 - sum(errors) / spread if spread else float(not any(errors))
-    return {"r2": r2, "mse": mean(errors)}
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from mhr.files import write_json_atomically, write_text_atomically
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """One answer. scores: of the example's choices where they were ranked, greater is better; shots: ids of the in-context
-    examples that stood before its input, in their order."""
+    examples that stood before its input, in their order; part: see `Example`."""
 
     task: str
     id: str
@@ -24,19 +24,21 @@ class Prediction:
     targets: tuple[str, ...]
     answer: str
     how: str
-    """"ranking" or "generation"."""
+    """"ranking", "classification", "regression" or "generation"."""
     choices: tuple[str, ...] = ()
     scores: list[float] = field(default_factory=list)
     shots: tuple[str, ...] = ()
+    part: str = ""
 
 
 @dataclass
 class EvaluationResult:
-    """Scores of one model on one collection, all from 0 to 1.
+    """Scores of one model on one collection, fractions from 0 to 1, correlations from -1 to 1.
 
-    tasks        task -> its measures. "n" examples; "accuracy" by ranking the choices; "exact_match" and "rouge_l" of the
-                 generated answer; "score", the one to compare: accuracy where there is one, otherwise exact match;
-                 "majority", what always giving the most frequent training answer would score (exact match); "category"
+    tasks        task -> its measures. "n" examples; a value for each of its metrics (`mhr.evaluation.metrics`); "score", the one to
+                 compare, that of its first metric, which is "metric"; "majority", what always giving the most frequent training
+                 answer would score by it (of generated text, by exact match); "category"; "remarks" on values that are undefined
+                 and metrics that did not fit, where there are any
     categories   category -> the mean of each measure over its tasks, and "tasks", their number
     mean         the mean of each measure over all tasks that have it
     by_category  the mean of each measure over the categories, each counted once

@@ -76,7 +76,13 @@ def _score_of_row(row: Mapping[str, Any], label: str, where: str) -> Score:
         raise DataError(f"{where}: value is {value!r}, expected a number")
     seed = None if row["seed"] is None else str(row["seed"])
     category = str(row.get("category") or "")
-    return Score(label, str(row["task"]), value, metric, seed, category, None, row.get("majority"), row.get("n"))
+    task, majority, n = str(row["task"]), row.get("majority"), row.get("n")
+    return Score(label, task, value, metric, seed, category, None, majority, n, measures_of(row))
+
+
+def measures_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that a row, or a task of an evaluation, has values of."""
+    return {name: float(row[name]) for name in METRICS if isinstance(row.get(name), (int, float))}
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

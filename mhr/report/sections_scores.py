@@ -12,7 +12,7 @@ from mhr.report import charts
 from mhr.report.blocks import Block, Figure, Looked
 from mhr.report.figures import to_inline_svg
 from mhr.report.material import Group, Material
-from mhr.report.tables import Cell, Table, count, first_names, p_number, p_value, score_cell, text, whole
+from mhr.report.tables import Cell, Table, count, decimal, first_names, p_number, p_value, score_cell, text, whole
 
 
 def summary(looked: Looked) -> Iterator[Block]:
@@ -129,6 +129,40 @@ def tasks(looked: Looked) -> Iterator[Block]:
         "training answer.",
         names=2,
     )
+    yield from _every_metric(scores)
+
+
+def _every_metric(scores: Scores) -> Iterator[Table]:
+    """The table of tasks that were judged by more than one metric, if there are any."""
+    pairs = {task: _measured(scores, task) for task in scores.tasks}
+    rows = [
+        [text(task), text(metric), *(_measure(scores.measured(c, task, metric), metric) for c in scores.contestants)]
+        for task, names in pairs.items()
+        if len(names) > 1
+        for metric in names
+    ]
+    if rows:
+        yield Table(
+            "metrics",
+            "By task and metric",
+            ["task", "metric", *scores.contestants],
+            rows,
+            note="Means over seeds; the first metric of a task gives its score. Per cent, but for NIST.",
+            names=2,
+        )
+
+
+def _measured(scores: Scores, task: str) -> list[str]:
+    """The metrics that a task was judged by, that of its score first."""
+    names = [name for s in scores.rows.values() if s.task == task for name in (s.metric, *s.measures)]
+    return [name for name in dict.fromkeys(names) if name != "score"]
+
+
+def _measure(values: list[float], metric: str) -> Cell:
+    if not values:
+        return Cell("")
+    mean = statistics.mean(values)
+    return decimal(mean, 2) if metric == "nist" else score_cell(mean)
 
 
 def _row(scores: Scores, tasks: list[str]) -> list[Cell]:

@@ -11,7 +11,7 @@ from mhr.errors import CheckpointError, DataError
 from mhr.evaluation import METRICS
 from mhr.files import read_json
 from mhr.report.material import Group, Material, label_of
-from mhr.report.score_tables import read_sweep, read_table
+from mhr.report.score_tables import measures_of, read_sweep, read_table
 from mhr.runs.notes import notes_of
 from mhr.runs.run import RUN_FILE, RunFolder
 
@@ -159,9 +159,10 @@ def _score(
         value = float(measures["score"])
     except (KeyError, TypeError, ValueError):
         raise DataError(f"{path}: task {task!r} has no score: expected what mhr evaluate --output writes") from None
-    metric = next((name for name in METRICS if name in measures), "score")
+    metric = str(measures.get("metric") or next((name for name in METRICS if name in measures), "score"))
     majority, n = measures.get("majority"), measures.get("n")
-    return Score(label, task, value, metric, seed, str(measures.get("category") or ""), trained_on, majority, n)
+    category = str(measures.get("category") or "")
+    return Score(label, task, value, metric, seed, category, trained_on, majority, n, measures_of(measures))
 
 
 def _read_study(path: Path, material: Material) -> None:

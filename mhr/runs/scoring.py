@@ -9,8 +9,12 @@ from mhr.loading import Loading
 from mhr.runs.settings import RunConfig
 from mhr.setting import Settings, as_in, setting
 
-METRICS = ("accuracy", "exact_match", "rouge_l")
-"""accuracy is of ranking an example's choices; exact_match and rouge_l judge a generated answer."""
+METRICS = (
+    *("accuracy", "exact_match", "rouge_l", "f1", "macro_f1", "micro_f1", "matthews", "pearson", "spearman", "mse"),
+    *("accuracy_matched", "accuracy_mismatched", "bleu", "nist"),
+)
+"""Names of the metrics of `mhr.evaluation.metrics`. Accuracies, F1 and Matthews correlation are of ranking an example's choices;
+pearson, spearman and mse of numbers; exact_match, rouge_l, bleu and nist judge a generated answer."""
 
 INFERENCE = ("average", "sentence", "token", "ensemble")
 """How a bank whose modules were drawn at random in training is used, see `mhr.evaluation.Inference`."""
@@ -75,8 +79,9 @@ class ScoringConfig(Settings):
     )
     metrics: list[str] | None = setting(
         None,
-        """accuracy (by ranking choices), exact_match, rouge_l (of the generated answer). Unset: accuracy where a task has choices,
-        otherwise the two others.""",
+        """Metrics, the first that fits a task for its score: accuracy, f1, macro_f1, micro_f1, matthews (of ranked choices), pearson,
+        spearman, mse (of numbers), exact_match, rouge_l, bleu, nist (of generated answers). Unset: those that the data name (GLUE's),
+        otherwise accuracy where a task has choices or classes, pearson, spearman and mse where a head gives numbers, exact_match and rouge_l elsewhere.""",
         choices=METRICS,
         flag="--metrics",
         metavar="NAME,...",

@@ -13,7 +13,7 @@ from mhr.loading import Loading
 from mhr.methods import METHODS, ROUTING_METHODS, listed
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
 from mhr.setting import MOST_SEED, Settings, as_in, setting
-from mhr.task_heads import HEADS, RANK, REGRESS
+from mhr.task_heads import HEAD_CHOICES, RANK, REGRESS
 
 SAMPLERS = ("proportional", "uniform", "temperature")
 BITSANDBYTES_OPTIMIZERS = (
@@ -45,9 +45,12 @@ class DataConfig(Settings):
     """Which examples are read, how they are truncated, and how often each task is drawn."""
 
     max_input_length: int = setting(
-        256, "Maximum input length in tokens. Longer inputs are truncated, and counted.", at_least=2
+        256,
+        "Maximum input length in tokens. Longer inputs are truncated, and counted.",
+        at_least=2,
+        flag="--max-input-length",
     )
-    max_target_length: int = setting(64, "Maximum target length in tokens.", at_least=2)
+    max_target_length: int = setting(64, "Maximum target length in tokens.", at_least=2, flag="--max-target-length")
     packing: bool = setting(
         False,
         """Put several examples of a batch in one row, up to max_input_length + max_target_length tokens (decoders). Each is
@@ -237,7 +240,9 @@ class TrainConfig(OptimizationConfig):
         flag="--precision",
     )
     gradient_checkpointing: bool = setting(
-        False, "Recompute each transformer block in the backward pass: less memory, more time."
+        False,
+        "Recompute each transformer block in the backward pass: less memory, more time.",
+        flag="--gradient-checkpointing",
     )
     fsdp: bool = setting(
         False,
@@ -353,7 +358,7 @@ class RunConfig(Settings):
     )
     kind: str | None = setting(
         None,
-        "seq2seq, causal or encoder (ranks choices). Unset: what the model's own configuration says.",
+        "seq2seq, causal or encoder (answers through heads). Unset: what the model's own configuration says.",
         choices=MODEL_KINDS,
         flag="--kind",
     )
@@ -384,7 +389,7 @@ class RunConfig(Settings):
         """What an encoder answers with: auto, classify, regress or rank. classify: a class of the task's label set; regress: a number; rank:
         the choice whose pair with the input scores highest; auto: as the data of each task says. classify and regress make a
         classifier of a decoder too.""",
-        choices=HEADS,
+        choices=HEAD_CHOICES,
         flag="--head",
     )
     share_heads: bool = setting(

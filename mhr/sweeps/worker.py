@@ -17,6 +17,7 @@ from mhr.few_shot.starts import load_start
 from mhr.loading import Loading
 from mhr.objectives.lengths import fit_data
 from mhr.runs.run import RUN_FILE, RunFolder
+from mhr.runs.scoring import METRICS
 from mhr.runs.tasks import read_tasks
 from mhr.sweeps.table import Row
 from mhr.training.watch import ProgressBar
@@ -127,7 +128,9 @@ def _columns(run: RunFolder, result: EvaluationResult) -> Row:
         "split": result.split,
         "n": measures["n"],
         "score": measures["score"],
+        "metric": measures["metric"],
         **{name: measures.get(name) for name in ("accuracy", "exact_match", "rouge_l", "majority")},
+        **{name: measures[name] for name in METRICS if name in measures},
         "trained": run.info["parameters"]["trained"],
         "folder": str(run.path),
     }

@@ -64,7 +64,7 @@ def test_averages(ask: Ask, collection: TaskCollection) -> None:
 
 def test_metrics_that_are_asked_for(ask: Ask, collection: TaskCollection) -> None:
     words = run(ask, collection, metrics=["exact_match"])
-    assert set(words.tasks["beta"]) == {"category", "n", "score", "exact_match", "majority"}
+    assert set(words.tasks["beta"]) == {"category", "n", "metric", "score", "exact_match", "majority"}
     both = run(ask, collection, metrics=["accuracy", "rouge_l"])
     assert {"accuracy", "rouge_l"} <= set(both.tasks["alpha"])
     assert both.tasks["alpha"]["score"] == both.tasks["alpha"]["accuracy"]
@@ -72,9 +72,28 @@ def test_metrics_that_are_asked_for(ask: Ask, collection: TaskCollection) -> Non
     only = run(ask, collection, metrics=["accuracy"])
     assert only.skipped == {"gamma": "has no choices to rank"}
     with pytest.raises(
-        ConfigError, match="metrics has 'rouge', expected one of accuracy, exact_match, rouge_l: did you mean 'rouge_l'"
+        ConfigError,
+        match="metrics has 'rouge', expected one of accuracy, exact_match, rouge_l, .*: did you mean 'rouge_l'",
     ):
         run(ask, collection, metrics=["rouge"])
+
+
+def test_metrics_that_the_data_name(ask: Ask, collection: TaskCollection) -> None:
+    alpha, gamma = collection["alpha"], collection["gamma"]
+    pair = [dataclasses.replace(e, choices=("w1", "w2 w3"), targets=("w1",)) for e in alpha.test]
+    named = [
+        dataclasses.replace(alpha, test=pair, metrics=("f1", "accuracy")),
+        dataclasses.replace(gamma, metrics=("bleu", "nist")),
+    ]
+    result = run(ask, TaskCollection(named, "made up"))
+    assert result.tasks["alpha"]["metric"] == "f1"
+    assert result.tasks["alpha"]["score"] == result.tasks["alpha"]["f1"]
+    assert {"bleu", "nist"} <= result.tasks["gamma"].keys()
+    assert result.mean["score"] == pytest.approx((result.tasks["alpha"]["f1"] + result.tasks["gamma"]["bleu"]) / 2)
+    asked = run(ask, TaskCollection(named, "made up"), metrics=["rouge_l"])
+    assert {scores["metric"] for scores in asked.tasks.values()} == {"rouge_l"}
+    with pytest.raises(DataError, match="metric 'pearson' does not fit task 'alpha' .*: it needs numbers as targets"):
+        run(ask, TaskCollection(named, "made up"), metrics=["accuracy", "pearson"])
 
 
 def test_an_encoder_skips_what_it_cannot_rank(ask: Ask, collection: TaskCollection) -> None:

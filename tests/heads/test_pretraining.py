@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import torch
 
 from mhr.adapters import load_checkpoint, read_adapter
 from mhr.evaluation import choice_scorer, score
-from mhr.runs import RunConfig, RunFolder
+from mhr.runs import RunFolder
 from mhr.runs.config import dump_config
 from mhr.training import pretrain
+from tests.heads.conftest import Recipe
 from tests.training.test_pretraining import WORKER, start_worker
-
-Recipe = Callable[..., RunConfig]
 
 
 def test_every_task_gets_the_head_that_its_data_asks_for(recipe: Recipe, tmp_path: Path) -> None:
@@ -38,7 +36,7 @@ def test_every_task_gets_the_head_that_its_data_asks_for(recipe: Recipe, tmp_pat
 
     result = score(run.path, part="training", progress=False, output=tmp_path / "scored")
     assert result.tasks["two"]["accuracy"] > 0.5
-    assert {"mse", "r2"} <= result.tasks["number"].keys()
+    assert {"pearson", "spearman", "mse"} <= result.tasks["number"].keys()
     by_task = {p.task: p for p in result.predictions}
     assert by_task["three"].choices == ("a", "b", "c")
     assert by_task["three"].answer == "abc"[max(range(3), key=by_task["three"].scores.__getitem__)]

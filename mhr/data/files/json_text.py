@@ -14,7 +14,7 @@ from mhr.data.files.format import BadRow, RowTable, reads_files
 from mhr.data.forms import form_of
 from mhr.data.opening import FileFault, read_text
 
-CONTAINERS = ("data", "rows", "examples", "instances", "items", "records")
+CONTAINERS = ("data", "rows", "examples", "instances", "items", "records", "entries")
 """Keys under which an object may hold the list of rows."""
 
 _SPACE = re.compile(r"[ \t\r\n]*")

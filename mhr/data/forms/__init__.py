@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-from mhr.data.forms import instructions, messages  # each registers its forms
-from mhr.data.forms.form import RowFault, form_of, forms
+from mhr.data.forms import glue, instructions, messages, references  # each registers its forms
+from mhr.data.forms.form import RowFault, Source, form_of, forms

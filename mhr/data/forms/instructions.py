@@ -9,24 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mhr.data.forms.form import has, reads_rows
+from mhr.data.forms.form import Source, has, reads_rows
 from mhr.data.forms.messages import conversation
 
 
-@reads_rows("alpaca", "instruction and output", lambda row: has(row, "instruction") and "output" in row)
-def read_alpaca(row: Mapping[str, Any]) -> dict[str, Any]:
+@reads_rows("alpaca", "instruction and output", lambda row, _: has(row, "instruction") and "output" in row)
+def read_alpaca(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
     parts = [row["instruction"], row.get("input") or ""]
     joined = "\n\n".join(p.strip() for p in parts if p.strip()) if all(isinstance(p, str) for p in parts) else None
     return {"input": joined, "targets": row["output"]}
 
 
-@reads_rows("completion", "prompt and completion", lambda row: has(row, "prompt") and "completion" in row)
-def read_completion(row: Mapping[str, Any]) -> dict[str, Any]:
+@reads_rows("completion", "prompt and completion", lambda row, _: has(row, "prompt") and "completion" in row)
+def read_completion(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
     return _answered(row["prompt"], row["completion"])
 
 
-@reads_rows("preference", "prompt and chosen", lambda row: has(row, "prompt") and "chosen" in row)
-def read_preference(row: Mapping[str, Any]) -> dict[str, Any]:
+@reads_rows("preference", "prompt and chosen", lambda row, _: has(row, "prompt") and "chosen" in row)
+def read_preference(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
     chosen = row["chosen"]
     if isinstance(chosen, list) and isinstance(row["prompt"], str):
         return conversation(chosen)  # the whole conversation, its prompt once more beside it

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mhr.data.forms.form import RowFault, has, reads_rows
+from mhr.data.forms.form import RowFault, Source, has, reads_rows
 from mhr.errors import nearest
 
 ROLES = {
@@ -32,13 +32,13 @@ ROLES = {
 _SPEAKERS = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
-@reads_rows("messages", "messages", lambda row: isinstance(row.get("messages"), list))
-def read_messages(row: Mapping[str, Any]) -> dict[str, Any]:
+@reads_rows("messages", "messages", lambda row, _: isinstance(row.get("messages"), list))
+def read_messages(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
     return conversation(row["messages"])
 
 
-@reads_rows("sharegpt", "conversations", lambda row: isinstance(row.get("conversations"), list))
-def read_sharegpt(row: Mapping[str, Any]) -> dict[str, Any]:
+@reads_rows("sharegpt", "conversations", lambda row, _: isinstance(row.get("conversations"), list))
+def read_sharegpt(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
     system = [{"role": "system", "content": row["system"]}] if has(row, "system") else []
     return conversation([*system, *row["conversations"]])
 

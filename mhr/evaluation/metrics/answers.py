@@ -1,4 +1,4 @@
-"""How good an answer is: exact match, Rouge-L and accuracy as fractions from 0 to 1, and the majority baseline.
+"""How good one answer is: exact match and Rouge-L as fractions from 0 to 1; and the majority baseline.
 
 Texts are compared as the evaluation of Super-NaturalInstructions does (Tk-Instruct, `compute_metrics`), which is SQuAD 1.1's
 normalisation without the removal of articles: lower case, no ASCII punctuation, single spaces.

@@ -1,0 +1,151 @@
+"""Which metrics judge a task, and what they say of the answers to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mhr.data.example import Example, Task
+from mhr.errors import ConfigError, DataError
+from mhr.evaluation.metrics import Judged, Metric, Undefined, majority_answer, majority_baseline, metrics
+from mhr.evaluation.metrics.metric import CHOICE, NUMBER, TEXT
+from mhr.task_heads import REGRESS
+
+if TYPE_CHECKING:
+    from mhr.evaluation.result import Prediction
+
+NO_CHOICES = "has no choices to rank"
+NO_GENERATION = "and an encoder cannot generate"
+
+
+@dataclass(slots=True)
+class Plan:
+    """How one task is judged.
+
+    names    its metrics; the first gives its score
+    rank     whether an example's choices are ranked
+    generate whether answers are generated
+    misfits  metric that was named -> why it does not fit the data
+    skipped  why the task is not judged at all, "" where it is
+    """
+
+    names: list[str] = field(default_factory=list)
+    rank: bool = False
+    generate: bool = False
+    misfits: dict[str, str] = field(default_factory=dict)
+    skipped: str = ""
+
+
+def plan_task(
+    task: Task, examples: Sequence[Example], asked: Sequence[str] | None, generates: bool, head: str | None = None
+) -> Plan:
+    """How `examples` of a task are judged: by the metrics that are `asked` for, otherwise by those that its data name, otherwise by
+    accuracy where all have choices and by exact match and Rouge-L where not. Metrics that do not fit are left out.
+
+    generates  whether the model can answer in words
+    head       kind of the head that answers (`mhr.task_heads`); a number is judged by its correlation and squared error
+    """
+    plan = Plan()
+    if not examples:
+        return plan
+    choices = head is not None or all(example.choices for example in examples)
+    usual = ["accuracy"] if choices else ["exact_match", "rouge_l"]
+    usual = ["pearson", "spearman", "mse"] if head == REGRESS else usual
+    reasons: list[str] = []
+    for name in dict.fromkeys(asked or task.metrics or usual):
+        metric = metrics[name]
+        if metric.misfit is not None and (why := metric.misfit(examples)):
+            plan.misfits[name] = why
+            reasons.append(f"{name} {why}")
+        elif metric.judges == CHOICE and head == REGRESS:
+            reasons.append(f"{name} is of classes, and its head gives a number")
+        elif metric.judges == CHOICE and not choices:
+            reasons.append(NO_CHOICES if generates else f"{NO_CHOICES}, {NO_GENERATION}")
+        elif not _picks(metric, choices) and not generates:
+            what = "has choices to rank, which no metric asks for" if choices else NO_CHOICES
+            reasons.append(f"{what}, {NO_GENERATION}")
+        else:
+            plan.names.append(name)
+    plan.rank = any(_picks(metrics[name], choices) for name in plan.names)
+    plan.generate = any(not _picks(metrics[name], choices) for name in plan.names)
+    if not plan.names:
+        plan.skipped = reasons[0]
+    elif not metrics[plan.names[0]].scored:
+        raise ConfigError(
+            f"metrics begins with {plan.names[0]!r}, which has no upper bound, so that it is no score to average over tasks: name "
+            "another metric first"
+        )
+    return plan
+
+
+def missing_parts(task: Task) -> str:
+    """What a task without examples to judge lacks, where it is judged on parts of a split apart; otherwise ""."""
+    parts = [metrics[name].part for name in task.metrics if metrics[name].part]
+    splits = " nor ".join(f"validation_{part} (dev_{part})" for part in parts)
+    return f": it has neither the split {splits}" if parts else ""
+
+
+def refuse_misfits(plans: Mapping[str, Plan], asked: Sequence[str] | None) -> None:
+    """Raise DataError for a metric that was asked for and fits the data of none of the tasks."""
+    for name in asked or ():
+        judged = [plan for plan in plans.values() if name in plan.names]
+        why = {task: plan.misfits[name] for task, plan in plans.items() if name in plan.misfits}
+        if why and not judged:
+            task, reason = next(iter(why.items()))
+            more = f" (nor does it fit {len(why) - 1} other tasks)" if len(why) > 1 else ""
+            raise DataError(f"metric {name!r} does not fit task {task!r}{more}: it {reason}")
+
+
+def measure(task: Task, plan: Plan, picked: Sequence[Prediction], written: Sequence[Prediction]) -> dict[str, Any]:
+    """The measures of a task, see `EvaluationResult.tasks`.
+
+    picked, written  answers that were ranked (or come from a head), and that were generated; of the same examples where there are both
+    """
+    judged = picked or written
+    found: dict[str, float] = {}
+    remarks = [f"{name} {why}" for name, why in plan.misfits.items()]
+    for name in plan.names:
+        metric = metrics[name]
+        predictions = picked if _picks(metric, bool(picked)) else written
+        found[name] = _value(metric, predictions, [p.answer for p in predictions], remarks)
+    main = metrics[plan.names[0]]
+    measures = {
+        "category": task.category,
+        "n": len(judged),
+        "metric": main.name,
+        "score": found[main.name],
+        **found,
+        "majority": _majority(main, task, judged),
+    }
+    return {**measures, "remarks": remarks} if remarks else measures
+
+
+def _picks(metric: Metric, choices: bool) -> bool:
+    """Whether a metric judges what was picked; one of numbers does where there are choices."""
+    return metric.judges == CHOICE or (metric.judges == NUMBER and choices)
+
+
+def _value(metric: Metric, predictions: Sequence[Prediction], answers: Sequence[str], remarks: list[str]) -> float:
+    own = [i for i, p in enumerate(predictions) if metric.part in ("", p.part)]
+    labels = {p.choices for p in predictions}
+    judged = Judged(
+        [answers[i] for i in own],
+        [predictions[i].targets for i in own],
+        labels.pop() if len(labels) == 1 else (),
+    )
+    try:
+        value = metric.compute(judged)
+    except Undefined as error:
+        judged.remarks.append(f"undefined, shown as 0: {error}")
+        value = 0.0
+    remarks += [f"{metric.name}: {remark}" for remark in judged.remarks]
+    return value
+
+
+def _majority(main: Metric, task: Task, judged: Sequence[Prediction]) -> float | None:
+    """What always giving the most frequent training answer would score: by the metric itself, of generated text by exact match."""
+    answer = majority_answer(task.train)
+    if answer is None or main.judges == TEXT:
+        return majority_baseline(task.train, [p.targets for p in judged])
+    return _value(main, judged, [answer] * len(judged), [])

@@ -1,0 +1,64 @@
+"""Metrics on the command line: the table, evaluation.json, the report, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import refuse, succeed
+from tests.glue import write_glue
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> Path:
+    """A collection of one task whose answers are numbers."""
+    file = tmp_path / "numbers.jsonl"
+    rows = [{"input": f"{i} + 1", "targets": f"{i + 1}.5", "split": ("train", "test")[i % 2]} for i in range(8)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_metrics_that_are_asked_for_are_shown_and_kept(run: Path, rows: Path, tmp_path: Path) -> None:
+    asked = ("evaluate", run, "--tasks", rows, "--metrics", "f1,matthews,accuracy")
+    shown = " ".join(succeed(*asked, "--output", tmp_path / "out").stdout.split())
+    assert "task n accuracy f1 matthews majority" in shown
+    kept = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    for scores in kept["tasks"].values():
+        assert scores["metric"] == "f1"
+        assert scores["score"] == scores["f1"]
+    succeed("report", tmp_path / "out", "--output", tmp_path / "report")
+    told = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert any("by f1" in line for line in told["text"]["summary"])
+    table = told["tables"]["metrics"]
+    assert table["columns"][:2] == ["task", "metric"]
+    assert [row[:2] for row in table["rows"]] == [
+        [t, m] for t in ("even", "odd") for m in ("f1", "accuracy", "matthews")
+    ]
+    assert table["rows"][0][2] == kept["tasks"]["even"]["f1"]
+
+
+def test_remarks_are_printed_once(run: Path, numbers: Path) -> None:
+    result = succeed("evaluate", run, "--tasks", numbers, "--metrics", "pearson,exact_match")
+    assert "numbers: pearson: " in result.stderr
+    assert "answers are no numbers, and count as -1" in result.stderr
+
+
+def test_a_task_of_glue_is_judged_by_its_own_metrics(run: Path, tmp_path: Path) -> None:
+    found = succeed("evaluate", run, "--tasks", write_glue(tmp_path / "glue") / "CoLA", "--json")
+    scores = json.loads(found.stdout)["tasks"]["cola"]
+    assert scores["metric"] == "matthews"
+    assert {"matthews", "accuracy"} <= scores.keys()
+
+
+def test_metrics_that_do_not_fit_are_refused(run: Path, rows: Path, numbers: Path) -> None:
+    asked = ("evaluate", run, "--tasks", rows, "--metrics")
+    assert "metric 'pearson' does not fit task 'even' (nor does it fit 1 other tasks): it needs numbers" in refuse(
+        *asked, "accuracy,pearson"
+    )
+    assert "metrics begins with 'nist', which has no upper bound" in refuse(*asked, "nist")
+    assert "metrics has 'mathews', expected one of" in refuse(*asked, "mathews")
+    free = ("evaluate", run, "--tasks", numbers, "--metrics")
+    assert "it needs a fixed set of labels, and the task is answered in free text" in refuse(*free, "matthews")
+    assert "metric 'f1' does not fit task 'numbers'" in refuse(*free, "exact_match,f1")
