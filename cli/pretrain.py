@@ -20,7 +20,7 @@ mhr pretrain --model facebook/bart-base --tasks tasks.jsonl --method poly --rank
 
 mhr pretrain --preset demo --eval-every 100 --early-stopping 3 --keep-best --output runs/best
 
-mhr pretrain --preset glue-adamix-bert --tasks sst2.jsonl --share-up --output runs/adamix
+mhr pretrain --preset glue-adamix-bert --tasks sst2.jsonl --output runs/adamix
 """
 
 TOP = ("model", "kind", "tasks", "method", "init_skills")

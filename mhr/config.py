@@ -108,11 +108,13 @@ class AdapterConfig(Settings):
         choices=INITS,
         only={"adapter": ("lora",)},
     )
-    share: str = setting(
-        "none",
-        "Projection of which AdaMix has one for all skills: none, up (factor B) or down (factor A).",
+    share: str | None = setting(
+        None,
+        """Projection of which AdaMix has one for all skills: none, up (factor B) or down (factor A). Unset: up, as published, where
+        the two are drawn.""",
         choices=SHARES,
-        switches={"--share-up": "up", "--share-down": "down"},
+        switches={"--share-up": "up", "--share-down": "down", "--share-none": "none"},
+        words=("none",),
         of_method=True,
     )
     router: dict[str, Any] = setting(
@@ -128,6 +130,8 @@ class AdapterConfig(Settings):
             self.n_heads = routing.n_heads
         if routing is not None and self.n_skills is None and not routing.skill_per_task:
             self.n_skills = routing.n_skills
+        if self.share is None:
+            self.share = "up" if routing is not None and routing.drawn and self.adapter != "ia3" else "none"
         super().__post_init__()
         routing = self.routing
         self._check_router()

@@ -132,7 +132,8 @@ def open_adapter(folder: str | Path) -> AdapterCheckpoint:
     folder = Path(folder)
     described = _read_config(folder)
     try:
-        config = AdapterConfig.from_dict(described["config"])
+        # What was written without the setting shares nothing, whatever a new bank does.
+        config = AdapterConfig.from_dict({"share": "none"} | described["config"])
         stored = described["tensors"]
         return AdapterCheckpoint(
             config=config,

@@ -96,7 +96,7 @@ class RoutedLayer(nn.Module, ABC):
 
     def skills_of(self, name: str) -> int:
         """Skills of the bank parameter `name`: one where all of them share it."""
-        shared = {"up": "_b", "down": "_a"}.get(self.config.share)
+        shared = {"up": "_b", "down": "_a"}.get(self.config.share or "none")
         return 1 if shared is not None and name.endswith(shared) else self.router.n_skills
 
     @property

@@ -60,8 +60,8 @@ def load_config(
 
     A file may name its preset (`preset: t0`). `settings` are names of settings (lr=1e-3), with their section where that is
     `adapt` or where two sections have the same one ({"data.temperature": 4}); None leaves a setting as it is. `flags` are the
-    same by their full names, with where each was set. What belongs to a preset's method (`Setting.of_method`) is dropped where
-    another one is asked for, and its targets where bottlenecks, which have places of their own, take the place of LoRAs or the
+    same by their full names, with where each was set. What belongs to the method of a preset or file (`Setting.of_method`) is
+    dropped where another one is asked for, and its targets where bottlenecks, which have places of their own, take the place of LoRAs or the
     other way round.
 
     Raises ConfigError, naming where it was set and the key: a key that is unknown (the nearest is named) or given twice, a
@@ -83,10 +83,10 @@ def load_config(
             merged = {
                 key: value
                 for key, value in merged.items()
-                if not (key.startswith("adapter.") if without else _of_method(key))
+                if _typed_in(value) or not (key.startswith("adapter.") if without else _of_method(key))
             }
         if _has_bottlenecks(merged) != _has_bottlenecks({**merged, **layer}):
-            merged.pop("adapter.targets", None)
+            merged = {key: value for key, value in merged.items() if key != "adapter.targets" or _typed_in(value)}
         _drop_other_length(merged, layer)
         merged.update(layer)
     return _build(merged)
@@ -96,7 +96,7 @@ def _drop_other_length(merged: dict[str, Said], layer: Mapping[str, Said]) -> No
     """Epochs take the place of steps that a preset or file has, and the other way round. Raises ConfigError where both are said
     in one place, or both on the command line."""
     said = {key: layer[key] for key in LENGTH_OF_RUN if key in layer and layer[key].value not in (None, "none")}
-    before = {key: one for key, one in merged.items() if key in LENGTH_OF_RUN and one.origin.startswith("-")}
+    before = {key: one for key, one in merged.items() if key in LENGTH_OF_RUN and _typed_in(one)}
     if said and len(said | before) == 2:
         steps, epochs = ((said | before)[key] for key in LENGTH_OF_RUN)
         raise next(iter(said.values())).error(
@@ -105,6 +105,11 @@ def _drop_other_length(merged: dict[str, Said], layer: Mapping[str, Said]) -> No
     for key in LENGTH_OF_RUN:
         if said and key not in said:
             merged.pop(key, None)
+
+
+def _typed_in(one: Said) -> bool:
+    """Whether a value was given on the command line, by a flag or --set."""
+    return one.origin.startswith("-")
 
 
 def _of_method(key: str) -> bool:

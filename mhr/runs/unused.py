@@ -36,7 +36,8 @@ def _by_method(key: str, method: str) -> str:
     section, _, name = key.rpartition(".")
     if section not in ("adapter", "train", "adapt") or name not in _idle(method):
         return ""
-    fitting = [other for other in METHODS if name not in _idle(other)]
+    with_it = [other for other, row in METHODS.items() if section != "adapter" or row.routing]
+    fitting = [other for other in with_it if name not in _idle(other)]
     return f"with method {method!r}: leave it out, or use method {', '.join(fitting[:-1])} or {fitting[-1]}"
 
 

@@ -53,7 +53,8 @@ def _check(bank: AdapterBank, sources: Sequence[PlainAdapter]) -> None:
     config = bank.config
     if config.share != "none":
         raise MergeError(
-            f"init_skills cannot start skills that share a projection (share {config.share!r}): leave one out"
+            f"init_skills cannot start skills that share a projection (share {config.share!r}): use --share-none, or leave "
+            "init_skills out"
         )
     for source in sources:
         if source.kind != config.adapter:

@@ -108,6 +108,25 @@ def test_another_method_drops_what_belonged_to_the_preset_s() -> None:
     assert load_config(preset="t0", method="full").adapter is None
 
 
+def test_what_set_says_does_not_leave_with_the_method_of_the_preset() -> None:
+    """The flag --method is read after --set, and is not to take back what was asked for beside it."""
+    config = load_config(preset="t0", overrides=["adapter.n_skills=3", "adapter.targets=[q]"], method="adamix-lora")
+    assert (config.adapter.n_skills, config.adapter.targets) == (3, ["q"])
+    assert load_config(overrides=["adapter.targets=[wo]"], method="adamix").adapter.targets == ["wo"]
+    with pytest.raises(ConfigError, match="--set: adapter.n_heads is 4, but poly has 1 head"):
+        load_config(preset="t0", overrides=["adapter.n_heads=4"], method="poly")
+
+
+def test_sharing_is_up_for_what_is_drawn_and_none_means_none(tmp_path: Path) -> None:
+    for method, share in (("adamix", "up"), ("adamix-lora", "up"), ("mhr", "none"), ("private", "none")):
+        assert load_config(method=method).adapter.share == share
+        assert load_config(method=method, overrides=["adapter.share=null"]).adapter.share == share
+    config = load_config(method="adamix", overrides=["adapter.share=none"])
+    assert config.adapter.share == "none"
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
 def test_values_are_converted() -> None:
     config = load_config(
         overrides=[
