@@ -25,8 +25,8 @@ from mhr.setting import Setting, check_setting, convert, expected, settings_of
 SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "train": TrainConfig, "adapt": AdaptConfig}
 
 
-LENGTH_OF_RUN = ("train.steps", "train.epochs")
-"""Of which a run has one."""
+COUNTED_TWICE = (("train.steps", "train.epochs"), ("train.eval_every", "train.eval_every_epochs"))
+"""Pairs of settings, in optimizer steps and in epochs, of each of which a run has one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,22 +87,23 @@ def load_config(
             }
         if _has_bottlenecks(merged) != _has_bottlenecks({**merged, **layer}):
             merged = {key: value for key, value in merged.items() if key != "adapter.targets" or _typed_in(value)}
-        _drop_other_length(merged, layer)
+        for pair in COUNTED_TWICE:
+            _drop_other(pair, merged, layer)
         merged.update(layer)
     return _build(merged)
 
 
-def _drop_other_length(merged: dict[str, Said], layer: Mapping[str, Said]) -> None:
+def _drop_other(pair: tuple[str, str], merged: dict[str, Said], layer: Mapping[str, Said]) -> None:
     """Epochs take the place of steps that a preset or file has, and the other way round. Raises ConfigError where both are said
     in one place, or both on the command line."""
-    said = {key: layer[key] for key in LENGTH_OF_RUN if key in layer and layer[key].value not in (None, "none")}
-    before = {key: one for key, one in merged.items() if key in LENGTH_OF_RUN and _typed_in(one)}
+    said = {key: layer[key] for key in pair if key in layer and layer[key].value not in (None, "none")}
+    before = {key: one for key, one in merged.items() if key in pair and _typed_in(one)}
     if said and len(said | before) == 2:
-        steps, epochs = ((said | before)[key] for key in LENGTH_OF_RUN)
+        steps, epochs = ((said | before)[key] for key in pair)
         raise next(iter(said.values())).error(
-            f"train.epochs is {epochs.value} and train.steps is {steps.value}: give one of them"
+            f"{pair[1]} is {epochs.value} and {pair[0]} is {steps.value}: give one of them"
         )
-    for key in LENGTH_OF_RUN:
+    for key in pair:
         if said and key not in said:
             merged.pop(key, None)
 
@@ -127,6 +128,8 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     if config.train.epochs is not None:
         del values["train"]["steps"]
+    if config.train.eval_every_epochs is not None:
+        del values["train"]["eval_every"]
     if config.adapter is None:
         del values["adapter"]
     else:

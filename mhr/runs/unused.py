@@ -43,13 +43,14 @@ def _by_method(key: str, method: str) -> str:
 
 def _idle(method: str) -> tuple[str, ...]:
     routing = METHODS[method].routing
-    return ("router_lr",) if routing is None else ROUTING_METHODS[routing].idle
+    return ("router_lr", "router_weight_decay") if routing is None else ROUTING_METHODS[routing].idle
 
 
 def _by_others(key: str, config: RunConfig) -> str:
     section = key.partition(".")[0]
     for other, values in all_settings()[key][1].only.items():
-        found = getattr(getattr(config, section), other)
+        home, _, name = (other if "." in other else f"{section}.{other}").partition(".")
+        found = getattr(getattr(config, home), name)
         if found not in values:
-            return f"with {section}.{other} {found}: leave it out, or set {section}.{other} to {' or '.join(values)}"
+            return f"with {home}.{name} {found}: leave it out, or set {home}.{name} to {' or '.join(values)}"
     return ""

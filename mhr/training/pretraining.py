@@ -85,7 +85,7 @@ def pretrain(
     check_fit(model, tokenizer, kind)
     data, lowered = fit_data(model, tokenizer, kind, config.data, config.model)
     tasks, left_out = usable_tasks(read_tasks(config.tasks, config.data).training(), kind, tokenizer, data)
-    held = hold_validation(tasks, kind, config.train) if config.train.eval_every else None
+    held = hold_validation(tasks, kind, config.train) if config.train.validates else None
     tasks = tasks if held is None else held.tasks
     examples = ExampleDataset(tasks)
     targets: list[str] = []
