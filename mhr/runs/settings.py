@@ -39,6 +39,7 @@ REPORTERS = ("tensorboard", "wandb", "mlflow", "trackio")
 """Where a run can be reported to, by Trainer's names."""
 BEST_BY = ("loss", "score")
 ANNEALINGS = ("half", "quarter")
+AS_IT_IS, AS_AVERAGE = "bank", "mu"
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -445,6 +446,17 @@ class RunConfig(Settings):
         metavar="FOLDER",
     )
 
+    continue_from: str | None = setting(
+        None, "Finished run whose adapter is trained on, with a new optimizer and schedule. Unset: none."
+    )
+    continue_as: str | None = setting(
+        None,
+        """What goes on of that run: bank (the adapter as it is), or mu: the average of its skills, one adapter for all tasks, for
+        zero-shot use.""",
+        choices=(AS_IT_IS, AS_AVERAGE),
+        switches={"--continue-as-mu": AS_AVERAGE},
+    )
+
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
@@ -461,14 +473,36 @@ class RunConfig(Settings):
             raise ConfigError(
                 f"adapter does not fit method {self.method!r}: expected AdapterConfig with {method.fixed}"
             )
-        if self.train.ends_in_mu and (self.adapter is None or not self.adapter.routing.needs_tasks):
-            name = "anneal_to_mu" if self.train.switch_to_mu_at is None else "switch_to_mu_at"
+        self._check_continued()
+        if self.ends_in_mu and (self.adapter is None or not self.adapter.routing.needs_tasks):
+            name = "train.anneal_to_mu" if self.train.switch_to_mu_at is None else "train.switch_to_mu_at"
+            name = "continue_as 'mu'" if self.continue_as == AS_AVERAGE else name
             fitting = [row.name for row in METHODS.values() if row.routing and ROUTING_METHODS[row.routing].needs_tasks]
             raise ConfigError(
-                f"train.{name} is given, but method {self.method!r} routes no skills by task, so there is nothing to average: "
+                f"{name} is given, but method {self.method!r} routes no skills by task, so there is nothing to average: "
                 f"use it with {', '.join(fitting[:-1])} or {fitting[-1]}"
             )
         self._check_consistency()
+
+    @property
+    def ends_in_mu(self) -> bool:
+        """Whether the result is the average of the bank, one adapter for all tasks."""
+        return self.train.ends_in_mu or self.continue_as == AS_AVERAGE
+
+    def _check_continued(self) -> None:
+        if self.continue_from is None:
+            if self.continue_as is not None:
+                raise ConfigError(
+                    f"continue_as is {self.continue_as!r}, but no run is named: mhr pretrain RUN --continue-as-mu"
+                )
+            return
+        self.continue_as = self.continue_as or AS_IT_IS
+        if self.init_skills:
+            raise ConfigError("init_skills is given, but the run begins with the skills of another: leave it out")
+        if self.continue_as == AS_AVERAGE and self.train.ends_in_mu:
+            raise ConfigError(
+                "continue_as is 'mu', which begins as the average: leave switch_to_mu_at and anneal_to_mu out"
+            )
 
     def _check_consistency(self) -> None:
         weight = self.train.consistency
@@ -494,4 +528,12 @@ def with_chat_template(config: RunConfig) -> RunConfig:
 def paths_read(config: RunConfig) -> list[str | None]:
     """What a run with these settings reads: paths, and names of what is no path."""
     chat = config.data.chat_template if is_file(config.data.chat_template) else None
-    return [config.model, config.tasks, config.data.template, chat, config.data.split_list, *(config.init_skills or ())]
+    return [
+        config.model,
+        config.tasks,
+        config.data.template,
+        chat,
+        config.data.split_list,
+        config.continue_from,
+        *(config.init_skills or ()),
+    ]

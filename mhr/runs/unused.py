@@ -13,13 +13,18 @@ from mhr.data.load import find_reader
 from mhr.data.reading import readers
 from mhr.methods import METHODS, ROUTING_METHODS
 from mhr.runs.config import Said, all_settings
-from mhr.runs.settings import RunConfig
+from mhr.runs.settings import AS_AVERAGE, RunConfig
 
 
 def refuse_unused(said: Mapping[str, Said], config: RunConfig) -> None:
     """Raise ConfigError for a setting of `said`, by its full name, that has no effect on a run with the settings `config`."""
     for key, one in said.items():
-        why = _by_reader(key, config.tasks) or _by_method(key, config.method) or _by_others(key, config)
+        why = (
+            _by_average(key, config)
+            or _by_reader(key, config.tasks)
+            or _by_method(key, config.method)
+            or _by_others(key, config)
+        )
         if why:
             raise one.error(f"{key} has no effect {why}")
 
@@ -30,6 +35,12 @@ def _by_reader(key: str, tasks: str) -> str:
     if section != "data" or not users or name in readers[find_reader(tasks)].uses:
         return ""
     return f"on {tasks}: it is for {' or '.join(reader.layout for reader in users)}; leave it out"
+
+
+def _by_average(key: str, config: RunConfig) -> str:
+    if config.continue_as == AS_AVERAGE and key in ("train.router_lr", "train.router_weight_decay"):
+        return "on one adapter for all tasks: leave it out"
+    return ""
 
 
 def _by_method(key: str, method: str) -> str:
