@@ -79,6 +79,12 @@ class AdapterConfig(Settings):
         flag="--targets",
         metavar="NAME,...",
     )
+    parts: list[str] | None = setting(
+        None,
+        """Parts of a fused projection that are adapted, each by itself: [q, v] of GPT-2's c_attn. Each has a LoRA of an equal part of the
+        rank, which is then that of all together. Unset: a fused projection is adapted as one.""",
+        only={"adapter": ("lora",)},
+    )
     modules_to_save: list[str] | None = setting(
         None,
         """Modules outside the bank that are trained and stored whole. Unset: the head of a sequence-classification model, and
@@ -145,6 +151,7 @@ class AdapterConfig(Settings):
             raise ConfigError(
                 f"dropout is {self.dropout}, which is for lora, but adapter is {self.adapter!r}: leave it out"
             )
+        self._check_parts()
         if self.share != "none" and (not routing.drawn or self.adapter == "ia3"):
             drawing = " or ".join(name for name, row in ROUTING_METHODS.items() if row.drawn)
             raise ConfigError(
@@ -172,6 +179,18 @@ class AdapterConfig(Settings):
     def skills_for(self, n_tasks: int) -> int:
         """Skills in the bank when it serves `n_tasks` tasks."""
         return n_tasks if self.n_skills is None else self.n_skills
+
+    def _check_parts(self) -> None:
+        if self.parts is None:
+            return
+        if self.adapter != "lora":
+            raise ConfigError(
+                f"parts is {self.parts}, which is for lora, but adapter is {self.adapter!r}: leave it out"
+            )
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ConfigError(f"parts is {self.parts}: expected each part once, and at least one")
+        if self.rank % len(self.parts):
+            raise ConfigError(f"parts is {self.parts}, and rank {self.rank} does not divide by their number")
 
     def _check_router(self) -> None:
         """Check the settings of the routing method's own, and fill in their defaults."""

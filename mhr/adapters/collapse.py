@@ -40,7 +40,7 @@ def collapse(checkpoint: AdapterCheckpoint, weights: Mapping[str, Tensor] | None
     mixed = dict(zip(banks, mix(list(banks.values()), used, [BANK_HEAD_DIMS[name] for _, name in banks]), strict=True))
     layers = {layer: _layer(checkpoint, layer, mixed) for layer in checkpoint.layers}
     modules = {module: checkpoint.state(module) for module in checkpoint.modules}
-    return PlainAdapter(layers, checkpoint.base, modules, name=checkpoint.name)
+    return PlainAdapter(layers, checkpoint.base, modules, name=checkpoint.name, parts=checkpoint.config.parts)
 
 
 def collapse_task(checkpoint: AdapterCheckpoint, task: str) -> PlainAdapter:

@@ -52,6 +52,7 @@ class PlainAdapter:
     task      the task that it stands for, where that is known
     digest    the same for adapters that hold the same, whatever they are called; "" where unknown
     run       the run that trained it, where there is one
+    parts     parts of its layers that it adapts (`AdapterConfig.parts`), where it is one bank's average or a task's mixture
     """
 
     layers: Mapping[str, AdapterLayer]
@@ -63,6 +64,7 @@ class PlainAdapter:
     task: str | None = None
     digest: str = ""
     run: RunFolder | None = None
+    parts: list[str] | None = None
 
     def __post_init__(self) -> None:
         self.shapes = self.shapes or {name: layer.shape for name, layer in self.layers.items()}
@@ -132,6 +134,7 @@ def describe_plain(plain: PlainAdapter, task: str = "merged") -> AdapterCheckpoi
         rank=rank,
         alpha=alpha,
         targets=list(plain.shapes),
+        parts=plain.parts,
         modules_to_save=list(plain.modules),
     )
     return AdapterCheckpoint(

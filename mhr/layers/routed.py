@@ -207,10 +207,14 @@ class RoutedLayer(nn.Module, ABC):
             )
         return y
 
+    def factors(self) -> dict[str, Tensor]:
+        """The bank as it computes, by the names of its parameters."""
+        return dict(self.bank())
+
     def mixed(self, weights: Tensor | None) -> list[Tensor]:
         """The bank's parameters averaged by `weights` [U, H, S], heads joined: each [U, ...]; or, without weights, one row
         per skill."""
-        banks = list(self.bank().values())
+        banks = list(self.factors().values())
         if weights is None:
             return [bank.squeeze(0) for bank in banks]  # skills are drawn for one head only
         a, b = self.by_side(weights)

@@ -62,7 +62,7 @@ def load_config(
     `adapt` or where two sections have the same one ({"data.temperature": 4}); None leaves a setting as it is. `flags` are the
     same by their full names, with where each was set. What belongs to the method of a preset or file (`Setting.of_method`) is
     dropped where another one is asked for, and its targets where bottlenecks, which have places of their own, take the place of LoRAs or the
-    other way round.
+    other way round; `adapter.parts` where the adapter is no LoRA.
 
     Raises ConfigError, naming where it was set and the key: a key that is unknown (the nearest is named) or given twice, a
     value of the wrong type or out of range.
@@ -87,6 +87,8 @@ def load_config(
             }
         if _has_bottlenecks(merged) != _has_bottlenecks({**merged, **layer}):
             merged = {key: value for key, value in merged.items() if key != "adapter.targets" or _typed_in(value)}
+        if _adapter_of({**merged, **layer}) != "lora":
+            merged = {key: value for key, value in merged.items() if key != "adapter.parts" or _typed_in(value)}
         for pair in COUNTED_TWICE:
             _drop_other(pair, merged, layer)
         merged.update(layer)
@@ -118,9 +120,14 @@ def _of_method(key: str) -> bool:
 
 
 def _has_bottlenecks(said: Mapping[str, Said]) -> bool:
+    return _adapter_of(said) == "bottleneck"
+
+
+def _adapter_of(said: Mapping[str, Said]) -> str:
+    """The kind of adapter that these settings ask for."""
     method = METHODS.get(str(said["method"].value if "method" in said else RunConfig.method))
-    chosen = said["adapter.adapter"].value if "adapter.adapter" in said else None
-    return "bottleneck" in (chosen, method and method.adapter)
+    chosen = said["adapter.adapter"].value if "adapter.adapter" in said else AdapterConfig.adapter
+    return str((method and method.adapter) or chosen)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:

@@ -30,6 +30,10 @@ def seed_bank(model: nn.Module, folders: Sequence[str]) -> None:
     Raises MergeError, or CheckpointError for another base model, for what does not fit; the bank is then as it was.
     """
     bank = bank_of(model)
+    if bank.config.parts is not None:
+        raise MergeError(
+            f"init_skills cannot start skills of parts of a layer (parts {bank.config.parts}): leave one out"
+        )
     sources = [_open(path) for folder in folders for path in find_adapters(folder)]
     _check(bank, sources)
     for source in sources:

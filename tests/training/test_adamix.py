@@ -174,29 +174,13 @@ def test_settings_that_do_not_go_together(flags: dict[str, Any], said: str, sett
     assert "\n" not in str(caught.value)
 
 
-def test_preset_values_are_those_of_the_paper() -> None:
-    large, base, e2e = (load_config(preset=name) for name in ("glue-adamix", "glue-adamix-bert", "e2e-adamix"))
-    for config, model, width, lr in ((large, "roberta-large", 16, 3e-4), (base, "bert-base-uncased", 48, 4e-4)):
-        assert (config.model, config.method, config.adapter.rank, config.adapter.n_skills) == (
-            model,
-            "adamix",
-            width,
-            4,
-        )
-        train = config.train
-        assert (train.lr, train.weight_decay, train.batch_size, train.warmup) == (lr, 0.1, 64, 0.06)
-        assert (train.consistency, config.data.max_input_length) == (1, 128)
-        assert (config.adapt.shots, len(config.adapt.seeds)) == (30, 5)
-    assert (e2e.model, e2e.method, e2e.train.consistency) == ("gpt2-medium", "adamix-lora", 100)
-    lora = e2e.adapter
-    assert (lora.n_skills, lora.rank, lora.alpha, lora.dropout) == (8, 4, 32, 0.1)
-
-
 def test_what_belongs_to_another_method_or_adapter_leaves_with_it() -> None:
     lora = load_config(preset="glue-adamix", method="lora")
     assert (lora.adapter.n_skills, lora.adapter.rank, lora.train.consistency) == (1, 16, None)
     other = load_config(preset="e2e-adamix", method="adamix").adapter
-    assert (other.targets, other.dropout, other.n_skills) == (None, 0.0, 4)
+    assert (other.targets, other.parts, other.dropout, other.n_skills) == (None, None, 0.0, 4)
+    plain = load_config(preset="e2e-adamix", method="lora").adapter
+    assert (plain.targets, plain.parts) == (["attn.c_attn"], ["q", "v"])
     assert load_config(preset="superni", adapter="bottleneck").adapter.targets is None
     assert load_config(preset="superni", adapter="bottleneck", targets=["wo"]).adapter.targets == ["wo"]
     assert load_config(preset="superni", method="lora").adapter.targets == ["q", "k", "v", "o"]
