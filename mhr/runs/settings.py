@@ -223,8 +223,8 @@ class TrainConfig(OptimizationConfig):
     )
     router_weight_decay: float = setting(
         0.0,
-        """Weight decay of the routing logits. With adamw 0.01 was published for SuperNI and CrossFit; without any, routing saturates in
-        runs of tens of thousands of steps.""",
+        """Weight decay of the routing logits. With adamw 0.01 was published for SuperNI and CrossFit; without any, routing can saturate
+        in runs of tens of thousands of steps.""",
         at_least=0,
     )
     clip: float = setting(1.0, "Maximum gradient norm, of all parameters together; 0 does not clip.", at_least=0)
