@@ -129,6 +129,8 @@ def token_counts(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pairs: Sequence[str] | None = None
 ) -> list[int]:
     """Tokens of each text, or of each text and its pair, with special tokens."""
+    if not texts:  # which tokenizers refuse
+        return []
     rows = tokenise(tokenizer, text=list(texts), text_pair=None if pairs is None else list(pairs))
     return [len(row) for row in rows["input_ids"]]
 

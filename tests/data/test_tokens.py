@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from mhr.data import Example
-from mhr.data.tokens import encode, encode_answers, encode_pairs, encode_prompts, encode_targets, pad
+from mhr.data.tokens import encode, encode_answers, encode_pairs, encode_prompts, encode_targets, pad, token_counts
 from mhr.errors import ConfigError, DataError
 from tests.text_tokenizers import FAMILIES, make_mbart_tokenizer, make_tokenizer
 from tests.tokenizers import make_word_tokenizer
@@ -24,6 +24,12 @@ def test_an_encoder_decoder_keeps_the_end_token_of_what_is_cut():
     assert rows.ids == [[100, 101, 1], [100, 101, 102, 1], [1]]
     assert rows.cut == [False, True, False]
     assert rows.types is None
+
+
+def test_no_texts_have_no_counts():
+    tokenizer = make_word_tokenizer()
+    assert token_counts(tokenizer, []) == token_counts(tokenizer, [], []) == []
+    assert token_counts(tokenizer, ["a"], ["b c"]) == [len(tokenizer("a", "b c")["input_ids"])]
 
 
 def test_targets_are_in_the_target_language():
