@@ -23,13 +23,13 @@ mhr pretrain --preset demo --eval-every 100 --early-stopping 3 --keep-best --out
 mhr pretrain --preset glue-adamix-bert --tasks sst2.jsonl --share-up --output runs/adamix
 """
 
-TOP = ("model", "kind", "tasks", "method", "init_skills")
+TOP = ("model", "kind", "tasks", "method", "init_skills", "head", "share_heads")
 
 
 @takes(
     *("model", "kind", "tasks", "method", "adapter", "init_skills", *OPTIONS, "data.template", "data.on_bad_row", "train"),
     *("data.chat_template", "data.train_on", "data.system", "data.packing", "data.max_input_length", "data.max_target_length"),
-    *("data.weights", "data.group_by_length", "data.workers", "data.cache"),
+    *("head", "share_heads", "data.weights", "data.group_by_length", "data.workers", "data.cache"),
     sets=(*TOP, "adapter", "data", "train", "adapt"),
     common=(
         *("--output", "--tasks", "--model", "--preset", "--config", "--method", "--n-skills", "--n-heads", "--rank", "--lr"),
@@ -77,7 +77,7 @@ def pretrain(
     compared = run.info.get("consistency", {}).get("squared_difference")
     if compared:
         note(
-            f"Consistency compares single logits by their squared difference, for tasks with one choice: {', '.join(compared)}"
+            f"Consistency compares single logits by their squared difference, for tasks with one choice or a number: {', '.join(compared)}"
         )
     lost = run.info.get("truncated")
     for line in [*run.info.get("notes", ()), best_line(run.info), truncation_line(lost), *untrained_lines(lost)]:

@@ -20,7 +20,7 @@ LEVELS = [
     {"setting"},
     {"checks"},
     {"registry", "methods", "files", "locks"},
-    {"config", "loading"},
+    {"config", "loading", "task_heads"},
     {"ops"},
     {"routing", "data"},
     {"layers", "backbones", "runs"},

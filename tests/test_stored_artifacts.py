@@ -57,7 +57,8 @@ def losses(run: Path) -> list[float]:
 @pytest.mark.parametrize("name", FINISHED)
 def test_the_same_settings_train_to_the_same_losses(name: str, release: Path) -> None:
     """A change of the code that computes the same shows the same losses, step by step."""
-    succeed("pretrain", "--config", Path("runs", name, "config.yaml"), "--output", "again")
+    head = ("--head", "rank") if name.endswith("bert") else ()  # as encoders of that release had no other
+    succeed("pretrain", "--config", Path("runs", name, "config.yaml"), *head, "--output", "again")
     assert losses(release / "again") == pytest.approx(losses(release / "runs" / name), rel=1e-5)
     assert len(losses(release / "again")) == 4
 

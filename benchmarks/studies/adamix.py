@@ -156,6 +156,7 @@ class Study:
         config = load_config(
             model=self.base,
             kind="encoder",
+            head="rank",
             tasks=self.files[group],
             steps=math.ceil(plan.steps * steps),
             batch_size=plan.batch,

@@ -108,6 +108,7 @@ def real(path: str, quick: bool) -> Setting:
         {
             "model": model,
             "kind": "encoder",
+            "head": "rank",
             "tasks": path,
             "steps": steps,
             "save_every": steps // 3,

@@ -104,6 +104,7 @@ class Study:
         config = load_config(
             model=base,
             kind="encoder" if self.backbone == "minilm" else None,
+            head="rank" if self.backbone == "minilm" else None,
             tasks=self.tasks,
             method=method,
             steps=plan.full_steps if full else plan.pretrain_steps,

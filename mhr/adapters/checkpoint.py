@@ -22,9 +22,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mhr import __version__
 from mhr.adapters.base import BaseModel, check_base, describe_base
 from mhr.adapters.layer import Sizes
+from mhr.adapters.outputs import check_outputs
 from mhr.adapters.sharing import check_agreement
 from mhr.adapters.tensor_file import TensorFile, file_digest
-from mhr.backbones import load_backbone
+from mhr.backbones import heads_of, load_backbone, wearing_heads
 from mhr.config import AdapterConfig
 from mhr.errors import CheckpointError, ConfigError
 from mhr.files import make_folder, read_json, write_bytes_atomically, write_json_atomically
@@ -32,6 +33,7 @@ from mhr.layers import AdapterBank, attach, detach
 from mhr.layers.attach import bank_of
 from mhr.loading import Loading
 from mhr.routing import routers
+from mhr.task_heads import TaskHeads
 
 FORMAT = "mhr-adapter"
 FORMAT_VERSION = 1
@@ -47,6 +49,7 @@ class AdapterCheckpoint:
     layers   adapted layer -> (in, out) features
     groups   adapted layer -> group of layers whose routing table it uses
     modules  names of the modules that are stored whole
+    heads    what the outputs of the model stand for, where it has heads; their layer is in one of the modules
     tensors  `AdapterBank.tensors()`, on the CPU; a `TensorFile` where they are read when they are asked for
     info     whatever the writer wanted to keep: steps, metrics ...
     name     what errors call it, which is not stored
@@ -61,6 +64,7 @@ class AdapterCheckpoint:
     tensors: Mapping[str, Tensor]
     info: dict[str, Any] = field(default_factory=dict)
     name: str = "the adapter"
+    heads: TaskHeads | None = None
 
     def state(self, module: str) -> dict[str, Tensor]:
         """The state of a module that is stored whole, by the names that it has in the module."""
@@ -84,6 +88,7 @@ def checkpoint_of(model: nn.Module, base: str, info: dict[str, Any] | None = Non
         modules=list(bank.saved),
         tensors={name: t.detach().to("cpu", copy=True).contiguous() for name, t in bank.tensors().items()},
         info=dict(info or {}),
+        heads=heads_of(model),
     )
 
 
@@ -107,9 +112,11 @@ def write_adapter(checkpoint: AdapterCheckpoint, folder: str | Path) -> Path:
 
 def write_config(checkpoint: AdapterCheckpoint, folder: Path, size: int, sha256: str) -> None:
     """Put in place what makes a checkpoint of the tensors that lie in `folder` already, given their size and SHA-256."""
-    described = dataclasses.asdict(dataclasses.replace(checkpoint, tensors={}))
+    described = dataclasses.asdict(dataclasses.replace(checkpoint, tensors={}, heads=None))
     described["config"] = checkpoint.config.to_dict()
-    del described["name"]
+    del described["name"], described["heads"]
+    if checkpoint.heads is not None:
+        described["heads"] = checkpoint.heads.to_json()
     described["tensors"] = {"file": TENSORS_FILE, "size": size, "sha256": sha256}
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "mhr_version": __version__}
     write_json_atomically(folder / CONFIG_FILE, head | described)
@@ -144,6 +151,7 @@ def open_adapter(folder: str | Path) -> AdapterCheckpoint:
             tensors=_open_tensors(folder / stored["file"], int(stored["size"]), stored["sha256"]),
             info=dict(described["info"]),
             name=str(folder),
+            heads=TaskHeads.from_json(described["heads"], str(folder / CONFIG_FILE)) if "heads" in described else None,
         )
     except (ConfigError, AttributeError, KeyError, TypeError, ValueError) as fault:
         reason = f"{fault} is missing" if isinstance(fault, KeyError) else str(fault)
@@ -162,13 +170,17 @@ def attach_checkpoint(checkpoint: AdapterCheckpoint, model: nn.Module) -> Adapte
     """Attach a checkpoint that was read already to its base model. A model that is refused is left as it was."""
     check_base(model, checkpoint.base, checkpoint.layers, checkpoint.modules, checkpoint.name)
     check_agreement(model, {module: checkpoint.state(module) for module in checkpoint.modules}, checkpoint.name)
+    check_outputs(
+        checkpoint.heads, {k: tuple(t.shape) for k, t in checkpoint.tensors.items()}, checkpoint.name, "modules."
+    )
     config = dataclasses.replace(checkpoint.config, targets=list(checkpoint.layers), modules_to_save=checkpoint.modules)
-    bank = attach(model, config, checkpoint.tasks)
-    try:
-        _copy_tensors(bank, checkpoint.tensors, checkpoint.name)
-    except CheckpointError:
-        detach(model)
-        raise
+    with wearing_heads(model, checkpoint.heads, checkpoint.modules):
+        bank = attach(model, config, checkpoint.tasks)
+        try:
+            _copy_tensors(bank, checkpoint.tensors, checkpoint.name)
+        except CheckpointError:
+            detach(model)
+            raise
     return bank
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mhr.adapters.checkpoint import AdapterCheckpoint, routing_weights
+from mhr.adapters.heads import with_head
 from mhr.adapters.layer import AdapterLayer, BottleneckFactors, IA3Vector, LoraFactors
 from mhr.adapters.plain import PlainAdapter
 from mhr.errors import TaskError, nearest
@@ -40,15 +41,16 @@ def collapse(checkpoint: AdapterCheckpoint, weights: Mapping[str, Tensor] | None
     mixed = dict(zip(banks, mix(list(banks.values()), used, [BANK_HEAD_DIMS[name] for _, name in banks]), strict=True))
     layers = {layer: _layer(checkpoint, layer, mixed) for layer in checkpoint.layers}
     modules = {module: checkpoint.state(module) for module in checkpoint.modules}
-    return PlainAdapter(layers, checkpoint.base, modules, name=checkpoint.name)
+    return PlainAdapter(layers, checkpoint.base, modules, name=checkpoint.name, heads=checkpoint.heads)
 
 
 def collapse_task(checkpoint: AdapterCheckpoint, task: str) -> PlainAdapter:
-    """`collapse` with the routing weights of `task`. Raises TaskError for a task that the bank does not hold."""
+    """`collapse` with the routing weights of `task`, and with its head alone. Raises TaskError for a task that the bank does not hold."""
     if task not in checkpoint.tasks:
         raise TaskError(f"unknown task {task!r}: {nearest(task, checkpoint.tasks)}")
     row = checkpoint.tasks.index(task)
-    return collapse(checkpoint, {group: table[row] for group, table in routing_weights(checkpoint).items()})
+    plain = collapse(checkpoint, {group: table[row] for group, table in routing_weights(checkpoint).items()})
+    return with_head(plain, task)
 
 
 def take_skill(checkpoint: AdapterCheckpoint, skill: int) -> PlainAdapter:

@@ -12,7 +12,7 @@ from mhr.adapters.base import check_base, is_quantised
 from mhr.adapters.layer import IA3Vector, LoraFactors
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.sharing import check_agreement
-from mhr.backbones import forget_untrained
+from mhr.backbones import forget_untrained, wearing_heads
 from mhr.errors import CheckpointError, MergeError
 from mhr.layers import AdapterBank
 from mhr.ops.checks import FLOATS, accumulator
@@ -38,7 +38,8 @@ def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
         )
     check_base(model, plain.base, plain.sizes, plain.modules, plain.name)
     _check_layers(model, plain)
-    _check_modules(model, plain)
+    with wearing_heads(model, plain.heads, plain.modules):
+        _check_modules(model, plain)
     for name, update in plain.layers.items():
         layer = model.get_submodule(name)
         weight: Tensor = layer.weight  # type: ignore[assignment]

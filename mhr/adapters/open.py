@@ -12,6 +12,7 @@ from torch import Tensor
 from mhr.adapters.checkpoint import AdapterCheckpoint, is_adapter, open_adapter, routing_keys
 from mhr.adapters.collapse import collapse_task, take_skill
 from mhr.adapters.find import find_adapter, run_of
+from mhr.adapters.heads import with_head
 from mhr.adapters.layer import AdapterLayer, Shape
 from mhr.adapters.peft import open_peft
 from mhr.adapters.plain import Lazy, PlainAdapter
@@ -49,7 +50,9 @@ def open_plain(path: Path, task: str | None = None) -> PlainAdapter:
         if task not in tasks:
             raise TaskError(f"unknown task {task!r} of {path}: {nearest(task, tasks)}")
     routed = task if task in tasks else tasks[0]
-    plain = collapsed(bank, partial(collapse_task, task=routed), f"task {routed}")
+    # A bank that does the same for all tasks may have heads for several.
+    named = task if task is not None and bank.heads is not None and task in bank.heads.tasks else routed
+    plain = collapsed(bank, partial(collapse_task, task=routed), f"task {routed}, head {named}", named)
     plain.task = task or (routed if len(tasks) == 1 else None)
     if needs_task(bank):
         plain.name = f"{path}, task {task}"
@@ -68,10 +71,12 @@ def open_skills(bank: AdapterCheckpoint) -> list[PlainAdapter]:
     return found
 
 
-def collapsed(bank: AdapterCheckpoint, collapse: Callable[[AdapterCheckpoint], PlainAdapter], how: str) -> PlainAdapter:
+def collapsed(
+    bank: AdapterCheckpoint, collapse: Callable[[AdapterCheckpoint], PlainAdapter], how: str, task: str | None = None
+) -> PlainAdapter:
     """A bank as a function from a checkpoint to a plain adapter sees it, which is applied to one layer when that is asked for.
 
-    bank: as `open_bank` opens it. how: distinguishes functions on one bank.
+    bank: as `open_bank` opens it. how: distinguishes functions on one bank. task: whose head is taken; None takes all.
     """
     file, config = bank.tensors, bank.config
     assert isinstance(file, TensorFile)
@@ -99,7 +104,7 @@ def collapsed(bank: AdapterCheckpoint, collapse: Callable[[AdapterCheckpoint], P
         prefix = f"modules.{name}."
         return {key.removeprefix(prefix): t for key, t in file.read(prefix + key for key in states[name]).items()}
 
-    return PlainAdapter(
+    whole = PlainAdapter(
         layers=Lazy(bank.layers, layer),
         base=bank.base,
         modules=Lazy(states, module),
@@ -110,7 +115,9 @@ def collapsed(bank: AdapterCheckpoint, collapse: Callable[[AdapterCheckpoint], P
         name=bank.name,
         digest=digest_of(file, config.to_dict(), bank.tasks, bank.groups, how),
         run=run_of(Path(bank.name)),
+        heads=bank.heads,
     )
+    return whole if task is None else with_head(whole, task)
 
 
 def _under(prefix: str, file: TensorFile) -> dict[str, tuple[int, ...]]:

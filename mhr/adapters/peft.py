@@ -16,14 +16,18 @@ from torch import Tensor
 
 from mhr.adapters.base import BaseModel
 from mhr.adapters.layer import AdapterLayer, IA3Vector, LoraFactors, Shape
+from mhr.adapters.outputs import check_outputs
 from mhr.adapters.plain import Lazy, PlainAdapter
 from mhr.adapters.tensor_file import TensorFile, digest_of
 from mhr.errors import CheckpointError
 from mhr.files import read_json
+from mhr.task_heads import CONFIG_KEY, TaskHeads
 
 PEFT_CONFIG_FILE = "adapter_config.json"
 PEFT_TENSORS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
+HEAD_FOLDER = "head"
+"""In a PEFT folder of ours, the configuration that says what the outputs stand for."""
 PREFIX = "base_model.model."
 
 LAYER_TENSORS = {"lora": ("lora_A.weight", "lora_B.weight"), "ia3": ("ia3_l",)}
@@ -135,7 +139,18 @@ def open_peft(folder: str | Path) -> PlainAdapter:
         states={name: {key: file.shapes[full] for key, full in keys.items()} for name, keys in modules.items()},
         name=str(folder),
         digest=digest_of(file, kind, ranks),
+        heads=_heads(folder, file),
     )
+
+
+def _heads(folder: Path, file: TensorFile) -> TaskHeads | None:
+    path = folder / HEAD_FOLDER / "config.json"
+    said = read_json(path, CheckpointError).get(CONFIG_KEY) if path.is_file() else None
+    if said is None:
+        return None
+    heads = TaskHeads.from_json(said, str(path))
+    check_outputs(heads, file.shapes, str(folder), PREFIX)
+    return heads
 
 
 def _sort(file: TensorFile, kind: str, to_save: list[str]) -> tuple[dict[str, set[str]], dict[str, dict[str, str]]]:

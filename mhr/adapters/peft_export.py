@@ -12,8 +12,8 @@ from transformers import conversion_mapping
 
 from mhr.adapters.base import BaseModel
 from mhr.adapters.layer import AdapterLayer, IA3Vector, LoraFactors, Shape
-from mhr.adapters.peft import PEFT_CONFIG_FILE, PEFT_TENSORS_FILE, PREFIX, TASK_TYPES
-from mhr.adapters.peft_modules import HEADS, with_peers
+from mhr.adapters.peft import HEAD_FOLDER, PEFT_CONFIG_FILE, PEFT_TENSORS_FILE, PREFIX, TASK_TYPES
+from mhr.adapters.peft_modules import HEADS, config_of, with_peers
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.tensor_file import TensorWriter
 from mhr.errors import CheckpointError
@@ -34,7 +34,9 @@ MOVED_TO_EXPERTS = {
 def save_peft(plain: PlainAdapter, folder: str | Path) -> Path:
     """Write a plain adapter as a PEFT folder, layer by layer. Rank and alpha travel as they are, in patterns where they differ.
 
-    Plain `PeftModel.from_pretrained(base, folder)` computes the same outputs. Raises CheckpointError for a kind of adapter
+    Plain `PeftModel.from_pretrained(base, folder)` computes the same outputs. Where the adapter brings heads, the folder HEAD_FOLDER
+    in it holds the base model's configuration with num_labels, id2label and label2id, which PEFT has no place for:
+    `AutoModelForSequenceClassification.from_pretrained(folder, config=AutoConfig.from_pretrained(folder / "head"))`. Raises CheckpointError for a kind of adapter
     that PEFT does not have, and for layers and modules that PEFT would not find again, MhrError where the folder cannot be written.
     """
     if plain.kind not in ("lora", "ia3"):
@@ -43,12 +45,15 @@ def save_peft(plain: PlainAdapter, folder: str | Path) -> Path:
         _check_experts(plain)
     plain = with_peers(plain)
     config = _config(plain)
+    labelled = None if plain.heads is None else config_of(plain.base, plain.heads)
     folder = make_folder(folder)
     with TensorWriter(folder / PEFT_TENSORS_FILE) as file:
         for name, layer in plain.layers.items():
             file.add_all(_layer_tensors(f"{PREFIX}{name}", layer))
         for name, state in plain.modules.items():
             file.add_all({f"{PREFIX}{name}.{key}": tensor for key, tensor in state.items()})
+    if labelled is not None:
+        labelled.save_pretrained(folder / HEAD_FOLDER)
     write_json_atomically(folder / PEFT_CONFIG_FILE, config)
     return folder
 

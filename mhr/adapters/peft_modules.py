@@ -8,13 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+)
 
 from mhr.adapters.base import BaseModel
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.sharing import check_copies, is_inside, sharing
-from mhr.backbones import is_builtin, is_gguf, source_of
+from mhr.backbones import is_builtin, is_gguf, name_outputs, source_of
 from mhr.errors import CheckpointError, MhrError
+from mhr.task_heads import TaskHeads
 
 CLASSES: dict[str, Any] = {
     "seq2seq": AutoModelForSeq2SeqLM,
@@ -42,7 +49,7 @@ def with_peers(plain: PlainAdapter) -> PlainAdapter:
     """
     if not plain.modules or plain.base.foreign:
         return plain
-    empty = skeleton(plain.base)
+    empty = skeleton(plain.base, plain.heads)
     if empty is None:
         unsure = [name for name in plain.modules if name.rpartition(".")[2] not in ALONE]
         if unsure:
@@ -56,7 +63,7 @@ def with_peers(plain: PlainAdapter) -> PlainAdapter:
     if not more:
         return plain
     states = {name: dict(state) for name, state in plain.modules.items()}
-    labels = {"num_labels": 1} if plain.base.kind == "encoder" else {}
+    labels = {"num_labels": outputs_of(plain.heads)} if plain.base.kind == "encoder" else {}
     model = CLASSES[plain.base.kind].from_pretrained(_place(plain.base), dtype=torch.float32, **LOCAL, **labels)
     for name, state in states.items():
         model.get_submodule(name).load_state_dict(state)
@@ -86,20 +93,38 @@ def peers(model: nn.Module, modules: Iterable[str], classifies: bool = False) ->
     return list(dict.fromkeys([*found, *sharing(model, [*modules, *found])]))
 
 
-def skeleton(base: BaseModel) -> nn.Module | None:
-    """The base model without its weights, on the meta device; None where its configuration cannot be read or names no kind."""
+def outputs_of(heads: TaskHeads | None) -> int:
+    """Outputs of an encoder with these heads; without any it has one, which ranks."""
+    return 1 if heads is None else heads.size
+
+
+def skeleton(base: BaseModel, heads: TaskHeads | None = None) -> nn.Module | None:
+    """The base model, with an output layer for heads, without its weights, on the meta device; None where its configuration cannot be read or names no kind."""
     if not base.name_or_path or base.kind not in CLASSES:
         return None
     try:
         config = AutoConfig.from_pretrained(_place(base), **LOCAL)
         if base.kind == "encoder":
-            config.num_labels = 1
+            config.num_labels = outputs_of(heads)
         with torch.device("meta"):
             model = CLASSES[base.kind].from_config(config, trust_remote_code=False)
     except (MhrError, OSError, ValueError, KeyError, RuntimeError, ImportError):
         return None
     model.tie_weights()
     return model
+
+
+def config_of(base: BaseModel, heads: TaskHeads) -> PretrainedConfig:
+    """The configuration of the base model with an output layer for heads. Raises CheckpointError where it cannot be read."""
+    try:
+        config = AutoConfig.from_pretrained(_place(base), **LOCAL)
+    except (MhrError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"the configuration of base model {base.name_or_path!r} cannot be read, which the labels of its head go into: name the model "
+            "with --model, or write an adapter of ours (--to mhr)"
+        ) from error
+    name_outputs(config, heads)
+    return config
 
 
 def _place(base: BaseModel) -> str:

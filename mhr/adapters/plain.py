@@ -17,6 +17,7 @@ from mhr.config import AdapterConfig
 from mhr.layers import AdapterBank
 from mhr.methods import SHARED
 from mhr.runs.run import RunFolder
+from mhr.task_heads import TaskHeads
 
 V = TypeVar("V")
 
@@ -52,6 +53,7 @@ class PlainAdapter:
     task      the task that it stands for, where that is known
     digest    the same for adapters that hold the same, whatever they are called; "" where unknown
     run       the run that trained it, where there is one
+    heads     what the outputs of the model stand for, where it has heads
     """
 
     layers: Mapping[str, AdapterLayer]
@@ -63,6 +65,7 @@ class PlainAdapter:
     task: str | None = None
     digest: str = ""
     run: RunFolder | None = None
+    heads: TaskHeads | None = None
 
     def __post_init__(self) -> None:
         self.shapes = self.shapes or {name: layer.shape for name, layer in self.layers.items()}
@@ -143,6 +146,7 @@ def describe_plain(plain: PlainAdapter, task: str = "merged") -> AdapterCheckpoi
         modules=list(plain.modules),
         tensors={},
         name=plain.name,
+        heads=plain.heads,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mhr.adapters import AdapterCheckpoint, attach_checkpoint, is_adapter, kind_of, read_adapter
-from mhr.backbones import load_backbone
+from mhr.backbones import heads_of, load_backbone
 from mhr.checks import check_whole
 from mhr.data import Example, TaskCollection
 from mhr.data.collators import Batch, Collator
@@ -107,7 +107,7 @@ def align_run(
     model, tokenizer = load_backbone(
         base or first.base.name_or_path, first.base.kind, (loading or Loading()).over(folder.config())
     )
-    objective = make_objective(kind_of(model))
+    objective = make_objective(kind_of(model), heads=first.heads)
     data, _ = fit_data(model, tokenizer, objective.kind, folder.config().data)
     collator = objective.collator(tokenizer, data.max_input_length, data.max_target_length, data.chat)
     drawn = {task.name: draw_shots(task, examples, seed) for task in collection.values()}
@@ -201,7 +201,7 @@ class _TaskLoss:
     def __init__(self, model: nn.Module, bank: AdapterBank, name: str, examples: list[Example], collator: Collator):
         self.model = model
         self.name = name
-        self.objective = make_objective(kind_of(model))
+        self.objective = make_objective(kind_of(model), heads=heads_of(model))
         row = bank.tasks.index(name) if name in bank.tasks else -1  # -1 is routed uniformly
         device = next(model.parameters()).device
         self.batches = [_on(device, collator(examples[i : i + 16]), row) for i in range(0, len(examples), 16)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mhr.backbones.load import load_backbone
 from mhr.backbones.options import check_loading
+from mhr.backbones.outputs import heads_of, name_outputs, set_heads, take_heads, wearing_heads
 from mhr.backbones.source import BUILTIN, is_builtin, is_gguf, source_of
 from mhr.backbones.untrained import forget_untrained, untrained_modules
 
@@ -11,9 +12,14 @@ __all__ = [
     "BUILTIN",
     "check_loading",
     "forget_untrained",
+    "heads_of",
     "is_builtin",
     "is_gguf",
     "load_backbone",
+    "name_outputs",
+    "set_heads",
     "source_of",
+    "take_heads",
     "untrained_modules",
+    "wearing_heads",
 ]

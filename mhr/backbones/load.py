@@ -19,10 +19,13 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from mhr.backbones.kinds import kind_of_config, loader_of, possible_kinds
 from mhr.backbones.options import arguments_of, check_loading
+from mhr.backbones.outputs import heads_in_config, name_outputs
 from mhr.backbones.source import BUILTIN, PACKAGED, is_gguf, source_of
 from mhr.config import MODEL_KINDS
+from mhr.data.special_tokens import pad_token
 from mhr.errors import ConfigError, MhrError, nearest
 from mhr.loading import Loading
+from mhr.task_heads import CLASSIFY, REGRESS
 
 Found = TypeVar("Found")
 
@@ -31,13 +34,15 @@ def load_backbone(
     name_or_path: str | Path,
     kind: str | None = None,
     loading: Loading | None = None,
+    head: str = "auto",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model, in evaluation mode, and its tokenizer. `model.mhr_untrained` names the modules that
     the checkpoint does not hold (a new classification head, the pooler of an encoder that was saved without one).
 
     name_or_path       what `source_of` knows: a built-in name, a local folder, a GGUF file, or a hub id
     kind               one of MODEL_KINDS; None takes what the configuration says, see `kind_of_config`. An "encoder" is loaded with a
-                       sequence-classification head of one output
+                       sequence-classification head: of one output, or of those that its configuration names heads for
+    head               what the setting `head` asks for: "classify" and "regress" make an "encoder" of a model whose kind is not given
     loading            dtype, quantisation, attention, devices, revision, and whether code that the checkpoint brings is run, which
                        nothing that a checkpoint says switches on. None: float32, one device, no code
 
@@ -57,7 +62,7 @@ def load_backbone(
     trust: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
     trust |= {"revision": loading.revision} if loading.revision is not None else {}
     config = _loading(name, source, None, lambda: AutoConfig.from_pretrained(source, **trust))
-    kind = kind or kind_of_config(config)
+    kind = kind or ("encoder" if head in (CLASSIFY, REGRESS) else kind_of_config(config))
     auto = loader_of(kind, config)
     if auto is None:
         raise ConfigError(
@@ -73,9 +78,11 @@ def load_backbone(
         # Transformers would warn and take packed integers for weights.
         raise MhrError(f"cannot load model {name!r}: {_unreadable(config, 'transformers knows no such quantisation')}")
     labels = getattr(config, "num_labels", None)
+    heads = heads_in_config(config, f"the configuration of model {name!r}") if kind == "encoder" else None
+    outputs = 1 if heads is None else heads.size
     # Shapes that differ are ours to judge: transformers reports them by itself and raises an error that names none.
     settings = arguments_of(loading, config, name)
-    settings |= {"ignore_mismatched_sizes": True} | ({"num_labels": 1} if kind == "encoder" else {})
+    settings |= {"ignore_mismatched_sizes": True} | ({"num_labels": outputs} if kind == "encoder" else {})
     model, found = _loading(
         name,
         source,
@@ -91,8 +98,17 @@ def load_backbone(
     other_head = _of_another_head(name, found["mismatched_keys"], labels if kind == "encoder" else None)
     # Drawn at random by transformers: attach has them trained and stored with the bank.
     model.__dict__["mhr_untrained"] = sorted({key.rpartition(".")[0] for key in [*found["missing_keys"], *other_head]})
+    if heads is not None:
+        name_outputs(model.config, heads)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if kind == "encoder" and kind_of_config(config) != "encoder":
+        if tokenizer.pad_token_id is None:
+            raise ConfigError(
+                f"the tokenizer of model {name!r} has no padding token, by which a decoder that classifies finds the last token of a "
+                "row: set pad_token in its tokenizer_config.json"
+            )
+        model.config.pad_token_id = pad_token(tokenizer)  # by which a decoder finds the last token, which it classifies
     # A model of text and images keeps the settings of its text in a configuration of their own.
     for part in (model.config, model.config.get_text_config()):
         if getattr(part, "pad_token_id", 0) is None:

@@ -9,7 +9,8 @@ from mhr.evaluation.generation import Generated, generate_answers
 from mhr.evaluation.inference import Inference
 from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.loading import load_model
-from mhr.evaluation.ranking import Ranked, rank_choices
+from mhr.evaluation.ranked import Ranked
+from mhr.evaluation.ranking import rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
 from mhr.evaluation.score import score, score_in_harness
 from mhr.runs.scoring import INFERENCE, METRICS

@@ -31,6 +31,6 @@ def choice_scorer(
             length_norm=train.length_norm,
             precision=train.precision,
         )
-        return [float(e.choices[r.best] in e.targets) for e, r in zip(examples, ranked, strict=True)]
+        return [float(r.answer in e.targets) for e, r in zip(examples, ranked, strict=True)]
 
     return score

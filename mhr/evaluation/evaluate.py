@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mhr.data.example import Example, TaskCollection
 from mhr.errors import ConfigError, DataError
+from mhr.evaluation.by_heads import check_headed, head_of_examples
 from mhr.evaluation.generation import generate_answers
 from mhr.evaluation.in_context import Prompted, count_dropped, draw_in_context, fit_shots
 from mhr.evaluation.inference import Inference
@@ -120,16 +121,7 @@ def evaluate(
         )
     by_rank = [
         Prediction(
-            e.task,
-            e.id,
-            e.input,
-            e.targets,
-            e.choices[r.best],
-            "ranking",
-            e.choices,
-            r.scores,
-            _ids(prompted[id(e)]),
-            e.part,
+            e.task, e.id, e.input, e.targets, r.answer, r.how, r.options, r.scores, _ids(prompted[id(e)]), e.part
         )
         for e, r in zip(to_rank, ranked, strict=True)
     ]
@@ -179,7 +171,13 @@ def _share_out(
     plans: dict[str, Plan] = {}
     for task in collection.values():
         examples = task.split(split)[:limit]
-        plans[task.name] = plan = plan_task(task, examples, metrics, loaded.objective.generates)
+        head = None
+        if loaded.heads is not None and examples:
+            if why := check_headed(loaded, task, examples, split):
+                plans[task.name] = Plan(skipped=why)
+                continue
+            head = head_of_examples(loaded, examples)
+        plans[task.name] = plan = plan_task(task, examples, metrics, loaded.objective.generates, head)
         if not examples:
             plan.skipped = f"no {split} examples{missing_parts(task)}"
         to_rank += examples if plan.rank else []

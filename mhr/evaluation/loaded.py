@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mhr.backbones import untrained_modules
+from mhr.backbones import heads_of, untrained_modules
 from mhr.data.chat_format import ChatFormat
 from mhr.data.example import Example
 from mhr.data.special_tokens import pad_token
@@ -22,6 +23,7 @@ from mhr.layers import AdapterBank
 from mhr.objectives import Objective, make_objective, objective_of
 from mhr.objectives.lengths import fit_lengths, positions
 from mhr.routing import RoutingBatch
+from mhr.task_heads import TaskHeads
 
 AUTOCAST_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Dtypes of the large products, by the names that training uses; "no" is the dtype of the weights."""
@@ -78,6 +80,15 @@ class LoadedModel:
         """The token that fills rows up."""
         return pad_token(self.tokenizer)
 
+    @cached_property
+    def heads(self) -> TaskHeads | None:
+        """What its outputs stand for, where it has heads."""
+        return heads_of(self.model)
+
+    def head_for(self, example: Example) -> int | None:
+        """The number of the head that answers an example; None where there is none."""
+        return None if self.heads is None else self.heads.find(self.task or example.task, example.choices)
+
     @property
     def objective(self) -> type[Objective]:
         """What holds of its kind of model."""
@@ -85,7 +96,9 @@ class LoadedModel:
 
     def collator(self, max_input_length: int, max_target_length: int) -> Any:
         """What makes token rows for this model: of inputs, and of answers to them."""
-        return make_objective(self.kind).collator(self.tokenizer, max_input_length, max_target_length, self.chat)
+        return make_objective(self.kind, heads=self.heads).collator(
+            self.tokenizer, max_input_length, max_target_length, self.chat
+        )
 
     def renders(self, example: Example) -> bool:
         """Whether the model reads an example in the words of a chat template."""

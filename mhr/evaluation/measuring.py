@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mhr.data.example import Example, Task
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation.metrics import Judged, Metric, Undefined, majority_answer, majority_baseline, metrics
 from mhr.evaluation.metrics.metric import CHOICE, NUMBER, TEXT
+from mhr.task_heads import CLASSIFY, REGRESS, TaskHead
 
 if TYPE_CHECKING:
     from mhr.evaluation.result import Prediction
@@ -23,51 +24,70 @@ class Plan:
     """How one task is judged.
 
     names    its metrics; the first gives its score
-    rank     whether an example's choices are ranked
-    generate whether answers are generated
+    picked   those of them that judge what is picked: a ranked choice, the class or the number of a head; the others judge generated text
     misfits  metric that was named -> why it does not fit the data
     skipped  why the task is not judged at all, "" where it is
     """
 
     names: list[str] = field(default_factory=list)
-    rank: bool = False
-    generate: bool = False
+    picked: set[str] = field(default_factory=set)
     misfits: dict[str, str] = field(default_factory=dict)
     skipped: str = ""
 
+    @property
+    def rank(self) -> bool:
+        return bool(self.picked)
 
-def plan_task(task: Task, examples: Sequence[Example], asked: Sequence[str] | None, generates: bool) -> Plan:
+    @property
+    def generate(self) -> bool:
+        return any(name not in self.picked for name in self.names)
+
+
+def plan_task(
+    task: Task,
+    examples: Sequence[Example],
+    asked: Sequence[str] | None,
+    generates: bool,
+    head: TaskHead | None = None,
+) -> Plan:
     """How `examples` of a task are judged: by the metrics that are `asked` for, otherwise by those that its data name, otherwise by
-    accuracy where all have choices and by exact match and Rouge-L where not. Metrics that do not fit are left out.
+    accuracy where all have choices, r2 and mse where a head gives numbers, and exact match and Rouge-L for the others. Metrics that do
+    not fit are left out.
 
     generates  whether the model can answer in words
+    head       what answers the task, where the model has heads
     """
     plan = Plan()
     if not examples:
         return plan
-    choices = all(example.choices for example in examples)
-    usual = ["accuracy"] if choices else ["exact_match", "rouge_l"]
+    number = head is not None and head.kind == REGRESS
+    if head is not None and head.kind == CLASSIFY:
+        examples = [example if example.choices else replace(example, choices=head.labels) for example in examples]
+    choices = not number and all(example.choices for example in examples)
+    usual = ["r2", "mse"] if number else ["accuracy"] if choices else ["exact_match", "rouge_l"]
     reasons: list[str] = []
     for name in dict.fromkeys(asked or task.metrics or usual):
         metric = metrics[name]
-        if metric.misfit is not None and (why := metric.misfit(examples)):
+        picks = metric.judges == CHOICE or (metric.judges == NUMBER and (choices or number))
+        if metric.judges == CHOICE and number:
+            plan.misfits[name] = "is of choices, and the task's head gives numbers"
+        elif metric.misfit is not None and (why := metric.misfit(examples)):
             plan.misfits[name] = why
-            reasons.append(f"{name} {why}")
-        elif metric.judges == CHOICE and not choices:
+        elif picks and not choices and not number:
             reasons.append(NO_CHOICES if generates else f"{NO_CHOICES}, {NO_GENERATION}")
-        elif not _picks(metric, choices) and not generates:
+        elif not picks and not generates:
             what = "has choices to rank, which no metric asks for" if choices else NO_CHOICES
+            what = "has a head that gives numbers" if number else what
             reasons.append(f"{what}, {NO_GENERATION}")
         else:
             plan.names.append(name)
-    plan.rank = any(_picks(metrics[name], choices) for name in plan.names)
-    plan.generate = any(not _picks(metrics[name], choices) for name in plan.names)
+            plan.picked |= {name} if picks else set()
     if not plan.names:
-        plan.skipped = reasons[0]
+        plan.skipped = [*(f"{name} {why}" for name, why in plan.misfits.items()), *reasons][0]
     elif not metrics[plan.names[0]].scored:
         raise ConfigError(
-            f"metrics begins with {plan.names[0]!r}, which has no upper bound, so that it is no score to average over tasks: name "
-            "another metric first"
+            f"metrics begins with {plan.names[0]!r}, which is no share or correlation, so that it is no score to average over tasks: "
+            "name another metric first"
         )
     return plan
 
@@ -100,7 +120,7 @@ def measure(task: Task, plan: Plan, picked: Sequence[Prediction], written: Seque
     remarks = [f"{name} {why}" for name, why in plan.misfits.items()]
     for name in plan.names:
         metric = metrics[name]
-        predictions = picked if _picks(metric, bool(picked)) else written
+        predictions = picked if name in plan.picked else written
         found[name] = _value(metric, predictions, [p.answer for p in predictions], remarks)
     main = metrics[plan.names[0]]
     measures = {
@@ -112,11 +132,6 @@ def measure(task: Task, plan: Plan, picked: Sequence[Prediction], written: Seque
         "majority": _majority(main, task, judged),
     }
     return {**measures, "remarks": remarks} if remarks else measures
-
-
-def _picks(metric: Metric, choices: bool) -> bool:
-    """Whether a metric judges what was picked; one of numbers does where there are choices."""
-    return metric.judges == CHOICE or (metric.judges == NUMBER and choices)
 
 
 def _value(metric: Metric, predictions: Sequence[Prediction], answers: Sequence[str], remarks: list[str]) -> float:

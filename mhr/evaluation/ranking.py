@@ -2,35 +2,24 @@
 
 generators   score = sum_t log p(y_t | x, y_<t) / len(y) ** length_norm      (T-Few, arXiv 2205.05638)
 encoders     score = the one logit of the pair (x, y)
+heads        score = the logit of the class y, see `mhr.evaluation.by_heads`
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from mhr.data.example import Example
 from mhr.data.tokens import check_choices, encode_pairs, pad
 from mhr.errors import ConfigError
 from mhr.evaluation.batching import in_batches
+from mhr.evaluation.by_heads import ask_heads
 from mhr.evaluation.likelihood import log_likelihoods
 from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.metrics import mean
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """scores: of every choice of an example, greater is better; cut_*: whether its input, its choices were truncated."""
-
-    scores: list[float]
-    cut_input: bool
-    cut_choices: bool
-
-    @property
-    def best(self) -> int:
-        """The position of the best choice, the first of equals."""
-        return max(range(len(self.scores)), key=self.scores.__getitem__)
+from mhr.evaluation.ranked import Ranked
 
 
 def rank_choices(
@@ -46,7 +35,8 @@ def rank_choices(
     draws: int = 1,
     advance: Callable[[float], None] | None = None,
 ) -> list[Ranked]:
-    """The scores of every example's choices, in the order of the examples. Tasks may be mixed.
+    """The scores of every example's choices, in the order of the examples. Tasks may be mixed. A model with heads gives those of its
+    task's classes, or its number.
 
     length_norm  0 adds up the log-likelihoods of a choice's tokens, 1 takes their mean; encoders have no use for it
     batch_size   examples (encoders: pairs) a batch; None finds it, see `in_batches`
@@ -58,7 +48,7 @@ def rank_choices(
     Raises DataError for an example without choices or with an empty one, ConfigError for a classifier with several outputs,
     TaskError for an unknown task with unseen="error". Equal choices get equal scores.
     """
-    for example in examples:
+    for example in examples if loaded.heads is None else ():
         check_choices(example)
     if not examples:
         return []
@@ -68,6 +58,8 @@ def rank_choices(
             advance(part / draws)
 
     def rank() -> list[Ranked]:
+        if loaded.heads is not None:
+            return ask_heads(loaded, examples, max_input_length, batch_size, unseen, done)
         if not loaded.objective.generates:
             return _rank_pairs(loaded, examples, max_input_length, batch_size, unseen, done)
         lengths = max_input_length, max_target_length
@@ -112,7 +104,10 @@ def _rank_pairs(
 
     scores = in_batches(score, [len(row) for row in pairs.ids], device=device, batch_size=batch_size, done=done)
     ends = list(accumulate((len(example.choices) for example in examples), initial=0))
-    return [Ranked(scores[a:b], any(pairs.cut[a:b]), False) for a, b in pairwise(ends)]
+    return [
+        Ranked(scores[a:b], any(pairs.cut[a:b]), False, example.choices)
+        for example, (a, b) in zip(examples, pairwise(ends), strict=True)
+    ]
 
 
 def _rank_answers(
@@ -149,5 +144,6 @@ def _rank_answers(
     sizes = [len(row) * len(a) + sum(map(len, a)) for row, a in zip(inputs.ids, answers, strict=True)]
     scores = in_batches(score, sizes, device=loaded.device, batch_size=batch_size, done=done)
     return [
-        Ranked(s, cut_input, cut_choices) for s, cut_input, cut_choices in zip(scores, inputs.cut, cut, strict=True)
+        Ranked(s, cut_input, cut_choices, example.choices)
+        for example, s, cut_input, cut_choices in zip(examples, scores, inputs.cut, cut, strict=True)
     ]

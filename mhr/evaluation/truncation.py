@@ -9,7 +9,7 @@ from typing import Any
 from mhr.data.example import Example
 from mhr.evaluation.generation import Generated
 from mhr.evaluation.loaded import LoadedModel
-from mhr.evaluation.ranking import Ranked
+from mhr.evaluation.ranked import Ranked
 
 
 def count_truncated(

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -29,13 +30,15 @@ from mhr.few_shot.selecting import (
     share_out,
 )
 from mhr.few_shot.shots import with_shots
-from mhr.few_shot.starts import Start
+from mhr.few_shot.starts import Start, head_of_run
 from mhr.files import make_folder
 from mhr.methods import BACKBONE, MODES
 from mhr.objectives import Objective, make_objective
+from mhr.objectives.usable import describe_head, heads_for
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.run import RUN_FILE, RunFolder
 from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.task_heads import RANK, TaskHeads
 from mhr.training.peak import peak_memory
 from mhr.training.pretraining import count_parameters, fit, save_result
 from mhr.training.trainer import RoutedTrainer
@@ -78,6 +81,11 @@ class Preparation:
     def kind(self) -> str:
         return self.source.info["model_kind"]
 
+    def heads(self, adaptation: Adaptation) -> TaskHeads | None:
+        """The head of the task that is adapted to."""
+        head = head_of_run(self.source, self.config)
+        return heads_for(self.tasks.select([adaptation.task]), self.kind, head, ranks=head != RANK)
+
     def shots(self, adaptation: Adaptation) -> Shots:
         """The examples that an adaptation is trained on, and its validation examples."""
         task = self.tasks[adaptation.task]
@@ -87,8 +95,8 @@ class Preparation:
         """Raise DataError where the examples of an adaptation cannot become a batch: choices that are the same once they are
         truncated, or that leave no room for an input."""
         for train in self.trainings():
-            collator = self.collator(make_objective(self.kind, train))
             for adaptation in adaptations:
+                collator = self.collator(make_objective(self.kind, train, self.heads(adaptation)))
                 shots = self.shots(adaptation)
                 collator([*shots.shots, *shots.validation])
 
@@ -173,6 +181,10 @@ class _Work:
     def start(self) -> Start:
         return self.prepared.start
 
+    @cached_property
+    def heads(self) -> TaskHeads | None:
+        return self.prepared.heads(self.adaptation)
+
     @property
     def task(self) -> Task:
         return self.prepared.tasks[self.adaptation.task]
@@ -190,7 +202,7 @@ class _Work:
     def begin(self, settings: RunConfig) -> None:
         """Put the model where every adaptation of this task and seed begins, and write what is known before its first step."""
         source = self.prepared.source
-        self.start.begin(self.task.name, self.adaptation.seed)
+        self.return_to_start()
         self.run.start(
             settings,
             kind="adapt",
@@ -204,15 +216,20 @@ class _Work:
             protocol=settings.adapt.protocol,
             selection=self.run.info.get("selection"),
             shots=[example.id for example in self.shots.shots],
+            head=describe_head(self.prepared.kind, self.heads),
             parameters=count_parameters(self.start.model),
         )
+
+    def return_to_start(self) -> None:
+        """Put the model where every training of this adaptation begins."""
+        self.start.begin(self.task.name, self.adaptation.seed, self.heads)
 
     def train(
         self, settings: RunConfig, examples: Sequence[Example], log: RunFolder, *callbacks: TrainerCallback
     ) -> None:
         """Train the model from where it stands; the log of the training goes to the folder `log`."""
         drawn = ExampleDataset(with_shots(self.task, examples))
-        objective = make_objective(self.prepared.kind, settings.train)
+        objective = make_objective(self.prepared.kind, settings.train, self.heads)
         collator = self.prepared.collator(objective)
         trainer = RoutedTrainer(
             self.start.model,
@@ -251,7 +268,7 @@ class _Search:
         """Train one point of the grid and validate it."""
         work, start = self.work, self.work.start
         settings = work.settings(few)
-        start.begin(work.task.name, work.adaptation.seed)
+        work.return_to_start()
         validation = Validation(start, work.prepared.kind, work.task, work.shots.validation, settings)
         best = KeepBest(validation, start, few.evaluation_interval if few.picks_step else None, few.patience, few.steps)
         work.train(settings, work.shots.train, self._folder(number), best)

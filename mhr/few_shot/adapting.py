@@ -15,7 +15,7 @@ from mhr.data.choice_collators import beginnings
 from mhr.errors import ConfigError, DataError, TrainingError, nearest
 from mhr.few_shot.adaptation import Adaptation, Preparation, frozen_heap, make, ranks
 from mhr.few_shot.selecting import grid_points, read_dev
-from mhr.few_shot.starts import check_mode, load_start
+from mhr.few_shot.starts import check_mode, head_of_run, load_start
 from mhr.files import folder_name, held_in, make_folder, prepare_output, read_json, write_json_atomically
 from mhr.loading import Loading
 from mhr.locks import one_writer
@@ -114,7 +114,8 @@ def adapt(
     kind = source.info["model_kind"]
     data, lowered = fit_data(start.model, start.tokenizer, kind, config.data, config.model)
     config = dataclasses.replace(config, data=data)
-    collection, left_out = fitting_tasks(collection, tasks is not None, kind, start.tokenizer, config)
+    head = head_of_run(source, config)
+    collection, left_out = fitting_tasks(collection, tasks is not None, kind, start.tokenizer, config, head)
     prepared = Preparation(source, config, start, collection, validation)
     adaptations = [
         Adaptation(str(source.path), mode, task, seed, Path(output) / folder_name(task) / str(seed))
@@ -218,11 +219,16 @@ def named_tasks(config: RunConfig, names: Sequence[str] | None) -> TaskCollectio
 
 
 def fitting_tasks(
-    collection: TaskCollection, named: bool, kind: str, tokenizer: PreTrainedTokenizerBase | None, config: RunConfig
+    collection: TaskCollection,
+    named: bool,
+    kind: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    config: RunConfig,
+    head: str,
 ) -> tuple[TaskCollection, dict[str, str]]:
     """The tasks that the model can be trained on, and why others are left out; an error where those were asked for by name."""
     data = dataclasses.replace(config.data, fit=config.data.fit and not named)
-    kept, left_out = usable_tasks(collection, kind, tokenizer, data)
+    kept, left_out = usable_tasks(collection, kind, tokenizer, data, head)
     if named and left_out:
         name, reason = next(iter(left_out.items()))
         raise DataError(f"cannot adapt to task {name!r}: {reason}")

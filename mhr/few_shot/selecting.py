@@ -131,7 +131,7 @@ class Validation:
         self.task = TaskCollection([dataclasses.replace(task, test=list(examples))])
         self.examples = list(examples)
         self.config = config
-        self.objective = make_objective(kind, config.train)
+        self.objective = make_objective(kind, config.train, self.loaded.heads)
         lengths = config.data.max_input_length, config.data.max_target_length
         self.collator = self.objective.collator(start.tokenizer, *lengths, config.data.chat)
 

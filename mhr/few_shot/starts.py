@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.adapters import attach_plain, collapse, load_adapter, read_adapter
-from mhr.backbones import load_backbone
+from mhr.backbones import heads_of, load_backbone, set_heads
 from mhr.checks import check_choice
 from mhr.errors import ConfigError
 from mhr.layers import AdapterBank, attach
@@ -17,6 +17,7 @@ from mhr.methods import AVERAGE, BACKBONE, BANK, FRESH, METHODS, MODE_ALIASES, M
 from mhr.objectives.fit import check_fit
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
+from mhr.task_heads import RANK, TaskHeads
 from mhr.training.masters import check_masters, train_whole
 
 
@@ -32,10 +33,14 @@ class Start:
         self.base = base
         self.mode = mode
         self.bank: AdapterBank | None = getattr(model, "mhr", None)
+        self.heads = heads_of(model)
         self.first = {name: tensor.detach().clone() for name, tensor in self._kept().items()}
 
-    def begin(self, task: str, seed: int) -> None:
-        """Return to the beginning; routing rows and fresh banks are drawn again from `seed`.
+    def begin(self, task: str, seed: int, heads: TaskHeads | None = None) -> None:
+        """Return to the beginning; routing rows, fresh banks and the task's head are drawn again from `seed`.
+
+        heads  that of the task; None where the model generates or ranks. Where the run has one that answers the task (its own, or a
+               shared one of the same classes), it begins with that one's values. It trains in every mode.
 
         What a router shares between tasks is kept like the skills: it trains with them, and the next task finds it as it was.
         """
@@ -53,9 +58,29 @@ class Start:
             shared = [p for router in self.bank.groups.values() for p in router.shared_parameters()]
             for parameter in (*self.bank.adapter_parameters(), *self.bank.saved_parameters(), *shared):
                 parameter.requires_grad_(trained)
+        outputs = self._set_heads(task, heads)
         with torch.no_grad():
             for name, tensor in self._kept().items():
-                tensor.copy_(self.first[name])
+                if name.removeprefix("modules.").rpartition(".")[0] != outputs:
+                    tensor.copy_(self.first[name])
+
+    def _set_heads(self, task: str, heads: TaskHeads | None) -> str | None:
+        """Give the model the heads; returns the name of their layer, None where the model has none."""
+        if heads is None:
+            return None
+        heads = set_heads(self.model, heads)
+        assert heads is not None
+        layer = self.model.get_submodule(heads.layer)
+        source = None if self.heads is None else self.heads.find(task, heads.heads[0].labels)
+        prefix = f"modules.{heads.layer}." if self.bank is not None else f"{heads.layer}."
+        for key, parameter in layer.named_parameters():
+            parameter.requires_grad_(True)
+            if self.heads is not None and source is not None and self.heads.heads[source].alike(heads.heads[0]):
+                held, rows = self.heads.heads[source], self.heads.outputs(source)
+                order = [rows[held.labels.index(label)] for label in heads.heads[0].labels] or list(rows)
+                with torch.no_grad():
+                    parameter.copy_(self.first[prefix + key][order])
+        return heads.layer
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of everything that an adaptation may change, in the memory of the host."""
@@ -109,6 +134,13 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
     else:
         check_masters(model)
     return Start(model, tokenizer, base, mode)
+
+
+def head_of_run(run: RunFolder, config: RunConfig) -> str:
+    """What the setting `head` asks for tasks that a run is adapted to: a run that ranks pairs goes on with that."""
+    if run.info["model_kind"] != "encoder":
+        return "auto"
+    return RANK if run.info.get("head", RANK) == RANK else config.head
 
 
 def check_mode(mode: str, config: RunConfig, run: str) -> str:

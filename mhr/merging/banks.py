@@ -61,7 +61,7 @@ def check_same_layout(banks: Sequence[AdapterCheckpoint]) -> None:
                     f"{one.name} has {key} {value!r}, {two.name} {settings[key]!r}: banks that are merged "
                     "skill by skill have one layout; name a task with --task to merge what it is routed to"
                 )
-        for what in ("tasks", "layers", "groups", "modules"):
+        for what in ("tasks", "layers", "groups", "modules", "heads"):
             if getattr(one, what) != getattr(two, what):
                 raise MergeError(
                     f"{one.name} and {two.name} do not have the same {what}: banks that are merged skill by skill have one "

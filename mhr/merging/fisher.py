@@ -59,7 +59,7 @@ def diagonal_fisher(
 ) -> dict[str, Tensor]:
     """The diagonal Fisher information of an adapter by "layer.tensor" or "module.tensor", see `combine_fisher`."""
     layers = {name: layer.scaled(1.0) for name, layer in plain.layers.items()}
-    plain = PlainAdapter(layers, plain.base, plain.modules)
+    plain = PlainAdapter(layers, plain.base, plain.modules, heads=plain.heads)
     with judge.wearing(plain_checkpoint(plain)) as loaded, torch.enable_grad():
         bank = loaded.bank
         assert bank is not None

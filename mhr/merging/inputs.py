@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mhr.adapters.base import BaseModel, same_base
+from mhr.adapters.heads import joined_heads
 from mhr.adapters.layer import ADAPTER_LAYERS, Sizes
 from mhr.adapters.peft_modules import check_opens
 from mhr.adapters.plain import PlainAdapter
@@ -24,6 +25,12 @@ def check_sources(sources: Sequence[PlainAdapter], space: str, base: str | None 
     if own is not None:
         for source in sources:
             check_opens(source, own)
+    try:
+        joined_heads(source.heads for source in sources)
+    except ValueError as fault:
+        raise MergeError(
+            f"the inputs have heads of different kinds or classes, which no average is one of: {fault}"
+        ) from None
     for other in sources[1:]:
         if one.kind != other.kind:
             raise MergeError(

@@ -138,7 +138,7 @@ class Judge:
 
     def loss(self, loaded: LoadedModel, example: Example) -> Tensor:
         """The training loss of one example, summed over its tokens."""
-        objective = make_objective(loaded.kind)
+        objective = make_objective(loaded.kind, heads=loaded.heads)
         batch = objective.collator(loaded.tokenizer, *loaded.lengths(), loaded.chat)([example])
         placed = {key: value.to(loaded.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         if loaded.bank is not None:  # it serves one task, whatever it is called

@@ -9,6 +9,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from mhr.adapters.heads import joined_heads
 from mhr.adapters.layer import AdapterLayer, LoraFactors, Shape
 from mhr.adapters.plain import Lazy, PlainAdapter
 from mhr.adapters.refactor import Loss, refactor_dense, refactor_sum
@@ -49,6 +50,7 @@ class Merging:
             shapes=self.shapes,
             states=first.states,
             name="the merged adapter",
+            heads=joined_heads(source.heads for source in sources),
         )
 
     def _layer(self, name: str) -> AdapterLayer:

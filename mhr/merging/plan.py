@@ -152,7 +152,7 @@ def _within(order: Order, bank: AdapterCheckpoint) -> MergePlan:
         if value is None:
             raise MergeError(f"merge method {order.method!r} needs {name}: give it with --{name}")
     how = f"{order.method} {order.settings}"
-    result = collapsed(bank, partial(function, **order.settings), how)
+    result = collapsed(bank, partial(function, **order.settings), how, task)
     result.task = task
     result.layers[next(iter(result.shapes))]  # settings that do not fit are refused before anything is written
     report = _report(order, "factor", [result], [1.0], {})

@@ -120,6 +120,12 @@ def merge(
             f"the merged bank routes {len(plan.bank.tasks)} tasks, so it is no one adapter: write it with --to mhr, and "
             "merge that for a task"
         )
+    heads = plan.result.heads
+    if to != "mhr" and heads is not None and len(heads.heads) > 1:
+        raise MergeError(
+            f"the merged adapter has heads for {len(heads.tasks)} tasks ({', '.join(map(repr, list(heads.tasks)[:3]))}), and --to {to} "
+            "is for one of them: name it with --method task --task NAME, or write it with --to mhr"
+        )
     if to == "mhr":
         check_opens(plan.result, plan.result.base)
     scores = {}

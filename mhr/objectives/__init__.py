@@ -7,9 +7,10 @@ registered subclass of `Objective`, and a line in this one.
 seq2seq   an encoder-decoder learns to say the target                  seq2seq-choices  ... and to prefer it to the other choices
 causal    a decoder learns to say the target after the prompt          causal-choices   ... and to prefer it to the other choices
 ranking   an encoder learns to score the right (input, choice) pair highest
+heads     a model with heads learns classes, numbers, and pairs, each task by its own head
 """
 
-from mhr.objectives import causal, choices, ranking, seq2seq  # registers them
+from mhr.objectives import causal, choices, classification, ranking, seq2seq  # registers them
 from mhr.objectives.objective import Distributions, Objective, PassLosses, make_objective, objective_of, objectives
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PassLosses",
     "causal",
     "choices",
+    "classification",
     "make_objective",
     "objective_of",
     "objectives",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mhr.data import Example, Task
+from mhr.data import Example
 from mhr.data.chat_format import ChatFormat
 from mhr.data.collators import IGNORED, Batch, Collator
 from mhr.data.tokens import token_counts
@@ -23,6 +23,7 @@ from mhr.objectives.heads import States, states_at
 from mhr.objectives.wrapping import bare
 from mhr.registry import Registry
 from mhr.runs.settings import TrainConfig
+from mhr.task_heads import TaskHeads
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Objective(ABC):
     """What a kind of model is trained on, from examples to losses; `train` says with which terms.
 
     kind          the kind of model that it is for, "seq2seq", "causal" or "encoder"
+    by_heads      whether it is for models with heads (`TaskHeads`), which are then its `heads`
     ranks         whether the choices of a task are trained on, not its right answers alone
     generates     whether the model answers in words of its own
     shares_row    whether input and target stand in one row, and so share the model's positions
@@ -64,14 +66,16 @@ class Objective(ABC):
     """
 
     kind: ClassVar[str]
+    by_heads: ClassVar[bool] = False
     ranks: ClassVar[bool] = False
     generates: ClassVar[bool] = True
     shares_row: ClassVar[bool] = False
     consistency: ClassVar[float] = 100.0
     collates: ClassVar[type[Collator]]
 
-    def __init__(self, train: TrainConfig | None = None):
+    def __init__(self, train: TrainConfig | None = None, heads: TaskHeads | None = None):
         self.train = train or TrainConfig()
+        self.heads = heads
 
     @abstractmethod
     def count(self, batch: Batch) -> Tensor | int:
@@ -92,13 +96,11 @@ class Objective(ABC):
         """Examples -> the batch that the losses are of; `chat` says how a decoder's rows become text."""
         return self.collates(tokenizer, max_input_length, max_target_length, chat)
 
-    @classmethod
-    def cannot_learn(cls, task: Task) -> str | None:
-        """Why the examples of a task are of no use to the objective, or None."""
-        return None
+    def compares_outputs(self, example: Example) -> bool:
+        """Whether consistency compares a single output of the two passes, by its square, as it is no distribution."""
+        return not self.generates and len(example.choices) == 1
 
-    @classmethod
-    def input_lengths(cls, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
+    def input_lengths(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
         """Tokens that max_input_length is to hold of each example."""
         return token_counts(tokenizer, [e.input for e in examples])
 
@@ -106,11 +108,11 @@ class Objective(ABC):
 objectives: Registry[type[Objective]] = Registry("objective")
 
 
-def make_objective(kind: str, train: TrainConfig | None = None) -> Objective:
-    """The objective of a kind of model, with the ranking terms that `train` asks for. Encoders always rank."""
-    fitting = [objective for objective in objectives.values() if objective.kind == kind]
+def make_objective(kind: str, train: TrainConfig | None = None, heads: TaskHeads | None = None) -> Objective:
+    """The objective of a kind of model, with the ranking terms that `train` asks for. Encoders without heads rank."""
+    fitting = [o for o in objectives.values() if o.kind == kind and o.by_heads == (heads is not None)]
     wanted = train is not None and train.ranks
-    return next((o for o in fitting if o.ranks == wanted), fitting[0])(train)
+    return next((o for o in fitting if o.ranks == wanted), fitting[0])(train, heads)
 
 
 def objective_of(kind: str) -> type[Objective]:

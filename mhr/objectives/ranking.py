@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from mhr.data import Example, Task
+from mhr.data import Example
 from mhr.data.collators import Batch, RankingCollator
 from mhr.data.tokens import token_counts
 from mhr.objectives.heads import States
@@ -40,28 +39,31 @@ class RankingObjective(Objective):
         predicted = Distributions(States(logits), every, classes=~logits.isinf()) if compared else None
         return PassLosses(sums, every, [batch["task_ids"][start] for start in starts], predicted)
 
-    @classmethod
-    def cannot_learn(cls, task: Task) -> str | None:
-        lacks = not all(example.choices for example in task.train)
-        return "it has no choices to rank, which an encoder needs" if lacks else None
+    def input_lengths(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
+        return longest_pairs(tokenizer, examples)
 
-    @classmethod
-    def input_lengths(cls, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
-        """An encoder reads each choice behind its input."""
-        return token_counts(tokenizer, [e.input for e in examples], [max(e.choices, key=len) for e in examples])
+
+def longest_pairs(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
+    """Tokens of each example's input with its longest choice behind it."""
+    return token_counts(tokenizer, [e.input for e in examples], [max(e.choices, key=len) for e in examples])
 
 
 def choice_losses(scores: Tensor, counts: list[int], labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """`(1 - e) * -log p(y) + e * mean_c -log p(c)` [B], p the softmax over an example's own choices.
+    """`class_losses` of scores [sum of counts], the examples' choices one after the other."""
+    return class_losses(pad_choices(precise(scores), counts), labels, smoothing)
 
-    scores [sum of counts], the examples' choices one after the other; labels [B], the right one's position.
+
+def class_losses(scores: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """`(1 - e) * -log p(y) + e * mean_c -log p(c)` [B], p the softmax over an example's own classes.
+
+    scores [B, C], minus infinity where an example has fewer classes; labels [B], the right one's position.
     """
-    by_example = pad_choices(precise(scores), counts)
-    surprise = -F.log_softmax(by_example, dim=1)  # [B, C]
+    surprise = -scores.log_softmax(1)
     right = surprise.gather(1, labels[:, None]).squeeze(1)
     if smoothing == 0:
         return right
-    every = surprise.masked_fill(by_example.isinf(), 0.0).sum(1) / torch.tensor(counts, device=scores.device)
+    absent = scores.isinf()
+    every = surprise.masked_fill(absent, 0.0).sum(1) / (~absent).sum(1)
     return (1 - smoothing) * right + smoothing * every
 
 

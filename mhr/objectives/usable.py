@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from mhr.data import Task, TaskCollection
 from mhr.data.collators import CausalCollator, Collator
+from mhr.data.labels import check_answers, head_of
 from mhr.errors import ConfigError, DataError
-from mhr.objectives.objective import objective_of
+from mhr.objectives.objective import make_objective, objective_of
 from mhr.runs.settings import DataConfig
+from mhr.task_heads import RANK, TaskHeads, join_heads, only_ranks
 
 
 def usable_tasks(
-    tasks: TaskCollection, kind: str, tokenizer: PreTrainedTokenizerBase | None, data: DataConfig
+    tasks: TaskCollection,
+    kind: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    data: DataConfig,
+    head: str = RANK,
 ) -> tuple[TaskCollection, dict[str, str]]:
-    """The tasks that have training examples, what the kind of model learns from, not more choices than `data.max_choices`, and,
-    with `data.fit`, inputs that fit by the tokenizer, which is needed for that alone.
+    """The tasks that have training examples, what the kind of model learns from with the setting `head`, not more choices than
+    `data.max_choices`, and, with `data.fit`, inputs that fit by the tokenizer, which is needed for that alone.
 
     Returns them and, by name, why each other one is left out. Raises DataError where none is left.
     """
     kept, left_out = [], {}
     for task in tasks.values():
-        reason = _unusable(task, kind, data) or (data.fit and _too_long(task, kind, tokenizer, data)) or None
+        reason = (
+            _unusable(task, kind, data, head) or (data.fit and _too_long(task, kind, tokenizer, data, head)) or None
+        )
         if reason:
             left_out[task.name] = reason
         else:
@@ -52,10 +61,42 @@ def check_chats(collator: Collator, tasks: TaskCollection) -> None:
         )
 
 
-def _unusable(task: Task, kind: str, data: DataConfig) -> str | None:
+def heads_for(
+    tasks: TaskCollection, kind: str, head: str, share: bool = False, ranks: bool = False
+) -> TaskHeads | None:
+    """The heads that usable tasks get with the settings `head` and `share_heads`; None for a model without heads, which generates or
+    ranks choices with its one output; ranks: where some tasks of a run have heads, one that ranks is among them.
+
+    Raises DataError for examples to judge on whose answers no head can give, ConfigError for a head on a model that generates.
+    """
+    if kind != "encoder":
+        for name, value, usual in (("head", head, "auto"), ("share_heads", share, False)):
+            if value != usual:
+                raise ConfigError(
+                    f"{name} is {value!r}, but a {kind} model answers in words of its own: leave it out, or ask for an encoder "
+                    "(--kind encoder)"
+                )
+        return None
+    found = {task.name: head_of(task, head) for task in tasks.values()}
+    if only_ranks(found.values()) and not ranks:
+        return None
+    for task in tasks.values():
+        for split, examples in (("validation", task.validation), ("test", task.test)):
+            check_answers(task, found[task.name], examples, split)
+    return join_heads(found, share)
+
+
+def describe_head(kind: str, heads: TaskHeads | None) -> Any:
+    """What run.json says of what a model answers with: its heads, "rank" without any, None where it generates."""
+    if kind != "encoder":
+        return None
+    return RANK if heads is None else heads.to_json()
+
+
+def _unusable(task: Task, kind: str, data: DataConfig, head: str) -> str | None:
     if not task.train:
         return "it has no training examples"
-    reason = objective_of(kind).cannot_learn(task)
+    reason = _without_head(task, head) if kind == "encoder" else None
     if reason:
         return reason
     most = max(len(example.choices) for example in task.train)
@@ -64,13 +105,26 @@ def _unusable(task: Task, kind: str, data: DataConfig) -> str | None:
     return None
 
 
-def _too_long(task: Task, kind: str, tokenizer: PreTrainedTokenizerBase | None, data: DataConfig) -> str | None:
+def _without_head(task: Task, head: str) -> str | None:
+    """Why no head goes with a task."""
+    try:
+        head_of(task, head)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _too_long(
+    task: Task, kind: str, tokenizer: PreTrainedTokenizerBase | None, data: DataConfig, head: str
+) -> str | None:
     """Why a task's inputs do not fit."""
     assert tokenizer is not None
+    heads = None if kind != "encoder" else join_heads({task.name: head_of(task, head)})
+    objective = make_objective(kind, heads=heads)
     examples = [*task.train, *task.test]
     chats = [e for e in examples if objective_of(kind).shares_row and data.chat.renders(e)]
     plain = [e for e in examples if not (objective_of(kind).shares_row and data.chat.renders(e))]
-    lengths = objective_of(kind).input_lengths(tokenizer, plain) if plain else []
+    lengths = objective.input_lengths(tokenizer, plain) if plain else []
     if chats:
         rows = CausalCollator(tokenizer, sys.maxsize, sys.maxsize, data.chat).encode_inputs(chats)
         lengths += map(len, rows.ids)

@@ -36,6 +36,7 @@ from mhr.files import (
 )
 from mhr.runs.config import dump_config, load_config, to_dict
 from mhr.runs.settings import RunConfig
+from mhr.task_heads import RANK
 
 RUN_FILE = "run.json"
 
@@ -132,7 +133,10 @@ class RunFolder:
         file = self.path / "config.yaml"
         if not file.is_file() and "config" in self.info:  # a kill came before it was written
             write_text_atomically(file, yaml.safe_dump(self.info["config"], sort_keys=False, allow_unicode=True))
-        return load_config(file)
+        config = load_config(file)
+        if "head" not in self.info.get("config", {"head": None}) and self.info.get("model_kind") == "encoder":
+            config.head = RANK  # the first release had no other
+        return config
 
     def start(self, config: RunConfig, **info: Any) -> None:
         """Write what is known before the first step."""

@@ -13,6 +13,7 @@ from mhr.loading import Loading
 from mhr.methods import METHODS, ROUTING_METHODS, listed
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
 from mhr.setting import MOST_SEED, Settings, as_in, setting
+from mhr.task_heads import HEADS, RANK, REGRESS
 
 SAMPLERS = ("proportional", "uniform", "temperature")
 BITSANDBYTES_OPTIMIZERS = (
@@ -383,6 +384,19 @@ class RunConfig(Settings):
     adapter: AdapterConfig | None = field(default_factory=AdapterConfig)
     """Settings of the adapter bank; None with method full."""
 
+    head: str = setting(
+        "auto",
+        """What an encoder answers with: auto, classify, regress or rank. classify: a class of the task's label set; regress: a number; rank:
+        the choice whose pair with the input scores highest; auto: as the data of each task says. classify and regress make a
+        classifier of a decoder too.""",
+        choices=HEADS,
+        flag="--head",
+    )
+    share_heads: bool = setting(
+        False,
+        "Let tasks of the same label set share one head. Unset: each task has its own.",
+        flag="--share-heads",
+    )
     init_skills: list[str] | None = setting(
         None,
         """Adapters (folders of ours or PEFT's) to initialise the first skills from. Or folders of them; repeat the flag for more.
@@ -397,6 +411,10 @@ class RunConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.share_heads and self.head in (RANK, REGRESS):
+            raise ConfigError(
+                f"share_heads is true, but head is {self.head!r}, which knows no label sets: leave it out"
+            )
         Loading.of(self)  # which checks that they go together
         method = METHODS[self.method]
         if self.init_skills and method.routing is None:

@@ -16,7 +16,7 @@ from mhr.errors import ConfigError
 from mhr.few_shot.adaptation import Adaptation
 from mhr.few_shot.adapting import check_given, few_shot_settings, fitting_tasks, named_tasks
 from mhr.few_shot.selecting import read_dev, share_out
-from mhr.few_shot.starts import check_mode
+from mhr.few_shot.starts import check_mode, head_of_run
 from mhr.files import folder_name
 from mhr.loading import Loading
 from mhr.methods import MODES
@@ -105,7 +105,7 @@ def _fitting(
     kind = source.info["model_kind"]
     measured = config.data.fit and not named
     tokenizer = _tokenizer(config, kind) if measured else None
-    return fitting_tasks(collection, named, kind, tokenizer, config)
+    return fitting_tasks(collection, named, kind, tokenizer, config, head_of_run(source, config))
 
 
 def _tokenizer(config: RunConfig, kind: str) -> PreTrainedTokenizerBase:

@@ -11,10 +11,10 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.adapters import checkpoint_of, collapse, kind_of, plain_checkpoint, save_adapter, write_adapter
-from mhr.backbones import forget_untrained, load_backbone, untrained_modules
+from mhr.backbones import forget_untrained, load_backbone, take_heads, untrained_modules
 from mhr.data.samplers import ExampleDataset, TaskSampler, weights_of
 from mhr.errors import MhrError, TrainingError
-from mhr.files import writing_folder
+from mhr.files import held_in, writing_folder
 from mhr.layers import attach
 from mhr.loading import Loading
 from mhr.locks import one_writer
@@ -22,12 +22,13 @@ from mhr.objectives import make_objective
 from mhr.objectives.fit import check_fit, notes_on
 from mhr.objectives.lengths import fit_data
 from mhr.objectives.packing import packed_collator
-from mhr.objectives.usable import check_chats, usable_tasks
+from mhr.objectives.usable import check_chats, describe_head, heads_for, usable_tasks
 from mhr.runs.checkpoints import newest_complete, step_of
 from mhr.runs.config import flat, to_dict
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig, paths_read, with_chat_template
 from mhr.runs.tasks import read_tasks
+from mhr.task_heads import RANK
 from mhr.training.feeding import make_feed
 from mhr.training.masters import check_masters, train_whole
 from mhr.training.optimizers import check_optimizer
@@ -71,7 +72,7 @@ def pretrain(
     data or folders that do not fit, before anything is written; TrainingError for a loss that is not finite; Interrupted
     on Ctrl-C, after a checkpoint.
     """
-    config = with_chat_template(config)
+    config = with_chat_template(_as_begun(config, output) if resume else config)
     state = processes()
     sharded = check_sharding(config)
     check_precision(config.train.precision)
@@ -79,13 +80,16 @@ def pretrain(
     reporters = reporting(config.train.report_to)
     RunFolder.check(output, overwrite=overwrite, resume=resume, reads=paths_read(config))
     set_seed(config.train.seed)
-    model, tokenizer = load_backbone(config.model, config.kind, Loading.of(config))
-    drawn = untrained_modules(model)
+    model, tokenizer = load_backbone(config.model, config.kind, Loading.of(config), config.head)
     kind = kind_of(model)
     check_fit(model, tokenizer, kind)
     data, lowered = fit_data(model, tokenizer, kind, config.data, config.model)
-    tasks, left_out = usable_tasks(read_tasks(config.tasks, config.data).training(), kind, tokenizer, data)
-    held = hold_validation(tasks, kind, config.train) if config.train.eval_every else None
+    tasks, left_out = usable_tasks(read_tasks(config.tasks, config.data).training(), kind, tokenizer, data, config.head)
+    heads = heads_for(tasks, kind, config.head, config.share_heads)
+    if kind == "encoder":
+        heads = take_heads(model, heads)
+    drawn = untrained_modules(model)
+    held = hold_validation(tasks, kind, config.train, heads) if config.train.eval_every else None
     tasks = tasks if held is None else held.tasks
     examples = ExampleDataset(tasks)
     targets: list[str] = []
@@ -99,7 +103,7 @@ def pretrain(
     )
     epochs = config.train.epochs
     config = replace(config, train=config.train.lasting(len(sampler), state.num_processes))
-    objective = make_objective(kind, config.train)
+    objective = make_objective(kind, config.train, heads)
     collator = objective.collator(tokenizer, data.max_input_length, data.max_target_length, data.chat)
     check_chats(collator, tasks)
     validation = None
@@ -128,6 +132,7 @@ def pretrain(
             mode=None,
             base=config.model,
             model_kind=kind,
+            head=describe_head(kind, heads),
             tasks=list(tasks),
             left_out=left_out,
             notes=[*filter(None, (lowered, feed.note, held and held.note)), *notes_on(tokenizer, kind), *targets],
@@ -239,6 +244,12 @@ def _open(config: RunConfig, output: str, state: PartialState, resume: bool, ove
         run.forget_after(0 if checkpoint is None else step_of(checkpoint))
         run.write(skipped=skipped, resumed_from=None if checkpoint is None else checkpoint.name)
     return run, checkpoint
+
+
+def _as_begun(config: RunConfig, output: str) -> RunConfig:
+    """The settings with the head of the run that is resumed, where they leave it open: earlier releases always ranked."""
+    ranked = config.head == "auto" and held_in(output) and RunFolder.open(output).config().head == RANK
+    return replace(config, head=RANK) if ranked else config
 
 
 def _check_same(config: RunConfig, run: RunFolder, n_processes: int) -> None:

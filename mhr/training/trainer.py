@@ -193,8 +193,8 @@ class RoutedTrainer(Trainer):
     def _note_consistency(self) -> None:
         """Tell the run what consistency weighs, and for which tasks it compares single logits."""
         if self.consistency and self.is_world_process_zero():
-            examples = [self.examples[i] for i in range(len(self.examples))] if not self.objective.generates else []
-            alone = sorted({example.task for example in examples if len(example.choices) == 1})
+            examples = [self.examples[i] for i in range(len(self.examples))]
+            alone = sorted({example.task for example in examples if self.objective.compares_outputs(example)})
             self.run.write(consistency={"weight": self.consistency, "squared_difference": alone})
 
     def _checkpoint_blocks(self, on: bool) -> None:

@@ -33,9 +33,9 @@ from mhr.data.collators import Collator
 from mhr.data.drawing import hold_out
 from mhr.data.truncation import Truncation
 from mhr.errors import ConfigError, DataError
-from mhr.objectives import objective_of
 from mhr.runs.checkpoints import all_checkpoints
 from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.task_heads import CLASSIFY, RANK, REGRESS, TaskHeads
 
 if TYPE_CHECKING:
     from mhr.training.trainer import RoutedTrainer
@@ -58,7 +58,7 @@ class Held:
     note: str
 
 
-def hold_validation(tasks: TaskCollection, kind: str, train: TrainConfig) -> Held:
+def hold_validation(tasks: TaskCollection, kind: str, train: TrainConfig, heads: TaskHeads | None = None) -> Held:
     """The validation examples of each task, by the settings and the seed of `train`.
 
     Those of a validation split beside a test split stay where they are; of any other task as many as `eval_rows`, and at most
@@ -71,7 +71,8 @@ def hold_validation(tasks: TaskCollection, kind: str, train: TrainConfig) -> Hel
     split, drawn, without = 0, 0, []
     for task in tasks.values():
         own = task.validation[:most]
-        if own and objective_of(kind).cannot_learn(replace(task, train=own)) is None:
+        ranked = kind == "encoder" and (heads is None or heads.heads[heads.of(task.name)].kind == RANK)
+        if own and not (ranked and not all(example.choices for example in own)):
             split += 1
             examples[task.name] = own
         else:
@@ -145,11 +146,17 @@ class Validator:
         self.train = train
         self.scorer = scorer
         self.examples = [example for part in examples.values() for example in part]
-        ranked = {task for task, part in examples.items() if scorer and all(len(e.choices) > 1 for e in part)}
+        ranked = {task for task, part in examples.items() if scorer and all(map(self._is_scored, part))}
         self._ranked = [example for example in self.examples if example.task in ranked]
         if train.best_by == "score" and not self._ranked:
             why = "no task has choices to rank" if scorer else "nothing was given that scores"
             raise ConfigError(f"best_by is 'score', but {why}: use loss")
+
+    def _is_scored(self, example: Example) -> bool:
+        """Whether an answer to an example is right or wrong: one of classes or choices, not a number."""
+        heads: TaskHeads | None = getattr(self.collator, "heads", None)
+        kind = None if heads is None else heads.heads[heads.of(example.task, example.choices)].kind
+        return kind == CLASSIFY or (kind != REGRESS and len(example.choices) > 1)
 
     def __call__(self, trainer: RoutedTrainer) -> ValidationResult:
         """The losses and scores at this step, the same in every process; each looks at its share of the examples."""

@@ -145,7 +145,7 @@ def test_an_encoder_compares_choices_and_says_where_it_compares_single_logits(
 
     collection = TaskCollection([task("agree", "yes", ("no", "yes")), task("alone", "on", ("on",))])
     monkeypatch.setattr("mhr.training.pretraining.read_tasks", lambda path, data: collection)
-    run = pretrain(settings("bert", method="adamix", steps=3), str(tmp_path / "run"), progress=False)
+    run = pretrain(settings("bert", method="adamix", steps=3, head="rank"), str(tmp_path / "run"), progress=False)
     assert run.info["consistency"] == {"weight": 1.0, "squared_difference": ["alone"]}
     assert all(record["consistency"] > 0 for record in run.metrics())
 

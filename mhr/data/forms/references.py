@@ -54,7 +54,8 @@ def read_webnlg(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
     entry = _entry(row)
     assert entry is not None, "it was recognised"
     triples = [
-        tuple(one[part] for part in OF_A_TRIPLE) for one in _each(entry["modifiedtripleset"], "modifiedtripleset", *OF_A_TRIPLE)
+        tuple(one[part] for part in OF_A_TRIPLE)
+        for one in _each(entry["modifiedtripleset"], "modifiedtripleset", *OF_A_TRIPLE)
     ]
     found = _each(entry["lexicalisations"], "lexicalisations", "lex")
     good = [one["lex"] for one in found if one.get("comment", "good") in ("good", "")]
