@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mhr.data.example import Example, Task
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation.metrics import Judged, Metric, Undefined, majority_answer, majority_baseline, metrics
 from mhr.evaluation.metrics.metric import CHOICE, NUMBER, TEXT
+from mhr.evaluation.result import Prediction
 from mhr.task_heads import CLASSIFY, REGRESS, TaskHead
-
-if TYPE_CHECKING:
-    from mhr.evaluation.result import Prediction
 
 NO_CHOICES = "has no choices to rank"
 NO_GENERATION = "and an encoder cannot generate"
@@ -121,7 +119,7 @@ def measure(task: Task, plan: Plan, picked: Sequence[Prediction], written: Seque
     for name in plan.names:
         metric = metrics[name]
         predictions = picked if name in plan.picked else written
-        found[name] = _value(metric, predictions, [p.answer for p in predictions], remarks)
+        found[name] = _value(metric, _judged(predictions, [p.answer for p in predictions], metric.part), remarks)
     main = metrics[plan.names[0]]
     measures = {
         "category": task.category,
@@ -134,14 +132,34 @@ def measure(task: Task, plan: Plan, picked: Sequence[Prediction], written: Seque
     return {**measures, "remarks": remarks} if remarks else measures
 
 
-def _value(metric: Metric, predictions: Sequence[Prediction], answers: Sequence[str], remarks: list[str]) -> float:
-    own = [i for i, p in enumerate(predictions) if metric.part in ("", p.part)]
+def score_answers(
+    named: Sequence[str], examples: Sequence[Example], answers: Sequence[str], head: TaskHead | None
+) -> float:
+    """The first metric of `named` that fits the examples of one task, otherwise accuracy, or R2 of numbers, of what was picked for
+    them; 0 where it is undefined."""
+    plan = plan_task(Task("", metrics=tuple(named)), examples, None, False, head)
+    if not plan.picked:
+        plan = plan_task(Task(""), examples, None, False, head)
+    metric = metrics[plan.names[0]]
+    labels = examples[0].choices or (() if head is None else head.labels)
+    predictions = [
+        Prediction(e.task, e.id, e.input, e.targets, answer, "", labels, part=e.part)
+        for e, answer in zip(examples, answers, strict=True)
+    ]
+    return _value(metric, _judged(predictions, answers, metric.part), [])
+
+
+def _judged(predictions: Sequence[Prediction], answers: Sequence[str], part: str) -> Judged:
+    own = [i for i, p in enumerate(predictions) if part in ("", p.part)]
     labels = {p.choices for p in predictions}
-    judged = Judged(
+    return Judged(
         [answers[i] for i in own],
         [predictions[i].targets for i in own],
         labels.pop() if len(labels) == 1 else (),
     )
+
+
+def _value(metric: Metric, judged: Judged, remarks: list[str]) -> float:
     try:
         value = metric.compute(judged)
     except Undefined as error:
@@ -156,4 +174,4 @@ def _majority(main: Metric, task: Task, judged: Sequence[Prediction]) -> float |
     answer = majority_answer(task.train)
     if answer is None or main.judges == TEXT:
         return majority_baseline(task.train, [p.targets for p in judged])
-    return _value(main, judged, [answer] * len(judged), [])
+    return _value(main, _judged(judged, [answer] * len(judged), main.part), [])

@@ -109,7 +109,8 @@ def pretrain(
     validation = None
     if held is not None:
         score = None if scorer is None else scorer(model, tokenizer, kind, replace(config, data=data))
-        validation = Validator(held.examples, collator, config.train, score)
+        named = {task.name: task.metrics for task in tasks.values()}
+        validation = Validator(held.examples, collator, config.train, score, named)
     if data.packing:
         collator = packed_collator(model, objective, collator)
     if config.adapter is None:
