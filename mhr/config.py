@@ -11,7 +11,7 @@ from mhr.methods import ROUTING_METHODS, RoutingMethod, listed
 from mhr.setting import Settings, convert, expected, setting, settings_of
 
 MODEL_KINDS = ("seq2seq", "causal", "encoder")
-"""What a model is asked to do: answer after reading, go on writing, or score an (input, choice) pair."""
+"""What a model is asked to do: answer after reading, go on writing, or answer through a head."""
 
 ADAPTERS = ("lora", "ia3", "bottleneck")
 GRANULARITIES = ("fine", "layer", "block", "coder", "coarse")

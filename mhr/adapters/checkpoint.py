@@ -141,6 +141,9 @@ def open_adapter(folder: str | Path) -> AdapterCheckpoint:
     try:
         config = AdapterConfig.from_dict(described["config"])
         stored = described["tensors"]
+        tensors = _open_tensors(folder / stored["file"], int(stored["size"]), stored["sha256"])
+        heads = TaskHeads.from_json(described["heads"], str(folder / CONFIG_FILE)) if "heads" in described else None
+        check_outputs(heads, tensors.shapes, str(folder), "modules.")
         return AdapterCheckpoint(
             config=config,
             tasks=list(described["tasks"]),
@@ -148,10 +151,10 @@ def open_adapter(folder: str | Path) -> AdapterCheckpoint:
             layers={name: (i and int(i), int(o)) for name, (i, o) in described["layers"].items()},
             groups=dict(described["groups"]),
             modules=list(described["modules"]),
-            tensors=_open_tensors(folder / stored["file"], int(stored["size"]), stored["sha256"]),
+            tensors=tensors,
             info=dict(described["info"]),
             name=str(folder),
-            heads=TaskHeads.from_json(described["heads"], str(folder / CONFIG_FILE)) if "heads" in described else None,
+            heads=heads,
         )
     except (ConfigError, AttributeError, KeyError, TypeError, ValueError) as fault:
         reason = f"{fault} is missing" if isinstance(fault, KeyError) else str(fault)
@@ -170,9 +173,6 @@ def attach_checkpoint(checkpoint: AdapterCheckpoint, model: nn.Module) -> Adapte
     """Attach a checkpoint that was read already to its base model. A model that is refused is left as it was."""
     check_base(model, checkpoint.base, checkpoint.layers, checkpoint.modules, checkpoint.name)
     check_agreement(model, {module: checkpoint.state(module) for module in checkpoint.modules}, checkpoint.name)
-    check_outputs(
-        checkpoint.heads, {k: tuple(t.shape) for k, t in checkpoint.tensors.items()}, checkpoint.name, "modules."
-    )
     config = dataclasses.replace(checkpoint.config, targets=list(checkpoint.layers), modules_to_save=checkpoint.modules)
     with wearing_heads(model, checkpoint.heads, checkpoint.modules):
         bank = attach(model, config, checkpoint.tasks)

@@ -33,7 +33,7 @@ def number_of(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def head_of(task: Task, wanted: str = "auto") -> TaskHead:
+def task_head(task: Task, wanted: str = "auto") -> TaskHead:
     """The head that a task asks for, by its training examples, where the setting `head` is `wanted`.
 
     Raises DataError, whose text says what the task has ("it has ..."), where that does not go with the setting.

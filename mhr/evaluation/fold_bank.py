@@ -25,3 +25,4 @@ def fold_bank(loaded: LoadedModel) -> None:
     forget_untrained(loaded.model, brought)
     fold_into(loaded.model, plain)
     loaded.task = None
+    vars(loaded).pop("heads", None)  # those of the one task are left

@@ -24,7 +24,7 @@ class Prediction:
     targets: tuple[str, ...]
     answer: str
     how: str
-    """"ranking" or "generation"."""
+    """"ranking", "classification", "regression" or "generation"."""
     choices: tuple[str, ...] = ()
     scores: list[float] = field(default_factory=list)
     shots: tuple[str, ...] = ()

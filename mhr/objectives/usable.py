@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mhr.data import Task, TaskCollection
 from mhr.data.collators import CausalCollator, Collator
-from mhr.data.labels import check_answers, head_of
+from mhr.data.labels import check_answers, task_head
 from mhr.errors import ConfigError, DataError
 from mhr.objectives.objective import make_objective, objective_of
 from mhr.runs.settings import DataConfig
@@ -77,7 +77,7 @@ def heads_for(
                     "(--kind encoder)"
                 )
         return None
-    found = {task.name: head_of(task, head) for task in tasks.values()}
+    found = {task.name: task_head(task, head) for task in tasks.values()}
     if only_ranks(found.values()) and not ranks:
         return None
     for task in tasks.values():
@@ -108,7 +108,7 @@ def _unusable(task: Task, kind: str, data: DataConfig, head: str) -> str | None:
 def _without_head(task: Task, head: str) -> str | None:
     """Why no head goes with a task."""
     try:
-        head_of(task, head)
+        task_head(task, head)
     except DataError as error:
         return str(error)
     return None
@@ -119,7 +119,7 @@ def _too_long(
 ) -> str | None:
     """Why a task's inputs do not fit."""
     assert tokenizer is not None
-    heads = None if kind != "encoder" else join_heads({task.name: head_of(task, head)})
+    heads = None if kind != "encoder" else join_heads({task.name: task_head(task, head)})
     objective = make_objective(kind, heads=heads)
     examples = [*task.train, *task.test]
     chats = [e for e in examples if objective_of(kind).shares_row and data.chat.renders(e)]

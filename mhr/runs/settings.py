@@ -13,7 +13,7 @@ from mhr.loading import Loading
 from mhr.methods import METHODS, ROUTING_METHODS, listed
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
 from mhr.setting import MOST_SEED, Settings, as_in, setting
-from mhr.task_heads import HEADS, RANK, REGRESS
+from mhr.task_heads import HEAD_CHOICES, RANK, REGRESS
 
 SAMPLERS = ("proportional", "uniform", "temperature")
 BITSANDBYTES_OPTIMIZERS = (
@@ -358,7 +358,7 @@ class RunConfig(Settings):
     )
     kind: str | None = setting(
         None,
-        "seq2seq, causal or encoder (ranks choices). Unset: what the model's own configuration says.",
+        "seq2seq, causal or encoder (answers through heads). Unset: what the model's own configuration says.",
         choices=MODEL_KINDS,
         flag="--kind",
     )
@@ -389,7 +389,7 @@ class RunConfig(Settings):
         """What an encoder answers with: auto, classify, regress or rank. classify: a class of the task's label set; regress: a number; rank:
         the choice whose pair with the input scores highest; auto: as the data of each task says. classify and regress make a
         classifier of a decoder too.""",
-        choices=HEADS,
+        choices=HEAD_CHOICES,
         flag="--head",
     )
     share_heads: bool = setting(

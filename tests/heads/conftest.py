@@ -12,6 +12,8 @@ import pytest
 
 from mhr.runs import RunConfig, load_config
 
+Recipe = Callable[..., RunConfig]
+
 WORDS = ("red", "blue", "green", "black")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,9 @@ import torch
 from mhr.adapters import read_adapter
 from mhr.evaluation import load_model, score
 from mhr.few_shot import adapt
-from mhr.runs import RunConfig, RunFolder
+from mhr.runs import RunFolder
 from mhr.training import pretrain
-
-Recipe = Callable[..., RunConfig]
+from tests.heads.conftest import Recipe
 
 
 @pytest.mark.parametrize("mode", ["mhr", "z", "mu", "random", "full"])

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 
 from mhr.data import Example, Task
-from mhr.data.labels import check_answers, head_of, number_of
+from mhr.data.labels import check_answers, number_of, task_head
 from mhr.errors import CheckpointError, DataError
 from mhr.task_heads import TaskHead, TaskHeads, join_heads
 from tests.cli.running import refuse, succeed
@@ -43,7 +43,7 @@ YES_NO = ("no", "yes")
     ],
 )
 def test_the_head_of_a_task(task: Task, wanted: str, expected: TaskHead) -> None:
-    assert head_of(task, wanted) == expected
+    assert task_head(task, wanted) == expected
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_the_head_of_a_task(task: Task, wanted: str, expected: TaskHead) -> None
 )
 def test_labels_that_go_with_no_head(task: Task, wanted: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
-        head_of(task, wanted)
+        task_head(task, wanted)
     assert "\n" not in str(error.value)
 
 

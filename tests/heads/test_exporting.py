@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,10 +21,8 @@ from mhr.errors import MergeError
 from mhr.evaluation import load_model, score
 from mhr.evaluation.result import Prediction
 from mhr.merging import merge
-from mhr.runs import RunConfig
 from mhr.training import pretrain
-
-Recipe = Callable[..., RunConfig]
+from tests.heads.conftest import Recipe
 
 
 @pytest.fixture

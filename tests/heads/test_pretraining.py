@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import torch
 
 from mhr.adapters import load_checkpoint, read_adapter
 from mhr.evaluation import choice_scorer, score
-from mhr.runs import RunConfig, RunFolder
+from mhr.runs import RunFolder
 from mhr.runs.config import dump_config
 from mhr.training import pretrain
+from tests.heads.conftest import Recipe
 from tests.training.test_pretraining import WORKER, start_worker
-
-Recipe = Callable[..., RunConfig]
 
 
 def test_every_task_gets_the_head_that_its_data_asks_for(recipe: Recipe, tmp_path: Path) -> None:
