@@ -19,7 +19,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 from mhr.backbones.kinds import kind_of_config, loader_of, possible_kinds
 from mhr.backbones.options import arguments_of, check_loading
-from mhr.backbones.outputs import heads_in_config, name_outputs
+from mhr.backbones.outputs import head_modules, heads_in_config, name_outputs
 from mhr.backbones.source import BUILTIN, PACKAGED, is_gguf, source_of
 from mhr.config import MODEL_KINDS
 from mhr.data.special_tokens import pad_token
@@ -81,7 +81,8 @@ def load_backbone(
     heads = heads_in_config(config, f"the configuration of model {name!r}") if kind == "encoder" else None
     outputs = 1 if heads is None else heads.size
     # Shapes that differ are ours to judge: transformers reports them by itself and raises an error that names none.
-    settings = arguments_of(loading, config, name)
+    whole = head_modules(auto, config) if kind == "encoder" and loading.quantize in ("4bit", "8bit") else ()
+    settings = arguments_of(loading, config, name, whole)
     settings |= {"ignore_mismatched_sizes": True} | ({"num_labels": outputs} if kind == "encoder" else {})
     model, found = _loading(
         name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,8 +30,10 @@ def check_loading(loading: Loading) -> None:
         )
 
 
-def arguments_of(loading: Loading, config: PretrainedConfig, name: str) -> dict[str, Any]:
+def arguments_of(loading: Loading, config: PretrainedConfig, name: str, whole: Sequence[str] = ()) -> dict[str, Any]:
     """The arguments of `from_pretrained` for the model `name`, whose configuration is `config`.
+
+    whole  names of modules that are not quantised beside those that transformers spares: heads, which are trained
 
     4 bits are NF4, their scales quantised again, and computed with in the dtype of the rest: float32 where that is not said.
 
@@ -51,13 +54,15 @@ def arguments_of(loading: Loading, config: PretrainedConfig, name: str) -> dict[
             f"quantize is {loading.quantize!r}, but model {name!r} is quantised already ({getattr(method, 'value', method)}): leave "
             "quantize out"
         )
+    spared = list(whole) or None
     if loading.quantize == "8bit":
-        return found | {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+        return found | {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=spared)}
     computed = found["dtype"] if dtype != "auto" else getattr(config, "dtype", None) or torch.float32
     four = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=computed,
+        llm_int8_skip_modules=spared,
     )
     return found | {"quantization_config": four}

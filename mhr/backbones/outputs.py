@@ -30,6 +30,13 @@ def heads_of(model: nn.Module) -> TaskHeads | None:
     return None if config is None else heads_in_config(config, "the model's configuration")
 
 
+def head_modules(auto: Any, config: PretrainedConfig) -> list[str]:
+    """What a model that an auto class makes has above its encoder, and its pooler, which a checkpoint may lack: names of modules."""
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    return [name for name, _ in model.named_children() if name != model.base_model_prefix] + ["pooler"]
+
+
 def output_layer(model: PreTrainedModel) -> str:
     """The name of the Linear that makes the logits: the last one outside the encoder with as many outputs as labels.
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import ByT5Tokenizer
 
 from mhr.runs import RunConfig, load_config
+from tests.architectures import build
 
 Recipe = Callable[..., RunConfig]
 
@@ -81,5 +83,38 @@ def recipe(
         if flags.get("method") in ("full", "adamix", "lora"):
             defaults = {key: value for key, value in defaults.items() if key not in ("n_heads", "n_skills", "rank")}
         return load_config(model=backbone(model), tasks=write_tasks(*tasks, held=held), **{**defaults, **flags})
+
+    return make
+
+
+@pytest.fixture
+def recipe_for(write_tasks: Callable[..., str], tmp_path: Path, small_and_quick: None) -> Callable[[str], RunConfig]:
+    """Settings of a run on an architecture, whose folder holds the encoder or decoder without a head."""
+
+    def make(name: str, **flags: object) -> RunConfig:
+        folder = tmp_path / name
+        kind = "causal" if name in ("llama", "gpt2") else "classifier"
+        model = build(kind, name)
+        model.resize_token_embeddings(384, mean_resizing=False)
+        (model.base_model if kind == "classifier" else model).save_pretrained(folder)
+        ByT5Tokenizer().save_pretrained(folder)
+        return load_config(
+            model=str(folder),
+            tasks=write_tasks("two", "three", held=("number",)),
+            **{
+                "steps": 3,
+                "batch_size": 8,
+                "lr": 1e-2,
+                "n_heads": 2,
+                "n_skills": 2,
+                "rank": 2,
+                "max_input_length": 24,
+                "adapt.steps": 2,
+                "adapt.shots": 8,
+                "adapt.seeds": [13],
+                "log_every": 1,
+                **flags,
+            },
+        )
 
     return make

@@ -17,7 +17,7 @@ from mhr.backbones.outputs import output_layer, wearing_heads
 from mhr.evaluation import score
 from mhr.few_shot import adapt
 from mhr.merging import merge
-from mhr.runs import RunConfig, load_config
+from mhr.runs import RunConfig
 from mhr.task_heads import TaskHead, join_heads
 from mhr.training import pretrain
 from tests.architectures import architectures, build, inputs_for
@@ -54,39 +54,6 @@ def test_a_model_is_as_it_was_where_heads_are_refused() -> None:
     assert after.keys() == before.keys()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert (model.config.num_labels, model.num_labels, heads_of(model)) == (1, 1, None)
-
-
-@pytest.fixture
-def recipe_for(write_tasks: Callable[..., str], tmp_path: Path, small_and_quick: None) -> Callable[[str], RunConfig]:
-    """Settings of a run on an architecture, whose folder holds the encoder or decoder without a head."""
-
-    def make(name: str, **flags: object) -> RunConfig:
-        folder = tmp_path / name
-        kind = "causal" if name in ("llama", "gpt2") else "classifier"
-        model = build(kind, name)
-        model.resize_token_embeddings(384, mean_resizing=False)
-        (model.base_model if kind == "classifier" else model).save_pretrained(folder)
-        ByT5Tokenizer().save_pretrained(folder)
-        return load_config(
-            model=str(folder),
-            tasks=write_tasks("two", "three", held=("number",)),
-            **{
-                "steps": 3,
-                "batch_size": 8,
-                "lr": 1e-2,
-                "n_heads": 2,
-                "n_skills": 2,
-                "rank": 2,
-                "max_input_length": 24,
-                "adapt.steps": 2,
-                "adapt.shots": 8,
-                "adapt.seeds": [13],
-                "log_every": 1,
-                **flags,
-            },
-        )
-
-    return make
 
 
 @pytest.mark.parametrize(

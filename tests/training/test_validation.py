@@ -147,7 +147,7 @@ def test_what_is_found_is_what_the_result_scores(
     found = run.validations()[6]
     tasks = read_tasks(str(split_file), config.data)
     loaded = load_model(run.path)
-    objective = make_objective(kind, config.train)
+    objective = make_objective(kind, config.train, loaded.heads)
     collator = objective.collator(loaded.tokenizer, config.data.max_input_length, config.data.max_target_length)
     for task in tasks.values():
         with torch.no_grad():
