@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from typing import Any
 
 from mhr.data.example import Example, Task
@@ -130,6 +131,12 @@ def measure(task: Task, plan: Plan, picked: Sequence[Prediction], written: Seque
         "majority": _majority(main, task, judged),
     }
     return {**measures, "remarks": remarks} if remarks else measures
+
+
+def versions_of(plans: Iterable[Plan]) -> dict[str, str]:
+    """The versions of the packages that compute the metrics of some tasks."""
+    packages = {metrics[name].package for plan in plans for name in plan.names} - {""}
+    return {package: metadata.version(package) for package in sorted(packages)}
 
 
 def score_answers(

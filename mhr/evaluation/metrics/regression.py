@@ -20,7 +20,7 @@ def no_numbers(examples: Sequence[Example]) -> str | None:
     return None if other is None else f"needs numbers as targets, and {other!r:.60} is none"
 
 
-@measures("pearson", NUMBER, misfit=no_numbers)
+@measures("pearson", NUMBER, misfit=no_numbers, package="scipy")
 def pearson(judged: Judged) -> float:
     """Pearson correlation: the covariance of answers and targets over the product of their standard deviations."""
     from scipy.stats import pearsonr
@@ -28,7 +28,7 @@ def pearson(judged: Judged) -> float:
     return _correlation(judged, pearsonr)
 
 
-@measures("spearman", NUMBER, misfit=no_numbers)
+@measures("spearman", NUMBER, misfit=no_numbers, package="scipy")
 def spearman(judged: Judged) -> float:
     """Spearman correlation: the Pearson correlation of ranks, equal values at the mean of their ranks."""
     from scipy.stats import spearmanr
@@ -36,7 +36,7 @@ def spearman(judged: Judged) -> float:
     return _correlation(judged, spearmanr)
 
 
-@measures("r2", NUMBER, misfit=no_numbers)
+@measures("r2", NUMBER, misfit=no_numbers, package="scikit-learn")
 def r2(judged: Judged) -> float:
     """R^2 = 1 - sum (y - t)^2 / sum (t - mean t)^2 of answers y and targets t: 1 at best, 0 for always the mean, below it for worse."""
     from sklearn.metrics import r2_score
@@ -46,7 +46,7 @@ def r2(judged: Judged) -> float:
     return float(r2_score(truth, found))
 
 
-@measures("mse", NUMBER, misfit=no_numbers, scored=False)
+@measures("mse", NUMBER, misfit=no_numbers, scored=False, package="scikit-learn")
 def mse(judged: Judged) -> float:
     """The mean squared error, in squares of the targets' unit; less is better."""
     from sklearn.metrics import mean_squared_error
