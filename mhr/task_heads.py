@@ -80,10 +80,9 @@ class TaskHeads:
         if task in self.tasks:
             return self.tasks[task]
         offered = TaskHead(CLASSIFY, tuple(dict.fromkeys(choices)))
-        for number, head in enumerate(self.heads):
-            if choices and (head.kind == RANK or (self.shared and head.alike(offered))):
-                return number
-        return None
+        alike = [number for number, head in enumerate(self.heads) if self.shared and choices and head.alike(offered)]
+        ranks = [number for number, head in enumerate(self.heads) if choices and head.kind == RANK]
+        return next(iter([*alike, *ranks]), None)
 
     def of(self, task: str, choices: Sequence[str] = ()) -> int:
         """`find`, or TaskError where no head answers the task."""
