@@ -210,7 +210,7 @@ def test_empty_texts_score_nothing(name: str) -> None:
 def examples(targets: list[str], choices: tuple[str, ...] = (), parts: str = "") -> list[Example]:
     part = {"m": "matched", "x": "mismatched"}
     return [
-        Example("t", f"input {i}", (target,), choices, str(i), (), part[parts[i]] if parts else "")
+        Example("t", f"input {i}", (target,), choices, str(i), part=part[parts[i]] if parts else "")
         for i, target in enumerate(targets)
     ]
 
