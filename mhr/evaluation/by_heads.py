@@ -17,38 +17,37 @@ from mhr.objectives.classification import scores_at
 from mhr.task_heads import CLASSIFY, RANK, REGRESS, TaskHead
 
 
-def check_headed(loaded: LoadedModel, task: Task, examples: Sequence[Example], split: str) -> str | None:
-    """Why the heads of a model cannot answer the examples of a task, or None.
+def headed(loaded: LoadedModel, task: Task, examples: Sequence[Example], split: str) -> tuple[TaskHead | None, str]:
+    """The head that answers the examples of a task, and why none does, "" where one does. Of several of one kind it is the first.
 
     Raises DataError where the task has a head, and examples have choices or targets that are not among its answers.
     """
-    assert loaded.heads is not None
+    heads = loaded.heads
+    assert heads is not None
     numbers = {loaded.head_for(example) for example in examples}
     if None in numbers:
-        return f"the model has no head for it: adapt the model to it, or evaluate {', '.join(map(repr, list(loaded.heads.tasks)[:3]))}"
+        known = ", ".join(map(repr, list(heads.tasks)[:3]))
+        return None, f"the model has no head for it: adapt the model to it, or evaluate {known}"
+    kinds = {heads.heads[number].kind for number in numbers if number is not None}
+    if len(kinds) > 1:
+        return None, f"its examples have heads of different kinds: {', '.join(sorted(kinds))}"
+    (kind,) = kinds
+    if kind == RANK and not all(example.choices for example in examples):
+        return None, "has no choices to rank"
+    for example in examples if kind == CLASSIFY else ():
+        labels = heads.heads[heads.of(loaded.task or task.name, example.choices)].labels
+        other = next((choice for choice in example.choices if choice not in labels), None)
+        if other is not None and other not in example.targets:
+            raise DataError(
+                f"example {example.id!r} of task {task.name!r} has the choice {other!r:.40}, which is none of the classes that the task "
+                f"was trained on: {', '.join(map(repr, labels[:10]))}"
+            )
     for number in numbers:
         assert number is not None
-        head = loaded.heads.heads[number]
-        if head.kind == RANK and not all(example.choices for example in examples):
-            return "has no choices to rank"
-        if head.kind == CLASSIFY:
-            for example in examples:
-                other = next((choice for choice in example.choices if choice not in head.labels), None)
-                if other is not None and other not in example.targets:
-                    raise DataError(
-                        f"example {example.id!r} of task {task.name!r} has the choice {other!r:.40}, which is none of the classes that "
-                        f"the task was trained on: {', '.join(map(repr, head.labels[:10]))}"
-                    )
-        check_answers(task, head, examples, split)
-    return None
-
-
-def head_of_examples(loaded: LoadedModel, examples: Sequence[Example]) -> TaskHead:
-    """The head that answers the examples of a task, which `check_headed` has passed."""
+        own = [example for example in examples if loaded.head_for(example) == number]
+        check_answers(task, heads.heads[number], own, split)
     number = loaded.head_for(examples[0])
-    assert loaded.heads is not None
-    assert number is not None
-    return loaded.heads.heads[number]
+    return None if number is None else heads.heads[number], ""
 
 
 def ask_heads(

@@ -33,7 +33,7 @@ class ChoiceScorer:
         return [r.answer for r in ranked]
 
     def score(self, task: str, metrics: Sequence[str], examples: Sequence[Example], answers: Sequence[str]) -> float:
-        """The first of `metrics` that fits, otherwise accuracy (R2 of numbers), of the answers to examples of one task."""
+        """The first of `metrics` that fits, otherwise accuracy (Pearson correlation of numbers), of the answers to examples of one task."""
         heads = self.loaded.heads
         head = None if heads is None else heads.heads[heads.of(task, examples[0].choices)]
         return score_answers(metrics, examples, answers, head)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mhr.data.example import Example, TaskCollection
 from mhr.errors import ConfigError, DataError
-from mhr.evaluation.by_heads import check_headed, head_of_examples
+from mhr.evaluation.by_heads import headed
 from mhr.evaluation.generation import generate_answers
 from mhr.evaluation.in_context import Prompted, count_dropped, draw_in_context, fit_shots
 from mhr.evaluation.inference import Inference
@@ -171,13 +171,9 @@ def _share_out(
     plans: dict[str, Plan] = {}
     for task in collection.values():
         examples = task.split(split)[:limit]
-        head = None
-        if loaded.heads is not None and examples:
-            if why := check_headed(loaded, task, examples, split):
-                plans[task.name] = Plan(skipped=why)
-                continue
-            head = head_of_examples(loaded, examples)
-        plans[task.name] = plan = plan_task(task, examples, metrics, loaded.objective.generates, head)
+        head, why = (None, "") if loaded.heads is None or not examples else headed(loaded, task, examples, split)
+        plan = Plan(skipped=why) if why else plan_task(task, examples, metrics, loaded.objective.generates, head)
+        plans[task.name] = plan
         if not examples:
             plan.skipped = f"no {split} examples{missing_parts(task)}"
         to_rank += examples if plan.rank else []

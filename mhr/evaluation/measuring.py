@@ -50,7 +50,7 @@ def plan_task(
     head: TaskHead | None = None,
 ) -> Plan:
     """How `examples` of a task are judged: by the metrics that are `asked` for, otherwise by those that its data name, otherwise by
-    accuracy where all have choices, r2 and mse where a head gives numbers, and exact match and Rouge-L for the others. Metrics that do
+    accuracy where all have choices, correlations and squared error where a head gives numbers, and exact match and Rouge-L for the others. Metrics that do
     not fit are left out.
 
     generates  whether the model can answer in words
@@ -63,7 +63,7 @@ def plan_task(
     if head is not None and head.kind == CLASSIFY:
         examples = [example if example.choices else replace(example, choices=head.labels) for example in examples]
     choices = not number and all(example.choices for example in examples)
-    usual = ["r2", "mse"] if number else ["accuracy"] if choices else ["exact_match", "rouge_l"]
+    usual = ["pearson", "spearman", "mse"] if number else ["accuracy"] if choices else ["exact_match", "rouge_l"]
     reasons: list[str] = []
     for name in dict.fromkeys(asked or task.metrics or usual):
         metric = metrics[name]
@@ -142,7 +142,7 @@ def versions_of(plans: Iterable[Plan]) -> dict[str, str]:
 def score_answers(
     named: Sequence[str], examples: Sequence[Example], answers: Sequence[str], head: TaskHead | None
 ) -> float:
-    """The first metric of `named` that fits the examples of one task, otherwise accuracy, or R2 of numbers, of what was picked for
+    """The first metric of `named` that fits the examples of one task, otherwise accuracy, or Pearson correlation of numbers, of what was picked for
     them; 0 where it is undefined."""
     plan = plan_task(Task("", metrics=tuple(named)), examples, None, False, head)
     if not plan.picked:

@@ -10,11 +10,11 @@ from mhr.runs.settings import RunConfig
 from mhr.setting import Settings, as_in, setting
 
 METRICS = (
-    *("accuracy", "exact_match", "rouge_l", "f1", "macro_f1", "micro_f1", "matthews", "pearson", "spearman"),
-    *("accuracy_matched", "accuracy_mismatched", "bleu", "r2", "nist", "mse"),
+    *("accuracy", "exact_match", "rouge_l", "f1", "macro_f1", "micro_f1", "matthews", "pearson", "spearman", "mse"),
+    *("accuracy_matched", "accuracy_mismatched", "bleu", "nist"),
 )
 """Names of the metrics of `mhr.evaluation.metrics`. Accuracies, F1 and Matthews correlation are of ranking an example's choices;
-pearson, spearman, r2 and mse of numbers; exact_match, rouge_l, bleu and nist judge a generated answer."""
+pearson, spearman and mse of numbers; exact_match, rouge_l, bleu and nist judge a generated answer."""
 
 INFERENCE = ("average", "sentence", "token", "ensemble")
 """How a bank whose modules were drawn at random in training is used, see `mhr.evaluation.Inference`."""
@@ -80,8 +80,8 @@ class ScoringConfig(Settings):
     metrics: list[str] | None = setting(
         None,
         """Metrics, the first that fits a task for its score: accuracy, f1, macro_f1, micro_f1, matthews (of ranked choices), pearson,
-        spearman, r2, mse (of numbers), exact_match, rouge_l, bleu, nist (of generated answers). Unset: those that the data name (GLUE's),
-        otherwise accuracy where a task has choices, exact_match and rouge_l where not.""",
+        spearman, mse (of numbers), exact_match, rouge_l, bleu, nist (of generated answers). Unset: those that the data name (GLUE's),
+        otherwise accuracy where a task has choices or classes, pearson, spearman and mse where a head gives numbers, exact_match and rouge_l elsewhere.""",
         choices=METRICS,
         flag="--metrics",
         metavar="NAME,...",

@@ -36,7 +36,7 @@ def test_every_task_gets_the_head_that_its_data_asks_for(recipe: Recipe, tmp_pat
 
     result = score(run.path, part="training", progress=False, output=tmp_path / "scored")
     assert result.tasks["two"]["accuracy"] > 0.5
-    assert {"mse", "r2"} <= result.tasks["number"].keys()
+    assert {"pearson", "spearman", "mse"} <= result.tasks["number"].keys()
     by_task = {p.task: p for p in result.predictions}
     assert by_task["three"].choices == ("a", "b", "c")
     assert by_task["three"].answer == "abc"[max(range(3), key=by_task["three"].scores.__getitem__)]

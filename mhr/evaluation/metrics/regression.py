@@ -1,5 +1,5 @@
-"""Metrics of answers that are numbers, beside targets that are: correlations, from -1 to 1, as scipy has them, and squared errors, as
-scikit-learn has them."""
+"""Metrics of answers that are numbers, beside targets that are: correlations, from -1 to 1, as scipy has them, and squared error, as
+scikit-learn has it."""
 
 from __future__ import annotations
 
@@ -34,16 +34,6 @@ def spearman(judged: Judged) -> float:
     from scipy.stats import spearmanr
 
     return _correlation(judged, spearmanr)
-
-
-@measures("r2", NUMBER, misfit=no_numbers, package="scikit-learn")
-def r2(judged: Judged) -> float:
-    """R^2 = 1 - sum (y - t)^2 / sum (t - mean t)^2 of answers y and targets t: 1 at best, 0 for always the mean, below it for worse."""
-    from sklearn.metrics import r2_score
-
-    found, truth = _numbers(judged)
-    _check_spread(truth, "targets")
-    return float(r2_score(truth, found))
 
 
 @measures("mse", NUMBER, misfit=no_numbers, scored=False, package="scikit-learn")
