@@ -206,8 +206,10 @@ def _cells(scores: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
 
 
 def _number(measure: str, value: float) -> str:
-    """In per cent, but for NIST, which is no share of anything."""
-    return f"{value:.2f}" if measure == "nist" else f"{100 * value:.1f}"
+    """In per cent, but for a metric that is no share of anything, such as NIST."""
+    from mhr.evaluation.metrics import metrics
+
+    return f"{value:.4g}" if measure in metrics and not metrics[measure].scored else f"{100 * value:.1f}"
 
 
 def _print_harness(name: str, found: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ from mhr.objectives.classification import scores_at
 from mhr.task_heads import CLASSIFY, RANK, REGRESS, TaskHead
 
 
-def headed(loaded: LoadedModel, task: Task, examples: Sequence[Example], split: str) -> tuple[str | None, str]:
-    """The kind of the head that answers the examples of a task, and why none does, "" where one does.
+def headed(loaded: LoadedModel, task: Task, examples: Sequence[Example], split: str) -> tuple[TaskHead | None, str]:
+    """The head that answers the examples of a task, and why none does, "" where one does. Of several of one kind it is the first.
 
     Raises DataError where the task has a head, and examples have choices or targets that are not among its answers.
     """
@@ -46,7 +46,8 @@ def headed(loaded: LoadedModel, task: Task, examples: Sequence[Example], split: 
         assert number is not None
         own = [example for example in examples if loaded.head_for(example) == number]
         check_answers(task, heads.heads[number], own, split)
-    return kind, ""
+    number = loaded.head_for(examples[0])
+    return None if number is None else heads.heads[number], ""
 
 
 def ask_heads(

@@ -17,7 +17,7 @@ from mhr.evaluation.generation import generate_answers
 from mhr.evaluation.in_context import Prompted, count_dropped, draw_in_context, fit_shots
 from mhr.evaluation.inference import Inference
 from mhr.evaluation.loaded import LoadedModel
-from mhr.evaluation.measuring import Plan, measure, missing_parts, plan_task, refuse_misfits
+from mhr.evaluation.measuring import Plan, measure, missing_parts, plan_task, refuse_misfits, versions_of
 from mhr.evaluation.ranking import rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
 from mhr.evaluation.truncation import count_truncated
@@ -156,7 +156,7 @@ def evaluate(
             "inference": inference.how,
             "seed": seed or inference.seed or 0,
         },
-        versions=versions(),
+        versions=versions() | versions_of(plans.values()),
         seconds=time.perf_counter() - start,
         predictions=by_rank + by_word,
     )
@@ -171,8 +171,8 @@ def _share_out(
     plans: dict[str, Plan] = {}
     for task in collection.values():
         examples = task.split(split)[:limit]
-        kind, why = (None, "") if loaded.heads is None or not examples else headed(loaded, task, examples, split)
-        plan = Plan(skipped=why) if why else plan_task(task, examples, metrics, loaded.objective.generates, kind)
+        head, why = (None, "") if loaded.heads is None or not examples else headed(loaded, task, examples, split)
+        plan = Plan(skipped=why) if why else plan_task(task, examples, metrics, loaded.objective.generates, head)
         plans[task.name] = plan
         if not examples:
             plan.skipped = f"no {split} examples{missing_parts(task)}"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from typing import Any
 
 from mhr.data.example import Example, Task
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation.metrics import Judged, Metric, Undefined, majority_answer, majority_baseline, metrics
 from mhr.evaluation.metrics.metric import CHOICE, NUMBER, TEXT
-from mhr.task_heads import REGRESS
-
-if TYPE_CHECKING:
-    from mhr.evaluation.result import Prediction
+from mhr.evaluation.result import Prediction
+from mhr.task_heads import CLASSIFY, REGRESS, TaskHead
 
 NO_CHOICES = "has no choices to rank"
 NO_GENERATION = "and an encoder cannot generate"
@@ -24,57 +23,70 @@ class Plan:
     """How one task is judged.
 
     names    its metrics; the first gives its score
-    rank     whether an example's choices are ranked
-    generate whether answers are generated
+    picked   those of them that judge what is picked: a ranked choice, the class or the number of a head; the others judge generated text
     misfits  metric that was named -> why it does not fit the data
     skipped  why the task is not judged at all, "" where it is
     """
 
     names: list[str] = field(default_factory=list)
-    rank: bool = False
-    generate: bool = False
+    picked: set[str] = field(default_factory=set)
     misfits: dict[str, str] = field(default_factory=dict)
     skipped: str = ""
 
+    @property
+    def rank(self) -> bool:
+        return bool(self.picked)
+
+    @property
+    def generate(self) -> bool:
+        return any(name not in self.picked for name in self.names)
+
 
 def plan_task(
-    task: Task, examples: Sequence[Example], asked: Sequence[str] | None, generates: bool, head: str | None = None
+    task: Task,
+    examples: Sequence[Example],
+    asked: Sequence[str] | None,
+    generates: bool,
+    head: TaskHead | None = None,
 ) -> Plan:
     """How `examples` of a task are judged: by the metrics that are `asked` for, otherwise by those that its data name, otherwise by
-    accuracy where all have choices and by exact match and Rouge-L where not. Metrics that do not fit are left out.
+    accuracy where all have choices, correlations and squared error where a head gives numbers, and exact match and Rouge-L for the others. Metrics that do
+    not fit are left out.
 
     generates  whether the model can answer in words
-    head       kind of the head that answers (`mhr.task_heads`); a number is judged by its correlation and squared error
+    head       what answers the task, where the model has heads
     """
     plan = Plan()
     if not examples:
         return plan
-    choices = head is not None or all(example.choices for example in examples)
-    usual = ["accuracy"] if choices else ["exact_match", "rouge_l"]
-    usual = ["pearson", "spearman", "mse"] if head == REGRESS else usual
+    number = head is not None and head.kind == REGRESS
+    if head is not None and head.kind == CLASSIFY:
+        examples = [example if example.choices else replace(example, choices=head.labels) for example in examples]
+    choices = not number and all(example.choices for example in examples)
+    usual = ["pearson", "spearman", "mse"] if number else ["accuracy"] if choices else ["exact_match", "rouge_l"]
     reasons: list[str] = []
     for name in dict.fromkeys(asked or task.metrics or usual):
         metric = metrics[name]
-        if metric.misfit is not None and (why := metric.misfit(examples)):
+        picks = metric.judges == CHOICE or (metric.judges == NUMBER and (choices or number))
+        if metric.judges == CHOICE and number:
+            plan.misfits[name] = "is of choices, and the task's head gives numbers"
+        elif metric.misfit is not None and (why := metric.misfit(examples)):
             plan.misfits[name] = why
-            reasons.append(f"{name} {why}")
-        elif metric.judges == CHOICE and head == REGRESS:
-            reasons.append(f"{name} is of classes, and its head gives a number")
-        elif metric.judges == CHOICE and not choices:
+        elif picks and not choices and not number:
             reasons.append(NO_CHOICES if generates else f"{NO_CHOICES}, {NO_GENERATION}")
-        elif not _picks(metric, choices) and not generates:
+        elif not picks and not generates:
             what = "has choices to rank, which no metric asks for" if choices else NO_CHOICES
+            what = "has a head that gives numbers" if number else what
             reasons.append(f"{what}, {NO_GENERATION}")
         else:
             plan.names.append(name)
-    plan.rank = any(_picks(metrics[name], choices) for name in plan.names)
-    plan.generate = any(not _picks(metrics[name], choices) for name in plan.names)
+            plan.picked |= {name} if picks else set()
     if not plan.names:
-        plan.skipped = reasons[0]
+        plan.skipped = [*(f"{name} {why}" for name, why in plan.misfits.items()), *reasons][0]
     elif not metrics[plan.names[0]].scored:
         raise ConfigError(
-            f"metrics begins with {plan.names[0]!r}, which has no upper bound, so that it is no score to average over tasks: name "
-            "another metric first"
+            f"metrics begins with {plan.names[0]!r}, which is no share or correlation, so that it is no score to average over tasks: "
+            "name another metric first"
         )
     return plan
 
@@ -107,8 +119,8 @@ def measure(task: Task, plan: Plan, picked: Sequence[Prediction], written: Seque
     remarks = [f"{name} {why}" for name, why in plan.misfits.items()]
     for name in plan.names:
         metric = metrics[name]
-        predictions = picked if _picks(metric, bool(picked)) else written
-        found[name] = _value(metric, predictions, [p.answer for p in predictions], remarks)
+        predictions = picked if name in plan.picked else written
+        found[name] = _value(metric, _judged(predictions, [p.answer for p in predictions], metric.part), remarks)
     main = metrics[plan.names[0]]
     measures = {
         "category": task.category,
@@ -121,19 +133,40 @@ def measure(task: Task, plan: Plan, picked: Sequence[Prediction], written: Seque
     return {**measures, "remarks": remarks} if remarks else measures
 
 
-def _picks(metric: Metric, choices: bool) -> bool:
-    """Whether a metric judges what was picked; one of numbers does where there are choices."""
-    return metric.judges == CHOICE or (metric.judges == NUMBER and choices)
+def versions_of(plans: Iterable[Plan]) -> dict[str, str]:
+    """The versions of the packages that compute the metrics of some tasks."""
+    packages = {metrics[name].package for plan in plans for name in plan.names} - {""}
+    return {package: metadata.version(package) for package in sorted(packages)}
 
 
-def _value(metric: Metric, predictions: Sequence[Prediction], answers: Sequence[str], remarks: list[str]) -> float:
-    own = [i for i, p in enumerate(predictions) if metric.part in ("", p.part)]
+def score_answers(
+    named: Sequence[str], examples: Sequence[Example], answers: Sequence[str], head: TaskHead | None
+) -> float:
+    """The first metric of `named` that fits the examples of one task, otherwise accuracy, or Pearson correlation of numbers, of what was picked for
+    them; 0 where it is undefined."""
+    plan = plan_task(Task("", metrics=tuple(named)), examples, None, False, head)
+    if not plan.picked:
+        plan = plan_task(Task(""), examples, None, False, head)
+    metric = metrics[plan.names[0]]
+    labels = examples[0].choices or (() if head is None else head.labels)
+    predictions = [
+        Prediction(e.task, e.id, e.input, e.targets, answer, "", labels, part=e.part)
+        for e, answer in zip(examples, answers, strict=True)
+    ]
+    return _value(metric, _judged(predictions, answers, metric.part), [])
+
+
+def _judged(predictions: Sequence[Prediction], answers: Sequence[str], part: str) -> Judged:
+    own = [i for i, p in enumerate(predictions) if part in ("", p.part)]
     labels = {p.choices for p in predictions}
-    judged = Judged(
+    return Judged(
         [answers[i] for i in own],
         [predictions[i].targets for i in own],
         labels.pop() if len(labels) == 1 else (),
     )
+
+
+def _value(metric: Metric, judged: Judged, remarks: list[str]) -> float:
     try:
         value = metric.compute(judged)
     except Undefined as error:
@@ -148,4 +181,4 @@ def _majority(main: Metric, task: Task, judged: Sequence[Prediction]) -> float |
     answer = majority_answer(task.train)
     if answer is None or main.judges == TEXT:
         return majority_baseline(task.train, [p.targets for p in judged])
-    return _value(main, judged, [answer] * len(judged), [])
+    return _value(main, _judged(judged, [answer] * len(judged), main.part), [])

@@ -110,7 +110,7 @@ def read_dev(config: RunConfig) -> TaskCollection | None:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Validated:
-    """How good a model was at a step: its score on the validation examples (accuracy or exact match), then its loss there.
+    """How good a model was at a step: its score on the validation examples (by the task's first metric), then its loss there.
 
     Few examples make many equal scores; the lower loss decides among them, and then the earlier step.
     """

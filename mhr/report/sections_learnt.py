@@ -49,7 +49,7 @@ def _validation(looked: Looked) -> Iterator[Block]:
         for label, group in looked.material.groups.items()
         if group.pretrained
     }
-    for measure, title in (("loss", "validation loss"), ("score", "validation accuracy")):
+    for measure, title in (("loss", "validation loss"), ("score", "validation score")):
         curves = {label: curve for label, of in found.items() if (curve := of[measure]) and len(curve.steps) > 1}
         if curves:
             caption = f"Pretraining: {title}, mean over tasks"
@@ -74,7 +74,7 @@ def _validation(looked: Looked) -> Iterator[Block]:
         yield Table(
             "validation",
             "Validation while pretraining",
-            ["run", "validations", "last loss", "last accuracy", "best step", "best loss", "best accuracy", "result"],
+            ["run", "validations", "last loss", "last score", "best step", "best loss", "best score", "result"],
             rows,
             note="On examples of the training tasks that were not trained on; means over tasks. Loss: per target token, or per "
             "example where choices are ranked. Accuracy: per cent, by ranking, over tasks with choices. Result: which step's "

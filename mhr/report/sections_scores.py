@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mhr.analysis.scores import Scores, Standing
+from mhr.evaluation.metrics import metrics
 from mhr.files import read_json
 from mhr.report import charts
 from mhr.report.blocks import Block, Figure, Looked
@@ -147,7 +148,7 @@ def _every_metric(scores: Scores) -> Iterator[Table]:
             "By task and metric",
             ["task", "metric", *scores.contestants],
             rows,
-            note="Means over seeds; the first metric of a task gives its score. Per cent, but for NIST.",
+            note="Means over seeds; the first metric of a task gives its score. Per cent, but for NIST and squared errors.",
             names=2,
         )
 
@@ -162,7 +163,8 @@ def _measure(values: list[float], metric: str) -> Cell:
     if not values:
         return Cell("")
     mean = statistics.mean(values)
-    return decimal(mean, 2) if metric == "nist" else score_cell(mean)
+    plain = metric in metrics and not metrics[metric].scored
+    return decimal(mean) if plain else score_cell(mean)
 
 
 def _row(scores: Scores, tasks: list[str]) -> list[Cell]:

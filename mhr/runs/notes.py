@@ -27,7 +27,7 @@ def best_line(info: Mapping[str, Any]) -> str | None:
     best = info.get("best")
     if not best:
         return None
-    score = "" if best["score"] is None else f", accuracy {100 * best['score']:.1f} %"
+    score = "" if best["score"] is None else f", score {100 * best['score']:.1f} %"
     asked = (info.get("config") or {}).get("train", {}).get("steps", info["steps"])
     ended = f" of {asked}, where it stopped early" if info["steps"] < asked else ""
     result = "which is the result" if best["kept"] else f"the result is step {info['steps']}{ended}"

@@ -322,7 +322,7 @@ class TrainConfig(OptimizationConfig):
     )
     best_by: str | None = setting(
         None,
-        """What a better validation has: loss (a lower one) or score (a higher accuracy, of the tasks with choices). Unset: loss.""",
+        """What a better validation has: loss (a lower one) or score (a higher one, of the tasks with choices: accuracy, or the metric that their data name). Unset: loss.""",
         choices=BEST_BY,
         flag="--best-by",
     )

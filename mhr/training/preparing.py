@@ -99,7 +99,8 @@ def prepare(
     validation = None
     if held is not None:
         score = None if scorer is None else scorer(model, tokenizer, kind, replace(config, data=data))
-        validation = Validator(held.examples, collator, config.train, score)
+        named = {task.name: task.metrics for task in held.tasks.values()}
+        validation = Validator(held.examples, collator, config.train, score, named)
     if data.packing:
         collator = packed_collator(model, objective, collator)
     if config.adapter is None:

@@ -3,7 +3,8 @@
 Of task t, with validation examples V_t,
 
     loss[t]    the objective's loss without label smoothing: a mean over target tokens (over examples where choices are ranked)
-    score[t]   the share of V_t whose best-ranked choice is right, where all of V_t have choices
+    score[t]   the metric that gives t its score (`Task.metrics`, otherwise accuracy) of the answers to V_t, where all of V_t have choices
+               or classes, or numbers that the data name a metric for
 
 and a step's loss and score are their means over tasks: each task counts the same, however many examples it has. The model is
 in evaluation mode: no dropout, no noise, skills that are drawn in training are averaged. Every random generator is left as it
@@ -14,12 +15,12 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -44,8 +45,17 @@ ROWS = 64
 """Validation examples of a task, at most, unless the settings say otherwise."""
 STATE = "trainer_state.json"
 
-Scorer = Callable[[Sequence[Example]], list[float]]
-"""Examples with choices -> 1 for each that is answered right, 0 for each other (`mhr.evaluation.choice_scorer` makes one)."""
+
+class Scorer(Protocol):
+    """What answers examples and judges the answers; `mhr.evaluation.choice_scorer` makes one."""
+
+    def __call__(self, examples: Sequence[Example]) -> list[str]:
+        """The choice, class or number that the model gives each example."""
+
+    def score(self, task: str, metrics: Sequence[str], examples: Sequence[Example], answers: Sequence[str]) -> float:
+        """The first of `metrics` that fits, otherwise accuracy, of the answers to examples of one task."""
+
+
 MakeScorer = Callable[[PreTrainedModel, PreTrainedTokenizerBase, str, RunConfig], Scorer]
 
 
@@ -134,18 +144,25 @@ class Validator:
 
     examples   by task, as `hold_validation` gives them
     collator   makes their batches, without counting what is truncated in them for the run
-    scorer     scores those with choices; None: there is the loss alone
+    scorer     answers those with choices, and judges the answers; None: there is the loss alone
+    metrics    by task, those that its data name
 
     Raises ConfigError where the best validation is to be told by a score, and there is none.
     """
 
     def __init__(
-        self, examples: dict[str, list[Example]], collator: Collator, train: TrainConfig, scorer: Scorer | None = None
+        self,
+        examples: dict[str, list[Example]],
+        collator: Collator,
+        train: TrainConfig,
+        scorer: Scorer | None = None,
+        metrics: Mapping[str, Sequence[str]] | None = None,
     ):
         self.collator = copy(collator)
         self.collator.truncation = Truncation()
         self.train = train
         self.scorer = scorer
+        self.metrics = dict(metrics or {})
         self.examples = [example for part in examples.values() for example in part]
         ranked = {task for task, part in examples.items() if scorer and all(map(self._is_scored, part))}
         self._ranked = [example for example in self.examples if example.task in ranked]
@@ -154,10 +171,12 @@ class Validator:
             raise ConfigError(f"best_by is 'score', but {why}: use loss")
 
     def _is_scored(self, example: Example) -> bool:
-        """Whether an answer to an example is right or wrong: one of classes or choices, not a number."""
+        """Whether an answer to an example is one of classes or choices, or a number that the data of its task name a metric for."""
         heads: TaskHeads | None = getattr(self.collator, "heads", None)
         kind = None if heads is None else heads.heads[heads.of(example.task, example.choices)].kind
-        return kind == CLASSIFY or (kind != REGRESS and len(example.choices) > 1)
+        if kind == REGRESS:
+            return bool(self.metrics.get(example.task))
+        return kind == CLASSIFY or len(example.choices) > 1
 
     def __call__(self, trainer: RoutedTrainer) -> ValidationResult:
         """The losses and scores at this step, the same in every process; each looks at its share of the examples."""
@@ -167,11 +186,12 @@ class Validator:
         own = slice(trainer.args.process_index, None, parts) if parts > 1 else slice(None)
         with untouched_generators(), evaluating(trainer.model), torch.no_grad():
             found = self._losses(trainer, self.examples[own])
-            scored = self._scores(self._ranked[own])
+            places = range(len(self._ranked))[own]
+            answers = self.scorer(self._ranked[own]) if self.scorer and places else []
+        answered = list(zip(places, answers, strict=True))
         if parts > 1:
-            found, scored = gather_object(found), gather_object(scored)
-        losses = _means(found)
-        return ValidationResult(trainer.state.global_step, losses, _means(scored))
+            found, answered = gather_object(found), gather_object(answered)
+        return ValidationResult(trainer.state.global_step, _means(found), self._scores(dict(answered)))
 
     def _losses(self, trainer: RoutedTrainer, examples: Sequence[Example]) -> list[tuple[str, float, float]]:
         """(task, sum, count) of each example."""
@@ -184,10 +204,19 @@ class Validator:
             found += list(zip(losses.tasks, losses.sums.tolist(), losses.counts.tolist(), strict=True))
         return found
 
-    def _scores(self, examples: Sequence[Example]) -> list[tuple[str, float, float]]:
-        if self.scorer is None or not examples:
-            return []
-        return [(e.task, right, 1.0) for e, right in zip(examples, self.scorer(examples), strict=True)]
+    def _scores(self, answers: Mapping[int, str]) -> dict[str, float]:
+        """Task -> its score, sorted by task; `answers` are those to `_ranked`, by place."""
+        places: dict[str, list[int]] = {}
+        for place, example in enumerate(self._ranked):
+            places.setdefault(example.task, []).append(place)
+        if self.scorer is None:
+            return {}
+        return {
+            task: self.scorer.score(
+                task, self.metrics.get(task, ()), [self._ranked[i] for i in own], [answers[i] for i in own]
+            )
+            for task, own in sorted(places.items())
+        }
 
 
 def _means(found: Sequence[tuple[str, float, float]]) -> dict[str, float]:

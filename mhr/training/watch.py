@@ -59,7 +59,7 @@ class ProgressBar(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
-        score = f", accuracy {100 * metrics['eval_score']:.1f} %" if "eval_score" in metrics else ""
+        score = f", score {100 * metrics['eval_score']:.1f} %" if "eval_score" in metrics else ""
         self.progress.update(self.bar, validation=f", validation loss {metrics['eval_loss']:.4f}{score}")
 
 

@@ -57,7 +57,7 @@ def test_metrics_that_do_not_fit_are_refused(run: Path, rows: Path, numbers: Pat
     assert "metric 'pearson' does not fit task 'even' (nor does it fit 1 other tasks): it needs numbers" in refuse(
         *asked, "accuracy,pearson"
     )
-    assert "metrics begins with 'nist', which has no upper bound" in refuse(*asked, "nist")
+    assert "metrics begins with 'nist', which is no share or correlation" in refuse(*asked, "nist")
     assert "metrics has 'mathews', expected one of" in refuse(*asked, "mathews")
     free = ("evaluate", run, "--tasks", numbers, "--metrics")
     assert "it needs a fixed set of labels, and the task is answered in free text" in refuse(*free, "matthews")

@@ -22,7 +22,7 @@ def test_a_run_says_its_best_validation(rows: Path, tmp_path: Path) -> None:
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["validation"] == {"even": 1, "odd": 1}
     step = info["best"]["step"]
-    assert f"Note: best validation: step {step} (loss {info['best']['loss']:.4f}, accuracy " in told.stderr
+    assert f"Note: best validation: step {step} (loss {info['best']['loss']:.4f}, score " in told.stderr
     assert "validation every 2 steps on 2 examples: those of 2 tasks are taken out" in told.stderr
     assert info["config"]["train"]["warmup"] == 1.0
 
@@ -32,7 +32,7 @@ def test_a_run_says_its_best_validation(rows: Path, tmp_path: Path) -> None:
     [
         (None, 8, None),
         ({"step": 4, "loss": 1.5, "score": None, "kept": True}, 8, "step 4 (loss 1.5000), which is the result"),
-        ({"step": 4, "loss": 1.5, "score": 0.5, "kept": False}, 8, "step 4 (loss 1.5000, accuracy 50.0 %), the result is step 8"),
+        ({"step": 4, "loss": 1.5, "score": 0.5, "kept": False}, 8, "step 4 (loss 1.5000, score 50.0 %), the result is step 8"),
         (
             {"step": 4, "loss": 1.5, "score": None, "kept": True},
             6,

@@ -89,6 +89,7 @@ def test_metrics_that_the_data_name(ask: Ask, collection: TaskCollection) -> Non
     assert result.tasks["alpha"]["metric"] == "f1"
     assert result.tasks["alpha"]["score"] == result.tasks["alpha"]["f1"]
     assert {"bleu", "nist"} <= result.tasks["gamma"].keys()
+    assert {"scikit-learn", "sacrebleu", "nltk"} <= result.versions.keys()
     assert result.mean["score"] == pytest.approx((result.tasks["alpha"]["f1"] + result.tasks["gamma"]["bleu"]) / 2)
     asked = run(ask, TaskCollection(named, "made up"), metrics=["rouge_l"])
     assert {scores["metric"] for scores in asked.tasks.values()} == {"rouge_l"}

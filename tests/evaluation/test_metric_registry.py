@@ -15,6 +15,7 @@ from mhr.evaluation.measuring import measure, plan_task, refuse_misfits
 from mhr.evaluation.metrics import Judged, Undefined, metrics
 from mhr.evaluation.result import Prediction
 from mhr.runs.scoring import METRICS
+from mhr.task_heads import TaskHead
 
 NO_YES = ("no", "yes")
 
@@ -126,13 +127,21 @@ def test_equal_values_share_the_mean_of_their_ranks() -> None:
     [
         (["2", "2", "2.0"], ["1", "2", "3"], "all answers are 2"),
         (["1", "2"], ["5", "5.0"], "all targets are 5"),
-        (["1"], ["1"], "one example has no correlation"),
+        (["1"], ["1"], "there is one example only"),
         (["", ""], ["1", "2"], "all answers are -1"),
     ],
 )
 def test_correlations_that_are_undefined(name: str, answers: list[str], truth: list[str], why: str) -> None:
     with pytest.raises(Undefined, match=why):
         value(name, answers, truth)
+
+
+def test_squared_error() -> None:
+    truth, answers = ["1", "2", "3", "4"], ["1", "3", "2", "6"]
+    assert value("mse", answers, truth) == pytest.approx((0 + 1 + 1 + 4) / 4)
+    x, y = [float(t) for t in truth], [float(a) for a in answers]
+    assert value("mse", answers, truth) == pytest.approx(sklearn.metrics.mean_squared_error(x, y))
+    assert value("mse", ["3"], ["1"]) == 4
 
 
 def test_answers_that_are_no_numbers_count_as_minus_one_and_are_told() -> None:
@@ -192,7 +201,7 @@ def test_empty_texts_score_nothing(name: str) -> None:
 def examples(targets: list[str], choices: tuple[str, ...] = (), parts: str = "") -> list[Example]:
     part = {"m": "matched", "x": "mismatched"}
     return [
-        Example("t", f"input {i}", (target,), choices, str(i), (), part[parts[i]] if parts else "")
+        Example("t", f"input {i}", (target,), choices, str(i), part=part[parts[i]] if parts else "")
         for i, target in enumerate(targets)
     ]
 
@@ -213,6 +222,19 @@ def test_the_data_name_a_tasks_metrics_and_what_is_asked_for_stands_above_them()
     assert plan.generate
     plan = plan_task(task(two), two, ["accuracy", "bleu"], False)
     assert (plan.names, plan.rank, plan.generate) == (["accuracy"], True, False)
+
+
+def test_what_a_head_gives_is_judged() -> None:
+    numbers, words = examples(["1", "2.5"]), examples(["a", "b"])
+    plan = plan_task(task(numbers), numbers, None, False, TaskHead("regress"))
+    assert (plan.names, plan.rank, plan.generate) == (["pearson", "spearman", "mse"], True, False)
+    assert plan_task(task(numbers, "pearson"), numbers, None, False, TaskHead("regress")).names == ["pearson"]
+    scale = examples(["1", "2.5"], ("1", "2.5"))
+    plan = plan_task(task(scale), scale, ["accuracy", "pearson"], False, TaskHead("regress"))
+    assert plan.misfits == {"accuracy": "is of choices, and the task's head gives numbers"}
+    assert plan.skipped == ""
+    plan = plan_task(task(words), words, ["f1", "exact_match"], False, TaskHead("classify", ("a", "b")))
+    assert (plan.names, plan.rank, plan.generate) == (["f1"], True, False)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +283,7 @@ def test_a_metric_that_fits_one_of_the_tasks_is_not_refused() -> None:
 
 def test_nist_gives_no_score() -> None:
     own = examples(["a", "b"])
-    with pytest.raises(ConfigError, match="metrics begins with 'nist', which has no upper bound"):
+    with pytest.raises(ConfigError, match="metrics begins with 'nist', which is no share or correlation"):
         plan_task(task(own), own, ["nist", "bleu"], True)
     assert plan_task(task(own), own, ["bleu", "nist"], True).names == ["bleu", "nist"]
 

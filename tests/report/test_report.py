@@ -233,5 +233,5 @@ def test_validations_are_drawn_and_tabled(tmp_path: Path) -> None:
     assert tables["learning"]["rows"][0][2] == 40
     page = report.to_html()
     assert "Pretraining: validation loss, mean over tasks" in page
-    assert "Pretraining: validation accuracy, mean over tasks" in page
+    assert "Pretraining: validation score, mean over tasks" in page
     assert "validation" not in make_report([plain]).to_json()["tables"]

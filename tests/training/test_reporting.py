@@ -111,6 +111,6 @@ def test_tensorboard_holds_validations_too(settings: Make, tmp_path: Path) -> No
 def test_the_bar_shows_the_last_validation() -> None:
     bar = ProgressBar(3, "pretrain", shown=False)
     bar.on_evaluate(None, None, None, metrics={"eval_loss": 1.5, "eval_score": 0.25})  # type: ignore[arg-type]
-    assert bar.progress.tasks[0].fields["validation"] == ", validation loss 1.5000, accuracy 25.0 %"
+    assert bar.progress.tasks[0].fields["validation"] == ", validation loss 1.5000, score 25.0 %"
     bar.on_evaluate(None, None, None, metrics={"eval_loss": 1.5})  # type: ignore[arg-type]
     assert bar.progress.tasks[0].fields["validation"] == ", validation loss 1.5000"

@@ -93,7 +93,7 @@ def _number(value: Any) -> Any:
         return value
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise RowFault(f"has the label {value!r:.60}, expected a number")

@@ -48,7 +48,7 @@ def share_of_right_choices(judged: Judged) -> float:
     return mean([float(a in t) for a, t in zip(judged.answers, judged.targets, strict=True)])
 
 
-@measures("f1", CHOICE, misfit=not_two_labels)
+@measures("f1", CHOICE, misfit=not_two_labels, package="scikit-learn")
 def f1(judged: Judged) -> float:
     """F1 = 2 TP / (2 TP + FP + FN) of the second of two choices: "equivalent", "duplicate", "yes" behind "no"."""
     from sklearn.metrics import f1_score
@@ -60,7 +60,7 @@ def f1(judged: Judged) -> float:
     return float(f1_score(truth, judged.answers, average="binary", pos_label=positive, zero_division=0.0))
 
 
-@measures("macro_f1", CHOICE, misfit=no_label_set)
+@measures("macro_f1", CHOICE, misfit=no_label_set, package="scikit-learn")
 def macro_f1(judged: Judged) -> float:
     """The mean of the labels' own F1, over the labels that targets or answers hold."""
     from sklearn.metrics import f1_score
@@ -68,7 +68,7 @@ def macro_f1(judged: Judged) -> float:
     return float(f1_score(_truth(judged), judged.answers, average="macro", zero_division=0.0))
 
 
-@measures("micro_f1", CHOICE, misfit=no_label_set)
+@measures("micro_f1", CHOICE, misfit=no_label_set, package="scikit-learn")
 def micro_f1(judged: Judged) -> float:
     """F1 of all labels' TP, FP and FN together: of one label a question, this is accuracy."""
     from sklearn.metrics import f1_score
@@ -76,7 +76,7 @@ def micro_f1(judged: Judged) -> float:
     return float(f1_score(_truth(judged), judged.answers, average="micro", zero_division=0.0))
 
 
-@measures("matthews", CHOICE, misfit=no_label_set)
+@measures("matthews", CHOICE, misfit=no_label_set, package="scikit-learn")
 def matthews(judged: Judged) -> float:
     """Matthews correlation, -1 to 1: (TP TN - FP FN) / sqrt((TP + FP) (TP + FN) (TN + FP) (TN + FN)) of two labels, Gorodkin's
     R_K of more."""

@@ -17,13 +17,13 @@ def share_of_exact_matches(judged: Judged) -> float:
     return mean([exact_match(a, t) for a, t in zip(judged.answers, judged.targets, strict=True)])
 
 
-@measures("rouge_l", TEXT)
+@measures("rouge_l", TEXT, package="rouge-score")
 def mean_rouge_l(judged: Judged) -> float:
     """The mean over answers of the greatest Rouge-L F-measure over the references."""
     return mean([rouge_l(a, t) for a, t in zip(judged.answers, judged.targets, strict=True)])
 
 
-@measures("bleu", TEXT)
+@measures("bleu", TEXT, package="sacrebleu")
 def bleu(judged: Judged) -> float:
     """BLEU of the whole task, 0 to 1 (Papineni et al. 2002): n-grams up to 4, clipped by the reference that has most of each, the
     brevity penalty by the nearest lengths. It is sacrebleu's, with its defaults (13a tokens, case kept, exponential smoothing)."""
@@ -35,7 +35,7 @@ def bleu(judged: Judged) -> float:
     return float(BLEU().corpus_score(list(judged.answers), streams).score) / 100
 
 
-@measures("nist", TEXT, scored=False)
+@measures("nist", TEXT, scored=False, package="nltk")
 def nist(judged: Judged) -> float:
     """NIST of the whole task, 0 and up (Doddington 2002), over n-grams up to 5 of 13a tokens in lower case. It is nltk's, which
     takes the best reference of each answer, where mteval-v13a.pl counts the n-grams of all of them: with several references, values

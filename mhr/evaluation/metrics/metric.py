@@ -45,6 +45,7 @@ class Metric:
     misfit   what examples, at least one, lack that it needs, as in "has 3 labels"; None where it fits them
     part     it looks only at the examples of this part of a split ("matched")
     scored   it is a fraction or a correlation, so that it may be a task's score and be averaged with others
+    package  the distribution that computes it, whose version is kept with the value; empty: our own code
     """
 
     name: str
@@ -53,18 +54,19 @@ class Metric:
     misfit: Misfit | None = None
     part: str = ""
     scored: bool = True
+    package: str = ""
 
 
 metrics: Registry[Metric] = Registry("metric")
 
 
 def measures(
-    name: str, judges: str, *, misfit: Misfit | None = None, part: str = "", scored: bool = True
+    name: str, judges: str, *, misfit: Misfit | None = None, part: str = "", scored: bool = True, package: str = ""
 ) -> Callable[[Compute], Compute]:
     """Register a function as the metric `name`, see `Metric`. The name stands in `mhr.runs.scoring.METRICS` as well."""
 
     def decorate(compute: Compute) -> Compute:
-        metrics.register(name)(Metric(name, judges, compute, misfit, part, scored))
+        metrics.register(name)(Metric(name, judges, compute, misfit, part, scored, package))
         return compute
 
     return decorate
