@@ -32,8 +32,8 @@ mhr pretrain --preset glue-adamix-bert --tasks sst2.jsonl --output runs/adamix
 Source = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[RUN]",
-        help="Finished run to train on from, with its settings, a new optimizer and schedule. Without it, training starts from nothing.",
+        metavar="RUN",
+        help="Finished run to train on from. It goes on with its settings, a new optimizer and schedule.",
         show_default=False,
     ),
 ]
@@ -48,7 +48,7 @@ TOP = ("model", "kind", "tasks", "method", "init_skills", "head", "share_heads")
     sets=(*TOP, "adapter", "data", "train", "adapt"),
     common=(
         *("--output", "--tasks", "--model", "--preset", "--config", "--method", "--n-skills", "--n-heads", "--rank", "--lr"),
-        *("--router-lr", "--steps", "--batch-size", "--seed", "--continue-as-mu", "--resume", "--overwrite", "--set"),
+        *("--router-lr", "--steps", "--batch-size", "--seed", "--resume", "--overwrite", "--set"),
     ),
 )  # fmt: skip
 def pretrain(

@@ -465,7 +465,7 @@ class RunConfig(Settings):
     )
     continue_as: str | None = setting(
         None,
-        """What goes on of that run: bank (the adapter as it is), or mu: the average of its skills, one adapter for all tasks, for
+        """Of the run that is trained on, what goes on: bank (the adapter as it is), or mu: the average of its skills, one adapter for all tasks, for
         zero-shot use.""",
         choices=(AS_IT_IS, AS_AVERAGE),
         switches={"--continue-as-mu": AS_AVERAGE},
