@@ -32,8 +32,8 @@ mhr pretrain --preset glue-adamix-bert --tasks sst2.jsonl --output runs/adamix
 Source = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[RUN]",
-        help="Finished run to train on from, with its settings, a new optimizer and schedule. Without it, training starts from nothing.",
+        metavar="RUN",
+        help="Finished run to train on from, with its settings.",
         show_default=False,
     ),
 ]
