@@ -11,8 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from mhr.adapters import load_checkpoint, read_adapter
+from mhr.adapters import collapse, load_checkpoint, read_adapter
 from mhr.evaluation import choice_scorer
+from mhr.few_shot import adapt
 from mhr.merging import merge
 from mhr.runs import RunFolder, load_config
 from mhr.training import pretrain
@@ -62,3 +63,14 @@ def test_gpt2_adapts_q_and_v_and_ships_one_lora(preset: str, run_of: Callable[..
 def test_a_task_is_read_up_to_its_published_number_of_examples(run_of: Callable[..., RunFolder]) -> None:
     run = run_of("crossfit", "bart", steps=1, **{"data.max_train": 5})
     assert run.info["examples"] == 3 * 5
+
+
+@pytest.mark.parametrize("mode", ["mhr", "mu", "random"])
+def test_adapting_leaves_k_alone_too(mode: str, run_of: Callable[..., RunFolder], tmp_path: Path) -> None:
+    run = run_of("e2e-adamix", "gpt2", steps=1, consistency=1)
+    few: dict[str, Any] = {"shots": 8, "seeds": [13], "steps": 3, "lr": 1e-2}
+    (done,) = adapt(str(run.path), ["next-first"], mode=mode, output=str(tmp_path / mode), progress=False, **few)
+    assert read_adapter(done.adapter).config.parts == ["q", "v"]
+    for layer in collapse(read_adapter(done.adapter), None).layers.values():
+        moved = (layer.a @ layer.b).view(layer.a.shape[0], 3, -1).abs().sum((0, 2)) > 0
+        assert moved.tolist() == [True, False, True]
