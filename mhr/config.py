@@ -79,6 +79,12 @@ class AdapterConfig(Settings):
         flag="--targets",
         metavar="NAME,...",
     )
+    parts: list[str] | None = setting(
+        None,
+        """Parts of a fused projection that are adapted, each by itself: [q, v] of GPT-2's c_attn. Each has a LoRA of an equal part of the
+        rank, which is then that of all together. Unset: a fused projection is adapted as one.""",
+        only={"adapter": ("lora",)},
+    )
     modules_to_save: list[str] | None = setting(
         None,
         """Modules outside the bank that are trained and stored whole. Unset: the head of a sequence-classification model, and
@@ -108,11 +114,13 @@ class AdapterConfig(Settings):
         choices=INITS,
         only={"adapter": ("lora",)},
     )
-    share: str = setting(
-        "none",
-        "Projection of which AdaMix has one for all skills: none, up (factor B) or down (factor A).",
+    share: str | None = setting(
+        None,
+        """Projection of which AdaMix has one for all skills: none, up (factor B) or down (factor A). Unset: up, as published, where
+        the two are drawn.""",
         choices=SHARES,
-        switches={"--share-up": "up", "--share-down": "down"},
+        switches={"--share-up": "up", "--share-down": "down", "--share-none": "none"},
+        words=("none",),
         of_method=True,
     )
     router: dict[str, Any] = setting(
@@ -128,6 +136,8 @@ class AdapterConfig(Settings):
             self.n_heads = routing.n_heads
         if routing is not None and self.n_skills is None and not routing.skill_per_task:
             self.n_skills = routing.n_skills
+        if self.share is None:
+            self.share = "up" if routing is not None and routing.drawn and self.adapter != "ia3" else "none"
         super().__post_init__()
         routing = self.routing
         self._check_router()
@@ -141,6 +151,7 @@ class AdapterConfig(Settings):
             raise ConfigError(
                 f"dropout is {self.dropout}, which is for lora, but adapter is {self.adapter!r}: leave it out"
             )
+        self._check_parts()
         if self.share != "none" and (not routing.drawn or self.adapter == "ia3"):
             drawing = " or ".join(name for name, row in ROUTING_METHODS.items() if row.drawn)
             raise ConfigError(
@@ -168,6 +179,18 @@ class AdapterConfig(Settings):
     def skills_for(self, n_tasks: int) -> int:
         """Skills in the bank when it serves `n_tasks` tasks."""
         return n_tasks if self.n_skills is None else self.n_skills
+
+    def _check_parts(self) -> None:
+        if self.parts is None:
+            return
+        if self.adapter != "lora":
+            raise ConfigError(
+                f"parts is {self.parts}, which is for lora, but adapter is {self.adapter!r}: leave it out"
+            )
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ConfigError(f"parts is {self.parts}: expected each part once, and at least one")
+        if self.rank % len(self.parts):
+            raise ConfigError(f"parts is {self.parts}, and rank {self.rank} does not divide by their number")
 
     def _check_router(self) -> None:
         """Check the settings of the routing method's own, and fill in their defaults."""

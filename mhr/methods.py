@@ -56,7 +56,12 @@ class RoutingMethod:
     @property
     def idle(self) -> tuple[str, ...]:
         """Settings, by their names without section, that change nothing with it."""
-        follow = {"temperature": self.noisy, "router_lr": self.learned}
+        follow = {
+            "temperature": self.noisy,
+            "router_lr": self.learned,
+            "router_weight_decay": self.learned,
+            "share": self.drawn,
+        }
         return (*self.unused, *(name for name, used in follow.items() if not used))
 
 

@@ -42,7 +42,7 @@ class Setting:
     repeated    its flag may be given several times, for more of such a list
     words       values that mean themselves where they would mean something else ("none" nothing)
     of_method   it means something to some methods only, so it leaves with the method of a preset when another is asked for
-    only        other settings of its section -> the values with which it has an effect; empty: it always has one
+    only        other settings of its section, or of another by their full names -> the values with which it has an effect; empty: it always has one
 
     Bounds are for numbers, and for those inside lists and mappings.
     """

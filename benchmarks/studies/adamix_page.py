@@ -1,4 +1,4 @@
-"""The page of the AdaMix study: what was trained, how it was used, and what merging made of it."""
+"""The page of the AdaMix study: accuracy, cost and parameters of each method, how AdaMix is used, longer runs, and the trials."""
 
 from __future__ import annotations
 
@@ -7,76 +7,124 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Task -> seed ("None" where there is one for all seeds) -> measures."""
+"""Task -> seed -> measures."""
+BASELINE = "one bottleneck"
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """Tables in Markdown: accuracy in per cent, mean ± standard deviation over seeds; the last column averages the tasks."""
-    plan, scores, tasks = record["plan"], record["scores"], record["plan"]["tasks"]
-    first: Scores = next(iter(scores.values()))
-    alone, together = (
-        ", ".join(f"{row[0]} {plan['steps'] * row[i][0]:g} at {row[i][1]:g}" for row in plan["updates"]) for i in (1, 2)
-    )
-    majority = [100 * next(iter(first[task].values()))["majority"] for task in tasks]
+    """Tables in Markdown: accuracy in per cent, mean ± standard deviation over the seeds that are done."""
+    plan, scores, methods, tasks = record["plan"], record["scores"], record["methods"], record["plan"]["tasks"]
+    seeds = _done(scores, methods, tasks)
+    counts = sorted({measures["n"] for own in scores[BASELINE].values() for measures in own.values()})
+    majority = statistics.mean(next(iter(scores[BASELINE][task].values()))["majority"] for task in tasks)
     lines = [
-        "# AdaMix and merging on real tasks, MiniLM",
+        "# AdaMix on real tasks, MiniLM",
         "",
         f"`{record['command']}`",
         "",
-        f"{record['machine']['cpu']}, {record['machine']['threads']} thread, commit {record['machine']['commit']}, "
-        f"{sum(record['seconds'].values()) / 60:.0f} minutes. {plan['n_train']} training examples of each task, "
-        f"batches of {plan['batch']}, {plan['precision']} autocast; optimizer steps and learning rate on one task: {alone}; on all at "
-        f"once: {together}. Accuracy by "
-        f"ranking choices on {next(iter(first[tasks[0]].values()))['n']} test examples, per cent, mean over "
-        f"{len(plan['seeds'])} seeds ± standard deviation.",
+        f"{record['machine']['cpu']}, commit {record['machine']['commit']}. Each task alone: {plan['n_train']} training examples, batches "
+        f"of {plan['batch']}, a classification head, the last step; {len(tasks)} tasks of two labels, {counts[0]} to {counts[-1]} test "
+        f"examples each, {len(seeds)} of {len(plan['seeds'])} seeds. Accuracy in per cent, mean over tasks, then mean over seeds ± standard "
+        f"deviation; the difference to {BASELINE} is taken seed by seed. Always giving the most frequent training answer: "
+        f"{100 * majority:.1f}.",
         "",
-        "Always giving the most frequent training answer: "
-        + ", ".join(f"{value:.0f} on {_short(task)}" for task, value in zip(tasks, majority, strict=True))
-        + ".",
+        "| | accuracy | difference | learning rate | steps | passes | trained parameters | served parameters | CPU seconds of a run |",
+        "|---" * 9 + "|",
     ]
-    sections = {
-        "Trained on each task alone": [row for row in scores if row.endswith("each task alone")],
-        "Trained on all tasks at once": [row for row in scores if row.endswith("all tasks at once")],
-        "AdaMix at inference": [row for row in scores if row.startswith("AdaMix, ") and _is_inference(row)],
-        "Merging the seeds of each task": _with_inputs(scores, "of the seeds"),
-        "Merging the tasks of each seed": _with_inputs(scores, "over the tasks"),
-    }
-    for title, rows in sections.items():
-        lines += ["", f"## {title}", "", "| | " + " | ".join([*map(_short, tasks), "mean"]) + " | trained |"]
-        lines.append("|---" * (len(tasks) + 3) + "|")
-        for row in rows:
-            cells = [_cell(scores[row], [task]) for task in tasks] + [_cell(scores[row], tasks)]
-            lines.append(f"| {row} | " + " | ".join(cells) + f" | {_trained(record, row)} |")
+    for name, method in methods.items():
+        steps = plan["steps"] * method["longer"]
+        served = record["runs"][method["served_as"]]["parameters"]["trained"]
+        taken = [v for key, v in record["seconds"].items() if key.startswith(f"{name} runs-{plan['steps']}/")]
+        lines.append(
+            f"| {name} | {_spread(_means(scores[name], tasks, seeds))} | {_difference(scores, name, tasks, seeds)} | {method['rate']} | "
+            f"{steps:,} | {steps * method['passes']:,} | {record['runs'][name]['parameters']['trained']:,} | {served:,} | "
+            f"{statistics.mean(taken):.0f} |"
+        )
+    ways = [row for row in scores if ": " in row and _complete(scores[row], tasks, seeds)]
+    if ways:
+        lines += ["", "## AdaMix at inference", "", "| | accuracy |", "|---|---|"]
+        for name in methods:
+            own = [row for row in ways if row.startswith(f"{name}: ")]
+            if own:
+                lines.append(f"| {name}: average | {_spread(_means(scores[name], tasks, seeds))} |")
+                lines += [f"| {row} | {_spread(_means(scores[row], tasks, seeds))} |" for row in own]
+    lines += [
+        "",
+        "## Task by task",
+        "",
+        "| | " + " | ".join(map(_short, tasks)) + " |",
+        "|---" * (len(tasks) + 1) + "|",
+    ]
+    for name in methods:
+        cells = [_spread(_means(scores[name], [task], seeds)) for task in tasks]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += _longer(record)
+    rates = list(dict.fromkeys(rate for method in methods.values() for rate in method["trials"]))
+    lines += [
+        "",
+        "## Learning rates",
+        "",
+        f"Mean accuracy on the {len(plan['trial_tasks'])} tasks that have no part above, seed {plan['trial_seed']}.",
+        "",
+        "| | " + " | ".join(rates) + " |",
+        "|---" * (len(rates) + 1) + "|",
+    ]
+    for name, method in methods.items():
+        cells = [_tried(method, rate) for rate in rates]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _is_inference(row: str) -> bool:
-    return ": " in row or row.endswith(("each task alone", "all tasks at once"))
+def _longer(record: Mapping[str, Any]) -> list[str]:
+    """The table of the longer runs; empty before a seed of them is done."""
+    plan, scores, methods = record["plan"], record["scores"], record["methods"]
+    ending, tasks = f", {plan['long_steps']} steps", plan["long_tasks"]
+    if not all(name + ending in scores for name in methods):
+        return []
+    seeds = _done(scores, [name + ending for name in methods], tasks)
+    if not seeds:
+        return []
+    lines = ["", f"## After {plan['long_steps']:,} steps", "", f"{len(seeds)} of {len(plan['seeds'])} seeds.", ""]
+    lines += ["| | " + " | ".join(map(_short, tasks)) + " | mean |", "|---" * (len(tasks) + 2) + "|"]
+    for name in methods:
+        cells = [_spread(_means(scores[name + ending], part, seeds)) for part in (*([task] for task in tasks), tasks)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
 
 
-def _with_inputs(scores: Mapping[str, Scores], ending: str) -> list[str]:
-    """The rows of merges, those of each method behind what was merged."""
-    merges = [row for row in scores if row.endswith(ending)]
-    rows: list[str] = []
-    for name in dict.fromkeys(row.partition(",")[0] for row in merges):
-        rows += [f"{name}, each task alone", *(row for row in merges if row.startswith(f"{name},"))]
-    return rows
+def _complete(scores: Scores, tasks: Sequence[str], seeds: Sequence[str]) -> bool:
+    return all(seed in scores.get(task, {}) for task in tasks for seed in seeds)
 
 
-def _cell(scores: Scores, tasks: Sequence[str]) -> str:
-    seeds = list(scores[tasks[0]])
-    found = [100 * statistics.mean(scores[task][seed]["score"] for task in tasks) for seed in seeds]
-    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.1f}{spread}"
+def _done(scores: Mapping[str, Scores], rows: Sequence[str] | Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
+    """The seeds with which all rows have a score on all tasks."""
+    seeds = list(dict.fromkeys(seed for own in scores[next(iter(rows))].values() for seed in own))
+    return [seed for seed in seeds if all(_complete(scores[row], tasks, [seed]) for row in rows)]
 
 
-def _trained(record: Mapping[str, Any], row: str) -> str:
-    """The number of trained parameters; empty where nothing was trained."""
-    for how, kept in (("each task alone", "alone"), ("all tasks at once", "together")):
-        if row.endswith(how):
-            run = record["runs"][f"{row.partition(',')[0]}, {kept}"]
-            return f"{run['parameters']['trained']:,}"
-    return ""
+def _means(scores: Scores, tasks: Sequence[str], seeds: Sequence[str]) -> list[float]:
+    """Per cent, the mean over tasks for each seed."""
+    return [100 * statistics.mean(scores[task][seed]["accuracy"] for task in tasks) for seed in seeds]
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def _difference(scores: Mapping[str, Scores], name: str, tasks: Sequence[str], seeds: Sequence[str]) -> str:
+    if name == BASELINE:
+        return ""
+    own, other = (_means(scores[row], tasks, seeds) for row in (name, BASELINE))
+    text = _spread([a - b for a, b in zip(own, other, strict=True)])
+    return text if text.startswith("-") else f"+{text}"
+
+
+def _tried(method: Mapping[str, Any], rate: str) -> str:
+    if rate not in method["trials"]:
+        return ""
+    score = f"{100 * method['trials'][rate]:.1f}"
+    return f"**{score}**" if rate == method["rate"] else score
 
 
 def _short(task: str) -> str:

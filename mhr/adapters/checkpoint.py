@@ -139,7 +139,8 @@ def open_adapter(folder: str | Path) -> AdapterCheckpoint:
     folder = Path(folder)
     described = _read_config(folder)
     try:
-        config = AdapterConfig.from_dict(described["config"])
+        # What was written without the setting shares nothing, whatever a new bank does.
+        config = AdapterConfig.from_dict({"share": "none"} | described["config"])
         stored = described["tensors"]
         tensors = _open_tensors(folder / stored["file"], int(stored["size"]), stored["sha256"])
         heads = TaskHeads.from_json(described["heads"], str(folder / CONFIG_FILE)) if "heads" in described else None
@@ -178,6 +179,7 @@ def attach_checkpoint(checkpoint: AdapterCheckpoint, model: nn.Module) -> Adapte
         bank = attach(model, config, checkpoint.tasks)
         try:
             _copy_tensors(bank, checkpoint.tensors, checkpoint.name)
+            _check_parts(bank, checkpoint.name)
         except CheckpointError:
             detach(model)
             raise
@@ -287,6 +289,16 @@ def _open_tensors(path: Path, size: int, digest: str) -> TensorFile:
         raise CheckpointError(f"cannot read {path}: {fault.strerror or fault}") from None
     except SafetensorError as fault:
         raise CheckpointError(f"{path} is no safetensors file: {fault}") from None
+
+
+def _check_parts(bank: AdapterBank, name: str) -> None:
+    """Raise CheckpointError where a layer of which parts are adapted holds a value outside of them."""
+    for layer in bank.layers.values():
+        if bank.config.parts is not None and not torch.equal(layer.factors()["bank_b"], layer.bank()["bank_b"]):
+            raise CheckpointError(
+                f"layer {layer.name!r} of {name} has values outside of its parts {bank.config.parts}: train it again, or take parts out of "
+                f"its {CONFIG_FILE}"
+            )
 
 
 def _copy_tensors(bank: AdapterBank, tensors: Mapping[str, Tensor], name: str) -> None:

@@ -41,7 +41,14 @@ def collapse(checkpoint: AdapterCheckpoint, weights: Mapping[str, Tensor] | None
     mixed = dict(zip(banks, mix(list(banks.values()), used, [BANK_HEAD_DIMS[name] for _, name in banks]), strict=True))
     layers = {layer: _layer(checkpoint, layer, mixed) for layer in checkpoint.layers}
     modules = {module: checkpoint.state(module) for module in checkpoint.modules}
-    return PlainAdapter(layers, checkpoint.base, modules, name=checkpoint.name, heads=checkpoint.heads)
+    return PlainAdapter(
+        layers,
+        checkpoint.base,
+        modules,
+        name=checkpoint.name,
+        parts=checkpoint.config.parts,
+        heads=checkpoint.heads,
+    )
 
 
 def collapse_task(checkpoint: AdapterCheckpoint, task: str) -> PlainAdapter:

@@ -54,6 +54,7 @@ class PlainAdapter:
     digest    the same for adapters that hold the same, whatever they are called; "" where unknown
     run       the run that trained it, where there is one
     heads     what the outputs of the model stand for, where it has heads
+    parts     parts of its layers that it adapts (`AdapterConfig.parts`), where it is one bank's average or a task's mixture
     """
 
     layers: Mapping[str, AdapterLayer]
@@ -66,6 +67,7 @@ class PlainAdapter:
     digest: str = ""
     run: RunFolder | None = None
     heads: TaskHeads | None = None
+    parts: list[str] | None = None
 
     def __post_init__(self) -> None:
         self.shapes = self.shapes or {name: layer.shape for name, layer in self.layers.items()}
@@ -135,6 +137,7 @@ def describe_plain(plain: PlainAdapter, task: str = "merged") -> AdapterCheckpoi
         rank=rank,
         alpha=alpha,
         targets=list(plain.shapes),
+        parts=plain.parts,
         modules_to_save=list(plain.modules),
     )
     return AdapterCheckpoint(

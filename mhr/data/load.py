@@ -26,6 +26,7 @@ def load_tasks(
     max_train: int | None = None,
     limit_test: int = 100,
     definitions: bool = True,
+    definition_form: str = "plain",
     positives: int = 0,
     column_map: Mapping[str, str] | None = None,
     split_list: str | None = None,
@@ -43,6 +44,7 @@ def load_tasks(
     limit_test   at most this many evaluation examples a task, drawn by `seed`, each label by its share (`mhr.data.drawing`);
                  of Super-NaturalInstructions the first ones, as that benchmark defines
     definitions  Super-NaturalInstructions: put the task's definition before each input
+    definition_form  Super-NaturalInstructions: how the input follows it, one of `mhr.data.definition_forms.DEFINITION_FORMS`
     positives    Super-NaturalInstructions: put this many solved examples before each input
     column_map   rows: our column -> theirs, {"input": "question", "targets": "answers.text", "task": "subject"}
     split_list   Super-NaturalInstructions: folder of splits/ that says what is held out; None takes "default"
@@ -64,6 +66,7 @@ def load_tasks(
         subset,
         seed,
         None if template is None else read_templates(template),
+        definition_form,
     )
     faults = faults or Faults(on_bad_row=on_bad_row)
     reader_ = readers[reader or find_reader(str(path))]

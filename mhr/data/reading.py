@@ -26,6 +26,7 @@ class ReadOptions:
     subset: str | None = None
     seed: int = 0
     templates: Templates | None = None
+    definition_form: str = "plain"
 
     def __post_init__(self) -> None:
         for name in ("limit_test", "positives", "max_train"):

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mhr.data.definition_forms import after_definition
 from mhr.data.example import Example, Task, TaskCollection
 from mhr.data.faults import Faults, Notes, has_surrogate
 from mhr.data.opening import FileFault, read_text
@@ -33,7 +34,7 @@ def is_superni(path: str) -> bool:
     "superni",
     is_superni,
     "a Super-NaturalInstructions folder (tasks/*.json, splits)",
-    uses=("definitions", "positives", "split_list"),
+    uses=("definitions", "positives", "definition_form", "split_list"),
 )
 def read_superni(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:
     """One Task a file, training tasks first, each list in its own order."""
@@ -195,10 +196,10 @@ class _Prompt:
                 parts.append(f"Input: {example['input'].strip()}\nOutput: {example['output'].strip()}")
             else:
                 faults.add(file, 0, f"positive example {number} lacks a string as its input or output")
-        self.head = "\n\n".join(parts)
+        self.head, self.form = "\n\n".join(parts), options.definition_form
 
     def __call__(self, text: str) -> str:
-        return f"{self.head}\n\nInput: {text.strip()}\nOutput:" if self.head else text.strip()
+        return after_definition(self.form, self.head, text.strip())
 
 
 class _Lines:

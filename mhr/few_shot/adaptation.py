@@ -195,7 +195,13 @@ class _Work:
         whole = MODES[self.adaptation.mode].begins == BACKBONE
         optimization = few.optimization() | ({"lr": few.full_lr} if whole else {})
         train = dataclasses.replace(
-            config.train, **optimization, accumulation=1, switch_to_mu_at=None, anneal_to_mu=None, seed=seed
+            config.train,
+            **optimization,
+            accumulation=1,
+            switch_to_mu_at=None,
+            anneal_to_mu=None,
+            anneal_by=TrainConfig.anneal_by,
+            seed=seed,
         )
         return dataclasses.replace(config, train=train, adapt=dataclasses.replace(few, seeds=[seed]))
 

@@ -148,7 +148,7 @@ def check_mode(mode: str, config: RunConfig, run: str) -> str:
     settings does not allow."""
     mode = MODE_ALIASES.get(mode, mode)
     check_choice("mode", mode, tuple(MODES))
-    reason = refusal(mode, config.method, averaged=config.train.ends_in_mu)
+    reason = refusal(mode, config.method, averaged=config.ends_in_mu)
     if reason:
         raise ConfigError(f"mode is {mode!r}, but run {run} has method {config.method!r}: {reason}")
     return mode

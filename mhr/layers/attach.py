@@ -10,6 +10,7 @@ from mhr.config import AdapterConfig
 from mhr.errors import ConfigError, TargetError, nearest
 from mhr.layers.bank import AdapterBank, bank_of
 from mhr.layers.calls import unwrap_calls, wrap_calls, wrap_method
+from mhr.layers.fused import part_mask
 from mhr.layers.layouts import is_known, layout_of
 from mhr.layers.memory import check_size
 from mhr.layers.positions import split_relative_positions, undo_split_relative_positions
@@ -55,6 +56,9 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
             router = routers[config.method](config, bank.tasks, index=len(bank.groups))
             bank.add_router(group, router.to(**place(base)))
         layer = LAYERS[config.adapter](name, base, config, bank.groups[group], state)
+        if config.parts is not None:
+            assert isinstance(layer, RoutedLinear)
+            layer.keep_to(part_mask(model, name, config.parts, config.rank))
         layer.layout = layout_of(model, name)
         layer.doubtful = not is_known(model)
         # A layer that someone names in a model of their own may see [B, D]; one that was found in a block sees positions.

@@ -11,18 +11,24 @@ from mhr.routing import ParameterGroup
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float, router_lr: float, weight_decay: float, decaying: Collection[str]
+    model: nn.Module,
+    *,
+    lr: float,
+    router_lr: float,
+    weight_decay: float,
+    decaying: Collection[str],
+    router_weight_decay: float = 0.0,
 ) -> list[ParameterGroup]:
     """All that asks for a gradient in `model`, which may carry a bank, in its order within each group; none is empty.
 
     adapters    at `lr` with `weight_decay`: skills, modules that are trained whole, or, without a bank, the model
     undecayed   at `lr`: what is not among `decaying` (names of parameters: not biases and norms), and vectors of scalings, whose
                 neutral value is 1, which decay would pull off
-    routing     at `router_lr`: routing logits
+    routing     at `router_lr` with `router_weight_decay`: routing logits
     others      as a router says: see `Router.parameter_groups`
     """
     bank = getattr(model, "mhr", None)
-    routing = ParameterGroup("routing", [], router_lr)
+    routing = ParameterGroup("routing", [], router_lr, router_weight_decay)
     groups = {
         "adapters": ParameterGroup("adapters", [], lr, weight_decay),
         "undecayed": ParameterGroup("undecayed", [], lr),

@@ -96,7 +96,7 @@ class RoutedLayer(nn.Module, ABC):
 
     def skills_of(self, name: str) -> int:
         """Skills of the bank parameter `name`: one where all of them share it."""
-        shared = {"up": "_b", "down": "_a"}.get(self.config.share)
+        shared = {"up": "_b", "down": "_a"}.get(self.config.share or "none")
         return 1 if shared is not None and name.endswith(shared) else self.router.n_skills
 
     @property
@@ -207,10 +207,14 @@ class RoutedLayer(nn.Module, ABC):
             )
         return y
 
+    def factors(self) -> dict[str, Tensor]:
+        """The bank as it computes, by the names of its parameters."""
+        return dict(self.bank())
+
     def mixed(self, weights: Tensor | None) -> list[Tensor]:
         """The bank's parameters averaged by `weights` [U, H, S], heads joined: each [U, ...]; or, without weights, one row
         per skill."""
-        banks = list(self.bank().values())
+        banks = list(self.factors().values())
         if weights is None:
             return [bank.squeeze(0) for bank in banks]  # skills are drawn for one head only
         a, b = self.by_side(weights)

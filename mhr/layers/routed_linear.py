@@ -39,7 +39,21 @@ class RoutedLinear(RoutedLayer):
         super().__init__(name, base, config, router, state)
         self.check_heads(input=self.in_features, output=self.out_features)
         self.scaling = config.scaling
+        self.mask: Tensor | None
+        self.register_buffer("mask", None, persistent=False)
         self.reset()
+
+    def keep_to(self, mask: Tensor) -> None:
+        """Let factor B [R, O] be other than 0 only where `mask` is true: what is 0 elsewhere stays so, for it has no gradient there."""
+        rank, heads = self.config.rank, self.router.n_heads
+        by_head = mask.view(rank, heads, -1).transpose(0, 1)[:, None]  # [H, 1, R, O/H]
+        self.mask = by_head.to(self.bank_b)
+
+    def factors(self) -> dict[str, Tensor]:
+        bank = super().factors()
+        if self.mask is not None:
+            bank["bank_b"] = bank["bank_b"] * self.mask
+        return bank
 
     def fresh(self, name: str, n_skills: int) -> Tensor:
         heads, rank, fan_in = self.router.n_heads, self.config.rank, self.in_features
@@ -56,13 +70,14 @@ class RoutedLinear(RoutedLayer):
         base = self.base
         dropout = self.config.dropout if self.training else 0.0
         if not dropout and _is_plain(base):
+            bank = self.factors()
             a, b = self.by_side(self.one_hot() if weights is None else weights)
             return routed_linear(
                 x,
                 base.weight,
                 base.bias,
-                self.bank_a,
-                self.bank_b,
+                bank["bank_a"],
+                bank["bank_b"],
                 a,
                 rows,
                 self.scaling,

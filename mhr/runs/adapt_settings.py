@@ -24,13 +24,17 @@ class OptimizationConfig(Settings):
         16, "Examples per forward pass and process.", at_least=1, at_most=2**16, flag="--batch-size"
     )
     lr: float = setting(1e-3, "Learning rate of the adapters.", above=0, flag="--lr")
-    router_lr: float = setting(
-        0.1, "Learning rate of the routing logits, which have no weight decay.", above=0, flag="--router-lr"
-    )
+    router_lr: float = setting(0.1, "Learning rate of the routing logits.", above=0, flag="--router-lr")
     warmup: float = setting(
         0.06,
         "Warm-up steps of the learning rate; below 1, a fraction of all steps.",
         at_least=0,
+    )
+    scale_parameter: bool = setting(
+        False,
+        """Multiply the steps of adafactor by the root mean square of what is trained (at least 0.001). Routing logits begin near 0, so with it
+        they hardly move.""",
+        only={"optimizer": ("adafactor",)},
     )
     scheduler: str = setting(
         "linear",
@@ -81,6 +85,13 @@ class AdaptConfig(OptimizationConfig):
 
     batch_size: int = as_in(OptimizationConfig, "batch_size", 8, doc="Examples per optimizer step.")
     warmup: float = as_in(OptimizationConfig, "warmup", 0.06, flag=("--warmup",))
+    scale_parameter: bool | None = as_in(  # type: ignore[assignment]
+        OptimizationConfig,
+        "scale_parameter",
+        None,
+        doc="Whether adafactor multiplies its steps by the root mean square of what is trained. Unset: as in the run's training.",
+        only={"train.optimizer": ("adafactor",)},
+    )
     scheduler: str | None = as_in(  # type: ignore[assignment]
         OptimizationConfig,
         "scheduler",

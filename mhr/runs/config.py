@@ -25,8 +25,8 @@ from mhr.setting import Setting, check_setting, convert, expected, settings_of
 SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "train": TrainConfig, "adapt": AdaptConfig}
 
 
-LENGTH_OF_RUN = ("train.steps", "train.epochs")
-"""Of which a run has one."""
+COUNTED_TWICE = (("train.steps", "train.epochs"), ("train.eval_every", "train.eval_every_epochs"))
+"""Pairs of settings, in optimizer steps and in epochs, of each of which a run has one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ def load_config(
 
     A file may name its preset (`preset: t0`). `settings` are names of settings (lr=1e-3), with their section where that is
     `adapt` or where two sections have the same one ({"data.temperature": 4}); None leaves a setting as it is. `flags` are the
-    same by their full names, with where each was set. What belongs to a preset's method (`Setting.of_method`) is dropped where
-    another one is asked for, and its targets where bottlenecks, which have places of their own, take the place of LoRAs or the
-    other way round.
+    same by their full names, with where each was set. What belongs to the method of a preset or file (`Setting.of_method`) is
+    dropped where another one is asked for, and its targets where bottlenecks, which have places of their own, take the place of LoRAs or the
+    other way round; `adapter.parts` where the adapter is no LoRA.
 
     Raises ConfigError, naming where it was set and the key: a key that is unknown (the nearest is named) or given twice, a
     value of the wrong type or out of range.
@@ -83,28 +83,36 @@ def load_config(
             merged = {
                 key: value
                 for key, value in merged.items()
-                if not (key.startswith("adapter.") if without else _of_method(key))
+                if _typed_in(value) or not (key.startswith("adapter.") if without else _of_method(key))
             }
         if _has_bottlenecks(merged) != _has_bottlenecks({**merged, **layer}):
-            merged.pop("adapter.targets", None)
-        _drop_other_length(merged, layer)
+            merged = {key: value for key, value in merged.items() if key != "adapter.targets" or _typed_in(value)}
+        if _adapter_of({**merged, **layer}) != "lora":
+            merged = {key: value for key, value in merged.items() if key != "adapter.parts" or _typed_in(value)}
+        for pair in COUNTED_TWICE:
+            _drop_other(pair, merged, layer)
         merged.update(layer)
     return _build(merged)
 
 
-def _drop_other_length(merged: dict[str, Said], layer: Mapping[str, Said]) -> None:
+def _drop_other(pair: tuple[str, str], merged: dict[str, Said], layer: Mapping[str, Said]) -> None:
     """Epochs take the place of steps that a preset or file has, and the other way round. Raises ConfigError where both are said
     in one place, or both on the command line."""
-    said = {key: layer[key] for key in LENGTH_OF_RUN if key in layer and layer[key].value not in (None, "none")}
-    before = {key: one for key, one in merged.items() if key in LENGTH_OF_RUN and one.origin.startswith("-")}
+    said = {key: layer[key] for key in pair if key in layer and layer[key].value not in (None, "none")}
+    before = {key: one for key, one in merged.items() if key in pair and _typed_in(one)}
     if said and len(said | before) == 2:
-        steps, epochs = ((said | before)[key] for key in LENGTH_OF_RUN)
+        steps, epochs = ((said | before)[key] for key in pair)
         raise next(iter(said.values())).error(
-            f"train.epochs is {epochs.value} and train.steps is {steps.value}: give one of them"
+            f"{pair[1]} is {epochs.value} and {pair[0]} is {steps.value}: give one of them"
         )
-    for key in LENGTH_OF_RUN:
+    for key in pair:
         if said and key not in said:
             merged.pop(key, None)
+
+
+def _typed_in(one: Said) -> bool:
+    """Whether a value was given on the command line, by a flag or --set."""
+    return one.origin.startswith("-")
 
 
 def _of_method(key: str) -> bool:
@@ -112,9 +120,14 @@ def _of_method(key: str) -> bool:
 
 
 def _has_bottlenecks(said: Mapping[str, Said]) -> bool:
+    return _adapter_of(said) == "bottleneck"
+
+
+def _adapter_of(said: Mapping[str, Said]) -> str:
+    """The kind of adapter that these settings ask for."""
     method = METHODS.get(str(said["method"].value if "method" in said else RunConfig.method))
-    chosen = said["adapter.adapter"].value if "adapter.adapter" in said else None
-    return "bottleneck" in (chosen, method and method.adapter)
+    chosen = said["adapter.adapter"].value if "adapter.adapter" in said else AdapterConfig.adapter
+    return str((method and method.adapter) or chosen)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -122,6 +135,8 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     if config.train.epochs is not None:
         del values["train"]["steps"]
+    if config.train.eval_every_epochs is not None:
+        del values["train"]["eval_every"]
     if config.adapter is None:
         del values["adapter"]
     else:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mhr.config import MODEL_KINDS, AdapterConfig
 from mhr.data.chat_format import PLAIN, TRAIN_ON, ChatFormat, is_file
+from mhr.data.definition_forms import DEFINITION_FORMS
 from mhr.data.faults import ON_BAD_ROW
 from mhr.errors import ConfigError
 from mhr.loading import Loading
@@ -37,6 +39,8 @@ OPTIMIZERS = (
 REPORTERS = ("tensorboard", "wandb", "mlflow", "trackio")
 """Where a run can be reported to, by Trainer's names."""
 BEST_BY = ("loss", "score")
+ANNEALINGS = ("half", "quarter")
+AS_IT_IS, AS_AVERAGE = "bank", "mu"
 PRECISIONS = ("no", "bf16", "fp16")
 
 
@@ -68,6 +72,11 @@ class DataConfig(Settings):
         "Temperature of the temperature sampler: 1 is proportional, large values are nearly uniform.",
         above=0,
         only={"sampler": ("temperature",)},
+    )
+    max_train: int | None = setting(
+        None,
+        """Training examples of a task that are read, at most. Drawn by a fixed seed; the others are never trained on. Unset: all.""",
+        at_least=1,
     )
     max_per_task: int | None = setting(
         None,
@@ -104,6 +113,12 @@ class DataConfig(Settings):
     )
     definitions: bool = setting(
         True, "Begin an input with the definition of its task (Super-NaturalInstructions).", flag="--definitions"
+    )
+    definition_form: str = setting(
+        "plain",
+        """How an input follows the definition of its task: plain or published (Super-NaturalInstructions). plain: the definition, an empty
+        line, the input; published: "Task definition: ..." and "Now complete the following example -", without positives.""",
+        choices=DEFINITION_FORMS,
     )
     positives: int = setting(
         0, "Solved examples shown before an input (Super-NaturalInstructions).", at_least=0, flag="--positives"
@@ -165,6 +180,10 @@ class DataConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.definition_form == "published" and self.positives:
+            raise ConfigError(
+                f"positives is {self.positives}, but definition_form is 'published', which shows none: leave one of them out"
+            )
         self.chat  # noqa: B018  (refuses settings that do not fit each other)
 
     @property
@@ -194,14 +213,20 @@ class TrainConfig(OptimizationConfig):
     warmup: float = as_in(OptimizationConfig, "warmup", 0.06, flag=("--warmup",))
     optimizer: str = setting(
         "adamw",
-        f"""Optimizer, by its name in transformers.Trainer. adamw is adamw_torch; adafactor is without relative steps and parameter
-        scaling; the others are {", ".join(OPTIMIZERS[2:])}. Those with 8bit, paged, lion, ademamix and bnb need the package
+        f"""Optimizer, by its name in transformers.Trainer. adamw is adamw_torch; adafactor is without relative steps, and without parameter
+        scaling unless scale_parameter is set; the others are {", ".join(OPTIMIZERS[2:])}. Those with 8bit, paged, lion, ademamix and bnb need the package
         bitsandbytes, {" and ".join(TORCHAO_OPTIMIZERS)} torchao. Routing logits keep states of 32 bits.""",
         choices=OPTIMIZERS,
         flag="--optimizer",
     )
     weight_decay: float = setting(
         0.0, "Weight decay of the adapters (of all weights but biases and norms with method full).", at_least=0
+    )
+    router_weight_decay: float = setting(
+        0.0,
+        """Weight decay of the routing logits. With adamw 0.01 was published for SuperNI and CrossFit; without any, routing can saturate
+        in runs of tens of thousands of steps.""",
+        at_least=0,
     )
     clip: float = setting(1.0, "Maximum gradient norm, of all parameters together; 0 does not clip.", at_least=0)
     label_smoothing: float = setting(
@@ -224,6 +249,12 @@ class TrainConfig(OptimizationConfig):
         at_least=1,
         flag="--anneal-to-mu",
         metavar="STEPS",
+    )
+    anneal_by: str = setting(
+        "half",
+        """Cosine by which routing is annealed over N steps: half or quarter. After k of them the share of the uniform weights is half:
+        (1 - cos(pi k / N)) / 2, which ends as gently as it begins; quarter: 1 - cos(pi k / 2N), as published.""",
+        choices=ANNEALINGS,
     )
     consistency: float | None = setting(
         None,
@@ -273,6 +304,12 @@ class TrainConfig(OptimizationConfig):
         at_least=1,
         flag="--eval-rows",
     )
+    eval_every_epochs: float | None = setting(
+        None,
+        """Epochs between two validations, in place of eval_every: 1 validates after each. An epoch is counted as for epochs.""",
+        above=0,
+        flag="--eval-every-epochs",
+    )
     early_stopping: int | None = setting(
         None,
         "Validations without a better one after which training ends. Unset: all steps are trained.",
@@ -313,23 +350,36 @@ class TrainConfig(OptimizationConfig):
                 raise ConfigError(f"{name} is {value}, but the run has {self.steps} steps: use fewer, or more steps")
         if self.switch_to_mu_at is not None and self.anneal_to_mu is not None:
             raise ConfigError("anneal_to_mu and switch_to_mu_at are both given: leave one out")
+        if self.anneal_by != type(self).anneal_by and self.anneal_to_mu is None:
+            raise ConfigError(
+                f"anneal_by is {self.anneal_by!r}, but nothing is annealed: set anneal_to_mu, or leave it out"
+            )
 
     def lasting(self, draws: int, processes: int = 1) -> TrainConfig:
-        """These settings with steps in place of `epochs`, where those are given: enough for that many epochs of `draws`
-        examples. Raises ConfigError for an anneal_to_mu or switch_to_mu_at that is beyond them."""
-        if self.epochs is None:
-            return self
-        per_step = self.batch_size * self.accumulation * processes
-        # Rounding of the product is no reason for a step: 0.1 * 30 is a little above 3.
-        steps = max(math.ceil(round(self.epochs * draws / per_step, 9)), 1)
-        return replace(self, steps=steps, epochs=None)
+        """These settings with steps in place of `epochs` and `eval_every_epochs`, where those are given: enough for that many
+        epochs of `draws` examples. Raises ConfigError for an anneal_to_mu or switch_to_mu_at that is beyond them."""
+
+        def steps_of(epochs: float) -> int:
+            # Rounding of the product is no reason for a step: 0.1 * 30 is a little above 3.
+            return max(math.ceil(round(epochs * draws / (self.batch_size * self.accumulation * processes), 9)), 1)
+
+        known: dict[str, Any] = {}
+        if self.epochs is not None:
+            known |= {"steps": steps_of(self.epochs), "epochs": None}
+        if self.eval_every_epochs is not None:
+            known |= {"eval_every": steps_of(self.eval_every_epochs), "eval_every_epochs": None}
+        return replace(self, **known) if known else self
 
     def _check_validation(self) -> None:
         """Raise ConfigError for settings of a validation that there is none of, and that do not go with an end in an average."""
         for name in ("eval_rows", "early_stopping", "keep_best", "best_by"):
             value = getattr(self, name)
-            if value and not self.eval_every:
+            if value and not self.validates:
                 raise ConfigError(f"{name} is {value!r}, but nothing is validated: set eval_every, or leave it out")
+        if self.eval_every and self.eval_every_epochs is not None:
+            raise ConfigError(
+                f"eval_every_epochs is {self.eval_every_epochs:g}, and eval_every is {self.eval_every}: give one of them"
+            )
         if self.best_by is not None and not (self.keep_best or self.early_stopping):
             raise ConfigError(
                 f"best_by is {self.best_by!r}, but nothing depends on the best validation: set keep_best or early_stopping, or leave it out"
@@ -340,6 +390,11 @@ class TrainConfig(OptimizationConfig):
                     f"{name} is {getattr(self, name)!r}, but the run ends as the average of its skills (switch_to_mu_at, "
                     "anneal_to_mu), which no earlier step is: leave one out"
                 )
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validations on the way."""
+        return bool(self.eval_every) or self.eval_every_epochs is not None
 
     @property
     def ends_in_mu(self) -> bool:
@@ -405,6 +460,17 @@ class RunConfig(Settings):
         metavar="FOLDER",
     )
 
+    continue_from: str | None = setting(
+        None, "Finished run whose adapter is trained on, with a new optimizer and schedule. Unset: none."
+    )
+    continue_as: str | None = setting(
+        None,
+        """What goes on of that run: bank (the adapter as it is), or mu: the average of its skills, one adapter for all tasks, for
+        zero-shot use.""",
+        choices=(AS_IT_IS, AS_AVERAGE),
+        switches={"--continue-as-mu": AS_AVERAGE},
+    )
+
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
@@ -425,14 +491,36 @@ class RunConfig(Settings):
             raise ConfigError(
                 f"adapter does not fit method {self.method!r}: expected AdapterConfig with {method.fixed}"
             )
-        if self.train.ends_in_mu and (self.adapter is None or not self.adapter.routing.needs_tasks):
-            name = "anneal_to_mu" if self.train.switch_to_mu_at is None else "switch_to_mu_at"
+        self._check_continued()
+        if self.ends_in_mu and (self.adapter is None or not self.adapter.routing.needs_tasks):
+            name = "train.anneal_to_mu" if self.train.switch_to_mu_at is None else "train.switch_to_mu_at"
+            name = "continue_as 'mu'" if self.continue_as == AS_AVERAGE else name
             fitting = [row.name for row in METHODS.values() if row.routing and ROUTING_METHODS[row.routing].needs_tasks]
             raise ConfigError(
-                f"train.{name} is given, but method {self.method!r} routes no skills by task, so there is nothing to average: "
+                f"{name} is given, but method {self.method!r} routes no skills by task, so there is nothing to average: "
                 f"use it with {', '.join(fitting[:-1])} or {fitting[-1]}"
             )
         self._check_consistency()
+
+    @property
+    def ends_in_mu(self) -> bool:
+        """Whether the result is the average of the bank, one adapter for all tasks."""
+        return self.train.ends_in_mu or self.continue_as == AS_AVERAGE
+
+    def _check_continued(self) -> None:
+        if self.continue_from is None:
+            if self.continue_as is not None:
+                raise ConfigError(
+                    f"continue_as is {self.continue_as!r}, but no run is named: mhr pretrain RUN --continue-as-mu"
+                )
+            return
+        self.continue_as = self.continue_as or AS_IT_IS
+        if self.init_skills:
+            raise ConfigError("init_skills is given, but the run begins with the skills of another: leave it out")
+        if self.continue_as == AS_AVERAGE and self.train.ends_in_mu:
+            raise ConfigError(
+                "continue_as is 'mu', which begins as the average: leave switch_to_mu_at and anneal_to_mu out"
+            )
 
     def _check_consistency(self) -> None:
         weight = self.train.consistency
@@ -458,4 +546,12 @@ def with_chat_template(config: RunConfig) -> RunConfig:
 def paths_read(config: RunConfig) -> list[str | None]:
     """What a run with these settings reads: paths, and names of what is no path."""
     chat = config.data.chat_template if is_file(config.data.chat_template) else None
-    return [config.model, config.tasks, config.data.template, chat, config.data.split_list, *(config.init_skills or ())]
+    return [
+        config.model,
+        config.tasks,
+        config.data.template,
+        chat,
+        config.data.split_list,
+        config.continue_from,
+        *(config.init_skills or ()),
+    ]

@@ -17,7 +17,9 @@ def read_tasks(path: str, data: DataConfig, *, quiet: bool = False) -> TaskColle
     """The collection at `path`, read as `data` says. The notes of its reader are logged, unless `quiet`."""
     collection = load_tasks(
         path,
+        max_train=data.max_train,
         definitions=data.definitions,
+        definition_form=data.definition_form,
         positives=data.positives,
         column_map=data.column_map,
         split_list=data.split_list,

@@ -13,13 +13,18 @@ from mhr.data.load import find_reader
 from mhr.data.reading import readers
 from mhr.methods import METHODS, ROUTING_METHODS
 from mhr.runs.config import Said, all_settings
-from mhr.runs.settings import RunConfig
+from mhr.runs.settings import AS_AVERAGE, RunConfig
 
 
 def refuse_unused(said: Mapping[str, Said], config: RunConfig) -> None:
     """Raise ConfigError for a setting of `said`, by its full name, that has no effect on a run with the settings `config`."""
     for key, one in said.items():
-        why = _by_reader(key, config.tasks) or _by_method(key, config.method) or _by_others(key, config)
+        why = (
+            _by_average(key, config)
+            or _by_reader(key, config.tasks)
+            or _by_method(key, config.method)
+            or _by_others(key, config)
+        )
         if why:
             raise one.error(f"{key} has no effect {why}")
 
@@ -32,23 +37,31 @@ def _by_reader(key: str, tasks: str) -> str:
     return f"on {tasks}: it is for {' or '.join(reader.layout for reader in users)}; leave it out"
 
 
+def _by_average(key: str, config: RunConfig) -> str:
+    if config.continue_as == AS_AVERAGE and key in ("train.router_lr", "train.router_weight_decay"):
+        return "on one adapter for all tasks: leave it out"
+    return ""
+
+
 def _by_method(key: str, method: str) -> str:
     section, _, name = key.rpartition(".")
     if section not in ("adapter", "train", "adapt") or name not in _idle(method):
         return ""
-    fitting = [other for other in METHODS if name not in _idle(other)]
+    with_it = [other for other, row in METHODS.items() if section != "adapter" or row.routing]
+    fitting = [other for other in with_it if name not in _idle(other)]
     return f"with method {method!r}: leave it out, or use method {', '.join(fitting[:-1])} or {fitting[-1]}"
 
 
 def _idle(method: str) -> tuple[str, ...]:
     routing = METHODS[method].routing
-    return ("router_lr",) if routing is None else ROUTING_METHODS[routing].idle
+    return ("router_lr", "router_weight_decay") if routing is None else ROUTING_METHODS[routing].idle
 
 
 def _by_others(key: str, config: RunConfig) -> str:
     section = key.partition(".")[0]
     for other, values in all_settings()[key][1].only.items():
-        found = getattr(getattr(config, section), other)
+        home, _, name = (other if "." in other else f"{section}.{other}").partition(".")
+        found = getattr(getattr(config, home), name)
         if found not in values:
-            return f"with {section}.{other} {found}: leave it out, or set {section}.{other} to {' or '.join(values)}"
+            return f"with {home}.{name} {found}: leave it out, or set {home}.{name} to {' or '.join(values)}"
     return ""

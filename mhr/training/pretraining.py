@@ -29,6 +29,7 @@ from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig, paths_read, with_chat_template
 from mhr.runs.tasks import read_tasks
 from mhr.task_heads import RANK
+from mhr.training.continuing import attach_source, run_continued
 from mhr.training.feeding import make_feed
 from mhr.training.masters import check_masters, train_whole
 from mhr.training.optimizers import check_optimizer
@@ -78,6 +79,7 @@ def pretrain(
     check_precision(config.train.precision)
     check_optimizer(config.train.optimizer)
     reporters = reporting(config.train.report_to)
+    source = run_continued(config)
     RunFolder.check(output, overwrite=overwrite, resume=resume, reads=paths_read(config))
     set_seed(config.train.seed)
     model, tokenizer = load_backbone(config.model, config.kind, Loading.of(config), config.head)
@@ -89,7 +91,7 @@ def pretrain(
     if kind == "encoder":
         heads = take_heads(model, heads)
     drawn = untrained_modules(model)
-    held = hold_validation(tasks, kind, config.train, heads) if config.train.eval_every else None
+    held = hold_validation(tasks, kind, config.train, heads) if config.train.validates else None
     tasks = tasks if held is None else held.tasks
     examples = ExampleDataset(tasks)
     targets: list[str] = []
@@ -115,7 +117,10 @@ def pretrain(
     if config.adapter is None:
         train_whole(model)
     else:
-        targets = attach(model, config.adapter, list(tasks)).notes
+        if source is None:
+            targets = attach(model, config.adapter, list(tasks)).notes
+        else:
+            targets = [attach_source(model, source, config, list(tasks))]
         check_masters(model)
         if config.init_skills and not (resume and newest_complete(RunFolder(output, {}).checkpoints)[0]):
             seed_bank(model, config.init_skills)
@@ -199,11 +204,12 @@ def save_result(
 ) -> None:
     """Write what was trained: the adapter, its average where the run ended in that, or the whole model where there is none.
     step: after which it is; None: after all steps of the settings."""
-    train = run.config().train
-    info: dict[str, Any] = {"run": run.path.name, "step": train.steps if step is None else step}
-    if train.ends_in_mu:
+    config = run.config()
+    info: dict[str, Any] = {"run": run.path.name, "step": config.train.steps if step is None else step}
+    if config.ends_in_mu:
+        assert config.adapter is not None
         checkpoint = checkpoint_of(model, base)
-        info["average_of"] = checkpoint.config.to_dict()
+        info["average_of"] = config.adapter.to_dict()
         write_adapter(replace(plain_checkpoint(collapse(checkpoint, None)), info=info), run.adapter)
         return
     if hasattr(model, "mhr"):

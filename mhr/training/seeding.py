@@ -30,6 +30,10 @@ def seed_bank(model: nn.Module, folders: Sequence[str]) -> None:
     Raises MergeError, or CheckpointError for another base model, for what does not fit; the bank is then as it was.
     """
     bank = bank_of(model)
+    if bank.config.parts is not None:
+        raise MergeError(
+            f"init_skills cannot start skills of parts of a layer (parts {bank.config.parts}): leave one out"
+        )
     sources = [_open(path) for folder in folders for path in find_adapters(folder)]
     _check(bank, sources)
     for source in sources:
@@ -53,7 +57,8 @@ def _check(bank: AdapterBank, sources: Sequence[PlainAdapter]) -> None:
     config = bank.config
     if config.share != "none":
         raise MergeError(
-            f"init_skills cannot start skills that share a projection (share {config.share!r}): leave one out"
+            f"init_skills cannot start skills that share a projection (share {config.share!r}): use --share-none, or leave "
+            "init_skills out"
         )
     for source in sources:
         if source.kind != config.adapter:

@@ -290,9 +290,12 @@ class RoutedTrainer(Trainer):
                 lr=self.config.lr,
                 router_lr=self.config.router_lr,
                 weight_decay=self.config.weight_decay,
+                router_weight_decay=self.config.router_weight_decay,
                 decaying=set(self.get_decay_parameter_names(self.model)),
             )
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if "scale_parameter" in settings:
+                settings["scale_parameter"] = self.config.scale_parameter
             self.optimizer = optimizer([group.to_optimizer() for group in groups], **settings)
             keep_wide_states(self.optimizer, self.model)
         return self.optimizer

@@ -95,7 +95,8 @@ def hold_validation(tasks: TaskCollection, kind: str, train: TrainConfig, heads:
         f"{len(without)} tasks have none, such as {without[0]!r}" if without else "",
     ]
     total = sum(map(len, examples.values()))
-    note = f"validation every {train.eval_every} steps on {total} examples: {'; '.join(filter(None, parts))}"
+    often = f"{train.eval_every} steps" if train.eval_every else f"{train.eval_every_epochs:g} epochs"
+    note = f"validation every {often} on {total} examples: {'; '.join(filter(None, parts))}"
     return Held(tasks.of(kept), examples, note)
 
 

@@ -99,6 +99,22 @@ def test_routing_is_read_without_a_model(method, granularity):
         torch.testing.assert_close(weights[group].to(expected.dtype), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("share", [None, "none", "up"])
+def test_an_adapter_shares_what_it_was_stored_with(share: str | None, tmp_path: Path) -> None:
+    """One without the setting shares nothing, though a new bank does."""
+    model = tiny_model("t5")
+    attach(model, AdapterConfig(method="adamix", n_skills=3, share=share or "none"), TASKS)
+    folder = save_adapter(model, tmp_path / "adapter", base="tiny")
+    if share is None:
+        config = json.loads((folder / CONFIG_FILE).read_text())["config"]
+        del config["share"]
+        edit(folder, config=config)
+    read = read_adapter(folder)
+    assert read.config.share == (share or "none")
+    layer = next(iter(load_adapter(folder, tiny_model("t5")).layers.values()))
+    assert (layer.bank_a.shape[1], layer.bank_b.shape[1]) == (3, 1 if share == "up" else 3)
+
+
 def test_a_folder_keeps_its_other_files_and_takes_a_new_checkpoint(saved):
     (saved / "trainer_state.json").write_text("{}")
     model = tiny_model("t5")

@@ -17,7 +17,7 @@ FEW = ("--tasks", "builtin:skills", "--task", "rev-upper", "--limit", "8", "--me
 @pytest.fixture(scope="module", params=["adamix", "adamix-lora"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / request.param
-    succeed("pretrain", *SMALL, "--method", request.param, "--share-up", "--consistency", "5", "--output", folder)
+    succeed("pretrain", *SMALL, "--method", request.param, "--consistency", "5", "--output", folder)
     return folder
 
 
@@ -33,6 +33,16 @@ def test_a_run_is_told_by_inspect_and_merges_to_the_average(run: Path, tmp_path:
     assert (config.method, config.n_skills, config.adapter) == ("shared", 1, told["adapter"])
     scores = [json.loads(succeed("evaluate", path, *FEW).stdout)["tasks"] for path in (run, tmp_path / "merged")]
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("how", [("--share-none",), ("--set", "adapter.share=none")])
+def test_sharing_nothing_has_to_be_asked_for_and_is_kept(how: tuple[str, ...], tmp_path: Path) -> None:
+    succeed("pretrain", *SMALL, "--method", "adamix-lora", *how, "--output", tmp_path / "run")
+    succeed("pretrain", "--config", tmp_path / "run" / "config.yaml", "--output", tmp_path / "again")
+    for name in ("run", "again"):
+        read = read_adapter(tmp_path / name / "adapter")
+        assert read.config.share == "none"
+        assert {t.shape[1] for key, t in read.tensors.items() if "bank_" in key} == {2}
 
 
 def test_modules_may_be_drawn_to_compare(run: Path, tmp_path: Path) -> None:
@@ -72,6 +82,10 @@ def test_poly_routes_bottlenecks(tmp_path: Path) -> None:
         (("--method", "adamix", "--share-up", "--share-down"), "--share-up and --share-down are both given"),
         (("--method", "adamix", "--n-skills", "1"), "adapter.n_skills is 1"),
         (("--method", "mhr", "--share-up"), "--share-up: adapter.share is 'up', but mhr routes lora as a whole"),
+        (
+            ("--method", "mhr", "--share-none"),
+            "--share-none: adapter.share has no effect with method 'mhr': leave it out, or use method adamix or adamix-lora",
+        ),
         (("--method", "mhr", "--consistency", "1"), "train.consistency is 1.0, but method 'mhr' draws no skills"),
         (("--method", "adamix", "--consistency", "nan"), "--consistency: train.consistency is nan"),
         (

@@ -247,6 +247,9 @@ def test_a_cache_folder_that_cannot_be_written(output: Path, rows: Path, monkeyp
         ("data.split_list=abc", "on {rows}: it is for a Super-NaturalInstructions folder"),
         ("data.positives=3", "on {rows}: it is for a Super-NaturalInstructions folder"),
         ("data.definitions=false", "on {rows}: it is for a Super-NaturalInstructions folder"),
+        ("data.definition_form=published", "on {rows}: it is for a Super-NaturalInstructions folder"),
+        ("train.scale_parameter=true", "with train.optimizer adamw: leave it out, or set train.optimizer to adafactor"),
+        ("adapt.scale_parameter=true", "with train.optimizer adamw: leave it out, or set train.optimizer to adafactor"),
         ("data.temperature=3", "with data.sampler proportional: leave it out, or set data.sampler to temperature"),
         (
             "adapter.temperature=2",
@@ -265,7 +268,12 @@ def test_settings_that_the_reader_or_another_setting_leaves_idle(output: Path, r
         *[("lora", one) for one in ("--n-heads 4", "--router-lr 0.5")],
         *[
             ("lora", f"--set {one}")
-            for one in ("adapter.temperature=2", "adapter.granularity=block", "adapt.router_lr=1")
+            for one in (
+                "adapter.temperature=2",
+                "train.router_weight_decay=1",
+                "adapter.granularity=block",
+                "adapt.router_lr=1",
+            )
         ],
         *[(method, "--n-heads 4") for method in ("private", "uniform", "ia3")],
         *[(method, "--router-lr 0.5") for method in ("private", "uniform", "random", "hash", "adamix", "full")],

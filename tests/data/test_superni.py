@@ -51,6 +51,13 @@ def test_prompts(superni: SuperNI):
     assert load_tasks(root, positives=2).notes == ["a (1): fewer positive examples than the 2 asked for"]
 
 
+def test_the_published_prompt(superni: SuperNI):
+    root = superni({"a": instances(1)})
+    published = "Task definition: Answer a.\nNow complete the following example -\nInput: question 0\nOutput:"
+    assert load_tasks(root, definition_form="published")["a"].test[0].input == published
+    assert load_tasks(root, definition_form="published", definitions=False)["a"].test[0].input == "question 0"
+
+
 def test_few_distinct_outputs_are_a_label_set(superni: SuperNI):
     free = [{"id": f"y-{i}", "input": "q", "output": [f"answer {i}"]} for i in range(40)]
     tasks = load_tasks(superni({"a": instances(40), "b": free}))

@@ -198,8 +198,9 @@ def test_settings_that_do_not_go_together(settings: dict[str, Any], said: str) -
         AdapterConfig(**{"method": "adamix", "adapter": "bottleneck", **settings})
 
 
-def test_loras_begin_as_copies_and_come_apart() -> None:
-    model, bank = adapted("gpt2", adapter="lora", dropout=0.1, alpha=32.0)
+@pytest.mark.parametrize("share", ["none", "up", "down"])
+def test_loras_begin_as_copies_and_come_apart(share: str) -> None:
+    model, bank = adapted("gpt2", adapter="lora", dropout=0.1, alpha=32.0, share=share)
     for layer in bank.layers.values():
         layer.reset()
         assert (layer.bank_a == layer.bank_a[:, :1]).all()
@@ -212,4 +213,23 @@ def test_loras_begin_as_copies_and_come_apart() -> None:
         model(**random_batch(model), task_ids=IDS).loss.backward()
         optimizer.step()
     layer = next(iter(bank.layers.values()))
-    assert not torch.allclose(layer.bank_b[0, 0], layer.bank_b[0, 1])
+    for name, shared in (("bank_a", share == "down"), ("bank_b", share == "up")):
+        factors = getattr(layer, name)
+        assert factors.shape[1] == (1 if shared else 4)
+        if not shared:
+            assert not torch.allclose(factors[0, 0], factors[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({"adapter": "bottleneck"}, "up"),
+        ({"adapter": "lora"}, "up"),
+        ({"adapter": "ia3"}, "none"),
+        ({"adapter": "lora", "share": "none"}, "none"),
+        ({"adapter": "lora", "share": "down"}, "down"),
+        ({"method": "mhr"}, "none"),
+    ],
+)
+def test_what_is_drawn_shares_the_up_projection_unless_told(settings: dict[str, Any], share: str) -> None:
+    assert AdapterConfig(**{"method": "adamix", **settings}).share == share

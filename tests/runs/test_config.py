@@ -88,6 +88,24 @@ def test_epochs_become_steps_by_what_a_step_draws() -> None:
         load_config(epochs=3, batch_size=8, anneal_to_mu=31).train.lasting(80)
 
 
+def test_validations_may_be_counted_in_epochs(tmp_path: Path) -> None:
+    train = load_config(epochs=3, batch_size=4, accumulation=2, eval_every_epochs=1, keep_best=True).train
+    assert (train.eval_every, train.validates) == (0, True)
+    found = train.lasting(81)
+    assert (found.steps, found.eval_every, found.eval_every_epochs) == (31, 11, None)
+    assert train.lasting(81, processes=2).eval_every == 6
+    assert replace(train, eval_every_epochs=0.5).lasting(80).eval_every == 5
+    assert load_config(steps=100, batch_size=8, eval_every_epochs=1).train.lasting(80).eval_every == 10
+    config = load_config(eval_every_epochs=2)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    assert load_config(tmp_path / "config.yaml", eval_every=7).train.eval_every_epochs is None
+    with pytest.raises(ConfigError, match="eval_every_epochs is 1, and eval_every is 5: give one of them"):
+        TrainConfig(eval_every=5, eval_every_epochs=1)
+    with pytest.raises(ConfigError, match="--set: train.eval_every_epochs is 1 and train.eval_every is 5: give one"):
+        load_config(overrides=["train.eval_every=5", "train.eval_every_epochs=1"])
+
+
 def test_both_epochs_and_steps_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("train: {epochs: 2, steps: 1000}\n")
@@ -106,6 +124,25 @@ def test_another_method_drops_what_belonged_to_the_preset_s() -> None:
     assert load_config(preset="superni", method="lora").adapter.noise == "off"
     assert load_config(preset="superni", method="lora").adapter.rank == 16
     assert load_config(preset="t0", method="full").adapter is None
+
+
+def test_what_set_says_does_not_leave_with_the_method_of_the_preset() -> None:
+    """The flag --method is read after --set, and is not to take back what was asked for beside it."""
+    config = load_config(preset="t0", overrides=["adapter.n_skills=3", "adapter.targets=[q]"], method="adamix-lora")
+    assert (config.adapter.n_skills, config.adapter.targets) == (3, ["q"])
+    assert load_config(overrides=["adapter.targets=[wo]"], method="adamix").adapter.targets == ["wo"]
+    with pytest.raises(ConfigError, match="--set: adapter.n_heads is 4, but poly has 1 head"):
+        load_config(preset="t0", overrides=["adapter.n_heads=4"], method="poly")
+
+
+def test_sharing_is_up_for_what_is_drawn_and_none_means_none(tmp_path: Path) -> None:
+    for method, share in (("adamix", "up"), ("adamix-lora", "up"), ("mhr", "none"), ("private", "none")):
+        assert load_config(method=method).adapter.share == share
+        assert load_config(method=method, overrides=["adapter.share=null"]).adapter.share == share
+    config = load_config(method="adamix", overrides=["adapter.share=none"])
+    assert config.adapter.share == "none"
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
 
 
 def test_values_are_converted() -> None:
@@ -189,3 +226,8 @@ def test_the_dump_is_plain_yaml() -> None:
     values = yaml.safe_load(dump_config(load_config(preset="t0")))
     assert values["adapter"]["n_heads"] == 64
     assert "method" not in values["adapter"]
+
+
+def test_the_published_definition_form_shows_no_positives() -> None:
+    with pytest.raises(ConfigError, match="positives is 2, but definition_form is 'published', which shows none"):
+        load_config(overrides=["data.positives=2", "data.definition_form=published"])

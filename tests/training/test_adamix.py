@@ -31,7 +31,8 @@ def numbers(run: RunFolder) -> list[tuple[float, float | None]]:
 
 @pytest.mark.parametrize("method", ["adamix", "adamix-lora"])
 def test_a_step_has_two_passes_with_different_draws(method: str, settings: Make, tmp_path: Path) -> None:
-    trainer = trainer_for(settings(method=method, steps=3, batch_size=4, accumulation=2), tmp_path)
+    steps = 5
+    trainer = trainer_for(settings(method=method, steps=steps, batch_size=4, accumulation=2), tmp_path)
     drawn: list[list[int]] = []
     bank = trainer.bank
     make = bank.for_batch
@@ -43,17 +44,18 @@ def test_a_step_has_two_passes_with_different_draws(method: str, settings: Make,
 
     bank.for_batch = for_batch  # type: ignore[method-assign]
     trainer.fit()
-    assert len(drawn) == 3 * 2 * 2
-    steps = [drawn[i : i + 4] for i in range(0, 12, 4)]
-    for first, second, again, once_more in steps:
+    assert len(drawn) == steps * 2 * 2
+    by_step = [drawn[i : i + 4] for i in range(0, steps * 4, 4)]
+    for first, second, again, once_more in by_step:
         assert first != second
         assert (again, once_more) == (first, second)  # the other batch of the same update
-    assert len({str(s) for s in steps}) == 3
+    assert len({str(s) for s in by_step}) == steps
     records = trainer.run.metrics()
     assert all(record["consistency"] >= 0 for record in records)
-    # LoRAs begin as copies of one, so the passes of the first step agree.
-    assert (records[0]["consistency"] < 1e-9) == (method == "adamix-lora")
-    assert records[-1]["consistency"] > 1e-9
+    # LoRAs begin as copies of one, so the passes of the first step agree. With B shared they do for two steps more: the warm-up
+    # begins at rate 0, and while B is 0 it alone has a gradient.
+    agree = [record["consistency"] < 1e-9 for record in records]
+    assert agree == [method == "adamix-lora"] * 3 + [False] * 2
     assert trainer.run.info["consistency"] == {"weight": 100.0, "squared_difference": []}
 
 
@@ -172,29 +174,13 @@ def test_settings_that_do_not_go_together(flags: dict[str, Any], said: str, sett
     assert "\n" not in str(caught.value)
 
 
-def test_preset_values_are_those_of_the_paper() -> None:
-    large, base, e2e = (load_config(preset=name) for name in ("glue-adamix", "glue-adamix-bert", "e2e-adamix"))
-    for config, model, width, lr in ((large, "roberta-large", 16, 3e-4), (base, "bert-base-uncased", 48, 4e-4)):
-        assert (config.model, config.method, config.adapter.rank, config.adapter.n_skills) == (
-            model,
-            "adamix",
-            width,
-            4,
-        )
-        train = config.train
-        assert (train.lr, train.weight_decay, train.batch_size, train.warmup) == (lr, 0.1, 64, 0.06)
-        assert (train.consistency, config.data.max_input_length) == (1, 128)
-        assert (config.adapt.shots, len(config.adapt.seeds)) == (30, 5)
-    assert (e2e.model, e2e.method, e2e.train.consistency) == ("gpt2-medium", "adamix-lora", 100)
-    lora = e2e.adapter
-    assert (lora.n_skills, lora.rank, lora.alpha, lora.dropout) == (8, 4, 32, 0.1)
-
-
 def test_what_belongs_to_another_method_or_adapter_leaves_with_it() -> None:
     lora = load_config(preset="glue-adamix", method="lora")
     assert (lora.adapter.n_skills, lora.adapter.rank, lora.train.consistency) == (1, 16, None)
     other = load_config(preset="e2e-adamix", method="adamix").adapter
-    assert (other.targets, other.dropout, other.n_skills) == (None, 0.0, 4)
+    assert (other.targets, other.parts, other.dropout, other.n_skills) == (None, None, 0.0, 4)
+    plain = load_config(preset="e2e-adamix", method="lora").adapter
+    assert (plain.targets, plain.parts) == (["attn.c_attn"], ["q", "v"])
     assert load_config(preset="superni", adapter="bottleneck").adapter.targets is None
     assert load_config(preset="superni", adapter="bottleneck", targets=["wo"]).adapter.targets == ["wo"]
     assert load_config(preset="superni", method="lora").adapter.targets == ["q", "k", "v", "o"]

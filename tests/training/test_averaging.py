@@ -37,6 +37,11 @@ def test_the_share_of_the_average_over_a_run() -> None:
     assert found == pytest.approx(expected)
     assert found[-1] == 1
     assert share_of_average(TrainConfig(steps=6), 5) == 0
+    published = TrainConfig(steps=8, anneal_to_mu=6, anneal_by="quarter")
+    found = [share_of_average(published, step) for step in range(8)]
+    by_hand = [0, 0, 0.03407417, 0.13397460, 0.29289322, 0.5, 0.74118095, 1]  # 1 - cos(15, 30, ... 90 degrees)
+    assert found == pytest.approx(by_hand, abs=1e-8)
+    assert found[-1] == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -122,6 +127,7 @@ def test_the_result_is_one_adapter_for_all_tasks(settings: Make, tmp_path: Path,
         ({"switch_to_mu_at": 10, "steps": 10}, "switch_to_mu_at is 10, but the run has 10 steps"),
         ({"anneal_to_mu": 11, "steps": 10}, "anneal_to_mu is 11, but the run has 10 steps"),
         ({"anneal_to_mu": 0}, "anneal_to_mu is 0"),
+        ({"anneal_by": "quarter"}, "anneal_by is 'quarter', but nothing is annealed: set anneal_to_mu"),
         ({"anneal_to_mu": 2, "switch_to_mu_at": 2}, "are both given"),
         ({"switch_to_mu_at": 2, "method": "lora"}, "method 'lora' routes no skills by task"),
         ({"anneal_to_mu": 2, "method": "full"}, "method 'full' routes no skills by task"),

@@ -69,6 +69,22 @@ def test_adamw_and_adafactor_mean_what_they_did(settings: Make, tmp_path: Path) 
     assert not adafactor.defaults["scale_parameter"]
 
 
+def test_adafactor_scales_its_steps_by_what_is_trained_where_asked(settings: Make, tmp_path: Path) -> None:
+    """The first step of a factored second moment is as large as the rate, times max(0.001, root mean square)."""
+    for scaled, size in ((False, 0.1), (True, 0.1 * 0.02)):
+        config = settings(method="poly", optimizer="adafactor", lr=0.1, **{"train.scale_parameter": scaled})
+        trainer = trainer_for(config, tmp_path / str(scaled))
+        optimizer = trainer.create_optimizer()
+        assert optimizer.defaults["scale_parameter"] is scaled
+        bank = next(iter(trainer.bank.layers.values())).bank_a
+        with torch.no_grad():
+            bank.fill_(0.02)
+        bank.grad = torch.ones_like(bank)
+        before = bank.detach().clone()
+        optimizer.step()
+        torch.testing.assert_close(before - bank.detach(), torch.full_like(before, size), rtol=1e-3, atol=1e-6)
+
+
 def test_every_name_is_one_of_trainer_s() -> None:
     from transformers.training_args import OptimizerNames
 

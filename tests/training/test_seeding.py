@@ -178,6 +178,6 @@ def test_folders_that_cannot_be_used(tmp_path):
 def test_a_shared_projection_has_no_place_for_skills_of_their_own(tmp_path):
     theirs("t5", tmp_path / "lora")
     model = tiny_model("t5")
-    attach(model, AdapterConfig(method="adamix", targets=TARGETS["t5"], rank=4, share="up"), TASKS)
-    with pytest.raises(MergeError, match="cannot start skills that share a projection .share 'up'."):
+    attach(model, AdapterConfig(method="adamix", targets=TARGETS["t5"], rank=4), TASKS)
+    with pytest.raises(MergeError, match="cannot start skills that share a projection .share 'up'.: use --share-none"):
         seed_bank(model, [str(tmp_path / "lora")])

@@ -63,6 +63,20 @@ def test_routing_has_its_own_learning_rate_and_no_decay(settings: Make, tmp_path
     assert set(map(id, groups["adapters"]["params"])) == set(map(id, bank.adapter_parameters()))
 
 
+def test_routing_decays_where_that_is_asked_for(settings: Make, tmp_path: Path) -> None:
+    """As published for SuperNI and CrossFit; one step of AdamW at rate 0.1 with decay 0.5 and without a gradient keeps 95%."""
+    trainer = trainer_for(settings(router_lr=0.1, router_weight_decay=0.5), tmp_path)
+    optimizer = trainer.create_optimizer()
+    groups = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert groups == {"adapters": 0.0, "routing": 0.5}
+    before = [p.detach().clone() for p in trainer.bank.router_parameters()]
+    for p in trainer.bank.router_parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for p, was in zip(trainer.bank.router_parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), 0.95 * was)
+
+
 @pytest.mark.parametrize(("method", "decayed"), [("ia3", False), ("lora", True)])
 def test_vectors_of_scalings_do_not_decay(settings: Make, tmp_path: Path, method: str, decayed: bool) -> None:
     trainer = trainer_for(settings(method=method, weight_decay=0.01), tmp_path)
