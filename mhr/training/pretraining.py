@@ -120,7 +120,7 @@ def pretrain(
         if source is None:
             targets = attach(model, config.adapter, list(tasks)).notes
         else:
-            targets = [attach_source(model, source, config, list(tasks))]
+            targets = [attach_source(model, source, config, list(tasks), heads)]
         check_masters(model)
         if config.init_skills and not (resume and newest_complete(RunFolder(output, {}).checkpoints)[0]):
             seed_bank(model, config.init_skills)
