@@ -40,7 +40,9 @@ from mhr.runs.run import RUN_FILE, RunFolder
 from mhr.runs.settings import RunConfig, TrainConfig
 from mhr.task_heads import RANK, TaskHeads
 from mhr.training.peak import peak_memory
-from mhr.training.pretraining import count_parameters, fit, save_result
+from mhr.training.preparing import count_parameters
+from mhr.training.pretraining import fit
+from mhr.training.results import save_result
 from mhr.training.trainer import RoutedTrainer
 from mhr.training.watch import ProgressBar
 

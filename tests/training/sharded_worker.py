@@ -15,13 +15,13 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from mhr.runs import load_config
-from mhr.training import pretrain, pretraining, trainer
+from mhr.training import preparing, pretrain, trainer
 from mhr.training.signals import Interrupted
 
 torch.set_num_threads(1)
 jobs = json.loads(Path(sys.argv[1]).read_text("utf-8"))
 job: dict[str, Any] = {}
-step, load = trainer.RoutedTrainer.training_step, pretraining.load_backbone
+step, load = trainer.RoutedTrainer.training_step, preparing.load_backbone
 
 
 def training_step(self: trainer.RoutedTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +40,7 @@ def load_backbone(*args: Any, **kwargs: Any) -> Any:
 
 
 trainer.RoutedTrainer.training_step = training_step  # type: ignore[method-assign]
-pretraining.load_backbone = load_backbone
+preparing.load_backbone = load_backbone
 for job in jobs:
     try:
         pretrain(load_config(job["config"]), job["output"], resume=job.get("resume", False), progress=False)

@@ -18,7 +18,7 @@ from mhr.layers import attach
 from mhr.runs import RunFolder
 from mhr.runs.config import dump_config
 from mhr.runs.settings import RunConfig
-from mhr.training import pretrain, pretraining, sharding
+from mhr.training import preparing, pretrain, sharding
 from mhr.training.processes import FSDP, check_precision, processes
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
@@ -60,7 +60,7 @@ def same_metrics(a: RunFolder, b: RunFolder) -> None:
 def test_two_processes_with_a_sharded_base_give_what_one_gives(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = pretraining.load_backbone
+    load = preparing.load_backbone
     common: dict[str, Any] = {"steps": 3, "save_every": 2}
     work(
         [
@@ -77,7 +77,7 @@ def test_two_processes_with_a_sharded_base_give_what_one_gives(
         with monkeypatch.context() as patch:
             if name == "bfloat16":
                 patch.setattr(
-                    pretraining, "load_backbone", lambda *a, **k: (load(*a, **k)[0].bfloat16(), load(*a, **k)[1])
+                    preparing, "load_backbone", lambda *a, **k: (load(*a, **k)[0].bfloat16(), load(*a, **k)[1])
                 )
             alone = pretrain(settings(**how, **common, batch_size=8), str(tmp_path / f"one-{name}"), progress=False)
         both = RunFolder.open(tmp_path / f"two-{name}")
@@ -160,7 +160,7 @@ def test_what_cannot_be_sharded_is_refused_before_anything_is_loaded(
         setattr(config, name, value)
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(pretraining, "load_backbone", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(preparing, "load_backbone", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(ConfigError) as refused:
         pretrain(config, str(tmp_path / "run"), progress=False)
     assert message in str(refused.value)

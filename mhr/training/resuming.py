@@ -1,0 +1,78 @@
+"""The folder of a run that begins or goes on, and what a run may be resumed with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import PartialState
+
+from mhr.errors import MhrError, TrainingError
+from mhr.files import held_in
+from mhr.runs.checkpoints import newest_complete, step_of
+from mhr.runs.config import flat, to_dict
+from mhr.runs.run import RunFolder
+from mhr.runs.settings import RunConfig
+from mhr.task_heads import RANK
+from mhr.training.processes import raise_together
+
+# Settings that a resumed run may change, because they do not decide what it computes.
+FREE = {
+    *("train.save_every", "train.keep_checkpoints", "train.log_every", "train.report_to", "train.fsdp"),
+    *("data.workers", "data.cache", "adapt"),
+}
+
+
+def open_run(
+    config: RunConfig, output: str, state: PartialState, resume: bool, overwrite: bool
+) -> tuple[RunFolder, Path | None]:
+    """The run folder, made by the main process, and the checkpoint to go on from."""
+    state.wait_for_everyone()
+    error = None
+    if state.is_main_process:
+        try:
+            run = RunFolder.create(output, overwrite=overwrite, resume=resume)
+            if run.info:
+                _check_same(config, run, state.num_processes)
+        except MhrError as refused:
+            error = refused
+    raise_together(error)
+    if not state.is_main_process:
+        run = RunFolder.open(output) if resume else RunFolder(output, {})
+    if not run.info or run.status == "done":
+        return run, None
+    checkpoint, skipped = newest_complete(run.checkpoints)
+    if state.is_main_process:
+        run.forget_after(0 if checkpoint is None else step_of(checkpoint))
+        run.write(skipped=skipped, resumed_from=None if checkpoint is None else checkpoint.name)
+    return run, checkpoint
+
+
+def as_begun(config: RunConfig, output: str) -> RunConfig:
+    """The settings with the head of the run that is resumed, where they leave it open: earlier releases always ranked."""
+    ranked = config.head == "auto" and held_in(output) and RunFolder.open(output).config().head == RANK
+    return replace(config, head=RANK) if ranked else config
+
+
+def _check_same(config: RunConfig, run: RunFolder, n_processes: int) -> None:
+    """Raise TrainingError where a run is resumed with settings that it was not started with. With another number of processes its
+    global batch has to be the same, in whichever parts."""
+    before, now = flat(to_dict(run.config())), flat(to_dict(config))
+    free = FREE
+    n_before = run.info["processes"]
+    if n_processes != n_before:
+        each, each_now = (s["train.batch_size"] * s["train.accumulation"] for s in (before, now))
+        total = run.info.get("global_batch", each * n_before)
+        if each_now * n_processes != total:
+            raise TrainingError(
+                f"run {run.path} has a global batch of {total} examples, and {n_processes} processes with batch_size x "
+                f"accumulation = {each_now} make {each_now * n_processes}: set them so that the product of the three stays {total}"
+            )
+        free = FREE | {"train.batch_size", "train.accumulation"}
+    for key in sorted(before.keys() | now.keys()):
+        if key in free or key.partition(".")[0] in free or before.get(key) == now.get(key):
+            continue
+        raise TrainingError(
+            f"run {run.path} was started with {key} = {before.get(key)!r}, not {now.get(key)!r}: resume it with its own "
+            f"settings (--config {run.path / 'config.yaml'}) or choose another output folder"
+        )
