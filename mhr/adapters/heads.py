@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -37,25 +37,47 @@ def is_output(module: str, key: str, layer: str) -> bool:
     return f"{module}.{key}".rpartition(".")[0] == layer
 
 
-def joined_heads(heads: Iterable[TaskHeads | None]) -> TaskHeads | None:
-    """The heads of adapters that are merged, whose output layers are averaged: those of the first, with the tasks of all.
+def joined_heads(heads: Sequence[TaskHeads | None]) -> TaskHeads | None:
+    """The heads of adapters that are merged: where all are for the same tasks, those of each, whose rows are averaged; where no two are
+    for the same task, all of them one behind the other, none averaged.
 
-    Raises ValueError where they stand for different classes.
+    Raises ValueError where it is neither, or where some have heads and others none.
     """
-    first, *others = heads
-    for other in others:
-        if (first is None) != (other is None) or (
-            first and other and (first.heads, first.layer) != (other.heads, other.layer)
-        ):
-            raise ValueError(f"{_said(first)}, and {_said(other)}")
-    if first is None:
+    present = [own for own in heads if own is not None]
+    if not present:
         return None
-    tasks = dict(first.tasks)
-    for other in others:
-        assert other is not None
-        tasks |= {task: number for task, number in other.tasks.items() if task not in tasks}
-    return dataclasses.replace(first, tasks=tasks)
+    first = present[0]
+    if len(present) < len(heads):
+        raise ValueError("some have heads, and others have none")
+    if all((own.heads, own.tasks, own.layer) == (first.heads, first.tasks, first.layer) for own in present):
+        return first
+    if not _are_apart(present):
+        told = "; ".join(f"{', '.join(own.tasks)}: {', '.join(map(str, own.heads))}" for own in present)
+        raise ValueError(f"their heads are neither for the same tasks and classes nor all for different tasks ({told})")
+    tasks: dict[str, int] = {}
+    before = 0
+    for own in present:
+        tasks |= {task: before + number for task, number in own.tasks.items()}
+        before += len(own.heads)
+    return dataclasses.replace(first, heads=tuple(head for own in present for head in own.heads), tasks=tasks)
 
 
-def _said(heads: TaskHeads | None) -> str:
-    return "none" if heads is None else "; ".join(map(str, heads.heads))
+def stand_apart(heads: Sequence[TaskHeads | None]) -> bool:
+    """Whether the heads of several adapters are kept one behind the other when these are merged."""
+    present = [own for own in heads if own is not None]
+    return len(present) > 1 and _are_apart(present)
+
+
+def _are_apart(heads: Sequence[TaskHeads]) -> bool:
+    tasks = [task for own in heads for task in own.tasks]
+    return len(set(tasks)) == len(tasks) and len({own.layer for own in heads}) == 1
+
+
+def without_outputs(
+    states: Mapping[str, Mapping[str, tuple[int, ...]]], layer: str
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shapes of modules, with 0 for the outputs of the output layer, however many it has."""
+    return {
+        name: {key: (0, *shape[1:]) if is_output(name, key, layer) else tuple(shape) for key, shape in state.items()}
+        for name, state in states.items()
+    }

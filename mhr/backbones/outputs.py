@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from mhr.errors import CheckpointError, ConfigError
@@ -86,6 +86,34 @@ def set_heads(model: PreTrainedModel, heads: TaskHeads | None) -> TaskHeads | No
     named = None if heads is None else replace(heads, layer=name)
     _say_outputs(model, named)
     return named
+
+
+def carry_heads(model: PreTrainedModel, heads: TaskHeads) -> TaskHeads:
+    """`set_heads`, each head with the values of the one that the model has for its task and classes; others are fresh."""
+    before = heads_of(model)
+    layer = model.get_submodule(output_layer(model))
+    held = {key: parameter.detach().clone() for key, parameter in layer.named_parameters()}
+    named = set_heads(model, heads)
+    assert named is not None
+    if before is not None:
+        fill_heads(model, named, before, held)
+    return named
+
+
+@torch.no_grad()
+def fill_heads(model: nn.Module, heads: TaskHeads, before: TaskHeads, held: Mapping[str, Tensor]) -> None:
+    """Give each head of the model the values that `held`, an output layer's weight and bias for the heads `before`, has for its task
+    and its classes, or through a shared head for these; one without stays as it is."""
+    layer = model.get_submodule(heads.layer)
+    for number, head in enumerate(heads.heads):
+        task = next(task for task, own in heads.tasks.items() if own == number)
+        source = before.find(task, head.labels)
+        if source is None or not before.heads[source].alike(head):
+            continue
+        rows, labels = before.outputs(source), before.heads[source].labels
+        order = [rows[labels.index(label)] for label in head.labels] or list(rows)
+        for key, parameter in layer.named_parameters():
+            parameter[list(heads.outputs(number))] = held[key][order].to(parameter)
 
 
 def take_heads(model: PreTrainedModel, heads: TaskHeads | None) -> TaskHeads | None:

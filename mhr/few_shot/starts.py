@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.adapters import attach_plain, collapse, load_adapter, read_adapter
-from mhr.backbones import heads_of, load_backbone, set_heads
+from mhr.backbones import fill_heads, heads_of, load_backbone, set_heads
 from mhr.checks import check_choice
 from mhr.errors import ConfigError
 from mhr.layers import AdapterBank, attach
@@ -70,16 +70,12 @@ class Start:
             return None
         heads = set_heads(self.model, heads)
         assert heads is not None
-        layer = self.model.get_submodule(heads.layer)
-        source = None if self.heads is None else self.heads.find(task, heads.heads[0].labels)
-        prefix = f"modules.{heads.layer}." if self.bank is not None else f"{heads.layer}."
-        for key, parameter in layer.named_parameters():
+        for parameter in self.model.get_submodule(heads.layer).parameters():
             parameter.requires_grad_(True)
-            if self.heads is not None and source is not None and self.heads.heads[source].alike(heads.heads[0]):
-                held, rows = self.heads.heads[source], self.heads.outputs(source)
-                order = [rows[held.labels.index(label)] for label in heads.heads[0].labels] or list(rows)
-                with torch.no_grad():
-                    parameter.copy_(self.first[prefix + key][order])
+        if self.heads is not None:
+            prefix = f"modules.{heads.layer}." if self.bank is not None else f"{heads.layer}."
+            held = {key.removeprefix(prefix): t for key, t in self.first.items() if key.startswith(prefix)}
+            fill_heads(self.model, heads, self.heads, held)
         return heads.layer
 
     def snapshot(self) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mhr.adapters.base import BaseModel, same_base
-from mhr.adapters.heads import joined_heads
+from mhr.adapters.heads import joined_heads, stand_apart, without_outputs
 from mhr.adapters.layer import ADAPTER_LAYERS, Sizes
 from mhr.adapters.peft_modules import check_opens
 from mhr.adapters.plain import PlainAdapter
@@ -26,11 +26,10 @@ def check_sources(sources: Sequence[PlainAdapter], space: str, base: str | None 
         for source in sources:
             check_opens(source, own)
     try:
-        joined_heads(source.heads for source in sources)
+        joined_heads([source.heads for source in sources])
     except ValueError as fault:
-        raise MergeError(
-            f"the inputs have heads of different kinds or classes, which no average is one of: {fault}"
-        ) from None
+        raise MergeError(f"the heads of the inputs cannot be merged: {fault}") from None
+    apart = one.heads.layer if one.heads is not None and stand_apart([source.heads for source in sources]) else ""
     for other in sources[1:]:
         if one.kind != other.kind:
             raise MergeError(
@@ -49,7 +48,7 @@ def check_sources(sources: Sequence[PlainAdapter], space: str, base: str | None 
                 )
         for layer in one.shapes:
             _check_layer(layer, one, other, space)
-        if one.states != other.states:
+        if without_outputs(one.states, apart) != without_outputs(other.states, apart):
             raise MergeError(
                 f"{one.name} stores {_told(one)}, {other.name} {_told(other)}: expected the same modules of the same shapes"
             )

@@ -9,7 +9,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from mhr.adapters.heads import joined_heads
+from mhr.adapters.heads import is_output, joined_heads, stand_apart
 from mhr.adapters.layer import AdapterLayer, LoraFactors, Shape
 from mhr.adapters.plain import Lazy, PlainAdapter
 from mhr.adapters.refactor import Loss, refactor_dense, refactor_sum
@@ -43,14 +43,17 @@ class Merging:
         self.used = [i for i, w in enumerate(combination.weights) if w > 0 or combination.tensors]
         self.errors: dict[str, Loss] = {}
         self.shapes = {layer: self._shape(layer) for layer in first.shapes}
+        every = [source.heads for source in sources]
+        self.heads = joined_heads(every)
+        self.apart = self.heads.layer if self.heads is not None and stand_apart(every) else ""
         self.adapter = PlainAdapter(
             layers=Lazy(self.shapes, self._layer),
             base=next((s.base for s in sources if s.base.fingerprint), first.base),
             modules=Lazy(first.states, self._module),
             shapes=self.shapes,
-            states=first.states,
+            states={name: {key: self._size(name, key) for key in state} for name, state in first.states.items()},
             name="the merged adapter",
-            heads=joined_heads(source.heads for source in sources),
+            heads=self.heads,
         )
 
     def _layer(self, name: str) -> AdapterLayer:
@@ -70,8 +73,18 @@ class Merging:
         return first.with_tensors(merged)
 
     def _module(self, name: str) -> dict[str, Tensor]:
-        states = [self.sources[i].modules[name] for i in self.used]
-        return {key: self._merge_state(f"{name}.{key}", [s[key] for s in states]) for key in states[0]}
+        every = [source.modules[name] for source in self.sources]
+        states = [every[i] for i in self.used]
+        return {
+            key: torch.cat([s[key] for s in every])  # heads of tasks of their own, which no average is one of
+            if is_output(name, key, self.apart)
+            else self._merge_state(f"{name}.{key}", [s[key] for s in states])
+            for key in states[0]
+        }
+
+    def _size(self, module: str, key: str) -> tuple[int, ...]:
+        sizes = [tuple(source.states[module][key]) for source in self.sources]
+        return (sum(s[0] for s in sizes), *sizes[0][1:]) if is_output(module, key, self.apart) else sizes[0]
 
     @property
     def loss(self) -> Loss:

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from mhr.adapters import attach_checkpoint, collapse, plain_checkpoint, read_adapter
+from mhr.backbones import carry_heads
 from mhr.errors import ConfigError, TaskError
 from mhr.runs.config import differences
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import AS_AVERAGE, RunConfig
+from mhr.task_heads import TaskHeads
 
 
 def run_continued(config: RunConfig) -> RunFolder | None:
@@ -45,14 +47,22 @@ def run_continued(config: RunConfig) -> RunFolder | None:
     return run
 
 
-def attach_source(model: PreTrainedModel, run: RunFolder, config: RunConfig, tasks: Sequence[str]) -> str:
+def attach_source(
+    model: PreTrainedModel, run: RunFolder, config: RunConfig, tasks: Sequence[str], heads: TaskHeads | None
+) -> str:
     """Attach the adapter of `run`, or one plain adapter with the factors averaged over its skills, for these tasks; returns a
-    line for the notes. Raises TaskError for tasks that its routing does not know, CheckpointError for another base model."""
+    line for the notes. heads: of these tasks, which go on with the values that the run has for them; others are fresh. Raises TaskError for tasks that its routing does not know, CheckpointError for another base model."""
     checkpoint = read_adapter(run.adapter)
     assert config.adapter is not None
+    if (heads is None) != (checkpoint.heads is None):
+        ours, theirs = ("ranks choices" if own is None else "has heads" for own in (heads, checkpoint.heads))
+        raise ConfigError(
+            f"head is {config.head!r}, with which this run {ours}, but run {run.path} {theirs}: go on with the head that it has"
+        )
     if config.continue_as == AS_AVERAGE:
         n_skills = checkpoint.config.skills_for(len(checkpoint.tasks))
         attach_checkpoint(plain_checkpoint(collapse(checkpoint, None)), model).set_tasks(tasks)
+        _carry(model, heads)
         return f"begins with the average of the skills of {run.path}, S = {n_skills}"
     if config.adapter.routing.needs_tasks:
         unknown = [task for task in tasks if task not in checkpoint.tasks]
@@ -62,4 +72,10 @@ def attach_source(model: PreTrainedModel, run: RunFolder, config: RunConfig, tas
                 "routing goes on as it is: leave the task out, or use --continue-as-mu"
             )
     attach_checkpoint(checkpoint, model).set_tasks(tasks)
+    _carry(model, heads)
     return f"begins with the adapter of {run.path}"
+
+
+def _carry(model: PreTrainedModel, heads: TaskHeads | None) -> None:
+    if heads is not None:
+        carry_heads(model, heads)

@@ -109,7 +109,7 @@ def prepare(
         if source is None:
             targets = attach(model, config.adapter, list(tasks)).notes
         else:
-            targets = [attach_source(model, source, config, list(tasks))]
+            targets = [attach_source(model, source, config, list(tasks), heads)]
         check_masters(model)
         if config.init_skills and seeded:
             seed_bank(model, config.init_skills)

@@ -107,10 +107,19 @@ def test_the_average_of_the_skills_keeps_every_head(run: Path, tmp_path: Path) -
 
 
 def test_heads_of_different_classes_are_not_averaged(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(MergeError, match="heads of different kinds or classes"):
-        merge([run, run], method="uniform", task=["two", "three"], output=tmp_path / "no")
-    merged = merge([run, run], method="uniform", task=["two", "two"], output=tmp_path / "same")
-    assert read_adapter(merged).heads is not None
+    """Each task keeps its head, whatever becomes of the adapters; a head of one task is averaged over its adapters."""
+    whole = read_adapter(run / "adapter").tensors["modules.classifier.weight"]
+    apart = read_adapter(merge([run, run], method="uniform", task=["three", "two"], output=tmp_path / "apart"))
+    assert apart.heads is not None
+    assert apart.heads.tasks == {"three": 0, "two": 1}
+    torch.testing.assert_close(apart.tensors["modules.classifier.weight"], whole[[2, 3, 4, 0, 1]])
+    said = score(tmp_path / "apart", tasks=str(tmp_path / "tasks.jsonl"), names=["two", "three"], progress=False)
+    assert {p.task: len(p.choices) for p in said.predictions} == {"two": 2, "three": 3}
+    same = read_adapter(merge([run, run], method="uniform", task=["two", "two"], output=tmp_path / "same"))
+    torch.testing.assert_close(same.tensors["modules.classifier.weight"], whole[:2])
+    with pytest.raises(MergeError, match="neither for the same tasks and classes nor all for different tasks"):
+        merge([run, run, run], method="uniform", task=["two", "three", "two"], output=tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_run_that_trains_the_whole_model_keeps_its_heads(recipe: Recipe, tmp_path: Path) -> None:

@@ -109,3 +109,25 @@ def test_validation_scores_classes_and_measures_numbers(recipe: Recipe, tmp_path
     found = run.validations()[4]
     assert set(found["losses"]) == {"two", "number", "pick"}
     assert set(found["scores"]) == {"two", "pick"}
+
+
+@pytest.mark.parametrize("continue_as", [None, "mu"])
+def test_a_run_that_goes_on_keeps_the_heads_of_its_tasks(
+    continue_as: str | None, recipe: Recipe, tmp_path: Path
+) -> None:
+    first = pretrain(recipe("two", "three", "number"), str(tmp_path / "first"), progress=False)
+    before = read_adapter(first.adapter)
+    assert before.heads is not None
+    known = ("number", "three") if continue_as is None else ("number", "three", "two-more")
+    more = {"continue_from": str(first.path), "steps": 1, "lr": 1e-9}
+    more |= {} if continue_as is None else {"continue_as": continue_as}
+    run = pretrain(recipe(*known, **more), str(tmp_path / "run"), progress=False)
+    after = read_adapter(run.adapter)
+    assert after.heads is not None
+    assert set(after.heads.tasks) == set(known)
+    for task in ("number", "three"):
+        held, now = (
+            each.tensors["modules.classifier.weight"][list(each.heads.outputs(each.heads.tasks[task]))]
+            for each in (before, after)
+        )
+        torch.testing.assert_close(now, held, rtol=0, atol=1e-6)
