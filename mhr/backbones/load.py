@@ -41,7 +41,8 @@ def load_backbone(
 
     name_or_path       what `source_of` knows: a built-in name, a local folder, a GGUF file, or a hub id
     kind               one of MODEL_KINDS; None takes what the configuration says, see `kind_of_config`. An "encoder" is loaded with a
-                       sequence-classification head: of one output, or of those that its configuration names heads for
+                       sequence-classification head: of one output, or of those that its configuration names heads for; a "masked" one
+                       with its masked-LM head, which the checkpoint has to hold
     head               what the setting `head` asks for: "classify" and "regress" make an "encoder" of a model whose kind is not given
     loading            dtype, quantisation, attention, devices, revision, and whether code that the checkpoint brings is run, which
                        nothing that a checkpoint says switches on. None: float32, one device, no code
@@ -101,6 +102,11 @@ def load_backbone(
     model.__dict__["mhr_untrained"] = sorted({key.rpartition(".")[0] for key in [*found["missing_keys"], *other_head]})
     if heads is not None:
         name_outputs(model.config, heads)
+    if kind == "masked" and model.mhr_untrained:
+        raise MhrError(
+            f"model {name!r} holds no masked-LM head ({model.mhr_untrained[0]!r} is missing), and one drawn at random would say nothing at a "
+            "mask: choose a checkpoint of a masked language model such as BERT or RoBERTa, or another head"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if kind == "encoder" and kind_of_config(config) != "encoder":

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from mhr.data import Task, TaskCollection
 from mhr.data.collators import CausalCollator, Collator
+from mhr.data.example import Example
 from mhr.data.labels import check_answers, task_head
+from mhr.data.mask_tokens import without_mask
 from mhr.errors import ConfigError, DataError
 from mhr.objectives.objective import make_objective, objective_of
 from mhr.runs.settings import DataConfig
@@ -93,10 +96,20 @@ def describe_head(kind: str, heads: TaskHeads | None) -> Any:
     return RANK if heads is None else heads.to_json()
 
 
+def mask_fault(kind: str, examples: Sequence[Example]) -> str | None:
+    """Why a kind of model and the prompt of a task do not go together, or None: a mask is what a masked language model answers at,
+    and it alone."""
+    if kind == "masked":
+        return next((f"it {reason}" for reason in map(without_mask, examples) if reason), None)
+    if any(example.pieces for example in examples):
+        return "its prompt has {mask}, which only a masked language model answers at: use --head mlm, or leave {mask} out"
+    return None
+
+
 def _unusable(task: Task, kind: str, data: DataConfig, head: str) -> str | None:
     if not task.train:
         return "it has no training examples"
-    reason = _without_head(task, head) if kind == "encoder" else None
+    reason = mask_fault(kind, task.train) or (_without_head(task, head) if kind == "encoder" else None)
     if reason:
         return reason
     most = max(len(example.choices) for example in task.train)

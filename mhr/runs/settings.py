@@ -10,6 +10,7 @@ from mhr.config import MODEL_KINDS, AdapterConfig
 from mhr.data.chat_format import PLAIN, TRAIN_ON, ChatFormat, is_file
 from mhr.data.definition_forms import DEFINITION_FORMS
 from mhr.data.faults import ON_BAD_ROW
+from mhr.data.templates import given_templates
 from mhr.errors import ConfigError
 from mhr.loading import Loading
 from mhr.methods import METHODS, ROUTING_METHODS, listed
@@ -159,6 +160,20 @@ class DataConfig(Settings):
         flag="--template",
         metavar="FILE",
     )
+    prompt: str | None = setting(
+        None,
+        """Prompt of all tasks, as `input` of a template: "{sentence} It was {mask}.". {input}, {task} and the columns of a row are its
+        fields; {mask}, once, is where a masked language model answers. Unset: as template says.""",
+        flag="--prompt",
+        metavar="TEXT",
+    )
+    verbalizers: dict[str, str] = setting(
+        {},
+        """Words that stand for the labels: negative=terrible,positive=great. With {mask} in the prompt each is one token. Unset: the
+        labels themselves.""",
+        flag="--verbalizers",
+        metavar="LABEL=WORD,...",
+    )
     chat_template: str | None = setting(
         None,
         """Chat template of a decoder: auto (its tokenizer's own), none, a name (chatml) or a Jinja file. All of these but none render
@@ -185,6 +200,13 @@ class DataConfig(Settings):
                 f"positives is {self.positives}, but definition_form is 'published', which shows none: leave one of them out"
             )
         self.chat  # noqa: B018  (refuses settings that do not fit each other)
+        if self.prompt is not None or self.verbalizers:
+            if self.template is not None:
+                raise ConfigError(
+                    f"template is {self.template!r}, and {'prompt' if self.prompt is not None else 'verbalizers'} is given, which a "
+                    "template has itself: leave one out"
+                )
+            given_templates(self.prompt, self.verbalizers)  # refuses what has no meaning
 
     @property
     def chat(self) -> ChatFormat:
