@@ -119,7 +119,9 @@ def make_masked_tokenizer(family: str, words: str, offsets: bool = True) -> PreT
         )
         tokenizer.train_from_iterator([f"x {words}"] * 9, trainer)
     ids = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=ids)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=ids
+    )
     return (PreTrainedTokenizerFast if offsets else WithoutOffsets)(
         tokenizer_object=tokenizer,
         pad_token="<pad>",

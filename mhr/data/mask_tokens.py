@@ -44,7 +44,9 @@ def check_mask_token(tokenizer: PreTrainedTokenizerBase) -> None:
 def without_mask(example: Example) -> str | None:
     """Why a masked language model cannot answer an example, or None."""
     if not example.pieces:
-        return "has no {mask} in its input, where a masked language model answers: give --prompt with one, or a template"
+        return (
+            "has no {mask} in its input, where a masked language model answers: give --prompt with one, or a template"
+        )
     if not example.choices:
         return "has no choices, whose words a masked language model answers with: give --verbalizers"
     return None

@@ -102,7 +102,9 @@ def mask_fault(kind: str, examples: Sequence[Example]) -> str | None:
     if kind == "masked":
         return next((f"it {reason}" for reason in map(without_mask, examples) if reason), None)
     if any(example.pieces for example in examples):
-        return "its prompt has {mask}, which only a masked language model answers at: use --head mlm, or leave {mask} out"
+        return (
+            "its prompt has {mask}, which only a masked language model answers at: use --head mlm, or leave {mask} out"
+        )
     return None
 
 
