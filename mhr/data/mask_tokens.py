@@ -4,7 +4,7 @@ A word's token is the one that it is in running text at that place: behind a spa
 GPT-2's "Ġgreat", SentencePiece's "▁great"), at the beginning of a text or behind a bracket the one without. Directly behind a
 field it is a new word, as behind a space.
 
-A row that is too long loses the ends of its fields, the longest first, and nothing else: neither mask nor template.
+A row that is too long has its fields truncated at their ends, the longest first, and nothing else: neither mask nor template.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class _Encoder:
         return kept(_last_true(fits, 1, most))
 
     def _ends(self, text: str) -> list[int]:
-        """Where a text may be cut: behind its tokens, or behind any character where the tokenizer does not tell."""
+        """Where a text may be truncated: behind its tokens, or behind any character where the tokenizer does not tell."""
         if not self.tokenizer.is_fast:
             return list(range(1, len(text) + 1))
         spans = tokenise(self.tokenizer, text=[text], add_special_tokens=False, return_offsets_mapping=True)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from mhr.data import Example, TaskCollection
 from mhr.data.collators import Batch, Collator
 from mhr.data.mask_collator import MaskedCollator
-from mhr.data.mask_tokens import masked_lengths
+from mhr.data.mask_tokens import encode_masked, masked_lengths
 from mhr.objectives.heads import States, states_at
 from mhr.objectives.objective import Distributions, Objective, PassLosses, model_inputs, objectives
 from mhr.objectives.ranking import choice_losses, pad_choices
@@ -62,8 +62,10 @@ def word_scores(model: nn.Module, inputs: Batch, places: Tensor, words: Tensor, 
 
 
 def check_words(collator: Collator, tasks: TaskCollection) -> None:
-    """Raise DataError, before anything is trained, where a word of a task cannot be said at a mask."""
+    """Raise DataError, before anything is trained, where a word of a task cannot be said at a mask, or where a prompt leaves no room
+    for the task's longest input."""
     if isinstance(collator, MaskedCollator):
         for task in tasks.values():
             for example in task.train:
                 collator.words(example)
+            encode_masked(collator.tokenizer, [max(task.train, key=lambda e: len(e.input))], collator.max_input_length)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModel, PeftModel
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel, ElectraConfig, ElectraForPreTraining
 
 from mhr.adapters import load_checkpoint
@@ -54,7 +54,20 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(base: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / base.name
-    asked = ("--model", base, "--kind", "masked", "--tasks", rows, *WORDED, *SMALL, "--eval-every", "2", "--output", folder)
+    asked = (
+        "--model",
+        base,
+        "--kind",
+        "masked",
+        "--tasks",
+        rows,
+        *WORDED,
+        *SMALL,
+        "--eval-every",
+        "2",
+        "--output",
+        folder,
+    )
     succeed("pretrain", *asked)
     return folder
 
@@ -65,7 +78,11 @@ def test_a_run_keeps_its_prompt_and_resumes(run: Path) -> None:
     assert info["config"]["data"]["verbalizers"] == {"pos": "great", "neg": "terrible"}
     assert info["new_modules"] == []
     assert info["config"]["data"]["prompt"] == PROMPT[1]
-    validations = [json.loads(line)["validation"] for line in (run / "metrics.jsonl").read_text().splitlines() if "validation" in line]
+    validations = [
+        json.loads(line)["validation"]
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+        if "validation" in line
+    ]
     assert [set(found["scores"]) for found in validations] == [{"films"}, {"films"}]
     succeed("pretrain", "--resume", "--output", run)
 
@@ -109,9 +126,15 @@ def test_one_task_becomes_a_peft_lora_and_a_model_with_the_same_logits(base: Pat
     for form in ("peft-lora", "model"):
         succeed("merge", run, "--task", "films", "--to", form, "--output", tmp_path / form)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    inputs = tokenizer([f"a fine film It was {tokenizer.mask_token}.", f"bad film It was {tokenizer.mask_token}."], padding=True, return_tensors="pt")
+    inputs = tokenizer(
+        [f"a fine film It was {tokenizer.mask_token}.", f"bad film It was {tokenizer.mask_token}."],
+        padding=True,
+        return_tensors="pt",
+    )
     at_mask = inputs["input_ids"] == tokenizer.mask_token_id
     routed, _ = load_checkpoint(run / "adapter")
+    found = AutoPeftModel.from_pretrained(tmp_path / "peft-lora")
+    assert type(found.get_base_model()).__name__.endswith("ForMaskedLM")
     exported = PeftModel.from_pretrained(AutoModelForMaskedLM.from_pretrained(base), tmp_path / "peft-lora").eval()
     merged = AutoModelForMaskedLM.from_pretrained(tmp_path / "model").eval()
     with torch.no_grad():
@@ -120,3 +143,88 @@ def test_one_task_becomes_a_peft_lora_and_a_model_with_the_same_logits(base: Pat
         for model in (exported, merged):
             torch.testing.assert_close(model(**inputs).logits[at_mask], expected, rtol=1e-4, atol=1e-5)
     assert (expected - plain).abs().max() > 1e-5, "nothing was trained"
+
+
+def test_a_task_scores_the_same_in_every_form(base: Path, rows: Path, run: Path, tmp_path: Path) -> None:
+    asked = ("--tasks", rows, "--task", "films", *WORDED)
+    found = {}
+    for form, kind in (("mhr", ()), ("peft-lora", ()), ("model", ("--kind", "masked"))):
+        succeed("merge", run, "--task", "films", "--to", form, "--output", tmp_path / form)
+        succeed("evaluate", tmp_path / form, *kind, *asked, "--output", tmp_path / f"{form}-scores")
+        found[form] = [
+            json.loads(line)["scores"]
+            for line in (tmp_path / f"{form}-scores" / "predictions.jsonl").read_text().splitlines()
+        ]
+    succeed("evaluate", run, "--task", "films", "--output", tmp_path / "scores")
+    for line, *others in zip(
+        (tmp_path / "scores" / "predictions.jsonl").read_text().splitlines(), *found.values(), strict=True
+    ):
+        for other in others:
+            assert other == pytest.approx(json.loads(line)["scores"], rel=1e-4, abs=1e-5)
+    # A base model says words without any training.
+    succeed("evaluate", base, "--kind", "masked", *asked, "--json")
+
+
+def test_checkpoints_without_a_masked_lm_head_are_refused(tmp_path: Path) -> None:
+    tokenizer = make_masked_tokenizer("bert", WORDS)
+    bert = BertModel(tiny_model("bert-masked", vocab_size=len(tokenizer)).config)
+    electra = ElectraForPreTraining(
+        ElectraConfig(
+            vocab_size=len(tokenizer),
+            embedding_size=32,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
+    )
+    for name, model in (("bert", bert), ("electra", electra)):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        with pytest.raises(MhrError, match="holds no masked-LM head"):
+            load_backbone(tmp_path / name, "masked")
+        tiny = tiny_model("gpt2")
+    tiny.save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(MhrError, match="cannot be loaded as 'masked'"):
+        load_backbone(tmp_path / "gpt2", "masked")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (("--prompt", "{input} is"), "has no {mask} in its input"),
+        ((), "has no {mask} in its input"),
+        (("--prompt", "{input} {mask} {mask}"), "{mask} stands 2 times"),
+        (("--prompt", "It is {mask}"), "no field but {mask}"),
+        (("--prompt", "{inputs} {mask}"), "unknown field {inputs} in input: did you mean 'input'"),
+        ((*PROMPT, "--verbalizers", "pos=great,neg=very bad"), "word 'very bad' of task 'films' is"),
+        ((*PROMPT, "--verbalizers", "pos=great,neg=great"), "two verbalizers are the same word"),
+        ((*PROMPT, "--verbalizers", "pos=great,neg=terrible,neutral=no"), "'neutral', which is no label"),
+        ((*PROMPT, "--verbalizers", "pos=great,negs=terrible"), "no verbalizer for label 'neg': did you mean 'negs'"),
+        ((*PROMPT, "--verbalizers", "pos=great"), "label 'neg'"),
+        ((*WORDED, "--template", "glue"), "leave one out"),
+        ((*WORDED, "--set", "data.max_input_length=6"), "leaves no room for that in 6 tokens"),
+    ],
+)
+def test_what_is_refused(base: Path, rows: Path, tmp_path: Path, asked: tuple[str, ...], expected: str) -> None:
+    line = refuse(
+        "pretrain", "--model", base, "--kind", "masked", "--tasks", rows, *asked, *SMALL, "--output", tmp_path / "run"
+    )
+    assert expected in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_with_a_mask_is_for_nothing_else(rows: Path, tmp_path: Path) -> None:
+    line = refuse("pretrain", "--tasks", rows, *WORDED, *SMALL, "--output", tmp_path / "run")
+    assert "only a masked language model answers at" in line
+
+
+def test_words_that_differ_in_case_alone_and_a_tokenizer_without_a_mask(base: Path, rows: Path, tmp_path: Path) -> None:
+    asked = ("pretrain", "--kind", "masked", "--tasks", rows, *SMALL, "--output", tmp_path / "run", *PROMPT)
+    if base.name == "bert":
+        line = refuse(*asked, "--model", base, "--verbalizers", "pos=yes,neg=Yes")
+        assert "are the same token" in line
+    tokenizer = make_tokenizer("words")
+    tiny_model("bert-masked", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert "has no mask token" in refuse(*asked, "--model", tmp_path / "model")
