@@ -25,7 +25,7 @@ from mhr.config import MODEL_KINDS
 from mhr.data.special_tokens import pad_token
 from mhr.errors import ConfigError, MhrError, nearest
 from mhr.loading import Loading
-from mhr.task_heads import CLASSIFY, REGRESS
+from mhr.task_heads import CLASSIFY, MLM, REGRESS
 
 Found = TypeVar("Found")
 
@@ -43,7 +43,8 @@ def load_backbone(
     kind               one of MODEL_KINDS; None takes what the configuration says, see `kind_of_config`. An "encoder" is loaded with a
                        sequence-classification head: of one output, or of those that its configuration names heads for; a "masked" one
                        with its masked-LM head, which the checkpoint has to hold
-    head               what the setting `head` asks for: "classify" and "regress" make an "encoder" of a model whose kind is not given
+    head               what the setting `head` asks for: "classify" and "regress" make an "encoder" of a model whose kind is not given, "mlm" a
+                       "masked" one of that and of an "encoder"
     loading            dtype, quantisation, attention, devices, revision, and whether code that the checkpoint brings is run, which
                        nothing that a checkpoint says switches on. None: float32, one device, no code
 
@@ -63,6 +64,8 @@ def load_backbone(
     trust: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
     trust |= {"revision": loading.revision} if loading.revision is not None else {}
     config = _loading(name, source, None, lambda: AutoConfig.from_pretrained(source, **trust))
+    if head == MLM and kind in (None, "encoder"):
+        kind = "masked"
     kind = kind or ("encoder" if head in (CLASSIFY, REGRESS) else kind_of_config(config))
     auto = loader_of(kind, config)
     if auto is None:

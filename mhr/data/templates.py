@@ -96,6 +96,11 @@ class Templates:
         self.by_task = by_task
         self.other = other
 
+    @property
+    def masked(self) -> bool:
+        """Whether a masked language model is to answer some task."""
+        return any(template.masked for template in (*self.by_task.values(), self.other) if template is not None)
+
     def of(self, task: str) -> Template | None:
         """The template of a task: by its name, by the first pattern that fits it, or the one for all other tasks."""
         found = (template for pattern, template in self.by_task.items() if fnmatchcase(task, pattern))

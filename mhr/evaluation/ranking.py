@@ -147,8 +147,7 @@ def _rank_words(
 
     scores = in_batches(score, [len(row) for row in rows.ids], device=device, batch_size=batch_size, done=done)
     return [
-        Ranked(own, cut, False, example.choices)
-        for own, cut, example in zip(scores, rows.cut, examples, strict=True)
+        Ranked(own, cut, False, example.choices) for own, cut, example in zip(scores, rows.cut, examples, strict=True)
     ]
 
 

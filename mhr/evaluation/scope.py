@@ -51,8 +51,14 @@ def tasks_to_judge(
             f"no task collection is given, and {model}{missing} is no run that names one: expected, for example, builtin:skills"
         )
     file = run.path / "config.yaml" if run else None
-    said = {"on_bad_row": on_bad_row, "prompt": prompt, "verbalizers": verbalizers}
-    config = load_config(file, overrides=overrides, tasks=tasks or None, **said)
+    config = load_config(
+        file,
+        overrides=overrides,
+        tasks=tasks or None,
+        on_bad_row=on_bad_row,
+        prompt=prompt,
+        verbalizers=verbalizers,
+    )
     for key in map(_key, overrides):
         if not key.startswith("data.") or key.removeprefix("data.") in OF_TRAINING:
             raise ConfigError(

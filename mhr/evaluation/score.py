@@ -69,6 +69,8 @@ def score(
             prompt=prompt,
             verbalizers=verbalizers,
         )
+        if kind is None and _is_plain(path) and any(e.pieces for task in collection.values() for e in task.test[:1]):
+            kind = "masked"  # the prompt asks for it, as it does in training
         loaded = load_model(path, base=base, kind=kind, task=route_as, loading=loading)
         loaded.chat = told(loaded.chat, chat_template, system)
         loaded.collator(*loaded.lengths())  # refuses a chat template that the model or its tokenizer has no use for
@@ -135,7 +137,12 @@ def told(chat: ChatFormat, template: str | None, system: str | None) -> ChatForm
 
 def check_target(path: str | Path) -> None:
     """Raise CheckpointError, naming the path, where nothing that could be evaluated lies there."""
-    folder = Path(path)
-    found = any((folder / name).is_file() for name in (RUN_FILE, "adapt.json"))
-    if not found and not str(path).startswith("builtin:") and not is_adapter(folder) and not is_peft(folder):
+    if _is_plain(path) and not str(path).startswith("builtin:"):
         check_model(str(path))
+
+
+def _is_plain(path: str | Path) -> bool:
+    """Whether a path names a model alone, no run and no adapter, which know what they were trained to do."""
+    folder = Path(path)
+    held = any((folder / name).is_file() for name in (RUN_FILE, "adapt.json"))
+    return not held and not is_adapter(folder) and not is_peft(folder)

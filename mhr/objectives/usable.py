@@ -16,7 +16,7 @@ from mhr.data.mask_tokens import without_mask
 from mhr.errors import ConfigError, DataError
 from mhr.objectives.objective import make_objective, objective_of
 from mhr.runs.settings import DataConfig
-from mhr.task_heads import RANK, TaskHeads, join_heads, only_ranks
+from mhr.task_heads import MLM, RANK, TaskHeads, join_heads, only_ranks
 
 
 def usable_tasks(
@@ -72,6 +72,8 @@ def heads_for(
 
     Raises DataError for examples to judge on whose answers no head can give, ConfigError for a head on a model that generates.
     """
+    if kind == "masked" and head in ("auto", MLM):
+        return None
     if kind != "encoder":
         for name, value, usual in (("head", head, "auto"), ("share_heads", share, False)):
             if value != usual:
@@ -90,7 +92,9 @@ def heads_for(
 
 
 def describe_head(kind: str, heads: TaskHeads | None) -> Any:
-    """What run.json says of what a model answers with: its heads, "rank" without any, None where it generates."""
+    """What run.json says of what a model answers with: its heads, "rank" without any, "mlm", None where it generates."""
+    if kind == "masked":
+        return MLM
     if kind != "encoder":
         return None
     return RANK if heads is None else heads.to_json()

@@ -148,9 +148,9 @@ def test_one_task_becomes_a_peft_lora_and_a_model_with_the_same_logits(base: Pat
 def test_a_task_scores_the_same_in_every_form(base: Path, rows: Path, run: Path, tmp_path: Path) -> None:
     asked = ("--tasks", rows, "--task", "films", *WORDED)
     found = {}
-    for form, kind in (("mhr", ()), ("peft-lora", ()), ("model", ("--kind", "masked"))):
+    for form in ("mhr", "peft-lora", "model"):
         succeed("merge", run, "--task", "films", "--to", form, "--output", tmp_path / form)
-        succeed("evaluate", tmp_path / form, *kind, *asked, "--output", tmp_path / f"{form}-scores")
+        succeed("evaluate", tmp_path / form, *asked, "--output", tmp_path / f"{form}-scores")
         found[form] = [
             json.loads(line)["scores"]
             for line in (tmp_path / f"{form}-scores" / "predictions.jsonl").read_text().splitlines()
@@ -162,7 +162,7 @@ def test_a_task_scores_the_same_in_every_form(base: Path, rows: Path, run: Path,
         for other in others:
             assert other == pytest.approx(json.loads(line)["scores"], rel=1e-4, abs=1e-5)
     # A base model says words without any training.
-    succeed("evaluate", base, "--kind", "masked", *asked, "--json")
+    assert json.loads(succeed("evaluate", base, *asked, "--json").stdout)["kind"] == "masked"
 
 
 def test_checkpoints_without_a_masked_lm_head_are_refused(tmp_path: Path) -> None:
@@ -192,8 +192,12 @@ def test_checkpoints_without_a_masked_lm_head_are_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        (("--prompt", "{input} is"), "has no {mask} in its input"),
-        ((), "has no {mask} in its input"),
+        (("--head", "mlm", "--prompt", "{input} is"), "head is 'mlm', but no prompt has a {mask}"),
+        (("--head", "mlm"), "head is 'mlm', but no prompt has a {mask}"),
+        (("--kind", "masked"), "has no {mask} in its input"),
+        ((*WORDED, "--head", "classify"), "head is 'classify', but the prompt has {mask}"),
+        ((*WORDED, "--kind", "causal"), "but kind is 'causal'"),
+        ((*WORDED, "--kind", "masked", "--head", "rank"), "head is 'rank', but kind is 'masked'"),
         (("--prompt", "{input} {mask} {mask}"), "{mask} stands 2 times"),
         (("--prompt", "It is {mask}"), "no field but {mask}"),
         (("--prompt", "{inputs} {mask}"), "unknown field {inputs} in input: did you mean 'input'"),
@@ -207,20 +211,18 @@ def test_checkpoints_without_a_masked_lm_head_are_refused(tmp_path: Path) -> Non
     ],
 )
 def test_what_is_refused(base: Path, rows: Path, tmp_path: Path, asked: tuple[str, ...], expected: str) -> None:
-    line = refuse(
-        "pretrain", "--model", base, "--kind", "masked", "--tasks", rows, *asked, *SMALL, "--output", tmp_path / "run"
-    )
+    line = refuse("pretrain", "--model", base, "--tasks", rows, *asked, *SMALL, "--output", tmp_path / "run")
     assert expected in line
     assert not (tmp_path / "run").exists()
 
 
 def test_a_prompt_with_a_mask_is_for_nothing_else(rows: Path, tmp_path: Path) -> None:
     line = refuse("pretrain", "--tasks", rows, *WORDED, *SMALL, "--output", tmp_path / "run")
-    assert "only a masked language model answers at" in line
+    assert "cannot be loaded as 'masked': it can be 'seq2seq'" in line
 
 
 def test_words_that_differ_in_case_alone_and_a_tokenizer_without_a_mask(base: Path, rows: Path, tmp_path: Path) -> None:
-    asked = ("pretrain", "--kind", "masked", "--tasks", rows, *SMALL, "--output", tmp_path / "run", *PROMPT)
+    asked = ("pretrain", "--tasks", rows, *SMALL, "--output", tmp_path / "run", *PROMPT)
     if base.name == "bert":
         line = refuse(*asked, "--model", base, "--verbalizers", "pos=yes,neg=Yes")
         assert "are the same token" in line
