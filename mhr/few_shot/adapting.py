@@ -200,7 +200,7 @@ def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kin
             shown = " or ".join(dict.fromkeys(repr(mode) for mode, _ in modes))
             said = f"{rate} is {few[rate]}" if rate in given else f"grid has {rate} {list(grid[rate])}"
             raise ConfigError(f"{said}, but mode {shown} does not train {what}: leave it out")
-    if kinds and all(kind == "encoder" for kind in kinds):
+    if kinds and all(kind in ("encoder", "masked") for kind in kinds):
         for name in ("length_norm", "mc_loss", "unlikely_loss"):
             if name in given:
                 raise ConfigError(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForMaskedLM
 
 import mhr
 from mhr import AdapterConfig
+from mhr.adapters import kind_of
 from mhr.data import Example, Task, TaskCollection
 from mhr.data.masked import MASK, Piece
 from mhr.errors import ConfigError, DataError
@@ -116,6 +120,59 @@ def test_consistency_is_a_divergence_over_the_words() -> None:
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-12)
     assert found.min() > 0
     assert objective.consistency == 1.0
+
+
+ARCHITECTURES = {
+    "albert": {
+        "embedding_size": 16,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "intermediate_size": 64,
+    },
+    "camembert": {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64},
+    "deberta-v2": {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64},
+    "distilbert": {"dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 64},
+    "electra": {
+        "embedding_size": 16,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "intermediate_size": 64,
+    },
+    "mobilebert": {
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "embedding_size": 16,
+        "intra_bottleneck_size": 16,
+        "intermediate_size": 32,
+    },
+    "modernbert": {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64},
+    "mpnet": {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64},
+    "xlm-roberta": {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64},
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures(name: str) -> None:
+    tokenizer = make_masked_tokenizer("bert", WORDS)
+    special = {key: getattr(tokenizer, key) for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    config = AutoConfig.for_model(name, vocab_size=len(tokenizer), **special, **ARCHITECTURES[name])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForMaskedLM.from_config(config).double().eval()
+    assert kind_of(model) == "masked"
+    mhr.attach(model, AdapterConfig(n_skills=3, rank=2), list(LABELS))
+    randomise(model.mhr)
+    head = model.get_output_embeddings()
+    assert not any(layer.base is head for layer in model.mhr.layers.values())
+    batch = make_objective("masked").collator(tokenizer)(EXAMPLES)
+    known = inspect.signature(type(model).forward).parameters
+    batch = {key: value for key, value in batch.items() if key != "token_type_ids" or key in known}
+    found = make_objective("masked")(model, batch).sums
+    torch.testing.assert_close(found, reference(model, batch, 0.0), rtol=1e-6, atol=1e-8)
+    found.sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_tasks_that_cannot_be_learnt_and_why() -> None:
