@@ -13,6 +13,10 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertModel, Electra
 from mhr.adapters import load_checkpoint
 from mhr.backbones import load_backbone
 from mhr.errors import MhrError
+from mhr.few_shot.adapting import few_shot_settings
+from mhr.loading import Loading
+from mhr.runs.run import RunFolder
+from mhr.sweeps.planning import plan
 from tests.cli.running import refuse, succeed
 from tests.models import tiny_model
 from tests.text_tokenizers import make_masked_tokenizer, make_tokenizer
@@ -230,3 +234,48 @@ def test_words_that_differ_in_case_alone_and_a_tokenizer_without_a_mask(base: Pa
     tiny_model("bert-masked", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     assert "has no mask token" in refuse(*asked, "--model", tmp_path / "model")
+
+
+def test_all_weights_are_trained_and_stored_as_a_masked_language_model(base: Path, rows: Path, tmp_path: Path) -> None:
+    asked = ("--model", base, "--tasks", rows, *WORDED, "--method", "full", "--steps", "2", "--batch-size", "4")
+    succeed("pretrain", *asked, "--output", tmp_path / "run")
+    assert "ForMaskedLM" in (tmp_path / "run" / "model" / "config.json").read_text()
+    told = json.loads(succeed("evaluate", tmp_path / "run", "--part", "training", "--json").stdout)
+    assert told["kind"] == "masked"
+
+
+def test_adamix_with_consistency_and_an_ensemble(base: Path, rows: Path, tmp_path: Path) -> None:
+    asked = ("--model", base, "--tasks", rows, *WORDED, *SMALL[:8], "--method", "adamix", "--rank", "4")
+    succeed("pretrain", *asked, "--set", "train.label_smoothing=0.1", "--output", tmp_path / "run")
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert info["consistency"] == {"weight": 1.0, "squared_difference": []}
+    assert info["head"] == "mlm"
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["consistency"] > 0
+    more = ("--part", "training", "--inference", "ensemble", "--draws", "2", "--json")
+    assert json.loads(succeed("evaluate", tmp_path / "run", *more).stdout)["tasks"]["films"]["n"] == 8
+
+
+def test_a_sweep_adapts_with_a_prompt(run: Path, tmp_path: Path) -> None:
+    """Up to its units, which are adaptations in processes of their own."""
+    changed = {"prompt": "{input} is {mask}?", "verbalizers": {"pos": "yes", "neg": "no"}, "loading": Loading()}
+    changed |= dict.fromkeys(("tasks", "template", "on_bad_row", "model"))
+    planned = plan([str(run)], {}, None, ["mu"], tmp_path, changed, None, {"shots": 8, "seeds": [1]})
+    assert [one.task for one in planned.adaptations] == ["new"]
+    assert planned.study.identity["prompt"] == "{input} is {mask}?"
+    settings = few_shot_settings(RunFolder.open(run).config(), {}, **planned.study.changed)
+    assert settings.data.verbalizers == {"pos": "yes", "neg": "no"}
+
+
+def test_a_decoder_takes_a_prompt_that_ends_before_its_word(rows: Path, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer("bytes")
+    tiny_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    words = ("--prompt", "{input} It was", "--verbalizers", "pos=great,neg=terrible")
+    asked = ("pretrain", "--model", tmp_path / "gpt2", "--tasks", rows, *SMALL[:6], "--set", "data.max_input_length=40")
+    succeed(*asked, "--method", "lora", *words, "--output", tmp_path / "run")
+    succeed("evaluate", tmp_path / "run", "--part", "training", "--output", tmp_path / "scores")
+    first = json.loads((tmp_path / "scores" / "predictions.jsonl").read_text().splitlines()[0])
+    assert (first["input"][-6:], first["choices"]) == ("It was", ["great", "terrible"])
+    line = refuse(*asked, *WORDED, "--output", tmp_path / "masked")
+    assert "cannot be loaded as 'masked'" in line
