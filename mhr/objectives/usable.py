@@ -72,14 +72,12 @@ def heads_for(
 
     Raises DataError for examples to judge on whose answers no head can give, ConfigError for a head on a model that generates.
     """
-    if kind == "masked" and head in ("auto", MLM):
-        return None
     if kind != "encoder":
-        for name, value, usual in (("head", head, "auto"), ("share_heads", share, False)):
-            if value != usual:
+        how, usual_head = ("in words of its own", "auto") if kind != "masked" else ("at the mask of a prompt", MLM)
+        for name, value, usual in (("head", head, ("auto", usual_head)), ("share_heads", share, (False,))):
+            if value not in usual:
                 raise ConfigError(
-                    f"{name} is {value!r}, but a {kind} model answers in words of its own: leave it out, or ask for an encoder "
-                    "(--kind encoder)"
+                    f"{name} is {value!r}, but a {kind} model answers {how}: leave it out, or ask for an encoder (--kind encoder)"
                 )
         return None
     found = {task.name: task_head(task, head) for task in tasks.values()}

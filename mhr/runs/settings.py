@@ -442,7 +442,8 @@ class RunConfig(Settings):
     )
     kind: str | None = setting(
         None,
-        "seq2seq, causal or encoder (answers through heads). Unset: what the model's own configuration says.",
+        """seq2seq, causal, encoder or masked. encoder: answers through heads; masked: by a word at the {mask} of a prompt. Unset: what the
+        model's own configuration says, or head.""",
         choices=MODEL_KINDS,
         flag="--kind",
     )
@@ -471,9 +472,8 @@ class RunConfig(Settings):
     head: str = setting(
         "auto",
         """What an encoder answers with: auto, classify, regress, rank or mlm. classify: a class of the task's label set; regress: a number; rank:
-        the choice whose pair with the input scores highest; mlm: the word of a
-        label at the {mask} of a prompt, by the masked-LM head that the model has; auto: mlm where the prompt has {mask}, otherwise as the
-        data of each task says. classify and regress make a
+        the choice whose pair with the input scores highest; mlm: the word of a label at the {mask} of a prompt, by the masked-LM head that
+        its checkpoint has; auto: mlm where the prompt has {mask}, otherwise as the data of each task says. classify and regress make a
         classifier of a decoder too.""",
         choices=HEAD_CHOICES,
         flag="--head",
