@@ -9,7 +9,7 @@ from mhr.data.mask_tokens import MaskWords, encode_masked, masked_lengths
 from mhr.data.masked import MASK, Piece, stripped, text_of_pieces
 from mhr.data.templates import given_templates
 from mhr.errors import ConfigError, DataError
-from tests.text_tokenizers import make_masked_tokenizer, make_tokenizer
+from tests.text_tokenizers import FAMILIES, make_masked_tokenizer, make_tokenizer
 
 WORDS = "a fine film it was great terrible yes no the end of dull : ( ) . ?"
 PROMPT = "{input} It was {mask}."
@@ -168,3 +168,18 @@ def test_an_input_without_a_mask_and_without_choices() -> None:
 def test_prompts_without_meaning(prompt: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         given_templates(prompt, None)
+
+
+@pytest.mark.parametrize("offsets", [True, False])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("llama-2", "unigram")])
+def test_a_word_is_the_token_that_it_is_in_running_text(family: str, offsets: bool) -> None:
+    tokenizer = make_tokenizer(family, adds="", offsets=offsets)
+    for prompt, before in (("{input} was {mask}", "film was "), ("{mask} {input}", "")):
+        words = [
+            w
+            for w in ("good", "no", "the", "is", "yes")
+            if len(tokenizer(f"{before}{w}")["input_ids"]) == len(tokenizer(before.strip())["input_ids"]) + 1
+        ]
+        assert len(words) >= 2, "the tokenizer has no words to try"
+        expected = [tokenizer(f"{before}{word}")["input_ids"][-1] for word in words]
+        assert MaskWords(tokenizer)(example(prompt, tuple(words))) == expected
