@@ -112,7 +112,9 @@ class RowReader:
         rows.category = rows.category or self._word(row, "category", "")
         rows.metrics = rows.metrics or tuple(fields.get("metrics", ()))
         rows.references |= bool(fields.get("references"))
-        rows.add(split, split_name, Example(name, text, targets, choices, where, messages, fields.get("part", ""), pieces))
+        rows.add(
+            split, split_name, Example(name, text, targets, choices, where, messages, fields.get("part", ""), pieces)
+        )
 
     def _fields(self, row: Mapping[str, Any], source: Source) -> dict[str, Any]:
         """Our columns that a row has, with what its form makes of it. All rows of a file are of one form."""
