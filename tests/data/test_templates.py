@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from mhr.data import load_tasks
+from mhr.data.forms.glue import GLUE
 from mhr.data.masked import MASK, text_of_pieces
 from mhr.data.templates import packaged_templates, read_templates
 from mhr.errors import ConfigError, DataError
+from tests.glue import write_glue
 
 
 @pytest.fixture
@@ -236,3 +238,18 @@ def test_packaged_prompts_with_a_mask_are_those_of_the_paper(tmp_path: Path) -> 
     assert (example.input, example.choices) == ("It rains? {mask}, it is wet", ("Yes", "Maybe", "No"))
     assert read_templates("lm-bff").masked
     assert not read_templates("glue").masked
+
+
+def test_packaged_prompts_with_a_mask_read_the_layout_of_glue(tmp_path: Path) -> None:
+    tasks = load_tasks(write_glue(tmp_path / "glue"), template="lm-bff")
+    masked = {name: task for name, task in tasks.items() if task.train[0].pieces}
+    assert sorted(masked) == ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
+    for name, task in masked.items():
+        assert len(task.choices) == len(GLUE[name].labels)
+        assert {e.choices for e in [*task.train, *task.test]} == {task.choices}
+        assert task.metrics == GLUE[name].metrics
+    assert masked["sst2"].choices == (
+        "terrible",
+        "great",
+    )  # in the order of GLUE's label numbers, by which F1 finds the positive one
+    assert masked["mrpc"].choices == ("No", "Yes")
