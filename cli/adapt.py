@@ -33,8 +33,8 @@ Mode = Annotated[
 
 @takes(
     *few_shot.SETTINGS,
-    sets=("adapt", "data.template", "data.on_bad_row", "tasks"),
-    of_run=("tasks", "data.template", "data.on_bad_row"),
+    sets=("adapt", *few_shot.OF_RUN),
+    of_run=few_shot.OF_RUN,
     common=(
         *("--output", "--task", "--tasks", "--mode", "--shots", "--seeds", "--steps", "--batch-size", "--lr", "--router-lr"),
         *("--grid", "--resume", "--overwrite"),

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from mhr.data.faults import printable
 from mhr.errors import DataError
+from mhr.runs.config import WORDING
 
 from .frame import options
 from .frame.command import command_class
@@ -55,9 +56,7 @@ Collection = Annotated[
 ]
 
 
-@takes(
-    *(name for name in READING if name != "data.template"), common=("--json", "--columns", "--split-list", "--subset")
-)
+@takes(*(name for name in READING if name not in WORDING), common=("--json", "--columns", "--split-list", "--subset"))
 def check(
     path: Collection,
     json: options.Json = False,

@@ -44,6 +44,7 @@ TOP = ("model", "kind", "tasks", "method", "init_skills", "head", "share_heads")
 @takes(
     *("model", "kind", "tasks", "method", "adapter", "init_skills", "continue_as", *OPTIONS, "data.template", "data.on_bad_row", "train"),
     *("data.chat_template", "data.train_on", "data.system", "data.packing", "data.max_input_length", "data.max_target_length"),
+    *("data.prompt", "data.verbalizers"),
     *("head", "share_heads", "data.weights", "data.group_by_length", "data.workers", "data.cache"),
     sets=(*TOP, "adapter", "data", "train", "adapt"),
     common=(

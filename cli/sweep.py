@@ -36,8 +36,8 @@ Runs = Annotated[
     *few_shot.SETTINGS,
     "sweep",
     "scoring.limit",
-    sets=("adapt", "data.template", "data.on_bad_row", "tasks"),
-    of_run=("tasks", "data.template", "data.on_bad_row"),
+    sets=("adapt", *few_shot.OF_RUN),
+    of_run=few_shot.OF_RUN,
     common=(
         *("--output", "--task", "--tasks", "--modes", "--shots", "--seeds", "--steps", "--lr", "--router-lr", "--grid", "--limit"),
         *("--workers", "--resume", "--overwrite"),

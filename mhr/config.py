@@ -10,8 +10,8 @@ from mhr.errors import ConfigError
 from mhr.methods import ROUTING_METHODS, RoutingMethod, listed
 from mhr.setting import Settings, convert, expected, setting, settings_of
 
-MODEL_KINDS = ("seq2seq", "causal", "encoder")
-"""What a model is asked to do: answer after reading, go on writing, or answer through a head."""
+MODEL_KINDS = ("seq2seq", "causal", "encoder", "masked")
+"""What a model is asked to do: answer after reading, go on writing, answer through a head, or say the word at a mask."""
 
 ADAPTERS = ("lora", "ia3", "bottleneck")
 GRANULARITIES = ("fine", "layer", "block", "coder", "coarse")

@@ -20,9 +20,11 @@ from typing import Any
 
 from mhr.errors import CheckpointError, TaskError, nearest
 
-HEAD_CHOICES = ("auto", "classify", "regress", "rank")
+HEAD_CHOICES = ("auto", "classify", "regress", "rank", "mlm")
 """Values of the setting `head`."""
-CLASSIFY, REGRESS, RANK = HEAD_CHOICES[1:]
+_, CLASSIFY, REGRESS, RANK, MLM = HEAD_CHOICES
+OF_OUTPUTS = (CLASSIFY, REGRESS, RANK)
+"""Those that are blocks of an output layer; the other one is the head of a masked language model."""
 CONFIG_KEY = "mhr_task_heads"
 """Of the configuration of a transformers model, what its outputs stand for."""
 
@@ -110,11 +112,9 @@ class TaskHeads:
             found = cls(heads, tasks, str(said["layer"]), bool(said["shared"]))
         except (KeyError, TypeError, AttributeError, ValueError) as fault:
             raise CheckpointError(f"{where} does not describe heads: {type(fault).__name__} {fault}") from None
-        wrong = next((head.kind for head in heads if head.kind not in HEAD_CHOICES[1:]), None)
+        wrong = next((head.kind for head in heads if head.kind not in OF_OUTPUTS), None)
         if wrong is not None:
-            raise CheckpointError(
-                f"{where} has a head of kind {wrong!r}, expected one of {', '.join(HEAD_CHOICES[1:])}"
-            )
+            raise CheckpointError(f"{where} has a head of kind {wrong!r}, expected one of {', '.join(OF_OUTPUTS)}")
         if not heads or any(not 0 <= number < len(heads) for number in tasks.values()):
             raise CheckpointError(f"{where} gives a task a head that is not among its {len(heads)}")
         return found

@@ -10,6 +10,7 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
     GPT2Config,
@@ -17,6 +18,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -30,6 +33,7 @@ PAD, EOS = 0, 1
 ENCODER_DECODERS = ("t5", "bart")
 DECODERS = ("llama", "gpt2")
 ENCODERS = ("bert", "bert-encoder")
+MASKED = ("bert-masked", "roberta-masked")
 GENERATORS = ENCODER_DECODERS + DECODERS
 MODELS = GENERATORS + ENCODERS
 
@@ -38,7 +42,7 @@ def tiny_model(name: str, seed: int = 0, **config: Any) -> PreTrainedModel:
     """A tiny random model in float32, in evaluation mode, without dropout: the same for the same seed.
 
     `name` is one of MODELS: "t5" (gated, as the lm-adapt ones), "bart", "llama", "gpt2", "bert" (one-logit sequence
-    classification), "bert-encoder". `config` overrides settings of the architecture.
+    classification), "bert-encoder", or of MASKED, which have a masked-LM head. `config` overrides settings of the architecture.
     """
     ids: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS}
     width: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -109,6 +113,8 @@ def tiny_model(name: str, seed: int = 0, **config: Any) -> PreTrainedModel:
         ),
         "bert": (BertForSequenceClassification, BertConfig, {**bert, "num_labels": 1}),
         "bert-encoder": (BertModel, BertConfig, bert),
+        "bert-masked": (BertForMaskedLM, BertConfig, bert),
+        "roberta-masked": (RobertaForMaskedLM, RobertaConfig, bert),
     }
     kind, config_class, defaults = settings[name]
     with torch.random.fork_rng(devices=[]):

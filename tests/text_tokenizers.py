@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import MBart50Tokenizer, PreTrainedTokenizerFast
 
 WORDS = [
@@ -96,3 +96,40 @@ def _parts(family: str) -> tuple[Tokenizer, trainers.Trainer]:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer, trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL, initial_alphabet=alphabet)
+
+
+def make_masked_tokenizer(family: str, words: str, offsets: bool = True) -> PreTrainedTokenizerFast:
+    """A tokenizer with a mask, each of `words` a token of its own: "bert" (WordPiece, lower case) or "roberta" (byte-level BPE, whose
+    mask takes the space before it, and which has words with a space and words without)."""
+    mask = AddedToken("<mask>", lstrip=family == "roberta", special=True)
+    special = ["<pad>", "<s>", "</s>", "<unk>", mask]
+    tokenizer: Tokenizer
+    if family == "bert":
+        letters = sorted({c for c in words.lower() if not c.isspace()} | set("abcdefghijklmnopqrstuvwxyz.?!,:()"))
+        known = [*map(str, special[:-1]), "<mask>", *words.lower().split(), *letters, *(f"##{c}" for c in letters)]
+        tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(dict.fromkeys(known))}, unk_token="<unk>"))
+        tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
+        tokenizer.train_from_iterator([f"x {words}"] * 9, trainer)
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=ids
+    )
+    return (PreTrainedTokenizerFast if offsets else WithoutOffsets)(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        cls_token="<s>",
+        unk_token="<unk>",
+        mask_token=mask,
+        clean_up_tokenization_spaces=False,
+    )

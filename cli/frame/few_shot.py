@@ -11,7 +11,10 @@ from mhr.runs.adapt_settings import TUNABLE
 
 from .settings import LOADING, PANELS, Given
 
-SETTINGS = ("tasks", "scope.names", "data.template", "data.on_bad_row", *LOADING, "adapt")
+OF_RUN = ("tasks", "data.template", "data.prompt", "data.verbalizers", "data.on_bad_row")
+"""Settings of a run that both commands may change."""
+
+SETTINGS = (*OF_RUN, "scope.names", *LOADING, "adapt")
 """Settings that both commands use."""
 
 Shots = Annotated[

@@ -68,7 +68,17 @@ LOADING = ("loading.base", *(f"loading.{name}" for name in OPTIONS))
 
 READING = tuple(
     f"data.{name}"
-    for name in ("definitions", "positives", "column_map", "on_bad_row", "split_list", "subset", "template")
+    for name in (
+        "definitions",
+        "positives",
+        "column_map",
+        "on_bad_row",
+        "split_list",
+        "subset",
+        "template",
+        "prompt",
+        "verbalizers",
+    )
 )
 """Settings that say how a collection is read."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mhr.adapters.layer import Sizes
 from mhr.adapters.sharing import check_copies
-from mhr.backbones import is_builtin, is_gguf
+from mhr.backbones import is_builtin, is_gguf, is_masked
 from mhr.errors import CheckpointError
 from mhr.layers import AdapterBank
 from mhr.layers.attach import bank_of
@@ -29,7 +29,7 @@ class BaseModel:
     """Which model an adapter belongs to. A string is empty where it is not known, as for adapters made by others.
 
     name_or_path  built-in name, folder or hub id
-    kind          "seq2seq", "causal" or "encoder"
+    kind          "seq2seq", "causal", "encoder" or "masked"
     model_type    architecture, as in the configuration of transformers
     fingerprint   see `fingerprint`
     """
@@ -166,9 +166,9 @@ def same_base(one: str, other: str) -> bool:
 
 
 def kind_of(model: nn.Module) -> str:
-    """What a model is asked to do: "seq2seq", "causal" or "encoder" (see `mhr.config.MODEL_KINDS`)."""
+    """What a model is asked to do: "seq2seq", "causal", "encoder" or "masked" (see `mhr.config.MODEL_KINDS`)."""
     if not getattr(model, "can_generate", lambda: False)():
-        return "encoder"
+        return "masked" if is_masked(model) else "encoder"
     return "seq2seq" if model.config.is_encoder_decoder else "causal"  # type: ignore[union-attr]
 
 

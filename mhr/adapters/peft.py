@@ -133,7 +133,7 @@ def open_peft(folder: str | Path) -> PlainAdapter:
     ranks = {name: (shape.rank, shape.alpha) for name, shape in shapes.items()} if kind == "lora" else {}
     return PlainAdapter(
         layers=Lazy(shapes, layer),
-        base=BaseModel(str(config.get("base_model_name_or_path") or ""), _KINDS.get(str(config.get("task_type")), "")),
+        base=BaseModel(str(config.get("base_model_name_or_path") or ""), _kind_of_base(config)),
         modules=Lazy(modules, module),
         shapes=shapes,
         states={name: {key: file.shapes[full] for key, full in keys.items()} for name, keys in modules.items()},
@@ -151,6 +151,14 @@ def _heads(folder: Path, file: TensorFile) -> TaskHeads | None:
     heads = TaskHeads.from_json(said, str(path))
     check_outputs(heads, file.shapes, str(folder), PREFIX)
     return heads
+
+
+def _kind_of_base(config: Mapping[str, Any]) -> str:
+    """What the base model of an adapter does, "" where its configuration does not say."""
+    mapped = config.get("auto_mapping")
+    if isinstance(mapped, Mapping) and str(mapped.get("base_model_class")).endswith("ForMaskedLM"):
+        return "masked"
+    return _KINDS.get(str(config.get("task_type")), "")
 
 
 def _sort(file: TensorFile, kind: str, to_save: list[str]) -> tuple[dict[str, set[str]], dict[str, dict[str, str]]]:

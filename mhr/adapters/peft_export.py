@@ -81,6 +81,8 @@ def _config(plain: PlainAdapter) -> dict[str, Any]:
         "target_modules": list(plain.shapes),
         "task_type": _task_type(plain.base, modules),
     }
+    if plain.base.kind == "masked":  # PEFT has no task type for it, and finds the class of the base model by this
+        config["auto_mapping"] = {"base_model_class": "AutoModelForMaskedLM", "parent_library": "transformers"}
     if plain.kind == "ia3":
         config |= {"peft_type": "IA3", "feedforward_modules": [n for n, s in plain.shapes.items() if s.inputs]}
     else:

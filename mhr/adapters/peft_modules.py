@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
@@ -27,6 +28,7 @@ CLASSES: dict[str, Any] = {
     "seq2seq": AutoModelForSeq2SeqLM,
     "causal": AutoModelForCausalLM,
     "encoder": AutoModelForSequenceClassification,
+    "masked": AutoModelForMaskedLM,
 }
 
 LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mhr.backbones.kinds import is_masked
 from mhr.backbones.load import load_backbone
 from mhr.backbones.options import check_loading
 from mhr.backbones.outputs import carry_heads, fill_heads, heads_of, name_outputs, set_heads, take_heads, wearing_heads
@@ -17,6 +18,7 @@ __all__ = [
     "heads_of",
     "is_builtin",
     "is_gguf",
+    "is_masked",
     "load_backbone",
     "name_outputs",
     "set_heads",

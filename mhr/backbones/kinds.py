@@ -7,6 +7,7 @@ from typing import Any
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PretrainedConfig,
@@ -31,6 +32,7 @@ _LOADERS: dict[str, list[tuple[Any, Any]]] = {
         (AutoModelForImageTextToText, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING),
     ],
     "encoder": [(AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)],
+    "masked": [(AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING)],
 }
 
 
@@ -39,13 +41,15 @@ def kind_of_config(config: PretrainedConfig) -> str:
 
     The architecture that it names decides. One that names none of them (a base class, or nothing) is "seq2seq" where it is an
     encoder-decoder, "causal" where transformers has its architecture as a decoder and not as a masked language model, and
-    "encoder" otherwise.
+    "encoder" otherwise: that a checkpoint holds a masked-LM head says where it comes from, not that its head is to answer.
 
     Raises ConfigError for a model that is none of these.
     """
     named = (getattr(config, "architectures", None) or [""])[0]
     possible = _possible(config)
     for kind, loaders in _LOADERS.items():
+        if kind == "masked":
+            continue
         for _, mapping in loaders:
             if named and type(config) in mapping and named in _names(mapping[type(config)]):
                 return kind
@@ -65,12 +69,22 @@ def kind_of_config(config: PretrainedConfig) -> str:
 def loader_of(kind: str, config: PretrainedConfig) -> Any:
     """The auto class of transformers that loads a model of this configuration as `kind`; None where none does."""
     own = getattr(config, "auto_map", None) or {}
+    if kind == "masked" and getattr(config, "is_encoder_decoder", False):
+        return None  # BART, whose class for this is the one that generates
     for auto, mapping in _LOADERS[kind]:
         if type(config) in mapping or auto.__name__ in own:
             # A model of images and text that writes as an encoder-decoder (BLIP-2 on T5) is no decoder.
             text_decodes = auto is not AutoModelForImageTextToText or not config.get_text_config().is_encoder_decoder
             return auto if text_decodes else None
     return None
+
+
+def is_masked(model: Any) -> bool:
+    """Whether a model has a masked-LM head."""
+    config = getattr(model, "config", None)
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and type(model).__name__ in _names(
+        MODEL_FOR_MASKED_LM_MAPPING[type(config)]
+    )
 
 
 def possible_kinds(config: PretrainedConfig) -> str:

@@ -25,7 +25,7 @@ from mhr.config import MODEL_KINDS
 from mhr.data.special_tokens import pad_token
 from mhr.errors import ConfigError, MhrError, nearest
 from mhr.loading import Loading
-from mhr.task_heads import CLASSIFY, REGRESS
+from mhr.task_heads import CLASSIFY, MLM, REGRESS
 
 Found = TypeVar("Found")
 
@@ -41,8 +41,10 @@ def load_backbone(
 
     name_or_path       what `source_of` knows: a built-in name, a local folder, a GGUF file, or a hub id
     kind               one of MODEL_KINDS; None takes what the configuration says, see `kind_of_config`. An "encoder" is loaded with a
-                       sequence-classification head: of one output, or of those that its configuration names heads for
-    head               what the setting `head` asks for: "classify" and "regress" make an "encoder" of a model whose kind is not given
+                       sequence-classification head: of one output, or of those that its configuration names heads for; a "masked" one
+                       with its masked-LM head, which the checkpoint has to hold
+    head               what the setting `head` asks for: "classify" and "regress" make an "encoder" of a model whose kind is not given, "mlm" a
+                       "masked" one of that and of an "encoder"
     loading            dtype, quantisation, attention, devices, revision, and whether code that the checkpoint brings is run, which
                        nothing that a checkpoint says switches on. None: float32, one device, no code
 
@@ -62,6 +64,8 @@ def load_backbone(
     trust: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
     trust |= {"revision": loading.revision} if loading.revision is not None else {}
     config = _loading(name, source, None, lambda: AutoConfig.from_pretrained(source, **trust))
+    if head == MLM and kind in (None, "encoder"):
+        kind = "masked"
     kind = kind or ("encoder" if head in (CLASSIFY, REGRESS) else kind_of_config(config))
     auto = loader_of(kind, config)
     if auto is None:
@@ -101,6 +105,11 @@ def load_backbone(
     model.__dict__["mhr_untrained"] = sorted({key.rpartition(".")[0] for key in [*found["missing_keys"], *other_head]})
     if heads is not None:
         name_outputs(model.config, heads)
+    if kind == "masked" and model.mhr_untrained:
+        raise MhrError(
+            f"model {name!r} holds no masked-LM head ({model.mhr_untrained[0]!r} is missing), and one drawn at random would say nothing at a "
+            "mask: choose a checkpoint of a masked language model such as BERT or RoBERTa, or another head"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if kind == "encoder" and kind_of_config(config) != "encoder":

@@ -90,6 +90,10 @@ class GeneratorCollator(Collator):
     ) -> tuple[TokenRows, TokenRows]:
         """The inputs, and some answers to each, one example's after the other's."""
 
+    def too_long(self, examples: Sequence[Example]) -> list[bool]:
+        """Whether each input has more tokens than are kept."""
+        return self.encode_inputs(examples).cut
+
     def answer_text(self, example: Example, text: str) -> str:
         """What a generated text says."""
         return text

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mhr.data.masked import Piece
 from mhr.errors import DataError, TaskError, nearest
 
 
@@ -21,6 +22,7 @@ class Example:
     messages the turns of a conversation as {"role", "content", ...}, for a chat template; empty where the row was none.
              `input` holds them in plain words, without the last assistant turn, which is targets[0]
     part     what part of its split it is of, where these are judged apart: "matched" or "mismatched" genres of MNLI
+    pieces   `input` piece by piece, where a prompt template put a mask into it; empty where none did
     """
 
     task: str
@@ -30,6 +32,7 @@ class Example:
     id: str = ""
     messages: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
     part: str = ""
+    pieces: tuple[Piece, ...] = field(default=(), compare=False)
 
 
 @dataclass(slots=True)

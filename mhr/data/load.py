@@ -15,7 +15,7 @@ from mhr.data.faults import Faults
 from mhr.data.orders import orders_suite
 from mhr.data.reading import ReadOptions, readers, reads
 from mhr.data.skills import skills_suite
-from mhr.data.templates import check_used, read_templates, reword
+from mhr.data.templates import check_labels, check_used, given_templates, read_templates, reword
 from mhr.errors import ConfigError, DataError, nearest
 
 
@@ -33,6 +33,8 @@ def load_tasks(
     subset: str | None = None,
     seed: int = 0,
     template: str | None = None,
+    prompt: str | None = None,
+    verbalizers: Mapping[str, str] | None = None,
     on_bad_row: str = "error",
     faults: Faults | None = None,
 ) -> TaskCollection:
@@ -51,11 +53,17 @@ def load_tasks(
     subset       hub: the dataset's configuration ("sst2" of "nyu-mll/glue")
     seed         of what is drawn, and of the suite's strings
     template     prompt templates, a YAML file or a packaged name, see `mhr.data.templates`
+    prompt, verbalizers    the template of all tasks without a file: its `input` and its `verbalizers`
     on_bad_row   "error" refuses a collection with a faulty row; "skip" leaves such rows out and counts them in its notes
     faults       where faults are collected; None raises a DataError on the first one (`on_bad_row` is then theirs)
 
     Raises DataError where nothing can be read or something is wrong with it, ConfigError for options out of range.
     """
+    templates = None if template is None else read_templates(template)
+    if prompt is not None or verbalizers:
+        if template is not None:
+            raise ConfigError(f"template is {template!r}, and prompt or verbalizers are given: leave one out")
+        templates = given_templates(prompt, verbalizers)
     options = ReadOptions(
         max_train,
         limit_test,
@@ -65,16 +73,18 @@ def load_tasks(
         split_list,
         subset,
         seed,
-        None if template is None else read_templates(template),
+        templates,
         definition_form,
     )
     faults = faults or Faults(on_bad_row=on_bad_row)
     reader_ = readers[reader or find_reader(str(path))]
     collection = reader_.read(str(path), options, faults)
-    if options.templates is None:
+    if templates is None:
         return collection
-    check_used(options.templates, template, collection)
-    return collection if reader_.words else reword(collection, options.templates)
+    check_used(templates, template, collection)
+    collection = collection if reader_.words else reword(collection, templates)
+    check_labels(templates, collection)
+    return collection
 
 
 def find_reader(path: str) -> str:

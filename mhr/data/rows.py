@@ -16,6 +16,7 @@ from mhr.data.columns import COLUMNS, MISSING, check_column_map, look_up, not_fo
 from mhr.data.example import Example, Task
 from mhr.data.faults import Faults, Notes
 from mhr.data.forms import RowFault, Source, form_of, forms
+from mhr.data.masked import Piece
 from mhr.data.reading import ReadOptions
 from mhr.data.splits import SPLITS, split_of
 from mhr.data.task_rows import TaskRows, Unanswered
@@ -76,6 +77,7 @@ class RowReader:
         fields = self._fields(row, Source(name, f"{split_name} {Path(self._file).name}", self.labels))
         rows = self.tasks.setdefault(name, TaskRows(name))
         template = None if self.options.templates is None else self.options.templates.of(name)
+        pieces: tuple[Piece, ...] = ()
         text = "" if template else self._text(row, fields, "input")
         choices = self._choices(fields, template)
         try:
@@ -88,12 +90,14 @@ class RowReader:
             )
             return
         if template is not None:
+            own = choices if fields.get("choices") is not None else self.labels.get(self.column("targets"), ())
+            template.used.update(targets, own)
             columns = self._columns(row, fields, name)
-            text = template.render_input(columns)
+            text, pieces = template.render_input(columns), template.render_pieces(columns)
             choices, targets = (
                 tuple(template.render_choice(label, columns) for label in labels) for labels in (choices, targets)
             )
-            if not text:
+            if not text or (pieces and not any(piece.role == "field" for piece in pieces)):
                 raise RowFault("has an empty input by its template")
         if choices and targets[0] not in choices:
             raise RowFault(f"has the label {targets[0]!r}, which is not among the choices {shown(choices)}")
@@ -108,7 +112,11 @@ class RowReader:
         rows.category = rows.category or self._word(row, "category", "")
         rows.metrics = rows.metrics or tuple(fields.get("metrics", ()))
         rows.references |= bool(fields.get("references"))
-        rows.add(split, split_name, Example(name, text, targets, choices, where, messages, part=fields.get("part", "")))
+        rows.add(
+            split,
+            split_name,
+            Example(name, text, targets, choices, where, messages, part=fields.get("part", ""), pieces=pieces),
+        )
 
     def _fields(self, row: Mapping[str, Any], source: Source) -> dict[str, Any]:
         """Our columns that a row has, with what its form makes of it. All rows of a file are of one form."""

@@ -4,13 +4,14 @@ A YAML (or JSON) file, or the name of a packaged one:
 
     tasks:                                     # by name or pattern ("*mnli*"); the first that fits
       sst2:
-        input: "{sentence} It was"             # {input}, {task} and the columns of the row, nested ones by dots; {{ is a brace
+        input: "{sentence} It was"             # {input}, {task} and the columns of the row, nested ones by dots; {{ is a brace;
+                                               # {mask} is where a masked language model answers, "{sentence} It was {mask}."
         choice: "{choice}."                    # {choice} is a label's word; default "{choice}"
         verbalizers: {negative: terrible, positive: great}
     input: "{input}"                           # for all other tasks; so are choice and verbalizers
 
 Without verbalizers labels are their own words. With them, rows without choices are ranked among all words, and labels that
-are numbers are found as strings ("0"). After Gao et al. 2021 (LM-BFF, arXiv 2012.15723).
+are numbers are found as strings ("0"). `input` and `verbalizers` of all tasks may also be given without a file. After Gao et al. 2021 (LM-BFF, arXiv 2012.15723).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import yaml
 
 from mhr.data.columns import MISSING, look_up
 from mhr.data.example import Example, Task, TaskCollection
+from mhr.data.masked import MASK, MASK_FIELD, Piece, stripped, text_of_pieces
 from mhr.errors import ConfigError, nearest
 
 KEYS = ("input", "choice", "verbalizers")
@@ -34,12 +36,22 @@ KEYS = ("input", "choice", "verbalizers")
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """How one task, or a collection of them, is put into words. origin: the file and task, for error lines."""
+    """How one task, or a collection of them, is put into words.
+
+    origin  the file and task, or the settings, for error lines
+    used    labels that rows were found to have
+    """
 
     input: str = "{input}"
     choice: str = "{choice}"
     verbalizers: dict[str, str] = field(default_factory=dict)
     origin: str = ""
+    used: set[str] = field(default_factory=set, compare=False)
+
+    @property
+    def masked(self) -> bool:
+        """Whether a masked language model is to answer."""
+        return MASK_FIELD in fields_of(self.input)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -48,26 +60,33 @@ class Template:
 
     def render_input(self, columns: Mapping[str, Any]) -> str:
         """The input of an example with these columns. Raises ConfigError for a field that is none of them."""
-        return self._render("input", self.input, columns)
+        return text_of_pieces(self._pieces("input", self.input, columns))
+
+    def render_pieces(self, columns: Mapping[str, Any]) -> tuple[Piece, ...]:
+        """The same piece by piece where it has a mask, and nothing otherwise."""
+        return self._pieces("input", self.input, columns) if self.masked else ()
 
     def render_choice(self, label: str, columns: Mapping[str, Any]) -> str:
         """A label as it is ranked and trained on. Raises ConfigError for a label without a word, and for an unknown field."""
         if self.verbalizers and label not in self.verbalizers:
             raise ConfigError(f"{self.origin}: no verbalizer for label {label!r}: {nearest(label, self.verbalizers)}")
         word = self.verbalizers.get(label, label)
-        return self._render("choice", self.choice, {**columns, "choice": word})
+        return text_of_pieces(self._pieces("choice", self.choice, {**columns, "choice": word}))
 
-    def _render(self, what: str, text: str, columns: Mapping[str, Any]) -> str:
+    def _pieces(self, what: str, text: str, columns: Mapping[str, Any]) -> tuple[Piece, ...]:
         written = []
         for literal, name, _, _ in string.Formatter().parse(text):
-            written.append(literal)
+            written.append(Piece(literal))
             if name is None:
+                continue
+            if name == MASK_FIELD:
+                written.append(MASK)
                 continue
             value = look_up(columns, name)
             if value is MISSING:
                 raise ConfigError(f"{self.origin}: unknown field {{{name}}} in {what}: {nearest(name, columns)}")
-            written.append("" if value is None else str(value))
-        return "".join(written).strip()
+            written.append(Piece("" if value is None else str(value), "field"))
+        return stripped(written)
 
 
 class Templates:
@@ -76,6 +95,11 @@ class Templates:
     def __init__(self, by_task: dict[str, Template], other: Template | None):
         self.by_task = by_task
         self.other = other
+
+    @property
+    def masked(self) -> bool:
+        """Whether a masked language model is to answer some task."""
+        return any(template.masked for template in (*self.by_task.values(), self.other) if template is not None)
 
     def of(self, task: str) -> Template | None:
         """The template of a task: by its name, by the first pattern that fits it, or the one for all other tasks."""
@@ -120,6 +144,12 @@ def read_templates(name: str) -> Templates:
     return Templates(by_task, _template(values, name) if values else None)
 
 
+def given_templates(prompt: str | None, verbalizers: Mapping[str, str] | None) -> Templates:
+    """The template of all tasks that the settings `prompt` and `verbalizers` make. Raises ConfigError for what has no meaning."""
+    values: dict[str, Any] = {"verbalizers": dict(verbalizers or {})}
+    return Templates({}, _template(values | ({} if prompt is None else {"input": prompt}), "prompt"))
+
+
 def fields_of(text: str) -> list[str]:
     """The names of the fields in a template. Raises ValueError for one that is not a plain name in braces."""
     names = []
@@ -150,6 +180,17 @@ def _template(values: Any, origin: str) -> Template:
                 f"{origin}: {key} {text!r:.60}: expected plain fields such as {{{key}}}, and {{{{ or }}}} for a brace "
                 f"({error or 'a field without a name'})"
             ) from None
+    masks = fields_of(texts["input"]).count(MASK_FIELD)
+    if masks > 1 or MASK_FIELD in fields_of(texts["choice"]):
+        raise ConfigError(
+            f"{origin}: {{mask}} stands {masks} times in input and {fields_of(texts['choice']).count(MASK_FIELD)} times in choice, "
+            "expected once, in input: there is one answer"
+        )
+    if masks and len(fields_of(texts["input"])) == 1:
+        raise ConfigError(
+            f"{origin}: input {texts['input']!r:.60} has no field but {{mask}}, so that all inputs are the same: add one, such as "
+            "{input}"
+        )
     words = values.get("verbalizers") or {}
     if not isinstance(words, dict) or not all(isinstance(w, str) and w.strip() for w in words.values()):
         raise ConfigError(
@@ -173,6 +214,19 @@ def check_used(templates: Templates, origin: str | None, collection: TaskCollect
         )
 
 
+def check_labels(templates: Templates, collection: TaskCollection) -> None:
+    """Raise ConfigError for a verbalizer of a label that no row of a collection has."""
+    template = templates.other
+    if template is None or not template.used:
+        return
+    for label in template.verbalizers:
+        if label not in template.used:
+            raise ConfigError(
+                f"{template.origin}: verbalizer of {label!r}, which is no label in {collection.source}: "
+                f"{nearest(label, sorted(template.used))}"
+            )
+
+
 def reword(collection: TaskCollection, templates: Templates) -> TaskCollection:
     """A collection that was read without templates, put into words by them; {input} and {task} are its fields."""
     return collection.of([_reword(task, templates) for task in collection.values()])
@@ -184,6 +238,7 @@ def _reword(task: Task, templates: Templates) -> Task:
         return task
 
     def put(example: Example) -> Example:
+        template.used.update(example.targets, example.choices)
         columns = {"input": example.input, "task": task.name}
         return replace(
             example,
@@ -191,6 +246,7 @@ def _reword(task: Task, templates: Templates) -> Task:
             targets=tuple(template.render_choice(target, columns) for target in example.targets),
             choices=tuple(template.render_choice(choice, columns) for choice in example.choices) or template.words,
             messages=(),
+            pieces=template.render_pieces(columns),
         )
 
     train, test, validation = ([put(e) for e in part] for part in (task.train, task.test, task.validation))

@@ -21,6 +21,7 @@ from mhr.evaluation.measuring import Plan, measure, missing_parts, plan_task, re
 from mhr.evaluation.ranking import rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
 from mhr.evaluation.truncation import count_truncated
+from mhr.objectives.usable import mask_fault
 from mhr.runs.run import versions
 from mhr.runs.scoring import ScoringConfig
 
@@ -172,6 +173,7 @@ def _share_out(
     for task in collection.values():
         examples = task.split(split)[:limit]
         head, why = (None, "") if loaded.heads is None or not examples else headed(loaded, task, examples, split)
+        why = why or mask_fault(loaded.kind, examples) or ""
         plan = Plan(skipped=why) if why else plan_task(task, examples, metrics, loaded.objective.generates, head)
         plans[task.name] = plan
         if not examples:

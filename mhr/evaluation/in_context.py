@@ -8,6 +8,10 @@ Any other row gets running text, in which a shot reads as an input and its answe
 
     input of shot 1 its answer⏎⏎input of shot 2 its answer⏎⏎the question
 
+An input with a mask gets its shots likewise, each with its answer's word in place of the mask, parted by the separator token:
+
+    The film is good. It was great.[SEP]It bored me. It was terrible.[SEP]the question, with its [MASK]
+
 Shots are the training examples of the task in their `shot_order`, the same for every question, but never a question itself
 nor another row with the same input.
 """
@@ -19,9 +23,12 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from mhr.data.collators import GeneratorCollator
 from mhr.data.drawing import shot_order
 from mhr.data.example import Example, Task
 from mhr.data.forms.messages import render
+from mhr.data.mask_collator import MaskedCollator
+from mhr.data.masked import BREAK, solved, text_of_pieces
 from mhr.data.tokens import running_text
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation.loaded import LoadedModel
@@ -57,12 +64,16 @@ def prompt(example: Example, shots: Sequence[Example], rendered: bool = False) -
     """
     if not shots:
         return example
+    if example.pieces:
+        known = [part for shot in shots for part in (*solved(shot.pieces, shot.targets[0]), BREAK)]
+        pieces = (*known, *example.pieces)
+        return replace(example, input=text_of_pieces(pieces), pieces=pieces)
     if rendered or example.messages:
         system = [turn for turn in example.messages if turn["role"] == "system"]
         turns = [*system, *(turn for shot in shots for turn in _turns(shot)), *_turns(example)]
         return replace(example, input=render(turns[:-1]), messages=tuple(turns))
-    solved = [running_text(shot.input, shot.targets[0]) for shot in shots]
-    return replace(example, input="\n\n".join([*solved, example.input]))
+    answered = [running_text(shot.input, shot.targets[0]) for shot in shots]
+    return replace(example, input="\n\n".join([*answered, example.input]))
 
 
 def fit_shots(
@@ -79,24 +90,24 @@ def fit_shots(
     """
     if not any(drawn):
         return [Prompted(example) for example in examples]
-    if not loaded.objective.generates:
+    collator = loaded.collator(max_input_length, max_target_length)
+    if not isinstance(collator, GeneratorCollator | MaskedCollator):
         raise ConfigError(
             f"{loaded.description} is an encoder, which scores pairs of an input and a choice: leave shots out"
         )
-    encode = loaded.collator(max_input_length, max_target_length).encode_inputs
 
     def with_shots(i: int, shots: Sequence[Example]) -> Example:
         return prompt(examples[i], shots, loaded.renders(examples[i]))
 
     kept = list(drawn)
-    whole = encode([with_shots(i, shots) for i, shots in enumerate(kept)])
-    long = [i for i, cut in enumerate(whole.cut) if cut and kept[i]]
+    whole = collator.too_long([with_shots(i, shots) for i, shots in enumerate(kept)])
+    long = [i for i, cut in enumerate(whole) if cut and kept[i]]
     for i in long:
         kept[i] = ()
     for number in range(max((len(drawn[i]) for i in long), default=0)):
         tried = [(i, (*kept[i], drawn[i][number])) for i in long if number < len(drawn[i])]
-        found = encode([with_shots(i, shots) for i, shots in tried])
-        for (i, shots), cut in zip(tried, found.cut, strict=True):
+        found = collator.too_long([with_shots(i, shots) for i, shots in tried])
+        for (i, shots), cut in zip(tried, found, strict=True):
             kept[i] = kept[i] if cut else shots
     return [Prompted(with_shots(i, shots), shots) for i, shots in enumerate(kept)]
 

@@ -35,7 +35,7 @@ class LoadedModel:
 
     model        the transformers model, with a bank (`model.mhr`) or plain
     tokenizer    its tokenizer
-    kind         "seq2seq", "causal" or "encoder"
+    kind         "seq2seq", "causal", "encoder" or "masked"
     description  one line on what was loaded, for people
     task         route every example as this task; None routes each as its own
     trained_with tokens of an input and of a target that it was trained with, where that is known

@@ -28,7 +28,7 @@ def load_model(
     path   a run folder (pretrained or adapted), an adapter checkpoint, a PEFT folder (LoRA or IA3), a folder or hub id of a
            transformers model, or a built-in model such as "builtin:t5-tiny"
     base   path or hub id of the base model, where the one that the adapter names is not at hand
-    kind   "seq2seq", "causal" or "encoder" of a plain model whose own configuration does not tell it
+    kind   "seq2seq", "causal", "encoder" or "masked" of a plain model whose own configuration does not tell it
     task   route every example as this task of the bank; None routes each as its own
     loading  how the base model is loaded, see `load_backbone`; what it leaves open is as in the run's settings, but for trusting
              code

@@ -3,6 +3,7 @@
 generators   score = sum_t log p(y_t | x, y_<t) / len(y) ** length_norm      (T-Few, arXiv 2205.05638)
 encoders     score = the one logit of the pair (x, y)
 heads        score = the logit of the class y, see `mhr.evaluation.by_heads`
+masked       score = the logit of y's word at the mask of x                   (LM-BFF, arXiv 2012.15723)
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate, pairwise
 
+import torch
+
 from mhr.data.example import Example
+from mhr.data.mask_tokens import MaskWords, encode_masked
 from mhr.data.tokens import check_choices, encode_pairs, pad
 from mhr.errors import ConfigError
 from mhr.evaluation.batching import in_batches
@@ -20,6 +24,7 @@ from mhr.evaluation.likelihood import log_likelihoods
 from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.metrics import mean
 from mhr.evaluation.ranked import Ranked
+from mhr.objectives.masked import word_scores
 
 
 def rank_choices(
@@ -60,6 +65,8 @@ def rank_choices(
     def rank() -> list[Ranked]:
         if loaded.heads is not None:
             return ask_heads(loaded, examples, max_input_length, batch_size, unseen, done)
+        if loaded.kind == "masked":
+            return _rank_words(loaded, examples, max_input_length, batch_size, unseen, done)
         if not loaded.objective.generates:
             return _rank_pairs(loaded, examples, max_input_length, batch_size, unseen, done)
         lengths = max_input_length, max_target_length
@@ -107,6 +114,40 @@ def _rank_pairs(
     return [
         Ranked(scores[a:b], any(pairs.cut[a:b]), False, example.choices)
         for example, (a, b) in zip(examples, pairwise(ends), strict=True)
+    ]
+
+
+def _rank_words(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    max_length: int,
+    batch_size: int | None,
+    unseen: str,
+    advance: Callable[[float], None],
+) -> list[Ranked]:
+    rows = encode_masked(loaded.tokenizer, examples, max_length)
+    look_up = MaskWords(loaded.tokenizer)
+    words = [look_up(example) for example in examples]
+    device = loaded.device
+
+    def score(batch: list[int]) -> list[list[float]]:
+        ids, mask = loaded.pad([rows.ids[i] for i in batch])
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if rows.types is not None:
+            inputs["token_type_ids"] = pad([rows.types[i] for i in batch], 0)[0].to(device)
+        counts = [len(words[i]) for i in batch]
+        tokens = torch.tensor([token for i in batch for token in words[i]], device=device)
+        places = torch.tensor([rows.places[i] for i in batch], device=device)
+        with loaded.routing([examples[i].task for i in batch], unseen):
+            scores = word_scores(loaded.model, inputs, places, tokens, counts)
+        return [part.tolist() for part in scores.float().split(counts)]
+
+    def done(batch: list[int]) -> None:
+        advance(len(batch))
+
+    scores = in_batches(score, [len(row) for row in rows.ids], device=device, batch_size=batch_size, done=done)
+    return [
+        Ranked(own, cut, False, example.choices) for own, cut, example in zip(scores, rows.cut, examples, strict=True)
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mhr.data import TaskCollection
@@ -25,6 +25,8 @@ def tasks_to_judge(
     part: str | None = None,
     overrides: Sequence[str] = (),
     on_bad_row: str | None = None,
+    prompt: str | None = None,
+    verbalizers: Mapping[str, str] | None = None,
 ) -> TaskCollection:
     """The tasks that the run, adapter or model at `model` is judged on.
 
@@ -32,7 +34,8 @@ def tasks_to_judge(
     names      tasks of the collection; None: those of `part`
     part       "held-out", "training" or "all" tasks. None: the task of an adapted run, otherwise the held-out tasks, or all
                where the collection holds none out
-    overrides  settings of the section data, as in "data.definitions=false", over those of the run; on_bad_row is one of them
+    overrides  settings of the section data, as in "data.definitions=false", over those of the run; on_bad_row, prompt and
+               verbalizers are some of them
 
     Raises ConfigError for settings that are unknown or do not go together, DataError for a collection that cannot be read
     or has no such part, TaskError for an unknown name.
@@ -48,7 +51,14 @@ def tasks_to_judge(
             f"no task collection is given, and {model}{missing} is no run that names one: expected, for example, builtin:skills"
         )
     file = run.path / "config.yaml" if run else None
-    config = load_config(file, overrides=overrides, on_bad_row=on_bad_row, tasks=tasks or None)
+    config = load_config(
+        file,
+        overrides=overrides,
+        tasks=tasks or None,
+        on_bad_row=on_bad_row,
+        prompt=prompt,
+        verbalizers=verbalizers,
+    )
     for key in map(_key, overrides):
         if not key.startswith("data.") or key.removeprefix("data.") in OF_TRAINING:
             raise ConfigError(

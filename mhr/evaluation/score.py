@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ def score(
     part: str | None = None,
     overrides: Sequence[str] = (),
     on_bad_row: str | None = None,
+    prompt: str | None = None,
+    verbalizers: Mapping[str, str] | None = None,
     base: str | None = None,
     kind: str | None = None,
     route_as: str | None = None,
@@ -44,7 +46,7 @@ def score(
 ) -> EvaluationResult:
     """The scores of the run, adapter or model at `path`.
 
-    tasks, names, part, overrides, on_bad_row what it is judged on, see `tasks_to_judge`
+    tasks, names, part, overrides, on_bad_row, prompt, verbalizers    what it is judged on, see `tasks_to_judge`
     base, kind, route_as, loading   see `load_model`, whose `task` is `route_as`
     inference, settings                       see `evaluate`
     chat_template, system                     see `mhr.data.chat_format.ChatFormat`; None: as the model was trained
@@ -58,8 +60,17 @@ def score(
         prepare_output(output, overwrite)
     with locked(output):
         collection = tasks_to_judge(
-            path, tasks=tasks, names=names, part=part, overrides=overrides, on_bad_row=on_bad_row
+            path,
+            tasks=tasks,
+            names=names,
+            part=part,
+            overrides=overrides,
+            on_bad_row=on_bad_row,
+            prompt=prompt,
+            verbalizers=verbalizers,
         )
+        if kind is None and _is_plain(path) and any(e.pieces for task in collection.values() for e in task.test[:1]):
+            kind = "masked"  # the prompt asks for it, as it does in training
         loaded = load_model(path, base=base, kind=kind, task=route_as, loading=loading)
         loaded.chat = told(loaded.chat, chat_template, system)
         loaded.collator(*loaded.lengths())  # refuses a chat template that the model or its tokenizer has no use for
@@ -126,7 +137,12 @@ def told(chat: ChatFormat, template: str | None, system: str | None) -> ChatForm
 
 def check_target(path: str | Path) -> None:
     """Raise CheckpointError, naming the path, where nothing that could be evaluated lies there."""
-    folder = Path(path)
-    found = any((folder / name).is_file() for name in (RUN_FILE, "adapt.json"))
-    if not found and not str(path).startswith("builtin:") and not is_adapter(folder) and not is_peft(folder):
+    if _is_plain(path) and not str(path).startswith("builtin:"):
         check_model(str(path))
+
+
+def _is_plain(path: str | Path) -> bool:
+    """Whether a path names a model alone, no run and no adapter, which know what they were trained to do."""
+    folder = Path(path)
+    held = any((folder / name).is_file() for name in (RUN_FILE, "adapt.json"))
+    return not held and not is_adapter(folder) and not is_peft(folder)

@@ -44,6 +44,8 @@ def adapt(
     output: str,
     tasks_path: str | None = None,
     template: str | None = None,
+    prompt: str | None = None,
+    verbalizers: dict[str, str] | None = None,
     on_bad_row: str | None = None,
     base: str | None = None,
     loading: Loading | None = None,
@@ -64,7 +66,7 @@ def adapt(
 
     tasks        names; None takes every held-out task that the model can be trained on
     tasks_path   another collection than the run's
-    template     other prompt templates than the run's; on_bad_row likewise
+    template     other prompt templates than the run's; prompt, verbalizers and on_bad_row likewise
     base         base model, where it is no longer at the place that the run names
     loading      how the base model is loaded, where not as in the run; that the run trusts code does not count
     resume       skip what is done in `output` already; tasks that are not named now stay listed there
@@ -87,6 +89,8 @@ def adapt(
         few,
         tasks=tasks_path,
         template=template,
+        prompt=prompt,
+        verbalizers=verbalizers,
         on_bad_row=on_bad_row,
         model=base,
         loading=loading,
@@ -103,6 +107,8 @@ def adapt(
         "settings": to_dict(config)["adapt"],
         "tasks": config.tasks,
         "template": config.data.template,
+        "prompt": config.data.prompt,
+        "verbalizers": config.data.verbalizers or None,
         "on_bad_row": on_bad_row,
     }
     if resume:
@@ -147,6 +153,8 @@ def few_shot_settings(
     *,
     tasks: str | None = None,
     template: str | None = None,
+    prompt: str | None = None,
+    verbalizers: dict[str, str] | None = None,
     on_bad_row: str | None = None,
     model: str | None = None,
     loading: Loading | None = None,
@@ -160,13 +168,23 @@ def few_shot_settings(
     given = {name: value for name, value in few.items() if value is not None}
     if "lr" in given:
         given.setdefault("full_lr", given["lr"])
-    reading: dict[str, Any] = {"template": template, "on_bad_row": on_bad_row}
+    reading: dict[str, Any] = {
+        "template": template,
+        "prompt": prompt,
+        "verbalizers": verbalizers,
+        "on_bad_row": on_bad_row,
+    }
+    other: dict[str, Any] = {}
+    if template is not None:
+        other = {"prompt": None, "verbalizers": {}}
+    elif prompt is not None or verbalizers is not None:
+        other = {"template": None}
     return dataclasses.replace(
         config,
         model=model or config.model,
         **vars((loading or Loading()).over(config)),
         tasks=tasks or config.tasks,
-        data=dataclasses.replace(config.data, **{k: v for k, v in reading.items() if v is not None}),
+        data=dataclasses.replace(config.data, **other | {k: v for k, v in reading.items() if v is not None}),
         adapt=dataclasses.replace(config.adapt, **given),
     )
 
@@ -182,7 +200,7 @@ def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kin
             shown = " or ".join(dict.fromkeys(repr(mode) for mode, _ in modes))
             said = f"{rate} is {few[rate]}" if rate in given else f"grid has {rate} {list(grid[rate])}"
             raise ConfigError(f"{said}, but mode {shown} does not train {what}: leave it out")
-    if kinds and all(kind == "encoder" for kind in kinds):
+    if kinds and all(kind in ("encoder", "masked") for kind in kinds):
         for name in ("length_norm", "mc_loss", "unlikely_loss"):
             if name in given:
                 raise ConfigError(

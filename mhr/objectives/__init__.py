@@ -8,9 +8,10 @@ seq2seq   an encoder-decoder learns to say the target                  seq2seq-c
 causal    a decoder learns to say the target after the prompt          causal-choices   ... and to prefer it to the other choices
 ranking   an encoder learns to score the right (input, choice) pair highest
 heads     a model with heads learns classes, numbers, and pairs, each task by its own head
+masked    a masked language model learns to say the right choice's word at the mask of a prompt
 """
 
-from mhr.objectives import causal, choices, classification, ranking, seq2seq  # registers them
+from mhr.objectives import causal, choices, classification, masked, ranking, seq2seq  # registers them
 from mhr.objectives.objective import Distributions, Objective, PassLosses, make_objective, objective_of, objectives
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "choices",
     "classification",
     "make_objective",
+    "masked",
     "objective_of",
     "objectives",
     "ranking",

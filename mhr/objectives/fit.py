@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mhr.data.mask_tokens import check_mask_token
 from mhr.data.special_tokens import end_token, frame_of, pad_token
 from mhr.errors import ConfigError
 from mhr.objectives.objective import objective_of
@@ -16,8 +17,10 @@ ROUNDING = 64
 
 def check_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
     """Raise ConfigError for a tokenizer that makes tokens which the model has no embedding of, or that a generator's answers
-    cannot end in, and for a "causal" model that reads ahead, so that it would be shown the answers that it is to give."""
+    cannot end in or a "masked" one has no mask in, and for a "causal" model that reads ahead, so that it would be shown the answers that it is to give."""
     _check_vocabulary(model, tokenizer)
+    if kind == "masked":
+        check_mask_token(tokenizer)
     if objective_of(kind).generates:
         end_token(tokenizer)
     if objective_of(kind).shares_row and not hasattr(model, "mhr"):

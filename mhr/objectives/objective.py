@@ -56,7 +56,7 @@ class PassLosses:
 class Objective(ABC):
     """What a kind of model is trained on, from examples to losses; `train` says with which terms.
 
-    kind          the kind of model that it is for, "seq2seq", "causal" or "encoder"
+    kind          the kind of model that it is for, "seq2seq", "causal", "encoder" or "masked"
     by_heads      whether it is for models with heads (`TaskHeads`), which are then its `heads`
     ranks         whether the choices of a task are trained on, not its right answers alone
     generates     whether the model answers in words of its own

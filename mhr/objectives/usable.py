@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from mhr.data import Task, TaskCollection
 from mhr.data.collators import CausalCollator, Collator
+from mhr.data.example import Example
 from mhr.data.labels import check_answers, task_head
+from mhr.data.mask_tokens import without_mask
 from mhr.errors import ConfigError, DataError
 from mhr.objectives.objective import make_objective, objective_of
 from mhr.runs.settings import DataConfig
-from mhr.task_heads import RANK, TaskHeads, join_heads, only_ranks
+from mhr.task_heads import MLM, RANK, TaskHeads, join_heads, only_ranks
 
 
 def usable_tasks(
@@ -70,11 +73,11 @@ def heads_for(
     Raises DataError for examples to judge on whose answers no head can give, ConfigError for a head on a model that generates.
     """
     if kind != "encoder":
-        for name, value, usual in (("head", head, "auto"), ("share_heads", share, False)):
-            if value != usual:
+        how, usual_head = ("in words of its own", "auto") if kind != "masked" else ("at the mask of a prompt", MLM)
+        for name, value, usual in (("head", head, ("auto", usual_head)), ("share_heads", share, (False,))):
+            if value not in usual:
                 raise ConfigError(
-                    f"{name} is {value!r}, but a {kind} model answers in words of its own: leave it out, or ask for an encoder "
-                    "(--kind encoder)"
+                    f"{name} is {value!r}, but a {kind} model answers {how}: leave it out, or ask for an encoder (--kind encoder)"
                 )
         return None
     found = {task.name: task_head(task, head) for task in tasks.values()}
@@ -87,16 +90,30 @@ def heads_for(
 
 
 def describe_head(kind: str, heads: TaskHeads | None) -> Any:
-    """What run.json says of what a model answers with: its heads, "rank" without any, None where it generates."""
+    """What run.json says of what a model answers with: its heads, "rank" without any, "mlm", None where it generates."""
+    if kind == "masked":
+        return MLM
     if kind != "encoder":
         return None
     return RANK if heads is None else heads.to_json()
 
 
+def mask_fault(kind: str, examples: Sequence[Example]) -> str | None:
+    """Why a kind of model and the prompt of a task do not go together, or None: a mask is what a masked language model answers at,
+    and it alone."""
+    if kind == "masked":
+        return next((f"it {reason}" for reason in map(without_mask, examples) if reason), None)
+    if any(example.pieces for example in examples):
+        return (
+            "its prompt has {mask}, which only a masked language model answers at: use --head mlm, or leave {mask} out"
+        )
+    return None
+
+
 def _unusable(task: Task, kind: str, data: DataConfig, head: str) -> str | None:
     if not task.train:
         return "it has no training examples"
-    reason = _without_head(task, head) if kind == "encoder" else None
+    reason = mask_fault(kind, task.train) or (_without_head(task, head) if kind == "encoder" else None)
     if reason:
         return reason
     most = max(len(example.choices) for example in task.train)

@@ -27,6 +27,8 @@ SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "trai
 
 COUNTED_TWICE = (("train.steps", "train.epochs"), ("train.eval_every", "train.eval_every_epochs"))
 """Pairs of settings, in optimizer steps and in epochs, of each of which a run has one."""
+WORDING = ("data.template", "data.prompt", "data.verbalizers")
+"""How examples are put into words: by a file, or by the two others."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def load_config(
             merged = {key: value for key, value in merged.items() if key != "adapter.parts" or _typed_in(value)}
         for pair in COUNTED_TWICE:
             _drop_other(pair, merged, layer)
+        _drop_other_words(merged, layer)
         merged.update(layer)
     return _build(merged)
 
@@ -113,6 +116,15 @@ def _drop_other(pair: tuple[str, str], merged: dict[str, Said], layer: Mapping[s
 def _typed_in(one: Said) -> bool:
     """Whether a value was given on the command line, by a flag or --set."""
     return one.origin.startswith("-")
+
+
+def _drop_other_words(merged: dict[str, Said], layer: Mapping[str, Said]) -> None:
+    """A prompt and verbalizers take the place of a template that a preset or file has, and the other way round."""
+    said = {key for key, one in layer.items() if key in WORDING and one.value not in (None, "none", {})}
+    others = WORDING[1:] if said == {"data.template"} else WORDING[:1] if said and "data.template" not in said else ()
+    for key in others:
+        if key in merged and not _typed_in(merged[key]):
+            del merged[key]
 
 
 def _of_method(key: str) -> bool:

@@ -10,12 +10,13 @@ from mhr.config import MODEL_KINDS, AdapterConfig
 from mhr.data.chat_format import PLAIN, TRAIN_ON, ChatFormat, is_file
 from mhr.data.definition_forms import DEFINITION_FORMS
 from mhr.data.faults import ON_BAD_ROW
+from mhr.data.templates import given_templates, read_templates
 from mhr.errors import ConfigError
 from mhr.loading import Loading
 from mhr.methods import METHODS, ROUTING_METHODS, listed
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
 from mhr.setting import MOST_SEED, Settings, as_in, setting
-from mhr.task_heads import HEAD_CHOICES, RANK, REGRESS
+from mhr.task_heads import HEAD_CHOICES, MLM, RANK, REGRESS
 
 SAMPLERS = ("proportional", "uniform", "temperature")
 BITSANDBYTES_OPTIMIZERS = (
@@ -159,6 +160,20 @@ class DataConfig(Settings):
         flag="--template",
         metavar="FILE",
     )
+    prompt: str | None = setting(
+        None,
+        """Prompt of all tasks, as `input` of a template: "{sentence} It was {mask}.". {input}, {task} and the columns of a row are its
+        fields; {mask}, once, is where a masked language model answers. Unset: as template says.""",
+        flag="--prompt",
+        metavar="TEXT",
+    )
+    verbalizers: dict[str, str] = setting(
+        {},
+        """Words that stand for the labels: negative=terrible,positive=great. With {mask} in the prompt each is one token. Unset: the
+        labels themselves.""",
+        flag="--verbalizers",
+        metavar="LABEL=WORD,...",
+    )
     chat_template: str | None = setting(
         None,
         """Chat template of a decoder: auto (its tokenizer's own), none, a name (chatml) or a Jinja file. All of these but none render
@@ -185,6 +200,20 @@ class DataConfig(Settings):
                 f"positives is {self.positives}, but definition_form is 'published', which shows none: leave one of them out"
             )
         self.chat  # noqa: B018  (refuses settings that do not fit each other)
+        if self.prompt is not None or self.verbalizers:
+            if self.template is not None:
+                raise ConfigError(
+                    f"template is {self.template!r}, and {'prompt' if self.prompt is not None else 'verbalizers'} is given, which a "
+                    "template has itself: leave one out"
+                )
+            given_templates(self.prompt, self.verbalizers)  # refuses what has no meaning
+
+    @property
+    def masked(self) -> bool:
+        """Whether a prompt has a {mask}, for a masked language model to answer at."""
+        if self.template is not None:
+            return read_templates(self.template).masked
+        return given_templates(self.prompt, self.verbalizers).masked
 
     @property
     def chat(self) -> ChatFormat:
@@ -413,7 +442,8 @@ class RunConfig(Settings):
     )
     kind: str | None = setting(
         None,
-        "seq2seq, causal or encoder (answers through heads). Unset: what the model's own configuration says.",
+        """seq2seq, causal, encoder or masked. encoder: answers through heads; masked: by a word at the {mask} of a prompt. Unset: what the
+        model's own configuration says, or head.""",
         choices=MODEL_KINDS,
         flag="--kind",
     )
@@ -441,8 +471,9 @@ class RunConfig(Settings):
 
     head: str = setting(
         "auto",
-        """What an encoder answers with: auto, classify, regress or rank. classify: a class of the task's label set; regress: a number; rank:
-        the choice whose pair with the input scores highest; auto: as the data of each task says. classify and regress make a
+        """What an encoder answers with: auto, classify, regress, rank or mlm. classify: a class of the task's label set; regress: a number; rank:
+        the choice whose pair with the input scores highest; mlm: the word of a label at the {mask} of a prompt, by the masked-LM head that
+        its checkpoint has; auto: mlm where the prompt has {mask}, otherwise as the data of each task says. classify and regress make a
         classifier of a decoder too.""",
         choices=HEAD_CHOICES,
         flag="--head",
@@ -501,6 +532,37 @@ class RunConfig(Settings):
                 f"use it with {', '.join(fitting[:-1])} or {fitting[-1]}"
             )
         self._check_consistency()
+        self._check_mask()
+
+    @property
+    def answers_with(self) -> str:
+        """`head`, with what a {mask} in the prompt chooses where it is left open."""
+        return MLM if self.head == "auto" and self.data.masked else self.head
+
+    def _check_mask(self) -> None:
+        """What a template file says is seen when its tasks are read: a stored run may outlive it."""
+        if self.kind == "masked" and self.head not in ("auto", MLM):
+            raise ConfigError(
+                f"head is {self.head!r}, but kind is 'masked', which answers at the mask of a prompt: leave one out"
+            )
+        if self.head == MLM and self.kind in ("seq2seq", "causal"):
+            raise ConfigError(
+                f"head is 'mlm', but kind is {self.kind!r}, and only a masked language model has one: leave kind out"
+            )
+        if self.data.template is not None:
+            return
+        if self.head == MLM and not self.data.masked:
+            raise ConfigError(
+                "head is 'mlm', but no prompt has a {mask} where it could answer: give one, as in --prompt '{input} It was {mask}.'"
+            )
+        if self.data.masked and self.kind in ("seq2seq", "causal"):
+            raise ConfigError(
+                f"the prompt has {{mask}}, which only a masked language model answers at, but kind is {self.kind!r}: leave kind or {{mask}} out"
+            )
+        if self.data.masked and self.head not in ("auto", MLM):
+            raise ConfigError(
+                f"head is {self.head!r}, but the prompt has {{mask}}, which head mlm answers at: leave head or {{mask}} out"
+            )
 
     @property
     def ends_in_mu(self) -> bool:

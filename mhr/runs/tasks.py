@@ -25,6 +25,8 @@ def read_tasks(path: str, data: DataConfig, *, quiet: bool = False) -> TaskColle
         split_list=data.split_list,
         subset=data.subset,
         template=data.template,
+        prompt=data.prompt,
+        verbalizers=data.verbalizers,
         on_bad_row=data.on_bad_row,
     )
     if not quiet:

@@ -91,6 +91,7 @@ def plan(
                     folder = output / "units" / name / mode / folder_name(task.name) / str(seed)
                     adaptations.append(Adaptation(run, mode, task.name, seed, folder))
     identity = {"runs": shared, **{name: changed[name] for name in ("tasks", "template", "on_bad_row")}, "limit": limit}
+    identity |= {name: changed[name] for name in ("prompt", "verbalizers") if changed[name] is not None}
     identity |= {"loading": said} if (said := changed["loading"].said()) else {}
     names = {path: name for name, path in paths.items()}
     read = [*paths.values(), *(path for config in configs.values() for path in paths_read(config))]

@@ -42,6 +42,8 @@ def sweep(
     output: str,
     tasks_path: str | None = None,
     template: str | None = None,
+    prompt: str | None = None,
+    verbalizers: dict[str, str] | None = None,
     on_bad_row: str | None = None,
     base: str | None = None,
     loading: Loading | None = None,
@@ -57,7 +59,7 @@ def sweep(
     a table.
 
     runs        pretraining runs. A mode that a run does not allow is left out, and noted, where another run allows it
-    tasks, tasks_path, template, on_bad_row, base, loading, few    as in `adapt`; the seeds are few["seeds"]
+    tasks, tasks_path, template, prompt, verbalizers, on_bad_row, base, loading, few    as in `adapt`; the seeds are few["seeds"]
     limit       test examples a task, the first ones; None takes all
     launcher    "local" (processes on this machine), or "ray" (a Ray cluster; the folders must be on a file system that its
                 machines share)
@@ -72,6 +74,8 @@ def sweep(
     changed = {
         "tasks": tasks_path,
         "template": template,
+        "prompt": prompt,
+        "verbalizers": verbalizers,
         "on_bad_row": on_bad_row,
         "model": base,
         "loading": loading or Loading(),

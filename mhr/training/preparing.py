@@ -18,6 +18,7 @@ from mhr.loading import Loading
 from mhr.objectives import Objective, make_objective
 from mhr.objectives.fit import check_fit, notes_on
 from mhr.objectives.lengths import fit_data
+from mhr.objectives.masked import check_words
 from mhr.objectives.packing import packed_collator
 from mhr.objectives.usable import check_chats, describe_head, heads_for, usable_tasks
 from mhr.runs.run import RunFolder
@@ -70,12 +71,14 @@ def prepare(
     Raises MhrError for settings, data or models that do not fit.
     """
     set_seed(config.train.seed)
-    model, tokenizer = load_backbone(config.model, config.kind, Loading.of(config), config.head)
+    model, tokenizer = load_backbone(config.model, config.kind, Loading.of(config), config.answers_with)
     kind = kind_of(model)
     check_fit(model, tokenizer, kind)
     data, lowered = fit_data(model, tokenizer, kind, config.data, config.model)
-    tasks, left_out = usable_tasks(read_tasks(config.tasks, config.data).training(), kind, tokenizer, data, config.head)
-    heads = heads_for(tasks, kind, config.head, config.share_heads)
+    tasks, left_out = usable_tasks(
+        read_tasks(config.tasks, config.data).training(), kind, tokenizer, data, config.answers_with
+    )
+    heads = heads_for(tasks, kind, config.answers_with, config.share_heads)
     if kind == "encoder":
         heads = take_heads(model, heads)
     drawn = untrained_modules(model)
@@ -96,6 +99,7 @@ def prepare(
     objective = make_objective(kind, config.train, heads)
     collator = objective.collator(tokenizer, data.max_input_length, data.max_target_length, data.chat)
     check_chats(collator, tasks)
+    check_words(collator, tasks)
     validation = None
     if held is not None:
         score = None if scorer is None else scorer(model, tokenizer, kind, replace(config, data=data))

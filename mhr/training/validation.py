@@ -81,7 +81,9 @@ def hold_validation(tasks: TaskCollection, kind: str, train: TrainConfig, heads:
     split, drawn, without = 0, 0, []
     for task in tasks.values():
         own = task.validation[:most]
-        ranked = kind == "encoder" and (heads is None or heads.heads[heads.of(task.name)].kind == RANK)
+        ranked = (
+            kind == "masked" or kind == "encoder" and (heads is None or heads.heads[heads.of(task.name)].kind == RANK)
+        )
         if own and not (ranked and not all(example.choices for example in own)):
             split += 1
             examples[task.name] = own

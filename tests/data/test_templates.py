@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from mhr.data import load_tasks
+from mhr.data.forms.glue import GLUE
+from mhr.data.masked import MASK, text_of_pieces
 from mhr.data.templates import packaged_templates, read_templates
-from mhr.errors import ConfigError
+from mhr.errors import ConfigError, DataError
+from tests.glue import write_glue
 
 
 @pytest.fixture
@@ -85,7 +88,7 @@ def test_collections_that_are_no_rows_take_templates(template: Any) -> None:
 
 
 def test_packaged_templates_have_words_for_their_labels(tmp_path: Path) -> None:
-    assert packaged_templates() == ["glue"]
+    assert packaged_templates() == ["glue", "lm-bff"]
     found = read_templates("glue")
     sst2 = found.of("glue-sst2")
     assert sst2 is not None
@@ -172,3 +175,81 @@ def test_what_a_prompt_template_wrote_is_no_conversation(tmp_path: Path):
     words.write_text('input: "Q {input}"\n')
     (example,) = load_tasks(tmp_path / "x_train.jsonl", template=str(words))["x"].train
     assert (example.input, example.messages) == ("Q why?", ())
+
+
+def test_a_prompt_and_verbalizers_need_no_file(tmp_path: Path, template: Any) -> None:
+    path = collection(tmp_path, {"sentence": "fine", "targets": "pos"}, {"sentence": "dull", "targets": "neg"})
+    told = {"prompt": "{sentence} It was", "verbalizers": {"neg": "bad", "pos": "great"}}
+    read = load_tasks(path, **told)["sst2"].train
+    same = load_tasks(path, template=template('input: "{sentence} It was"\nverbalizers: {neg: bad, pos: great}'))
+    assert read == same["sst2"].train
+    assert [(e.input, e.targets, e.choices) for e in read][:1] == [("fine It was", ("great",), ("bad", "great"))]
+    assert load_tasks(path, prompt="{sentence}!")["sst2"].train[0].input == "fine!"
+    with pytest.raises(ConfigError, match="leave one out"):
+        load_tasks(path, template=template('input: "{sentence}"'), **told)
+
+
+def test_verbalizers_of_no_label_are_refused(tmp_path: Path) -> None:
+    rows = [{"sentence": "fine", "targets": "pos"}, {"sentence": "dull", "targets": "neg"}]
+    path = collection(tmp_path, *rows)
+    words = {"neg": "bad", "pos": "great", "nag": "no"}
+    with pytest.raises(ConfigError, match=r"verbalizer of 'nag', which is no label in .*did you mean 'neg'"):
+        load_tasks(path, prompt="{sentence}", verbalizers=words)
+    # A label that rows offer and none has is one all the same.
+    offered = collection(tmp_path, *({**row, "choices": ["neg", "pos", "nag"]} for row in rows), task="offered")
+    assert load_tasks(offered, prompt="{sentence}", verbalizers=words)["offered"].train[0].choices == (
+        "bad",
+        "great",
+        "no",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('input: "{sentence} {mask} {mask}"', r"\{mask\} stands 2 times in input and 0 times in choice"),
+        ('input: "{sentence} {mask}"\nchoice: "{choice} {mask}"', r"\{mask\} stands 1 times in input and 1 times"),
+        ('input: "It is {mask}"', r"has no field but \{mask\}"),
+        ('input: "{sentence}"\nchoice: "{mask}"', r"\{mask\} stands 0 times in input and 1 times in choice"),
+    ],
+)
+def test_a_mask_stands_once_and_beside_a_field(tmp_path: Path, template: Any, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_tasks(collection(tmp_path, {"sentence": "x", "targets": "a"}), template=template(text))
+
+
+def test_a_row_whose_fields_are_all_empty_has_no_input(tmp_path: Path) -> None:
+    path = collection(tmp_path, {"sentence": "", "targets": "a"})
+    with pytest.raises(DataError, match="has an empty input by its template"):
+        load_tasks(path, prompt="{sentence} It was {mask}.")
+
+
+def test_collections_that_are_no_rows_get_masks_too() -> None:
+    tasks = load_tasks("builtin:orders", prompt="{task}: {input} {mask}")
+    example = next(iter(tasks.values())).train[0]
+    assert example.pieces[-1] == MASK
+    assert example.input == text_of_pieces(example.pieces)
+    assert example.pieces[0].text == example.task
+
+
+def test_packaged_prompts_with_a_mask_are_those_of_the_paper(tmp_path: Path) -> None:
+    path = collection(tmp_path, {"premise": "It rains", "hypothesis": "it is wet", "targets": "neutral"}, task="mnli")
+    (example,) = load_tasks(path, template="lm-bff")["mnli"].train
+    assert (example.input, example.choices) == ("It rains? {mask}, it is wet", ("Yes", "Maybe", "No"))
+    assert read_templates("lm-bff").masked
+    assert not read_templates("glue").masked
+
+
+def test_packaged_prompts_with_a_mask_read_the_layout_of_glue(tmp_path: Path) -> None:
+    tasks = load_tasks(write_glue(tmp_path / "glue"), template="lm-bff")
+    masked = {name: task for name, task in tasks.items() if task.train[0].pieces}
+    assert sorted(masked) == ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2"]
+    for name, task in masked.items():
+        assert len(task.choices) == len(GLUE[name].labels)
+        assert {e.choices for e in [*task.train, *task.test]} == {task.choices}
+        assert task.metrics == GLUE[name].metrics
+    assert masked["sst2"].choices == (
+        "terrible",
+        "great",
+    )  # in the order of GLUE's label numbers, by which F1 finds the positive one
+    assert masked["mrpc"].choices == ("No", "Yes")

@@ -15,12 +15,14 @@ from mhr.data import Example, Task, TaskCollection
 from mhr.data.chat_format import ChatFormat
 from mhr.data.drawing import shot_order
 from mhr.data.forms.messages import render
+from mhr.data.mask_tokens import encode_masked
+from mhr.data.masked import MASK, Piece, text_of_pieces
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation import EvaluationResult, LoadedModel, evaluate
 from mhr.evaluation.in_context import draw_in_context, fit_shots, prompt
 from tests.evaluation.conftest import Ask
 from tests.models import randomise, tiny_model
-from tests.text_tokenizers import make_tokenizer
+from tests.text_tokenizers import make_masked_tokenizer, make_tokenizer
 
 TRAIN = [Example("alpha", f"w{i} w{i + 1}", (f"w{i + 2}",), id=f"t-{i}") for i in range(10, 20)]
 
@@ -275,3 +277,48 @@ def logits_of(loaded: LoadedModel, prompt: list[int], said: list[int], task: str
     )
     with torch.no_grad(), loaded.routing([task]):
         return loaded.model(**inputs).logits[0]
+
+
+def masked(text: str, target: str) -> Example:
+    pieces = (Piece(text, "field"), Piece(" It was "), MASK, Piece("."))
+    return Example("films", text_of_pieces(pieces), (target,), ("great", "bad"), text, pieces=pieces)
+
+
+FILMS = [masked(f"film {'x ' * i}", word) for i, word in enumerate(["great", "bad", "great", "bad"])]
+
+
+def test_shots_of_a_prompt_with_a_mask_have_their_words_in_its_place() -> None:
+    asked = prompt(masked("my film", "bad"), FILMS[:2])
+    assert asked.input == "film  It was great.\n\nfilm x  It was bad.\n\nmy film It was {mask}."
+    assert asked.targets == ("bad",)
+    tokenizer = make_masked_tokenizer("bert", "film my it was great bad . x")
+    rows = encode_masked(tokenizer, [asked], 64)
+    assert " ".join(tokenizer.convert_ids_to_tokens(rows.ids[0])) == (
+        "<s> film it was great . </s> film x it was bad . </s> my film it was <mask> . </s>"
+    )
+    assert tokenizer.convert_ids_to_tokens(rows.ids[0])[rows.places[0]] == "<mask>"
+
+
+def test_shots_beside_a_mask_that_do_not_fit_are_left_out_whole() -> None:
+    tokenizer = make_masked_tokenizer("bert", "film my it was great bad . x")
+    loaded = LoadedModel(tiny_model("bert-masked", vocab_size=len(tokenizer)), tokenizer, "masked", "tiny")
+    questions = [masked("my film", "bad"), masked("my film " + "x " * 40, "bad")]
+    found = fit_shots(loaded, questions, [tuple(FILMS[:3])] * 2, 23, 8)
+    assert [len(one.shots) for one in found] == [2, 0]
+    assert found[1].example.input == questions[1].input
+
+
+def test_scores_at_a_mask_with_shots_are_those_of_naive_prompts() -> None:
+    tokenizer = make_masked_tokenizer("bert", "film my it was great bad . x")
+    model = tiny_model("bert-masked", vocab_size=len(tokenizer))
+    loaded = LoadedModel(model, tokenizer, "masked", "tiny")
+    films = Task("films", FILMS, [masked("my film", "bad"), masked("my x film", "great")])
+    result = evaluate(loaded, TaskCollection([films]), shots=2, seed=3, batch_size=2, progress=False)
+    for question, found in zip(films.test, result.predictions, strict=True):
+        shots = shot_order(FILMS, "films", 3)[:2]
+        text = "</s>".join([*(s.input.replace("{mask}", s.targets[0]) for s in shots), question.input])
+        row = tokenizer(text.replace("{mask}", "<mask>"), return_tensors="pt")
+        logits = model(**row).logits[row["input_ids"] == tokenizer.mask_token_id][0]
+        words = tokenizer.convert_tokens_to_ids(["great", "bad"])
+        assert found.scores == pytest.approx(logits[words].tolist(), rel=1e-4, abs=1e-5)
+        assert found.shots == tuple(s.id for s in shots)
