@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
@@ -66,3 +67,14 @@ def arguments_of(loading: Loading, config: PretrainedConfig, name: str, whole: S
         llm_int8_skip_modules=spared,
     )
     return found | {"quantization_config": four}
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep 4-bit layers from repacking themselves on CPUs with AVX512-BF16.
+
+    There bitsandbytes 0.50 repacks a layer at its first call in evaluation mode: from then on its product has no gradient, which is
+    cut off silently, its scales are rounded to bfloat16, and widths that are no multiple of 64 fail.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
