@@ -55,7 +55,9 @@ def _check_device_map(name: str) -> None:
         found = "one cpu, and weights have to be somewhere"
     else:
         return
-    raise ConfigError(f"--device-map: device_map is {name!r}, but this machine has {found}: leave it out, or name another")
+    raise ConfigError(
+        f"--device-map: device_map is {name!r}, but this machine has {found}: leave it out, or name another"
+    )
 
 
 def arguments_of(loading: Loading, config: PretrainedConfig, name: str, whole: Sequence[str] = ()) -> dict[str, Any]:
@@ -104,4 +106,4 @@ def keep_differentiable(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            vars(module)["support_avx512bf16_for_cpu"] = False

@@ -21,6 +21,7 @@ class Example:
     messages the turns of a conversation as {"role", "content", ...}, for a chat template; empty where the row was none.
              `input` holds them in plain words, without the last assistant turn, which is targets[0]
     part     what part of its split it is of, where these are judged apart: "matched" or "mismatched" genres of MNLI
+    tools    definitions of the tools that the conversation may call, as the chat template takes them
     """
 
     task: str
@@ -30,6 +31,7 @@ class Example:
     id: str = ""
     messages: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
     part: str = ""
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
 
 @dataclass(slots=True)

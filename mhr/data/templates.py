@@ -191,6 +191,7 @@ def _reword(task: Task, templates: Templates) -> Task:
             targets=tuple(template.render_choice(target, columns) for target in example.targets),
             choices=tuple(template.render_choice(choice, columns) for choice in example.choices) or template.words,
             messages=(),
+            tools=(),
         )
 
     train, test, validation = ([put(e) for e in part] for part in (task.train, task.test, task.validation))

@@ -241,7 +241,10 @@ def test_how_examples_are_fed(output: Path, tmp_path: Path, said: str, why: str)
     ],
 )  # fmt: skip
 def test_devices_that_are_none(output: Path, rows: Path, name: str, why: str) -> None:
-    for command in (("pretrain", "--tasks", rows, "--output", output), ("evaluate", "builtin:t5-tiny", "--tasks", rows)):
+    for command in (
+        ("pretrain", "--tasks", rows, "--output", output),
+        ("evaluate", "builtin:t5-tiny", "--tasks", rows),
+    ):
         line = refuse(*command, "--device-map", name)
         assert f"error: --device-map: device_map is {name!r}, {why}" in line
         assert "cannot load" not in line
