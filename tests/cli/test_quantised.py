@@ -98,7 +98,7 @@ def test_a_quantised_base_is_trained_merged_and_exported(bits: str, backbone, ta
         assert effect > 0.01
         torch.testing.assert_close(whole.double()(**batch).logits, want, rtol=1e-5, atol=1e-5)
         # With activations in float32 bitsandbytes computes 4 bits in float32, and 8 bits so in training mode alone: in evaluation
-        # it rounds activations to 8 bits too (LLM.int8), which is its own arithmetic and no fault of the bank or the LoRA.
+        # it rounds activations to 8 bits too (LLM.int8), which is its own arithmetic.
         exported = PeftModel.from_pretrained(load_backbone(base, loading=Loading(quantize=bits))[0], tmp_path / "lora")
         for model, more in ((adapted.model, route), (exported, {})):
             model.train()
