@@ -62,7 +62,14 @@ def test_two_processes_with_a_sharded_base_give_what_one_gives(
 ) -> None:
     load = preparing.load_backbone
     # SGD, whose steps are as close as the gradients: Adam's first ones are signs of gradients, whatever their size.
-    common: dict[str, Any] = {"steps": 3, "save_every": 1, "keep_checkpoints": 3, "optimizer": "sgd", "lr": 0.5, "router_lr": 0.5}
+    common: dict[str, Any] = {
+        "steps": 3,
+        "save_every": 1,
+        "keep_checkpoints": 3,
+        "optimizer": "sgd",
+        "lr": 0.5,
+        "router_lr": 0.5,
+    }
     work(
         [
             {
