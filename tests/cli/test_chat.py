@@ -203,3 +203,42 @@ def test_a_tokenizer_without_an_end_or_a_beginning(tmp_path: Path, chats: Path):
     assert "has no end token, expected an eos_token" in line
     assert not run.exists()
     succeed(*train("--model", save_model(tmp_path / "base", CHATML, bos_token=None), "--tasks", chats, "--output", run))
+
+
+def test_a_run_without_a_template_is_adapted_to_conversations_by_one(tmp_path: Path, chats: Path):
+    """Its base has none, and the error names the flag."""
+    base, plain, run, adapted = (tmp_path / name for name in ("base", "plain.jsonl", "run", "adapted"))
+    save_model(base, None)
+    plain.write_text(
+        "".join(json.dumps({"input": f"is it {i}?", "targets": ("yes", "no")[i % 2]}) + "\n" for i in range(30))
+    )
+    succeed(*train("--model", base, "--tasks", plain, "--output", run))
+    few = (
+        "adapt",
+        run,
+        "--tasks",
+        chats,
+        "--task",
+        "chats",
+        "--shots",
+        "4",
+        "--steps",
+        "1",
+        "--seeds",
+        "1",
+        "--output",
+        adapted,
+    )
+    assert "give one (--chat-template chatml" in refuse(*few)
+    assert not adapted.exists()
+    file = tmp_path / "mine.jinja"
+    file.write_text(CHATML)
+    chat = ("--chat-template", file, "--system", "a b")
+    succeed(*few, *chat)
+    data = RunFolder.open(adapted / "chats" / "1").config().data
+    assert (data.chat_template, data.system) == (CHATML, "a b")
+    text = succeed("evaluate", adapted / "chats" / "1", "--limit", "2", "--metrics", "exact_match").stdout
+    assert "system turn 'a b'" in text
+    assert "chat_template" in refuse(*few, "--resume")
+    succeed(*few, *chat, "--resume")
+    succeed(*few, "--chat-template", "none", "--overwrite")
