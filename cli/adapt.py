@@ -21,6 +21,8 @@ mhr adapt runs/superni --task task1206,task1212 --mode mu --shots 32 --seeds 13,
 mhr adapt runs/mhr --task min-box --grid lr=1e-2,1e-3 router_lr=0.5,0.1 --patience 3 --output runs/searched
 """
 
+CHAT = ("data.chat_template", "data.train_on", "data.system")
+
 Mode = Annotated[
     str,
     typer.Option(
@@ -33,8 +35,9 @@ Mode = Annotated[
 
 @takes(
     *few_shot.SETTINGS,
-    sets=("adapt", *few_shot.OF_RUN),
-    of_run=few_shot.OF_RUN,
+    *CHAT,
+    sets=("adapt", *few_shot.OF_RUN, *CHAT),
+    of_run=(*few_shot.OF_RUN, *CHAT),
     common=(
         *("--output", "--task", "--tasks", "--mode", "--shots", "--seeds", "--steps", "--batch-size", "--lr", "--router-lr"),
         *("--grid", "--resume", "--overwrite"),

@@ -48,6 +48,12 @@ TOOLS = CHATML.replace(
     "{{ m['content'] }}", "{{ m['content'] }}{% for c in m.tool_calls or [] %}<call>{{ c['name'] }}</call>{% endfor %}"
 )
 
+DEFINED = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}" + CHATML
+"""With the definitions of tools before the turns."""
+
+DATED = "Today: {{ strftime_now('%d %B %Y') }}\n" + CHATML
+"""With the date of the day, as SmolLM3's and gpt-oss'."""
+
 TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "gemma": GEMMA, "inst": INST, "bare": BARE, "opens": OPENS}
 
 MARKUP = ("<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>")

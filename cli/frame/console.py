@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from logging import ERROR, getLogger
 from typing import Any
 
 from rich.console import Console
@@ -48,7 +49,7 @@ def print_error(message: str) -> None:
 def working(models: bool = True) -> Iterator[None]:
     """Keep stdout for the result: what libraries print meanwhile goes to stderr.
 
-    models: a model is loaded, so turn down the chatter of transformers, but not the bars of downloads.
+    models: a model is loaded, so turn down the chatter of transformers and bitsandbytes, but not the bars of downloads.
     """
     with contextlib.redirect_stdout(sys.stderr):
         if models:
@@ -58,6 +59,8 @@ def working(models: bool = True) -> Iterator[None]:
             logging.set_verbosity_error()
             logging.disable_progress_bar()
             enable_progress_bars()
+            # It warns wherever it is installed, of kernels that it lacks and of the dtype that it computes in.
+            getLogger("bitsandbytes").setLevel(ERROR)
         yield
 
 

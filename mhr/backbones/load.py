@@ -18,7 +18,7 @@ from transformers import (
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from mhr.backbones.kinds import kind_of_config, loader_of, possible_kinds
-from mhr.backbones.options import arguments_of, check_loading
+from mhr.backbones.options import arguments_of, check_loading, keep_differentiable
 from mhr.backbones.outputs import head_modules, heads_in_config, name_outputs
 from mhr.backbones.source import BUILTIN, PACKAGED, is_gguf, source_of
 from mhr.config import MODEL_KINDS
@@ -94,6 +94,7 @@ def load_backbone(
         config,
         lambda: auto.from_pretrained(source, output_loading_info=True, weights_only=True, **trust, **settings),
     )
+    keep_differentiable(model)
     tokenizer = _loading(
         name,
         source,

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from mhr.errors import ConfigError, MhrError
+from mhr.errors import ConfigError, MhrError, nearest
 from mhr.loading import Loading
 
 FLASH = {
@@ -18,9 +19,11 @@ FLASH = {
     "flash_attention_3": (is_flash_attn_3_available, "flash-attn-3"),
 }
 
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
 
 def check_loading(loading: Loading) -> None:
-    """Raise MhrError, in one line, for options that need what is not here: bitsandbytes, flash attention."""
+    """Raise MhrError, in one line, for options that need what is not here: bitsandbytes, flash attention, a device."""
     if loading.quantize in ("4bit", "8bit") and importlib.util.find_spec("bitsandbytes") is None:
         raise MhrError(f"--quantize {loading.quantize} (quantize) needs bitsandbytes: pip install 'mhr[quantized]'")
     available, package = FLASH.get(loading.attn or "", (lambda: True, ""))
@@ -28,6 +31,33 @@ def check_loading(loading: Loading) -> None:
         raise MhrError(
             f"--attn {loading.attn} (attn) needs a GPU that it is made for and a package: pip install {package}, or use --attn sdpa"
         )
+    if loading.device_map is not None:
+        _check_device_map(loading.device_map)
+
+
+def _check_device_map(name: str) -> None:
+    if name in DEVICE_MAPS:
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"--device-map: device_map is {name!r}, expected {', '.join(DEVICE_MAPS)}, or a device such as cpu or cuda:0: "
+            f"{nearest(name, [*DEVICE_MAPS, 'cpu', 'cuda:0'])}"
+        ) from None
+    if device.type not in ("cpu", "meta"):
+        here = torch.accelerator.current_accelerator()
+        count = torch.accelerator.device_count() if here is not None and here.type == device.type else 0
+        if (device.index or 0) < count:
+            return
+        found = f"{count} of {device.type}" if count else f"no {device.type} that torch {torch.__version__} can use"
+    elif device.type == "meta" or device.index:
+        found = "one cpu, and weights have to be somewhere"
+    else:
+        return
+    raise ConfigError(
+        f"--device-map: device_map is {name!r}, but this machine has {found}: leave it out, or name another"
+    )
 
 
 def arguments_of(loading: Loading, config: PretrainedConfig, name: str, whole: Sequence[str] = ()) -> dict[str, Any]:
@@ -66,3 +96,14 @@ def arguments_of(loading: Loading, config: PretrainedConfig, name: str, whole: S
         llm_int8_skip_modules=spared,
     )
     return found | {"quantization_config": four}
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep 4-bit layers from repacking themselves on CPUs with AVX512-BF16.
+
+    There bitsandbytes 0.50 repacks a layer at its first call in evaluation mode: from then on its product has no gradient, which is
+    cut off silently, its scales are rounded to bfloat16, and widths that are no multiple of 64 fail.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            vars(module)["support_avx512bf16_for_cpu"] = False

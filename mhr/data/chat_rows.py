@@ -117,6 +117,11 @@ class ChatRows:
     def _opened(self, example: Example, turns: Sequence[Turn]) -> list[int]:
         """The tokens of a prompt that stay the same when an answer follows. A last space is the next word's."""
         text = self._told(example, self.template.prompt, turns)
+        if example.tools and text == self.template.prompt(turns):
+            raise DataError(
+                f"{_named(example)} has tools, which {self.template.origin} does not write: name a template that does "
+                "(--chat-template NAME|FILE), or leave tools out of the rows"
+            )
         return tokens_within(self.tokenizer, text.removesuffix(" "), text + self.template.lead + PROBE)
 
     def _earlier(self, example: Example, prompt: list[int]) -> list[slice] | None:
@@ -155,11 +160,11 @@ class ChatRows:
     def _parts(self, example: Example, prompt: list[int]) -> Parts:
         """Where the turns of a prompt stand: found by rendering it with a STAND_IN in place of a turn."""
         turns = self.turns(example)
-        text = self.template.prompt(turns)
+        text = self.template.prompt(turns, example.tools)
         first = next(i for i, turn in enumerate(turns) if turn["role"] != "system")
         users = [i for i in range(first, len(turns)) if turns[i]["role"] == "user"] or [first]
-        begins = [self._begin(text, turns, i) for i in users]
-        ending = self.template.prompt([*turns[:-1], {**turns[-1], "content": STAND_IN}])
+        begins = [self._begin(text, example, i) for i in users]
+        ending = self.template.prompt([*turns[:-1], {**turns[-1], "content": STAND_IN}], example.tools)
         tail = len(commonprefix([text[::-1], ending[::-1]]))
         if begins[0] is None or begins[-1] is None or begins[-1] > len(text) - tail:
             # The template writes turns otherwise than they are: its beginning and its end are what is known.
@@ -169,10 +174,11 @@ class ChatRows:
         before_tail = len(self._text_tokens(text, len(text) - tail))
         return Parts(places[0], kept, max(len(prompt) - before_tail, 0))
 
-    def _begin(self, text: str, turns: Sequence[Turn], i: int) -> int | None:
+    def _begin(self, text: str, example: Example, i: int) -> int | None:
         """Where the content of turn i begins in the text."""
+        turns = self.turns(example)
         try:
-            marked = self.template.render([*turns[:i], {**turns[i], "content": STAND_IN}])
+            marked = self.template.render([*turns[:i], {**turns[i], "content": STAND_IN}], example.tools)
         except DataError:
             return None
         begin = len(commonprefix([text, marked]))
@@ -184,7 +190,7 @@ class ChatRows:
     def _told(self, example: Example, render: Any, turns: Sequence[Turn]) -> str:
         """What `render` makes of the turns. Raises DataError, naming the example, where the template refuses them."""
         try:
-            return str(render(turns))
+            return str(render(turns, example.tools))
         except DataError as error:
             raise DataError(f"{_named(example)}: {error}") from None
 

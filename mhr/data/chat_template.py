@@ -9,6 +9,7 @@ token of the tail; a template without one has the tokenizer's end token put behi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from os.path import commonprefix
 from typing import Any
 
@@ -34,8 +35,10 @@ Turn = Mapping[str, Any]
 STAND_IN = "\ue000"
 """A text that no template writes by itself."""
 
-DATE = "26 Jul 2024"
+DATE = datetime(2024, 7, 26)
 """Templates that tell the date would make other prompts every day; this is the one that Llama-3's take without a clock."""
+DIRECTIVES = [f"%{letter}" for letter in "aAbBcdHIjmMpSUwWxXyYZ%"]
+"""Of `strftime`."""
 
 
 class ChatTemplate:
@@ -48,8 +51,8 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, origin: str):
-        self.tokenizer, self.text, self.origin = tokenizer, text, origin
         check_syntax(text, origin)
+        self.tokenizer, self.text, self.origin = tokenizer, stopped(text), origin
         question = [{"role": "user", "content": STAND_IN}]
         opened = self.render(question, opened=True)
         whole = self.render([*question, {"role": "assistant", "content": STAND_IN * 2}])
@@ -67,7 +70,7 @@ class ChatTemplate:
     def __repr__(self) -> str:
         return f"ChatTemplate({self.text!r})"
 
-    def render(self, turns: Sequence[Turn], *, opened: bool = False) -> str:
+    def render(self, turns: Sequence[Turn], tools: Sequence[Turn] = (), *, opened: bool = False) -> str:
         """The text of a conversation; `opened`: as it stands before an answer that is to follow.
 
         Raises DataError with the template's own words where it refuses the conversation.
@@ -78,7 +81,7 @@ class ChatTemplate:
                 chat_template=self.text,
                 tokenize=False,
                 add_generation_prompt=opened,
-                date_string=DATE,
+                tools=[dict(tool) for tool in tools] or None,
             )
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             roles = ", ".join(str(turn["role"]) for turn in turns)
@@ -87,19 +90,30 @@ class ChatTemplate:
         assert isinstance(text, str)
         return text
 
-    def prompt(self, turns: Sequence[Turn]) -> str:
+    def prompt(self, turns: Sequence[Turn], tools: Sequence[Turn] = ()) -> str:
         """The text that an answer to these turns follows."""
-        text = self.render(turns, opened=True)
+        text = self.render(turns, tools, opened=True)
         return text[: len(text) - self._surplus]
 
-    def answered(self, turns: Sequence[Turn]) -> str:
+    def answered(self, turns: Sequence[Turn], tools: Sequence[Turn] = ()) -> str:
         """The text of a conversation whose last turn is an answer, up to its end."""
-        text = self.render(turns)
+        text = self.render(turns, tools)
         return text if self.its_own else text.removesuffix(self.tail)
 
     def lead_tokens(self) -> int:
         """How many tokens stand before every answer."""
         return len(self.tokenizer(self.lead, add_special_tokens=False)["input_ids"]) if self.lead.strip() else 0
+
+
+def stopped(text: str) -> str:
+    """A template whose clock stands at DATE: what transformers lets it ask for the date, and what it may be given as the date, are
+    defined before its first line."""
+    macro = "".join(f" | replace('{name}', '{DATE.strftime(name)}')" for name in DIRECTIVES)
+    clock = {
+        "strftime_now": f"{{%- macro strftime_now(format) -%}}{{{{ format{macro} }}}}{{%- endmacro -%}}",
+        "date_string": f"{{%- set date_string = '{DATE.strftime('%d %b %Y')}' -%}}",
+    }
+    return "".join(jinja for name, jinja in clock.items() if name in text) + text
 
 
 def find_chat_template(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> ChatTemplate:

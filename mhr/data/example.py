@@ -23,6 +23,7 @@ class Example:
              `input` holds them in plain words, without the last assistant turn, which is targets[0]
     part     what part of its split it is of, where these are judged apart: "matched" or "mismatched" genres of MNLI
     pieces   `input` piece by piece, where a prompt template put a mask into it; empty where none did
+    tools    definitions of the tools that the conversation may call, as the chat template takes them
     """
 
     task: str
@@ -33,6 +34,7 @@ class Example:
     messages: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
     part: str = ""
     pieces: tuple[Piece, ...] = field(default=(), compare=False)
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
 
 @dataclass(slots=True)

@@ -106,17 +106,14 @@ class RowReader:
                 f"has the only choice {choices[0]!r:.60}, so that any answer is right: give at least two or none"
             )
         # What a prompt template wrote is no conversation any more.
-        messages = () if template else fields.get("messages", ())
+        messages, tools = ((), ()) if template else (fields.get("messages", ()), fields.get("tools", ()))
         check_characters(text, *targets, *choices, *(m["content"] for m in messages))
         self._flag(rows, row)
         rows.category = rows.category or self._word(row, "category", "")
         rows.metrics = rows.metrics or tuple(fields.get("metrics", ()))
         rows.references |= bool(fields.get("references"))
-        rows.add(
-            split,
-            split_name,
-            Example(name, text, targets, choices, where, messages, part=fields.get("part", ""), pieces=pieces),
-        )
+        more = {"part": fields.get("part", ""), "pieces": pieces, "tools": tools}
+        rows.add(split, split_name, Example(name, text, targets, choices, where, messages, **more))
 
     def _fields(self, row: Mapping[str, Any], source: Source) -> dict[str, Any]:
         """Our columns that a row has, with what its form makes of it. All rows of a file are of one form."""

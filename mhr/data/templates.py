@@ -247,6 +247,7 @@ def _reword(task: Task, templates: Templates) -> Task:
             choices=tuple(template.render_choice(choice, columns) for choice in example.choices) or template.words,
             messages=(),
             pieces=template.render_pieces(columns),
+            tools=(),
         )
 
     train, test, validation = ([put(e) for e in part] for part in (task.train, task.test, task.validation))

@@ -21,7 +21,7 @@ from mhr.evaluation.measuring import Plan, measure, missing_parts, plan_task, re
 from mhr.evaluation.ranking import rank_choices
 from mhr.evaluation.result import EvaluationResult, Prediction
 from mhr.evaluation.truncation import count_truncated
-from mhr.objectives.usable import mask_fault
+from mhr.objectives.usable import mask_fault, render_samples
 from mhr.runs.run import versions
 from mhr.runs.scoring import ScoringConfig
 
@@ -99,6 +99,7 @@ def evaluate(
     lengths = max_input_length, max_target_length
     prompted = _prompt(loaded, collection, to_rank, to_generate, shots, seed or 0, lengths)
     ranked_on, asked = ([prompted[id(e)].example for e in part] for part in (to_rank, to_generate))
+    render_samples(loaded.collator(max_input_length, max_target_length), (*ranked_on, *asked))
     settings: dict[str, Any] = {
         "max_input_length": max_input_length,
         "batch_size": batch_size,

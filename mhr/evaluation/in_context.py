@@ -71,7 +71,7 @@ def prompt(example: Example, shots: Sequence[Example], rendered: bool = False) -
     if rendered or example.messages:
         system = [turn for turn in example.messages if turn["role"] == "system"]
         turns = [*system, *(turn for shot in shots for turn in _turns(shot)), *_turns(example)]
-        return replace(example, input=render(turns[:-1]), messages=tuple(turns))
+        return replace(example, input=render(turns[:-1], example.tools), messages=tuple(turns))
     answered = [running_text(shot.input, shot.targets[0]) for shot in shots]
     return replace(example, input="\n\n".join([*answered, example.input]))
 

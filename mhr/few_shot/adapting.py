@@ -27,7 +27,7 @@ from mhr.objectives.usable import usable_tasks
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.config import differences, to_dict
 from mhr.runs.run import RunFolder, clear
-from mhr.runs.settings import RunConfig, paths_read
+from mhr.runs.settings import RunConfig, paths_read, with_chat_template
 from mhr.runs.tasks import read_tasks, tell
 from mhr.training.processes import check_precision, processes
 from mhr.training.watch import ProgressBar
@@ -47,6 +47,9 @@ def adapt(
     prompt: str | None = None,
     verbalizers: dict[str, str] | None = None,
     on_bad_row: str | None = None,
+    chat_template: str | None = None,
+    train_on: str | None = None,
+    system: str | None = None,
     base: str | None = None,
     loading: Loading | None = None,
     overwrite: bool = False,
@@ -66,7 +69,8 @@ def adapt(
 
     tasks        names; None takes every held-out task that the model can be trained on
     tasks_path   another collection than the run's
-    template     other prompt templates than the run's; prompt, verbalizers and on_bad_row likewise
+    template     other prompt templates than the run's; prompt, verbalizers, on_bad_row, chat_template, train_on and system
+                 likewise
     base         base model, where it is no longer at the place that the run names
     loading      how the base model is loaded, where not as in the run; that the run trusts code does not count
     resume       skip what is done in `output` already; tasks that are not named now stay listed there
@@ -88,13 +92,17 @@ def adapt(
         source.config(),
         few,
         tasks=tasks_path,
+        model=base,
+        loading=loading,
         template=template,
         prompt=prompt,
         verbalizers=verbalizers,
         on_bad_row=on_bad_row,
-        model=base,
-        loading=loading,
+        chat_template=chat_template,
+        train_on=train_on,
+        system=system,
     )
+    own, now = vars(source.config().data), vars(config.data)
     mode = check_mode(mode, config, run)
     kind = source.info["model_kind"]
     check_given(few, [(mode, config)], [kind])
@@ -110,6 +118,7 @@ def adapt(
         "prompt": config.data.prompt,
         "verbalizers": config.data.verbalizers or None,
         "on_bad_row": on_bad_row,
+        **{name: now[name] if now[name] != own[name] else None for name in ("chat_template", "train_on", "system")},
     }
     if resume:
         _check_same(Path(output), described)
@@ -152,15 +161,12 @@ def few_shot_settings(
     few: dict[str, Any],
     *,
     tasks: str | None = None,
-    template: str | None = None,
-    prompt: str | None = None,
-    verbalizers: dict[str, str] | None = None,
-    on_bad_row: str | None = None,
     model: str | None = None,
     loading: Loading | None = None,
+    **reading: Any,
 ) -> RunConfig:
-    """The settings of a run with other few-shot ones, and with what is given of the others; that a run trusts the code of its base
-    model does not count. Raises ConfigError for an unknown one."""
+    """The settings of a run with other few-shot ones, and with what is given of the others (`reading`: of its section data); that a
+    run trusts the code of its base model does not count. Raises ConfigError for an unknown one."""
     known = [f.name for f in dataclasses.fields(AdaptConfig)]
     for name in few:
         if name not in known:
@@ -168,25 +174,20 @@ def few_shot_settings(
     given = {name: value for name, value in few.items() if value is not None}
     if "lr" in given:
         given.setdefault("full_lr", given["lr"])
-    reading: dict[str, Any] = {
-        "template": template,
-        "prompt": prompt,
-        "verbalizers": verbalizers,
-        "on_bad_row": on_bad_row,
-    }
-    other: dict[str, Any] = {}
-    if template is not None:
-        other = {"prompt": None, "verbalizers": {}}
-    elif prompt is not None or verbalizers is not None:
-        other = {"template": None}
-    return dataclasses.replace(
+    data: dict[str, Any] = {name: value for name, value in reading.items() if value is not None}
+    if "template" in data:
+        data = {"prompt": None, "verbalizers": {}} | data
+    elif "prompt" in data or "verbalizers" in data:
+        data = {"template": None} | data
+    found = dataclasses.replace(
         config,
         model=model or config.model,
         **vars((loading or Loading()).over(config)),
         tasks=tasks or config.tasks,
-        data=dataclasses.replace(config.data, **other | {k: v for k, v in reading.items() if v is not None}),
+        data=dataclasses.replace(config.data, **data),
         adapt=dataclasses.replace(config.adapt, **given),
     )
+    return with_chat_template(found)
 
 
 def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kinds: Sequence[str]) -> None:

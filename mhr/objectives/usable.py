@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mhr.data import Task, TaskCollection
+from mhr.data import Example, Task, TaskCollection
 from mhr.data.collators import CausalCollator, Collator
 from mhr.data.example import Example
 from mhr.data.labels import check_answers, task_head
@@ -49,13 +49,9 @@ def usable_tasks(
 
 def check_chats(collator: Collator, tasks: TaskCollection) -> None:
     """Raise MhrError, before anything is trained, where conversations cannot be rendered: by a tokenizer without a chat template, or
-    by one that refuses those of a task. Looks at the first row of each task. Raises ConfigError for settings of turns where
-    nothing is rendered."""
-    rendered = 0
-    for task in tasks.values():
-        if isinstance(collator, CausalCollator) and collator.chat.renders(task.train[0]):
-            collator.chat_rows().rows(task.train[:1], collator.chat.train_on)
-            rendered += 1
+    by one that refuses those of a task, or whose system turn leaves no room for a question, see `render_samples`. Raises
+    ConfigError for settings of turns where nothing is rendered."""
+    rendered = render_samples(collator, (example for task in tasks.values() for example in task.train))
     if not rendered and (collator.chat.system is not None or collator.chat.train_on != "last"):
         name = "system" if collator.chat.system is not None else "train_on"
         raise ConfigError(
@@ -108,6 +104,28 @@ def mask_fault(kind: str, examples: Sequence[Example]) -> str | None:
             "its prompt has {mask}, which only a masked language model answers at: use --head mlm, or leave {mask} out"
         )
     return None
+
+
+def render_samples(collator: Collator, examples: Iterable[Example]) -> int:
+    """Render rows as they are trained on, and return how many: of each task and order of speakers, with and without tools, the first
+    and the one with the longest system turn. What a template refuses, it refuses for one of these."""
+    if not isinstance(collator, CausalCollator):
+        return 0
+    first: dict[Any, Example] = {}
+    longest: dict[Any, tuple[int, Example]] = {}
+    for example in examples:
+        if not collator.chat.renders(example):
+            continue
+        shape = (example.task, tuple(turn["role"] for turn in example.messages), bool(example.tools))
+        first.setdefault(shape, example)
+        system = sum(len(turn["content"]) for turn in example.messages if turn["role"] == "system")
+        size = system + len(repr(example.tools))
+        if size > longest.get(shape, (0,))[0]:
+            longest[shape] = size, example
+    samples = {id(e): e for e in (*first.values(), *(e for _, e in longest.values()))}
+    if samples:
+        collator.chat_rows().rows(list(samples.values()), collator.chat.train_on)
+    return len(samples)
 
 
 def _unusable(task: Task, kind: str, data: DataConfig, head: str) -> str | None:

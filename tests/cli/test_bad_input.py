@@ -231,6 +231,25 @@ def test_how_examples_are_fed(output: Path, tmp_path: Path, said: str, why: str)
     assert why in refuse("pretrain", "--tasks", tasks, *said.split(), "--output", output)
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("atuo", "expected auto, balanced, balanced_low_0, sequential, or a device such as cpu or cuda:0: did you mean 'auto'?"),
+        ("cuda:99", "but this machine has "),
+        ("cpu:1", "but this machine has one cpu"),
+        ("meta", "but this machine has one cpu"),
+    ],
+)  # fmt: skip
+def test_devices_that_are_none(output: Path, rows: Path, name: str, why: str) -> None:
+    for command in (
+        ("pretrain", "--tasks", rows, "--output", output),
+        ("evaluate", "builtin:t5-tiny", "--tasks", rows),
+    ):
+        line = refuse(*command, "--device-map", name)
+        assert f"error: --device-map: device_map is {name!r}, {why}" in line
+        assert "cannot load" not in line
+
+
 def test_a_cache_folder_that_cannot_be_written(output: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MHR_CACHE", str(rows))
     line = refuse("pretrain", "--tasks", rows, "--cache", "--output", output)

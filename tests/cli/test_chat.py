@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,32 @@ def test_a_run_keeps_its_template_and_is_evaluated_and_shown_by_it(tmp_path: Pat
     room = ("--set", "data.max_input_length=100")
     shown = json.loads(succeed("data", "show", chats, "--model", run, "--row", "2", "--json", *room).stdout)
     assert "".join(token["text"] for token in shown["tokens"] if token["trained"]) == said * 2
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "look"}}]}, "'chats.jsonl:29' of task 'chats' has tools"),
+        ({"system": "long " * 60}, "'chats.jsonl:29' of task 'chats': its system turn and what"),
+        ({"again": 1}, "'chats.jsonl:29' of task 'chats': the chat template of .* refuses .*: roles must alternate"),
+    ],
+    ids=["tools", "system", "roles"],
+)
+def test_one_row_among_many_is_refused_before_anything_is_written(tmp_path: Path, more: dict[str, Any], said: str):
+    alternate = "{% for m in messages[1:] %}{% if m.role == messages[loop.index0].role %}{{ raise_exception('roles must alternate') }}"
+    base = save_model(tmp_path / "base", alternate + "{% endif %}{% endfor %}" + CHATML)
+    rows: list[dict[str, Any]] = [{"messages": turns(i, 1), "split": ("train", "test")[i % 2]} for i in range(30)]
+    for place in (28, 29):
+        system = [{"role": "system", "content": more["system"]}] if "system" in more else []
+        question = [{"role": "user", "content": "so:"}] * more.get("again", 0)
+        rows[place] |= {"messages": [*system, *question, *turns(place, 1)], "tools": more.get("tools", [])}
+    path, run = tmp_path / "chats.jsonl", tmp_path / "run"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert re.search(said, refuse(*train("--model", base, "--tasks", path, "--output", run)))
+    assert not run.exists()
+    line = refuse("evaluate", base, "--tasks", path, "--output", run)
+    assert re.search(said.replace("29", "30"), line)
+    assert not run.exists()
 
 
 def test_a_row_is_shown_with_its_marks_and_cuts(tmp_path: Path, chats: Path):
@@ -176,3 +203,42 @@ def test_a_tokenizer_without_an_end_or_a_beginning(tmp_path: Path, chats: Path):
     assert "has no end token, expected an eos_token" in line
     assert not run.exists()
     succeed(*train("--model", save_model(tmp_path / "base", CHATML, bos_token=None), "--tasks", chats, "--output", run))
+
+
+def test_a_run_without_a_template_is_adapted_to_conversations_by_one(tmp_path: Path, chats: Path):
+    """Its base has none, and the error names the flag."""
+    base, plain, run, adapted = (tmp_path / name for name in ("base", "plain.jsonl", "run", "adapted"))
+    save_model(base, None)
+    plain.write_text(
+        "".join(json.dumps({"input": f"is it {i}?", "targets": ("yes", "no")[i % 2]}) + "\n" for i in range(30))
+    )
+    succeed(*train("--model", base, "--tasks", plain, "--output", run))
+    few = (
+        "adapt",
+        run,
+        "--tasks",
+        chats,
+        "--task",
+        "chats",
+        "--shots",
+        "4",
+        "--steps",
+        "1",
+        "--seeds",
+        "1",
+        "--output",
+        adapted,
+    )
+    assert "give one (--chat-template chatml" in refuse(*few)
+    assert not adapted.exists()
+    file = tmp_path / "mine.jinja"
+    file.write_text(CHATML)
+    chat = ("--chat-template", file, "--system", "a b")
+    succeed(*few, *chat)
+    data = RunFolder.open(adapted / "chats" / "1").config().data
+    assert (data.chat_template, data.system) == (CHATML, "a b")
+    text = succeed("evaluate", adapted / "chats" / "1", "--limit", "2", "--metrics", "exact_match").stdout
+    assert "system turn 'a b'" in text
+    assert "chat_template" in refuse(*few, "--resume")
+    succeed(*few, *chat, "--resume")
+    succeed(*few, "--chat-template", "none", "--overwrite")

@@ -133,6 +133,7 @@ def test_another_tokenizer_or_setting_is_another_file(change: Callable[..., Any]
         {"targets": ("yes", "no")},
         {"task": "t9"},
         {"messages": ({"role": "user", "content": "film"},)},
+        {"tools": ({"type": "function"},)},
     ],
 )
 def test_other_content_is_another_file(changes: dict[str, Any], collator: CausalCollator) -> None:

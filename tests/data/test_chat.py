@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -12,7 +13,18 @@ from mhr.data.chat_format import ChatFormat
 from mhr.data.collators import IGNORED, CausalCollator, RankingCollator, Seq2SeqCollator
 from mhr.data.truncation import untrained_lines
 from mhr.errors import ConfigError, DataError
-from tests.chat_templates import CHATML, GEMMA, INST, OPENS, REWRITES, TEMPLATES, TOOLS, make_chat_tokenizer
+from tests.chat_templates import (
+    CHATML,
+    DATED,
+    DEFINED,
+    GEMMA,
+    INST,
+    OPENS,
+    REWRITES,
+    TEMPLATES,
+    TOOLS,
+    make_chat_tokenizer,
+)
 
 Turns = list[dict[str, Any]]
 
@@ -161,6 +173,48 @@ def test_tool_turns_are_rendered_by_the_template():
     (row,) = made.encode_rows([chat(turns)])
     assert trained(made.tokenizer, row) == ["<call>look</call><|im_end|>", "good<|im_end|>"]
     assert "<|im_start|>tool\nfilm<|im_end|>" in made.tokenizer.decode(row.ids)
+
+
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+def test_tools_are_given_to_the_template_and_survive_truncation():
+    for limit, turns in ((512, TWO), (150, long_turns(8))):
+        made = collator(DEFINED, (limit, 64))
+        (row,) = made.encode_rows([chat(turns[limit == 150 :], tools=(LOOK,))])
+        text = made.tokenizer.decode(row.ids)
+        assert json.loads(text.removeprefix("<|im_start|>system\n").partition("<|im_end|>")[0]) == [LOOK]
+        assert trained(made.tokenizer, row) == [turns[-1]["content"] + "<|im_end|>"]
+        assert (
+            made.encode_inputs([chat(turns[limit == 150 :], tools=(LOOK,))]).ids[0]
+            == row.ids[: row.labels.count(IGNORED)]
+        )
+        assert row.cut == (limit == 150)
+
+
+def test_tools_that_a_template_leaves_out_are_refused():
+    made = collator(CHATML)
+    for call in (made.encode_rows, made.encode_inputs):
+        with pytest.raises(
+            DataError, match="example 'x-1' of task 't' has tools, which .* does not write: name a template"
+        ):
+            call([chat(ONE, tools=(LOOK,))])
+
+
+def test_the_clock_of_templates_stands_still():
+    """Rows are stored and a bank is evaluated on other days than it is trained on."""
+    llama = "{% if not date_string is defined %}{% set date_string = 'none' %}{% endif %}Today: {{ date_string }}\n"
+    nested = '{% macro day() %}{% if strftime_now is defined %}{{ strftime_now("%d %B %Y") }}{% endif %}{% endmacro %}'
+    for template, date in (
+        (DATED, "26 July 2024"),
+        (llama + CHATML, "26 Jul 2024"),
+        (nested + "Today: {{ day() }}\n" + CHATML, "26 July 2024"),
+    ):
+        made = collator(template)
+        (row,) = made.encode_rows([chat(ONE)])
+        assert made.tokenizer.decode(row.ids).startswith(f"Today: {date}\n<|im_start|>user\n")
+        assert trained(made.tokenizer, row) == ["yes<|im_end|>"]
+    assert collator(CHATML).chat_rows().template.text == CHATML
 
 
 def long_turns(n: int) -> Turns:

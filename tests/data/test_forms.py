@@ -61,6 +61,23 @@ def test_a_conversation_keeps_its_turns(tmp_path: Path) -> None:
     assert read(tmp_path, {"input": "a", "targets": "b"}).messages == ()
 
 
+def test_tools_beside_a_conversation_are_kept(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    sharegpt = [{"from": "human", "value": "why?"}, {"from": "gpt", "value": "so."}]
+    for row in ({"messages": [USER, ANSWER]}, {"conversations": sharegpt}):
+        for written in (tools, json.dumps(tools)):
+            example = read(tmp_path, {**row, "tools": written})
+            assert example.tools == tuple(tools)
+            assert example.input == f"Tools: {json.dumps(tools)}\n\nwhy?"  # where no template renders it
+        for nothing in (None, [], "", "[]"):
+            assert read(tmp_path, {**row, "tools": nothing}).tools == ()
+        for wrong in ("look", ["look"], {"name": "look"}, 3):
+            with pytest.raises(DataError, match="x_train.jsonl:1: .* has tools that are no list of objects"):
+                read(tmp_path, {**row, "tools": wrong})
+        with pytest.raises(DataError, match="has functions, which chat templates do not read: write them as tools"):
+            read(tmp_path, {**row, "functions": [{"name": "look"}]})
+
+
 @pytest.mark.parametrize(
     ("turns", "said"),
     [

@@ -61,7 +61,15 @@ def test_two_processes_with_a_sharded_base_give_what_one_gives(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = preparing.load_backbone
-    common: dict[str, Any] = {"steps": 3, "save_every": 2}
+    # SGD, whose steps are as close as the gradients: Adam's first ones are signs of gradients, whatever their size.
+    common: dict[str, Any] = {
+        "steps": 3,
+        "save_every": 1,
+        "keep_checkpoints": 3,
+        "optimizer": "sgd",
+        "lr": 0.5,
+        "router_lr": 0.5,
+    }
     work(
         [
             {
@@ -96,10 +104,14 @@ def test_two_processes_with_a_sharded_base_give_what_one_gives(
             a, b = read_adapter(both.path / place), read_adapter(alone.path / place)
             assert a.base.fingerprint == b.base.fingerprint != ""
             assert a.tensors.keys() == b.tensors.keys()
+            start = read_adapter(alone.path / "checkpoints" / "checkpoint-1").tensors
+            # What a bfloat16 base computes is rounded at other places where its batches are others.
+            near = 1e-3 if name == "bfloat16" else 1e-4
             for key, tensor in a.tensors.items():
                 assert tensor.shape == b.tensors[key].shape
                 assert tensor.dtype == b.tensors[key].dtype
-                assert (tensor - b.tensors[key]).norm() <= 0.1 * b.tensors[key].norm() + 1e-6, key
+                moved = (b.tensors[key] - start[key]).norm()
+                assert (tensor - b.tensors[key]).norm() <= near * moved, key
 
 
 def test_a_run_goes_on_with_other_processes_and_shards(

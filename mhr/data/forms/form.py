@@ -23,7 +23,7 @@ class Source(NamedTuple):
 
 class Form(NamedTuple):
     """columns: those it looks for, for error lines; recognises: whether a row has them; read: the row with `input`, `targets`
-    and, where it has them, `choices`, the `messages` of a conversation, the `metrics` that judge its task, the `part` of its split and
+    and, where it has them, `choices`, the `messages` and `tools` of a conversation, the `metrics` that judge its task, the `part` of its split and
     `references`: whether its targets are references, see `mhr.data.task_rows`. It raises RowFault."""
 
     columns: str

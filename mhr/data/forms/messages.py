@@ -2,11 +2,13 @@
 {"conversations": [{"from": "human", "value": "..."}, ...]}.
 
 The last assistant turn is the target. What comes before it is the input, in plain words as long as no chat template renders it:
-a single user turn as it is; more turns each behind its speaker's name, and a system turn first as it is.
+a single user turn as it is; more turns each behind its speaker's name, and a system turn first as it is. Definitions of tools
+stand beside the turns, under `tools`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,17 +36,37 @@ _SPEAKERS = {"user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 @reads_rows("messages", "messages", lambda row, _: isinstance(row.get("messages"), list))
 def read_messages(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
-    return conversation(row["messages"])
+    return conversation(row["messages"], tools_of(row))
 
 
 @reads_rows("sharegpt", "conversations", lambda row, _: isinstance(row.get("conversations"), list))
 def read_sharegpt(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
     system = [{"role": "system", "content": row["system"]}] if has(row, "system") else []
-    return conversation([*system, *row["conversations"]])
+    return conversation([*system, *row["conversations"]], tools_of(row))
 
 
-def conversation(turns: Sequence[Any]) -> dict[str, Any]:
-    """`input`, `targets` and `messages` of a conversation. Raises RowFault where it is none that ends in an answer."""
+def tools_of(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The definitions of tools beside a conversation: a list of objects, or such a list as JSON text. Raises RowFault for anything
+    else, and for `functions`, an older way to write them that no template reads."""
+    if row.get("functions"):
+        raise RowFault(
+            "has functions, which chat templates do not read: write them as tools, each as {'type': 'function', 'function': ...}"
+        )
+    tools = row.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            tools = [tools]
+    if not tools:
+        return ()
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise RowFault(f"has tools that are no list of objects: {row['tools']!r:.60}")
+    return tuple(tools)
+
+
+def conversation(turns: Sequence[Any], tools: tuple[Mapping[str, Any], ...] = ()) -> dict[str, Any]:
+    """`input`, `targets`, `messages` and `tools` of a conversation. Raises RowFault where it is none that ends in an answer."""
     messages = [_turn(turn, number) for number, turn in enumerate(turns, 1)]
     if not messages:
         raise RowFault("the conversation is empty")
@@ -62,12 +84,14 @@ def conversation(turns: Sequence[Any]) -> dict[str, Any]:
     *before_it, answer = messages
     if not before_it or all(m["role"] == "system" for m in before_it):
         raise RowFault("the conversation has no user turn before the assistant's")
-    return {"input": render(before_it), "targets": answer["content"], "messages": tuple(messages)}
+    text = render(before_it, tools)
+    return {"input": text, "targets": answer["content"], "messages": tuple(messages), "tools": tools}
 
 
-def render(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Turns in plain words."""
+def render(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Turns in plain words, and the tools as JSON behind the system turn."""
     system = [m["content"] for m in messages if m["role"] == "system" and m["content"].strip()]
+    system += [f"Tools: {json.dumps(list(tools), ensure_ascii=False)}"] if tools else []
     turns = [m for m in messages if m["role"] != "system"]
     if len(turns) == 1:
         return "\n\n".join([*system, turns[0]["content"]])
