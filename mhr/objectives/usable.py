@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from mhr.data import Example, Task, TaskCollection
 from mhr.data.collators import CausalCollator, Collator
-from mhr.data.example import Example
 from mhr.data.labels import check_answers, task_head
 from mhr.data.mask_tokens import without_mask
 from mhr.errors import ConfigError, DataError
