@@ -29,8 +29,8 @@ def gradients(name: str, dtype: torch.dtype, computed: torch.dtype, adapter: str
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
 @pytest.mark.parametrize(("dtype", "near"), [(torch.bfloat16, 0.16), (torch.float16, 0.02), (torch.float32, 1e-4)])
 def test_gradients_of_the_bank(dtype: torch.dtype, near: float, name: str, adapter: str) -> None:
-    """16-bit arithmetic keeps 8 (bfloat16) or 11 bits of an activation; with few tokens, as here, their errors show, most in the
-    gradients of queries, which are differences of nearly equal numbers. An eighth of the error in float16 says that it is rounding."""
+    """16-bit arithmetic keeps 8 (bfloat16) or 11 bits (float16) of an activation, so float16 has an eighth of the limit. With few
+    tokens, as here, gradients of queries and keys are differences of nearly equal numbers, and lose most of those bits."""
     exact = gradients(name, dtype, torch.float64, adapter)
     got = gradients(name, dtype, dtype, adapter)
     assert exact.keys() == got.keys()
