@@ -30,12 +30,27 @@ GLUE: dict[str, Any] = {
     "train.eval_rows": "the whole development set, which is also what is reported",
     "train.keep_best": True,
     "train.best_by": "score",
-    "adapt.shots": 30,
-    "adapt.seeds": "five",
-    "adapt.select": "last",
-    "adapt.steps": None,
-    "adapt.batch_size": None,
-    "adapt.lr": None,
+}
+FEW_SHOT: dict[str, Any] = {
+    "model": "roberta-large",
+    "kind": "masked",
+    "head": "mlm",
+    "method": "adamix",
+    "adapter.n_skills": 4,
+    "adapter.rank": 16,
+    "adapter.share": "up",
+    "data.template": None,
+    "data.max_input_length": 128,
+    "data.max_train": 30,
+    "train.steps": None,
+    "train.batch_size": None,
+    "train.optimizer": "adamw",
+    "train.lr": 3e-4,
+    "train.weight_decay": 0.1,
+    "train.clip": 1.0,
+    "train.warmup": 0.06,
+    "train.scheduler": "linear",
+    "train.consistency": 1,
 }
 GPT2: dict[str, Any] = {
     "model": "gpt2-medium",
@@ -79,6 +94,7 @@ POLY: dict[str, Any] = {
 PUBLISHED: dict[str, dict[str, Any]] = {
     "glue-adamix": GLUE | {"model": "roberta-large", "adapter.rank": 16, "train.epochs": 20, "train.lr": 3e-4},
     "glue-adamix-bert": GLUE | {"model": "bert-base-uncased", "adapter.rank": 48, "train.epochs": 40, "train.lr": 4e-4},
+    "few-shot-adamix": FEW_SHOT,
     "e2e-adamix": GPT2
     | {"adapter.dropout": 0.1, "train.epochs": 20, "train.warmup": 2000}
     | {"train.weight_decay": 0.01, "train.label_smoothing": 0.1},
@@ -153,12 +169,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """Preset -> setting -> what was published; None where nothing was, or was found."""
 
-OF_GLUE = {
-    "train.eval_rows": (1000, "selection on examples that are not reported"),
-    "adapt.seeds": ([13, 21, 42, 87, 100], "five, by the numbers of LM-BFF"),
-    "adapt.steps": (1000, "as LM-BFF"),
-    "adapt.batch_size": (8, "as LM-BFF"),
-}
+OF_GLUE = {"train.eval_rows": (1000, "selection on examples that are not reported")}
 OF_GPT2 = {
     "adapter.rank": (8, "4 for each of the two parts"),
     "adapter.alpha": (64, "with rank 8 the same scaling"),
@@ -166,8 +177,13 @@ OF_GPT2 = {
     "data.max_target_length": (128, "one length there for input and target together"),
 }
 DIFFERENCES: dict[str, dict[str, tuple[Any, str]]] = {
-    "glue-adamix": OF_GLUE | {"adapt.lr": (3e-4, "as on the whole training set")},
-    "glue-adamix-bert": OF_GLUE | {"adapt.lr": (4e-4, "as on the whole training set")},
+    "glue-adamix": OF_GLUE,
+    "glue-adamix-bert": OF_GLUE,
+    "few-shot-adamix": {
+        "data.template": ("lm-bff", "prompts of LM-BFF"),
+        "train.steps": (1000, "as LM-BFF"),
+        "train.batch_size": (8, "as LM-BFF"),
+    },
     "e2e-adamix": OF_GPT2,
     "dart-adamix": OF_GPT2,
     "webnlg-adamix": OF_GPT2,
