@@ -25,6 +25,7 @@ BENCHMARKS = {
     "ops": "one adapted layer, forward and training, against PEFT's Poly and LoRA, eager and the frozen layer",
     "train": "a whole training step against PEFT",
     "merge": "averaging checkpoints, with GB/s",
+    "predict": "answers of a decoder to a batch of mixed tasks, against one task and the bare model",
 }
 
 Name = Annotated[str, typer.Argument(metavar="|".join(BENCHMARKS), help="What to time.", show_default=False)]
