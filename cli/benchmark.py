@@ -61,7 +61,7 @@ def benchmark(
     file = output / f"{name}.json" if output else None
     if file and file.exists() and not overwrite:
         raise ConfigError(f"{file} is there already: choose another --output, or pass --overwrite to replace it")
-    with working(models=False):
+    with working(models=name == "predict"):
         module = importlib.import_module(f"mhr_benchmarks.{name}")
         command = " ".join(
             ["mhr benchmark", name, *["--quick"] * quick, *([f"--minutes {minutes:g}"] if minutes else [])]
