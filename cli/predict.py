@@ -196,5 +196,5 @@ def decoded(content: bytes) -> list[str]:
     # U+2028 and its like are no ends of lines here.
     lines = text.replace("\r\n", "\n").rstrip().split("\n")
     if lines == [""]:
-        raise DataError("standard input holds no text: expected a text on each line")
+        raise DataError("standard input holds no text: expected one on each line")
     return lines

@@ -175,7 +175,7 @@ def test_a_row_without_text_and_an_unknown_task_write_nothing(run: Path, tmp_pat
         (("--input", "absent.jsonl"), "--input absent.jsonl: no such file or folder"),
         (("--top-p", "0.5", "a"), "top_p is 0.5, but temperature is 0"),
         (("--choices", "b", "a"), "expected two or more different texts"),
-        (("--max-new-tokens", "0", "a"), "--max-new-tokens: max_new_tokens is 0"),
+        (("--max-new-tokens", "0", "a"), "--max-new-tokens: predict.max_new_tokens is 0"),
     ],
 )
 def test_flags_that_do_not_go_together(run: Path, arguments: tuple[str, ...], said: str) -> None:
