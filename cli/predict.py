@@ -168,7 +168,7 @@ def _streamed(predictor: Any, examples: Sequence[Example], config: Any, shown: A
     answers = []
     for example in examples:
         answers += predictor.answer([example], config, stream=say)
-        say(answers[-1].text + "\n" if answers[-1].choices else "\n")
+        say("\n" if answers[-1].how == "generation" else answers[-1].text + "\n")
     return answers
 
 

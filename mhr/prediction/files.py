@@ -119,7 +119,7 @@ def line_of(example: Example, answer: Answer) -> dict[str, Any]:
     """An answer as a row of the file."""
     found: dict[str, Any] = {"id": example.id, "task": example.task, "input": example.input, "answer": answer.text}
     found |= {"how": answer.how}
-    if answer.choices:
+    if answer.scores:
         found |= {"choices": list(answer.choices), "scores": list(answer.scores)}
     return found | ({"truncated": True} if answer.truncated else {})
 

@@ -14,13 +14,14 @@ from mhr.data.questions import ask_texts
 from mhr.data.reading import ReadOptions
 from mhr.data.templates import read_templates
 from mhr.errors import ConfigError, DataError, TaskError, nearest
-from mhr.evaluation import LoadedModel, generate_answers, load_model, rank_choices
+from mhr.evaluation import LoadedModel, Ranked, generate_answers, load_model, rank_choices
 from mhr.evaluation.sampling import Sampling
 from mhr.evaluation.score import check_target, told
 from mhr.loading import Loading
 from mhr.prediction.settings import PredictConfig
 from mhr.runs import load_config
 from mhr.runs.run import RUN_FILE, RunFolder
+from mhr.task_heads import RANK, TaskHeads
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,8 @@ class Answer:
     """What a model says.
 
     text      the answer
-    how       "generation", or "ranking" of choices
-    choices   those that were ranked; scores: of each, greater is better
+    how       "generation", "ranking" of choices, or "classification" and "regression" by a head
+    choices   those that were ranked, or the classes; scores: of each, greater is better, or the number
     truncated whether the input was
     """
 
@@ -65,6 +66,12 @@ class Predictor:
     @property
     def tasks(self) -> list[str]:
         """The tasks that are answered differently; none where the model does the same for all."""
+        heads = self.loaded.heads
+        return list(dict.fromkeys([*self._routed, *(heads.tasks if heads is not None else ())]))
+
+    @property
+    def _routed(self) -> list[str]:
+        """The tasks that are routed differently."""
         bank = self.loaded.bank
         return list(bank.tasks) if bank is not None and bank.needs_tasks else []
 
@@ -110,9 +117,9 @@ class Predictor:
             raise ConfigError(
                 f"task is {config.task!r}, but {self.loaded.description} does the same for all tasks: leave task out"
             )
-        if alike and config.unseen != "error":
+        if not self._routed and config.unseen != "error":
             raise ConfigError(
-                f"unseen is {config.unseen!r}, but {self.loaded.description} does the same for all tasks: leave unseen out"
+                f"unseen is {config.unseen!r}, but {self.loaded.description} routes all tasks alike: leave unseen out"
             )
         if config.task is not None:
             self._check_tasks([config.task], config.unseen)
@@ -122,14 +129,13 @@ class Predictor:
 
     def check_examples(self, examples: Sequence[Example], config: PredictConfig) -> None:
         """Raise what keeps the model from answering them, before any of them is: TaskError, or DataError for an encoder that has
-        nothing to rank."""
+        nothing to rank, and for choices that a head has no outputs for."""
         self._check_tasks(list(dict.fromkeys(example.task for example in examples)), config.unseen)
-        without = next((example for example in examples if not self._ranks(example)), None)
-        if without is not None and not self.loaded.objective.generates:
-            raise DataError(
-                f"{self.loaded.description} is an encoder, which ranks choices and generates nothing, but row {without.id!r} has "
-                "none: give the rows a column choices, or all of them --choices A,B,..."
-            )
+        for example in examples:
+            if self.loaded.heads is not None:
+                self._check_head(example, self.loaded.heads)
+            elif not example.choices and not self.loaded.objective.generates:
+                raise self._nothing_to_rank(example)
 
     def answer(
         self,
@@ -152,7 +158,7 @@ class Predictor:
             "max_input_length": read,
             "batch_size": config.batch_size,
             # A bank that does the same for all tasks needs to know none.
-            "unseen": config.unseen if self.tasks else "uniform",
+            "unseen": config.unseen if self._routed else "uniform",
             "advance": advance,
         }
         sampling = Sampling(config.temperature, config.top_p, config.seed) if config.temperature else None
@@ -169,8 +175,7 @@ class Predictor:
             ),
             strict=True,
         ):
-            text = examples[i].choices[one.best]
-            found[i] = Answer(text, "ranking", examples[i].choices, tuple(one.scores), one.cut_input)
+            found[i] = self._picked(examples[i], one)
         others = [i for i in range(len(examples)) if i not in found]
         # Rows that a chat template renders end at its end token, others at the tokenizer's: each at its own alone.
         parts = [[i for i in others if self.loaded.renders(examples[i]) == rendered] for rendered in (True, False)]
@@ -189,10 +194,23 @@ class Predictor:
         return [found[i] for i in range(len(examples))]
 
     def _ranks(self, example: Example) -> bool:
-        return bool(example.choices)
+        return bool(example.choices) or self.loaded.heads is not None
+
+    def _picked(self, example: Example, found: Ranked) -> Answer:
+        """What was ranked, among the choices of the example where a head knows other classes too."""
+        kept = [
+            (option, score)
+            for option, score in zip(found.options, found.scores, strict=False)
+            if option in example.choices or not example.choices
+        ]
+        if not kept:  # a number
+            return Answer(found.answer, found.how, (), tuple(found.scores), found.cut_input)
+        best = max(kept, key=lambda pair: pair[1])[0]
+        options, scores = zip(*kept, strict=True)
+        return Answer(best, found.how, options, scores, found.cut_input)
 
     def _check_tasks(self, tasks: Sequence[str], unseen: str) -> None:
-        known = self.tasks
+        known = self._routed
         if not known or unseen != "error":
             return
         for task in tasks:
@@ -203,6 +221,26 @@ class Predictor:
                 )
             if task not in known:
                 raise TaskError(f"unknown task {task!r} of {self.loaded.description}: {nearest(task, known)}")
+
+    def _check_head(self, example: Example, heads: TaskHeads) -> None:
+        """Raise TaskError where no head answers an example, DataError where the one that does has no use for its choices."""
+        head = heads.heads[heads.of(example.task, example.choices)]
+        other = next((choice for choice in example.choices if choice not in head.labels), None)
+        if head.kind == RANK:
+            if not example.choices:
+                raise self._nothing_to_rank(example)
+        elif other is not None:
+            answers = f"with one of {', '.join(map(repr, head.labels[:10]))}" if head.labels else "with a number"
+            raise DataError(
+                f"row {example.id!r} has the choice {other!r:.40}, but the head of task {example.task!r} answers {answers}: leave its "
+                "choices out"
+            )
+
+    def _nothing_to_rank(self, example: Example) -> DataError:
+        return DataError(
+            f"{self.loaded.description} is an encoder, which ranks choices and generates nothing, but row {example.id!r} has none: give "
+            "the rows a column choices, or all of them --choices A,B,..."
+        )
 
 
 def load(

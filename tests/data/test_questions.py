@@ -14,6 +14,7 @@ from mhr.data.questions import ask_texts, read_questions
 from mhr.data.reading import ReadOptions
 from mhr.data.templates import read_templates
 from mhr.errors import ConfigError, DataError
+from mhr_cli.frame.settings import READING
 
 OPTIONS = ReadOptions()
 
@@ -129,3 +130,10 @@ def test_what_holds_no_rows_is_refused(tmp_path: Path) -> None:
             read_questions(tmp_path / name, OPTIONS)
     with pytest.raises(DataError, match="text 2 is empty"):
         ask_texts(["a", " "], OPTIONS)
+
+
+def test_every_setting_of_reading_is_heeded_or_of_collections_alone() -> None:
+    """A setting that puts rows into other words belongs into `mhr.prediction.load` too, or prompts would not be those of training."""
+    heeded = {"data.column_map", "data.template"}
+    of_collections = {"data.definitions", "data.positives", "data.on_bad_row", "data.split_list", "data.subset"}
+    assert set(READING) == heeded | of_collections

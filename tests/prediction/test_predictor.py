@@ -102,7 +102,7 @@ def test_what_changes_nothing_is_refused(predictor: Predict) -> None:
     assert routed.tasks == TASKS
     with pytest.raises(ConfigError, match="task is 'alpha', but the tiny t5 does the same for all tasks"):
         plain.predict(["w1"], "alpha")
-    with pytest.raises(ConfigError, match="unseen is 'uniform', but the tiny t5 does the same"):
+    with pytest.raises(ConfigError, match="unseen is 'uniform', but the tiny t5 routes all tasks alike"):
         plain.predict(["w1"], unseen="uniform")
     with pytest.raises(ConfigError, match="temperature is for generated answers, but choices are ranked"):
         routed.predict(["w1"], "alpha", ["w1", "w2"], temperature=1.0)
