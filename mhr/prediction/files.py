@@ -10,6 +10,7 @@ next process that resumes the file, which answers the rest.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,11 +117,11 @@ def answer_into(
 
 
 def line_of(example: Example, answer: Answer) -> dict[str, Any]:
-    """An answer as a row of the file."""
+    """An answer as a row of the file. A score that is no number, as half precision may give it, is null."""
     found: dict[str, Any] = {"id": example.id, "task": example.task, "input": example.input, "answer": answer.text}
     found |= {"how": answer.how}
     if answer.scores:
-        found |= {"choices": list(answer.choices), "scores": list(answer.scores)}
+        found |= {"choices": list(answer.choices), "scores": [s if math.isfinite(s) else None for s in answer.scores]}
     return found | ({"truncated": True} if answer.truncated else {})
 
 

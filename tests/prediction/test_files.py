@@ -12,7 +12,7 @@ import pytest
 
 from mhr.data import Example
 from mhr.errors import ConfigError, DataError, MhrError, TaskError
-from mhr.prediction import PredictConfig, Predictor, answer_into, files
+from mhr.prediction import Answer, PredictConfig, Predictor, answer_into, files
 from tests.prediction.conftest import Predict
 
 CONFIG = PredictConfig(max_new_tokens=4)
@@ -53,6 +53,11 @@ def test_ranked_rows_keep_their_scores(tmp_path: Path, model: Predictor) -> None
     (row,) = read(tmp_path / "out.jsonl")
     assert row["choices"] == ["w2", "w3"]
     assert row["answer"] == row["choices"][row["scores"].index(max(row["scores"]))]
+
+
+def test_a_score_that_is_no_number_is_null() -> None:
+    row = files.line_of(EXAMPLES[0], Answer("w2", "ranking", ("w2", "w3"), (-1.0, float("-inf"))))
+    assert row["scores"] == [-1.0, None]
 
 
 def test_what_is_answered_stays_after_an_interrupt_and_is_not_answered_again(
