@@ -39,9 +39,11 @@ STANDARD_INPUT = "line of standard input"
     "loading",
     "data.column_map",
     "data.template",
+    "data.prompt",
+    "data.verbalizers",
     "data.chat_template",
     "data.system",
-    of_run=("data.column_map", "data.template", "data.chat_template", "data.system"),
+    of_run=("data.column_map", "data.template", "data.prompt", "data.verbalizers", "data.chat_template", "data.system"),
     common=(
         *("--task", "--choices", "--input", "--output", "--resume", "--overwrite", "--json", "--stream", "--max-new-tokens"),
         *("--temperature", "--top-p", "--batch-size", "--model", "--chat-template"),

@@ -12,12 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mhr.data.example import Example
 from mhr.data.questions import ask_texts
 from mhr.data.reading import ReadOptions
-from mhr.data.templates import read_templates
+from mhr.data.templates import given_templates, read_templates
 from mhr.errors import ConfigError, DataError, TaskError, nearest
 from mhr.evaluation import LoadedModel, Ranked, generate_answers, load_model, rank_choices
 from mhr.evaluation.sampling import Sampling
 from mhr.evaluation.score import check_target, told
 from mhr.loading import Loading
+from mhr.objectives.usable import mask_fault
 from mhr.prediction.settings import PredictConfig
 from mhr.runs import load_config
 from mhr.runs.run import RUN_FILE, RunFolder
@@ -131,6 +132,9 @@ class Predictor:
         """Raise what keeps the model from answering them, before any of them is: TaskError, or DataError for an encoder that has
         nothing to rank, and for choices that a head has no outputs for."""
         self._check_tasks(list(dict.fromkeys(example.task for example in examples)), config.unseen)
+        fault = mask_fault(self.loaded.kind, examples)
+        if fault is not None:
+            raise ConfigError(f"{self.loaded.description} cannot answer: {fault}")
         for example in examples:
             if self.loaded.heads is not None:
                 self._check_head(example, self.loaded.heads)
@@ -252,6 +256,8 @@ def load(
     chat_template: str | None = None,
     system: str | None = None,
     template: str | None = None,
+    prompt: str | None = None,
+    verbalizers: dict[str, str] | None = None,
     column_map: dict[str, str] | None = None,
 ) -> Predictor:
     """What answers at `path`: a run (pretrained or adapted), an adapter folder (ours or PEFT's), or a transformers model.
@@ -263,18 +269,24 @@ def load(
 
     base, kind, loading    see `mhr.evaluation.load_model`
     chat_template, system  see `mhr.data.chat_format.ChatFormat`; None: as the model was trained
-    template, column_map   see `mhr.load_tasks`; None: as the run reads its tasks
+    template, prompt, verbalizers, column_map  see `mhr.load_tasks`; None: as the run reads its tasks
 
     Raises CheckpointError for what is missing, unfinished, damaged or no model, ConfigError for settings that do not fit it.
     """
     check_target(path)
     held = (Path(path) / RUN_FILE).is_file()
     run = RunFolder.open(path) if held else None
-    data = load_config(run.path / "config.yaml" if run else None, template=template, column_map=column_map).data
-    reading = ReadOptions(
-        column_map=dict(data.column_map or {}),
-        templates=None if data.template is None else read_templates(data.template),
-    )
+    data = load_config(
+        run.path / "config.yaml" if run else None,
+        template=template,
+        prompt=prompt,
+        verbalizers=verbalizers,
+        column_map=column_map,
+    ).data
+    templates = None if data.template is None else read_templates(data.template)
+    if data.prompt is not None or data.verbalizers:
+        templates = given_templates(data.prompt, data.verbalizers)
+    reading = ReadOptions(column_map=dict(data.column_map or {}), templates=templates)
     named = list(run.info.get("tasks") or []) if run else []
     loaded = load_model(path, base=base, kind=kind, loading=loading)
     loaded.chat = told(loaded.chat, chat_template, system)
