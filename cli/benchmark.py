@@ -25,6 +25,7 @@ BENCHMARKS = {
     "ops": "one adapted layer, forward and training, against PEFT's Poly and LoRA, eager and the frozen layer",
     "train": "a whole training step against PEFT",
     "merge": "averaging checkpoints, with GB/s",
+    "predict": "answers of a decoder to a batch of mixed tasks, against one task and the bare model",
 }
 
 Name = Annotated[str, typer.Argument(metavar="|".join(BENCHMARKS), help="What to time.", show_default=False)]
@@ -60,7 +61,7 @@ def benchmark(
     file = output / f"{name}.json" if output else None
     if file and file.exists() and not overwrite:
         raise ConfigError(f"{file} is there already: choose another --output, or pass --overwrite to replace it")
-    with working(models=False):
+    with working(models=name == "predict"):
         module = importlib.import_module(f"mhr_benchmarks.{name}")
         command = " ".join(
             ["mhr benchmark", name, *["--quick"] * quick, *([f"--minutes {minutes:g}"] if minutes else [])]

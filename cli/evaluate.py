@@ -107,7 +107,7 @@ def evaluate(
     kept |= {name: data.get(name) for name in ("chat_template", "system")}
     scoring = given.values("scoring")
     if "stop" in scoring:
-        scoring["stop"] = tuple(_unescaped(text) for text in scoring["stop"])
+        scoring["stop"] = tuple(unescaped(text) for text in scoring["stop"])
     if harness:
         for flag in given.said():
             if flag not in OF_HARNESS:
@@ -144,7 +144,7 @@ def evaluate(
         note(f"Written: {output}")
 
 
-def _unescaped(text: str) -> str:
+def unescaped(text: str) -> str:
     """What a shell leaves as it is: \\n, \\t and \\\\ as new line, tab and backslash."""
     meant = {"n": "\n", "t": "\t", "\\": "\\"}
     return re.sub(r"\\([nt\\])", lambda found: meant[found[1]], text)

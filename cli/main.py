@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from . import adapt, benchmark, data, demo, demo_llm, doctor, evaluate, inspect, merge, pretrain, report, sweep
+from . import (
+    adapt,
+    benchmark,
+    chat,
+    data,
+    demo,
+    demo_llm,
+    doctor,
+    evaluate,
+    inspect,
+    merge,
+    predict,
+    pretrain,
+    report,
+    sweep,
+)
 from .frame.command import command_class
 from .frame.console import out
 from .frame.group import Commands
@@ -78,6 +93,8 @@ _add(adapt.adapt, adapt.EXAMPLES)
 _add(sweep.sweep, sweep.EXAMPLES)
 _add(merge.merge, merge.EXAMPLES)
 _add(evaluate.evaluate, evaluate.EXAMPLES)
+_add(predict.predict, predict.EXAMPLES)
+_add(chat.chat, chat.EXAMPLES)
 _add(benchmark.benchmark, benchmark.EXAMPLES)
 _add(inspect.inspect, inspect.EXAMPLES)
 _add(report.report, report.EXAMPLES)

@@ -24,6 +24,7 @@ _HOME = {
     "attach": "mhr.layers",
     "detach": "mhr.layers",
     "disabled": "mhr.layers",
+    "load": "mhr.prediction",
     "load_tasks": "mhr.data",
 }
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from mhr.data import Example, Task, TaskCollection, load_tasks
     from mhr.errors import MhrError
     from mhr.layers import AdapterBank, attach, detach, disabled
+    from mhr.prediction import load
 
 
 __getattr__ = lazy(__name__, _HOME)

@@ -26,7 +26,7 @@ LEVELS = [
     {"layers", "backbones", "runs"},
     {"adapters", "objectives"},
     {"evaluation", "training", "checkpoint"},
-    {"merging", "few_shot"},
+    {"merging", "few_shot", "prediction"},
     {"sweeps", "analysis"},
     {"report"},
     {"demo", "demo_llm", "doctor"},

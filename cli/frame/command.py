@@ -67,7 +67,8 @@ class Command(TyperCommand):
         """Raise ConfigError for an empty value, for another value of an option that takes one, for values of a list that are
         separated by blanks where they would be read as arguments, and for replacing and going on at once."""
         options = {name: p for p in self.params if isinstance(p, TyperOption) for name in (*p.opts, *p.secondary_opts)}
-        several = any(isinstance(p, TyperArgument) and p.nargs != 1 for p in self.params)
+        # Texts are no paths.
+        several = any(isinstance(p, TyperArgument) and p.nargs != 1 and p.metavar != "TEXT" for p in self.params)
         said: dict[str, str] = {}
         flags: set[str | None] = set()
         rest = iter(args)

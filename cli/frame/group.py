@@ -34,7 +34,7 @@ NO_MEMORY = ("can't allocate memory", "out of memory")
 LOST = ("Connection closed by peer", "Connection reset by peer")
 """What torch says in a RuntimeError where another process has ended in the middle of their talk."""
 
-RESUMABLE = ("adapt", "demo", "pretrain", "sweep")
+RESUMABLE = ("adapt", "demo", "predict", "pretrain", "sweep")
 
 UsageError = typer.BadParameter.__mro__[1]
 """What click raises for options that there are not, missing values and the like."""
@@ -97,7 +97,8 @@ def _describe(error: OSError) -> str:
 
 
 def _how_to_go_on(command: str | None, arguments: list[str]) -> str:
-    if command not in RESUMABLE:
+    flags = {argument.partition("=")[0] for argument in arguments}
+    if command not in RESUMABLE or (command == "predict" and not flags & {"--output", "-o"}):
         return "Nothing was written."
     kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
     return f"Go on with: {shlex.join(['mhr', *kept, '--resume'])}"

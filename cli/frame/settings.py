@@ -21,6 +21,7 @@ from mhr.analysis.settings import InspectConfig
 from mhr.errors import ConfigError
 from mhr.loading import Loading
 from mhr.merging.methods import MergeConfig, own_settings
+from mhr.prediction.settings import PredictConfig
 from mhr.runs.config import Said, all_settings, assignments, typed
 from mhr.runs.scoring import LoadingConfig, ScopeConfig, ScoringConfig
 from mhr.setting import Setting, settings_of
@@ -39,6 +40,7 @@ PANELS = {
     "scoring": "Scoring",
     "merge": "Merging",
     "inspect": "Settings",
+    "predict": "Answers",
     "sweep": "Settings",
 }
 """Section -> the heading of its flags in help."""
@@ -49,6 +51,7 @@ OF_COMMANDS: dict[str, type] = {
     "scoring": ScoringConfig,
     "merge": MergeConfig,
     "inspect": InspectConfig,
+    "predict": PredictConfig,
     "sweep": SweepConfig,
 }
 """Sections that no file of settings has."""

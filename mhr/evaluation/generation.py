@@ -1,8 +1,9 @@
-"""Answer by generation: greedy or beam search, batched, each row routed by its task."""
+"""Answer by generation: greedy, beam search or sampling, batched, each row routed by its task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ from mhr.evaluation.habits import without_habits
 from mhr.evaluation.inference import MeanOverDraws
 from mhr.evaluation.likelihood import shares_cache
 from mhr.evaluation.loaded import LoadedModel
+from mhr.evaluation.sampling import Sampling
 from mhr.evaluation.stops import StopAt, Stops
+from mhr.evaluation.streaming import AnswerStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ def generate_answers(
     max_new_tokens: int = 128,
     min_new_tokens: int = 0,
     n_beams: int = 1,
+    sampling: Sampling | None = None,
     stop: Sequence[str] = (),
     cache: str = "dynamic",
     batch_size: int | None = None,
@@ -43,10 +47,12 @@ def generate_answers(
     precision: str = "no",
     draws: int = 1,
     advance: Callable[[float], None] | None = None,
+    stream: Callable[[str], None] | None = None,
 ) -> list[Generated]:
     """The model's answer to every example, in the order of the examples. Tasks may be mixed.
 
     n_beams      1 decodes greedily; of the model's own generation config only the special tokens count
+    sampling     how tokens are drawn, with one beam and one draw; None takes the likeliest
     stop         texts that end an answer, which is what stands before the first of them
     cache        "dynamic", keys and values that grow with the answer, or "static", of one size, with which transformers compiles a
                  plain model on a GPU (with a bank, whose routing changes from batch to batch, it does not)
@@ -55,9 +61,11 @@ def generate_answers(
     precision    "no", "bf16" or "fp16" of the large products
     draws        rows of each example that answer as one, by the mean of their scores; see `Inference`
     advance      called with the number of examples done
+    stream       of one example, with one beam and one draw: called with each further piece of its answer as it is generated; the
+                 pieces together are the answer
 
     Inputs of a decoder are padded on the left. Raises ConfigError for an encoder, which cannot generate, for lengths and beams out of
-    range, for an empty stop, and for a static cache of a model that has none.
+    range, for an empty stop, for a static cache of a model that has none, and for sampling and streams that have to be of one row.
     """
     if not examples:
         return []
@@ -70,6 +78,11 @@ def generate_answers(
         )
     if not all(stop):
         raise ConfigError("stop has an empty string, expected some text in each")
+    if (sampling or stream) and (n_beams > 1 or draws > 1 or (stream and len(examples) > 1)):
+        raise ConfigError(
+            f"{'sampling' if sampling else 'stream'} is given with {len(examples)} examples, {n_beams} beams and {draws} draws: "
+            "sampling is of one beam and one draw, and a stream of one example as well"
+        )
     kept = cache_settings(loaded, cache)
     prompted = loaded.objective.shares_row
     collator = loaded.collator(max_input_length, max(max_new_tokens, 2))
@@ -80,7 +93,7 @@ def generate_answers(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         num_beams=n_beams,
-        do_sample=False,
+        **(sampling.settings if sampling else {"do_sample": False}),
         length_penalty=1.0,
         early_stopping=False,
         repetition_penalty=1.0,
@@ -92,6 +105,16 @@ def generate_answers(
     lead = collator.chat_rows().template.lead if any(map(loaded.renders, examples)) else ""
     stops = Stops(loaded.tokenizer, stop, lead)
     processors = [MeanOverDraws(draws, n_beams)] if draws > 1 else []
+
+    def said(i: int, text: str) -> str:
+        return str(collator.answer_text(examples[i], text))
+
+    def words(rows: list[list[int]]) -> list[str]:
+        return stops.texts([until_end(row, special["eos_token_id"]) for row in rows])
+
+    def streamer(i: int) -> AnswerStream | None:
+        held = max(map(len, stop), default=1) - 1
+        return None if stream is None else AnswerStream(lambda row: said(i, words([row])[0]), stream, held, lead)
 
     def answer(batch: list[int]) -> list[str]:
         rows = [i for i in batch for _ in range(draws)]
@@ -105,20 +128,20 @@ def generate_answers(
                 generation_config=settings,
                 logits_processor=processors,
                 stopping_criteria=StoppingCriteriaList([StopAt(stops, skip)] if stop else []),
+                streamer=streamer(batch[0]),
             )[::draws]
-        return stops.texts([until_end(row, special["eos_token_id"]) for row in out[:, skip:].tolist()])
+        return words(out[:, skip:].tolist())
 
     def done(batch: list[int]) -> None:
         if advance is not None:
             advance(len(batch))
 
     sizes = [(len(row) + max_new_tokens) * n_beams * draws for row in inputs.ids]
-    with loaded.judging(precision), without_habits(loaded.model):
+    with loaded.judging(precision), without_habits(loaded.model), sampling.seeded() if sampling else nullcontext():
         # Where padding may tell, only inputs of one length are read together.
         equal = not shares_cache(loaded, inputs.ids[0], inputs.ids[0][-1:], examples[0].task, unseen)
         texts = in_batches(answer, sizes, device=loaded.device, batch_size=batch_size, equal=equal, done=done)
-    said = [collator.answer_text(e, text) for e, text in zip(examples, texts, strict=True)]
-    return [Generated(text, cut) for text, cut in zip(said, inputs.cut, strict=True)]
+    return [Generated(said(i, text), cut) for i, (text, cut) in enumerate(zip(texts, inputs.cut, strict=True))]
 
 
 def cache_settings(loaded: LoadedModel, cache: str) -> dict[str, Any]:

@@ -279,3 +279,14 @@ def test_a_decoder_takes_a_prompt_that_ends_before_its_word(rows: Path, tmp_path
     assert (first["input"][-6:], first["choices"]) == ("It was", ["great", "terrible"])
     line = refuse(*asked, *WORDED, "--output", tmp_path / "masked")
     assert "cannot be loaded as 'masked'" in line
+
+
+def test_texts_are_put_into_the_prompt_of_the_run_and_answered_in_its_words(run: Path, tmp_path: Path):
+    succeed("evaluate", run, "--part", "training", "--output", tmp_path / "scored")
+    scored = [json.loads(line) for line in (tmp_path / "scored" / "predictions.jsonl").read_text().splitlines()][:4]
+    texts = [row["input"].split(" It was")[0] for row in scored]
+    answers = json.loads(succeed("predict", run, "--task", "films", "--json", *texts).stdout)
+    for name in ("input", "answer", "choices"):
+        assert [row[name] for row in answers] == [row[name] for row in scored]
+    assert set(answers[0]["choices"]) == {"great", "terrible"}
+    assert "leave {mask} out" in refuse("predict", "builtin:t5-tiny", *WORDED, "bad film")

@@ -1,0 +1,172 @@
+"""Answers in a file: each row once, in order, whole, however the process that wrote it has ended."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mhr.data import Example
+from mhr.errors import ConfigError, DataError, MhrError, TaskError
+from mhr.prediction import Answer, PredictConfig, Predictor, answer_into, files
+from tests.prediction.conftest import Predict
+
+CONFIG = PredictConfig(max_new_tokens=4)
+EXAMPLES = [Example(("alpha", "beta")[i % 2], f"w{i} w{i + 1}", ("",), id=f"row-{i}") for i in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def _few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(files.ROWS_AT_ONCE, "cpu", 3)
+
+
+@pytest.fixture
+def model(predictor: Predict) -> Predictor:
+    return predictor("t5")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path: Path, model: Predictor, examples: list[Example] = EXAMPLES, **settings: Any) -> Any:
+    return answer_into(path, model, examples, settings.pop("config", CONFIG), progress=False, **settings)
+
+
+def test_a_line_for_each_row_in_order(tmp_path: Path, model: Predictor) -> None:
+    done = write(tmp_path / "new" / "out.jsonl", model)
+    assert (done.rows, done.kept, done.truncated) == (10, 0, 0)
+    rows = read(tmp_path / "new" / "out.jsonl")
+    assert [r["id"] for r in rows] == [e.id for e in EXAMPLES]
+    assert [r["answer"] for r in rows] == [a.text for a in model.answer(EXAMPLES, CONFIG)]
+    assert set(rows[0]) == {"id", "task", "input", "answer", "how"}
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["out.jsonl", "out.jsonl.settings.json"]
+
+
+def test_ranked_rows_keep_their_scores(tmp_path: Path, model: Predictor) -> None:
+    ranked = [Example("alpha", "w1", ("w2",), ("w2", "w3"), id="x")]
+    write(tmp_path / "out.jsonl", model, ranked)
+    (row,) = read(tmp_path / "out.jsonl")
+    assert row["choices"] == ["w2", "w3"]
+    assert row["answer"] == row["choices"][row["scores"].index(max(row["scores"]))]
+
+
+def test_a_score_that_is_no_number_is_null() -> None:
+    row = files.line_of(EXAMPLES[0], Answer("w2", "ranking", ("w2", "w3"), (-1.0, float("-inf"))))
+    assert row["scores"] == [-1.0, None]
+
+
+def test_what_is_answered_stays_after_an_interrupt_and_is_not_answered_again(
+    tmp_path: Path, model: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole.jsonl"
+    write(whole, model)
+    answered: list[str] = []
+    answer = Predictor.answer
+
+    def until_interrupted(self: Predictor, examples: list[Example], *args: Any, **kwargs: Any) -> Any:
+        if len(answered) == 6:
+            raise KeyboardInterrupt
+        answered.extend(e.id for e in examples)
+        return answer(self, examples, *args, **kwargs)
+
+    path = tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "answer", until_interrupted)
+        with pytest.raises(KeyboardInterrupt, match=r"6 of 10 rows are answered in .*out\.jsonl"):
+            write(path, model)
+    assert [r["id"] for r in read(path)] == answered == [f"row-{i}" for i in range(6)]
+    answered.clear()
+    monkeypatch.setattr(Predictor, "answer", until_interrupted)
+    done = write(path, model, resume=True)
+    assert (done.rows, done.kept) == (10, 6)
+    assert answered == [f"row-{i}" for i in range(6, 10)]
+    assert path.read_bytes() == whole.read_bytes()
+    answered.clear()
+    assert write(path, model, resume=True).kept == 10
+    assert answered == []
+
+
+@pytest.mark.parametrize("kept", [0, 1, 20, -1])
+def test_a_line_that_a_kill_has_cut_is_answered_again(tmp_path: Path, model: Predictor, kept: int) -> None:
+    path = tmp_path / "out.jsonl"
+    write(path, model)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4]) + lines[4][:kept])
+    assert write(path, model, resume=True).kept == 4
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_full_disk_leaves_whole_lines(
+    tmp_path: Path, model: Predictor, monkeypatch: pytest.MonkeyPatch, short: bool
+) -> None:
+    """The system may write a part of a line before it says that there is no room."""
+    written, put = 0, os.write
+
+    def fill(handle: int, data: bytes) -> int:
+        nonlocal written
+        written += 1
+        if written == 5 and short:
+            return put(handle, data[:7])
+        if written >= 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return put(handle, data)
+
+    path = tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr("mhr.prediction.files.os.write", fill)
+        with pytest.raises(MhrError, match=r"cannot write .*out\.jsonl: No space left on device"):
+            write(path, model)
+    assert [r["id"] for r in read(path)] == ["row-0", "row-1", "row-2", "row-3"]
+    assert write(path, model, resume=True).kept == 4
+    assert len(read(path)) == 10
+
+
+def test_rows_of_another_input_or_model_are_not_resumed(tmp_path: Path, model: Predictor, predictor: Predict) -> None:
+    path = tmp_path / "out.jsonl"
+    write(path, model, EXAMPLES[:4])
+    before = path.read_bytes()
+    others = [*EXAMPLES[:2], EXAMPLES[5], *EXAMPLES[3:]]
+    for examples, who, config, said in (
+        (others, model, CONFIG, r"out\.jsonl:3: row 'row-2' is not the row 'row-5' that is asked"),
+        (EXAMPLES[:3], model, CONFIG, "has 4 rows, more than the 3"),
+        (EXAMPLES, model, PredictConfig(max_new_tokens=5), "was written with max_new_tokens 4, and now it is 5"),
+        (EXAMPLES, predictor("llama"), CONFIG, "was written with model 'the tiny t5', and now it is 'the tiny llama'"),
+    ):
+        with pytest.raises(DataError, match=said):
+            write(path, who, examples, resume=True, config=config)
+    assert path.read_bytes() == before
+    assert write(path, model, resume=True, config=PredictConfig(max_new_tokens=4, batch_size=2)).kept == 4
+    path.write_bytes(b'{"id": 1}\n')
+    with pytest.raises(DataError, match=r"out\.jsonl:1: no row of mhr predict"):
+        write(path, model, resume=True)
+
+
+def test_what_is_there_is_kept_unless_it_is_to_be_replaced(tmp_path: Path, model: Predictor) -> None:
+    path = tmp_path / "out.jsonl"
+    write(path, model, EXAMPLES[:4])
+    with pytest.raises(ConfigError, match="is there already"):
+        write(path, model)
+    write(path, model, EXAMPLES[4:6], overwrite=True)
+    assert [r["id"] for r in read(path)] == ["row-4", "row-5"]
+    foreign = tmp_path / "foreign.jsonl"
+    foreign.write_text("mine\n")
+    for settings in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(ConfigError, match="was not written by mhr predict"):
+            write(foreign, model, **settings)
+    assert foreign.read_text() == "mine\n"
+    with pytest.raises(ConfigError, match="is a folder, expected a file"):
+        write(tmp_path, model)
+
+
+def test_nothing_is_written_for_rows_that_are_refused(tmp_path: Path, model: Predictor) -> None:
+    bad = [*EXAMPLES, Example("delta", "w1", ("",), id="last")]
+    with pytest.raises(TaskError, match="unknown task 'delta'"):
+        write(tmp_path / "out.jsonl", model, bad)
+    assert list(tmp_path.iterdir()) == []
