@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import adapt, benchmark, data, demo, demo_llm, doctor, evaluate, inspect, merge, pretrain, report, sweep
+from . import adapt, benchmark, data, demo, demo_llm, doctor, evaluate, import_, inspect, merge, pretrain, report, sweep
 from .frame.command import command_class
 from .frame.console import out
 from .frame.group import Commands
@@ -70,7 +70,8 @@ def mhr(
 
 
 def _add(command: Callable[..., None], examples: str) -> None:
-    app.command(epilog=examples, cls=command_class(getattr(command, "common", ())))(command)
+    name = command.__name__.strip("_").replace("_", "-")  # import_ is called as no function can be
+    app.command(name, epilog=examples, cls=command_class(getattr(command, "common", ())))(command)
 
 
 _add(pretrain.pretrain, pretrain.EXAMPLES)
@@ -85,3 +86,4 @@ app.add_typer(data.app)
 _add(doctor.doctor, doctor.EXAMPLES)
 _add(demo.demo, demo.EXAMPLES)
 _add(demo_llm.demo_llm, demo_llm.EXAMPLES)
+_add(import_.import_, import_.EXAMPLES)

@@ -22,6 +22,7 @@ from mhr.errors import ConfigError
 from mhr.loading import Loading
 from mhr.merging.methods import MergeConfig, own_settings
 from mhr.runs.config import Said, all_settings, assignments, typed
+from mhr.runs.import_settings import ImportConfig
 from mhr.runs.scoring import LoadingConfig, ScopeConfig, ScoringConfig
 from mhr.setting import Setting, settings_of
 from mhr.sweeps.settings import SweepConfig
@@ -40,6 +41,7 @@ PANELS = {
     "merge": "Merging",
     "inspect": "Settings",
     "sweep": "Settings",
+    "import": "Settings",
 }
 """Section -> the heading of its flags in help."""
 
@@ -50,6 +52,7 @@ OF_COMMANDS: dict[str, type] = {
     "merge": MergeConfig,
     "inspect": InspectConfig,
     "sweep": SweepConfig,
+    "import": ImportConfig,
 }
 """Sections that no file of settings has."""
 

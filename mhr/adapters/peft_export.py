@@ -79,7 +79,7 @@ def _config(plain: PlainAdapter) -> dict[str, Any]:
         "inference_mode": True,
         "modules_to_save": modules or None,
         "target_modules": list(plain.shapes),
-        "task_type": _task_type(plain.base, modules),
+        "task_type": task_type(plain.base, modules),
     }
     if plain.base.kind == "masked":  # PEFT has no task type for it, and finds the class of the base model by this
         config["auto_mapping"] = {"base_model_class": "AutoModelForMaskedLM", "parent_library": "transformers"}
@@ -116,7 +116,7 @@ def _number(value: float) -> int | float:
     return int(value) if float(value).is_integer() else value
 
 
-def _task_type(base: BaseModel, modules: Iterable[str]) -> str | None:
+def task_type(base: BaseModel, modules: Iterable[str]) -> str | None:
     """PEFT's name for what the model does. An encoder without a trained head stays without, or PEFT would add one."""
     if base.kind == "encoder" and any(name in HEADS for name in modules):
         return "SEQ_CLS"
