@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 import mhr
 from mhr import AdapterConfig
-from mhr.adapters import load_checkpoint, open_plain, read_adapter, save_poly
+from mhr.adapters import load_checkpoint, open_plain, read_adapter, save_adapter, save_poly
 from mhr.adapters.importing import import_run
 from mhr.errors import CheckpointError, MergeError
 from mhr.evaluation.loading import load_model
@@ -107,7 +107,7 @@ def test_a_bank_goes_to_peft_and_back(name, granularity, bases, tmp_path):
     model = tiny_model(name).double()
     config = AdapterConfig(n_heads=4, n_skills=3, rank=2, alpha=4.0, targets=TARGETS[name], granularity=granularity)
     randomise(mhr.attach(model, config, ["a", "b", "c"]))
-    mhr.save_adapter(model, tmp_path / "ours", base=bases[name])
+    save_adapter(model, tmp_path / "ours", base=bases[name])
     merge(tmp_path / "ours", to="peft-poly", output=tmp_path / "poly")
     batch = random_batch(model)
     expected = logits(model, batch, ["c", "a", "c", "b"])
@@ -127,14 +127,14 @@ def test_what_poly_cannot_hold_is_refused_by_name(bases, tmp_path):
     for expected, config in cases.items():
         model = tiny_model("t5")
         mhr.attach(model, config, ["a", "b"])
-        mhr.save_adapter(model, tmp_path / "bank", base=bases["t5"])
+        save_adapter(model, tmp_path / "bank", base=bases["t5"])
         with pytest.raises(CheckpointError, match=expected):
             merge(tmp_path / "bank", to="peft-poly", output=tmp_path / "poly")
         with pytest.raises(CheckpointError, match=expected):
             save_poly(read_adapter(tmp_path / "bank"), tmp_path / "poly")
     model = tiny_model("t5")
     mhr.attach(model, AdapterConfig(n_heads=4, targets=["q"]), ["a", "b"])
-    mhr.save_adapter(model, tmp_path / "bank", base=bases["t5"])
+    save_adapter(model, tmp_path / "bank", base=bases["t5"])
     for settings in ({"task": "a"}, {"method": "task", "task": "a"}, {"method": "uniform"}):
         with pytest.raises(MergeError, match="peft-poly writes a bank"):
             merge(tmp_path / "bank", to="peft-poly", output=tmp_path / "poly", **settings)
@@ -148,7 +148,7 @@ def test_banks_of_one_layout_are_averaged_into_a_folder(bases, tmp_path):
     for seed in (0, 1):
         model = tiny_model("t5")
         randomise(mhr.attach(model, AdapterConfig(n_heads=4, rank=2, targets=["q"]), ["a", "b"]), seed)
-        mhr.save_adapter(model, tmp_path / str(seed), base=bases["t5"])
+        save_adapter(model, tmp_path / str(seed), base=bases["t5"])
     merge([tmp_path / "0", tmp_path / "1"], method="soup-uniform", to="peft-poly", output=tmp_path / "poly")
     merge([tmp_path / "0", tmp_path / "1"], method="soup-uniform", output=tmp_path / "ours")
     theirs = safetensors.torch.load_file(tmp_path / "poly" / "adapter_model.safetensors")
@@ -216,5 +216,5 @@ def test_a_tensor_too_many(bases, tmp_path):
 def test_another_base_model(bases, tmp_path):
     poly("llama", bases["llama"], tmp_path / "poly")
     with pytest.raises(CheckpointError, match=r"does not have as a Linear \(4 of its 4 layers are missing\).*--model"):
-        import_run(tmp_path / "poly", base=bases["t5"], output=tmp_path / "run")
+        import_run(tmp_path / "poly", base=bases["t5"], kind="seq2seq", output=tmp_path / "run")
     assert said(tmp_path) == ["poly"]
