@@ -25,7 +25,7 @@ Source = Annotated[
     typer.Argument(
         metavar="PATH",
         help="A PEFT Poly, LoRA or IA3 folder, a checkpoint of microsoft/mttl, an expert soup of microsoft/AdaMix, or an adapter folder "
-        "of `mhr.save_adapter`.",
+        "of `mhr.adapters.save_adapter`.",
         show_default=False,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Adapter folders as runs: those that a user's own loop saved with `mhr.save_adapter`, PEFT Poly, and PEFT LoRA and IA3."""
+"""Adapter folders as runs: those that a user's own loop saved with `mhr.adapters.save_adapter`, PEFT Poly, and PEFT LoRA and IA3."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from mhr.adapters.peft_poly import is_poly, numbered
 from mhr.adapters.plain import plain_checkpoint
 
 
-@reads_bank("mhr-adapter", "an adapter folder that mhr.save_adapter wrote", lambda source: is_adapter(source.path))
+@reads_bank(
+    "mhr-adapter", "an adapter folder that mhr.adapters.save_adapter wrote", lambda source: is_adapter(source.path)
+)
 def read_ours(source: Source) -> Found:
     bank = read_adapter(source.path)
     steps = bank.info.get("step")

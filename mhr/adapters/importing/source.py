@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import shlex
+import struct
 import zipfile
 from collections.abc import Mapping
 from functools import cached_property
@@ -26,6 +27,20 @@ SAVE_AS_SAFETENSORS = (
 )
 """A program for python -c that saves the tensors and plain settings of a pickle as safetensors, which hold nothing that runs. Whoever
 runs it trusts the pickle."""
+
+
+STUMBLES = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+)
+"""What torch raises for a damaged file, depending on where it was cut."""
 
 
 class Source:
@@ -94,7 +109,7 @@ class Source:
                 f"trust where it comes from, save it as safetensors with python -c {shlex.quote(SAVE_AS_SAFETENSORS)} "
                 f"{shlex.quote(str(self.path))} {shlex.quote(str(self.path.with_suffix('.safetensors')))} and import that"
             ) from None
-        except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, AssertionError) as fault:
+        except STUMBLES as fault:
             reason = str(fault).partition("\n")[0]
             raise CheckpointError(f"cannot read {self.path}: it is truncated or damaged ({reason})") from None
         if not isinstance(held, Mapping) or not all(isinstance(key, str) for key in held):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mhr.adapters import load_checkpoint, read_adapter
 from mhr.adapters.importing import import_run
-from mhr.adapters.importing.source import SAVE_AS_SAFETENSORS
+from mhr.adapters.importing.source import SAVE_AS_SAFETENSORS, Source
 from mhr.errors import CheckpointError, TaskError
 from mhr.loading import Loading
 from tests.adapters.importing.conftest import said
@@ -23,7 +23,9 @@ IDS = [2, 0, 2, 1]
 NAMES = ["task-2", "task-0", "task-2", "task-1"]
 TASKS, SKILLS, RANK, ALPHA = 3, 5, 2, 3.0
 WIDE = Loading(dtype="float64")
-LAYERS = [name for name, m in tiny_model("t5").named_modules() if isinstance(m, nn.Linear) and name[-2:] in (".q", ".v", "wo")]
+LAYERS = [
+    name for name, m in tiny_model("t5").named_modules() if isinstance(m, nn.Linear) and name[-2:] in (".q", ".v", "wo")
+]
 BLOCKS = {
     "finegrained": lambda layer: layer,
     "layerwise": lambda layer: ".".join(layer.split(".")[:5]),
@@ -149,7 +151,6 @@ def test_the_average_of_mhr_mu(bases, tmp_path):
 def test_private(bases, tmp_path):
     _, model = compare(checkpoint(bases["t5"], heads=1, model_modifier="skilled"), tmp_path)
     assert model.mhr.config.routing.skill_per_task
-    # What a commands does with such a bank: each task alone.
     assert model.mhr.tasks == ["task-0", "task-1", "task-2"]
 
 
@@ -186,7 +187,9 @@ def test_one_lora_and_one_ia3_for_all_tasks(bases, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).logits, restated(again, IDS), rtol=1e-10, atol=1e-10)
 
-    vectors = {f"model.{layer}.multi_lora_b": torch.full((32,), 1.5) for layer in LAYERS if layer.endswith((".q", ".v"))}
+    vectors = {
+        f"model.{layer}.multi_lora_b": torch.full((32,), 1.5) for layer in LAYERS if layer.endswith((".q", ".v"))
+    }
     ia3 = {**made, "state_dict": vectors, "hyper_parameters": made["hyper_parameters"] | {"model_modifier": "ia3"}}
     (tmp_path / "ia3").mkdir()
     _, model = imported(ia3, tmp_path / "ia3")
@@ -244,7 +247,9 @@ def test_a_pickled_object_is_refused_and_not_made(bases, tmp_path):
     assert said(tmp_path) == ["x.ckpt"]
     line = str(refused.value)
     assert "\n" not in line
-    assert "besides tensors" in line and "python -c" in line and "x.safetensors" in line
+    assert "besides tensors" in line
+    assert "python -c" in line
+    assert "x.safetensors" in line
 
 
 def test_the_command_that_saves_it_as_safetensors(bases, tmp_path):
@@ -297,11 +302,17 @@ def test_what_is_incomplete_or_more_than_an_adapter(bases, tmp_path):
 
     made = checkpoint(bases["t5"])
     state = made["state_dict"]
-    refused({**made, "state_dict": state | {"model.shared.weight": torch.zeros(2)}}, "'model.shared.weight', which is no part")
+    refused(
+        {**made, "state_dict": state | {"model.shared.weight": torch.zeros(2)}},
+        "'model.shared.weight', which is no part",
+    )
     refused({**made, "state_dict": {}}, "holds no adapter")
     refused({**made, "hyper_parameters": {}}, "has no hyper_parameters")
     first = f"model.{LAYERS[0]}"
-    refused({**made, "state_dict": {k: t for k, t in state.items() if k != f"{first}.lora_b"}}, "has lora_a, expected lora_a, lora_b")
+    refused(
+        {**made, "state_dict": {k: t for k, t in state.items() if k != f"{first}.lora_b"}},
+        "has lora_a, expected lora_a, lora_b",
+    )
     lacking = {k: t for k, t in state.items() if k != f"{first}.selector.module_logits"}
     refused({**made, "state_dict": lacking}, "no selector for layer")
     refused({**made, "state_dict": {k: t for k, t in state.items() if "logits" not in k}}, "holds no routing")
@@ -319,6 +330,24 @@ def test_a_truncated_file_and_no_file(bases, tmp_path):
     with pytest.raises(CheckpointError, match="there is no such file or folder"):
         import_run(tmp_path / "y.ckpt", output=tmp_path / "run")
     assert said(tmp_path) == ["x.ckpt"]
+
+
+@pytest.mark.parametrize("archive", [True, False])
+def test_a_file_that_was_cut_anywhere(archive, tmp_path):
+    made = {
+        "state_dict": {f"model.{i}.lora_a": torch.zeros(2, 3) for i in range(3)},
+        "hyper_parameters": {"n_skills": 2},
+    }
+    path = tmp_path / "x.ckpt"
+    torch.save(made, path, _use_new_zipfile_serialization=archive)
+    assert Source(path).held["hyper_parameters"] == {"n_skills": 2}
+    whole = path.read_bytes()
+    for end in range(0, len(whole) - 1, 29):
+        path.write_bytes(whole[:end])
+        # The name of a class that is allowed may be cut in two.
+        with pytest.raises(CheckpointError, match=r"x\.ckpt(: it is truncated| holds \S+ besides)") as refused:
+            Source(path).held  # noqa: B018
+        assert "\n" not in str(refused.value)
 
 
 def test_a_base_model_without_its_layers(bases, tmp_path):

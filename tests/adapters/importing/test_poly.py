@@ -28,7 +28,9 @@ NAMES = ["task-2", "task-0", "task-2", "task-1"]
 WIDE = Loading(dtype="float64")
 
 
-def poly(name: str, base: str, folder: Path, heads: int = 4, dtype: torch.dtype = torch.float64, **settings) -> PreTrainedModel:
+def poly(
+    name: str, base: str, folder: Path, heads: int = 4, dtype: torch.dtype = torch.float64, **settings
+) -> PreTrainedModel:
     """A model with PEFT's Poly and random weights, which is saved in `folder` as well."""
     config = peft.PolyConfig(
         r=2, n_tasks=3, n_skills=5, n_splits=heads, target_modules=TARGETS[name],
@@ -57,7 +59,13 @@ def test_an_imported_folder_computes_what_peft_does(name, heads, bases, tmp_path
     torch.testing.assert_close(logits(model, batch, NAMES), expected, rtol=1e-12, atol=1e-12)
     assert expected.std() > 0.1
     config = model.mhr.config
-    assert (config.n_heads, config.n_skills, config.rank, config.noise, config.alpha) == (heads, 5, 2, "per_example", 1.0)
+    assert (config.n_heads, config.n_skills, config.rank, config.noise, config.alpha) == (
+        heads,
+        5,
+        2,
+        "per_example",
+        1.0,
+    )
     assert run.info["imported"]["format"] == "peft-poly"
     assert run.config().adapter.n_heads == heads
     assert run.status == "done"
@@ -183,7 +191,9 @@ def test_a_folder_that_does_not_add_up(change, expected, bases, tmp_path):
 def test_heads_that_do_not_divide(bases, tmp_path):
     """PEFT makes such a folder, whose model then fails when it is called."""
     poly("llama", bases["llama"], tmp_path / "poly", heads=3)
-    with pytest.raises(CheckpointError, match=r"3 heads \(n_splits\), which do not divide the 32 input features of layer"):
+    with pytest.raises(
+        CheckpointError, match=r"3 heads \(n_splits\), which do not divide the 32 input features of layer"
+    ):
         import_run(tmp_path / "poly", output=tmp_path / "run")
     assert said(tmp_path) == ["poly"]
 
