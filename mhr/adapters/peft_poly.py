@@ -40,11 +40,11 @@ from mhr.methods import learned_routing
 POLY = "POLY"
 """PEFT's name of the kind."""
 
-PARTS = {"poly_lora_A": "bank_a", "poly_lora_B": "bank_b", "poly_router.module_logits": "logits"}
+POLY_PARTS = {"poly_lora_A": "bank_a", "poly_lora_B": "bank_b", "poly_router.module_logits": "logits"}
 
 # Settings under which a folder computes what its tensors say: sizes, which are read here, those that chose the layers or the
 # start, and those of every PEFT adapter.
-UNDERSTOOD = frozenset(
+POLY_SETTINGS = frozenset(
     [
         *(
             "task_type",
@@ -83,7 +83,7 @@ def open_poly(folder: str | Path) -> AdapterCheckpoint:
     config = read_json(folder / PEFT_CONFIG_FILE, CheckpointError)
     where = folder / PEFT_CONFIG_FILE
     for name, value in config.items():
-        if value and name not in UNDERSTOOD:
+        if value and name not in POLY_SETTINGS:
             raise CheckpointError(
                 f"{where} sets {name}, which no bank can hold: it is not one of PEFT's settings of Poly"
             )
@@ -100,7 +100,7 @@ def open_poly(folder: str | Path) -> AdapterCheckpoint:
         expected = {"bank_a": (heads, skills, *a[2:3], rank), "bank_b": (heads, skills, rank, *b[3:4])}
         for part, shape in (expected | {"logits": (tasks, heads * skills)}).items():
             if shapes.get(part) != shape:
-                name = next(theirs for theirs, ours in PARTS.items() if ours == part)
+                name = next(theirs for theirs, ours in POLY_PARTS.items() if ours == part)
                 raise CheckpointError(
                     f"{name} of layer {layer!r} in {folder} has shape {shapes.get(part)}, but {PEFT_CONFIG_FILE} gives it n_tasks {tasks}, "
                     f"n_splits {heads}, n_skills {skills} and r {rank}"
@@ -157,7 +157,7 @@ def save_poly(bank: AdapterCheckpoint, folder: str | Path, dtype: torch.dtype | 
             logits = file[f"routers.{group or 'all'}.logits"]
             b = b if config.alpha == 1 else b * config.alpha
             tensors = {"bank_a": a.to(dtype), "bank_b": b.to(dtype), "logits": logits.flatten(1)}
-            written.add_all({f"{PREFIX}{layer}.{theirs}": tensors[ours] for theirs, ours in PARTS.items()})
+            written.add_all({f"{PREFIX}{layer}.{theirs}": tensors[ours] for theirs, ours in POLY_PARTS.items()})
         for module, state in peers.modules.items():
             cast = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
             written.add_all({f"{PREFIX}{module}.{key}": tensor for key, tensor in cast.items()})
@@ -212,13 +212,13 @@ def _sort(file: TensorFile, to_save: list[str]) -> tuple[dict[str, dict[str, str
     here."""
     parts: dict[str, dict[str, str]] = {}
     modules: dict[str, dict[str, str]] = {}
-    pattern = re.compile(rf"(.+)\.({'|'.join(map(re.escape, PARTS))})")
+    pattern = re.compile(rf"(.+)\.({'|'.join(map(re.escape, POLY_PARTS))})")
     for key in file.shapes:
         name = key.removeprefix(PREFIX)
         found = pattern.fullmatch(name)
         module = module_of(name, to_save)
         if found and key.startswith(PREFIX):
-            parts.setdefault(found[1], {})[PARTS[found[2]]] = key
+            parts.setdefault(found[1], {})[POLY_PARTS[found[2]]] = key
         elif module is not None:
             modules.setdefault(module, {})[name.removeprefix(f"{module}.")] = key
         else:
@@ -231,5 +231,5 @@ def _sort(file: TensorFile, to_save: list[str]) -> tuple[dict[str, dict[str, str
 def _size(config: Mapping[str, Any], name: str, where: Path) -> int:
     value = config.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"{where} sets {name} to {value!r}: expected a whole number of at least 1")
+        raise CheckpointError(f"{where} sets {name} to {value!r}: expected an integer of at least 1")
     return value

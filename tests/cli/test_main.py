@@ -23,7 +23,7 @@ from mhr_cli.main import app
 from tests.cli.running import invoke, refuse, succeed
 from tests.test_readme import parse
 
-COMMANDS = ("pretrain", "adapt", "merge", "evaluate", "benchmark", "inspect", "data", "doctor", "demo")
+COMMANDS = ("pretrain", "adapt", "merge", "import", "evaluate", "benchmark", "inspect", "data", "doctor", "demo")
 
 
 def test_help_lists_every_command() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mhr.adapters.importing import folders, mttl  # each registers what it reads
-from mhr.adapters.importing.formats import Found, formats
+from mhr.adapters.importing.formats import ForeignBank, formats
 from mhr.adapters.importing.run import import_run
 
-__all__ = ["Found", "formats", "import_run"]
+__all__ = ["ForeignBank", "formats", "import_run"]

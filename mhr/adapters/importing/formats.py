@@ -15,7 +15,7 @@ from mhr.registry import Registry
 
 
 @dataclass
-class Found:
+class ForeignBank:
     """A bank as another program left it, which knows no model yet.
 
     bank      its base model by the name that the file gives, "" where it gives none; its groups by the names of any one layer of each.
@@ -42,7 +42,7 @@ class Format:
 
     title: str
     recognises: Callable[[Source], bool]
-    read: Callable[[Source], Found]
+    read: Callable[[Source], ForeignBank]
 
 
 formats: Registry[Format] = Registry("format of banks")
@@ -50,17 +50,17 @@ formats: Registry[Format] = Registry("format of banks")
 
 def reads_bank(
     name: str, title: str, recognises: Callable[[Source], bool]
-) -> Callable[[Callable[[Source], Found]], Callable[[Source], Found]]:
+) -> Callable[[Callable[[Source], ForeignBank]], Callable[[Source], ForeignBank]]:
     """Register a function as the reader of a format; formats are tried in the order of their registration."""
 
-    def decorate(read: Callable[[Source], Found]) -> Callable[[Source], Found]:
+    def decorate(read: Callable[[Source], ForeignBank]) -> Callable[[Source], ForeignBank]:
         formats.register(name)(Format(title, recognises, read))
         return read
 
     return decorate
 
 
-def format_of(source: Source) -> str:
+def recognised(source: Source) -> str:
     """The name of the format that a source is of. Raises CheckpointError for none."""
     for name, one in formats.items():
         if one.recognises(source):
@@ -70,7 +70,7 @@ def format_of(source: Source) -> str:
     )
 
 
-def with_names(found: Found, names: Sequence[str] | None, path: str) -> Found:
+def with_names(found: ForeignBank, names: Sequence[str] | None, path: str) -> ForeignBank:
     """What was found, with its tasks called by `names`. Raises TaskError where their number is another one."""
     if names is None:
         return found

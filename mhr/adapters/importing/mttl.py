@@ -25,14 +25,14 @@ from torch import Tensor
 
 from mhr.adapters.base import BaseModel
 from mhr.adapters.checkpoint import AdapterCheckpoint
-from mhr.adapters.importing.formats import Found, reads_bank
+from mhr.adapters.importing.formats import ForeignBank, reads_bank
 from mhr.adapters.importing.source import Source
 from mhr.adapters.peft_poly import numbered
 from mhr.config import AdapterConfig
 from mhr.errors import CheckpointError, ConfigError
 from mhr.methods import PRIVATE, SHARED, UNIFORM, learned_routing
 
-PARTS = {"lora_a": "bank_a", "lora_b": "bank_b", "multi_lora_b": "bank_v", "selector.module_logits": "logits"}
+MTTL_PARTS = {"lora_a": "bank_a", "lora_b": "bank_b", "multi_lora_b": "bank_v", "selector.module_logits": "logits"}
 
 RENAMED = {
     "lora_randb_init": "lora_init_b_random",
@@ -43,7 +43,7 @@ RENAMED = {
 }
 """Names of settings in older files -> those of now."""
 
-GRANULARITIES = {
+THEIR_GRANULARITIES = {
     "finegrained": ("fine", None),
     "layerwise": ("layer", "layer"),
     "blockwise": ("block", "block"),
@@ -52,7 +52,7 @@ GRANULARITIES = {
 }
 """Their granularity -> ours, and the word in a layer's name after whose next part layers share a selector."""
 
-KINDS = {"encdec": "seq2seq", "gpt": "causal"}
+MODEL_FAMILIES = {"encdec": "seq2seq", "gpt": "causal"}
 
 BEYOND = {
     "poly_average_correction": "which does not divide the routing weights by their sum",
@@ -71,7 +71,7 @@ def _is_mttl(source: Source) -> bool:
 
 
 @reads_bank("mttl", "a checkpoint of microsoft/mttl (a .ckpt or .pt of Lightning)", _is_mttl)
-def read_mttl(source: Source) -> Found:
+def read_mttl(source: Source) -> ForeignBank:
     """The bank in a checkpoint. Raises CheckpointError for settings that no bank computes, and for tensors that are no part of one."""
     where, held = str(source.path), source.held
     said = _settings(held["hyper_parameters"], where)
@@ -93,7 +93,7 @@ def read_mttl(source: Source) -> Found:
         )
     lengths = {"data.max_input_length": "max_input_length", "data.max_target_length": "max_output_length"}
     settings = {ours: said[theirs] for ours, theirs in lengths.items() if isinstance(said.get(theirs), int)}
-    return Found(bank, settings, steps, notes)
+    return ForeignBank(bank, settings, steps, notes)
 
 
 def _settings(given: Any, where: str) -> dict[str, Any]:
@@ -135,13 +135,13 @@ def _refuse_beyond(said: Mapping[str, Any], steps: int | None, where: str) -> No
 def _sort(state: Any, said: Mapping[str, Any], where: str) -> dict[str, dict[str, Tensor]]:
     """The tensors of a checkpoint: adapted layer -> our name of a part -> tensor."""
     layers: dict[str, dict[str, Tensor]] = {}
-    pattern = re.compile(rf"model\.(.+)\.({'|'.join(map(re.escape, PARTS))})")
+    pattern = re.compile(rf"model\.(.+)\.({'|'.join(map(re.escape, MTTL_PARTS))})")
     for key, tensor in state.items() if isinstance(state, Mapping) else ():
         found = pattern.fullmatch(str(key))
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{where} has {key!r} in its state_dict, which is no tensor")
         if found:
-            layers.setdefault(found[1], {})[PARTS[found[2]]] = tensor
+            layers.setdefault(found[1], {})[MTTL_PARTS[found[2]]] = tensor
         elif not str(key).endswith(".selector.module_probs"):  # the 1/S of an average
             trained = said.get("trainable_param_names")
             more = f" (trainable_param_names is {trained!r})" if trained else ""
@@ -201,9 +201,11 @@ def _routed(layers: Mapping[str, Mapping[str, Tensor]], said: Mapping[str, Any],
         tensors |= {f"layers.{layer}.{part}": held[part] for part in expected}
         sizes[layer] = (heads * shapes["bank_a"][2], heads * shapes["bank_b"][3])
     name = said.get("router_granularity") or "finegrained"
-    if name not in GRANULARITIES:
-        raise CheckpointError(f"{where} has router_granularity {name!r}, expected one of {', '.join(GRANULARITIES)}")
-    granularity, word = GRANULARITIES[name]
+    if name not in THEIR_GRANULARITIES:
+        raise CheckpointError(
+            f"{where} has router_granularity {name!r}, expected one of {', '.join(THEIR_GRANULARITIES)}"
+        )
+    granularity, word = THEIR_GRANULARITIES[name]
     common: dict[str, Any] = {
         "n_heads": heads,
         "n_skills": None if private else skills,
@@ -318,7 +320,7 @@ def _bank(
     tensors: dict[str, Tensor],
     where: str,
 ) -> AdapterCheckpoint:
-    base = BaseModel(str(said.get("model") or ""), KINDS.get(str(said.get("model_family")), ""))
+    base = BaseModel(str(said.get("model") or ""), MODEL_FAMILIES.get(str(said.get("model_family")), ""))
     return AdapterCheckpoint(config, tasks, base, layers, groups, [], tensors, name=where)
 
 
@@ -326,7 +328,7 @@ def _check_shapes(
     layer: str, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
     if shapes.keys() != expected.keys():
-        names = {ours: theirs for theirs, ours in PARTS.items()}
+        names = {ours: theirs for theirs, ours in MTTL_PARTS.items()}
         held, wanted = (", ".join(names[part] for part in sorted(parts)) for parts in (shapes, expected))
         raise CheckpointError(f"layer {layer!r} in {where} has {held}, expected {wanted}")
     wrong = next((part for part, shape in expected.items() if shapes[part] != shape), None)
@@ -342,6 +344,6 @@ def _number(said: Mapping[str, Any], name: str, where: str, otherwise: int | Non
     value = otherwise if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise CheckpointError(
-            f"{where} has {name} {value!r} among its hyper_parameters: expected a whole number of at least 1"
+            f"{where} has {name} {value!r} among its hyper_parameters: expected an integer of at least 1"
         )
     return value

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mhr.adapters.base import describe_base, kind_of
 from mhr.adapters.checkpoint import AdapterCheckpoint, attach_checkpoint, routing_keys, write_adapter
-from mhr.adapters.importing.formats import Found, format_of, formats, with_names
+from mhr.adapters.importing.formats import ForeignBank, recognised, formats, with_names
 from mhr.adapters.importing.source import Source
 from mhr.backbones import load_backbone
 from mhr.errors import CheckpointError, ConfigError, DataError, TargetError
@@ -57,7 +57,7 @@ def import_run(
     if source.is_folder and (source.path / RUN_FILE).is_file():
         raise ConfigError(f"{path} is a run already: every command takes it as it is")
     output = prepare_output(output, overwrite, [path, base, task_names, tasks])
-    name = format_of(source)
+    name = recognised(source)
     found = with_names(formats[name].read(source), _names(task_names), str(path))
     model_name = found.bank.base.where(base, str(path))
     config = _settings(found, model_name, kind, tasks, loading)
@@ -145,7 +145,9 @@ def _joined(pairs: set[tuple[str, str]], group: str) -> bool:
     return sum(ours == group for _, ours in pairs) > 1
 
 
-def _settings(found: Found, model: str, kind: str | None, tasks: str | None, loading: Loading | None) -> RunConfig:
+def _settings(
+    found: ForeignBank, model: str, kind: str | None, tasks: str | None, loading: Loading | None
+) -> RunConfig:
     """The settings of the run: what is known, and defaults."""
     adapter = found.bank.config
     given = {name: value for name, value in (loading or Loading()).said().items() if name != "trust_remote_code"}

@@ -40,7 +40,7 @@ STUMBLES = (
     ArithmeticError,
     struct.error,
 )
-"""What torch raises for a damaged file, depending on where it was cut."""
+"""What torch raises for a damaged file, depending on where it is truncated."""
 
 
 class Source:

@@ -333,7 +333,7 @@ def test_a_truncated_file_and_no_file(bases, tmp_path):
 
 
 @pytest.mark.parametrize("archive", [True, False])
-def test_a_file_that_was_cut_anywhere(archive, tmp_path):
+def test_a_file_that_is_truncated_anywhere(archive, tmp_path):
     made = {
         "state_dict": {f"model.{i}.lora_a": torch.zeros(2, 3) for i in range(3)},
         "hyper_parameters": {"n_skills": 2},
@@ -344,7 +344,7 @@ def test_a_file_that_was_cut_anywhere(archive, tmp_path):
     whole = path.read_bytes()
     for end in range(0, len(whole) - 1, 29):
         path.write_bytes(whole[:end])
-        # The name of a class that is allowed may be cut in two.
+        # The name of a class that is allowed may be halved.
         with pytest.raises(CheckpointError, match=r"x\.ckpt(: it is truncated| holds \S+ besides)") as refused:
             Source(path).held  # noqa: B018
         assert "\n" not in str(refused.value)

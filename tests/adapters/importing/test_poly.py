@@ -169,7 +169,7 @@ def test_banks_of_one_layout_are_averaged_into_a_folder(bases, tmp_path):
 
 
 CHANGES = {
-    "n_splits to 0": ({"n_splits": 0}, "n_splits to 0: expected a whole number"),
+    "n_splits to 0": ({"n_splits": 0}, "n_splits to 0: expected an integer"),
     "n_tasks to 7": ({"n_tasks": 7}, r"module_logits of layer .* has shape \(3, 20\), but .* n_tasks 7"),
     "n_skills to 6": ({"n_skills": 6}, "poly_lora_A of layer .* n_skills 6"),
     "poly_type": ({"poly_type": "other"}, "poly_type to 'other'"),
