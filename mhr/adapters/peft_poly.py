@@ -36,6 +36,7 @@ from mhr.config import AdapterConfig
 from mhr.errors import CheckpointError, ConfigError
 from mhr.files import make_folder, read_json, write_json_atomically
 from mhr.methods import learned_routing
+from mhr.task_heads import only_ranks
 
 POLY = "POLY"
 """PEFT's name of the kind."""
@@ -185,6 +186,11 @@ def check_poly(bank: AdapterCheckpoint) -> None:
         raise CheckpointError(
             f"{bank.name} has method {config.method!r} with adapter {config.adapter!r}, but PEFT's Poly holds LoRAs whose routing is "
             "learnt as logits: write an adapter of ours (--to mhr)"
+        )
+    if bank.heads is not None and not only_ranks(bank.heads.heads):
+        raise CheckpointError(
+            f"{bank.name} has heads of its tasks ({bank.heads.heads[0]}), which a PEFT Poly folder has no place for: write an adapter of "
+            "ours (--to mhr), or one task with --to peft-lora"
         )
     if config.straight_through:
         raise CheckpointError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mhr.adapters.importing import folders, mttl  # each registers what it reads
+from mhr.adapters.importing import folders, mttl, soups  # each registers what it reads
 from mhr.adapters.importing.formats import ForeignBank, formats
 from mhr.adapters.importing.run import import_run
 

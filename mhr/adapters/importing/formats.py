@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mhr.adapters.checkpoint import AdapterCheckpoint
@@ -81,5 +81,11 @@ def with_names(found: ForeignBank, names: Sequence[str] | None, path: str) -> Fo
         )
     if tasks != numbered(len(tasks)) and sorted(tasks) != sorted(names):
         found.notes.append(f"tasks that {path} calls {', '.join(map(repr, tasks[:4]))} were given other names")
-    found.bank.tasks = check_names(names)
+    renamed = dict(zip(tasks, check_names(names), strict=True))
+    found.bank.tasks = list(renamed.values())
+    heads = found.bank.heads
+    if heads is not None:
+        found.bank.heads = replace(
+            heads, tasks={renamed[task]: number for task, number in heads.tasks.items() if task in renamed}
+        )
     return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from mhr.adapters.base import describe_base, kind_of
 from mhr.adapters.checkpoint import AdapterCheckpoint, attach_checkpoint, routing_keys, write_adapter
-from mhr.adapters.importing.formats import ForeignBank, recognised, formats, with_names
+from mhr.adapters.importing.formats import ForeignBank, formats, recognised, with_names
 from mhr.adapters.importing.source import Source
 from mhr.backbones import load_backbone
 from mhr.errors import CheckpointError, ConfigError, DataError, TargetError
@@ -21,7 +22,7 @@ from mhr.loading import Loading
 from mhr.locks import one_writer
 from mhr.methods import method_of
 from mhr.runs.run import RUN_FILE, RunFolder
-from mhr.runs.settings import RunConfig
+from mhr.runs.settings import RunConfig, TrainConfig
 from mhr.runs.tasks import NO_TASKS
 
 UNKNOWN = "how it was trained is not known: the settings of train and data in config.yaml are defaults"
@@ -150,7 +151,11 @@ def _settings(
 ) -> RunConfig:
     """The settings of the run: what is known, and defaults."""
     adapter = found.bank.config
-    given = {name: value for name, value in (loading or Loading()).said().items() if name != "trust_remote_code"}
+    given: dict[str, Any] = {
+        name: value for name, value in (loading or Loading()).said().items() if name != "trust_remote_code"
+    }
+    if adapter.routing.drawn and adapter.n_skills == 1:  # whose passes cannot differ
+        given["train"] = TrainConfig(consistency=0.0)
     config = RunConfig(
         model=model,
         kind=kind or found.bank.base.kind or None,

@@ -156,7 +156,7 @@ def test_an_adapter_that_names_no_base(tmp_path):
 
 
 def test_every_format_has_a_title() -> None:
-    assert {"mhr-adapter", "peft-poly", "peft", "mttl"} <= set(formats)
+    assert {"mhr-adapter", "peft-poly", "peft", "mttl", "expert-soup"} <= set(formats)
     assert all(one.title for one in formats.values())
 
 

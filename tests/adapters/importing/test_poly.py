@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -19,6 +20,7 @@ from mhr.errors import CheckpointError, MergeError
 from mhr.evaluation.loading import load_model
 from mhr.loading import Loading
 from mhr.merging import merge
+from mhr.task_heads import TaskHead, TaskHeads
 from tests.adapters.importing.conftest import said, shaken
 from tests.models import random_batch, randomise, tiny_model
 
@@ -143,6 +145,9 @@ def test_what_poly_cannot_hold_is_refused_by_name(bases, tmp_path):
     model = tiny_model("t5")
     mhr.attach(model, AdapterConfig(n_heads=4, targets=["q"]), ["a", "b"])
     save_adapter(model, tmp_path / "bank", base=bases["t5"])
+    heads = TaskHeads((TaskHead("classify", ("yes", "no")),), {"a": 0, "b": 0}, "classifier")
+    with pytest.raises(CheckpointError, match="has heads of its tasks"):
+        save_poly(replace(read_adapter(tmp_path / "bank"), heads=heads), tmp_path / "poly")
     for settings in ({"task": "a"}, {"method": "task", "task": "a"}, {"method": "uniform"}):
         with pytest.raises(MergeError, match="peft-poly writes a bank"):
             merge(tmp_path / "bank", to="peft-poly", output=tmp_path / "poly", **settings)
