@@ -19,6 +19,7 @@ import torch
 
 from mhr.adapters.base import BaseModel
 from mhr.adapters.checkpoint import AdapterCheckpoint
+from mhr.adapters.layer import Sizes
 from mhr.adapters.peft import (
     PEFT_CONFIG_FILE,
     PEFT_TENSORS_FILE,
@@ -94,7 +95,7 @@ def open_poly(folder: str | Path) -> AdapterCheckpoint:
     file = open_peft_tensors(folder)
     parts, modules = _sort(file, config.get("modules_to_save") or [])
     places: dict[str, tuple[str, tuple[int, ...]]] = {}
-    layers: dict[str, tuple[int | None, int | None]] = {}
+    layers: dict[str, Sizes] = {}
     for layer, keys in parts.items():
         shapes = {part: file.shapes[key] for part, key in keys.items()}
         a, b = shapes.get("bank_a", ()), shapes.get("bank_b", ())

@@ -27,6 +27,7 @@ from mhr.adapters.base import BaseModel
 from mhr.adapters.checkpoint import AdapterCheckpoint
 from mhr.adapters.importing.formats import ForeignBank, reads_bank
 from mhr.adapters.importing.source import Source
+from mhr.adapters.layer import Sizes
 from mhr.adapters.peft_poly import numbered
 from mhr.config import AdapterConfig
 from mhr.errors import CheckpointError, ConfigError
@@ -160,7 +161,7 @@ def _one(
     parts = {"lora": ("bank_a", "bank_b"), "ia3": ("bank_v",)}[kind]
     tensors = {}
     rank = _number(said, "lora_rank", where) if kind == "lora" else 1
-    sizes: dict[str, tuple[int | None, int | None]] = {}
+    sizes: dict[str, Sizes] = {}
     for layer, held in layers.items():
         shapes = {part: tuple(t.shape) for part, t in held.items()}
         if kind == "lora":
@@ -189,7 +190,7 @@ def _routed(layers: Mapping[str, Mapping[str, Tensor]], said: Mapping[str, Any],
         raise CheckpointError(
             f"{where} has {heads} splits and one skill a task, for which mttl mixes up the heads of B: no bank here computes that"
         )
-    sizes: dict[str, tuple[int | None, int | None]] = {}
+    sizes: dict[str, Sizes] = {}
     tensors: dict[str, Tensor] = {}
     for layer, held in layers.items():
         shapes = {part: tuple(t.shape) for part, t in held.items()}
@@ -315,7 +316,7 @@ def _bank(
     config: AdapterConfig,
     tasks: list[str],
     said: Mapping[str, Any],
-    layers: dict[str, tuple[int | None, int | None]],
+    layers: dict[str, Sizes],
     groups: dict[str, str],
     tensors: dict[str, Tensor],
     where: str,

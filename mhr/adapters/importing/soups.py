@@ -24,6 +24,7 @@ from mhr.adapters.base import BaseModel
 from mhr.adapters.checkpoint import AdapterCheckpoint
 from mhr.adapters.importing.formats import ForeignBank, reads_bank
 from mhr.adapters.importing.source import Source
+from mhr.adapters.layer import Sizes
 from mhr.config import AdapterConfig
 from mhr.data.forms.glue import GLUE, glue_name
 from mhr.errors import CheckpointError
@@ -67,7 +68,9 @@ def read_soup(source: Source) -> ForeignBank:
                 tensors[f"layers.{block}.dense.bias_{side}"] = torch.stack([one["bias"][None] for one in ordered])[None]
             except RuntimeError:
                 raise CheckpointError(f"{where} has copies of several sizes in {block!r}: expected one") from None
-    layers = {f"{block}.dense": (None, tensors[f"layers.{block}.dense.bank_a"].shape[2]) for block in copies}
+    layers: dict[str, Sizes] = {
+        f"{block}.dense": (None, tensors[f"layers.{block}.dense.bank_a"].shape[2]) for block in copies
+    }
     down, up = (counts[side] for side in PROJECTIONS.values())
     if len(down) != 1 or len(up) != 1 or not (down == up or 1 in down | up):
         raise CheckpointError(
