@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mhr.adapters.checkpoint import AdapterCheckpoint
-from mhr.adapters.importing.source import Source
+from mhr.adapters.importing.source import ForeignPath
 from mhr.adapters.peft_poly import numbered
 from mhr.errors import CheckpointError, TaskError
 from mhr.layers.bank import check_names
@@ -41,26 +41,26 @@ class Format:
     """
 
     title: str
-    recognises: Callable[[Source], bool]
-    read: Callable[[Source], ForeignBank]
+    recognises: Callable[[ForeignPath], bool]
+    read: Callable[[ForeignPath], ForeignBank]
 
 
 formats: Registry[Format] = Registry("format of banks")
 
 
 def reads_bank(
-    name: str, title: str, recognises: Callable[[Source], bool]
-) -> Callable[[Callable[[Source], ForeignBank]], Callable[[Source], ForeignBank]]:
+    name: str, title: str, recognises: Callable[[ForeignPath], bool]
+) -> Callable[[Callable[[ForeignPath], ForeignBank]], Callable[[ForeignPath], ForeignBank]]:
     """Register a function as the reader of a format; formats are tried in the order of their registration."""
 
-    def decorate(read: Callable[[Source], ForeignBank]) -> Callable[[Source], ForeignBank]:
+    def decorate(read: Callable[[ForeignPath], ForeignBank]) -> Callable[[ForeignPath], ForeignBank]:
         formats.register(name)(Format(title, recognises, read))
         return read
 
     return decorate
 
 
-def recognised(source: Source) -> str:
+def recognised(source: ForeignPath) -> str:
     """The name of the format that a source is of. Raises CheckpointError for none."""
     for name, one in formats.items():
         if one.recognises(source):

@@ -26,7 +26,7 @@ from torch import Tensor
 from mhr.adapters.base import BaseModel
 from mhr.adapters.checkpoint import AdapterCheckpoint
 from mhr.adapters.importing.formats import ForeignBank, reads_bank
-from mhr.adapters.importing.source import Source
+from mhr.adapters.importing.source import ForeignPath
 from mhr.adapters.layer import Sizes
 from mhr.adapters.peft_poly import numbered
 from mhr.config import AdapterConfig
@@ -67,12 +67,12 @@ WARM_UP = 10_000
 """Steps over which lora_warmup brings in the adapter."""
 
 
-def _is_mttl(source: Source) -> bool:
+def _is_mttl(source: ForeignPath) -> bool:
     return {"state_dict", "hyper_parameters"} <= source.held.keys()
 
 
 @reads_bank("mttl", "a checkpoint of microsoft/mttl (a .ckpt or .pt of Lightning)", _is_mttl)
-def read_mttl(source: Source) -> ForeignBank:
+def read_mttl(source: ForeignPath) -> ForeignBank:
     """The bank in a checkpoint. Raises CheckpointError for settings that no bank computes, and for tensors that are no part of one."""
     where, held = str(source.path), source.held
     said = _settings(held["hyper_parameters"], where)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from mhr.adapters.base import describe_base, kind_of
 from mhr.adapters.checkpoint import AdapterCheckpoint, attach_checkpoint, routing_keys, write_adapter
 from mhr.adapters.importing.formats import ForeignBank, formats, recognised, with_names
-from mhr.adapters.importing.source import Source
+from mhr.adapters.importing.source import ForeignPath
 from mhr.backbones import load_backbone
 from mhr.errors import CheckpointError, ConfigError, DataError, TargetError
 from mhr.files import prepare_output, writing_folder
@@ -54,7 +54,7 @@ def import_run(
     written. Raises CheckpointError for what cannot be read or taken exactly and for another base model, TaskError for names that do not
     fit, MhrError for a base model that cannot be loaded and for an output folder that cannot be used.
     """
-    source = Source(path)
+    source = ForeignPath(path)
     if source.is_folder and (source.path / RUN_FILE).is_file():
         raise ConfigError(f"{path} is a run already: every command takes it as it is")
     output = prepare_output(output, overwrite, [path, base, task_names, tasks])

@@ -23,7 +23,7 @@ from torch import Tensor
 from mhr.adapters.base import BaseModel
 from mhr.adapters.checkpoint import AdapterCheckpoint
 from mhr.adapters.importing.formats import ForeignBank, reads_bank
-from mhr.adapters.importing.source import Source
+from mhr.adapters.importing.source import ForeignPath
 from mhr.adapters.layer import Sizes
 from mhr.config import AdapterConfig
 from mhr.data.forms.glue import GLUE, glue_name
@@ -43,12 +43,12 @@ PAIRS = (
 """What whoever evaluates one has to know."""
 
 
-def _is_soup(source: Source) -> bool:
+def _is_soup(source: ForeignPath) -> bool:
     return any(".ExpertSoup." in str(key) for key in source.held)
 
 
 @reads_bank("expert-soup", "an expert soup of microsoft/AdaMix (pytorch_model_TASK_expert_soup.bin)", _is_soup)
-def read_soup(source: Source) -> ForeignBank:
+def read_soup(source: ForeignPath) -> ForeignBank:
     """The bank in a soup. Raises CheckpointError where copies are missing or weighted, and for a file that is not called after a task of GLUE."""
     where = str(source.path)
     copies, head = _sort(source.held, where)
@@ -133,7 +133,7 @@ def _sort(held: Mapping[str, Any], where: str) -> tuple[Copies, dict[str, Tensor
     return copies, head
 
 
-def _heads(source: Source, head: Mapping[str, Tensor]) -> tuple[str, TaskHeads]:
+def _heads(source: ForeignPath, head: Mapping[str, Tensor]) -> tuple[str, TaskHeads]:
     """The task that the name of a file tells, and what the outputs of its head stand for."""
     task = glue_name(source.path.stem.replace("_", " "))
     if task is None:

@@ -43,7 +43,7 @@ STUMBLES = (
 """What torch raises for a damaged file, depending on where it is truncated."""
 
 
-class Source:
+class ForeignPath:
     """What is to be imported. path: a folder or a file."""
 
     def __init__(self, path: str | Path):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mhr.adapters import load_checkpoint, read_adapter
 from mhr.adapters.importing import import_run
-from mhr.adapters.importing.source import SAVE_AS_SAFETENSORS, Source
+from mhr.adapters.importing.source import SAVE_AS_SAFETENSORS, ForeignPath
 from mhr.errors import CheckpointError, TaskError
 from mhr.loading import Loading
 from tests.adapters.importing.conftest import said
@@ -340,13 +340,13 @@ def test_a_file_that_is_truncated_anywhere(archive, tmp_path):
     }
     path = tmp_path / "x.ckpt"
     torch.save(made, path, _use_new_zipfile_serialization=archive)
-    assert Source(path).held["hyper_parameters"] == {"n_skills": 2}
+    assert ForeignPath(path).held["hyper_parameters"] == {"n_skills": 2}
     whole = path.read_bytes()
     for end in range(0, len(whole) - 1, 29):
         path.write_bytes(whole[:end])
         # The name of a class that is allowed may be halved.
         with pytest.raises(CheckpointError, match=r"x\.ckpt(: it is truncated| holds \S+ besides)") as refused:
-            Source(path).held  # noqa: B018
+            ForeignPath(path).held  # noqa: B018
         assert "\n" not in str(refused.value)
 
 
