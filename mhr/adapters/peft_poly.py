@@ -29,7 +29,7 @@ from mhr.adapters.peft import (
     module_of,
     open_peft_tensors,
 )
-from mhr.adapters.peft_export import task_type
+from mhr.adapters.peft_export import of_base
 from mhr.adapters.peft_modules import with_peers
 from mhr.adapters.plain import Lazy, PlainAdapter
 from mhr.adapters.tensor_file import TensorFile, TensorView, TensorWriter
@@ -132,9 +132,7 @@ def open_poly(folder: str | Path) -> AdapterCheckpoint:
     return AdapterCheckpoint(
         config=ours,
         tasks=numbered(tasks),
-        base=BaseModel(
-            str(config.get("base_model_name_or_path") or ""), kind_of_base(config)
-        ),
+        base=BaseModel(str(config.get("base_model_name_or_path") or ""), kind_of_base(config)),
         layers=layers,
         groups={layer: layer for layer in layers},
         modules=list(modules),
@@ -174,7 +172,7 @@ def save_poly(bank: AdapterCheckpoint, folder: str | Path, dtype: torch.dtype | 
         "poly_type": "poly",
         "r": config.rank,
         "target_modules": list(bank.layers),
-        "task_type": task_type(bank.base, list(peers.modules)),
+        **of_base(bank.base, list(peers.modules)),
     }
     write_json_atomically(folder / PEFT_CONFIG_FILE, described)
     return folder
