@@ -16,6 +16,7 @@ from . import (
     demo_llm,
     doctor,
     evaluate,
+    import_,
     inspect,
     merge,
     predict,
@@ -85,7 +86,8 @@ def mhr(
 
 
 def _add(command: Callable[..., None], examples: str) -> None:
-    app.command(epilog=examples, cls=command_class(getattr(command, "common", ())))(command)
+    name = command.__name__.strip("_").replace("_", "-")  # import_ is called as no function can be
+    app.command(name, epilog=examples, cls=command_class(getattr(command, "common", ())))(command)
 
 
 _add(pretrain.pretrain, pretrain.EXAMPLES)
@@ -102,3 +104,4 @@ app.add_typer(data.app)
 _add(doctor.doctor, doctor.EXAMPLES)
 _add(demo.demo, demo.EXAMPLES)
 _add(demo_llm.demo_llm, demo_llm.EXAMPLES)
+_add(import_.import_, import_.EXAMPLES)

@@ -122,6 +122,9 @@ SHARED = "shared"
 WHOLE = "full"
 """The method, and the mode, without an adapter."""
 
+PRIVATE, UNIFORM, DRAWN = "private", "uniform", "adamix"
+"""The routing methods of one adapter a task, of the average of all, and of AdaMix: what banks that others trained are taken for."""
+
 UNROUTED = ("n_heads", "granularity")
 """Settings that change nothing where every head of every layer has the same weights."""
 
@@ -192,6 +195,17 @@ def title_of(method: str, mode: str | None = None) -> str:
     """What reports call a method, or an adaptation in a mode; a name that no table has stays as it is."""
     title = METHODS[method].title if method in METHODS else method
     return title + (MODES[mode].suffix if mode in MODES else "")
+
+
+def learned_routing(n_heads: int) -> str:
+    """The routing method that learns a row of logits for each task, with this many heads."""
+    return "mhr" if n_heads > 1 else "poly"
+
+
+def method_of(routing: str, adapter: str) -> str:
+    """What a user calls a routing method with a kind of adapter: the row of METHODS that trains that, the most particular one."""
+    rows = [row for row in METHODS.values() if row.routing == routing and row.adapter in (adapter, None)]
+    return max(rows, key=lambda row: row.adapter is not None).name
 
 
 def refusal(mode: str, method: str, averaged: bool) -> str | None:

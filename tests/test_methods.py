@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = METHODS.keys() | ROUTING_METHODS.keys()
 
 HOME = {"mhr/methods.py"}
-SUBJECT = {"mhr/demo.py": "trains three methods to compare them"}
+SUBJECT = {
+    "mhr/demo.py": "trains three methods to compare them",
+    "mhr/adapters/peft_poly.py": "says what PEFT calls things",
+    "mhr/adapters/importing/mttl.py": "says what mttl calls things",
+}
 
 OTHER_MEANINGS = {
     "mhr": "the package, an initialisation, a form of merged adapters, a mode",

@@ -23,6 +23,7 @@ from mhr.loading import Loading
 from mhr.merging.methods import MergeConfig, own_settings
 from mhr.prediction.settings import PredictConfig
 from mhr.runs.config import Said, all_settings, assignments, typed
+from mhr.runs.import_settings import ImportConfig
 from mhr.runs.scoring import LoadingConfig, ScopeConfig, ScoringConfig
 from mhr.setting import Setting, settings_of
 from mhr.sweeps.settings import SweepConfig
@@ -42,6 +43,7 @@ PANELS = {
     "inspect": "Settings",
     "predict": "Answers",
     "sweep": "Settings",
+    "import": "Settings",
 }
 """Section -> the heading of its flags in help."""
 
@@ -53,6 +55,7 @@ OF_COMMANDS: dict[str, type] = {
     "inspect": InspectConfig,
     "predict": PredictConfig,
     "sweep": SweepConfig,
+    "import": ImportConfig,
 }
 """Sections that no file of settings has."""
 

@@ -25,9 +25,10 @@ from mhr.adapters.collapse import collapse, collapse_task
 from mhr.adapters.find import find_adapter
 from mhr.adapters.fold import fold_into
 from mhr.adapters.layer import AdapterLayer, BottleneckFactors, IA3Vector, LoraFactors
-from mhr.adapters.open import open_plain
+from mhr.adapters.open import open_plain, read_bank
 from mhr.adapters.peft import is_peft, load_peft
 from mhr.adapters.peft_export import save_peft
+from mhr.adapters.peft_poly import is_poly, open_poly, save_poly
 from mhr.adapters.plain import PlainAdapter, attach_plain, plain_checkpoint
 
 __all__ = [
@@ -51,18 +52,22 @@ __all__ = [
     "fold_into",
     "is_adapter",
     "is_peft",
+    "is_poly",
     "kind_of",
     "load_adapter",
     "load_checkpoint",
     "load_peft",
     "open_adapter",
     "open_plain",
+    "open_poly",
     "plain_checkpoint",
     "read_adapter",
+    "read_bank",
     "routing_states",
     "routing_weights",
     "same_base",
     "save_adapter",
     "save_peft",
+    "save_poly",
     "write_adapter",
 ]

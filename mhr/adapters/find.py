@@ -16,6 +16,10 @@ def find_adapter(path: str | Path) -> Path:
     for folder in (path, path / "adapter"):
         if is_adapter(folder) or is_peft(folder):
             return folder
+    if path.is_file():
+        raise CheckpointError(
+            f"no adapter at {path}: it is a file; mhr import takes checkpoints that other programs wrote into a run"
+        )
     if not path.is_dir():
         raise CheckpointError(f"no adapter at {path}: there is no such folder")
     inside = _inside(path)

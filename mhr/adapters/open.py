@@ -14,16 +14,28 @@ from mhr.adapters.collapse import collapse_task, take_skill
 from mhr.adapters.find import find_adapter, run_of
 from mhr.adapters.heads import with_head
 from mhr.adapters.layer import AdapterLayer, Shape
-from mhr.adapters.peft import open_peft
-from mhr.adapters.plain import Lazy, PlainAdapter
+from mhr.adapters.peft import load_peft, open_peft
+from mhr.adapters.peft_poly import is_poly, open_poly
+from mhr.adapters.plain import Lazy, PlainAdapter, plain_checkpoint
 from mhr.adapters.tensor_file import TensorFile, digest_of
 from mhr.errors import MergeError, TaskError, nearest
 
 
 def open_bank(path: Path) -> AdapterCheckpoint | None:
-    """The adapter checkpoint of ours at a path, its tensors a `TensorFile`; None where it is a PEFT folder."""
+    """The bank at a path, ours or a PEFT Poly folder, its tensors a `TensorFile`; None where it is another PEFT folder."""
     folder = find_adapter(path)
-    return dataclasses.replace(open_adapter(folder), name=str(path)) if is_adapter(folder) else None
+    if is_adapter(folder):
+        return dataclasses.replace(open_adapter(folder), name=str(path))
+    return dataclasses.replace(open_poly(folder), name=str(path)) if is_poly(folder) else None
+
+
+def read_bank(folder: Path) -> AdapterCheckpoint:
+    """What a folder with an adapter holds, in memory: a bank as it is, a plain adapter as a bank of one skill."""
+    bank = open_bank(folder)
+    if bank is None:
+        return plain_checkpoint(load_peft(folder))
+    assert isinstance(bank.tensors, TensorFile)
+    return dataclasses.replace(bank, tensors=bank.tensors.read())
 
 
 def needs_task(checkpoint: AdapterCheckpoint) -> bool:

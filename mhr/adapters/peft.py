@@ -34,7 +34,7 @@ LAYER_TENSORS = {"lora": ("lora_A.weight", "lora_B.weight"), "ia3": ("ia3_l",)}
 """Ends of the names of a layer's tensors, by kind of adapter."""
 
 TASK_TYPES = {"seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM"}
-_KINDS = {task_type: kind for kind, task_type in TASK_TYPES.items()} | {"SEQ_CLS": "encoder"}
+KINDS_OF_TASK_TYPES = {task_type: kind for kind, task_type in TASK_TYPES.items()} | {"SEQ_CLS": "encoder"}
 
 # Settings under which an adapter computes what its tensors say: those that are counted in here, those that chose the layers or
 # the start, and those of training.
@@ -109,7 +109,7 @@ def open_peft(folder: str | Path) -> PlainAdapter:
         raise CheckpointError(f"{folder} holds a PEFT adapter of kind {kind}: expected LORA or IA3")
     _refuse_beyond(config, folder)
     kind = kind.lower()
-    file = _open_tensors(folder)
+    file = open_peft_tensors(folder)
     parts, modules = _sort(file, kind, config.get("modules_to_save") or [])
     if not parts:
         raise CheckpointError(f"{file.path} holds no {kind.upper()} tensors")
@@ -133,7 +133,7 @@ def open_peft(folder: str | Path) -> PlainAdapter:
     ranks = {name: (shape.rank, shape.alpha) for name, shape in shapes.items()} if kind == "lora" else {}
     return PlainAdapter(
         layers=Lazy(shapes, layer),
-        base=BaseModel(str(config.get("base_model_name_or_path") or ""), _kind_of_base(config)),
+        base=BaseModel(str(config.get("base_model_name_or_path") or ""), kind_of_base(config)),
         modules=Lazy(modules, module),
         shapes=shapes,
         states={name: {key: file.shapes[full] for key, full in keys.items()} for name, keys in modules.items()},
@@ -153,12 +153,12 @@ def _heads(folder: Path, file: TensorFile) -> TaskHeads | None:
     return heads
 
 
-def _kind_of_base(config: Mapping[str, Any]) -> str:
+def kind_of_base(config: Mapping[str, Any]) -> str:
     """What the base model of an adapter does, "" where its configuration does not say."""
     mapped = config.get("auto_mapping")
     if isinstance(mapped, Mapping) and str(mapped.get("base_model_class")).endswith("ForMaskedLM"):
         return "masked"
-    return _KINDS.get(str(config.get("task_type")), "")
+    return KINDS_OF_TASK_TYPES.get(str(config.get("task_type")), "")
 
 
 def _sort(file: TensorFile, kind: str, to_save: list[str]) -> tuple[dict[str, set[str]], dict[str, dict[str, str]]]:
@@ -167,7 +167,7 @@ def _sort(file: TensorFile, kind: str, to_save: list[str]) -> tuple[dict[str, se
     modules: dict[str, dict[str, str]] = {}
     for key in file.shapes:
         name = key.removeprefix(PREFIX)
-        module = _module_of(name, to_save)
+        module = module_of(name, to_save)
         adapted = re.fullmatch(rf"(.+)\.({'|'.join(map(re.escape, LAYER_TENSORS[kind]))})", name)
         if module is not None:
             modules.setdefault(module, {})[name.removeprefix(f"{module}.")] = key
@@ -184,7 +184,7 @@ def _sort(file: TensorFile, kind: str, to_save: list[str]) -> tuple[dict[str, se
     return parts, modules
 
 
-def _module_of(name: str, modules: Iterable[str]) -> str | None:
+def module_of(name: str, modules: Iterable[str]) -> str | None:
     """The module that is stored whole and that the tensor `name` belongs to, by its full name.
 
     PEFT takes every module whose name ends as an entry of modules_to_save does, in the middle of a word too: classifier means
@@ -246,7 +246,7 @@ def _refuse_beyond(config: Mapping[str, Any], folder: Path) -> None:
         raise CheckpointError(f"{folder / PEFT_CONFIG_FILE} sets bias to {config['bias']!r}: expected 'none'")
 
 
-def _open_tensors(folder: Path) -> TensorFile:
+def open_peft_tensors(folder: Path) -> TensorFile:
     path = folder / PEFT_TENSORS_FILE
     if not path.is_file():
         if (folder / PICKLE_FILE).is_file():

@@ -79,10 +79,8 @@ def _config(plain: PlainAdapter) -> dict[str, Any]:
         "inference_mode": True,
         "modules_to_save": modules or None,
         "target_modules": list(plain.shapes),
-        "task_type": _task_type(plain.base, modules),
+        **of_base(plain.base, modules),
     }
-    if plain.base.kind == "masked":  # PEFT has no task type for it, and finds the class of the base model by this
-        config["auto_mapping"] = {"base_model_class": "AutoModelForMaskedLM", "parent_library": "transformers"}
     if plain.kind == "ia3":
         config |= {"peft_type": "IA3", "feedforward_modules": [n for n, s in plain.shapes.items() if s.inputs]}
     else:
@@ -114,6 +112,14 @@ def _patterns(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 def _number(value: float) -> int | float:
     return int(value) if float(value).is_integer() else value
+
+
+def of_base(base: BaseModel, modules: Iterable[str]) -> dict[str, Any]:
+    """By what adapter_config.json tells PEFT the class of the base model."""
+    found: dict[str, Any] = {"task_type": _task_type(base, modules)}
+    if base.kind == "masked":  # PEFT has no task type for it, and finds the class of the base model by this
+        found["auto_mapping"] = {"base_model_class": "AutoModelForMaskedLM", "parent_library": "transformers"}
+    return found
 
 
 def _task_type(base: BaseModel, modules: Iterable[str]) -> str | None:

@@ -87,6 +87,28 @@ class TensorFile(Mapping[str, Tensor]):
             raise CheckpointError(f"cannot read {self.path}: {fault}") from None
 
 
+class TensorView(TensorFile):
+    """Tensors of a file under other names, and in other shapes of as many elements.
+
+    places: new name -> (name in the file, shape)
+    """
+
+    def __init__(self, file: TensorFile, places: Mapping[str, tuple[str, tuple[int, ...]]]):
+        self.file, self.path, self.places = file, file.path, dict(places)
+        self.shapes = {name: shape for name, (_, shape) in self.places.items()}
+        self.dtypes = {name: file.dtypes[key] for name, (key, _) in self.places.items()}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return self.file.digest
+
+    def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        names = list(self.shapes if names is None else names)
+        held = self.file.read(self.places[name][0] for name in names)
+        return {name: held[self.places[name][0]].view(self.places[name][1]) for name in names}
+
+
 class TensorWriter:
     """Writes a safetensors file one tensor after the other; `size` and `sha256` describe it after the block.
 

@@ -122,7 +122,7 @@ def points(run: RunFolder) -> list[tuple[int, Path]]:
     """(step, folder) of every adapter that a run has: its sound checkpoints and its result, in the order of the steps."""
     checkpoints = {step_of(p): p for p in all_checkpoints(run.checkpoints) if fault_of(p) is None and is_adapter(p)}
     if run.status == "done" and is_adapter(run.adapter):
-        checkpoints[int(run.info["steps"])] = run.adapter
+        checkpoints[int(run.info["steps"] or 0)] = run.adapter  # of an imported run they may be unknown
     if not checkpoints:
         raise CheckpointError(f"run {run.path} has no adapter (method {run.info.get('method')!r}): nothing to align")
     return sorted(checkpoints.items())

@@ -14,10 +14,7 @@ from safetensors import safe_open
 from mhr.adapters import (
     AdapterCheckpoint,
     find_adapter,
-    is_adapter,
-    load_peft,
-    plain_checkpoint,
-    read_adapter,
+    read_bank,
     routing_states,
     routing_weights,
 )
@@ -126,7 +123,7 @@ def inspect_run(path: str | Path) -> Inspection:
             return _inspect_model(path, run)
         raise CheckpointError(f"run {path} has no adapter yet (status {run.get('status')!r}): finish it with --resume")
     folder = find_adapter(path)
-    checkpoint = read_adapter(folder) if is_adapter(folder) else plain_checkpoint(load_peft(folder))
+    checkpoint = read_bank(folder)
     config = checkpoint.config
     return Inspection(
         path=str(path),

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mhr.adapters import attach_plain, is_adapter, is_peft, kind_of, load_checkpoint, load_peft
+from mhr.adapters import attach_checkpoint, is_adapter, is_peft, kind_of, load_checkpoint, read_bank
 from mhr.backbones import is_builtin, is_gguf, load_backbone
 from mhr.errors import CheckpointError, ConfigError
 from mhr.evaluation.loaded import LoadedModel
@@ -25,7 +25,7 @@ def load_model(
 ) -> LoadedModel:
     """The model at `path`, in evaluation mode.
 
-    path   a run folder (pretrained or adapted), an adapter checkpoint, a PEFT folder (LoRA or IA3), a folder or hub id of a
+    path   a run folder (pretrained or adapted), an adapter checkpoint, a PEFT folder (LoRA, IA3 or Poly), a folder or hub id of a
            transformers model, or a built-in model such as "builtin:t5-tiny"
     base   path or hub id of the base model, where the one that the adapter names is not at hand
     kind   "seq2seq", "causal", "encoder" or "masked" of a plain model whose own configuration does not tell it
@@ -57,9 +57,9 @@ def load_model(
     if is_adapter(folder):
         model, tokenizer = load_checkpoint(folder, base, kind, loading=loading)
     elif is_peft(folder):
-        plain = load_peft(folder)
-        model, tokenizer = load_backbone(plain.base.where(base, str(folder)), kind or plain.base.kind or None, loading)
-        attach_plain(model, plain)
+        bank = read_bank(folder)
+        model, tokenizer = load_backbone(bank.base.where(base, str(folder)), kind or bank.base.kind or None, loading)
+        attach_checkpoint(bank, model)
     elif base is not None:
         raise ConfigError(f"base is {base!r}, but {path} names a whole model, not an adapter: leave base out")
     else:

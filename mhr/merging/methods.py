@@ -17,8 +17,10 @@ from mhr.setting import Setting, Settings, setting, settings_of
 SPACES = ("factor", "delta")
 """What is merged: the tensors of the adapters as they are, or the weight updates that LoRA factors stand for."""
 
-FORMS = ("mhr", "peft-lora", "model")
-"""What a merge can write: an adapter checkpoint of ours, a PEFT folder, or a whole plain transformers model."""
+POLY_FORM = "peft-poly"
+FORMS = ("mhr", "peft-lora", POLY_FORM, "model")
+"""What a merge can write: an adapter checkpoint of ours, a PEFT folder, a whole bank with its routing as a PEFT Poly folder, or a whole
+plain transformers model."""
 
 STORED_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -119,8 +121,8 @@ class MergeConfig(Settings):
     )
     to: str = setting(
         "mhr",
-        """mhr (an adapter for this library), peft-lora (a folder that PEFT loads) or model (folded into the base weights:
-        a plain transformers model).""",
+        """mhr (an adapter for this library), peft-lora (a folder that PEFT loads), peft-poly (a whole bank of Poly or MHR, its routing
+        included, that PEFT loads) or model (folded into the base weights: a plain transformers model).""",
         choices=FORMS,
         flag="--to",
         metavar="FORM",

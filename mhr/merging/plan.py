@@ -15,6 +15,7 @@ from mhr.adapters.checkpoint import AdapterCheckpoint
 from mhr.adapters.collapse import collapse_task
 from mhr.adapters.find import find_adapters
 from mhr.adapters.open import collapsed, needs_task, open_bank, open_plain, open_skills
+from mhr.adapters.peft_poly import check_poly
 from mhr.adapters.plain import PlainAdapter, plain_checkpoint
 from mhr.errors import ConfigError, MergeError, nearest
 from mhr.merging import dare, fisher, mera, soups, ties  # noqa: F401  each registers what it does
@@ -35,7 +36,8 @@ Weights = Mapping[str, float] | Sequence[float] | None
 
 @dataclass
 class Order:
-    """What a user asks for, see `mhr.merging.merge`. settings: those of methods that are not None."""
+    """What a user asks for, see `mhr.merging.merge`. settings: those of methods that are not None; whole: whether what is written
+    has to be a bank."""
 
     paths: list[str | Path]
     method: str | None
@@ -46,6 +48,7 @@ class Order:
     settings: dict[str, Any]
     base: str | None
     kind: str | None
+    whole: bool = False
     judging: dict[str, Any] = field(default_factory=dict)
 
     def refuse(self, **given: Any) -> None:
@@ -110,6 +113,8 @@ def make_plan(order: Order) -> MergePlan:
     paths = [found for path in order.paths for found in find_adapters(path)]
     if not paths:
         raise MergeError("nothing to merge: name at least one run, adapter checkpoint or PEFT folder")
+    if order.whole:
+        return _whole(order, paths)
     bank = open_bank(paths[0]) if len(paths) == 1 else None
     if order.method is None:
         one_task = bank is not None and len(bank.tasks) == 1 and order.space != "delta"
@@ -172,6 +177,24 @@ def _are_whole(order: Order, banks: Sequence[AdapterCheckpoint | None]) -> bool:
     found = [bank for bank in banks if bank is not None]
     routed = any(c.config.skills_for(len(c.tasks)) > 1 for c in found)
     return routed and (any(needs_task(c) for c in found) or all(c.tasks == found[0].tasks for c in found))
+
+
+def _whole(order: Order, paths: Sequence[Path]) -> MergePlan:
+    """One bank as it is, or several averaged as banks. Raises MergeError for what is, or would become, one plain adapter."""
+    order.method = order.method or "soup-uniform"
+    plain = "--to peft-poly writes a bank with its routing: write one plain adapter with --to peft-lora"
+    if order.method not in MERGE_METHODS or not order.method.startswith("soup-"):
+        raise MergeError(f"merge method {order.method!r} makes one plain adapter, but {plain}")
+    if order.tasks:
+        raise MergeError(f"--task names {order.tasks[0]!r}, whose mixture is one plain adapter, but {plain}")
+    banks = []
+    for path in paths:
+        bank = open_bank(path)
+        if bank is None:
+            raise MergeError(f"{path} is one plain adapter, but {plain}")
+        check_poly(bank)
+        banks.append(bank)
+    return _of_banks(order, MERGE_METHODS[order.method], banks)
 
 
 def _of_banks(order: Order, method: MergeMethod, banks: list[AdapterCheckpoint]) -> MergePlan:

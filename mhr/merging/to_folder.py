@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mhr.adapters.checkpoint import AdapterCheckpoint, read_adapter
 from mhr.adapters.find import run_of
 from mhr.adapters.fold import fold_into
-from mhr.adapters.open import needs_task
-from mhr.adapters.peft import load_peft
+from mhr.adapters.open import needs_task, read_bank
 from mhr.adapters.peft_export import save_peft
 from mhr.adapters.peft_modules import check_opens
-from mhr.adapters.plain import PlainAdapter, plain_checkpoint
+from mhr.adapters.peft_poly import save_poly
+from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.write import write_bank, write_plain
 from mhr.backbones import load_backbone
 from mhr.errors import ConfigError, MergeError, nearest
@@ -25,7 +24,7 @@ from mhr.evaluation import EvaluationResult
 from mhr.files import prepare_output, writing_folder
 from mhr.loading import Loading
 from mhr.locks import one_writer
-from mhr.merging.methods import MergeConfig, own_settings
+from mhr.merging.methods import POLY_FORM, MergeConfig, own_settings
 from mhr.merging.plan import MergePlan, Order, make_plan
 from mhr.ops.checks import accumulator
 from mhr.setting import check_setting
@@ -99,6 +98,7 @@ def merge(
         settings=settings,
         base=base,
         kind=kind,
+        whole=to == POLY_FORM,
         judging={
             "evaluate": evaluate,
             "tasks": tasks,
@@ -115,7 +115,7 @@ def merge(
         plan = make_plan(order)
     prepare_output(output, overwrite, [plan.result.base.name_or_path])
     plan.report.to, plan.report.dtype = to, dtype
-    if plan.bank is not None and needs_task(plan.bank) and to != "mhr":
+    if plan.bank is not None and needs_task(plan.bank) and to not in ("mhr", POLY_FORM):
         raise MergeError(
             f"the merged bank routes {len(plan.bank.tasks)} tasks, so it is no one adapter: write it with --to mhr, and "
             "merge that for a task"
@@ -140,7 +140,7 @@ def merge(
             _write_adapter(plan, folder, to, None if dtype is None else getattr(torch, dtype))
         if evaluate and plan.judge is not None:
             judge = plan.judge  # of what was written, so with its rounding
-            after = judge.evaluate(_read(folder, to)) if whole is None else judge.evaluate_model(*whole)
+            after = judge.evaluate(read_bank(folder)) if whole is None else judge.evaluate_model(*whole)
             scores["merged"] = _told(after)
             plan.report.scores = scores
         plan.finish().write(folder)
@@ -149,16 +149,15 @@ def merge(
 
 def _write_adapter(plan: MergePlan, folder: Path, to: str, dtype: torch.dtype | None) -> None:
     plain = plan.result if dtype is None else plan.result.cast(dtype)
-    if to == "peft-lora":
+    if to == POLY_FORM:
+        assert plan.bank is not None
+        save_poly(plan.bank, folder, dtype)
+    elif to == "peft-lora":
         save_peft(plain, folder)
     elif plan.bank is not None:
         write_bank(plan.bank, folder, dtype)
     else:
         write_plain(plain, folder, plan.task)
-
-
-def _read(folder: Path, to: str) -> AdapterCheckpoint:
-    return read_adapter(folder) if to == "mhr" else plain_checkpoint(load_peft(folder))
 
 
 def _told(result: EvaluationResult) -> dict[str, Any]:

@@ -7,14 +7,20 @@ import os
 from collections.abc import Iterable
 
 from mhr.data import TaskCollection, load_tasks
+from mhr.errors import ConfigError
 from mhr.runs.settings import DataConfig
 
 _log = logging.getLogger("mhr")
 _told: set[str] = set()
 
+NO_TASKS = ""
+"""What a run calls its collection that does not know it, as one that was imported."""
+
 
 def read_tasks(path: str, data: DataConfig, *, quiet: bool = False) -> TaskCollection:
     """The collection at `path`, read as `data` says. The notes of its reader are logged, unless `quiet`."""
+    if path == NO_TASKS:
+        raise ConfigError("the run does not know the tasks that it was trained on: name a collection with --tasks")
     collection = load_tasks(
         path,
         max_train=data.max_train,

@@ -27,6 +27,7 @@ COMMANDS = (
     "pretrain",
     "adapt",
     "merge",
+    "import",
     "evaluate",
     "predict",
     "chat",

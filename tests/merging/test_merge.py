@@ -137,7 +137,7 @@ def test_an_output_that_is_there(run, tmp_path):
         ({"method": "weighted", "task": "rte"}, MergeError, "'weighted' takes no task"),
         ({"weights": [1, 2, 3]}, MergeError, "'uniform' takes no weights"),
         ({"method": "mu"}, ConfigError, "unknown merge method 'mu'"),
-        ({"to": "lora"}, ConfigError, "to is 'lora', expected one of mhr, peft-lora, model"),
+        ({"to": "lora"}, ConfigError, "to is 'lora', expected one of mhr, peft-lora, peft-poly, model"),
         ({"dtype": "int8"}, ConfigError, "dtype is 'int8', expected one of float32"),
         ({"to": "model", "base": "builtin:t5-tny"}, ConfigError, "did you mean 'builtin:t5-tiny'"),
     ],
