@@ -11,52 +11,73 @@ TASKS = ["task1_alpha_classification", "task2_beta"]
 
 def scores(alpha: dict[str, float], beta: dict[str, float]) -> dict[str, dict[str, Any]]:
     return {
-        task: {seed: {"score": score, "majority": 0.5, "n": 100} for seed, score in own.items()}
+        task: {seed: {"accuracy": score, "majority": 0.5, "n": 235} for seed, score in own.items()}
         for task, own in zip(TASKS, (alpha, beta), strict=True)
     }
 
 
-def test_rows_stand_in_their_sections() -> None:
-    alone = scores({"1": 0.9, "2": 0.7}, {"1": 0.5, "2": 0.5})
-    record = {
+def record() -> dict[str, Any]:
+    one = scores({"1": 0.9, "2": 0.7}, {"1": 0.5, "2": 0.5})
+    return {
         "command": "python -m mhr_benchmarks.studies.adamix",
         "machine": {"cpu": "a CPU", "threads": 1, "commit": "abc"},
-        "seconds": {"all": 90.0},
+        "seconds": {
+            "one bottleneck runs-10/a": 20.0,
+            "one bottleneck runs-10/b": 40.0,
+            "one bottleneck runs-30/a": 90.0,
+            "one bottleneck, twice the steps runs-10/a": 60.0,
+            "AdaMix runs-10/a": 80.0,
+        },
         "plan": {
             "tasks": TASKS,
-            "seeds": [1, 2],
-            "n_train": 300,
-            "steps": 1,
+            "long_tasks": TASKS[1:],
+            "trial_tasks": ["task9"],
+            "trial_seed": 7,
+            "seeds": [1, 2, 3],
+            "n_train": 200,
+            "steps": 10,
+            "long_steps": 30,
             "batch": 8,
-            "precision": "bf16",
-            "updates": [["AdaMix", [10, 0.002], [20, 0.001]]],
+        },
+        "methods": {
+            "one bottleneck": {"trials": {"0.001": 0.5, "0.002": 0.75}, "rate": "0.002", "longer": 1, "passes": 1,
+                               "served_as": "one bottleneck"},
+            "AdaMix": {"trials": {"0.001": 0.5, "0.002": 0.25}, "rate": "0.001", "longer": 1, "passes": 2,
+                       "served_as": "one bottleneck"},
         },
         "scores": {
-            "AdaMix, each task alone": alone,
-            "AdaMix, each task alone: per token": scores({"1": 0.6, "2": 0.6}, {"1": 0.4, "2": 0.4}),
-            "LoRA, each task alone": alone,
-            "LoRA, all tasks at once": alone,
-            "LoRA, soup-uniform of the seeds": scores({"None": 1.0}, {"None": 0.5}),
+            "trial one bottleneck at 0.001": {"task9": {"7": {"accuracy": 0.5}}},
+            "one bottleneck": one,
+            # Of the third seed one task is still to come.
+            "AdaMix": scores({"1": 0.8, "2": 0.8, "3": 0.1}, {"1": 0.6, "2": 0.6}),
+            "AdaMix: per sentence": scores({"1": 0.6, "2": 0.6}, {"1": 0.4, "2": 0.4}),
         },
         "runs": {
-            "AdaMix, alone": {"parameters": {"trained": 4321}},
-            "LoRA, alone": {"parameters": {"trained": 1234}},
-            "LoRA, together": {"parameters": {"trained": 1234}},
+            "one bottleneck": {"parameters": {"trained": 1234}},
+            "AdaMix": {"parameters": {"trained": 4321}},
         },
-    }
-    text = page(record)
-    sections = {part.partition("\n")[0]: part.strip().splitlines()[4:] for part in text.split("\n## ")[1:]}
-    alone_row = "each task alone | 80.0 ± 14.1 | 50.0 ± 0.0 | 65.0 ± 7.1"
-    assert sections["Trained on each task alone"] == [
-        f"| AdaMix, {alone_row} | 4,321 |",
-        f"| LoRA, {alone_row} | 1,234 |",
-    ]
-    assert sections["AdaMix at inference"][1] == (
-        "| AdaMix, each task alone: per token | 60.0 ± 0.0 | 40.0 ± 0.0 | 50.0 ± 0.0 |  |"
-    )
-    assert sections["Merging the seeds of each task"] == [
-        f"| LoRA, {alone_row} | 1,234 |",
-        "| LoRA, soup-uniform of the seeds | 100.0 | 50.0 | 75.0 |  |",
-    ]
-    assert "| | 1 alpha | 2 beta | mean | trained |" in text
-    assert "50 on 1 alpha, 50 on 2 beta" in text
+    }  # fmt: skip
+
+
+def test_rows_average_the_seeds_that_are_whole() -> None:
+    text = page(record())
+    assert "2 of 3 seeds" in text
+    assert "235 to 235 test examples" in text
+    assert "training answer: 50.0." in text
+    assert "| one bottleneck | 65.0 ± 7.1 |  | 0.002 | 10 | 10 | 1,234 | 1,234 | 30 |" in text
+    assert "| AdaMix | 70.0 ± 0.0 | +5.0 ± 7.1 | 0.001 | 10 | 20 | 4,321 | 1,234 | 80 |" in text
+    assert "| AdaMix: average | 70.0 ± 0.0 |\n| AdaMix: per sentence | 50.0 ± 0.0 |" in text
+    assert "| | 1 alpha | 2 beta |" in text
+    assert "| AdaMix | 80.0 ± 0.0 | 60.0 ± 0.0 |" in text
+    assert "| one bottleneck | 50.0 | **75.0** |" in text
+    assert "| AdaMix | **50.0** | 25.0 |" in text
+    assert "After 30 steps" not in text
+
+
+def test_longer_runs_have_a_table_once_a_seed_of_them_is_done() -> None:
+    known = record()
+    for name in ("one bottleneck", "AdaMix"):
+        known["scores"][f"{name}, 30 steps"] = {"task2_beta": {"1": {"accuracy": 0.75}}}
+    text = page(known)
+    assert "## After 30 steps\n\n1 of 3 seeds." in text
+    assert "| AdaMix | 75.0 | 75.0 |" in text
