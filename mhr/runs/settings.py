@@ -351,7 +351,8 @@ class TrainConfig(OptimizationConfig):
     )
     best_by: str | None = setting(
         None,
-        """What a better validation has: loss (a lower one) or score (a higher one, of the tasks with choices: accuracy, or the metric that their data name). Unset: loss.""",
+        """What a better validation has: loss (a lower one) or score (a higher one). The score is the accuracy of the tasks with
+        choices, or the metric that a task's data name. Unset: loss.""",
         choices=BEST_BY,
         flag="--best-by",
     )
@@ -496,8 +497,8 @@ class RunConfig(Settings):
     )
     continue_as: str | None = setting(
         None,
-        """Of the run that is trained on, what goes on: bank (the adapter as it is), or mu: the average of its skills, one adapter for all tasks, for
-        zero-shot use.""",
+        """What goes on of the run that is trained on: its bank, or mu, the average of its skills. The average is one adapter for all
+        tasks, for zero-shot use.""",
         choices=(AS_IT_IS, AS_AVERAGE),
         switches={"--continue-as-mu": AS_AVERAGE},
     )

@@ -142,7 +142,7 @@ def test_averaged_outside_training(share: str, dtype: torch.dtype) -> None:
 
 
 def test_initial_values() -> None:
-    _, _, layer = one_layer(nn.Linear(IN, 256), method="adamix", rank=32)
+    _, _, layer = one_layer(nn.Linear(IN, 256), method="adamix", rank=32, share="none")
     layer.reset()
     for name in ("bank_a", "bank_b"):
         values = layer.bank()[name].detach()
@@ -226,9 +226,13 @@ def test_roberta_takes_it_where_bert_does() -> None:
 def test_parameters_at_inference_are_the_published_ones(model: Any, config: Any, width: int, published: int) -> None:
     with torch.device("meta"):
         one = model(config)
-        many = model(config)
+        many, shared = model(config), model(config)
     bank = mhr.attach(one, AdapterConfig(method="shared", adapter="bottleneck", rank=width), ["sst2"])
     assert sum(p.numel() for p in bank.adapter_parameters()) == published
-    bank = mhr.attach(many, AdapterConfig(method="adamix", adapter="bottleneck", rank=width), ["sst2"])
+    adamix = {"method": "adamix", "adapter": "bottleneck", "rank": width}
+    bank = mhr.attach(many, AdapterConfig(**adamix, share="none"), ["sst2"])
     assert sum(p[:, 0].numel() for p in bank.adapter_parameters()) == published
     assert sum(p.numel() for p in bank.adapter_parameters()) == 4 * published
+    up = sum(p.numel() for n, p in one.named_parameters() if p.requires_grad and n.endswith(("bank_b", "bias_b")))
+    bank = mhr.attach(shared, AdapterConfig(**adamix), ["sst2"])
+    assert sum(p.numel() for p in bank.adapter_parameters()) == 4 * published - 3 * up
