@@ -111,7 +111,9 @@ def test_two_processes_with_a_sharded_base_give_what_one_gives(
                 assert tensor.shape == b.tensors[key].shape
                 assert tensor.dtype == b.tensors[key].dtype
                 moved = (b.tensors[key] - start[key]).norm()
-                assert (tensor - b.tensors[key]).norm() <= near * moved, key
+                # A parameter takes a step to within its own rounding, however small the step is.
+                rounded = torch.finfo(tensor.dtype).eps * b.tensors[key].norm()
+                assert (tensor - b.tensors[key]).norm() <= near * moved + rounded, key
 
 
 def test_a_run_goes_on_with_other_processes_and_shards(
