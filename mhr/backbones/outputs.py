@@ -147,7 +147,7 @@ def wearing_heads(model: Any, heads: TaskHeads | None, modules: Iterable[str]) -
                 "were trained on"
             )
         yield
-    except Exception:
+    except BaseException:  # Ctrl-C too leaves the model as it was
         layer.weight, layer.bias, model.__dict__["mhr_untrained"] = held
         layer.out_features = layer.weight.shape[0]
         _say_outputs(model, before)

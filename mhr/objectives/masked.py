@@ -19,34 +19,20 @@ from mhr.data import Example, TaskCollection
 from mhr.data.collators import Batch, Collator
 from mhr.data.mask_collator import MaskedCollator
 from mhr.data.mask_tokens import encode_masked, masked_lengths
-from mhr.objectives.heads import States, states_at
-from mhr.objectives.objective import Distributions, Objective, PassLosses, model_inputs, objectives
-from mhr.objectives.ranking import choice_losses, pad_choices
+from mhr.objectives.heads import states_at
+from mhr.objectives.objective import objectives
+from mhr.objectives.ranking import ChoiceObjective
 
 
 @objectives.register("masked")
-class MaskedObjective(Objective):
-    """The softmax goes over the words of an example's own choices."""
+class MaskedObjective(ChoiceObjective):
+    """Masked language models: a choice's score is the logit of its word at the mask of the example's one row."""
 
     kind = "masked"
-    generates = False
-    consistency = 1.0
     collates = MaskedCollator
 
-    def count(self, batch: Batch) -> int:
-        return len(batch["choice_counts"])
-
-    def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0, *, compared: bool = False) -> PassLosses:
-        inputs, labels = model_inputs(model, batch)
-        counts: list[int] = inputs.pop("choice_counts")
-        places, words = inputs.pop("places"), inputs.pop("words")
-        scores = word_scores(model, inputs, places, words, counts)
-        every = torch.ones_like(labels)
-        predicted = None
-        if compared:
-            logits = pad_choices(scores, counts)
-            predicted = Distributions(States(logits), every, classes=~logits.isinf())
-        return PassLosses(choice_losses(scores, counts, labels, smoothing), every, batch["task_ids"], predicted)
+    def scores(self, model: nn.Module, inputs: Batch, counts: list[int]) -> Tensor:
+        return word_scores(model, inputs, inputs.pop("places"), inputs.pop("words"), counts)
 
     def input_lengths(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
         return masked_lengths(tokenizer, examples)

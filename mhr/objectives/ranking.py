@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +18,11 @@ from mhr.objectives.heads import States
 from mhr.objectives.objective import Distributions, Objective, PassLosses, model_inputs, objectives, precise
 
 
-@objectives.register("ranking")
-class RankingObjective(Objective):
-    """One logit for each pair; the softmax goes over an example's own choices."""
+class ChoiceObjective(Objective):
+    """One score for each choice; the softmax goes over an example's own choices."""
 
-    kind = "encoder"
     generates = False
     consistency = 1.0
-    collates = RankingCollator
 
     def count(self, batch: Batch) -> int:
         return len(batch["choice_counts"])
@@ -31,13 +30,36 @@ class RankingObjective(Objective):
     def __call__(self, model: nn.Module, batch: Batch, smoothing: float = 0.0, *, compared: bool = False) -> PassLosses:
         inputs, labels = model_inputs(model, batch)
         counts: list[int] = inputs.pop("choice_counts")
-        starts = [sum(counts[:i]) for i in range(len(counts))]
-        scores = model(**inputs).logits.squeeze(-1)
-        sums = choice_losses(scores, counts, labels, smoothing)
-        logits = pad_choices(scores, counts)
+        scores = self.scores(model, inputs, counts)
         every = torch.ones_like(labels)
-        predicted = Distributions(States(logits), every, classes=~logits.isinf()) if compared else None
-        return PassLosses(sums, every, [batch["task_ids"][start] for start in starts], predicted)
+        predicted = None
+        if compared:
+            logits = pad_choices(scores, counts)
+            predicted = Distributions(States(logits), every, classes=~logits.isinf())
+        sums = choice_losses(scores, counts, labels, smoothing)
+        return PassLosses(sums, every, self.owners(batch["task_ids"], counts), predicted)
+
+    @abstractmethod
+    def scores(self, model: nn.Module, inputs: Batch, counts: list[int]) -> Tensor:
+        """Scores [sum of counts], the examples' choices one after the other; what of `inputs` is not the model's is taken out."""
+
+    def owners(self, task_ids: list[str], counts: list[int]) -> list[str]:
+        """The tasks of the examples, from those of the rows."""
+        return task_ids
+
+
+@objectives.register("ranking")
+class RankingObjective(ChoiceObjective):
+    """Encoders: a row for each pair of an input and a choice, of which the model makes one logit."""
+
+    kind = "encoder"
+    collates = RankingCollator
+
+    def scores(self, model: nn.Module, inputs: Batch, counts: list[int]) -> Tensor:
+        return model(**inputs).logits.squeeze(-1)
+
+    def owners(self, task_ids: list[str], counts: list[int]) -> list[str]:
+        return [task_ids[end - count] for end, count in zip(accumulate(counts), counts, strict=True)]
 
     def input_lengths(self, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[int]:
         return longest_pairs(tokenizer, examples)
