@@ -304,6 +304,11 @@ class TrainConfig(OptimizationConfig):
         "Recompute each transformer block in the backward pass: less memory, more time.",
         flag="--gradient-checkpointing",
     )
+    torch_compile: bool = setting(
+        False,
+        """Compile the model with torch.compile, by its default backend. The first steps take minutes, and logits are then computed at
+        every position.""",
+    )
     fsdp: bool = setting(
         False,
         """Shard the frozen base over the processes of torchrun (FSDP2). The bank stays whole in each; `accelerate launch` with a

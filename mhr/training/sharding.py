@@ -45,7 +45,7 @@ def check_sharding(config: RunConfig) -> bool:
     """Whether the base model of a run is to be sharded, as `train.fsdp` or the config file of `accelerate launch` says.
 
     Raises ConfigError, before anything is loaded, for what cannot be sharded: a method that freezes nothing, a quantised base,
-    one that a device map has placed, a single process; and for settings of Accelerate that are not supported.
+    one that a device map has placed, a model that is compiled, a single process; and for settings of Accelerate that are not supported.
     """
     launched = os.environ.get(FSDP, "false").lower() == "true"
     if not (config.train.fsdp or launched):
@@ -56,6 +56,8 @@ def check_sharding(config: RunConfig) -> bool:
                 raise ConfigError(
                     f"accelerate launch sets {name}={value}, which is not supported: write {instead} in its config file"
                 )
+    if config.train.torch_compile:
+        raise ConfigError("train.torch_compile does not go with a sharded base: leave one of them out")
     if config.adapter is None:
         raise ConfigError(
             f"fsdp shards what is frozen, and method {config.method!r} freezes nothing: train an adapter, or leave fsdp out"

@@ -144,6 +144,8 @@ class RoutedTrainer(Trainer):
         if self.bank is not None:
             check_reopens(self.model)
         self._checkpoint_blocks(True)
+        if self.config.torch_compile:
+            self.model.compile()
         self._note_consistency()
         # Each process draws its own dropout and routing noise.
         torch.manual_seed(self.config.seed + self.args.process_index)
@@ -154,6 +156,7 @@ class RoutedTrainer(Trainer):
         finally:
             self.model.config.use_cache = self._use_cache
             self._checkpoint_blocks(False)
+            self.model._compiled_call_impl = None
         if self.stopping and not self.stalled and self.state.global_step < self.config.steps:
             saved = f"the checkpoint is in {self.run.checkpoints}; " if self.resumable else ""
             raise Interrupted(

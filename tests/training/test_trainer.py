@@ -204,6 +204,27 @@ def test_gradient_checkpointing_gives_the_same_losses(settings: Make, tmp_path: 
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+def test_a_compiled_model_has_the_same_losses(settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+
+    def compile_quickly(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_quickly)
+    torch._dynamo.reset()
+    found = []
+    for compiling in (False, True):
+        more: dict[str, Any] = {"method": "adamix", "gradient_checkpointing": True, "torch_compile": compiling}
+        config = settings(model_config={"num_layers": 1}, steps=2, **more)
+        trainer = trainer_for(config, tmp_path / str(compiling))
+        trainer.fit()
+        found.append([record["loss"] for record in trainer.run.metrics()])
+        assert compiled == [trainer.model] * compiling
+        assert trainer.model._compiled_call_impl is None
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_the_model_s_cache_setting_is_left_as_it_was(settings: Make, tmp_path: Path) -> None:
     trainer = trainer_for(settings(steps=1), tmp_path)
     trainer.fit()
