@@ -2,13 +2,16 @@
 
 Everything else is in pyproject.toml; which torch both are compiled against, in build_backend.py. Environment: MHR_NATIVE=0
 builds neither, MHR_CUDA=0|1 leaves the CUDA kernels out or demands them (default: where nvcc is found and torch has CUDA),
-MHR_CUDA_ARCHS lists their architectures ("80;90"), CXX names the C++ compiler, MAX_JOBS limits how many run at once.
+MHR_CUDA_ARCHS lists their architectures ("80;90"), CUDA_HOME names the toolkit, CXX the C++ compiler, MAX_JOBS limits how many
+run at once.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -27,6 +30,7 @@ from build_backend import Torch, find_torch
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 TORCH_MINIMUM = "2.11"
+CUDA_ARCHS = ("80", "90", "100")
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # What one translation unit may use beyond the machine's baseline; which of them runs is chosen when the library is loaded.
 # -Wno-maybe-uninitialized: g++ 12 warns about its own avx512fintrin.h.
@@ -47,14 +51,42 @@ def find_nvcc(torch: Torch) -> str | None:
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
     if nvcc is None and wanted == "1":
-        sys.exit("MHR_CUDA=1, but there is no nvcc: set CUDA_HOME to the CUDA toolkit")
+        nvcc = pip_nvcc()
+        if nvcc is None:
+            sys.exit(
+                "MHR_CUDA=1, but there is no nvcc: set CUDA_HOME to the CUDA toolkit, or pip install nvidia-cuda-nvcc "
+                "nvidia-cuda-cccl"
+            )
     return nvcc
 
 
+def pip_nvcc() -> str | None:
+    """The newest nvcc that pip has installed. Only where CUDA is demanded: other packages bring it without its headers."""
+    nvidia = importlib.util.find_spec("nvidia")
+    folders = nvidia.submodule_search_locations if nvidia else None
+    found = [path for folder in folders or [] for path in Path(folder).glob("cu*/bin/nvcc")]
+    return str(max(found, key=lambda path: int(re.sub(r"\D", "", path.parts[-3]) or 0))) if found else None
+
+
 def cuda_archs(nvcc: str) -> list[str]:
-    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-    wanted = os.environ.get("MHR_CUDA_ARCHS", "80;90;100").split(";")
-    return [arch for arch in wanted if f"compute_{arch}" in known]
+    """The architectures to compile for, oldest first: those named, or of the usual ones those that this nvcc knows."""
+    told = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"compute_(\d+)", told))
+    named = [arch.strip() for arch in os.environ.get("MHR_CUDA_ARCHS", "").split(";") if arch.strip()]
+    strangers = [arch for arch in named if arch not in known]
+    archs = sorted(named or known & set(CUDA_ARCHS), key=int) if not strangers else []
+    if not archs:
+        sys.exit(
+            f"mhr: MHR_CUDA_ARCHS names {', '.join(strangers or CUDA_ARCHS)}: {nvcc} compiles for "
+            f"{', '.join(sorted(known, key=int))}"
+        )
+    return archs
+
+
+def gencode(archs: list[str]) -> list[str]:
+    """Machine code for each architecture, and PTX of the newest, which the driver compiles for those that came after it."""
+    code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    return [*code, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
 
 
 def cuda_home(nvcc: str) -> Path:
@@ -91,6 +123,10 @@ class FreshBuild(build_py):
 class NativeBuild(build_ext):
     """build_ext through ninja where there is one: parallel, incremental. A finished library is moved into place in one step."""
 
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.build_temp = str(ROOT / "build")
+
     def build_extensions(self) -> None:
         try:
             import pybind11
@@ -109,7 +145,7 @@ class NativeBuild(build_ext):
         kernels, autograd = (target.name for target in targets)
         nvcc = find_nvcc(torch)
         archs = cuda_archs(nvcc) if nvcc else []
-        work = ROOT / "build" / f"native-{kernels.split('.')[1]}-torch{torch.version}{'-cuda' if nvcc else ''}"
+        work = Path(self.build_temp).resolve() / f"native-{kernels.split('.')[1]}-torch{torch.version}{'-cuda' if nvcc else ''}"
         work.mkdir(parents=True, exist_ok=True)
         home = torch.home
         headers = [home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include")]
@@ -137,8 +173,14 @@ class NativeBuild(build_ext):
         cuda_libraries = []
         if nvcc:
             cuda = cuda_home(nvcc)
-            gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-            nvcc_flags = [nvcc, "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", f"-I{CSRC}", *gencode]
+            nvcc_flags = [
+                nvcc,
+                "-std=c++17",
+                "-O3",
+                "-Xcompiler=-fPIC,-fvisibility=hidden",
+                f"-I{CSRC}",
+                *gencode(archs),
+            ]
             objects += [compiled(source, *nvcc_flags) for source in sorted(CSRC.glob("cuda/*.cu"))]
             for source in sorted(CSRC.glob("cuda/*_torch.cpp")):
                 objects.append(compiled(source, *stable, f"-isystem{cuda / 'include'}"))

@@ -92,7 +92,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "simd": build_info().get("simd", "none: the references are used"),
         "native": sorted(name for name, devices in native_ops().items() if "cpu" in devices),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -105,7 +105,11 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
+    """What MHR_COMMIT says, for sources that travelled without their history; else as git describes them, or "unknown"."""
+    named = os.environ.get("MHR_COMMIT")
+    if named:
+        return named
     root = Path(__file__).resolve().parents[1]
     try:
         found = subprocess.run(

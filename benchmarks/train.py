@@ -1,4 +1,4 @@
-"""A training step of a T5: ours against PEFT's Poly, PEFT's LoRA, eager torch and the frozen model.
+"""A training step of a T5 or a Llama: ours against PEFT's Poly, PEFT's LoRA, eager torch and the frozen model.
 
 A step is the routing of the batch, forward, backward to the embeddings, and AdamW over what trains; the frozen model's is
 forward and backward alone. PEFT's Poly draws relaxed Bernoulli noise for every example in training and cannot do without it;
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 import mhr
 
@@ -25,7 +25,7 @@ from .measure import interleave, machine, median_difference, quiet_machine, requ
 WIDTHS = (128, 256, 512)
 RANK, HEADS, SKILLS, TASKS = 4, 8, 8, 64
 BATCH, INPUT, TARGET, DISTINCT, VOCABULARY = 8, 128, 32, 4, 1024
-TARGETS = ["q", "k", "v", "o"]
+TARGETS = {"t5": ["q", "k", "v", "o"], "llama": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 # Largest RMS error against float64 with which ours is timed: loss, logits and every gradient, in float32.
 AGREEMENT = 1e-4
 
@@ -34,7 +34,7 @@ Step = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """A T5 of `blocks` and `blocks` blocks, and its batch."""
+    """A T5 of `blocks` and `blocks` blocks, or a Llama of `blocks`, and its batch."""
 
     width: int
     blocks: int
@@ -44,6 +44,7 @@ class Setting:
     input: int
     target: int
     device: str = "cpu"
+    architecture: str = "t5"
 
 
 def small(width: int) -> Setting:
@@ -51,21 +52,36 @@ def small(width: int) -> Setting:
     return Setting(width, 4, 8, VOCABULARY, BATCH, INPUT, TARGET)
 
 
-def backbone(setting: Setting) -> T5ForConditionalGeneration:
-    """A random T5 whose backward pass goes down to the embeddings, as below an adapter it must."""
+def backbone(setting: Setting) -> PreTrainedModel:
+    """A random model whose backward pass goes down to the embeddings, as below an adapter it must."""
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=setting.vocabulary,
-        d_model=setting.width,
-        d_kv=setting.width // setting.attention_heads,
-        num_heads=setting.attention_heads,
-        d_ff=4 * setting.width,
-        num_layers=setting.blocks,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-    )
+    width, heads = setting.width, setting.attention_heads
     with torch.device(setting.device):
-        model = T5ForConditionalGeneration(config).requires_grad_(False)
+        if setting.architecture == "llama":
+            model = LlamaForCausalLM(
+                LlamaConfig(
+                    vocab_size=setting.vocabulary,
+                    hidden_size=width,
+                    intermediate_size=4 * width,
+                    num_hidden_layers=setting.blocks,
+                    num_attention_heads=heads,
+                    num_key_value_heads=max(heads // 4, 1),
+                )
+            )
+        else:
+            model = T5ForConditionalGeneration(
+                T5Config(
+                    vocab_size=setting.vocabulary,
+                    d_model=width,
+                    d_kv=width // heads,
+                    num_heads=heads,
+                    d_ff=4 * width,
+                    num_layers=setting.blocks,
+                    dropout_rate=0.0,
+                    decoder_start_token_id=0,
+                )
+            )
+    model.requires_grad_(False)
     model.enable_input_require_grads()
     return model
 
@@ -97,6 +113,7 @@ class Peers:
         from peft import LoraConfig, PolyConfig, get_peft_model
 
         base = backbone(setting)
+        targets = TARGETS[setting.architecture]
         self.device = setting.device
         self.names = [f"task{i}" for i in range(TASKS)]
         batch, vocabulary = setting.batch, setting.vocabulary
@@ -110,10 +127,10 @@ class Peers:
         self.ids = [draw.choice(range(0, TASKS, TASKS // DISTINCT)) for _ in range(batch)]
         self.ids[:DISTINCT] = range(0, TASKS, TASKS // DISTINCT)
 
-        def routed(noise: str) -> T5ForConditionalGeneration:
+        def routed(noise: str) -> PreTrainedModel:
             model = copy.deepcopy(base)
             config = mhr.AdapterConfig(
-                n_heads=HEADS, n_skills=SKILLS, rank=RANK, targets=TARGETS, noise=noise, init="peft"
+                n_heads=HEADS, n_skills=SKILLS, rank=RANK, targets=targets, noise=noise, init="peft"
             )
             bank = mhr.attach(model, config, self.names)
             with torch.no_grad():
@@ -125,9 +142,9 @@ class Peers:
         self.models: dict[str, nn.Module] = {"frozen": copy.deepcopy(base), "ours": routed("off")}
         self.models["ours_with_noise"] = routed("per_example")
         self.models["peft_lora"] = get_peft_model(
-            copy.deepcopy(base), LoraConfig(r=RANK, lora_alpha=1, target_modules=TARGETS, init_lora_weights=False)
+            copy.deepcopy(base), LoraConfig(r=RANK, lora_alpha=1, target_modules=targets, init_lora_weights=False)
         )
-        poly = PolyConfig(r=RANK, n_tasks=TASKS, n_skills=SKILLS, n_splits=HEADS, target_modules=TARGETS)
+        poly = PolyConfig(r=RANK, n_tasks=TASKS, n_skills=SKILLS, n_splits=HEADS, target_modules=targets)
         self.models["peft_poly"] = get_peft_model(copy.deepcopy(base), poly).base_model
         self.models["eager"] = copy.deepcopy(base)
         self._share_weights()
@@ -147,28 +164,40 @@ class Peers:
                 linear = EagerLinear(eager.get_submodule(name), layer.bank_a, layer.bank_b, layer.router.logits)
                 setattr(eager.get_submodule(parent), child, linear)
 
-    def forward(self, name: str, model: nn.Module | None = None) -> Any:
-        """One forward pass, with all that an implementation does for the routing of a batch."""
-        model = model or self.models[name]
+    def routing(self, name: str, model: nn.Module) -> Any:
+        """What the implementation makes of the tasks of a batch, before its forward pass."""
         if name == "peft_poly":
-            return model(**self.inputs, task_ids=torch.tensor(self.ids, device=self.device))
+            return torch.tensor(self.ids, device=self.device)
         if name.startswith("ours"):
-            return model(**self.inputs, task_ids=[self.names[i] for i in self.ids])
+            return model.mhr.for_batch([self.names[i] for i in self.ids])
         if name == "eager":
             tasks, rows = torch.unique(torch.tensor(self.ids), return_inverse=True)
-            EagerLinear.routing = tasks.to(self.device), rows.to(self.device)
+            return tasks.to(self.device), rows.to(self.device)
+        return None
+
+    def forward(self, name: str, model: nn.Module | None = None, routing: Any = None) -> Any:
+        """One forward pass, with all that an implementation does for the routing of a batch, unless that is given."""
+        model = model or self.models[name]
+        if routing is None:
+            routing = self.routing(name, model)
+        if name == "eager":
+            EagerLinear.routing = routing
+        elif routing is not None:
+            return model(**self.inputs, task_ids=routing)
         return model(**self.inputs)
 
     def trained(self, name: str) -> list[nn.Parameter]:
         return [p for p in self.models[name].parameters() if p.requires_grad]
 
-    def step(self, name: str) -> Step:
-        """One whole training step."""
+    def step(self, name: str, prepared: bool = False) -> Step:
+        """One whole training step; prepared: all but making the routing of the batch on the host, as a graph can hold it."""
         trained = self.trained(name)
-        optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True) if trained else None
+        on_gpu = self.device != "cpu"
+        optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True, capturable=on_gpu) if trained else None
+        routing = self.routing(name, self.models[name]) if prepared else None
 
         def run() -> None:
-            self.forward(name).loss.backward()
+            self.forward(name, routing=routing).loss.backward()
             if optimizer is not None:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -184,7 +213,7 @@ class Peers:
         for (n, p), gradient in zip(
             trained.items(), torch.autograd.grad(out.loss, list(trained.values())), strict=True
         ):
-            kind = "A" if "_a" in n or "lora_A" in n else "B" if "_b" in n or "lora_B" in n else "Z"
+            kind = "A" if "bank_a" in n or "lora_A" in n else "B" if "bank_b" in n or "lora_B" in n else "Z"
             found.setdefault(kind, []).append(gradient.reshape(p.shape[0], -1))
         model.train()
         return found

@@ -1,20 +1,39 @@
-"""The same sources under nvcc: what the GPU will get, and that the library with it loads where there is no GPU."""
+"""The same sources under nvcc, by setup.py itself: what the GPU will get, and that the library with it loads where there is none.
+
+nvcc is found through a script on the PATH, as some machines have it. Without one, the nvcc that pip installs serves:
+`make nvcc`.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
+import setuptools
 
-from tests.emulation.emulator import ROOT, ninja
+from tests.emulation.emulator import ROOT
 
-NVCC = os.environ.get("CUDA_HOME", "") and f"{os.environ['CUDA_HOME']}/bin/nvcc" or shutil.which("nvcc")
+
+def setup_py() -> dict[str, Any]:
+    """What setup.py defines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, "setup", lambda **_: None)
+        patch.syspath_prepend(ROOT)
+        return runpy.run_path(str(ROOT / "setup.py"))
+
+
+SETUP = setup_py()
+HOME = os.environ.get("CUDA_HOME")
+NVCC = (shutil.which("nvcc", path=f"{HOME}/bin") if HOME else shutil.which("nvcc")) or SETUP["pip_nvcc"]()
 # The most registers of a thread that leave room for the blocks an SM should hold: 3 of 128 threads, 2, 2 of 256.
 MOST_REGISTERS = {
     "shrink": 168,
@@ -28,78 +47,121 @@ MOST_REGISTERS = {
 }
 
 
-def architectures() -> list[int]:
-    """Those that the extension is built for, as far as this nvcc knows them."""
-    known = subprocess.run([str(NVCC), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-    return [arch for arch in (80, 90, 100) if f"compute_{arch}" in known]
+# What a machine's /usr/local/bin/nvcc may be: a script. This one also keeps the assembler's report of each object beside it.
+WRAPPER = """#!/bin/sh
+case $1 in -std=*) ;; *) exec {nvcc} "$@" ;; esac
+for word; do out=$word; done
+{nvcc} "$@" -Xptxas=-v 2>"$out.log" || {{ code=$?; cat "$out.log" >&2; exit $code; }}
+"""
 
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not NVCC, reason="nvcc not found: set CUDA_HOME or install the CUDA toolkit"),
-]
+WITHOUT = "nvcc not found: set CUDA_HOME, install the CUDA toolkit, or make nvcc"
 
 
 @pytest.fixture(scope="module")
-def objects() -> Path:
-    """The kernels compiled for every architecture, with the assembler's report beside each object."""
+def built() -> Path:
+    """The folder of setup.py's build: objects, the assembler's report of each, and the two libraries in `mhr`."""
     folder = ROOT / "build" / "nvcc"
-    targets = " ".join(f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures())
-    flags = f"-std=c++17 -O3 -Xcompiler=-fPIC,-fvisibility=hidden -Xptxas=-v -I{ROOT / 'csrc'} {targets}"
-    rule = f"{NVCC} {flags} -MD -MF $out.d -c $in -o $out > $out.log 2>&1 || (cat $out.log && false)"
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-    lines = [f"rule nvcc\n  command = {rule}\n  depfile = $out.d\n  deps = gcc"]
-    ninja(folder, [*lines, *(f"build {source.name}.o: nvcc {source}" for source in sources)])
+    wrapper = folder / "bin" / "nvcc"
+    wrapper.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wrapper.write_text(WRAPPER.format(nvcc=shlex.quote(str(NVCC))))
+        wrapper.chmod(0o755)
+        environment = {name: value for name, value in os.environ.items() if name != "CUDA_HOME"}
+        environment |= {"MHR_CUDA": "1", "PATH": f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}"}
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", folder, "--build-lib", folder]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return folder
 
 
-def test_no_spills_no_stack_few_registers(objects: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.skipif(not NVCC, reason=WITHOUT)
+def test_no_spills_no_stack_few_registers(built: Path) -> None:
     report = re.compile(
         r"Compiling entry function '(\S+)' for '(sm_\d+)'\n.*\n\s*(\d+) bytes stack frame, (\d+) bytes spill stores, "
         r"(\d+) bytes spill loads\n.*Used (\d+) registers"
     )
     kernels = 0
     faults = []
-    for log in objects.glob("*.log"):
+    for log in built.glob("native-*-cuda/cuda-*.log"):
         for name, arch, stack, stores, loads, registers in report.findall(log.read_text()):
             kernels += 1
             kind = next(k for k in MOST_REGISTERS if k in name)
             if (stack, stores, loads) != ("0", "0", "0") or int(registers) > MOST_REGISTERS[kind]:
                 faults.append(f"{name} {arch}: stack {stack}, spills {stores}/{loads}, registers {registers}")
-    assert kernels >= len(architectures()) * 45, "the assembler's report was not understood"
+    assert kernels >= len(SETUP["cuda_archs"](NVCC)) * 45, "the assembler's report was not understood"
     assert not faults, "\n".join(faults)
 
 
-def test_library_with_cuda_loads_on_any_torch(objects: Path, tmp_path: Path) -> None:
-    torch_home = Path(torch.__file__).parent
-    assert NVCC
-    flags = "-std=c++17 -O2 -shared -cudart=static -Xcompiler=-fPIC,-fvisibility=hidden -DMHR_WITH_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000"
-    library = tmp_path / "kernels.so"
-    command = [NVCC, *flags.split(), f"-I{ROOT / 'csrc'}", f"-isystem={torch_home / 'include'}"]
-    command += [f"-isystem={torch_home / 'include' / 'torch' / 'csrc' / 'api' / 'include'}"]
-    command += [str(path) for path in sorted((ROOT / "csrc" / "cuda").glob("*_torch.cpp"))]
-    command += [str(path) for path in sorted(objects.glob("*.o"))]
-    command += [
-        "-o",
-        str(library),
-        f"-L{torch_home / 'lib'}",
-        "-Xlinker=--no-as-needed",
-        "-ltorch",
-        "-ltorch_cpu",
-        "-lc10",
-    ]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[-4000:]
-    check = f"""
+@pytest.mark.slow
+@pytest.mark.skipif(not NVCC, reason=WITHOUT)
+def test_library_with_cuda_loads_on_any_torch(built: Path, tmp_path: Path) -> None:
+    package = tmp_path / "mhr"
+    package.mkdir()
+    for path in (ROOT / "mhr").iterdir():
+        if path.suffix != ".so":
+            (package / path.name).symlink_to(path)
+    for path in (built / "mhr").glob("*.so"):
+        (package / path.name).symlink_to(path)
+    check = """
 import torch, mhr.ops
-before = mhr.ops.native_ops()
-torch.ops.load_library({str(library)!r})
-after = mhr.ops.native_ops()
-ours = {{"mix", "mix_backward", "routed_adapter_forward", "routed_adapter_backward_dy", "routed_adapter_backward_x",
-         "route", "route_backward", "weighted_average"}}
-assert {{name for name, devices in after.items() if "cuda" in devices}} >= ours, after
+native = mhr.ops.native_ops()
+ours = {"mix", "mix_backward", "routed_adapter_forward", "routed_adapter_backward_dy", "routed_adapter_backward_x",
+        "route", "route_backward", "weighted_average"}
+assert {name for name, devices in native.items() if "cuda" in devices} >= ours, native
+assert mhr.ops.build_info()["cuda_archs"], mhr.ops.build_info()
 x = torch.randn(4, 8)
-assert torch.equal(mhr.ops.weighted_average([x, x], [0.5, 0.5]), x)  # the CPU's own ops are untouched
+assert torch.equal(mhr.ops.weighted_average([x, x], [0.5, 0.5]), x)
 """
-    loaded = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT)
+    loaded = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr[-4000:]
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def compiler(tmp_path: Path) -> str:
+    """An nvcc that knows four architectures."""
+    return script(tmp_path / "nvcc", "for a in 75 80 90 120; do echo compute_$a; done")
+
+
+@pytest.mark.parametrize(
+    ("named", "archs"), [(None, ["80", "90"]), ("", ["80", "90"]), (" ; ", ["80", "90"]), ("120; 75", ["75", "120"])]
+)
+def test_an_empty_list_of_architectures_means_the_usual_ones(
+    named: str | None, archs: list[str], compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MHR_CUDA_ARCHS", raising=False)
+    if named is not None:
+        monkeypatch.setenv("MHR_CUDA_ARCHS", named)
+    assert SETUP["cuda_archs"](compiler) == archs
+
+
+@pytest.mark.parametrize("named", ["9", "90;70", "ninety"])
+def test_an_architecture_that_nvcc_does_not_know_ends_the_build_in_one_line(
+    named: str, compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MHR_CUDA_ARCHS", named)
+    wrong = named.rpartition(";")[2]
+    with pytest.raises(SystemExit, match=rf"^mhr: MHR_CUDA_ARCHS names {wrong}: \S+ compiles for 75, 80, 90, 120$"):
+        SETUP["cuda_archs"](compiler)
+
+
+def test_ptx_of_the_newest_architecture_is_embedded() -> None:
+    assert SETUP["gencode"](["80", "90"]) == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+
+
+def test_the_toolkit_is_where_nvcc_says_not_where_a_script_lies(tmp_path: Path) -> None:
+    toolkit = tmp_path / "toolkit"
+    (toolkit / "bin").mkdir(parents=True)
+    real = script(toolkit / "bin" / "nvcc", f"echo '#$ TOP={toolkit}/bin/..' >&2")
+    assert SETUP["cuda_home"](script(tmp_path / "nvcc", f'exec {real} "$@"')) == toolkit

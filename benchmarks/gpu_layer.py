@@ -1,0 +1,221 @@
+"""A whole adapted linear on a GPU, and mixing and averaging: ours against PEFT's Poly and LoRA, eager torch and torch.compile."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mhr.ops import mix, routed_linear, weighted_average
+
+from .gpu_adapter import AGREEMENT
+from .gpu_timer import Row, Timer, attempt
+from .measure import worst_error
+
+N_SKILLS, N_HEADS = 8, 8
+COMPILED = (8192, 4096, 16, 8)  # torch.compile takes its time: at one shape only
+
+Peer = tuple[Callable[[], Tensor], list[Tensor]]
+"""A forward call, and what its backward pass differentiates in."""
+
+
+def formula(x: Tensor, linear: nn.Linear, bank_a: Tensor, bank_b: Tensor, w: Tensor) -> Tensor:
+    """linear(x) + (x A_u) B_u for x [U, L, I], the factors mixed from the banks by w [U, H, S]."""
+    tasks, rank = len(w), bank_a.shape[-1]
+    a = torch.einsum("uhs,hsdr->uhdr", w, bank_a).reshape(tasks, -1, rank)
+    b = torch.einsum("uhs,hsrd->urhd", w, bank_b).reshape(tasks, rank, -1)
+    return linear(x) + torch.bmm(torch.bmm(x, a), b)
+
+
+def peft_layer(base: nn.Linear, config: Any, dtype: torch.dtype) -> nn.Module:
+    """The layer that PEFT makes of a linear."""
+    from peft import get_peft_model
+
+    holder = nn.ModuleDict({"x": base})
+    get_peft_model(holder, config)
+    layer: nn.Module = holder["x"]
+    return layer.to(base.weight.device, dtype)
+
+
+@contextmanager
+def without_argument_checks() -> Any:
+    """torch.distributions reads values back to check them, which a graph cannot hold; PEFT's Poly draws from it."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
+class Layer:
+    """A frozen linear of N tokens in T equal segments, adapted in every way."""
+
+    def __init__(self, device: str, n: int, d: int, rank: int, tasks: int):
+        torch.manual_seed(0)
+        dtype = torch.bfloat16
+        self.n, self.tasks, self.rank = n, tasks, rank
+        self.x = torch.randn(tasks, n // tasks, d, device=device, dtype=dtype, requires_grad=True)
+        self.dy = torch.randn(tasks, n // tasks, d, device=device, dtype=dtype)
+        self.base = nn.Linear(d, d, device=device, dtype=dtype).requires_grad_(False)
+        shapes = ((N_HEADS, N_SKILLS, d // N_HEADS, rank), (N_HEADS, N_SKILLS, rank, d // N_HEADS))
+        self.bank_a, self.bank_b = (
+            (torch.randn(*s, device=device) * d**-0.5).to(dtype).requires_grad_() for s in shapes
+        )
+        self.w = torch.rand(tasks, N_HEADS, N_SKILLS, device=device).softmax(-1).requires_grad_()
+        self.rows = torch.arange(tasks, device=device)
+        self.own = [self.x, self.bank_a, self.bank_b, self.w]
+
+    def linear(self) -> Peer:
+        return lambda: F.linear(self.x, self.base.weight, self.base.bias), [self.x]
+
+    def ours(self) -> Peer:
+        x, base = self.x, self.base
+        return (
+            lambda: routed_linear(x, base.weight, base.bias, self.bank_a, self.bank_b, self.w, self.rows, 1.0),
+            self.own,
+        )
+
+    def eager(self) -> Peer:
+        return lambda: formula(self.x, self.base, self.bank_a, self.bank_b, self.w.to(self.x.dtype)), self.own
+
+    def compile(self) -> Peer:
+        torch._dynamo.reset()
+        backend = "inductor" if self.x.is_cuda else "eager"
+        return torch.compile(self.eager()[0], backend=backend), self.own
+
+    def peft_poly(self) -> Peer:
+        from peft import PolyConfig
+
+        config = PolyConfig(r=self.rank, n_tasks=self.tasks, n_skills=N_SKILLS, n_splits=N_HEADS, target_modules=["x"])
+        layer = peft_layer(copy.deepcopy(self.base), config, self.x.dtype)
+
+        def forward() -> Tensor:
+            with without_argument_checks():
+                return layer(self.x, task_ids=self.rows)
+
+        return forward, [self.x, *(p for p in layer.parameters() if p.requires_grad)]
+
+    def peft_lora(self) -> Peer:
+        from peft import LoraConfig
+
+        config = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=["x"], init_lora_weights=False)
+        layer = peft_layer(copy.deepcopy(self.base), config, self.x.dtype)
+        return lambda: layer(self.x), [self.x, *(p for p in layer.parameters() if p.requires_grad)]
+
+    def errors(self) -> dict[str, float]:
+        """RMS errors of y of ours and of eager against float64."""
+        with torch.no_grad():
+            exact = copy.deepcopy(self.base).double()
+            truth = [formula(self.x.double(), exact, self.bank_a.double(), self.bank_b.double(), self.w.double())]
+            return {name: worst_error([getattr(self, name)()[0]()], truth) for name in ("ours", "eager")}
+
+
+def layer(timer: Timer, n: int, d: int, rank: int, tasks: int) -> Row:
+    """Overheads in microseconds of whole adapted layers over the frozen linear, forward and forward + backward."""
+    case = Layer(timer.device, n, d, rank, tasks)
+    result: Row = {"errors": case.errors(), "forward": {}, "train": {}}
+    result["agrees"] = result["errors"]["ours"] <= AGREEMENT
+    names = ["linear", "ours", "peft_poly", "peft_lora", "eager"]
+    if (n, d, rank, tasks) == COMPILED or not timer.on_gpu:
+        names.append("compile")
+    for name in names:
+        _, why = attempt(partial(_peer, timer, case, name, result))
+        if why:
+            result.setdefault("failed", {})[name] = why
+    for mode in ("forward", "train"):
+        found = result[mode]
+        for peer in ("peft_poly", "peft_lora"):
+            if "ours" in found and peer in found:
+                found["ours"][f"of_{peer}"] = found["ours"]["over_us"] / found[peer]["over_us"]
+    return result
+
+
+def _peer(timer: Timer, case: Layer, name: str, result: Row) -> None:
+    forward, leaves = getattr(case, name)()
+    runs = {
+        "forward": torch.no_grad()(forward),
+        "train": lambda: torch.autograd.grad(forward(), leaves, case.dy),
+    }
+    for mode, run in runs.items():
+        found = timer.times(run)
+        linear = result[mode].get("linear", found)
+        found["over_us"] = found["us"] - linear["us"]
+        found["called_over_us"] = found["called_us"] - linear["called_us"]
+        result[mode][name] = found
+
+
+def mixing(timer: Timer, bandwidth: float, n_layers: int, d: int, rank: int, tasks: int) -> Row:
+    """All factors of a model in one call, and back, against an einsum for each."""
+    torch.manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=timer.device).bfloat16().requires_grad_()
+
+    banks = [random(N_HEADS, N_SKILLS, d // N_HEADS, rank) for _ in range(n_layers)]
+    banks += [random(N_HEADS, N_SKILLS, rank, d // N_HEADS) for _ in range(n_layers)]
+    head_dims = [1] * n_layers + [2] * n_layers
+    w = torch.rand(tasks, N_HEADS, N_SKILLS, device=timer.device).softmax(-1).requires_grad_()
+
+    def ours() -> list[Tensor]:
+        return mix(banks, [w] * len(banks), head_dims)
+
+    def formula(banks: list[Tensor], w: Tensor) -> list[Tensor]:
+        a = [torch.einsum("uhs,hsdr->uhdr", w, b).flatten(1, 2) for b in banks[:n_layers]]
+        b = [torch.einsum("uhs,hsrd->urhd", w, b).flatten(2) for b in banks[n_layers:]]
+        return a + b
+
+    def eager() -> list[Tensor]:
+        return formula(banks, w.bfloat16())
+
+    truth = formula([bank.double() for bank in banks], w.double())
+    errors = {name: worst_error(peer(), truth) for name, peer in (("ours", ours), ("eager", eager))}
+    result: Row = {"what": f"mix, {len(banks)} banks, d {d}, r {rank}, T {tasks}", "errors": errors}
+    mixed = ours()
+    grads = [torch.randn_like(m) for m in mixed]
+    read, written = (sum(t.nbytes for t in tensors) for tensors in (banks, mixed))
+
+    def train(forward: Callable[[], list[Tensor]]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(forward(), [*banks, w], grads)
+
+    for mode, run, peer, moved in (
+        ("forward", torch.no_grad()(ours), torch.no_grad()(eager), read + written),
+        ("train", partial(train, ours), partial(train, eager), 3 * read + 2 * written),
+    ):
+        result[mode] = against_eager(timer, run, peer, moved / bandwidth / 1e3)
+    return result
+
+
+def averaging(timer: Timer, bandwidth: float, count: int, size: int) -> Row:
+    """`count` tensors of `size` elements in one pass, against one pass for each."""
+    tensors = [torch.randn(size, device=timer.device).bfloat16() for _ in range(count)]
+    weights = [1.0 / count] * count
+
+    def eager() -> Tensor:
+        total = tensors[0].float() * weights[0]
+        for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+            total.add_(tensor, alpha=weight)
+        return total.bfloat16()
+
+    truth = torch.zeros(size, dtype=torch.float64, device=timer.device)
+    for tensor, weight in zip(tensors, weights, strict=True):
+        truth.add_(tensor, alpha=weight)
+    results = {"ours": weighted_average(tensors, weights), "eager": eager()}
+    floor = (count + 1) * tensors[0].nbytes / bandwidth / 1e3
+    return {
+        "what": f"weighted_average, {count} of {tensors[0].nbytes >> 20} MiB",
+        "errors": {name: worst_error([found], [truth]) for name, found in results.items()},
+        "forward": against_eager(timer, lambda: weighted_average(tensors, weights), eager, floor),
+    }
+
+
+def against_eager(timer: Timer, ours: Callable[[], Any], eager: Callable[[], Any], floor: float) -> Row:
+    found = timer.times(ours)
+    of_eager = found["us"] / timer.times(eager)["us"]
+    return {**found, "floor_us": floor, "of_floor": found["us"] / floor, "of_eager": of_eager}
