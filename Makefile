@@ -1,10 +1,10 @@
-# demo | demo-llm | test | install | lint | bench | study | mutants | gpu-check | clean: what README says and what CI runs.
+# demo | demo-llm | test | install | lint | bench | study | mutants | nvcc | gpu-check | clean: what README says and what CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo demo-llm test install lint bench study mutants gpu-check clean
+.PHONY: demo demo-llm test install lint bench study mutants nvcc gpu-check clean
 
 demo: install
 	$(BIN)/mhr demo --output runs/demo --resume
@@ -36,18 +36,15 @@ study: install
 mutants: install
 	$(BIN)/python -m tests.emulation.mutants
 
-# On a machine with an NVIDIA GPU, with that machine's own Python and torch; needs no network. In nine minutes: the build,
-# the wrappers bit for bit, every op, compute-sanitizer on few cases, then the sweep, whose results go to benchmarks/results.
-SANITIZE := compute-sanitizer --error-exitcode 1 --target-processes all
-GPU_ARCH = $(shell $(PYTHON) -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
+# The compiler of the CUDA kernels, for a machine that has none: the tests then build them. CUDA_HOME=.venv/cuda/nvidia/cu13 names it
+# to a build.
+nvcc: .venv/cuda
+
+# On a machine with an NVIDIA GPU, with that machine's own Python and torch; needs no network. In eight minutes, QUICK=1 in three: the
+# build, the wrappers bit for bit, every op, what they take, and the sanitizers. OUTPUT=DIR takes the results, benchmarks/results by
+# default; MHR_COMMIT names the commit where .git is not there.
 gpu-check:
-	MHR_CUDA=1 MHR_CUDA_ARCHS=$(GPU_ARCH) $(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m pytest -q tests/cuda/test_conformance.py
-	$(PYTHON) -m pytest -q tests/cuda/test_kernels.py
-	$(PYTHON) -m pytest -q tests/ops -k cuda
-	$(SANITIZE) --tool memcheck $(PYTHON) -m pytest -q tests/cuda/test_kernels.py -k sanitizer
-	$(SANITIZE) --tool racecheck $(PYTHON) -m pytest -q tests/cuda/test_kernels.py -k sanitizer
-	$(PYTHON) -m benchmarks.gpu --output benchmarks/results
+	$(PYTHON) -m benchmarks.gpu_check --output $(or $(OUTPUT),benchmarks/results) $(if $(QUICK),--quick)
 
 clean:
 	rm -rf .venv build dist mhr.egg-info mhr/_*.so .mypy_cache .pytest_cache .ruff_cache
@@ -64,6 +61,11 @@ clean:
 	@echo "Installing torch ..."
 	@$(PIP) torch numpy setuptools wheel ninja pybind11
 	@touch $@
+
+# In a folder of its own: torch has such packages beside it, of the version that it needs.
+.venv/cuda: | .venv/created
+	@echo "Installing nvcc ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ $(foreach part,cuda-nvcc cuda-crt cuda-runtime cuda-cccl nvvm,nvidia-$(part)~=13.0.48)
 
 # Only once the environment stands.
 .venv/smollm2: | .venv/installed

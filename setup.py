@@ -8,7 +8,6 @@ run at once.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import re
@@ -51,21 +50,10 @@ def find_nvcc(torch: Torch) -> str | None:
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
     if nvcc is None and wanted == "1":
-        nvcc = pip_nvcc()
-        if nvcc is None:
-            sys.exit(
-                "MHR_CUDA=1, but there is no nvcc: set CUDA_HOME to the CUDA toolkit, or pip install nvidia-cuda-nvcc "
-                "nvidia-cuda-cccl"
-            )
+        sys.exit(
+            "MHR_CUDA=1, but there is no nvcc: set CUDA_HOME to the CUDA toolkit (make nvcc puts one into .venv/cuda)"
+        )
     return nvcc
-
-
-def pip_nvcc() -> str | None:
-    """The newest nvcc that pip has installed. Only where CUDA is demanded: other packages bring it without its headers."""
-    nvidia = importlib.util.find_spec("nvidia")
-    folders = nvidia.submodule_search_locations if nvidia else None
-    found = [path for folder in folders or [] for path in Path(folder).glob("cu*/bin/nvcc")]
-    return str(max(found, key=lambda path: int(re.sub(r"\D", "", path.parts[-3]) or 0))) if found else None
 
 
 def cuda_archs(nvcc: str) -> list[str]:
@@ -145,7 +133,10 @@ class NativeBuild(build_ext):
         kernels, autograd = (target.name for target in targets)
         nvcc = find_nvcc(torch)
         archs = cuda_archs(nvcc) if nvcc else []
-        work = Path(self.build_temp).resolve() / f"native-{kernels.split('.')[1]}-torch{torch.version}{'-cuda' if nvcc else ''}"
+        work = (
+            Path(self.build_temp).resolve()
+            / f"native-{kernels.split('.')[1]}-torch{torch.version}{'-cuda' if nvcc else ''}"
+        )
         work.mkdir(parents=True, exist_ok=True)
         home = torch.home
         headers = [home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include")]

@@ -158,7 +158,7 @@ def once(device: str) -> None:
         factor.sum().item()
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="|".join(PARTS), help="default: all but once")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
@@ -170,6 +170,11 @@ def main(arguments: list[str] | None = None) -> int:
     wrong = set(options.parts) - set(PARTS)
     if wrong:
         parser.error(f"parts are {', '.join(PARTS)}, got {', '.join(sorted(wrong))}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
     end = time.monotonic() + 60 * options.minutes
     if options.device == "cuda" and "cuda" not in native_ops()["routed_adapter_forward"]:
         print(
@@ -181,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     parts = [part for part in PARTS[:3] if part in options.parts or not options.parts]
     if not parts:
         return 0
-    timer = Timer(options.device, 2 if options.device == "cpu" else 5 if options.quick else 11)
+    timer = Timer(options.device, 1 if options.device == "cpu" else 5 if options.quick else 11)
     rates = timer.rates(8192 if timer.on_gpu else 256)
     bandwidth = rates["copy_gb_per_s"]
     results = Results(options.output, options.run, {**about(timer), **{n: round(r, 1) for n, r in rates.items()}})

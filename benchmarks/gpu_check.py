@@ -73,7 +73,7 @@ def steps(options: argparse.Namespace, run: str, work: Path) -> list[Step]:
     if options.device == "cpu":
         return [
             Step("setup", [sys.executable, "setup.py", "--name"], 60),
-            Step("tests", tests("--collect-only", "tests/cuda", "tests/ops"), 120),
+            Step("tests", tests("--collect-only", "-q", "tests/cuda", "tests/ops"), 120),
             Step("measure", measure([], options, 120, run), 240),
             *tools(options, work),
         ]
@@ -232,13 +232,17 @@ def told(result: Mapping[str, Any]) -> str:
     return f"{result['step']:<22} {result['outcome']:<10} {result.get('seconds', 0):>6} s  {result['why']}".rstrip()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), metavar="DIR")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only tries the script")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_MINUTES:g} minutes in place of {MINUTES:g}")
     parser.add_argument("--minutes", type=float, help="for all of it")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
     minutes = options.minutes or (QUICK_MINUTES if options.quick else MINUTES)
     end = time.monotonic() + 60 * minutes
     run = time.strftime("%Y-%m-%d %H:%M:%S")

@@ -35,7 +35,7 @@ class Timer:
 
     def device_seconds(self, function: Callable[[], Any]) -> float:
         """Of one call on the device, each run with a cold L2."""
-        for _ in range(2):
+        for _ in range(2 if self.on_gpu else 0):
             function()
         if not self.on_gpu:
             return statistics.median(_wall(function) for _ in range(self.repetitions))
@@ -54,6 +54,7 @@ class Timer:
     def called_seconds(self, function: Callable[[], Any], calls: int = 10) -> float:
         """Of one call among others, as a model makes it: whichever is longer, the host's time or the device's."""
         function()
+        calls, rounds = (calls, 3) if self.on_gpu else (1, 1)
 
         def several() -> None:
             for _ in range(calls):
@@ -61,7 +62,7 @@ class Timer:
             if self.on_gpu:
                 torch.cuda.synchronize()
 
-        return statistics.median(_wall(several) for _ in range(3)) / calls
+        return statistics.median(_wall(several) for _ in range(rounds)) / calls
 
     def times(self, function: Callable[[], Any]) -> Row:
         """`us`: on the device, in a graph's replay, or in plain calls where `not_captured` says why there is no graph;

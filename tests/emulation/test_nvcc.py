@@ -1,7 +1,7 @@
 """The same sources under nvcc, by setup.py itself: what the GPU will get, and that the library with it loads where there is none.
 
-nvcc is found through a script on the PATH, as some machines have it. Without one, the nvcc that pip installs serves:
-`make nvcc`.
+nvcc is found through a script on the PATH, as some machines have it. Where the machine has none, NVIDIA's packages for pip
+bring one: `make nvcc`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def setup_py() -> dict[str, Any]:
 
 
 SETUP = setup_py()
-HOME = os.environ.get("CUDA_HOME")
-NVCC = (shutil.which("nvcc", path=f"{HOME}/bin") if HOME else shutil.which("nvcc")) or SETUP["pip_nvcc"]()
+PLACES = [os.environ["CUDA_HOME"]] if "CUDA_HOME" in os.environ else [None, str(Path(sys.prefix, "cuda/nvidia/cu13"))]
+NVCC = next(filter(None, (shutil.which("nvcc", path=place and f"{place}/bin") for place in PLACES)), None)
 # The most registers of a thread that leave room for the blocks an SM should hold: 3 of 128 threads, 2, 2 of 256.
 MOST_REGISTERS = {
     "shrink": 168,

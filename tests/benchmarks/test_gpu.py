@@ -1,0 +1,172 @@
+"""The GPU benchmark, tried on the CPU: what it counts, what it writes and when, and that nothing that fails takes the rest along."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mhr_benchmarks import gpu, gpu_adapter, gpu_layer, gpu_steps
+from mhr_benchmarks.gpu_tables import tables
+from mhr_benchmarks.gpu_timer import Timer, kernel_name
+from mhr_benchmarks.train import AGREEMENT
+
+SHAPE = (16, 32, 4, 2)
+
+
+@pytest.fixture
+def timer() -> Timer:
+    return Timer("cpu", 1)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "gpu.json").read_text())
+
+
+def test_the_floor_counts_factors_their_gradients_and_what_forward_keeps() -> None:
+    n, d, rank, tasks = SHAPE
+    activations, factors, kept = n * d * 2, 2 * tasks * d * rank * 2, n * rank * 4
+    moved = gpu_adapter.Adapter("cpu", *SHAPE).bytes_moved()
+    assert moved["forward"] == 3 * activations + factors + kept
+    assert moved["backward"] == 4 * activations + factors + kept + 2 * factors  # gradients in float32
+
+
+def test_where_ours_is_off_the_times_stand_beside_it(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = gpu_adapter.Adapter.forward
+
+    def off(case: gpu_adapter.Adapter, y: torch.Tensor) -> torch.Tensor:
+        z = forward(case, y)
+        y.mul_(1.1)
+        return z
+
+    assert gpu_adapter.adapter(timer, 10.0, *SHAPE)["agrees"]
+    monkeypatch.setattr(gpu_adapter.Adapter, "forward", off)
+    row = gpu_adapter.adapter(timer, 10.0, *SHAPE)
+    assert not row["agrees"]
+    assert row["forward"]["us"] > 0
+    layer = {"forward": {}, "train": {}, "errors": {}, "agrees": True}
+    made = tables({"steps": [], "shapes": [{"adapter": row, "layer": layer}], "kernels": [], "ops": [], "failed": []})
+    assert made[0]["rows"][0][-1] == "OFF"
+
+
+def test_a_peer_that_fails_leaves_the_others_their_times(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(case: gpu_layer.Layer) -> Any:
+        raise RuntimeError("no kernel image\nis available")
+
+    monkeypatch.setattr(gpu_layer.Layer, "peft_poly", refuse)
+    row = gpu_layer.layer(timer, *SHAPE)
+    assert row["failed"] == {"peft_poly": "RuntimeError: no kernel image"}
+    assert set(row["train"]) == set(row["forward"]) == {"linear", "ours", "peft_lora", "eager", "compile"}
+    assert row["errors"]["ours"] <= gpu_adapter.AGREEMENT
+
+
+def test_what_cannot_be_captured_is_timed_without_a_graph_and_says_why(
+    timer: Timer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(timer, "captured", refuse)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    found = timer.times(lambda: None)
+    assert found["us"] > 0
+    assert found["not_captured"] == "RuntimeError: operation not permitted when stream is capturing"
+
+
+def test_vllm_is_called_with_a_token_map_and_transposed_factors(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against stand-ins of its interface, which compute what its kernels do."""
+
+    class Meta:
+        @staticmethod
+        def make(max_loras: int, max_num_tokens: int, device: torch.device) -> Meta:
+            return Meta()
+
+        def prepare_tensors(self, mapping: torch.Tensor) -> None:
+            self.mapping = mapping
+
+        def meta_args(self, tokens: int, specialize_active_lora: bool) -> tuple[torch.Tensor, ...]:
+            return (self.mapping[:tokens], *[torch.zeros(1)] * 6)
+
+    def shrink(x: torch.Tensor, a: list[torch.Tensor], out: torch.Tensor, *rest: Any) -> None:
+        mapping, scaling = rest[0], rest[-1]
+        assert len(rest) == 8
+        out[0] = scaling * torch.einsum("ni,nri->nr", x.float(), a[0][mapping].float())
+
+    def expand(
+        z: torch.Tensor, b: list[torch.Tensor], y: torch.Tensor, *rest: Any, offset_start: int, add_inputs: bool
+    ):  # type: ignore[no-untyped-def]
+        assert len(rest) == 7
+        assert add_inputs
+        y += torch.einsum("nr,nor->no", z[0], b[0][rest[0]].float()).to(y.dtype)
+
+    ops = types.ModuleType("vllm.lora.ops.triton_ops")
+    ops.LoRAKernelMeta, ops.lora_shrink, ops.lora_expand = Meta, shrink, expand  # type: ignore[attr-defined]
+    for name in ("vllm", "vllm.lora", "vllm.lora.ops"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, ops.__name__, ops)
+    monkeypatch.setattr(gpu_adapter.importlib.util, "find_spec", lambda name: ops)
+    found = gpu_adapter.adapter(timer, 10.0, *SHAPE)["forward"]["vllm"]
+    assert found["us"] > 0
+    assert found["error"] < gpu_adapter.AGREEMENT
+
+
+def test_kernels_are_named_without_their_arguments() -> None:
+    name = "void mhr::cuda::shrink_kernel<__nv_bfloat16, 16, (mhr::cuda::Load)1>(mhr::cuda::ShrinkArgs<__nv_bfloat16>)"
+    assert kernel_name(name) == "shrink_kernel<bf16, 16, (Load)1>"
+    assert kernel_name("Memset (Device)") == "Memset "
+
+
+def test_parts_of_one_run_add_to_its_files_and_another_run_begins_new_ones(tmp_path: Path) -> None:
+    for run, rows in (("one", [1]), ("one", [1, 2]), ("two", [2])):
+        results = gpu.Results(tmp_path, run, {"cpu": "any"})
+        results.attempt("a row", lambda value=rows[-1]: {"what": value, "errors": {"ours": 0.0}}, "ops")
+        assert [row["what"] for row in record(tmp_path)["ops"]] == rows
+    results.attempt("another", lambda: {}[0], "ops")
+    assert record(tmp_path)["failed"] == [{"what": "another", "error": "KeyError: 0"}]
+    assert len(record(tmp_path)["ops"]) == 1
+
+
+def test_the_first_shape_is_that_of_the_targets_and_time_cuts_off_the_rest(
+    tmp_path: Path, timer: Timer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = gpu.grid((gpu.TOKENS, gpu.WIDTHS, gpu.RANKS, gpu.TASKS))[0]
+    assert first == gpu.COMPILED == (8192, 4096, 16, 8)
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr(gpu, "one_shape", lambda timer, bandwidth, *shape: seen.append(shape) or {})
+    monkeypatch.setattr(gpu, "tables", lambda record: [])
+    results = gpu.Results(tmp_path, "one", {})
+    gpu.measure_shapes(results, timer, 10.0, quick=False, end=0.0)
+    assert len(seen) == 1
+    assert [row["what"].partition(",")[0] for row in record(tmp_path)["ops"]] == ["mix", "weighted_average"]
+
+
+def test_the_agreement_of_a_step_fits_its_depth() -> None:
+    assert gpu_steps.agreement(gpu_steps.T5_LARGE) == 6 * AGREEMENT
+    assert gpu_steps.agreement(next(iter(gpu_steps.TINY.values()))) == AGREEMENT
+
+
+def test_a_step_that_disagrees_keeps_its_times(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_steps, "agreement", lambda setting: 0.0)
+    *_, row = gpu_steps.steps(timer, "Llama, tiny", gpu_steps.TINY["Llama, tiny"])
+    assert not row["failed"]
+    assert not row["agrees"]
+    assert max(row["errors"].values()) < 1e-5
+    peers = {"frozen", "ours", "peft_poly", "peft_lora", "eager", "ours_with_noise"}
+    assert set(row["ms"]) == peers
+    assert all(set(ms) == {"called", "graph"} for ms in row["ms"].values())
+    made = tables({"steps": [row], "shapes": [], "kernels": [], "ops": [], "failed": []})
+    assert [cells[-1] for cells in made[0]["rows"] if cells[1] == "ours"] == ["OFF"]
+
+
+def test_without_cuda_kernels_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "native_ops", lambda: {"routed_adapter_forward": ("cpu",)})
+    assert gpu.main(["--output", str(tmp_path / "out")]) == 2
+    assert "no native CUDA kernel" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
