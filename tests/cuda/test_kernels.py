@@ -1,11 +1,14 @@
-"""The native CUDA ops on this GPU: the emulator's cases and bounds, repeatability, streams and graphs."""
+"""The native CUDA ops on this GPU: the emulator's cases and bounds, repeatability, sizes beyond 32 bits.
+
+Streams, graphs and compilers: tests/ops, which run on the GPU too.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from mhr.ops import native_ops, routed_adapter, weighted_average
+from mhr.ops import mix, native_ops, route, weighted_average
 from tests.emulation.adapter_cases import BF16, CASES, FP32, Case, Problem
 from tests.emulation.bounds import Bounded, product, worst
 from tests.emulation.test_mix import ITEMS, SUMS
@@ -53,6 +56,46 @@ def test_sanitizer_case(case: Case) -> None:
     torch.cuda.synchronize()
 
 
+def test_sanitizer_case_of_the_other_ops() -> None:
+    logits, tasks = torch.randn(3, 4, 6, device="cuda", requires_grad=True), torch.tensor([2, -1, 0], device="cuda")
+    banks = [torch.randn(4, 6, 17, 5, device="cuda", requires_grad=True) for _ in range(2)]
+    w = route(logits, tasks)
+    factors = mix(banks, [w, w], [1, 2])
+    torch.autograd.grad(sum(f.square().sum() for f in factors), [logits, *banks])
+    weighted_average([torch.randn(1003, device="cuda") for _ in range(3)], [0.5, 0.25, 0.25])
+    torch.cuda.synchronize()
+
+
+def test_more_than_two_to_the_31_elements() -> None:
+    """The last tokens of tensors whose element numbers no int32 holds, against float64."""
+    n, d, rank, last = (1 << 19) + 300, 4096, 16, 100
+    assert (n - last) * d > 1 << 31
+    if torch.cuda.mem_get_info()[0] < 6 * n * d * 2:
+        pytest.skip(f"needs {6 * n * d * 2 >> 30} GiB of free device memory")
+
+    def normal(*shape: int, spread: float = 1.0) -> torch.Tensor:
+        return torch.empty(shape, device="cuda", dtype=BF16).normal_(std=spread)
+
+    x, y, dy, dx = (normal(n, d) for _ in range(4))
+    a, b = normal(2, d, rank, spread=d**-0.5), normal(2, rank, d, spread=rank**-0.5)
+    rows, offsets = torch.tensor([0, 1], device="cuda"), torch.tensor([0, n - last, n], device="cuda")
+    end = slice(n - last, n)
+    xs, ys, dys, dxs, (_, a1), (_, b1) = (t.double() for t in (x[end], y[end], dy[end], dx[end], a, b))
+    dz = dys @ b1.T
+    expected = {
+        "y": ys + xs @ a1 @ b1,
+        "dx": dxs + dz @ a1.T,
+        "dA": xs.T @ dz,
+        "dB": (xs @ a1).T @ dys,
+    }
+    z = ops.routed_adapter_forward(y, x, a, b, rows, None, offsets, None, None, "none", 1.0)
+    dz, db, _ = ops.routed_adapter_backward_dy(dy, z, b, rows, offsets, "none", 1.0, False)
+    da, _ = ops.routed_adapter_backward_x(dx, x, dz, a, rows, offsets, True, False)
+    for (name, truth), found in zip(expected.items(), (y[end], dx[end], da[1], db[1]), strict=True):
+        error = (found.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt()
+        assert error < 1e-2, f"{name} is off by {error:.1e}"
+
+
 def test_many_blocks_match_float64() -> None:
     problem = Problem(Case((3000, 1, 0, 2500, 700), 1024, 1536, 16))
     for names, outputs in zip(problem.expected(), results(problem), strict=True):
@@ -86,23 +129,3 @@ def test_weighted_average_matches_float64(dtype: torch.dtype) -> None:
     expected = sum(w * t.double() for w, t in zip(weights, tensors, strict=True))
     torch.testing.assert_close(weighted_average(tensors, weights), expected.to(dtype))
     assert torch.equal(weighted_average(tensors[:1], [1.0]), tensors[0])
-
-
-def test_runs_on_the_current_stream_and_in_a_graph() -> None:
-    x, a, b = (torch.randn(*s, device="cuda", dtype=BF16) for s in ((256, 512), (2, 512, 8), (2, 8, 384)))
-    rows = torch.tensor([1, 0], device="cuda")
-    expected = routed_adapter(torch.zeros(256, 384, device="cuda", dtype=BF16), x, a, b, rows)
-    y = torch.zeros_like(expected)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        routed_adapter(y.clone(), x, a, b, rows)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y.zero_()
-        routed_adapter(y, x, a, b, rows)
-    for _ in range(3):
-        graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(y, expected)

@@ -27,6 +27,14 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(params=["aot_eager", "inductor"])
+def backend(request: pytest.FixtureRequest, device: str) -> str:
+    """A backend of torch.compile: the one that splits forward from backward, and the one that also makes code."""
+    if request.param == "inductor" and device == "cpu":
+        pytest.skip("Inductor makes C++ for the CPU, seconds a function; where there is a GPU, it runs there")
+    return request.param
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, None, None]:
     try:

@@ -86,13 +86,13 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.mhr.mix_backward.default, (grads, args[0], args[1], [1], True, True))
 
 
-def test_compiles_without_graph_breaks() -> None:
+def test_compiles_without_graph_breaks(backend: str) -> None:
     given = inputs(SHAPES[1], torch.float32)
 
     def function(bank: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         return mix([bank * 2], [weights], [1])[0].square()
 
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
     assert_close(with_gradients(compiled, given), with_gradients(function, given), torch.float32)
 
 

@@ -72,9 +72,9 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.mhr.route_backward.default, (torch.randn(3, 2, 3), logits, tasks, None, 1.0))
 
 
-def test_compiles_without_graph_breaks() -> None:
+def test_compiles_without_graph_breaks(backend: str) -> None:
     tasks = torch.tensor([3, -1, 3])
-    compiled = torch.compile(lambda logits: route(logits * 2, tasks), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(lambda logits: route(logits * 2, tasks), fullgraph=True, backend=backend)
     given = {"logits": torch.randn(4, 2, 3)}
     assert_close(
         with_gradients(compiled, given), with_gradients(lambda logits: route(logits * 2, tasks), given), torch.float32

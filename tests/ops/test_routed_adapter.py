@@ -125,14 +125,14 @@ def test_opcheck() -> None:
     torch.library.opcheck(ops.routed_adapter_backward_x.default, (None, x, dz, A, rows, offsets, False, False))
 
 
-def test_compiles_without_graph_breaks() -> None:
+def test_compiles_without_graph_breaks(backend: str) -> None:
     rows, offsets = RAGGED.tensors()
     given = inputs(RAGGED, (8, 7, 3), torch.float32)
 
     def function(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         return routed_adapter(y * 2, x, A, B, rows, 0.7, offsets=offsets).square()
 
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
     assert_close(with_gradients(compiled, given), with_gradients(function, given), torch.float32)
 
 

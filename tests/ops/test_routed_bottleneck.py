@@ -147,7 +147,7 @@ def test_it_leaves_its_input_alone_and_keeps_only_the_activations_of_the_rank() 
 
 
 @pytest.mark.parametrize("weighed", [True, False])
-def test_compiles_without_graph_breaks(weighed: bool) -> None:
+def test_compiles_without_graph_breaks(weighed: bool, backend: str) -> None:
     rows, offsets = RAGGED.tensors()
     given = inputs(RAGGED, (1, RAGGED.n_rows, 8, 2), torch.float32)
     settings = {} if weighed else {"weights": None}
@@ -157,7 +157,7 @@ def test_compiles_without_graph_breaks(weighed: bool) -> None:
     def function(**tensors: Tensor) -> Tensor:
         return routed_bottleneck(**tensors, **settings, rows=rows, offsets=offsets).square()
 
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(function, fullgraph=True, backend=backend)
     assert_close(with_gradients(compiled, given), with_gradients(function, given), torch.float32)
 
 

@@ -50,8 +50,8 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.mhr.weighted_average.default, (torch.zeros(5), tensors, [0.5, 0.25]))
 
 
-def test_compiles_without_graph_breaks() -> None:
-    compiled = torch.compile(lambda a, b: weighted_average([a, b], [0.5, 2.0]), fullgraph=True, backend="aot_eager")
+def test_compiles_without_graph_breaks(backend: str) -> None:
+    compiled = torch.compile(lambda a, b: weighted_average([a, b], [0.5, 2.0]), fullgraph=True, backend=backend)
     a, b = torch.randn(9), torch.randn(9)
     torch.testing.assert_close(compiled(a, b), weighted_average([a, b], [0.5, 2.0]))
 
