@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from .gpu_layer import UNCAPTURED
 from .gpu_timer import Row, Timer, attempt
 from .train import AGREEMENT, Peers, Setting
 
@@ -47,7 +48,7 @@ def steps(timer: Timer, name: str, setting: Setting) -> Iterator[Row]:
 
     def as_called(peer: str) -> None:
         model = peers.models[peer].to(torch.bfloat16)
-        result["ms"][peer] = {"called": timer.called_seconds(peers.step(peer), calls=3) * 1e3}
+        result["ms"][peer] = {"called": timer.called_seconds(peers.step(peer)) * 1e3}
         result["of_frozen"][peer] = result["ms"][peer]["called"] / result["ms"]["frozen"]["called"]
         result.setdefault("trained", {})[peer] = sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -63,6 +64,6 @@ def steps(timer: Timer, name: str, setting: Setting) -> Iterator[Row]:
         yield result
     # Last, because an interrupted capture may leave its mark on what follows.
     for peer in order:
-        if peer in result["ms"]:
+        if peer in result["ms"] and peer not in UNCAPTURED:
             note(f"{peer}, graph", partial(in_graph, peer))
             yield result

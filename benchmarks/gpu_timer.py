@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 Row = dict[str, Any]
 FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU
+LONG = 0.05  # seconds of calls in a row that need not be more of them
 AHEAD = 400_000  # cycles the GPU idles for, some 0.2 ms, so that the host has enqueued all that follows
 
 
@@ -56,27 +57,26 @@ class Timer:
         function()
         calls, rounds = (calls, 3) if self.on_gpu else (1, 1)
 
-        def several() -> None:
+        def several(calls: int) -> None:
             for _ in range(calls):
                 function()
             if self.on_gpu:
                 torch.cuda.synchronize()
 
-        return statistics.median(_wall(several) for _ in range(rounds)) / calls
+        several(0)
+        one = _wall(lambda: several(1))
+        calls = max(1, min(calls, int(LONG / one)))
+        return statistics.median(_wall(lambda: several(calls)) for _ in range(rounds)) / calls
 
-    def times(self, function: Callable[[], Any]) -> Row:
-        """`us`: on the device, in a graph's replay, or in plain calls where `not_captured` says why there is no graph;
-        `called_us`: of a call among others."""
+    def times(self, function: Callable[[], Any], uncaptured: str | None = None) -> Row:
+        """`us`: on the device, in a graph's replay, or of its kernels together where `not_captured` says why there is no graph,
+        so that waiting for the host is nobody's; `called_us`: of a call among others. `uncaptured` says that a graph is not to be
+        tried, and why."""
         called = self.called_seconds(function) * 1e6
-        try:
-            replay = self.captured(function)
-        except RuntimeError as error:
-            torch.cuda.synchronize()
-            return {
-                "us": self.device_seconds(function) * 1e6,
-                "called_us": called,
-                "not_captured": first_line(error),
-            }
+        replay, why = (None, uncaptured) if uncaptured and self.on_gpu else attempt(lambda: self.captured(function))
+        if why:
+            device = sum(kernel["us"] * kernel["launches"] for kernel in self.kernels(function).values())
+            return {"us": device, "called_us": called, "not_captured": why}
         return {"us": self.device_seconds(replay) * 1e6, "called_us": called}
 
     def captured(self, function: Callable[[], Any]) -> Callable[[], Any]:
@@ -91,8 +91,14 @@ class Timer:
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            function()
+        try:
+            with torch.cuda.graph(graph):
+                function()
+        except RuntimeError:
+            # The generator would go on believing that it is within a graph, and refuse to draw.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
         return graph.replay
 
     def kernels(self, function: Callable[[], Any]) -> dict[str, Row]:

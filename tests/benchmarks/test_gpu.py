@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mhr_benchmarks import gpu, gpu_adapter, gpu_layer, gpu_steps
-from mhr_benchmarks.gpu_tables import tables
+from mhr_benchmarks.gpu_tables import _targets, tables
 from mhr_benchmarks.gpu_timer import Timer, kernel_name
 from mhr_benchmarks.train import AGREEMENT
 
@@ -51,7 +51,8 @@ def test_where_ours_is_off_the_times_stand_beside_it(timer: Timer, monkeypatch: 
     assert row["forward"]["us"] > 0
     layer = {"forward": {}, "train": {}, "errors": {}, "agrees": True}
     made = tables({"steps": [], "shapes": [{"adapter": row, "layer": layer}], "kernels": [], "ops": [], "failed": []})
-    assert made[0]["rows"][0][-1] == "OFF"
+    (cells,) = made[0]["rows"]
+    assert cells[-1] == "OFF"
 
 
 def test_a_peer_that_fails_leaves_the_others_their_times(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +73,11 @@ def test_what_cannot_be_captured_is_timed_without_a_graph_and_says_why(
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(timer, "captured", refuse)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    found = timer.times(lambda: None)
+    case = gpu_adapter.Adapter("cpu", *SHAPE)
+    found = timer.times(lambda: case.backward(case.dx))
+    kernels = timer.kernels(lambda: case.backward(case.dx))
+    assert set(kernels) == {"mhr::routed_adapter_backward_dy", "mhr::routed_adapter_backward_x"}
+    assert all(kernel["us"] > 0 and kernel["launches"] == 1 for kernel in kernels.values())
     assert found["us"] > 0
     assert found["not_captured"] == "RuntimeError: operation not permitted when stream is capturing"
 
@@ -158,9 +162,23 @@ def test_a_step_that_disagrees_keeps_its_times(timer: Timer, monkeypatch: pytest
     assert max(row["errors"].values()) < 1e-5
     peers = {"frozen", "ours", "peft_poly", "peft_lora", "eager", "ours_with_noise"}
     assert set(row["ms"]) == peers
-    assert all(set(ms) == {"called", "graph"} for ms in row["ms"].values())
+    assert all(set(ms) == {"called", "graph"} for peer, ms in row["ms"].items() if peer != "peft_poly")
     made = tables({"steps": [row], "shapes": [], "kernels": [], "ops": [], "failed": []})
-    assert [cells[-1] for cells in made[0]["rows"] if cells[1] == "ours"] == ["OFF"]
+    assert [cells[-1] for cells in made[1]["rows"] if cells[1] == "ours"] == ["OFF"]
+
+
+def test_targets_are_judged_by_the_worst_case() -> None:
+    def shape(n: int, floor: float, poly: float) -> dict[str, Any]:
+        adapter = {"N": n, "d": 64, "r": 4, "T": 8, "forward": {"of_floor": floor}, "backward": {"of_floor": 1.1}}
+        return {"adapter": adapter, "layer": {"forward": {"ours": {"of_peft_poly": poly}}, "train": {}}}
+
+    steps = [{"what": "T5", "ms": {"ours": {"called": 9.0, "graph": 4.0}, "peft_lora": {"called": 10.0, "graph": 3.2}}}]
+    found = _targets({"shapes": [shape(2048, 9.0, 0.2), shape(8192, 1.3, 0.3)], "steps": steps})
+    assert [row[1:] for row in found["rows"]] == [
+        [1.15, "1 of 2", 1.1, 1.3, "forward at 8192, 64, 4, 8"],
+        [0.25, "1 of 2", 0.2, 0.3, "forward at 8192, 64, 4, 8"],
+        [1.0, "1 of 2", 0.9, 1.25, "T5, graph"],
+    ]
 
 
 def test_without_cuda_kernels_nothing_is_measured(
