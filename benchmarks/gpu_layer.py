@@ -1,8 +1,10 @@
-"""A whole adapted linear on a GPU, and mixing and averaging: ours against PEFT's Poly and LoRA, eager torch and torch.compile."""
+"""A whole adapted linear on a GPU, and mixing and averaging: ours against PEFT's Poly and LoRA, eager torch,
+torch.compile and, where it can be imported, LoRAFusion."""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -29,10 +31,16 @@ Peer = tuple[Callable[[], Tensor], list[Tensor]]
 
 def formula(x: Tensor, linear: nn.Linear, bank_a: Tensor, bank_b: Tensor, w: Tensor) -> Tensor:
     """linear(x) + (x A_u) B_u for x [U, L, I], the factors mixed from the banks by w [U, H, S]."""
+    a, b = mixed(bank_a, bank_b, w)
+    return linear(x) + torch.bmm(torch.bmm(x, a), b)
+
+
+def mixed(bank_a: Tensor, bank_b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """A [U, I, R] and B [U, R, O]."""
     tasks, rank = len(w), bank_a.shape[-1]
     a = torch.einsum("uhs,hsdr->uhdr", w, bank_a).reshape(tasks, -1, rank)
     b = torch.einsum("uhs,hsrd->urhd", w, bank_b).reshape(tasks, rank, -1)
-    return linear(x) + torch.bmm(torch.bmm(x, a), b)
+    return a, b
 
 
 def peft_layer(base: nn.Linear, config: Any, dtype: torch.dtype) -> nn.Module:
@@ -96,26 +104,64 @@ class Layer:
         layer = peft_layer(copy.deepcopy(self.base), config, self.x.dtype)
         return lambda: layer(self.x), [self.x, *(p for p in layer.parameters() if p.requires_grad)]
 
-    def errors(self) -> dict[str, float]:
-        """RMS errors of y of ours and of eager against float64."""
+    def lorafusion(self) -> Peer:
+        """LoRAFusion's fused linear, forward only, its factors mixed beforehand.
+
+        It takes a block of tokens at a time: its rank, how many of them are tokens, its segment's first block, and where its
+        z and B lie.
+        """
+        from lorafusion.ops.triton_ops.config import get_lora_kernel_config
+        from lorafusion.ops.triton_ops.fused_multi_lora_xw_sb import fused_multi_lora_xw_sb
+
+        block = get_lora_kernel_config("fused_multi_lora_xw_sb").block_size_m
+        length, device = self.n // self.tasks, self.x.device
+        if length % block:
+            raise ValueError(f"segments of {length} tokens are no multiple of its blocks of {block}")
+        with torch.no_grad():
+            a, b = mixed(self.bank_a, self.bank_b, self.w.to(self.x.dtype))
+        b = b.mT.contiguous()
+        z = torch.empty(self.tasks, length, self.rank, device=device, dtype=self.x.dtype)
+        each = length // block
+        table = [[self.rank, block, t * each] for t in range(self.tasks) for _ in range(each)]
+        given = {
+            "block_to_lookup_table": torch.tensor(table, dtype=torch.int32, device=device),
+            "block_to_alpha": torch.ones(len(table), dtype=self.x.dtype, device=device),
+            "s_ptrs_list": torch.tensor([t.data_ptr() for t in z for _ in range(each)], device=device),
+            "b_ptrs_list": torch.tensor([t.data_ptr() for t in b for _ in range(each)], device=device),
+            "raw_b_list": [*b],  # keeps what is pointed to
+            "max_r": max(16, self.rank),
+            "total_r": self.rank,
+            "bias": self.base.bias,
+        }
+
+        def forward() -> Tensor:
+            torch.bmm(self.x, a, out=z)
+            return fused_multi_lora_xw_sb(self.x.flatten(0, 1), self.base.weight, **given).view_as(self.dy)
+
+        return forward, []
+
+    def error(self, forward: Callable[[], Tensor]) -> float:
+        """RMS error of y against float64."""
         with torch.no_grad():
             exact = copy.deepcopy(self.base).double()
-            truth = [formula(self.x.double(), exact, self.bank_a.double(), self.bank_b.double(), self.w.double())]
-            return {name: worst_error([getattr(self, name)()[0]()], truth) for name in ("ours", "eager")}
+            truth = formula(self.x.double(), exact, self.bank_a.double(), self.bank_b.double(), self.w.double())
+            return worst_error([forward()], [truth])
 
 
 def layer(timer: Timer, n: int, d: int, rank: int, tasks: int) -> Row:
     """Overheads in microseconds of whole adapted layers over the frozen linear, forward and forward + backward."""
     case = Layer(timer.device, n, d, rank, tasks)
-    result: Row = {"errors": case.errors(), "forward": {}, "train": {}}
-    result["agrees"] = result["errors"]["ours"] <= AGREEMENT
+    result: Row = {"errors": {}, "forward": {}, "train": {}}
     names = ["linear", "ours", "peft_poly", "peft_lora", "eager"]
     if (n, d, rank, tasks) == COMPILED or not timer.on_gpu:
         names.append("compile")
+    if importlib.util.find_spec("lorafusion"):
+        names.append("lorafusion")
     for name in names:
         _, why = attempt(partial(_peer, timer, case, name, result))
         if why:
             result.setdefault("failed", {})[name] = why
+    result["agrees"] = result["errors"].get("ours", 0.0) <= AGREEMENT
     for mode in ("forward", "train"):
         found = result[mode]
         for peer in ("peft_poly", "peft_lora"):
@@ -130,7 +176,11 @@ def _peer(timer: Timer, case: Layer, name: str, result: Row) -> None:
         "forward": torch.no_grad()(forward),
         "train": lambda: torch.autograd.grad(forward(), leaves, case.dy),
     }
+    if name in ("ours", "eager", "lorafusion"):
+        result["errors"][name] = case.error(forward)
     for mode, run in runs.items():
+        if mode == "train" and not leaves:
+            continue
         found = timer.times(run, UNCAPTURED.get(name))
         linear = result[mode].get("linear", found)
         found["over_us"] = found["us"] - linear["us"]
@@ -153,20 +203,20 @@ def mixing(timer: Timer, bandwidth: float, n_layers: int, d: int, rank: int, tas
     def ours() -> list[Tensor]:
         return mix(banks, [w] * len(banks), head_dims)
 
-    def formula(banks: list[Tensor], w: Tensor) -> list[Tensor]:
+    def einsums(banks: list[Tensor], w: Tensor) -> list[Tensor]:
         a = [torch.einsum("uhs,hsdr->uhdr", w, b).flatten(1, 2) for b in banks[:n_layers]]
         b = [torch.einsum("uhs,hsrd->urhd", w, b).flatten(2) for b in banks[n_layers:]]
         return a + b
 
     def eager() -> list[Tensor]:
-        return formula(banks, w.bfloat16())
+        return einsums(banks, w.bfloat16())
 
-    truth = formula([bank.double() for bank in banks], w.double())
+    truth = einsums([bank.double() for bank in banks], w.double())
     errors = {name: worst_error(peer(), truth) for name, peer in (("ours", ours), ("eager", eager))}
     result: Row = {"what": f"mix, {len(banks)} banks, d {d}, r {rank}, T {tasks}", "errors": errors}
-    mixed = ours()
-    grads = [torch.randn_like(m) for m in mixed]
-    read, written = (sum(t.nbytes for t in tensors) for tensors in (banks, mixed))
+    factors = ours()
+    grads = [torch.randn_like(factor) for factor in factors]
+    read, written = (sum(t.nbytes for t in tensors) for tensors in (banks, factors))
 
     def train(forward: Callable[[], list[Tensor]]) -> tuple[Tensor, ...]:
         return torch.autograd.grad(forward(), [*banks, w], grads)

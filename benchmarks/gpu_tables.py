@@ -117,7 +117,7 @@ def _timed_vllm(shape: Row) -> bool:
 
 
 def _layers(record: Row) -> Table:
-    peers = ("ours", "peft_poly", "peft_lora", "eager", "compile")
+    peers = ("ours", "peft_poly", "peft_lora", "eager", "compile", "lorafusion")
     rows = []
     for shape in record["shapes"]:
         row, head = shape["layer"], [shape["adapter"][key] for key in "NdrT"]
@@ -137,7 +137,18 @@ def _layers(record: Row) -> Table:
     }
     return {
         "title": "Overhead of a whole layer over the frozen linear, microseconds",
-        "columns": [*"NdrT", "", "linear", "ours", "PEFT Poly", "PEFT LoRA", "eager", "torch.compile", ""],
+        "columns": [
+            *"NdrT",
+            "",
+            "linear",
+            "ours",
+            "PEFT Poly",
+            "PEFT LoRA",
+            "eager",
+            "torch.compile",
+            "LoRAFusion",
+            "",
+        ],
         "rows": rows,
         "note": "As called: with the host's time, calls in a row."
         + (f" Without a graph: {'; '.join(sorted(uncaptured))}." if uncaptured else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 import types
@@ -117,6 +118,45 @@ def test_vllm_is_called_with_a_token_map_and_transposed_factors(timer: Timer, mo
     found = gpu_adapter.adapter(timer, 10.0, *SHAPE)["forward"]["vllm"]
     assert found["us"] > 0
     assert found["error"] < gpu_adapter.AGREEMENT
+
+
+def test_lorafusion_is_given_a_row_for_each_block_of_tokens(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in of its kernel, which reads what the pointers point to."""
+    block = 4
+
+    def read(pointer: torch.Tensor, *shape: int) -> torch.Tensor:
+        n_bytes = 2 * torch.Size(shape).numel()
+        raw = (ctypes.c_char * n_bytes).from_address(int(pointer))
+        return torch.frombuffer(bytearray(raw), dtype=torch.bfloat16).view(shape).float()
+
+    def kernel(x: torch.Tensor, w: torch.Tensor, **given: Any) -> torch.Tensor:
+        out = torch.nn.functional.linear(x, w, given["bias"])
+        table = given["block_to_lookup_table"]
+        assert len(table) == len(given["s_ptrs_list"]) == len(given["b_ptrs_list"]) == len(x) // block
+        for i, (rank, valid, first) in enumerate(table.tolist()):
+            assert given["total_r"] == rank <= given["max_r"]
+            begin = (i - first) * block
+            z = read(given["s_ptrs_list"][i], begin + valid, rank)[begin:]
+            b = read(given["b_ptrs_list"][i], w.shape[0], rank)
+            out[i * block : i * block + valid] += (given["block_to_alpha"][i] * z @ b.T).to(out.dtype)
+        return out
+
+    config = types.ModuleType("lorafusion.ops.triton_ops.config")
+    config.get_lora_kernel_config = lambda name: types.SimpleNamespace(block_size_m=block)  # type: ignore[attr-defined]
+    fused = types.ModuleType("lorafusion.ops.triton_ops.fused_multi_lora_xw_sb")
+    fused.fused_multi_lora_xw_sb = kernel  # type: ignore[attr-defined]
+    for name in ("lorafusion", "lorafusion.ops", "lorafusion.ops.triton_ops"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    for module in (config, fused):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    case = gpu_layer.Layer("cpu", *SHAPE)
+    forward, leaves = case.lorafusion()
+    assert leaves == []
+    with torch.no_grad():
+        assert case.error(forward) < gpu_adapter.AGREEMENT
+    monkeypatch.setattr(config, "get_lora_kernel_config", lambda name: types.SimpleNamespace(block_size_m=128))
+    with pytest.raises(ValueError, match="segments of 8 tokens are no multiple of its blocks of 128"):
+        case.lorafusion()
 
 
 def test_kernels_are_named_without_their_arguments() -> None:
