@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -174,3 +176,23 @@ def test_refuses_vmap() -> None:
     rows, _ = EQUAL.tensors()
     with pytest.raises(RuntimeError, match="mhr::routed_adapter does not support torch.func"):
         torch.func.vmap(lambda x: routed_adapter(given["y"], x, given["A"], given["B"], rows))(torch.randn(2, 3, 5, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+def test_inductor_adds_into_y_without_a_copy(training: bool, device: str) -> None:
+    """What is given back is the one buffer of y's size that is made, and no copy is left of how dynamo is told that y changes."""
+    from torch._inductor.utils import run_and_get_code
+
+    rows, _ = EQUAL.tensors()
+    given = inputs(EQUAL, (8, 7, 3), torch.float32)
+    arguments = [given[name].requires_grad_(training) for name in ("y", "x", "A", "B")]
+
+    def function(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        return routed_adapter(y * 2, x, A, B, rows, 0.7)
+
+    found, codes = run_and_get_code(torch.compile(function, fullgraph=True), *arguments)
+    torch.testing.assert_close(found, function(*arguments))
+    (made,) = re.findall(rf"(\w+) = empty_strided_{device}\(\(3, 5, 7\)", codes[0])
+    assert re.search(rf"routed_adapter_forward\.default\({made}\b", codes[0])
+    assert "copy_(" not in codes[0]
