@@ -55,6 +55,12 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
   const int all_column_steps = (columns_left + S::kStep - 1) / S::kStep;
   const int steps = rank_tiles * (all_column_steps < p.steps_per_range ? all_column_steps : p.steps_per_range);
   T* const y = static_cast<T*>(p.y) + size_t(tile.begin) * p.columns + first_column;
+  if (u < 0) {
+    const int left = p.steps_per_range * S::kStep;
+    if (u == kNoSuchRow || !p.accumulate)
+      fill_tile(y, p.columns, tile.tokens, columns_left < left ? columns_left : left, product_without(u));
+    return;
+  }
   const bool flat = p.w.access == Access::kFlat;
 
   auto load_step = [&](int s) {  // step s: rank tile s % rank_tiles of column step s / rank_tiles

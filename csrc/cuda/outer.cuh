@@ -60,8 +60,14 @@ __global__ void __launch_bounds__(128, 2) outer_kernel(OuterArgs p) {
   const T* const d = static_cast<const T*>(p.d) + size_t(chunk.begin) * p.columns + first_column;
   const float* const z = p.z + size_t(chunk.begin) * p.rank + first_rank;
 
+  const int u = factor_row(p.rows, chunk.segment, p.n_rows);
+  float* inner = nullptr;
+  if constexpr (INNER) inner = p.inner + (size_t(blockIdx.y) * p.segments.n_tokens + chunk.begin) * p.rank + first_rank;
+  if (u < 0) {  // nobody gathers its parts
+    if constexpr (INNER) fill_tile(inner, p.rank, chunk.tokens, ranks, product_without(u));
+    return;
+  }
   if constexpr (INNER) {  // joins the first step's group of copies
-    const int u = factor_row(p.rows, chunk.segment, p.n_rows);
     load_factor<T, RP, S::kColumns, S::kThreads>(tile_b, S::kPitchD, p.b,
                                                  (size_t(u) * p.rank + first_rank) * p.columns + first_column,
                                                  p.columns, ranks, columns);
@@ -170,7 +176,6 @@ __global__ void __launch_bounds__(128, 2) outer_kernel(OuterArgs p) {
           }
         }
       }
-      float* const inner = p.inner + (size_t(blockIdx.y) * p.segments.n_tokens + chunk.begin) * p.rank + first_rank;
 #pragma unroll
       for (int n = 0; n < kTiles; ++n)
 #pragma unroll

@@ -29,13 +29,14 @@ __global__ void __launch_bounds__(THREADS) finish_kernel(FinishArgs p) {
 }
 
 // out[u] = scale * sum of the parts of all chunks of all segments whose row is u, a matrix [height, width] each;
-// written as it is or transposed. Rows without a segment get zeros.
+// written as it is or transposed. Rows without a segment get zeros. Wrong offsets may promise more chunks than the
+// n_parts that exist.
 struct GatherArgs {
   const float* parts;
   float* out;
   Segments segments;
   const int64_t* rows;
-  int chunk, height, width;
+  int chunk, n_parts, height, width;
   float scale;
   bool transposed;
 };
@@ -52,7 +53,8 @@ __global__ void __launch_bounds__(THREADS) gather_kernel(GatherArgs p) {
     uint32_t mine = __ballot_sync(~0u, g < p.segments.count && p.rows[g < p.segments.count ? g : 0] == u);
     for (; mine; mine &= mine - 1) {
       const int source = __ffs(int(mine)) - 1;
-      const int end = __shfl_sync(~0u, through, source), begin = end - __shfl_sync(~0u, chunks, source);
+      const int last = __shfl_sync(~0u, through, source), begin = last - __shfl_sync(~0u, chunks, source);
+      const int end = last < p.n_parts ? last : p.n_parts;
       if (i < size)
         for (int k = begin; k < end; ++k) sum += p.parts[k * size + i];
     }

@@ -35,6 +35,22 @@ const char* check(Dtype dtype, const Routing& routing, std::initializer_list<int
   return nullptr;
 }
 
+// Only where they are to be checked: see launch.h.
+const char* check_routing(const Routing& routing, const int64_t* rows, int64_t n_rows, void* stream) {
+  if (!checks_values()) return nullptr;
+  const auto st = static_cast<Stream>(stream);
+  const std::string in_range = "rows must lie in 0.." + std::to_string(n_rows - 1) + ", or be -1 for no adapter";
+  MHR_TRY(check_values(in_range.c_str(), rows, routing.n_segments, st,
+                       [&](size_t g, const std::vector<int64_t>& all) { return all[g] < -1 || all[g] >= n_rows; }));
+  const std::string rise = "offsets must rise from 0 to N = " + std::to_string(routing.n_tokens);
+  return check_values(rise.c_str(), routing.offsets, routing.n_segments + 1, st,
+                      [&](size_t g, const std::vector<int64_t>& all) {
+                        const bool last = g + 1 == all.size();
+                        return all[g] < (g ? all[g - 1] : 0) || (g == 0 && all[g] != 0) || all[g] > routing.n_tokens ||
+                               (last && all[g] != routing.n_tokens);
+                      });
+}
+
 }  // namespace
 
 size_t workspace_bytes(const RoutedAdapterForward& p) {
@@ -49,17 +65,21 @@ size_t workspace_bytes(const RoutedAdapterBackwardX& p) {
 
 const char* launch_routed_adapter_forward(const RoutedAdapterForward& p, void* workspace, void* stream) {
   MHR_TRY(check(p.dtype, p.routing, {p.in_features, p.out_features, p.rank}));
+  MHR_TRY(check_routing(p.routing, p.rows_a, p.n_rows_a, stream));
+  MHR_TRY(check_routing(p.routing, p.rows_b, p.n_rows_b, stream));
   return with_dtype(
       p, [&](auto t) { return forward<decltype(t)>(p, static_cast<float*>(workspace), static_cast<Stream>(stream)); });
 }
 const char* launch_routed_adapter_backward_dy(const RoutedAdapterBackwardDy& p, void* workspace, void* stream) {
   MHR_TRY(check(p.dtype, p.routing, {p.out_features, p.rank}));
+  MHR_TRY(check_routing(p.routing, p.rows_b, p.n_rows_b, stream));
   return with_dtype(p, [&](auto t) {
     return backward_dy<decltype(t)>(p, static_cast<float*>(workspace), static_cast<Stream>(stream));
   });
 }
 const char* launch_routed_adapter_backward_x(const RoutedAdapterBackwardX& p, void* workspace, void* stream) {
   MHR_TRY(check(p.dtype, p.routing, {p.in_features, p.rank}));
+  MHR_TRY(check_routing(p.routing, p.rows_a, p.n_rows_a, stream));
   return with_dtype(p, [&](auto t) {
     return backward_x<decltype(t)>(p, static_cast<float*>(workspace), static_cast<Stream>(stream));
   });

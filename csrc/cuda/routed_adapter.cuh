@@ -200,9 +200,11 @@ const char* backward_dy(const RoutedAdapterBackwardDy& p, float* workspace, Stre
                    stream));
   }
   if (p.dbias_b) {
-    MHR_TRY(gather({sums, p.dbias_b, segments, p.rows_b, plan.chunk, 1, columns, p.scale, false}, p.n_rows_b, stream));
+    MHR_TRY(gather({sums, p.dbias_b, segments, p.rows_b, plan.chunk, plan.chunks, 1, columns, p.scale, false},
+                   p.n_rows_b, stream));
   }
-  return gather({parts, p.db, segments, p.rows_b, plan.chunk, rank, columns, p.scale, false}, p.n_rows_b, stream);
+  return gather({parts, p.db, segments, p.rows_b, plan.chunk, plan.chunks, rank, columns, p.scale, false}, p.n_rows_b,
+                stream);
 }
 
 template <class T>
@@ -237,9 +239,11 @@ const char* backward_x(const RoutedAdapterBackwardX& p, float* workspace, Stream
         with_padded_rank(p.rank, [&](auto rp) { return outer<T, decltype(rp)::value, false>(args, plan, stream); }));
   }
   if (p.dbias_a) {
-    MHR_TRY(gather({sums, p.dbias_a, segments, p.rows_a, plan.chunk, 1, rank, 1.0f, false}, p.n_rows_a, stream));
+    MHR_TRY(gather({sums, p.dbias_a, segments, p.rows_a, plan.chunk, plan.chunks, 1, rank, 1.0f, false}, p.n_rows_a,
+                   stream));
   }
-  MHR_TRY(gather({parts, p.da, segments, p.rows_a, plan.chunk, rank, columns, 1.0f, true}, p.n_rows_a, stream));
+  MHR_TRY(gather({parts, p.da, segments, p.rows_a, plan.chunk, plan.chunks, rank, columns, 1.0f, true}, p.n_rows_a,
+                 stream));
   if (!p.dx || !plan.chunks) return nullptr;
   const ExpandArgs args{p.dz,
                         factor_of<T>(p.a, p.factors_are_float, p.rank, p.in_features, true),

@@ -10,8 +10,9 @@ namespace mhr::cuda {
 enum class Activation { kNone, kGelu };
 
 // N tokens in `n_segments` segments; segment g holds tokens [offsets[g], offsets[g + 1]), or N / n_segments of them
-// when offsets is null, and uses row rows[g] of the factors. All tensors are contiguous, all pointers are on the
-// device. "factor" tensors are of `dtype` or, with factors_are_float, float32; accumulated results are always float32.
+// when offsets is null, and uses row rows[g] of the factors: -1 is a row of zeros, one that does not exist makes NaN of
+// the segment. All tensors are contiguous, all pointers are on the device. "factor" tensors are of `dtype` or, with
+// factors_are_float, float32; accumulated results are always float32.
 struct Routing {
   int64_t n_tokens, n_segments;
   const int64_t* offsets;

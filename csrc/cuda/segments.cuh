@@ -81,11 +81,15 @@ __device__ __forceinline__ bool find_tile(const Segments& s, int index, int size
   return true;
 }
 
-// The row of a factor that a segment uses. A row that does not exist stops the kernel instead of reading elsewhere.
+// The row of a factor that a segment uses, or one of the negative ones. A trap would end the process's whole context
+// for one bad row: what comes of a row that does not exist is NaN instead, which nothing downstream can take for a
+// result.
+constexpr int kNoAdapter = -1, kNoSuchRow = -2;
 __device__ __forceinline__ int factor_row(const int64_t* rows, int segment, int n_rows) {
   const int64_t row = rows[segment];
-  if (row < 0 || row >= n_rows) trap();
-  return int(row);
+  return row >= 0 && row < n_rows ? int(row) : row == kNoAdapter ? kNoAdapter : kNoSuchRow;
 }
+// What a product with such a row gives: row -1 is a factor of zeros.
+__device__ __forceinline__ float product_without(int row) { return row == kNoAdapter ? 0.0f : __builtin_nanf(""); }
 
 }  // namespace mhr::cuda

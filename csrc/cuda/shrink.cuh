@@ -45,6 +45,8 @@ __global__ void __launch_bounds__(128, 3) shrink_kernel(ShrinkArgs p) {
   const int steps = all_steps - first_step < p.steps_per_range ? all_steps - first_step : p.steps_per_range;
   const T* const x = static_cast<const T*>(p.x) + size_t(tile.begin) * p.in_features;
   const int ranks = p.rank - first_rank < RP ? p.rank - first_rank : RP;
+  float* const z = p.z + (size_t(blockIdx.y) * p.segments.n_tokens + tile.begin) * p.rank + first_rank;
+  if (u < 0) return fill_tile(z, p.rank, tile.tokens, ranks, product_without(u));
   const bool flat = p.a.access == Access::kFlat;
 
   auto load_step = [&](int s) {
@@ -87,7 +89,6 @@ __global__ void __launch_bounds__(128, 3) shrink_kernel(ShrinkArgs p) {
     }
   }
 
-  float* const z = p.z + (size_t(blockIdx.y) * p.segments.n_tokens + tile.begin) * p.rank + first_rank;
 #pragma unroll
   for (int n = 0; n < RP / 8; ++n)
 #pragma unroll

@@ -67,6 +67,13 @@ __device__ __forceinline__ void load_factor(T* to, int pitch, const Factor& fact
   }
 }
 
+// Fills the valid rows x cols of a matrix; what a block does whose row of the factors is not there.
+template <class T>
+__device__ __forceinline__ void fill_tile(T* to, size_t stride, int rows, int cols, float value) {
+  for (int q = int(threadIdx.x); q < rows * cols; q += int(blockDim.x))
+    to[size_t(q / cols) * stride + q % cols] = from_float<T>(value);
+}
+
 // An element of a bias: of the kernel's type or, beside converted factors, float32.
 template <class T>
 __device__ __forceinline__ float bias_at(const void* bias, bool is_float, size_t i) {

@@ -89,8 +89,6 @@ inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 namespace mhr::cuda {
 
-inline void trap(emulation::Site site = emulation::Site::here()) { emulation::fail(site, "trap"); }
-
 template <class T>
 uint32_t pack2(float low, float high) {
   return uint32_t(from_float<T>(low).bits) | uint32_t(from_float<T>(high).bits) << 16;
@@ -228,6 +226,10 @@ using Stream = void*;
 
 inline const char* clear_async(void* to, size_t bytes, Stream) {
   std::memset(to, 0, bytes);
+  return nullptr;
+}
+inline const char* read_back(void* to, const void* from, size_t bytes, Stream) {
+  std::memcpy(to, from, bytes);
   return nullptr;
 }
 inline const char* copy_async(void* to, const void* from, size_t bytes, Stream) {

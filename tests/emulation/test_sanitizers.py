@@ -47,6 +47,15 @@ def test_every_access_is_inside_and_aligned() -> None:
     run(path, other_calls())
 
 
+def test_wrong_offsets_leave_no_tensor() -> None:
+    """Falling ones promise more chunks of partial sums than the scratch holds."""
+    path = driver("address")
+    problem = Problem(Case((100,) * 12, 72, 136, 16, bottleneck=True))
+    for offsets in ([0, 1200] * 6 + [0], [0, -(1 << 40), 1 << 40] * 4 + [0], list(range(1200, -1, -100))):
+        problem.offsets = torch.tensor(offsets)
+        run(path, problem.calls(7))
+
+
 def test_no_two_accesses_race() -> None:
     path = driver("race")
     for case in RACE_CASES:
