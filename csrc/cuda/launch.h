@@ -9,15 +9,16 @@
 
 #include "cuda/device.cuh"
 
-#define MHR_TRY(call) \
-  if (const char* error = (call)) return error
+#define MHR_TRY(...) \
+  if (const char* error = (__VA_ARGS__)) return error
 
 namespace mhr::cuda {
 
 inline int ceil_div(int64_t a, int64_t b) { return int((a + b - 1) / b); }
 
-inline bool is_aligned(const void* p, size_t row_bytes = 0) {
-  return (reinterpret_cast<uintptr_t>(p) | row_bytes) % 16 == 0;
+// Whether all rows start at multiples of `to` bytes.
+inline bool is_aligned(const void* p, size_t row_bytes = 0, size_t to = 16) {
+  return (reinterpret_cast<uintptr_t>(p) | row_bytes) % to == 0;
 }
 
 // MHR_CHECK_VALUES=1: launches read rows, offsets and tasks back first, wait for the stream, and refuse wrong ones.

@@ -17,8 +17,11 @@
 #define blockDim (mhr::emulation::current->block_dim)
 #define gridDim (mhr::emulation::current->grid_dim)
 
-struct float2 {
+struct alignas(8) float2 {
   float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
 };
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -86,6 +89,7 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate, mhr::emulation::Site
   return votes;
 }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __clz(int bits) { return bits ? __builtin_clz(unsigned(bits)) : 32; }
 
 namespace mhr::cuda {
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.emulation.adapter_cases import CASES, Case, Problem, check
+from tests.emulation.adapter_cases import CASES, SPARSE, Case, Problem, check
 from tests.emulation.emulator import EmulatorFault, run
 
 pytestmark = pytest.mark.emulation
@@ -16,6 +16,10 @@ pytestmark = pytest.mark.emulation
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_float64(plain: Path, case: Case) -> None:
     check(plain, case, (0, 1, 7))
+
+
+def test_offsets_beyond_32_bits(plain: Path) -> None:
+    check(plain, SPARSE, (0,))
 
 
 @pytest.mark.parametrize("row", [3, -2, 1 << 40])
