@@ -29,13 +29,14 @@ struct Piece {
 };
 
 struct Pieces {
-  std::vector<Block> blocks;  // sorted by row, in order of their tokens within a row
+  std::vector<Block> blocks;   // sorted by row, in order of their tokens within a row
+  std::vector<Block> without;  // those of row -1, which no piece has
   std::vector<Piece> pieces;
   std::vector<bool> used;  // rows with tokens
   int64_t slots;           // one for each row, and one more for each further piece of a row
 
   Pieces(const Segments& segments, const int64_t* rows, int64_t n_rows) : used(n_rows, false), slots(n_rows) {
-    blocks = blocks_of(segments, rows, rows);
+    for (const Block& block : blocks_of(segments, rows, rows)) (block.row_a < 0 ? without : blocks).push_back(block);
     std::stable_sort(blocks.begin(), blocks.end(), [](const Block& a, const Block& b) { return a.row_a < b.row_a; });
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t quota = std::max(kBlock, (segments.tokens + threads - 1) / threads);
@@ -113,11 +114,15 @@ void ForwardPass<T>::run() const {
     for (int64_t i = begin; i < end; i++) {
       const Block& block = blocks[i];
       C* out = z + block.begin * rank;
-      k.shrink(x + block.begin * a->columns, block.count, a->row(block.row_a), rank, a->columns, out,
-               rows_of(y, b->columns, block));
-      if (bias_a)
+      if (block.row_a < 0)
+        std::fill(out, out + block.count * rank, C(0));
+      else
+        k.shrink(x + block.begin * a->columns, block.count, a->row(block.row_a), rank, a->columns, out,
+                 rows_of(y, b->columns, block));
+      if (bias_a && block.row_a >= 0)
         for (int64_t n = 0; n < block.count; n++)
           for (int64_t r = 0; r < rank; r++) out[n * rank + r] += bias_a[block.row_a * rank + r];
+      if (block.row_b < 0) continue;
       if (gelu) k.gelu(out, block.count * rank, value, nullptr);
       scale_rows(gelu ? value : out, block.count, rank, width, scale, h);
       k.expand(y + block.begin * b->columns, block.count, b->row(block.row_b), width, b->columns, h, scratch, false,
@@ -134,6 +139,7 @@ void BackwardDyPass<T>::run(Gradients<C>& d_b) const {
   const Pieces plan(segments, rows, b->rows);
   d_b.sums = Buffer<C>(plan.slots * d_b.stride);
   plan.clear_unused(d_b.stride, d_b.sums.data());
+  for (const Block& block : plan.without) std::fill_n(dz + block.begin * rank, block.count * rank, C(0));
   parallel(plan.pieces.size(), 2 * plan.mean_tokens(segments.tokens) * width * b->columns,
            [&](int64_t begin, int64_t end) {
              const Buffer<C> work(4 * kBlock * width + token_scratch(width));
@@ -170,6 +176,9 @@ void BackwardXPass<T>::run(Gradients<C>& d_a) const {
   const Pieces plan(segments, rows, a->rows);
   d_a.sums = Buffer<C>(plan.slots * d_a.stride);
   plan.clear_unused(d_a.stride, d_a.sums.data());
+  if (dx && !accumulate)
+    for (const Block& block : plan.without)
+      std::memset(dx + block.begin * a->columns, 0, block.count * a->columns * sizeof(T));
   parallel(plan.pieces.size(), 2 * plan.mean_tokens(segments.tokens) * rank * a->columns,
            [&](int64_t begin, int64_t end) {
              const Buffer<C> scratch(token_scratch(rank));

@@ -3,7 +3,7 @@
 // Work is cut into blocks of at most kBlock tokens that share their rows of the factors. Forward blocks are
 // independent. Backward blocks are sorted by row and cut into pieces; each piece sums its share of the factor's
 // gradient alone, and pieces of one row are added in order: the result does not depend on scheduling (it may on the
-// number of threads).
+// number of threads). Row -1 stands for factors of zeros: tokens of it are left as they are.
 #pragma once
 
 #include "cpu/buffer.h"

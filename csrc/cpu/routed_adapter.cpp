@@ -13,12 +13,16 @@ Activation activation_of(const char* op, const std::string& name) {
   return name == "gelu" ? Activation::gelu : Activation::none;
 }
 
-// The rows that some segment has, in order of their first, and every segment's among these: of AdaMix's modules, say,
-// one is drawn, and only its factors are read.
+// The rows that some segment has, in order of their first, and every segment's among these, -1 staying -1: of AdaMix's
+// modules, say, one is drawn, and only its factors are read.
 struct UsedRows {
   UsedRows(const Tensor& rows, int64_t n_rows) : of_segment(rows.numel()), place(n_rows, -1) {
     for (size_t g = 0; g < of_segment.size(); g++) {
       const int64_t row = pointer<int64_t>(rows)[g];
+      if (row < 0) {
+        of_segment[g] = row;
+        continue;
+      }
       if (place[row] < 0) {
         place[row] = count();
         used.push_back(row);
@@ -176,7 +180,9 @@ std::tuple<Tensor, Tensor> routed_adapter_backward_x(std::optional<Tensor> dx, T
     C* to_bias = mutable_pointer<C>(d_bias);
     std::fill(to_bias, to_bias + n_rows * rank, C(0));
     for (int64_t g = 0; g < segments.count; g++) {
-      C* sum = to_bias + pointer<int64_t>(rows)[g] * rank;
+      const int64_t row = pointer<int64_t>(rows)[g];
+      if (row < 0) continue;
+      C* sum = to_bias + row * rank;
       for (int64_t t = segments.begin(g); t < segments.end(g); t++)
         for (int64_t r = 0; r < rank; r++) sum[r] += slope[t * rank + r];
     }

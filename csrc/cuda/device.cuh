@@ -8,14 +8,13 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdint>
 
 namespace mhr::cuda {
 
 using bf16 = __nv_bfloat16;
 using fp16 = __half;
-
-__device__ __forceinline__ void trap() { __trap(); }
 
 __device__ __forceinline__ float to_float(bf16 v) { return __bfloat162float(v); }
 __device__ __forceinline__ float to_float(fp16 v) { return __half2float(v); }
@@ -130,22 +129,64 @@ struct SharedCarver {
 
 using Stream = cudaStream_t;
 
-inline const char* error_text(cudaError_t e) { return e == cudaSuccess ? nullptr : cudaGetErrorString(e); }
-template <class Kernel>
-const char* allow_shared(Kernel* kernel, int bytes) {
-  if (bytes <= 48 * 1024) return nullptr;
-  return error_text(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+// What a call of the runtime said, which is taken from it: the next one who asks for the last error gets his own.
+inline const char* error_text(cudaError_t e) {
+  if (e == cudaSuccess) return nullptr;
+  cudaGetLastError();
+  return cudaGetErrorString(e);
 }
-// The only way to start a kernel; evaluates to nullptr or the error's text.
-#define MHR_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                            \
-  [&]() -> const char* {                                                                      \
-    if (const char* error = mhr::cuda::allow_shared(kernel, int(shared_bytes))) return error; \
-    kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);                               \
-    return mhr::cuda::error_text(cudaGetLastError());                                         \
+
+// What one kernel was allowed so far on each device.
+struct SharedAllowance {
+  static constexpr int kDevices = 64;
+  std::atomic<int> bytes[kDevices];
+};
+
+// Dynamic shared memory beyond 48 KB must be asked for, and a split of the SM's memory that holds as many blocks as the
+// registers do is worth asking for: both once for a kernel and device.
+inline const char* allow_shared(const void* kernel, int bytes, SharedAllowance& allowance) {
+  if (bytes == 0) return nullptr;
+  int device = 0;
+  if (const char* error = error_text(cudaGetDevice(&device))) return error;
+  const bool known = device < SharedAllowance::kDevices;
+  if (known && bytes <= allowance.bytes[device].load(std::memory_order_relaxed)) return nullptr;
+  const auto set = [&](cudaFuncAttribute what, int value) {
+    return error_text(cudaFuncSetAttribute(kernel, what, value));
+  };
+  if (bytes > 48 * 1024)
+    if (const char* error = set(cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return error;
+  if (const char* error = set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared))
+    return error;
+  if (known) allowance.bytes[device].store(bytes, std::memory_order_relaxed);
+  return nullptr;
+}
+
+// cudaLaunchKernel's own answer, not cudaGetLastError's, which may be an older error of somebody else.
+template <class... P>
+const char* launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream, P... arguments) {
+  void* pointers[] = {&arguments...};
+  return error_text(
+      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers, shared_bytes, stream));
+}
+
+// The only way to start a kernel; evaluates to nullptr or the error's text. Where it asks for shared memory, the line
+// must always start the same kernel.
+#define MHR_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                        \
+  [&]() -> const char* {                                                                                  \
+    static mhr::cuda::SharedAllowance allowance;                                                          \
+    if (const char* error =                                                                               \
+            mhr::cuda::allow_shared(reinterpret_cast<const void*>(kernel), int(shared_bytes), allowance)) \
+      return error;                                                                                       \
+    return mhr::cuda::launch(kernel, grid, block, shared_bytes, stream, __VA_ARGS__);                     \
   }()
 
 inline const char* clear_async(void* to, size_t bytes, Stream stream) {
   return error_text(cudaMemsetAsync(to, 0, bytes, stream));
+}
+// Waits for the stream: for checks while debugging.
+inline const char* read_back(void* to, const void* from, size_t bytes, Stream stream) {
+  const char* const error = error_text(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream));
+  return error ? error : error_text(cudaStreamSynchronize(stream));
 }
 inline const char* copy_async(void* to, const void* from, size_t bytes, Stream stream) {
   return error_text(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));

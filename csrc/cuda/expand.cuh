@@ -1,7 +1,7 @@
-// y[n] (+)= scale * (act(z[n]) W_u + b_u): from the rank back to a wide side, added in place.
+// y[n] (+)= base + scale * (act(z[n]) W_u + b_u): from the rank back to a wide side, added in place or written.
 //
 // Forward: W = B [U, R, O]. Backward: dx (+)= dz A^T, W = the transpose of A [U, I, R]. One block takes 64 tokens of
-// one segment and a range of output columns; act(z) of its tokens lies in shared memory for good, y and W stream
+// one run and a range of output columns; act(z) of its tokens lies in shared memory for good, y and W stream
 // through. Ranks beyond 64 are summed in registers, tile after tile, before y is touched once.
 #pragma once
 #include "cuda/activation.cuh"
@@ -15,13 +15,13 @@ struct ExpandArgs {
   const float* z;    // [N, R]
   Factor w;          // [U, R, C], or [U, C, R] to be transposed
   const void* bias;  // [U, C] or null
+  const void* base;  // [C] or null
   void* y;           // [N, C]
   Segments segments;
-  const int64_t* rows;
-  int n_rows, columns, rank, first_rank, ranks, steps_per_range;  // ranks [first_rank, first_rank + ranks) are added
+  int columns, rank, first_rank, ranks, steps_per_range;  // ranks [first_rank, first_rank + ranks) are added
   float scale;
   Activation activation;
-  bool y_vectors, bias_is_float, accumulate;
+  bool y_vectors, z_vectors, bias_is_float;
 };
 
 template <class T, int RP, bool TRANSPOSED>
@@ -37,11 +37,25 @@ struct ExpandShape {
   }
 };
 
-template <class T, int RP, bool TRANSPOSED>
+// base + scale * bias of two neighbouring columns, of which `left` exist.
+template <class T>
+__device__ __forceinline__ float2 biases_at(const ExpandArgs& p, int u, int column, int left) {
+  float v[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (i >= left) continue;
+    if (p.bias) v[i] = p.scale * bias_at<T>(p.bias, p.bias_is_float, size_t(u) * p.columns + column + i);
+    if (p.base) v[i] += to_float(static_cast<const T*>(p.base)[column + i]);
+  }
+  return {v[0], v[1]};
+}
+
+// ACCUMULATE: y is read and added to. BIASED: there is a bias, a base or both.
+template <class T, int RP, bool TRANSPOSED, bool ACCUMULATE, bool BIASED>
 __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
   using S = ExpandShape<T, RP, TRANSPOSED>;
   using M = Matrix<T>;
-  const int rank_tiles = (p.ranks + RP - 1) / RP, pitch_z = S::pitch_z(rank_tiles);
+  const int rank_tiles = RP == 64 ? (p.ranks + RP - 1) / RP : 1, pitch_z = S::pitch_z(rank_tiles);
   SharedCarver carve;
   T* const tile_z = carve.template take<T>(S::kTokens * pitch_z);
   T* const tiles_y = carve.template take<T>(S::kStages * S::kTileY);
@@ -49,54 +63,79 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
 
   Tile tile;
   if (!find_tile(p.segments, int(blockIdx.x), S::kTokens, tile)) return;
-  const int u = factor_row(p.rows, tile.segment, p.n_rows);
+  const int u = factor_row(p.segments, tile.segment);
   const int first_column = int(blockIdx.y) * p.steps_per_range * S::kStep;
-  const int columns_left = p.columns - first_column;
-  const int all_column_steps = (columns_left + S::kStep - 1) / S::kStep;
-  const int steps = rank_tiles * (all_column_steps < p.steps_per_range ? all_column_steps : p.steps_per_range);
+  const int columns_left = p.columns - first_column, range = p.steps_per_range * S::kStep;
+  const int columns = columns_left < range ? columns_left : range;
   T* const y = static_cast<T*>(p.y) + size_t(tile.begin) * p.columns + first_column;
-  const bool flat = p.w.access == Access::kFlat;
+  if (u < 0) {
+    const T* const base = u == kNoAdapter ? static_cast<const T*>(p.base) : nullptr;
+    if (ACCUMULATE && u == kNoAdapter) return;
+    if (!base) return fill_tile(y, p.columns, tile.tokens, columns, product_without(u));
+    for (int c = int(threadIdx.x); c < columns; c += S::kThreads)
+      for (int token = 0; token < tile.tokens; ++token) y[size_t(token) * p.columns + c] = base[first_column + c];
+    return;
+  }
 
-  auto load_step = [&](int s) {  // step s: rank tile s % rank_tiles of column step s / rank_tiles
-    if (s < steps) {
-      const int slot = s % S::kStages, column = s / rank_tiles * S::kStep, r = s % rank_tiles * RP;
-      const int rank = p.first_rank + r, columns = columns_left - column, ranks = p.ranks - r;
-      T* const w = tiles_w + slot * S::kTileW;
+  // What is loaded next: W from here on and y at this column, into this slot.
+  const T* w = static_cast<const T*>(p.w.data);
+  if constexpr (TRANSPOSED) {
+    w += (size_t(u) * p.columns + first_column) * p.w.stride + p.first_rank;
+  } else {
+    w += (size_t(u) * p.rank + p.first_rank) * p.w.stride + first_column;
+  }
+  int load_rank = 0, load_column = 0, fill = 0;
+  auto load_next = [&] {
+    if (load_column < columns) {
+      T* const to = tiles_w + fill * S::kTileW;
       if constexpr (TRANSPOSED) {
-        load_factor<T, S::kStep, RP, S::kThreads>(w, S::kPitchW, p.w,
-                                                  (size_t(u) * p.columns + first_column + column) * p.rank + rank,
-                                                  p.rank, columns, ranks);
+        load_vectors<T, S::kStep, RP, S::kThreads>(to, S::kPitchW, w + load_rank, p.w.stride,
+                                                   columns_left - load_column, p.ranks - load_rank);
       } else {
-        load_factor<T, RP, S::kStep, S::kThreads>(w, S::kPitchW, p.w,
-                                                  (size_t(u) * p.rank + rank) * p.columns + first_column + column,
-                                                  p.columns, ranks, columns);
+        load_vectors<T, RP, S::kStep, S::kThreads>(to, S::kPitchW, w + load_rank * size_t(p.w.stride), p.w.stride,
+                                                   p.ranks - load_rank, columns_left - load_column);
       }
-      if (p.accumulate && s % rank_tiles == rank_tiles - 1) {
-        load_tile<T, S::kTokens, S::kStep, S::kThreads>(tiles_y + slot * S::kTileY, S::kPitchY, y + column, p.columns,
-                                                        tile.tokens, columns, p.y_vectors);
+      load_rank += RP;
+      if (RP < 64 || load_rank >= p.ranks) {
+        if constexpr (ACCUMULATE)
+          load_tile<T, S::kTokens, S::kStep, S::kThreads>(tiles_y + fill * S::kTileY, S::kPitchY, y + load_column,
+                                                          p.columns, tile.tokens, columns_left - load_column,
+                                                          p.y_vectors);
+        w += TRANSPOSED ? S::kStep * size_t(p.w.stride) : size_t(S::kStep);
+        load_column += S::kStep;
+        load_rank = 0;
       }
+      fill = fill == S::kStages - 1 ? 0 : fill + 1;
     }
     cp_async_commit();
   };
 #pragma unroll
-  for (int s = 0; s < S::kStages - 1; ++s) load_step(s);
+  for (int s = 0; s < S::kStages - 1; ++s) load_next();
 
   const float* const z = p.z + size_t(tile.begin) * p.rank + p.first_rank;
-  for (int q = int(threadIdx.x); q < S::kTokens * rank_tiles * RP; q += S::kThreads) {
-    const int token = q / (rank_tiles * RP), r = q % (rank_tiles * RP);
-    const float value =
-        token < tile.tokens && r < p.ranks ? activate(z[size_t(token) * p.rank + r], p.activation) : 0.0f;
-    tile_z[token * pitch_z + r] = from_float<T>(value);
-  }
+  for (int first = 0; first < rank_tiles * RP; first += RP)
+#pragma unroll
+    for (int i = 0; i < S::kTokens * RP / 4 / S::kThreads; ++i) {
+      const int q = int(threadIdx.x) + i * S::kThreads, token = q / (RP / 4), r = first + q % (RP / 4) * 4;
+      float v[4];
+      load_four(v, z + size_t(token) * p.rank + r, token < tile.tokens ? p.ranks - r : 0, p.z_vectors);
+      auto* const to = reinterpret_cast<typename M::Pair*>(tile_z + token * pitch_z + r);
+      to[0] = M::pack(activate(v[0], p.activation), activate(v[1], p.activation));
+      to[1] = M::pack(activate(v[2], p.activation), activate(v[3], p.activation));
+    }
 
   const int lane = int(threadIdx.x & 31), warp = int(threadIdx.x >> 5), g = lane / 4, t = lane % 4;
+  const int tokens = tile.tokens - warp * 16;
   Accumulator sums[S::kStep / 8] = {};
-  for (int s = 0; s < steps; ++s) {
+  int slot = 0, rank = 0, column = 0;
+  while (column < columns) {
     cp_async_wait<S::kStages - 2>();
     __syncthreads();  // step s (and act(z), the first time) is there, and nobody reads the slot that is filled next
-    load_step(s + S::kStages - 1);
-    const T* const tz = tile_z + warp * 16 * pitch_z + s % rank_tiles * RP;
-    const T* const tw = tiles_w + s % S::kStages * S::kTileW;
+    load_next();
+    const T* const tz = tile_z + warp * 16 * pitch_z + rank;
+    const T* const tw = tiles_w + slot * S::kTileW;
+    T* const ty = tiles_y + slot * S::kTileY + warp * 16 * S::kPitchY;
+    slot = slot == S::kStages - 1 ? 0 : slot + 1;
 #pragma unroll
     for (int k = 0; k < RP; k += 16) {
       FragmentA<T> a;
@@ -105,11 +144,7 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
       for (int n = 0; n < S::kStep; n += 16) {
         FragmentB<T> b[2];
         if constexpr (TRANSPOSED) {
-          if (flat) {
-            load_b_rows_flat(b, tw + n * p.rank + k, p.rank, p.rank - k);
-          } else {
-            load_b_rows(b, tw + n * S::kPitchW + k, S::kPitchW);
-          }
+          load_b_rows(b, tw + n * S::kPitchW + k, S::kPitchW);
         } else {
           load_b_columns(b, tw + k * S::kPitchW + n, S::kPitchW);
         }
@@ -117,48 +152,47 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
         multiply<T>(sums[n / 8 + 1], a, b[1]);
       }
     }
-    if (s % rank_tiles != rank_tiles - 1) continue;
+    rank += RP;
+    if (RP == 64 && rank < p.ranks) continue;
+    rank = 0;
 
     // This warp's 16 tokens: add in shared memory, then write whole lines.
-    const int column = s / rank_tiles * S::kStep, columns = columns_left - column;
-    T* const ty = tiles_y + s % S::kStages * S::kTileY + warp * 16 * S::kPitchY;
+    const int left = columns_left - column;
 #pragma unroll
     for (int n = 0; n < S::kStep / 8; ++n) {
       const int c = n * 8 + 2 * t;
       float2 bias{0.0f, 0.0f};
-      if (p.bias) {
-        const size_t at = size_t(u) * p.columns + first_column + column + c;
-        if (c < columns) bias.x = bias_at<T>(p.bias, p.bias_is_float, at);
-        if (c + 1 < columns) bias.y = bias_at<T>(p.bias, p.bias_is_float, at + 1);
-      }
+      if constexpr (BIASED) bias = biases_at<T>(p, u, first_column + column + c, left - c);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         auto* const cell = reinterpret_cast<typename M::Pair*>(ty + (g + 8 * half) * S::kPitchY + c);
-        float2 value{0.0f, 0.0f};
-        if (p.accumulate) value = M::unpack(*cell);
-        *cell = M::pack(value.x + p.scale * (sums[n][2 * half] + bias.x),
-                        value.y + p.scale * (sums[n][2 * half + 1] + bias.y));
+        float2 value = bias;
+        if constexpr (ACCUMULATE) {
+          const float2 given = M::unpack(*cell);
+          value.x += given.x;
+          value.y += given.y;
+        }
+        *cell = M::pack(value.x + p.scale * sums[n][2 * half], value.y + p.scale * sums[n][2 * half + 1]);
         sums[n][2 * half] = sums[n][2 * half + 1] = 0.0f;
       }
     }
     __syncwarp();
-    const int tokens = tile.tokens - warp * 16;
     T* const out = y + size_t(warp * 16) * p.columns + column;
     if (p.y_vectors) {
-      constexpr int kAcross = S::kStep / kVector<T>;
+      constexpr int kAcross = S::kStep / kVector<T>, kDown = 32 / kAcross;
+      const int first = lane / kAcross, c = lane % kAcross * kVector<T>, valid = c < left ? tokens : 0;
 #pragma unroll
-      for (int q = lane; q < 16 * kAcross; q += 32) {
-        const int row = q / kAcross, c = q % kAcross * kVector<T>;
-        if (row < tokens && c < columns)
-          *reinterpret_cast<uint4*>(out + size_t(row) * p.columns + c) =
-              *reinterpret_cast<const uint4*>(ty + row * S::kPitchY + c);
-      }
+      for (int i = 0; i < 16; i += kDown)
+        if (first + i < valid)
+          *reinterpret_cast<uint4*>(out + size_t(first + i) * p.columns + c) =
+              *reinterpret_cast<const uint4*>(ty + (first + i) * S::kPitchY + c);
     } else {
       for (int q = lane; q < 16 * S::kStep; q += 32) {
         const int row = q / S::kStep, c = q % S::kStep;
-        if (row < tokens && c < columns) out[size_t(row) * p.columns + c] = ty[row * S::kPitchY + c];
+        if (row < tokens && c < left) out[size_t(row) * p.columns + c] = ty[row * S::kPitchY + c];
       }
     }
+    column += S::kStep;
   }
 }
 

@@ -126,42 +126,27 @@ __device__ __forceinline__ void load_b_columns(FragmentB<T> (&b)[2], const T* ti
   for (int i = 0; i < 4; ++i) b[i / 2].pair[i % 2] = r[i];
 }
 
-// The same element by element, from a tile whose rows are `pitch` apart without padding; what lies past `limit` along
-// the tile's rows is zero. Serves ranks that are no multiple of eight, whose rows no vector load can reach.
-template <class T>
-__device__ __forceinline__ void load_b_rows_flat(FragmentB<T> (&b)[2], const T* tile, int pitch, int limit) {
-  const int lane = int(threadIdx.x & 31), g = lane / 4, t = lane % 4;
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int k = 8 * h + 2 * t;
-      const T* p = tile + (g + 8 * i) * pitch + k;
-      const float first = k < limit ? to_float(p[0]) : 0.0f, second = k + 1 < limit ? to_float(p[1]) : 0.0f;
-      b[i].pair[h] = Matrix<T>::pack(first, second);
-    }
-}
-template <class T>
-__device__ __forceinline__ void load_b_columns_flat(FragmentB<T> (&b)[2], const T* tile, int pitch, int limit) {
-  const int lane = int(threadIdx.x & 31), g = lane / 4, t = lane % 4;
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int n = g + 8 * i;
-      const T* p = tile + (8 * h + 2 * t) * pitch + n;
-      const float first = n < limit ? to_float(p[0]) : 0.0f, second = n < limit ? to_float(p[pitch]) : 0.0f;
-      b[i].pair[h] = Matrix<T>::pack(first, second);
-    }
-}
-
 template <>
 __device__ __forceinline__ void load_b_rows<float>(FragmentB<float> (&b)[2], const float* tile, int pitch) {
-  load_b_rows_flat(b, tile, pitch, 16);
+  const int lane = int(threadIdx.x & 31), g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float* p = tile + (g + 8 * i) * pitch + 8 * h + 2 * t;
+      b[i].pair[h] = {p[0], p[1]};
+    }
 }
 template <>
 __device__ __forceinline__ void load_b_columns<float>(FragmentB<float> (&b)[2], const float* tile, int pitch) {
-  load_b_columns_flat(b, tile, pitch, 16);
+  const int lane = int(threadIdx.x & 31), g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float* p = tile + (8 * h + 2 * t) * pitch + g + 8 * i;
+      b[i].pair[h] = {p[0], p[pitch]};
+    }
 }
 
 }  // namespace mhr::cuda

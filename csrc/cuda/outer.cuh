@@ -1,10 +1,13 @@
 // Gradients of the factors, as partial sums over chunks of tokens, in one pass over a wide tensor D:
-//   parts[chunk, r, c] = sum_n t[n, r] D[n, c],   t = act(z) and D = dy for dB,   t = dz and D = x for dA
-// and on the way, for dy, its product with B (partial over blocks of columns) and its column sums:
-//   inner[block, n, r] = sum_{c in block} D[n, c] B_u[r, c],   column_sums[chunk, c] = sum_n D[n, c]
+//   parts[chunk, r, c] = sum_n t[n, r] D[n, c],   t = act(z) and D = dy for dB,   t = dz and D = x for dA ([chunk, c,
+//   r])
+// and on the way, for dy, its product with B (partial over groups of columns) and its column sums:
+//   inner[group, n, r] = sum_{c in group} D[n, c] B_u[r, c],   column_sums[chunk, c] = sum_n D[n, c]
 // or, for x, the sums of dz over the chunk: rank_sums[chunk, r] = sum_n t[n, r].
-// A block takes one chunk of one segment, one block of columns, and up to RP of the rank. Everything is added later in
-// a fixed order by reduce.cuh: no atomics, the same bits in every run.
+// A block takes one chunk of one run, a group of column blocks one after the other, and up to RP of the rank. What a
+// chunk's tokens have in the product with B stays with their threads, in shared memory, until the group is through: so
+// there are few partial ones. Everything is added later in a fixed order by reduce.cuh: no atomics, the same bits in
+// every run.
 #pragma once
 #include "cuda/activation.cuh"
 #include "cuda/matrix.cuh"
@@ -17,195 +20,259 @@ struct OuterArgs {
   const void* d;       // [N, C]
   const float* z;      // [N, R]
   Factor b;            // [U, R, C], only with INNER
-  float* parts;        // [chunks, R, C]
-  float* inner;        // [column blocks, N, R], only with INNER
+  float* parts;        // [chunks, R, C] with INNER, [chunks, C, R] without
+  float* inner;        // [groups, N, R], only with INNER
   float* column_sums;  // [chunks, C] or null, only with INNER
   float* rank_sums;    // [chunks, R] or null, only without INNER
   Segments segments;
-  const int64_t* rows;
-  int n_rows, columns, rank, chunk;
+  int columns, rank, chunk, blocks_per_group;
   Activation activation;
-  bool d_vectors;
+  bool d_vectors, z_vectors, inner_pairs;
 };
 
 template <class T, int RP>
 struct OuterShape {
-  static constexpr int kTokens = 32, kThreads = 128, kWarps = 4, kStages = 3;
-  static constexpr int kColumns = (RP == 64 ? 2 : 4) * kLine<T>;  // of one block
+  static constexpr int kTokens = 32, kWarps = RP == 64 ? 8 : 4, kThreads = 32 * kWarps, kStages = 3;
+  static constexpr int kBlocks = RP == 64 ? 1 : 2;  // of one multiprocessor
+  static constexpr int kColumns = 4 * kLine<T>;     // of one column block
+  static constexpr int kMostTokens =                // of a chunk whose product with B is summed in shared memory
+      RP == 16                     ? 512
+      : RP == 64 && sizeof(T) == 4 ? 128
+                                   : 256;
   static constexpr int kPitchD = kColumns + kPad<T>, kPitchZ = RP + kPad<T>;
   static constexpr int kTileD = kTokens * kPitchD, kTileZ = kTokens * kPitchZ, kTileB = RP * kPitchD;
-  static constexpr int shared_bytes(bool inner) {
-    return (kStages * kTileD + 2 * kTileZ + (inner ? kTileB : 0)) * int(sizeof(T));
+  static constexpr int kRankTiles = RP / 16, kColumnTiles = kColumns / kWarps / 8;
+  static constexpr int kInnerTiles = RP / (kWarps / 2) / 8;  // of one warp: half of the tokens, a part of the rank
+  static constexpr int shared_bytes(bool inner, int held_tokens) {
+    return (kStages * kTileD + 2 * kTileZ + (inner ? kTileB : 0)) * int(sizeof(T)) +
+           (inner ? held_tokens * RP * int(sizeof(float)) : 0);
   }
 };
 
 template <class T, int RP, bool INNER>
-__global__ void __launch_bounds__(128, 2) outer_kernel(OuterArgs p) {
+__global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>::kBlocks) outer_kernel(OuterArgs p) {
   using S = OuterShape<T, RP>;
-  constexpr int kRankTiles = RP / 16, kColumnTiles = S::kColumns / S::kWarps / 8;
+  using M = Matrix<T>;
   [[maybe_unused]] constexpr int kUnroll =
       sizeof(T) == 2 ? 2 : 1;  // split float32 fragments are as many registers as there are
   SharedCarver carve;
   T* const tiles_d = carve.template take<T>(S::kStages * S::kTileD);
   T* const tiles_z = carve.template take<T>(2 * S::kTileZ);
   T* tile_b = nullptr;
-  if constexpr (INNER) tile_b = carve.template take<T>(S::kTileB);
+  float2* held = nullptr;  // [step of the chunk][kInnerTiles][2][thread]
+  if constexpr (INNER) {
+    tile_b = carve.template take<T>(S::kTileB);
+    if (p.blocks_per_group > 1) held = carve.template take<float2>(p.chunk * RP / 2);
+  }
 
   Tile chunk;
   if (!find_tile(p.segments, int(blockIdx.x), p.chunk, chunk)) return;
-  const int first_column = int(blockIdx.y) * S::kColumns, first_rank = int(blockIdx.z) * RP;
-  const int columns = p.columns - first_column < S::kColumns ? p.columns - first_column : S::kColumns;
-  const int ranks = p.rank - first_rank < RP ? p.rank - first_rank : RP;
-  const int steps = (chunk.tokens + S::kTokens - 1) / S::kTokens;
+  const int u = factor_row(p.segments, chunk.segment);
+  const int first_column = int(blockIdx.y) * p.blocks_per_group * S::kColumns, first_rank = int(blockIdx.z) * RP;
+  const int all = p.columns - first_column, group = p.blocks_per_group * S::kColumns;
+  const int columns = all < group ? all : group, ranks = p.rank - first_rank < RP ? p.rank - first_rank : RP;
   const T* const d = static_cast<const T*>(p.d) + size_t(chunk.begin) * p.columns + first_column;
   const float* const z = p.z + size_t(chunk.begin) * p.rank + first_rank;
-
-  if constexpr (INNER) {  // joins the first step's group of copies
-    const int u = factor_row(p.rows, chunk.segment, p.n_rows);
-    load_factor<T, RP, S::kColumns, S::kThreads>(tile_b, S::kPitchD, p.b,
-                                                 (size_t(u) * p.rank + first_rank) * p.columns + first_column,
-                                                 p.columns, ranks, columns);
+  float* inner = nullptr;
+  if constexpr (INNER) inner = p.inner + (size_t(blockIdx.y) * p.segments.n_tokens + chunk.begin) * p.rank + first_rank;
+  if (u < 0) {  // nobody gathers its parts
+    if constexpr (INNER) fill_tile(inner, p.rank, chunk.tokens, ranks, product_without(u));
+    return;
   }
-  auto load_step = [&](int s) {
-    if (s < steps) {
-      const int token = s * S::kTokens;
-      load_tile<T, S::kTokens, S::kColumns, S::kThreads>(tiles_d + s % S::kStages * S::kTileD, S::kPitchD,
-                                                         d + size_t(token) * p.columns, p.columns, chunk.tokens - token,
-                                                         columns, p.d_vectors);
+
+  auto load_b = [&](int column) {
+    load_vectors<T, RP, S::kColumns, S::kThreads>(
+        tile_b, S::kPitchD,
+        static_cast<const T*>(p.b.data) + (size_t(u) * p.rank + first_rank) * p.b.stride + first_column + column,
+        p.b.stride, ranks, columns - column);
+  };
+  int load_token = 0, load_column = 0, fill = 0;
+  auto load_next = [&] {
+    if (load_column < columns) {
+      load_tile<T, S::kTokens, S::kColumns, S::kThreads>(tiles_d + fill * S::kTileD, S::kPitchD,
+                                                         d + size_t(load_token) * p.columns + load_column, p.columns,
+                                                         chunk.tokens - load_token, columns - load_column, p.d_vectors);
+      load_token += S::kTokens;
+      if (load_token >= chunk.tokens) {
+        load_token = 0;
+        load_column += S::kColumns;
+      }
+      fill = fill == S::kStages - 1 ? 0 : fill + 1;
     }
     cp_async_commit();
   };
   // t is float32 in memory: the next step's part waits in registers, then goes to shared memory in T.
-  constexpr int kEach = S::kTokens * RP / S::kThreads;
-  float next_z[kEach];
-  auto fetch_z = [&](int s) {
+  constexpr int kFours = S::kTokens * RP / 4 / S::kThreads;
+  float next_z[kFours][4];
+  auto fetch_z = [&](int first) {
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int q = int(threadIdx.x) + i * S::kThreads, token = s * S::kTokens + q / RP, r = q % RP;
-      next_z[i] = token < chunk.tokens && r < ranks ? z[size_t(token) * p.rank + r] : 0.0f;
+    for (int i = 0; i < kFours; ++i) {
+      const int q = int(threadIdx.x) + i * S::kThreads, token = first + q / (RP / 4), r = q % (RP / 4) * 4;
+      load_four(next_z[i], z + size_t(token) * p.rank + r, token < chunk.tokens ? ranks - r : 0, p.z_vectors);
     }
   };
-  auto store_z = [&](int s) {
+  auto store_z = [&](int slot) {
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
+    for (int i = 0; i < kFours; ++i) {
       const int q = int(threadIdx.x) + i * S::kThreads;
-      tiles_z[s % 2 * S::kTileZ + q / RP * S::kPitchZ + q % RP] = from_float<T>(activate(next_z[i], p.activation));
+      const float* const v = next_z[i];
+      auto* const to = reinterpret_cast<typename M::Pair*>(tiles_z + slot * S::kTileZ + q / (RP / 4) * S::kPitchZ +
+                                                           q % (RP / 4) * 4);
+      to[0] = M::pack(activate(v[0], p.activation), activate(v[1], p.activation));
+      to[1] = M::pack(activate(v[2], p.activation), activate(v[3], p.activation));
     }
   };
 
+  if constexpr (INNER) load_b(0);  // joins the first step's group of copies
 #pragma unroll
-  for (int s = 0; s < S::kStages - 1; ++s) load_step(s);
+  for (int s = 0; s < S::kStages - 1; ++s) load_next();
   fetch_z(0);
   store_z(0);
 
   const int lane = int(threadIdx.x & 31), warp = int(threadIdx.x >> 5), g = lane / 4, t = lane % 4;
   const bool add_columns = INNER && p.column_sums && blockIdx.z == 0;
   const bool add_ranks = !INNER && p.rank_sums && blockIdx.y == 0 && warp == 0;
-  const auto one = Matrix<T>::pack(1.0f, 1.0f);
+  const bool even_columns = p.columns % 2 == 0;
+  const auto one = M::pack(1.0f, 1.0f);
   const FragmentA<T> ones_a{{{one, one}, {one, one}}};
   const FragmentB<T> ones_b{{one, one}};
-  Accumulator sums[kRankTiles][kColumnTiles] = {};
-  Accumulator column_sums[INNER ? kColumnTiles : 1] = {}, rank_sums[INNER ? 1 : kRankTiles] = {};
+  Accumulator rank_sums[INNER ? 1 : S::kRankTiles] = {};
+  int slot = 0, slot_z = 0;
 
-  for (int s = 0; s < steps; ++s) {
-    cp_async_wait<S::kStages - 2>();
-    __syncthreads();  // step s is there, t included, and nobody reads the slot that is filled next
-    load_step(s + S::kStages - 1);
-    const bool more = s + 1 < steps;
-    if (more) fetch_z(s + 1);
-    const T* const td = tiles_d + s % S::kStages * S::kTileD;
-    const T* const tz = tiles_z + s % 2 * S::kTileZ;
-
-    // t^T D: each warp a quarter of the columns.
-#pragma unroll kUnroll
-    for (int k = 0; k < S::kTokens; k += 16) {
-      FragmentA<T> a[kRankTiles];
-#pragma unroll
-      for (int m = 0; m < kRankTiles; ++m) load_a_columns(a[m], tz + k * S::kPitchZ + m * 16, S::kPitchZ);
-#pragma unroll
-      for (int n = 0; n < kColumnTiles; n += 2) {
-        FragmentB<T> b[2];
-        load_b_columns(b, td + k * S::kPitchD + (warp * kColumnTiles + n) * 8, S::kPitchD);
-#pragma unroll
-        for (int m = 0; m < kRankTiles; ++m) {
-          multiply<T>(sums[m][n], a[m], b[0]);
-          multiply<T>(sums[m][n + 1], a[m], b[1]);
+  for (int column = 0; column < columns; column += S::kColumns) {
+    const bool first_block = column == 0, last_block = column + S::kColumns >= columns;
+    Accumulator sums[S::kRankTiles][S::kColumnTiles] = {}, column_sums[INNER ? S::kColumnTiles : 1] = {};
+    for (int token = 0; token < chunk.tokens; token += S::kTokens) {
+      cp_async_wait<S::kStages - 2>();
+      __syncthreads();  // step s is there, t included, and nobody reads the slot that is filled next
+      const bool new_b = INNER && token == 0 && !first_block;
+      if constexpr (INNER) {
+        if (new_b) {
+          load_b(column);
+          cp_async_commit();
         }
-        if constexpr (INNER) {
-          if (add_columns) {
-            multiply<T>(column_sums[n], ones_a, b[0]);
-            multiply<T>(column_sums[n + 1], ones_a, b[1]);
+      }
+      load_next();
+      const int next = token + S::kTokens < chunk.tokens ? token + S::kTokens : 0;
+      const bool more = next || !last_block;
+      if (more) fetch_z(next);
+      const T* const td = tiles_d + slot * S::kTileD;
+      const T* const tz = tiles_z + slot_z * S::kTileZ;
+      slot = slot == S::kStages - 1 ? 0 : slot + 1;
+      slot_z ^= 1;
+
+      // t^T D: each warp its part of the columns.
+#pragma unroll kUnroll
+      for (int k = 0; k < S::kTokens; k += 16) {
+        FragmentA<T> a[S::kRankTiles];
+#pragma unroll
+        for (int m = 0; m < S::kRankTiles; ++m) load_a_columns(a[m], tz + k * S::kPitchZ + m * 16, S::kPitchZ);
+#pragma unroll
+        for (int n = 0; n < S::kColumnTiles; n += 2) {
+          FragmentB<T> b[2];
+          load_b_columns(b, td + k * S::kPitchD + (warp * S::kColumnTiles + n) * 8, S::kPitchD);
+#pragma unroll
+          for (int m = 0; m < S::kRankTiles; ++m) {
+            multiply<T>(sums[m][n], a[m], b[0]);
+            multiply<T>(sums[m][n + 1], a[m], b[1]);
+          }
+          if constexpr (INNER) {
+            if (add_columns) {
+              multiply<T>(column_sums[n], ones_a, b[0]);
+              multiply<T>(column_sums[n + 1], ones_a, b[1]);
+            }
+          }
+        }
+        if constexpr (!INNER) {
+          if (add_ranks && first_block) {
+#pragma unroll
+            for (int m = 0; m < S::kRankTiles; ++m) multiply<T>(rank_sums[m], a[m], ones_b);
           }
         }
       }
-      if constexpr (!INNER) {
-        if (add_ranks) {
-#pragma unroll
-          for (int m = 0; m < kRankTiles; ++m) multiply<T>(rank_sums[m], a[m], ones_b);
-        }
-      }
-    }
 
-    // D B^T over this block's columns: warp = half of the tokens, half of the rank.
-    if constexpr (INNER) {
-      constexpr int kTiles = RP / 16;  // n8 tiles of half the rank
-      const int tokens = warp % 2 * 16, first = warp / 2 * (RP / 2);
-      Accumulator product[kTiles] = {};
+      // D B^T over this column block: half of the tokens and a part of the rank for each warp.
+      if constexpr (INNER) {
+        if (new_b) {
+          cp_async_wait<1>();  // all but the step that was asked for after B
+          __syncthreads();
+        }
+        const int row = warp % 2 * 16, first = warp / 2 * S::kInnerTiles * 8;
+        Accumulator product[S::kInnerTiles] = {};
 #pragma unroll(kUnroll == 1 ? 1 : 4)
-      for (int k = 0; k < S::kColumns; k += 16) {
-        FragmentA<T> a;
-        load_a_rows(a, td + tokens * S::kPitchD + k, S::kPitchD);
-#pragma unroll
-        for (int n = 0; n < kTiles; n += 2) {
+        for (int k = 0; k < S::kColumns; k += 16) {
+          FragmentA<T> a;
+          load_a_rows(a, td + row * S::kPitchD + k, S::kPitchD);
           FragmentB<T> b[2];
-          if constexpr (kTiles == 1) {  // both fragments are read, the warp uses its own
+          if constexpr (S::kInnerTiles == 1) {  // both fragments are read, the warp uses its own
             load_b_rows(b, tile_b + k, S::kPitchD);
 #pragma unroll
             for (int h = 0; h < 2; ++h) b[0].pair[h] = first ? b[1].pair[h] : b[0].pair[h];
             multiply<T>(product[0], a, b[0]);
           } else {
-            load_b_rows(b, tile_b + (first + n * 8) * S::kPitchD + k, S::kPitchD);
-            multiply<T>(product[n], a, b[0]);
-            multiply<T>(product[n + 1], a, b[1]);
+            load_b_rows(b, tile_b + first * S::kPitchD + k, S::kPitchD);
+            multiply<T>(product[0], a, b[0]);
+            multiply<T>(product[1], a, b[1]);
           }
         }
+#pragma unroll
+        for (int n = 0; n < S::kInnerTiles; ++n)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float2 v{product[n][2 * half], product[n][2 * half + 1]};
+            const int mine = ((token / S::kTokens * S::kInnerTiles + n) * 2 + half) * S::kThreads + int(threadIdx.x);
+            if (!first_block) {
+              v.x += held[mine].x;
+              v.y += held[mine].y;
+            }
+            const int at = token + row + g + half * 8, r = first + n * 8 + 2 * t;
+            if (!last_block) {
+              held[mine] = v;
+            } else if (at < chunk.tokens) {
+              store_two(inner + size_t(at) * p.rank + r, v.x, v.y, ranks - r, p.inner_pairs);
+            }
+          }
       }
-      float* const inner = p.inner + (size_t(blockIdx.y) * p.segments.n_tokens + chunk.begin) * p.rank + first_rank;
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int token = s * S::kTokens + tokens + g + e / 2 * 8, r = first + n * 8 + 2 * t + e % 2;
-          if (token < chunk.tokens && r < ranks) inner[size_t(token) * p.rank + r] = product[n][e];
-        }
+      if (more) store_z(slot_z);  // into the slot that was read before this step's barrier
     }
-    if (more) store_z(s + 1);  // into the slot that was read before this step's barrier
+
+    const int left = columns - column;
+    if constexpr (INNER) {
+      float* const parts = p.parts + (size_t(blockIdx.x) * p.rank + first_rank) * p.columns + first_column + column;
+#pragma unroll
+      for (int n = 0; n < S::kColumnTiles; ++n) {
+        const int c = (warp * S::kColumnTiles + n) * 8 + 2 * t;
+#pragma unroll
+        for (int m = 0; m < S::kRankTiles; ++m)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int r = m * 16 + g + 8 * half;
+            if (r < ranks)
+              store_two(parts + size_t(r) * p.columns + c, sums[m][n][2 * half], sums[m][n][2 * half + 1], left - c,
+                        even_columns);
+          }
+        if (add_columns && g == 0)
+          store_two(p.column_sums + size_t(blockIdx.x) * p.columns + first_column + column + c, column_sums[n][0],
+                    column_sums[n][1], left - c, even_columns);
+      }
+    } else {  // eight lanes have neighbours of the rank: whole sectors
+      float* const parts = p.parts + (size_t(blockIdx.x) * p.columns + first_column + column) * p.rank + first_rank;
+#pragma unroll
+      for (int n = 0; n < S::kColumnTiles; ++n)
+#pragma unroll
+        for (int m = 0; m < S::kRankTiles; ++m)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int r = m * 16 + g + e / 2 * 8, c = (warp * S::kColumnTiles + n) * 8 + 2 * t + e % 2;
+            if (r < ranks && c < left) parts[size_t(c) * p.rank + r] = sums[m][n][e];
+          }
+    }
   }
 
-  float* const parts = p.parts + (size_t(blockIdx.x) * p.rank + first_rank) * p.columns + first_column;
-#pragma unroll
-  for (int m = 0; m < kRankTiles; ++m)
-#pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int r = m * 16 + g + e / 2 * 8, c = (warp * kColumnTiles + n) * 8 + 2 * t + e % 2;
-        if (r < ranks && c < columns) parts[size_t(r) * p.columns + c] = sums[m][n][e];
-      }
-  if constexpr (INNER) {
-    if (add_columns && g == 0) {
-#pragma unroll
-      for (int n = 0; n < kColumnTiles; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int c = (warp * kColumnTiles + n) * 8 + 2 * t + e;
-          if (c < columns) p.column_sums[size_t(blockIdx.x) * p.columns + first_column + c] = column_sums[n][e];
-        }
-    }
-  } else {
+  if constexpr (!INNER) {
     if (add_ranks && t == 0) {
 #pragma unroll
-      for (int m = 0; m < kRankTiles; ++m)
+      for (int m = 0; m < S::kRankTiles; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int r = m * 16 + g + 8 * half;

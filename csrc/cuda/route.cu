@@ -14,7 +14,14 @@ const char* launch(void (*kernel)(Route), int64_t warps, const Route& p, void* s
 
 }  // namespace
 
-const char* launch_route(const Route& p, void* stream) { return launch(route_kernel, p.rows * p.heads, p, stream); }
+const char* launch_route(const Route& p, void* stream) {
+  if (checks_values()) {
+    const std::string wanted = "tasks must be below T = " + std::to_string(p.n_tasks);
+    MHR_TRY(check_values(wanted.c_str(), p.tasks, p.rows, static_cast<Stream>(stream),
+                         [&](size_t i, const std::vector<int64_t>& tasks) { return tasks[i] >= p.n_tasks; }));
+  }
+  return launch(route_kernel, p.rows * p.heads, p, stream);
+}
 
 const char* launch_route_backward(const Route& p, void* stream) {
   return launch(route_backward_kernel, p.n_tasks * p.heads, p, stream);

@@ -30,7 +30,10 @@ __global__ void __launch_bounds__(kRouteThreads) route_kernel(Route p) {
     for (int64_t s = lane; s < p.skills; s += 32) w[s] = 1.0f / float(p.skills);
     return;
   }
-  if (task >= p.n_tasks) trap();
+  if (task >= p.n_tasks) {  // not a trap, which would end the process's context: nobody takes NaN for weights
+    for (int64_t s = lane; s < p.skills; s += 32) w[s] = __builtin_nanf("");
+    return;
+  }
   float sum = 0.0f;
   for (int64_t s = lane; s < p.skills; s += 32) {
     w[s] = route_sigmoid(p, task, row, head, s);

@@ -5,7 +5,8 @@
 namespace mhr::cuda {
 
 // w[u, h, s] = p / (sum_s p + 1e-12) with p = sigmoid((logits[tasks[u], h, s] + noise[u, h, s]) / temperature), all
-// float32; 1 / S where tasks[u] < 0. Backward sums, in the order of u, what every row adds to its task's logits.
+// float32; 1 / S where tasks[u] < 0, NaN where tasks[u] >= T. Backward sums, in the order of u, what every row adds to
+// its task's logits.
 struct Route {
   const float* logits;   // [T, H, S]
   const int64_t* tasks;  // [U]

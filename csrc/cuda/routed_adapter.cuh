@@ -1,7 +1,7 @@
 // Launchers of the routed adapter: how the work is cut into blocks, and which kernels run in which order.
-//   forward       shrink -> (finish, when the input dimension was split) -> expand
-//   backward, dy  outer with dy B^T -> finish dz -> gather dB (and the bias)
-//   backward, x   outer -> gather dA (and the bias) -> expand with A^T into dx
+//   forward       (pad A and B) -> shrink -> (finish, when the input dimension was split) -> expand
+//   backward, dy  (pad B) -> outer with dy B^T -> finish dz -> gather dB (and the bias)
+//   backward, x   outer -> gather dA (and the bias) -> (pad A) -> expand with A^T into dx
 // Every size below follows from the problem's sizes alone, never from the device: the same bits on every GPU.
 #pragma once
 #include <algorithm>
@@ -10,38 +10,74 @@
 #include "cuda/expand.cuh"
 #include "cuda/launch.h"
 #include "cuda/outer.cuh"
+#include "cuda/pad.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/routed_adapter.h"
 #include "cuda/shrink.cuh"
 
 namespace mhr::cuda {
 
-constexpr int kBlocksWanted = 264;  // two for each multiprocessor of the largest GPUs
-
-inline Segments segments_of(const Routing& r) {
-  return {r.offsets, int(r.n_segments), int(r.n_segments ? r.n_tokens / r.n_segments : 0), int(r.n_tokens)};
+inline Segments segments_of(const Routing& r, const int64_t* rows, int64_t n_rows) {
+  const int64_t length = r.n_segments ? r.n_tokens / r.n_segments : 0;
+  return {r.offsets, rows, int(r.n_segments), int(length), int(r.n_tokens), int(n_rows)};
 }
 
-// Cuts `steps` pipeline steps into ranges for separate blocks: none shorter than four steps, no more than are useful.
-inline int steps_per_range(int steps, int blocks) {
-  const int ranges = std::max(1, std::min(ceil_div(kBlocksWanted, std::max(blocks, 1)), steps / 4));
+// Whether each row of a float32 matrix can be taken in twos or fours.
+inline bool are_pairs(const float* p, int64_t columns) { return is_aligned(p, size_t(columns) * sizeof(float), 8); }
+inline bool are_fours(const float* p, int64_t columns) { return is_aligned(p, size_t(columns) * sizeof(float)); }
+
+// Cuts `steps` pipeline steps into ranges, so that `blocks` times as many reach those wanted: none shorter than four
+// steps, no more than are useful.
+inline int steps_per_range(int steps, int blocks, int wanted) {
+  const int ranges = std::max(1, std::min(ceil_div(wanted, std::max(blocks, 1)), steps / 4));
   return std::max(1, ceil_div(steps, ranges));
 }
 
-// Tokens of one chunk of the outer products: enough blocks to fill a GPU, yet few partial sums beside the tensor read.
-inline int chunk_tokens(int64_t n_tokens, int column_blocks) {
-  const int64_t even = n_tokens * column_blocks / (2 * kBlocksWanted);
-  return int(std::max<int64_t>(256, std::min<int64_t>(1024, (even + 31) / 32 * 32)));
-}
+// Scratch, handed out in multiples of 16 bytes. A pass plans with it first, without memory to learn how much it takes.
+struct Scratch {
+  char* memory;
+  size_t used = 0;
+  template <class T>
+  T* take(int64_t count) {
+    T* const p = memory ? reinterpret_cast<T*>(memory + used) : nullptr;
+    used += (size_t(count) * sizeof(T) + 15) / 16 * 16;
+    return p;
+  }
+};
 
-// B [U, R, O]; A [U, I, R] may also be copied flat while one tile holds the whole rank.
+// Factors on their way to the kernels: as they are where those can read them, else copies made by one launch.
 template <class T>
-Factor factor_of(const void* data, bool is_float, int64_t row, int64_t rows, bool may_be_flat) {
-  if (is_float && sizeof(T) == 2) return {data, Access::kConvert};
-  if (is_aligned(data, size_t(row) * sizeof(T))) return {data, Access::kVectors};
-  if (may_be_flat && row <= 64 && is_aligned(data, size_t(row * rows) * sizeof(T))) return {data, Access::kFlat};
-  return {data, Access::kElements};
-}
+class Factors {
+ public:
+  Factors(Scratch& scratch, const Routing& routing) : scratch_(scratch), segments_(int(routing.n_segments)) {}
+
+  // [U, height, width], of T or float32.
+  Factor add(const void* data, bool is_float, const int64_t* rows, int64_t n_rows, int64_t height, int64_t width) {
+    const bool converts = is_float && sizeof(T) == 2;
+    if (!converts && is_aligned(data, size_t(width) * sizeof(T))) return {data, int(width)};
+    const int64_t across = (width + kVector<T> - 1) / kVector<T>, stride = across * kVector<T>;
+    T* const copy = scratch_.template take<T>(n_rows * height * stride);
+    const int64_t blocks = n_rows * ceil_div(height * across, kPadThreads);
+    blocks_ = std::max(blocks_, blocks);
+    args_.entries[n_++] = {data, copy, rows, height * across, int(width), int(stride), int(blocks), converts};
+    return {copy, int(stride)};
+  }
+  const char* make(Stream stream) {
+    if (!blocks_) return nullptr;
+    if (blocks_ > kMostBlocks) return "too many factors that are to be converted or padded for one launch";
+    args_.segments = segments_;
+    auto* const kernel = pad_kernel<T, kPadThreads>;
+    return MHR_LAUNCH(kernel, dim3(unsigned(blocks_), unsigned(n_)), dim3(kPadThreads), 0, stream, args_);
+  }
+
+ private:
+  static constexpr int64_t kMostBlocks = 0x7fffffff;
+  Scratch& scratch_;
+  const int segments_;
+  int n_ = 0;
+  int64_t blocks_ = 0;  // of the larger one
+  PadArgs args_{};
+};
 
 inline int padded_rank(int64_t rank) { return rank <= 16 ? 16 : rank <= 32 ? 32 : 64; }
 inline int rank_tiles(int64_t rank) { return ceil_div(rank, 64); }
@@ -64,210 +100,329 @@ struct ForwardPlan {
   int steps, per_range, ranges;
   explicit ForwardPlan(const RoutedAdapterForward& p)
       : steps(ceil_div(p.in_features, kLine<T>)),
-        per_range(steps_per_range(steps, max_tiles(segments_of(p.routing), 64) * rank_tiles(p.rank))),
+        per_range(steps_per_range(steps,
+                                  max_tiles(segments_of(p.routing, p.rows_a, p.n_rows_a), 64) * rank_tiles(p.rank),
+                                  p.routing.blocks_at_once)),
         ranges(ceil_div(steps, per_range)) {}
 };
 
-template <class T>
+// How an outer product is cut: tokens into chunks, columns into groups of column blocks.
 struct OuterPlan {
-  int column_blocks, chunk, chunks;
-  OuterPlan(const Routing& routing, int64_t columns, int64_t rank)
-      : column_blocks(ceil_div(columns, (padded_rank(rank) == 64 ? 2 : 4) * kLine<T>)),
-        chunk(chunk_tokens(routing.n_tokens, column_blocks * rank_tiles(rank))),
-        chunks(routing.n_tokens ? max_tiles(segments_of(routing), chunk) : 0) {}
+  int column_blocks, chunk, chunks, blocks_per_group = 1, groups;
+
+  // `most` tokens at most have their part of dz summed on the way; 0: there is no dz.
+  OuterPlan(const Segments& segments, int block, int64_t columns, int64_t rank, int most, int blocks_at_once)
+      : column_blocks(ceil_div(columns, block)) {
+    const int at_once = rank > 32 ? std::max(1, blocks_at_once / 2) : blocks_at_once, tiles = rank_tiles(rank);
+    // Enough blocks to fill a GPU, yet few partial sums beside the tensor read.
+    const int64_t even = int64_t(segments.n_tokens) * column_blocks * tiles / (2 * blocks_at_once);
+    chunk = int(std::max<int64_t>(256, std::min<int64_t>(1024, (even + 31) / 32 * 32)));
+    if (most) chunk = std::min(chunk, most);
+    chunks = segments.n_tokens ? max_tiles(segments, chunk) : 0;
+    if (most) {  // The longest way of a block, in column blocks; of equal ways the one with the fewest partial dz.
+      const int64_t full = int64_t(ceil_div(segments.n_tokens, chunk)) * tiles;
+      int64_t best = INT64_MAX;
+      for (int each = 1; each <= column_blocks; ++each) {
+        const int64_t blocks = full * ceil_div(column_blocks, each), way = each * ((blocks + at_once - 1) / at_once);
+        if (way <= best && (blocks <= 4 * at_once || each == column_blocks)) {
+          best = way;
+          blocks_per_group = each;
+        }
+      }
+    }
+    groups = ceil_div(column_blocks, blocks_per_group);
+  }
 };
 
 inline const char* finish(const FinishArgs& p, Stream stream) {
-  auto* const kernel = finish_kernel<kReduceThreads>;
-  return MHR_LAUNCH(kernel, dim3(unsigned(ceil_div(p.size, kReduceThreads))), dim3(kReduceThreads), 0, stream, p);
-}
-
-inline const char* gather(const GatherArgs& p, int64_t n_rows, Stream stream) {
-  if (n_rows == 0) return nullptr;
-  if (n_rows > 65535) return "at most 65535 rows of factors can take gradients in one call";
-  auto* const kernel = gather_kernel<kReduceThreads>;
-  const dim3 grid(unsigned(ceil_div(int64_t(p.height) * p.width, kReduceThreads)), unsigned(n_rows));
+  const bool fours = p.size % 4 == 0 && is_aligned(p.parts) && is_aligned(p.out);
+  auto* const kernel = fours ? finish_kernel<kReduceThreads, 4> : finish_kernel<kReduceThreads, 1>;
+  const dim3 grid(unsigned(ceil_div(p.size, int64_t(kReduceThreads) * (fours ? 4 : 1))));
   return MHR_LAUNCH(kernel, grid, dim3(kReduceThreads), 0, stream, p);
 }
 
-template <class T, int RP, bool TRANSPOSED>
-const char* expand(ExpandArgs p, Stream stream) {
+inline const char* gather(const GatherArgs& p, Stream stream) {
+  const int64_t n_rows = p.segments.n_rows;
+  if (n_rows == 0) return nullptr;
+  if (n_rows > 65535) return "at most 65535 rows of factors can take gradients in one call";
+  const bool fours = p.size % 4 == 0 && is_aligned(p.parts) && is_aligned(p.out);
+  auto* const kernel = fours ? gather_kernel<kReduceThreads, 4> : gather_kernel<kReduceThreads, 1>;
+  const dim3 grid(unsigned(ceil_div(p.size, int64_t(kReduceThreads) * (fours ? 4 : 1))), unsigned(n_rows));
+  return MHR_LAUNCH(kernel, grid, dim3(kReduceThreads), 0, stream, p);
+}
+
+template <class T, int RP, bool TRANSPOSED, bool ACCUMULATE, bool BIASED>
+const char* expand_once(const ExpandArgs& p, Stream stream) {
   using S = ExpandShape<T, RP, TRANSPOSED>;
-  auto* const kernel = expand_kernel<T, RP, TRANSPOSED>;
+  auto* const kernel = expand_kernel<T, RP, TRANSPOSED, ACCUMULATE, BIASED>;
   const int tiles = max_tiles(p.segments, S::kTokens), steps = ceil_div(p.columns, S::kStep);
-  p.steps_per_range = steps_per_range(steps, tiles);
   const dim3 grid(unsigned(tiles), unsigned(ceil_div(steps, p.steps_per_range)));
+  return MHR_LAUNCH(kernel, grid, dim3(S::kThreads), S::shared_bytes(ceil_div(p.ranks, RP)), stream, p);
+}
+
+// Ranks beyond what shared memory holds are added by further launches, each to what the one before left.
+template <class T, int RP, bool TRANSPOSED>
+const char* expand(ExpandArgs p, bool accumulate, int blocks_wanted, Stream stream) {
+  using S = ExpandShape<T, RP, TRANSPOSED>;
+  p.steps_per_range = steps_per_range(ceil_div(p.columns, S::kStep), max_tiles(p.segments, S::kTokens), blocks_wanted);
   for (p.first_rank = 0; p.first_rank < p.rank; p.first_rank += S::kMaxRanks) {
     p.ranks = std::min(S::kMaxRanks, p.rank - p.first_rank);
-    const int shared = S::shared_bytes(ceil_div(p.ranks, RP));
-    MHR_TRY(MHR_LAUNCH(kernel, grid, dim3(S::kThreads), shared, stream, p));
-    p.bias = nullptr;
-    p.accumulate = true;
+    if (accumulate) {
+      if constexpr (TRANSPOSED) {
+        MHR_TRY((expand_once<T, RP, true, true, false>(p, stream)));
+      } else {
+        MHR_TRY(p.bias ? expand_once<T, RP, false, true, true>(p, stream)
+                       : expand_once<T, RP, false, true, false>(p, stream));
+      }
+    } else {
+      MHR_TRY((expand_once<T, RP, TRANSPOSED, false, !TRANSPOSED>(p, stream)));
+    }
+    p.bias = p.base = nullptr;
+    accumulate = true;
   }
   return nullptr;
 }
 
 template <class T, int RP, bool INNER>
-const char* outer(const OuterArgs& p, const OuterPlan<T>& plan, Stream stream) {
+const char* outer(const OuterArgs& p, const OuterPlan& plan, Stream stream) {
   using S = OuterShape<T, RP>;
   auto* const kernel = outer_kernel<T, RP, INNER>;
-  const dim3 grid(unsigned(plan.chunks), unsigned(plan.column_blocks), unsigned(ceil_div(p.rank, RP)));
-  return MHR_LAUNCH(kernel, grid, dim3(S::kThreads), S::shared_bytes(INNER), stream, p);
+  const dim3 grid(unsigned(plan.chunks), unsigned(plan.groups), unsigned(ceil_div(p.rank, RP)));
+  const int shared = S::shared_bytes(INNER, plan.blocks_per_group > 1 ? plan.chunk : 0);
+  return MHR_LAUNCH(kernel, grid, dim3(S::kThreads), shared, stream, p);
 }
 
+// What one call does, planned: `scratch.used` bytes of it, then run().
 template <class T>
-size_t forward_workspace(const RoutedAdapterForward& p) {
-  const ForwardPlan<T> plan(p);
-  return plan.ranges > 1 ? sizeof(float) * size_t(plan.ranges) * size_t(p.routing.n_tokens * p.rank) : 0;
-}
+struct ForwardPass {
+  const RoutedAdapterForward& p;
+  Scratch scratch;
+  Segments segments_a, segments_b;
+  ForwardPlan<T> plan;
+  Factors<T> factors;
+  Factor a, b;
+  float* parts;
 
-template <class T>
-const char* forward(const RoutedAdapterForward& p, float* workspace, Stream stream) {
-  if (p.routing.n_tokens == 0) return nullptr;
-  const Segments segments = segments_of(p.routing);
-  const ForwardPlan<T> plan(p);
-  const bool convert = p.factors_are_float;
-  return with_padded_rank(p.rank, [&](auto rp) -> const char* {
-    constexpr int RP = decltype(rp)::value;
+  ForwardPass(const RoutedAdapterForward& p, void* memory)
+      : p(p),
+        scratch{static_cast<char*>(memory)},
+        segments_a(segments_of(p.routing, p.rows_a, p.n_rows_a)),
+        segments_b(segments_of(p.routing, p.rows_b, p.n_rows_b)),
+        plan(p),
+        factors(scratch, p.routing),
+        a(factors.add(p.a, p.factors_are_float, p.rows_a, p.n_rows_a, p.in_features, p.rank)),
+        b(factors.add(p.b, p.factors_are_float, p.rows_b, p.n_rows_b, p.rank, p.out_features)),
+        parts(plan.ranges > 1 ? scratch.take<float>(plan.ranges * p.routing.n_tokens * p.rank) : p.z) {}
+
+  const char* run(Stream stream) {
+    if (p.routing.n_tokens == 0) return nullptr;
+    MHR_TRY(factors.make(stream));
+    return with_padded_rank(p.rank, [&](auto rp) { return run<decltype(rp)::value>(stream); });
+  }
+
+ private:
+  template <int RP>
+  const char* run(Stream stream) {
     using S = ShrinkShape<T, RP>;
+    const int rank = int(p.rank), n_in = int(p.in_features), n_out = int(p.out_features);
+    const bool x_vectors = is_aligned(p.x, size_t(n_in) * sizeof(T));
+    const bool y_vectors = is_aligned(p.y, size_t(n_out) * sizeof(T));
     const ShrinkArgs shrink{p.x,
-                            factor_of<T>(p.a, convert, p.rank, p.in_features, true),
+                            a,
                             p.bias_a,
-                            plan.ranges > 1 ? workspace : p.z,
-                            segments,
-                            p.rows_a,
-                            int(p.n_rows_a),
-                            int(p.in_features),
-                            int(p.rank),
+                            parts,
+                            segments_a,
+                            n_in,
+                            rank,
                             plan.per_range,
-                            is_aligned(p.x, size_t(p.in_features) * sizeof(T)),
-                            convert};
+                            x_vectors,
+                            are_pairs(parts, rank),
+                            p.factors_are_float};
     auto* const kernel = shrink_kernel<T, RP>;
-    const dim3 grid(unsigned(max_tiles(segments, S::kTokens)), unsigned(plan.ranges), unsigned(ceil_div(p.rank, RP)));
+    const dim3 grid(unsigned(max_tiles(segments_a, S::kTokens)), unsigned(plan.ranges), unsigned(ceil_div(rank, RP)));
     MHR_TRY(MHR_LAUNCH(kernel, grid, dim3(S::kThreads), S::kShared, stream, shrink));
-    if (plan.ranges > 1) {
-      MHR_TRY(
-          finish({workspace, nullptr, p.z, p.routing.n_tokens * p.rank, plan.ranges, 1.0f, Activation::kNone}, stream));
-    }
-    return expand<T, RP, false>(
-        {p.z, factor_of<T>(p.b, convert, p.out_features, p.rank, false), p.bias_b, p.y, segments, p.rows_b,
-         int(p.n_rows_b), int(p.out_features), int(p.rank), 0, 0, 0, p.scale, p.activation,
-         is_aligned(p.y, size_t(p.out_features) * sizeof(T)), convert, true},
-        stream);
-  });
-}
-
-// Scratch of an outer product: parts, then the sums for the bias, then the partial dz.
-struct OuterScratch {
-  size_t parts, sums, inner;
-  size_t bytes() const { return sizeof(float) * (parts + sums + inner); }
+    if (plan.ranges > 1)
+      MHR_TRY(finish({parts, nullptr, p.z, p.routing.n_tokens * p.rank, plan.ranges, 1.0f, Activation::kNone}, stream));
+    const ExpandArgs args{p.z,
+                          b,
+                          p.bias_b,
+                          p.base,
+                          p.y,
+                          segments_b,
+                          n_out,
+                          rank,
+                          0,
+                          0,
+                          0,
+                          p.scale,
+                          p.activation,
+                          y_vectors,
+                          are_fours(p.z, rank),
+                          p.factors_are_float};
+    return expand<T, RP, false>(args, !p.writes_y, p.routing.blocks_at_once, stream);
+  }
 };
 
 template <class T>
-OuterScratch backward_dy_scratch(const RoutedAdapterBackwardDy& p) {
-  const OuterPlan<T> plan(p.routing, p.out_features, p.rank);
-  const auto chunks = size_t(plan.chunks);
-  return {chunks * size_t(p.rank * p.out_features), p.dbias_b ? chunks * size_t(p.out_features) : 0,
-          size_t(plan.column_blocks) * size_t(p.routing.n_tokens * p.rank)};
+OuterPlan plan_outer(const Segments& segments, int64_t columns, int64_t rank, bool inner, int blocks_at_once) {
+  const int most = padded_rank(rank) == 16   ? OuterShape<T, 16>::kMostTokens
+                   : padded_rank(rank) == 32 ? OuterShape<T, 32>::kMostTokens
+                                             : OuterShape<T, 64>::kMostTokens;
+  return OuterPlan(segments, OuterShape<T, 16>::kColumns, columns, rank, inner ? most : 0, blocks_at_once);
 }
 
 template <class T>
-const char* backward_dy(const RoutedAdapterBackwardDy& p, float* workspace, Stream stream) {
-  const Segments segments = segments_of(p.routing);
-  const OuterPlan<T> plan(p.routing, p.out_features, p.rank);
-  const OuterScratch scratch = backward_dy_scratch<T>(p);
-  float *const parts = workspace, *const sums = parts + scratch.parts, *const inner = sums + scratch.sums;
-  const int rank = int(p.rank), columns = int(p.out_features);
-  if (plan.chunks) {
-    const OuterArgs args{p.dy,
-                         p.z,
-                         factor_of<T>(p.b, p.factors_are_float, p.out_features, p.rank, false),
-                         parts,
-                         inner,
-                         p.dbias_b ? sums : nullptr,
-                         nullptr,
-                         segments,
-                         p.rows_b,
-                         int(p.n_rows_b),
-                         columns,
-                         rank,
-                         plan.chunk,
-                         p.activation,
-                         is_aligned(p.dy, size_t(columns) * sizeof(T))};
-    MHR_TRY(with_padded_rank(p.rank, [&](auto rp) { return outer<T, decltype(rp)::value, true>(args, plan, stream); }));
-    MHR_TRY(finish({inner, p.activation == Activation::kNone ? nullptr : p.z, p.dz, p.routing.n_tokens * p.rank,
-                    plan.column_blocks, p.scale, p.activation},
-                   stream));
+struct BackwardDyPass {
+  const RoutedAdapterBackwardDy& p;
+  Scratch scratch;
+  Segments segments;
+  OuterPlan plan;
+  Factors<T> factors;
+  Factor b;
+  float *parts, *sums, *inner;
+
+  BackwardDyPass(const RoutedAdapterBackwardDy& p, void* memory)
+      : p(p),
+        scratch{static_cast<char*>(memory)},
+        segments(segments_of(p.routing, p.rows_b, p.n_rows_b)),
+        plan(plan_outer<T>(segments, p.out_features, p.rank, true, p.routing.blocks_at_once)),
+        factors(scratch, p.routing),
+        b(factors.add(p.b, p.factors_are_float, p.rows_b, p.n_rows_b, p.rank, p.out_features)),
+        parts(scratch.take<float>(plan.chunks * p.rank * p.out_features)),
+        sums(p.dbias_b ? scratch.take<float>(plan.chunks * p.out_features) : nullptr),
+        inner(plan.groups > 1 ? scratch.take<float>(plan.groups * p.routing.n_tokens * p.rank) : p.dz) {}
+
+  const char* run(Stream stream) {
+    if (plan.chunks) {
+      MHR_TRY(factors.make(stream));
+      const OuterArgs args{p.dy,
+                           p.z,
+                           b,
+                           parts,
+                           inner,
+                           sums,
+                           nullptr,
+                           segments,
+                           int(p.out_features),
+                           int(p.rank),
+                           plan.chunk,
+                           plan.blocks_per_group,
+                           p.activation,
+                           is_aligned(p.dy, size_t(p.out_features) * sizeof(T)),
+                           are_fours(p.z, p.rank),
+                           are_pairs(inner, p.rank)};
+      MHR_TRY(
+          with_padded_rank(p.rank, [&](auto rp) { return outer<T, decltype(rp)::value, true>(args, plan, stream); }));
+      const float* const z = p.activation == Activation::kNone ? nullptr : p.z;
+      MHR_TRY(finish({inner, z, p.dz, p.routing.n_tokens * p.rank, plan.groups, p.scale, p.activation}, stream));
+    }
+    if (p.dbias_b)
+      MHR_TRY(gather({sums, p.dbias_b, segments, plan.chunk, plan.chunks, p.out_features, p.scale}, stream));
+    return gather({parts, p.db, segments, plan.chunk, plan.chunks, p.rank * p.out_features, p.scale}, stream);
   }
-  if (p.dbias_b) {
-    MHR_TRY(gather({sums, p.dbias_b, segments, p.rows_b, plan.chunk, 1, columns, p.scale, false}, p.n_rows_b, stream));
-  }
-  return gather({parts, p.db, segments, p.rows_b, plan.chunk, rank, columns, p.scale, false}, p.n_rows_b, stream);
-}
+};
 
 template <class T>
-OuterScratch backward_x_scratch(const RoutedAdapterBackwardX& p) {
-  const auto chunks = size_t(OuterPlan<T>(p.routing, p.in_features, p.rank).chunks);
-  return {chunks * size_t(p.rank * p.in_features), p.dbias_a ? chunks * size_t(p.rank) : 0, 0};
-}
+struct BackwardXPass {
+  const RoutedAdapterBackwardX& p;
+  Scratch scratch;
+  Segments segments;
+  OuterPlan plan;
+  Factors<T> factors;
+  Factor a;
+  float *parts, *sums;
 
-template <class T>
-const char* backward_x(const RoutedAdapterBackwardX& p, float* workspace, Stream stream) {
-  const Segments segments = segments_of(p.routing);
-  const OuterPlan<T> plan(p.routing, p.in_features, p.rank);
-  float *const parts = workspace, *const sums = parts + backward_x_scratch<T>(p).parts;
-  const int rank = int(p.rank), columns = int(p.in_features);
-  if (plan.chunks) {
-    const OuterArgs args{p.x,
-                         p.dz,
-                         {},
-                         parts,
-                         nullptr,
-                         nullptr,
-                         p.dbias_a ? sums : nullptr,
-                         segments,
-                         p.rows_a,
-                         int(p.n_rows_a),
-                         columns,
-                         rank,
-                         plan.chunk,
-                         Activation::kNone,
-                         is_aligned(p.x, size_t(columns) * sizeof(T))};
-    MHR_TRY(
-        with_padded_rank(p.rank, [&](auto rp) { return outer<T, decltype(rp)::value, false>(args, plan, stream); }));
+  BackwardXPass(const RoutedAdapterBackwardX& p, void* memory)
+      : p(p),
+        scratch{static_cast<char*>(memory)},
+        segments(segments_of(p.routing, p.rows_a, p.n_rows_a)),
+        plan(plan_outer<T>(segments, p.in_features, p.rank, false, p.routing.blocks_at_once)),
+        factors(scratch, p.routing),
+        a(p.dx ? factors.add(p.a, p.factors_are_float, p.rows_a, p.n_rows_a, p.in_features, p.rank) : Factor{}),
+        parts(scratch.take<float>(plan.chunks * p.rank * p.in_features)),
+        sums(p.dbias_a ? scratch.take<float>(plan.chunks * p.rank) : nullptr) {}
+
+  const char* run(Stream stream) {
+    const int columns = int(p.in_features), rank = int(p.rank);
+    if (plan.chunks) {
+      const OuterArgs args{p.x,
+                           p.dz,
+                           {},
+                           parts,
+                           nullptr,
+                           nullptr,
+                           sums,
+                           segments,
+                           columns,
+                           rank,
+                           plan.chunk,
+                           1,
+                           Activation::kNone,
+                           is_aligned(p.x, size_t(columns) * sizeof(T)),
+                           are_fours(p.dz, rank),
+                           false};
+      MHR_TRY(
+          with_padded_rank(p.rank, [&](auto rp) { return outer<T, decltype(rp)::value, false>(args, plan, stream); }));
+    }
+    if (p.dbias_a) MHR_TRY(gather({sums, p.dbias_a, segments, plan.chunk, plan.chunks, p.rank, 1.0f}, stream));
+    MHR_TRY(gather({parts, p.da, segments, plan.chunk, plan.chunks, p.rank * p.in_features, 1.0f}, stream));
+    if (!p.dx || !plan.chunks) return nullptr;
+    MHR_TRY(factors.make(stream));
+    const bool dx_vectors = is_aligned(p.dx, size_t(columns) * sizeof(T));
+    const ExpandArgs args{p.dz,
+                          a,
+                          nullptr,
+                          nullptr,
+                          p.dx,
+                          segments,
+                          columns,
+                          rank,
+                          0,
+                          0,
+                          0,
+                          1.0f,
+                          Activation::kNone,
+                          dx_vectors,
+                          are_fours(p.dz, rank),
+                          false};
+    return with_padded_rank(p.rank, [&](auto rp) {
+      return expand<T, decltype(rp)::value, true>(args, p.accumulate, p.routing.blocks_at_once, stream);
+    });
   }
-  if (p.dbias_a) {
-    MHR_TRY(gather({sums, p.dbias_a, segments, p.rows_a, plan.chunk, 1, rank, 1.0f, false}, p.n_rows_a, stream));
-  }
-  MHR_TRY(gather({parts, p.da, segments, p.rows_a, plan.chunk, rank, columns, 1.0f, true}, p.n_rows_a, stream));
-  if (!p.dx || !plan.chunks) return nullptr;
-  const ExpandArgs args{p.dz,
-                        factor_of<T>(p.a, p.factors_are_float, p.rank, p.in_features, true),
-                        nullptr,
-                        p.dx,
-                        segments,
-                        p.rows_a,
-                        int(p.n_rows_a),
-                        columns,
-                        rank,
-                        0,
-                        0,
-                        0,
-                        1.0f,
-                        Activation::kNone,
-                        is_aligned(p.dx, size_t(columns) * sizeof(T)),
-                        false,
-                        p.accumulate};
-  return with_padded_rank(p.rank, [&](auto rp) { return expand<T, decltype(rp)::value, true>(args, stream); });
-}
+};
 
 // The three types are compiled apart (routed_adapter_<type>.cu) so that they compile side by side.
-#define MHR_ROUTED_ADAPTER(declaration, T)                                                         \
-  declaration template size_t forward_workspace<T>(const RoutedAdapterForward&);                   \
-  declaration template const char* forward<T>(const RoutedAdapterForward&, float*, Stream);        \
-  declaration template OuterScratch backward_dy_scratch<T>(const RoutedAdapterBackwardDy&);        \
-  declaration template const char* backward_dy<T>(const RoutedAdapterBackwardDy&, float*, Stream); \
-  declaration template OuterScratch backward_x_scratch<T>(const RoutedAdapterBackwardX&);          \
-  declaration template const char* backward_x<T>(const RoutedAdapterBackwardX&, float*, Stream);
+template <class T>
+size_t scratch_bytes(const RoutedAdapterForward& p) {
+  return ForwardPass<T>(p, nullptr).scratch.used;
+}
+template <class T>
+size_t scratch_bytes(const RoutedAdapterBackwardDy& p) {
+  return BackwardDyPass<T>(p, nullptr).scratch.used;
+}
+template <class T>
+size_t scratch_bytes(const RoutedAdapterBackwardX& p) {
+  return BackwardXPass<T>(p, nullptr).scratch.used;
+}
+template <class T>
+const char* launch_pass(const RoutedAdapterForward& p, void* scratch, Stream stream) {
+  return ForwardPass<T>(p, scratch).run(stream);
+}
+template <class T>
+const char* launch_pass(const RoutedAdapterBackwardDy& p, void* scratch, Stream stream) {
+  return BackwardDyPass<T>(p, scratch).run(stream);
+}
+template <class T>
+const char* launch_pass(const RoutedAdapterBackwardX& p, void* scratch, Stream stream) {
+  return BackwardXPass<T>(p, scratch).run(stream);
+}
+
+#define MHR_ROUTED_ADAPTER(declaration, T)                                                        \
+  declaration template size_t scratch_bytes<T>(const RoutedAdapterForward&);                      \
+  declaration template size_t scratch_bytes<T>(const RoutedAdapterBackwardDy&);                   \
+  declaration template size_t scratch_bytes<T>(const RoutedAdapterBackwardX&);                    \
+  declaration template const char* launch_pass<T>(const RoutedAdapterForward&, void*, Stream);    \
+  declaration template const char* launch_pass<T>(const RoutedAdapterBackwardDy&, void*, Stream); \
+  declaration template const char* launch_pass<T>(const RoutedAdapterBackwardX&, void*, Stream);
 
 }  // namespace mhr::cuda

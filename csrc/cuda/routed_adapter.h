@@ -10,14 +10,17 @@ namespace mhr::cuda {
 enum class Activation { kNone, kGelu };
 
 // N tokens in `n_segments` segments; segment g holds tokens [offsets[g], offsets[g + 1]), or N / n_segments of them
-// when offsets is null, and uses row rows[g] of the factors. All tensors are contiguous, all pointers are on the
-// device. "factor" tensors are of `dtype` or, with factors_are_float, float32; accumulated results are always float32.
+// when offsets is null, and uses row rows[g] of the factors: -1 is a row of zeros, one that does not exist makes NaN of
+// the segment. All tensors are contiguous, all pointers are on the device. "factor" tensors are of `dtype` or, with
+// factors_are_float, float32; accumulated results are always float32.
 struct Routing {
   int64_t n_tokens, n_segments;
   const int64_t* offsets;
+  int blocks_at_once = 264;  // what the work is cut for: two blocks on each multiprocessor of the largest GPUs
 };
 
-// z = x A_u + a_u (float32 [N, R]); y += scale * (act(z) B_v + b_v).
+// z = x A_u + a_u (float32 [N, R]); y += scale * (act(z) B_v + b_v). With writes_y, y need not hold anything: it
+// becomes that, plus `base` where there is one, for a GEMM that then adds to it.
 struct RoutedAdapterForward {
   Dtype dtype;
   bool factors_are_float;
@@ -29,6 +32,8 @@ struct RoutedAdapterForward {
   float* z;
   float scale;
   Activation activation;
+  bool writes_y = false;
+  const void* base = nullptr;  // [O] of `dtype`, only with writes_y
 };
 
 // dz = scale * (dy B_v^T) * act'(z); db[v] = scale * sum act(z)^T dy; dbias_b[v] = scale * sum dy.
@@ -59,8 +64,9 @@ struct RoutedAdapterBackwardX {
   float *da, *dbias_a;  // dbias_a may be null
 };
 
-// Bytes of scratch that a launch needs: partial sums, depending on sizes only. Launches return nullptr or what is
-// wrong; `stream` is a cudaStream_t.
+// Bytes of scratch that a launch of the same arguments needs: partial sums, which no multiple of [N, O] or [N, I] is
+// among, and copies of factors whose type or rows the kernels cannot read. Launches return nullptr or what is wrong;
+// `stream` is a cudaStream_t.
 size_t workspace_bytes(const RoutedAdapterForward& p);
 size_t workspace_bytes(const RoutedAdapterBackwardDy& p);
 size_t workspace_bytes(const RoutedAdapterBackwardX& p);

@@ -1,6 +1,6 @@
 // z[n] = x[n] A_u + a_u: the wide side of a routed adapter down to its rank.
 //
-// One block takes 64 tokens of one segment, one range of the input dimension and up to RP columns of the rank, and
+// One block takes 64 tokens of one run, one range of the input dimension and up to RP columns of the rank, and
 // streams x and A once; the products stay in registers. With several ranges each writes its own partial sums, which
 // finish_kernel adds in order.
 #pragma once
@@ -16,9 +16,8 @@ struct ShrinkArgs {
   const void* bias;  // [U, R] or null
   float* z;          // [ranges, N, R]
   Segments segments;
-  const int64_t* rows;
-  int n_rows, in_features, rank, steps_per_range;
-  bool x_vectors, bias_is_float;
+  int in_features, rank, steps_per_range;
+  bool x_vectors, z_pairs, bias_is_float;
 };
 
 template <class T, int RP>
@@ -39,22 +38,29 @@ __global__ void __launch_bounds__(128, 3) shrink_kernel(ShrinkArgs p) {
 
   Tile tile;
   if (!find_tile(p.segments, int(blockIdx.x), S::kTokens, tile)) return;
-  const int u = factor_row(p.rows, tile.segment, p.n_rows);
+  const int u = factor_row(p.segments, tile.segment);
   const int first_rank = int(blockIdx.z) * RP, first_step = int(blockIdx.y) * p.steps_per_range;
   const int all_steps = (p.in_features + S::kStep - 1) / S::kStep;
   const int steps = all_steps - first_step < p.steps_per_range ? all_steps - first_step : p.steps_per_range;
-  const T* const x = static_cast<const T*>(p.x) + size_t(tile.begin) * p.in_features;
   const int ranks = p.rank - first_rank < RP ? p.rank - first_rank : RP;
-  const bool flat = p.a.access == Access::kFlat;
+  float* const z = p.z + (size_t(blockIdx.y) * p.segments.n_tokens + tile.begin) * p.rank + first_rank;
+  if (u < 0) return fill_tile(z, p.rank, tile.tokens, ranks, product_without(u));
 
-  auto load_step = [&](int s) {
-    if (s < steps) {
-      const int slot = s % S::kStages, column = (first_step + s) * S::kStep, left = p.in_features - column;
-      load_tile<T, S::kTokens, S::kStep, S::kThreads>(tiles_x + slot * S::kTileX, S::kPitchX, x + column, p.in_features,
+  // What is loaded next: x and A from here on, of which `left` columns of x are there, into this slot.
+  const T* x = static_cast<const T*>(p.x) + size_t(tile.begin) * p.in_features + first_step * S::kStep;
+  const T* a =
+      static_cast<const T*>(p.a.data) + (size_t(u) * p.in_features + first_step * S::kStep) * p.a.stride + first_rank;
+  int left = p.in_features - first_step * S::kStep, loads = steps, fill = 0;
+  auto load_next = [&] {
+    if (loads > 0) {
+      load_tile<T, S::kTokens, S::kStep, S::kThreads>(tiles_x + fill * S::kTileX, S::kPitchX, x, p.in_features,
                                                       tile.tokens, left, p.x_vectors);
-      load_factor<T, S::kStep, RP, S::kThreads>(tiles_a + slot * S::kTileA, S::kPitchA, p.a,
-                                                (size_t(u) * p.in_features + column) * p.rank + first_rank, p.rank,
-                                                left, ranks);
+      load_vectors<T, S::kStep, RP, S::kThreads>(tiles_a + fill * S::kTileA, S::kPitchA, a, p.a.stride, left, ranks);
+      x += S::kStep;
+      a += S::kStep * size_t(p.a.stride);
+      left -= S::kStep;
+      --loads;
+      fill = fill == S::kStages - 1 ? 0 : fill + 1;
     }
     cp_async_commit();
   };
@@ -62,44 +68,46 @@ __global__ void __launch_bounds__(128, 3) shrink_kernel(ShrinkArgs p) {
   const int lane = int(threadIdx.x & 31), warp = int(threadIdx.x >> 5);
   Accumulator sums[RP / 8] = {};
 #pragma unroll
-  for (int s = 0; s < S::kStages - 1; ++s) load_step(s);
+  for (int s = 0; s < S::kStages - 1; ++s) load_next();
+  int slot = 0;
   for (int s = 0; s < steps; ++s) {
     cp_async_wait<S::kStages - 2>();
     __syncthreads();  // step s has landed for everybody, and nobody reads the slot that is filled next
-    load_step(s + S::kStages - 1);
-    const T* const tx = tiles_x + s % S::kStages * S::kTileX + warp * 16 * S::kPitchX;
-    const T* const ta = tiles_a + s % S::kStages * S::kTileA;
+    load_next();
+    const T* const tx = tiles_x + slot * S::kTileX + warp * 16 * S::kPitchX;
+    const T* const ta = tiles_a + slot * S::kTileA;
+    slot = slot == S::kStages - 1 ? 0 : slot + 1;
 #pragma unroll
     for (int k = 0; k < S::kStep; k += 16) {
-      FragmentA<T> a;
-      load_a_rows(a, tx + k, S::kPitchX);
+      FragmentA<T> fragment;
+      load_a_rows(fragment, tx + k, S::kPitchX);
 #pragma unroll
       for (int n = 0; n < RP; n += 16) {
         FragmentB<T> b[2];
-        if (flat) {
-          load_b_columns_flat(b, ta + k * p.rank + n, p.rank, p.rank - n);
-        } else {
-          load_b_columns(b, ta + k * S::kPitchA + n, S::kPitchA);
-        }
-        multiply<T>(sums[n / 8], a, b[0]);
-        multiply<T>(sums[n / 8 + 1], a, b[1]);
+        load_b_columns(b, ta + k * S::kPitchA + n, S::kPitchA);
+        multiply<T>(sums[n / 8], fragment, b[0]);
+        multiply<T>(sums[n / 8 + 1], fragment, b[1]);
       }
     }
   }
 
-  float* const z = p.z + (size_t(blockIdx.y) * p.segments.n_tokens + tile.begin) * p.rank + first_rank;
 #pragma unroll
-  for (int n = 0; n < RP / 8; ++n)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int token = warp * 16 + lane / 4 + e / 2 * 8, r = n * 8 + lane % 4 * 2 + e % 2;
-      if (token < tile.tokens && r < ranks) {
-        float value = sums[n][e];
-        if (p.bias && blockIdx.y == 0)
-          value += bias_at<T>(p.bias, p.bias_is_float, size_t(u) * p.rank + first_rank + r);
-        z[size_t(token) * p.rank + r] = value;
-      }
+  for (int n = 0; n < RP / 8; ++n) {
+    const int r = n * 8 + lane % 4 * 2;
+    float2 bias{0.0f, 0.0f};
+    if (p.bias && blockIdx.y == 0) {
+      const size_t at = size_t(u) * p.rank + first_rank + r;
+      if (r < ranks) bias.x = bias_at<T>(p.bias, p.bias_is_float, at);
+      if (r + 1 < ranks) bias.y = bias_at<T>(p.bias, p.bias_is_float, at + 1);
     }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int token = warp * 16 + lane / 4 + half * 8;
+      if (token < tile.tokens)
+        store_two(z + size_t(token) * p.rank + r, sums[n][2 * half] + bias.x, sums[n][2 * half + 1] + bias.y, ranks - r,
+                  p.z_pairs);
+    }
+  }
 }
 
 }  // namespace mhr::cuda

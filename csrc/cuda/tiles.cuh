@@ -11,63 +11,71 @@ constexpr int kLine = 128 / int(sizeof(T));  // elements of one 128-byte line
 template <class T>
 constexpr int kPad = kVector<T>;  // keeps a column's rows in different banks
 
-// How a factor's tile can be reached.
-enum class Access {
-  kVectors,   // rows start at multiples of 16 bytes
-  kFlat,      // only the whole tile does: it is copied as it lies, rows `rank` elements apart
-  kElements,  // one element at a time
-  kConvert,   // one at a time, from float32 to the kernel's 16-bit type
-};
+// A factor as kernels read it: of their type, rows a multiple of 16 bytes apart and zero past their end (pad.cuh).
 struct Factor {
   const void* data;
-  Access access;
+  int stride;
 };
 
 // A ROWS x COLS tile of a row-major matrix whose valid part is rows x cols (either may be negative: nothing is valid).
-// Vectors arrive asynchronously, elements at once; a commit, a wait and a barrier cover both.
+// Arrives asynchronously: a commit, a wait and a barrier cover it. Every thread keeps its column, so that a copy costs
+// an addition and a comparison; of an absent one the address is never looked at.
+template <class T, int ROWS, int COLS, int THREADS>
+__device__ __forceinline__ void load_vectors(T* to, int pitch, const T* from, size_t stride, int rows, int cols) {
+  constexpr int kAcross = COLS / kVector<T>, kDown = THREADS / kAcross;
+  static_assert(THREADS % kAcross == 0);
+  const int first = int(threadIdx.x) / kAcross, col = int(threadIdx.x) % kAcross * kVector<T>;
+  to += first * pitch + col;
+  from += size_t(first) * stride + col;
+  const int valid = col < cols ? rows : 0;
+#pragma unroll
+  for (int i = 0; i < ROWS; i += kDown) {
+    const int row = first + i;
+    if (ROWS % kDown != 0 && row >= ROWS) break;
+    cp_async_16(to + i * pitch, from + i * stride, row < valid ? 16 : 0);
+  }
+}
+
+// The same, or element by element and at once where rows do not start at multiples of 16 bytes.
 template <class T, int ROWS, int COLS, int THREADS>
 __device__ __forceinline__ void load_tile(T* to, int pitch, const T* from, size_t stride, int rows, int cols,
                                           bool vectors) {
-  if (vectors) {
-    constexpr int kAcross = COLS / kVector<T>;
+  if (vectors) return load_vectors<T, ROWS, COLS, THREADS>(to, pitch, from, stride, rows, cols);
+#pragma unroll 4
+  for (int i = 0; i < ROWS * COLS / THREADS; ++i) {
+    const int q = int(threadIdx.x) + i * THREADS, row = q / COLS, col = q % COLS;
+    to[row * pitch + col] = row < rows && col < cols ? from[row * stride + col] : from_float<T>(0.0f);
+  }
+}
+
+// Four neighbours of a row of which `left` exist, at once where they lie at a multiple of 16 bytes; zero past the end.
+__device__ __forceinline__ void load_four(float (&v)[4], const float* from, int left, bool vectors) {
+  if (vectors && left >= 4) {
+    const float4 all = *reinterpret_cast<const float4*>(from);
+    v[0] = all.x, v[1] = all.y, v[2] = all.z, v[3] = all.w;
+  } else {
 #pragma unroll
-    for (int q = int(threadIdx.x); q < ROWS * kAcross; q += THREADS) {
-      const int row = q / kAcross, col = q % kAcross * kVector<T>;
-      const bool valid = row < rows && col < cols;
-      cp_async_16(to + row * pitch + col, valid ? from + row * stride + col : from, valid ? 16 : 0);
-    }
+    for (int i = 0; i < 4; ++i) v[i] = i < left ? from[i] : 0.0f;
+  }
+}
+// Two neighbours of a row of which `left` exist, at once where they lie at a multiple of 8 bytes.
+__device__ __forceinline__ void store_two(float* to, float a, float b, int left, bool vectors) {
+  if (vectors && left >= 2) {
+    *reinterpret_cast<float2*>(to) = {a, b};
   } else {
-    for (int q = int(threadIdx.x); q < ROWS * COLS; q += THREADS) {
-      const int row = q / COLS, col = q % COLS;
-      to[row * pitch + col] = row < rows && col < cols ? from[row * stride + col] : from_float<T>(0.0f);
-    }
+    if (left > 0) to[0] = a;
+    if (left > 1) to[1] = b;
   }
 }
 
-// The same of a factor, from element `begin` on.
-template <class T, int ROWS, int COLS, int THREADS>
-__device__ __forceinline__ void load_factor(T* to, int pitch, const Factor& factor, size_t begin, size_t stride,
-                                            int rows, int cols) {
-  if (factor.access == Access::kConvert) {
-    const float* from = static_cast<const float*>(factor.data) + begin;
-    for (int q = int(threadIdx.x); q < ROWS * COLS; q += THREADS) {
-      const int row = q / COLS, col = q % COLS;
-      to[row * pitch + col] = from_float<T>(row < rows && col < cols ? from[row * stride + col] : 0.0f);
-    }
-  } else if (factor.access == Access::kFlat) {
-    const T* from = static_cast<const T*>(factor.data) + begin;
-    const int all = ROWS * int(stride), valid = rows < ROWS ? rows * int(stride) : all;
-    for (int q = int(threadIdx.x) * kVector<T>; q < all; q += THREADS * kVector<T>) {
-      const int left = valid - q, bytes = (left < 0 ? 0 : left > kVector<T> ? kVector<T> : left) * int(sizeof(T));
-      cp_async_16(to + q, bytes ? from + q : from, bytes);
-    }
-  } else {
-    load_tile<T, ROWS, COLS, THREADS>(to, pitch, static_cast<const T*>(factor.data) + begin, stride, rows, cols,
-                                      factor.access == Access::kVectors);
-  }
+// Fills the valid rows x cols of a matrix; what a block does whose row of the factors is not there.
+template <class T>
+__device__ __forceinline__ void fill_tile(T* to, size_t stride, int rows, int cols, float value) {
+  for (int q = int(threadIdx.x); q < rows * cols; q += int(blockDim.x))
+    to[size_t(q / cols) * stride + q % cols] = from_float<T>(value);
 }
 
-// An element of a bias: of the kernel's type or, beside converted factors, float32.
+// An element of a bias: of the kernel's type or, beside factors in float32, float32.
 template <class T>
 __device__ __forceinline__ float bias_at(const void* bias, bool is_float, size_t i) {
   return is_float ? static_cast<const float*>(bias)[i] : to_float(static_cast<const T*>(bias)[i]);

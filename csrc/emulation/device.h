@@ -17,8 +17,11 @@
 #define blockDim (mhr::emulation::current->block_dim)
 #define gridDim (mhr::emulation::current->grid_dim)
 
-struct float2 {
+struct alignas(8) float2 {
   float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
 };
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -86,10 +89,9 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate, mhr::emulation::Site
   return votes;
 }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __clz(int bits) { return bits ? __builtin_clz(unsigned(bits)) : 32; }
 
 namespace mhr::cuda {
-
-inline void trap(emulation::Site site = emulation::Site::here()) { emulation::fail(site, "trap"); }
 
 template <class T>
 uint32_t pack2(float low, float high) {
@@ -228,6 +230,10 @@ using Stream = void*;
 
 inline const char* clear_async(void* to, size_t bytes, Stream) {
   std::memset(to, 0, bytes);
+  return nullptr;
+}
+inline const char* read_back(void* to, const void* from, size_t bytes, Stream) {
+  std::memcpy(to, from, bytes);
   return nullptr;
 }
 inline const char* copy_async(void* to, const void* from, size_t bytes, Stream) {

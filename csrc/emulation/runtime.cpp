@@ -317,6 +317,11 @@ void Launch::prepare_memory(size_t order) {
 }
 
 void Launch::check_guards() {
+  // A block holds its shared memory to the end, whether it takes it or not: too much of it costs blocks on the SM.
+  if (shared_limit_ > shared_used_ + 64) {
+    throw std::runtime_error("the kernel takes " + std::to_string(shared_used_) +
+                             " bytes of shared memory, its launch gave " + std::to_string(shared_limit_));
+  }
   for (size_t i = 0; i < n_arrays_; ++i) {
     uint8_t* end = arrays_[i].data + arrays_[i].bytes;
     permit(arrays_[i].data - kGuard, kGuard);

@@ -43,14 +43,16 @@ def routed_adapter(
         y: `[..., O]`, changed in place; N tokens in all.
         x: `[..., I]`, the same leading dimensions and dtype.
         A: `[U, I, R]`; B: `[U', R, O]`; the dtype of x or float32.
-        rows: int64 `[G]`, the row of A of each segment; rows_b: the row of B (default: rows). Any order, with repeats.
+        rows: int64 `[G]`, the row of A of each segment; rows_b: the row of B (default: rows). Any order, with repeats. Row -1 is
+            one of zeros: a segment of it has no adapter, its y is left as it is.
         scale: lora_alpha / rank.
         offsets: int64 `[G + 1]`, the first token of each segment and the end (empty segments allowed); None means G equal ones.
         bias_a: `[U, R]`; bias_b: `[U', O]`.
         activation: "none" or "gelu" (the exact erf form).
 
     Sums are held in float32 (float64 for float64). Differentiable once in y, x, A, B and the biases; saved for backward
-    beside the inputs: 4 N R bytes. Deterministic. On a GPU the values of rows and offsets are not checked.
+    beside the inputs: 4 N R bytes. Deterministic. On a GPU the values of rows and offsets are checked with MHR_CHECK_VALUES=1
+    only; without it, a segment whose row does not exist becomes NaN.
     Raises RuntimeError where shapes or dtypes do not fit.
     """
     if torch.is_autocast_enabled(y.device.type):
@@ -153,41 +155,54 @@ def check_row_index(op: str, name: str, rows: Tensor, n_rows: int) -> None:
     """Refuses a row outside the factors, where looking costs no device synchronisation."""
     if rows.device.type == "cpu" and rows.numel():
         low, high = int(rows.min()), int(rows.max())
-        check(low >= 0 and high < n_rows, f"mhr::{op}: {name} must lie in 0..{n_rows - 1}, got {low}..{high}")
+        check(
+            low >= -1 and high < n_rows,
+            f"mhr::{op}: {name} must lie in 0..{n_rows - 1}, or be -1 for no adapter, got {low}..{high}",
+        )
 
 
 def _activate(z: Tensor, activation: str) -> Tensor:
     return F.gelu(z) if activation == "gelu" else z
 
 
+def _choose(factors: Tensor, rows: Tensor) -> Tensor:
+    """factors[rows], zeros for row -1."""
+    if not factors.shape[0]:
+        return factors.new_zeros(rows.shape[0], *factors.shape[1:])
+    absent = (rows < 0).view(-1, *[1] * (factors.dim() - 1))
+    return factors.index_select(0, rows.clamp_min(0)).masked_fill(absent, 0)
+
+
 def _segment_matmul(x: Tensor, factors: Tensor, rows: Tensor, bounds: list[int]) -> Tensor:
-    """out[n] = x[n] @ factors[rows[segment of n]], `[N, K]`."""
-    chosen = factors.to(x.dtype).index_select(0, rows)
+    """out[n] = x[n] @ factors[rows[segment of n]], `[N, K]`; row -1 is one of zeros."""
+    chosen = _choose(factors.to(x.dtype), rows)
     parts = [x[a:b] @ m for a, b, m in zip(bounds, bounds[1:], chosen, strict=False)]
     return torch.cat(parts) if parts else x.new_empty(0, factors.shape[2])
 
 
 def _segment_outer(left: Tensor, right: Tensor, rows: Tensor, bounds: list[int], n_rows: int) -> Tensor:
     """out[u] = sum of left[n]^T right[n] over the tokens n of row u, `[U, J, K]` in the accumulator's dtype."""
-    out = left.new_zeros(n_rows, left.shape[1], right.shape[1], dtype=accumulator(left.dtype))
+    out = left.new_zeros(n_rows + 1, left.shape[1], right.shape[1], dtype=accumulator(left.dtype))
+    rows = rows.remainder(n_rows + 1)  # -1 comes last, and goes
     for g, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
         out.index_add_(0, rows[g : g + 1], (left[a:b].T @ right[a:b]).to(out.dtype).unsqueeze(0))
-    return out
+    return out[:n_rows]
 
 
 def _segment_sum(values: Tensor, rows: Tensor, bounds: list[int], n_rows: int) -> Tensor:
-    out = values.new_zeros(n_rows, values.shape[1], dtype=accumulator(values.dtype))
+    out = values.new_zeros(n_rows + 1, values.shape[1], dtype=accumulator(values.dtype))
+    rows = rows.remainder(n_rows + 1)
     for g, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)):
         out.index_add_(0, rows[g : g + 1], values[a:b].sum(0, keepdim=True, dtype=out.dtype))
-    return out
+    return out[:n_rows]
 
 
 def _spread(bias: Tensor, rows: Tensor, bounds: list[int]) -> Tensor:
-    """bias[rows[segment of n]] for every token n."""
+    """bias[rows[segment of n]] for every token n; row -1 is one of zeros."""
     lengths = torch.tensor(
         [b - a for a, b in zip(bounds, bounds[1:], strict=False)], device=rows.device, dtype=torch.int64
     )
-    return bias.index_select(0, rows.repeat_interleave(lengths, output_size=bounds[-1]))
+    return _choose(bias, rows.repeat_interleave(lengths, output_size=bounds[-1]))
 
 
 def routed_adapter_forward_reference(

@@ -43,7 +43,7 @@ def routed_bottleneck(
         bank_a: `[H, S, O/H, R]`; bias_a: `[H, S, 1, R]`; bank_b: `[H, S, R, O/H]`; bias_b: `[H, S, 1, O/H]`; of one float dtype,
             without weights that of x or float32. The two sides may differ in S.
         weights: `[U, H, S]`, float32 (float64 with float64 banks), or None; weights_b: `[U', H, S]`, of B and b where it differs.
-        rows: int64 `[G]`, the row of each segment; rows_b: of B and b where it differs.
+        rows: int64 `[G]`, the row of each segment, -1 for no adapter; rows_b: of B and b where it differs.
         offsets: int64 `[G + 1]`, the first token of each segment and the end; None means G equal segments.
 
     Returns y `[..., O]`, a new tensor. The GELU is the exact erf form. Differentiable once in every float argument; saved for

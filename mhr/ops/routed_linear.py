@@ -46,7 +46,7 @@ def routed_linear(
         weight: `[O, I]`, bias: `[O]` or None: the linear that is adapted, frozen as a rule.
         bank_a: `[H, S, I/H, R]`; bank_b: `[H, S, R, O/H]`, any float dtype.
         weights: `[U, H, S]`, float32 (float64 with float64 banks); weights_b: `[U', H, S]`, of B where it differs.
-        rows: int64 `[G]`, the row of `weights` of each segment; rows_b: of B where it differs.
+        rows: int64 `[G]`, the row of `weights` of each segment, -1 for no adapter; rows_b: of B where it differs.
         scale: lora_alpha / rank.
         offsets: int64 `[G + 1]`, the first token of each segment and the end; None means G equal segments.
 

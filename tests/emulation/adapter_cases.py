@@ -22,12 +22,15 @@ class Case:
     float_factors: bool = False
     bottleneck: bool = False  # GELU and biases
     equal_segments: bool = False  # no offsets
-    overwrite: bool = False  # dx is written, not added to
+    overwrite: bool = False  # y and dx are written, not added to
     shift: int = 0  # bytes by which tensors miss their alignment
+    blocks: int = 264  # that the GPU is taken to hold
+    absent: bool = False  # some segments have row -1
+    left_out: int = 0  # tokens before the first segment: tensors larger than the memory
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.") + ("-float-factors" if self.float_factors else "")
-        form = "-gelu" * self.bottleneck + "-misaligned" * bool(self.shift)
+        form = "-gelu" * self.bottleneck + "-misaligned" * bool(self.shift) + "-few-blocks" * (self.blocks < 264)
         lengths = "+".join(map(str, self.lengths[:6])) + ("..." if len(self.lengths) > 6 else "")
         return f"{lengths}-{self.n_in}to{self.n_out}-r{self.rank}-{kind}{form}"
 
@@ -46,8 +49,9 @@ class Problem:
 
         self.n_tokens = sum(case.lengths)
         self.offsets = torch.tensor([0, *case.lengths]).cumsum(0)
-        self.rows_a = torch.tensor([(2, 0, 0, 2)[i % 4] for i in range(n_segments)], dtype=torch.int64)
-        self.rows_b = torch.tensor([(1, 3, 0)[i % 3] for i in range(n_segments)], dtype=torch.int64)
+        some_a, some_b = ((2, -1, 0, 2), (-1, 3, 0)) if case.absent else ((2, 0, 0, 2), (1, 3, 0))
+        self.rows_a = torch.tensor([some_a[i % 4] for i in range(n_segments)], dtype=torch.int64)
+        self.rows_b = torch.tensor([some_b[i % 3] for i in range(n_segments)], dtype=torch.int64)
         self.x = normal(self.n_tokens, case.n_in)
         self.y = normal(self.n_tokens, case.n_out)
         self.dy = normal(self.n_tokens, case.n_out)
@@ -56,17 +60,19 @@ class Problem:
         self.b = normal(self.n_rows_b, case.rank, case.n_out, dtype=factor_dtype)
         self.bias_a = normal(self.n_rows_a, case.rank, dtype=factor_dtype) if case.bottleneck else None
         self.bias_b = normal(self.n_rows_b, case.n_out, dtype=factor_dtype) if case.bottleneck else None
+        self.base = normal(case.n_out) if case.overwrite and case.rank != 150 else None
         self.z = normal(self.n_tokens, case.rank, dtype=torch.float32)
         self.dz = normal(self.n_tokens, case.rank, dtype=torch.float32)
         self.scale = 0.75
 
     def calls(self, seed: int) -> list[Call]:
         c = self.case
-        kind = (DTYPES[c.dtype], int(c.float_factors), self.n_tokens, len(c.lengths))
-        offsets = None if c.equal_segments else self.offsets
+        kind = (DTYPES[c.dtype], int(c.float_factors), c.left_out + self.n_tokens, c.left_out, len(c.lengths), c.blocks)
+        offsets = None if c.equal_segments else self.offsets + c.left_out
         activation = int(c.bottleneck)
         forward = (*kind, self.n_rows_a, self.n_rows_b, c.n_in, c.n_out, c.rank, activation, self.scale, offsets)
         forward += (self.rows_a, self.rows_b, self.x, self.a, self.b, self.bias_a, self.bias_b, Updated(self.y))
+        forward += (int(c.overwrite), self.base)
         backward_dy = (*kind, self.n_rows_b, c.n_out, c.rank, activation, self.scale, offsets, self.rows_b)
         backward_dy += (self.dy, self.b, self.z, Output((self.n_tokens, c.rank)))
         backward_dy += (Output((self.n_rows_b, c.rank, c.n_out)),)
@@ -96,11 +102,14 @@ class Problem:
             return Bounded.exact(torch.zeros(*shape))
 
         def add(total: Bounded, row: int, part: Bounded) -> None:
+            if row < 0:
+                return
             total.value[row] += part.value
             total.error[row] += part.error + total.value[row].abs() * 2.0**-22
 
-        def operand(tensor: torch.Tensor) -> Bounded:  # factors in float32 are rounded to the kernel's type
-            return Bounded.exact(tensor).rounded(c.dtype) if c.float_factors else Bounded.exact(tensor)
+        def operand(factors: torch.Tensor, row: int) -> Bounded:  # in float32 they are rounded to the kernel's type
+            factor = Bounded.exact(factors[row] if row >= 0 else torch.zeros_like(factors[0]))
+            return factor.rounded(c.dtype) if c.float_factors and row >= 0 else factor
 
         y, z = Bounded.exact(self.y), empty(self.n_tokens, c.rank)
         dz, db, dbias_b = empty(self.n_tokens, c.rank), empty(*self.b.shape), empty(self.n_rows_b, c.n_out)
@@ -108,18 +117,23 @@ class Problem:
         for g in range(len(c.lengths)):
             tokens = slice(int(self.offsets[g]), int(self.offsets[g + 1]))
             u, v = int(self.rows_a[g]), int(self.rows_b[g])
-            a, b = operand(self.a[u]), operand(self.b[v])
+            a, b = operand(self.a, u), operand(self.b, v)
             x, dy = Bounded.exact(self.x[tokens]), Bounded.exact(self.dy[tokens])
 
             zs = product(x, a, c.dtype)
-            if self.bias_a is not None:
+            if self.bias_a is not None and u >= 0:
                 zs = zs.plus(Bounded.exact(self.bias_a[u]))
             added = product((gelu(zs) if c.bottleneck else zs).rounded(c.dtype), b, c.dtype)
-            if self.bias_b is not None:
-                added = added.plus(Bounded.exact(self.bias_b[v]))
+            terms = [added.scaled(self.scale)]
+            if not c.overwrite:
+                terms.append(y[tokens])
+            elif self.base is not None:
+                terms.append(Bounded.exact(self.base.expand(len(x.value), -1)))
+            if self.bias_b is not None and v >= 0:
+                terms.append(Bounded.exact(self.bias_b[v].expand(len(x.value), -1)).scaled(self.scale))
             put(z, tokens, zs)
-            ys = y[tokens].plus(added.scaled(self.scale))
-            for _ in range(launches(c)):
+            ys = Bounded.sum(*terms)
+            for _ in range(launches(c) if v >= 0 or c.overwrite else 0):
                 ys = ys.rounded(c.dtype)
             put(y, tokens, ys)
 
@@ -162,6 +176,16 @@ def check(driver: Path, case: Case, seeds: Sequence[int]) -> None:
             assert torch.equal(actual, first), f"{name} differs between seeds"
 
 
+def with_wrong_offsets() -> list[Call]:
+    """Offsets that fall, and promise more tiles and chunks than there are."""
+    problem = Problem(Case((100,) * 12, 72, 136, 16, bottleneck=True))
+    calls = []
+    for offsets in ([0, 1200] * 6 + [0], [0, -(1 << 40), 1 << 40] * 4 + [0], list(range(1200, -1, -100))):
+        problem.offsets = torch.tensor(offsets)
+        calls += problem.calls(7)
+    return calls
+
+
 def put(total: Bounded, at: slice, part: Bounded) -> None:
     total.value[at] = part.value
     total.error[at] = part.error
@@ -199,4 +223,18 @@ CASES = (
     Case((20,), 40, 32, 150, FP32, overwrite=True),
     Case((20, 50), 64, 128, 16, shift=8),
     Case((20, 50), 64, 32, 4, FP32, shift=8),
+    Case((20, 50), 64, 32, 4, shift=4, bottleneck=True),
+    Case((20, 3), 64, 72, 300, bottleneck=True, overwrite=True),
+    Case((20, 9, 70, 5, 3, 40), 64, 136, 16, bottleneck=True, absent=True),
+    Case((20, 9, 70), 64, 72, 300, absent=True, overwrite=True),
+    # Blocks that take several column blocks, one after the other.
+    Case((300, 20), 64, 1100, 16, bottleneck=True, blocks=4),
+    Case((520, 33), 72, 531, 5, blocks=2),
+    Case((70,), 64, 768, 32, bottleneck=True, blocks=1),
+    Case((260, 40), 64, 520, 64, bottleneck=True, blocks=2),
+    Case((40, 20), 64, 600, 100, blocks=2),
+    Case((130, 20), 64, 270, 40, FP32, bottleneck=True, blocks=2),
+    Case((40, 40, 40, 16), 64, 520, 16, FP16, blocks=2),
 )
+# Tensors of more than 2^31 elements, of which a few tokens at the end are used.
+SPARSE = Case((8,), 16384, 16384, 4, bottleneck=True, left_out=1 << 17)

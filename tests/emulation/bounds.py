@@ -36,6 +36,13 @@ class Bounded:
         value = self.value + other.value
         return Bounded(value, self.error + other.error + value.abs() * 2.0**-23)
 
+    @staticmethod
+    def sum(*terms: Bounded) -> Bounded:
+        """Added up in any order."""
+        size = sum(t.value.abs() + t.error for t in terms)
+        value, error = sum(t.value for t in terms), sum(t.error for t in terms)
+        return Bounded(value, error + size * len(terms) * 2.0**-24)
+
     def scaled(self, factor: float) -> Bounded:
         value = self.value * factor
         return Bounded(value, self.error * abs(factor) + value.abs() * 2.0**-22)

@@ -4,6 +4,8 @@
 // and buffers (size, bytes; size -1 is a null pointer). RESPONSE holds for each call 0 and its output buffers, or 1 and
 // the fault's text. Buffers are heap blocks of their exact size, outputs and scratch start as NaN: AddressSanitizer
 // sees every step outside, the comparison every element that was not written.
+#include <sys/mman.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -26,6 +28,10 @@ struct Free {
   void operator()(void* p) const { std::free(p); }
 };
 using Block = std::unique_ptr<void, Free>;
+struct Unmap {
+  size_t bytes;
+  void operator()(void* p) const { munmap(p, bytes); }
+};
 
 Block allocate(size_t bytes) {
   void* p = nullptr;
@@ -51,32 +57,36 @@ class Call {
   Call(std::ifstream& in, int64_t shift) : in_(in), shift_(size_t(shift)) {}
   int64_t integer() { return read<int64_t>(in_); }
   double real() { return read<double>(in_); }
+  // So many tokens come before those that the request holds: tensors that are told how long a token's row is begin with
+  // as much memory that nobody touches.
+  void leave_out(int64_t tokens) { left_out_ = tokens; }
   template <class T = void>
-  T* input() {
+  T* input(int64_t row_bytes = 0) {
     const int64_t bytes = integer();
     if (bytes < 0) return nullptr;
-    char* p = place(size_t(bytes));
+    char* p = place(size_t(bytes), row_bytes);
     in_.read(p, bytes);
-    return reinterpret_cast<T*>(p);
+    return reinterpret_cast<T*>(p - left_out_ * row_bytes);
   }
   template <class T = void>
-  T* updated() {  // an input that is also an output
+  T* updated(int64_t row_bytes = 0) {  // an input that is also an output
     const auto at = in_.tellg();
     const int64_t bytes = integer();
     in_.seekg(at);
-    T* p = input<T>();
-    if (p) outputs_.push_back({p, size_t(bytes)});
+    T* p = input<T>(row_bytes);
+    if (p) outputs_.push_back({reinterpret_cast<char*>(p) + left_out_ * row_bytes, size_t(bytes)});
     return p;
   }
   template <class T = void>
-  T* output() {  // its size comes from the request
+  T* output(int64_t row_bytes = 0) {  // its size comes from the request
     const int64_t bytes = integer();
     if (bytes < 0) return nullptr;
-    char* p = place(size_t(bytes));
+    char* p = place(size_t(bytes), row_bytes);
     outputs_.push_back({p, size_t(bytes)});
-    return reinterpret_cast<T*>(p);
+    return reinterpret_cast<T*>(p - left_out_ * row_bytes);
   }
   void* scratch(size_t bytes) {
+    if (left_out_) return reserve(bytes);
     blocks_.push_back(allocate(bytes));
     return blocks_.back().get();
   }
@@ -92,22 +102,42 @@ class Call {
     const void* data;
     size_t bytes;
   };
-  char* place(size_t bytes) { return static_cast<char*>(scratch(shift_ + bytes)) + shift_; }
+  char* place(size_t bytes, int64_t row_bytes) {
+    if (left_out_ && row_bytes) {
+      const size_t before = size_t(left_out_ * row_bytes);
+      return static_cast<char*>(reserve(before + bytes)) + before;
+    }
+    blocks_.push_back(allocate(shift_ + bytes));
+    return static_cast<char*>(blocks_.back().get()) + shift_;
+  }
+  // Addresses without memory behind them until they are written.
+  void* reserve(size_t bytes) {
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) std::abort();
+    reserved_.emplace_back(p, Unmap{bytes});
+    return p;
+  }
 
   std::ifstream& in_;
   const size_t shift_;
+  int64_t left_out_ = 0;
   std::vector<Block> blocks_;
+  std::vector<std::unique_ptr<void, Unmap>> reserved_;
   std::vector<Output> outputs_;
 };
 
 using Launch = const char* (*)(Call&);
+
+int64_t size_of(mhr::cuda::Dtype dtype) { return dtype == mhr::cuda::Dtype::kFp32 ? 4 : 2; }
 
 const char* routed_adapter_forward(Call& c) {
   mhr::cuda::RoutedAdapterForward p{};
   p.dtype = mhr::cuda::Dtype(c.integer());
   p.factors_are_float = c.integer();
   p.routing.n_tokens = c.integer();
+  c.leave_out(c.integer());
   p.routing.n_segments = c.integer();
+  p.routing.blocks_at_once = int(c.integer());
   p.n_rows_a = c.integer();
   p.n_rows_b = c.integer();
   p.in_features = c.integer();
@@ -118,13 +148,15 @@ const char* routed_adapter_forward(Call& c) {
   p.routing.offsets = c.input<int64_t>();
   p.rows_a = c.input<int64_t>();
   p.rows_b = c.input<int64_t>();
-  p.x = c.input();
+  p.x = c.input(p.in_features * size_of(p.dtype));
   p.a = c.input();
   p.b = c.input();
   p.bias_a = c.input();
   p.bias_b = c.input();
-  p.y = c.updated();
-  p.z = c.output<float>();
+  p.y = c.updated(p.out_features * size_of(p.dtype));
+  p.writes_y = c.integer();
+  p.base = c.input();
+  p.z = c.output<float>(p.rank * 4);
   return launch_routed_adapter_forward(p, c.scratch(workspace_bytes(p)), nullptr);
 }
 
@@ -133,7 +165,9 @@ const char* routed_adapter_backward_dy(Call& c) {
   p.dtype = mhr::cuda::Dtype(c.integer());
   p.factors_are_float = c.integer();
   p.routing.n_tokens = c.integer();
+  c.leave_out(c.integer());
   p.routing.n_segments = c.integer();
+  p.routing.blocks_at_once = int(c.integer());
   p.n_rows_b = c.integer();
   p.out_features = c.integer();
   p.rank = c.integer();
@@ -141,10 +175,10 @@ const char* routed_adapter_backward_dy(Call& c) {
   p.scale = float(c.real());
   p.routing.offsets = c.input<int64_t>();
   p.rows_b = c.input<int64_t>();
-  p.dy = c.input();
+  p.dy = c.input(p.out_features * size_of(p.dtype));
   p.b = c.input();
-  p.z = c.input<float>();
-  p.dz = c.output<float>();
+  p.z = c.input<float>(p.rank * 4);
+  p.dz = c.output<float>(p.rank * 4);
   p.db = c.output<float>();
   p.dbias_b = c.output<float>();
   return launch_routed_adapter_backward_dy(p, c.scratch(workspace_bytes(p)), nullptr);
@@ -155,17 +189,19 @@ const char* routed_adapter_backward_x(Call& c) {
   p.dtype = mhr::cuda::Dtype(c.integer());
   p.factors_are_float = c.integer();
   p.routing.n_tokens = c.integer();
+  c.leave_out(c.integer());
   p.routing.n_segments = c.integer();
+  p.routing.blocks_at_once = int(c.integer());
   p.n_rows_a = c.integer();
   p.in_features = c.integer();
   p.rank = c.integer();
   p.accumulate = c.integer();
   p.routing.offsets = c.input<int64_t>();
   p.rows_a = c.input<int64_t>();
-  p.x = c.input();
+  p.x = c.input(p.in_features * size_of(p.dtype));
   p.a = c.input();
-  p.dz = c.input<float>();
-  p.dx = c.updated();
+  p.dz = c.input<float>(p.rank * 4);
+  p.dx = c.updated(p.in_features * size_of(p.dtype));
   p.da = c.output<float>();
   p.dbias_a = c.output<float>();
   return launch_routed_adapter_backward_x(p, c.scratch(workspace_bytes(p)), nullptr);

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tests.emulation.adapter_cases import CASES, Case, Problem, check
+from tests.emulation.adapter_cases import CASES, SPARSE, Problem, check, with_wrong_offsets
 from tests.emulation.bounds import Bounded, product, worst
 from tests.emulation.emulator import ROOT, build, run
 from tests.emulation.test_mix import ITEMS, SUMS, backward_call, forward_call
@@ -45,44 +45,47 @@ MUTANTS = (
         "shrink: fills a slot that others still read",
         "race",
         "shrink.cuh",
-        BARRIER,
-        f"    load_step(s + S::kStages - 1);\n{BARRIER}",
+        f"{BARRIER}has landed for everybody, and nobody reads the slot that is filled next\n    load_next();",
+        "    load_next();\n    __syncthreads();",
     ),
     Mutant("expand: no __syncwarp before the lines are written", "race", "expand.cuh", "    __syncwarp();\n", ""),
     Mutant(
         "outer: next t overwrites the one in use",
         "race",
         "outer.cuh",
-        "tiles_z[s % 2 * S::kTileZ + q / RP",
-        "tiles_z[(s + 1) % 2 * (s > 0) * S::kTileZ + q / RP",
+        "if (more) store_z(slot_z);",
+        "if (more) store_z(slot_z ^ 1);",
     ),
-    Mutant("tiles: rows not bounded", "address", "tiles.cuh", "valid = row < rows && col < cols", "valid = col < cols"),
-    Mutant(
-        "tiles: columns not bounded", "plain", "tiles.cuh", "valid = row < rows && col < cols", "valid = row < rows"
-    ),
-    Mutant(
-        "tiles: the end of a flat tile is not zero-filled",
-        "address",
-        "tiles.cuh",
-        "bytes = (left < 0 ? 0 : left > kVector<T> ? kVector<T> : left) * int(sizeof(T))",
-        "bytes = left > -1000000 ? 16 : 0",
-    ),
+    Mutant("tiles: rows not bounded", "address", "tiles.cuh", "row < valid ? 16 : 0", "valid ? 16 : 0"),
+    Mutant("tiles: columns not bounded", "plain", "tiles.cuh", "valid = col < cols ? rows : 0", "valid = rows"),
+    Mutant("pad: what follows a row instead of zeros", "address", "pad.cuh", "col + k < e.width ?", "true ?"),
+    Mutant("pad: rows of nobody's segment only", "plain", "pad.cuh", "e.rows[g < p.segments ? g : 0] == u", "false"),
     Mutant("tiles: pitch without alignment", "plain", "tiles.cuh", "kPad = kVector<T>;", "kPad = kVector<T> / 2;"),
-    Mutant("shrink: tokens not bounded", "address", "shrink.cuh", "token < tile.tokens && r < ranks", "r < ranks"),
-    Mutant(
-        "shrink: ranks not bounded", "plain", "shrink.cuh", "token < tile.tokens && r < ranks", "token < tile.tokens"
-    ),
+    Mutant("shrink: tokens not bounded", "address", "shrink.cuh", "if (token < tile.tokens)", "if (true)"),
+    Mutant("shrink: ranks not bounded", "plain", "shrink.cuh", "bias.y, ranks - r,", "bias.y, 2,"),
     Mutant("shrink: every range adds the bias", "plain", "shrink.cuh", "p.bias && blockIdx.y == 0", "p.bias"),
-    Mutant("expand: tokens not bounded", "address", "expand.cuh", "row < tokens && c < columns", "c < columns"),
-    Mutant("expand: sums not cleared", "plain", "expand.cuh", "sums[n][2 * half] = sums[n][2 * half + 1] = 0.0f;", ""),
-    Mutant("expand: scale forgotten", "plain", "expand.cuh", "value.y + p.scale * (", "value.y + ("),
     Mutant(
-        "expand: z of absent tokens read", "address", "expand.cuh", "token < tile.tokens && r < p.ranks", "r < p.ranks"
+        "expand: tokens not bounded",
+        "address",
+        "expand.cuh",
+        "valid = c < left ? tokens : 0",
+        "valid = c < left ? 16 : 0",
     ),
-    Mutant("expand: bias once a launch", "plain", "routed_adapter.cuh", "    p.bias = nullptr;\n", ""),
-    Mutant("expand: later launches overwrite", "plain", "routed_adapter.cuh", "    p.accumulate = true;\n", ""),
+    Mutant("expand: sums not cleared", "plain", "expand.cuh", "sums[n][2 * half] = sums[n][2 * half + 1] = 0.0f;", ""),
+    Mutant("expand: scale forgotten", "plain", "expand.cuh", "value.y + p.scale * sums", "value.y + sums"),
     Mutant(
-        "outer: z of absent tokens read", "address", "outer.cuh", "token < chunk.tokens && r < ranks ?", "r < ranks ?"
+        "expand: z of absent tokens read",
+        "address",
+        "expand.cuh",
+        "token < tile.tokens ? p.ranks - r : 0",
+        "p.ranks - r",
+    ),
+    Mutant(
+        "expand: bias once a launch", "plain", "routed_adapter.cuh", "p.bias = p.base = nullptr;", "p.base = nullptr;"
+    ),
+    Mutant("expand: later launches overwrite", "plain", "routed_adapter.cuh", "    accumulate = true;\n", ""),
+    Mutant(
+        "outer: z of absent tokens read", "address", "outer.cuh", "token < chunk.tokens ? ranks - r : 0", "ranks - r"
     ),
     Mutant(
         "outer: both halves of the rank alike",
@@ -92,17 +95,21 @@ MUTANTS = (
         "b[0].pair[h]",
     ),
     Mutant(
-        "outer: column blocks share dz",
+        "outer: groups of columns share dz",
         "plain",
         "outer.cuh",
         "p.inner + (size_t(blockIdx.y) *",
         "p.inner + (size_t(0) *",
     ),
     Mutant("reduce: one part left out", "plain", "reduce.cuh", "k < p.n_parts", "k < p.n_parts - 1"),
+    Mutant("reduce: first chunk of a segment only", "plain", "reduce.cuh", "k < end; ++k", "k < begin + 1; ++k"),
     Mutant(
-        "reduce: first chunk of a segment only", "plain", "reduce.cuh", "k < end; ++k) sum", "k < begin + 1; ++k) sum"
+        "outer: dA not transposed",
+        "plain",
+        "outer.cuh",
+        "parts[size_t(c) * p.rank + r]",
+        "parts[size_t(r) * p.columns + c]",
     ),
-    Mutant("reduce: dA not transposed", "plain", "reduce.cuh", "column * p.height + row", "row * p.width + column"),
     Mutant(
         "matrix: B's fragments swapped",
         "plain",
@@ -119,24 +126,15 @@ MUTANTS = (
     ),
     Mutant("matrix: small tf32 terms lost", "plain", "matrix.cuh", "    mma_16x8x8_tf32(c, a_small, b_large);\n", ""),
     Mutant(
-        "matrix: flat rank not bounded",
-        "plain",
-        "matrix.cuh",
-        "first = k < limit ? to_float(p[0]) : 0.0f",
-        "first = to_float(p[0])",
-    ),
-    Mutant(
         "segments: scan without its lane guard", "plain", "segments.cuh", "if (lane >= step) v += below;", "v += below;"
     ),
-    Mutant(
-        "segments: tiles overlap", "plain", "segments.cuh", "begin + within * size;", "begin + within * (size - 1);"
-    ),
+    Mutant("segments: tiles overlap", "plain", "segments.cuh", "+ within * size;", "+ within * (size - 1);"),
     Mutant(
         "segments: no surplus tiles",
         "plain",
         "segments.cuh",
-        "s.n_tokens / size + s.count;",
-        "(s.n_tokens + size - 1) / size;",
+        ": s.n_tokens / size + s.count;",
+        ": (s.n_tokens + size - 1) / size;",
     ),
     Mutant(
         "launch: half of the shared memory",
@@ -144,6 +142,88 @@ MUTANTS = (
         "routed_adapter.cuh",
         "S::kShared, stream",
         "S::kShared / 2, stream",
+    ),
+    Mutant(
+        "launch: 100 KB too much shared memory",
+        "plain",
+        "routed_adapter.cuh",
+        "S::kShared, stream",
+        "S::kShared + 102400, stream",
+    ),
+    Mutant(
+        "launch: no room for the held dz",
+        "plain",
+        "routed_adapter.cuh",
+        "plan.blocks_per_group > 1 ? plan.chunk : 0",
+        "0",
+    ),
+    Mutant(
+        "segments: neighbours of one row join whatever it is", "plain", "segments.cuh", "s.rows[g + 1] != row", "false"
+    ),
+    Mutant(
+        "segments: a run is its last segment",
+        "plain",
+        "segments.cuh",
+        "begin = mine ? found : run_begin;",
+        "begin = first;",
+    ),
+    Mutant(
+        "segments: no run goes past 32 segments",
+        "plain",
+        "segments.cuh",
+        "begin = mine ? found : run_begin;",
+        "begin = mine ? found : first;",
+    ),
+    Mutant(
+        "segments: row -1 is a bad row",
+        "plain",
+        "segments.cuh",
+        "row == kNoAdapter ? kNoAdapter : kNoSuchRow",
+        "kNoSuchRow",
+    ),
+    Mutant(
+        "segments: the first factor for row -1",
+        "plain",
+        "segments.cuh",
+        "row == kNoAdapter ? kNoAdapter : kNoSuchRow",
+        "0",
+    ),
+    Mutant(
+        "reduce: chunks that wrong offsets promise",
+        "address",
+        "reduce.cuh",
+        "last < p.n_parts ? last : p.n_parts",
+        "last",
+    ),
+    Mutant("outer: the next B is not waited for", "plain", "outer.cuh", "          cp_async_wait<1>();", "         "),
+    Mutant(
+        "outer: no barrier before the next B is read",
+        "race",
+        "outer.cuh",
+        "asked for after B\n          __syncthreads();",
+        "asked for after B\n",
+    ),
+    Mutant("outer: dz of earlier column blocks is lost", "plain", "outer.cuh", "if (!first_block) {", "if (false) {"),
+    Mutant(
+        "outer: sums of the column block before",
+        "plain",
+        "outer.cuh",
+        "Accumulator sums[S::kRankTiles][S::kColumnTiles] = {},",
+        "static thread_local Accumulator sums[S::kRankTiles][S::kColumnTiles]; [[maybe_unused]] Accumulator unused = {},",
+    ),
+    *(
+        Mutant(
+            f"{file}: token offset in 32 bits",
+            "address",
+            f"{file}.cuh",
+            f"size_t({name}.begin) * p.{width}",
+            f"size_t({name}.begin * p.{width})",
+        )
+        for file, name, width in (
+            ("shrink", "tile", "in_features"),
+            ("expand", "tile", "columns"),
+            ("outer", "chunk", "columns"),
+        )
     ),
     Mutant("activation: tanh form of GELU's slope", "plain", "activation.cuh", "+ z * 0.39894228f", "+ z * 0.4f"),
     Mutant(
@@ -164,13 +244,16 @@ MUTANTS = (
 )
 
 
-def examine(driver: Path, cases: tuple[Case, ...], compare: bool) -> None:
+def examine(driver: Path, flavour: str) -> None:
     """Raises where something is noticed."""
-    for case in cases:
-        if compare:
-            check(driver, case, (0, 7))
-        else:
+    for case in RACE_CASES if flavour == "race" else CASES:
+        if flavour == "race":
             run(driver, Problem(case).calls(7))
+        else:
+            check(driver, case, (0, 7))
+    if flavour == "address":
+        run(driver, with_wrong_offsets())
+        check(driver, SPARSE, (7,))
     grads, mixed = run(driver, [backward_call(ITEMS, 7), forward_call(ITEMS, 7)])
     for item, factor in zip(ITEMS, mixed, strict=True):
         bank, weights, grad = item.tensors()
@@ -193,7 +276,7 @@ def try_mutant(mutant: Mutant, scratch: Path, flavour: str) -> str:
     path.write_text(original.replace(mutant.old, mutant.new, 1))
     try:
         driver = build(flavour, scratch / "csrc", scratch / flavour)
-        examine(driver, RACE_CASES if flavour == "race" else CASES, compare=flavour != "race")
+        examine(driver, flavour)
     except AssertionError as fault:
         lines = [line for line in str(fault).splitlines() if "ERROR:" in line or "WARNING:" in line]
         return (lines or str(fault).splitlines() or ["a value beyond its bound"])[0][:110]

@@ -41,6 +41,7 @@ MOST_REGISTERS = {
     "outer": 255,
     "finish": 64,
     "gather": 64,
+    "pad": 64,
     "mix": 128,
     "weighted": 128,
     "route": 64,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.emulation import emulator
-from tests.emulation.adapter_cases import BF16, CASES, FP32, Case, Problem
+from tests.emulation.adapter_cases import BF16, CASES, FP32, SPARSE, Case, Problem, with_wrong_offsets
 from tests.emulation.emulator import Call, run
 from tests.emulation.test_mix import ITEMS, backward_call, forward_call
 from tests.emulation.test_route import calls as route_calls
@@ -24,6 +24,7 @@ RACE_CASES = (
     Case((20,), 40, 72, 100, BF16),
     Case((70,), 136, 40, 20, FP32, bottleneck=True),
     Case((33,), 35, 33, 3, FP32),
+    Case((70,), 64, 520, 16, bottleneck=True, blocks=1),
 )
 
 
@@ -42,9 +43,14 @@ def other_calls() -> list[Call]:
 
 def test_every_access_is_inside_and_aligned() -> None:
     path = driver("address")
-    for case in CASES:
+    for case in (*CASES, SPARSE):
         run(path, Problem(case).calls(7))
     run(path, other_calls())
+
+
+def test_wrong_offsets_leave_no_tensor() -> None:
+    """Falling ones promise more chunks of partial sums than the scratch holds."""
+    run(driver("address"), with_wrong_offsets())
 
 
 def test_no_two_accesses_race() -> None:

@@ -93,6 +93,39 @@ def test_non_contiguous_inputs() -> None:
     torch.testing.assert_close(given["y"], expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_row_minus_one_is_a_row_of_zeros(activation: str, dtype: torch.dtype) -> None:
+    given = inputs(RAGGED, (65, 31, 16), dtype, biases=True)
+    rows, rows_b = torch.tensor([1, 0, -1, -1, 3]), torch.tensor([-1, 2, -1, 0, 1])
+    _, offsets = RAGGED.tensors()
+    assert offsets is not None
+    token_a, token_b = (r.repeat_interleave(offsets.diff()) for r in (rows, rows_b))
+
+    def ours(y: Tensor, **others: Tensor) -> Tensor:
+        more = {"rows": rows, "rows_b": rows_b, "offsets": offsets, "activation": activation}
+        return routed_adapter(y * 1, scale=0.7, **others, **more)
+
+    def formula(**tensors: Tensor) -> Tensor:  # a row of zeros behind the others, which -1 picks
+        more = {n: torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for n, t in tensors.items() if n not in "xy"}
+        return adapter_formula(**(tensors | more), token_a=token_a, token_b=token_b, scale=0.7, activation=activation)
+
+    found = with_gradients(ours, given)
+    assert_close(found, with_gradients(formula, double(given)), dtype, with_gradients(formula, given))
+    out = ours(given["y"], **{n: t for n, t in given.items() if n != "y"})
+    assert torch.equal(out.flatten(0, 1)[token_b < 0], given["y"].flatten(0, 1)[token_b < 0])
+
+
+def test_no_segment_has_an_adapter() -> None:
+    given = {n: t.requires_grad_() for n, t in inputs(EQUAL, (8, 7, 3), torch.float32).items()}
+    out = routed_adapter(given["y"] * 1, given["x"], given["A"], given["B"], torch.tensor([-1, -1, -1]))
+    assert torch.equal(out, given["y"])
+    out.sum().backward()
+    for name in ("x", "A", "B"):
+        assert given[name].grad is not None
+        assert not given[name].grad.any(), name
+
+
 def test_gradcheck() -> None:
     rows, offsets = RAGGED.tensors()
     leaves = tuple(t.requires_grad_() for t in inputs(RAGGED, (5, 3, 2), torch.float64, biases=True).values())
@@ -159,7 +192,7 @@ def test_autocast_takes_the_dtype_of_y() -> None:
         ({"x": torch.randn(3, 5, 8).double()}, "must"),
         ({"rows": torch.tensor([0, 1])}, "15 tokens do not divide into 2 equal segments; pass offsets"),
         ({"rows": torch.tensor([0, 1, 9])}, r"rows must lie in 0\.\.3"),
-        ({"rows": torch.tensor([0, -1, 1])}, r"rows must lie in 0\.\.3"),
+        ({"rows": torch.tensor([0, -2, 1])}, r"rows must lie in 0\.\.3"),
         ({"offsets": torch.tensor([0, 7, 5, 15])}, "offsets must rise from 0 to N = 15"),
         ({"offsets": torch.tensor([0, 15])}, "offsets must have shape"),
         ({"activation": "relu"}, "activation must be"),
