@@ -171,6 +171,10 @@ class AdapterConfig(Settings):
         """What the routing method is: its row of `mhr.methods.ROUTING_METHODS`."""
         return ROUTING_METHODS[self.method]
 
+    def own_settings(self) -> Any:
+        """The settings of the routing method's own, as an object of `RoutingMethod.settings`; None where it has none."""
+        return None if self.routing.settings is None else self.routing.settings(**self.router)
+
     @property
     def scaling(self) -> float:
         """alpha / rank."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mhr.context_settings import ContextSettings
 from mhr.setting import Settings
 
 
@@ -29,6 +30,7 @@ class RoutingMethod:
     learned         whether the router has parameters that are trained
     noisy           whether it takes noise, temperature and straight_through: it is made of logits
     drawn           whether skills are drawn at random in training, and averaged only otherwise
+    contexts        whether routing is computed from contexts of tasks (`mhr.routing.contexts`), its own settings a ContextSettings
     needs_tasks     whether tasks are routed differently; if not, a model may be called without task ids
     unused          settings of a bank that change nothing with it, beside those that follow from the above (`idle`)
     settings        settings of its own (`mhr.setting`): the keys of `AdapterConfig.router`, and `Router.settings` to the router
@@ -44,6 +46,7 @@ class RoutingMethod:
     learned: bool = False
     noisy: bool = False
     drawn: bool = False
+    contexts: bool = False
     needs_tasks: bool = True
     unused: tuple[str, ...] = ()
     settings: type[Settings] | None = None
@@ -134,6 +137,15 @@ ROUTING_METHODS = {
         RoutingMethod("mhr", "learned for each task and head", n_heads=8, learned=True, noisy=True),
         RoutingMethod("poly", "learned for each task, with one head", one_head=True, learned=True, noisy=True),
         RoutingMethod(
+            "context-mhr",
+            "computed for each head from a context of the task",
+            n_heads=8,
+            learned=True,
+            noisy=True,
+            contexts=True,
+            settings=ContextSettings,
+        ),
+        RoutingMethod(
             SHARED, "one adapter for all tasks", n_skills=1, one_skill=True, needs_tasks=False, unused=UNROUTED
         ),
         RoutingMethod("private", "one adapter for each task", skill_per_task=True, unused=UNROUTED),
@@ -156,6 +168,7 @@ METHODS = {
     for row in (
         Method("mhr", "MHR", "routing learned per task and head, the default", "mhr"),
         Method("poly", "Poly", "one head", "poly"),
+        Method("context-mhr", "Context-MHR", "routing from a task's definition or shots, new tasks too", "context-mhr"),
         Method("lora", "shared LoRA", "one for all tasks", SHARED, "lora"),
         Method("private", "private LoRA", "one per task", "private"),
         Method("ia3", "IA3", "one for all tasks", SHARED, "ia3"),

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
 from transformers import TrainerCallback
 
+from mhr.contexts import embed_task, embeds
 from mhr.data import Example, Task, TaskCollection
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
@@ -187,6 +189,14 @@ class _Work:
     def heads(self) -> TaskHeads | None:
         return self.prepared.heads(self.adaptation)
 
+    @cached_property
+    def context(self) -> Tensor | None:
+        """The embedding of the task, where its routing is computed from one: of its definition, or of its shots."""
+        model = self.start.model
+        if self.start.bank is None or not embeds(self.start.bank):
+            return None
+        return embed_task(model, self.start.tokenizer, self.task, self.shots.shots)
+
     @property
     def task(self) -> Task:
         return self.prepared.tasks[self.adaptation.task]
@@ -230,7 +240,7 @@ class _Work:
 
     def return_to_start(self) -> None:
         """Put the model where every training of this adaptation begins."""
-        self.start.begin(self.task.name, self.adaptation.seed, self.heads)
+        self.start.begin(self.task.name, self.adaptation.seed, self.heads, self.context)
 
     def train(
         self, settings: RunConfig, examples: Sequence[Example], log: RunFolder, *callbacks: TrainerCallback
