@@ -128,6 +128,9 @@ WHOLE = "full"
 PRIVATE, UNIFORM, DRAWN = "private", "uniform", "adamix"
 """The routing methods of one adapter a task, of the average of all, and of AdaMix: what banks that others trained are taken for."""
 
+GENERATED = "context-mhr"
+"""The routing method that computes such rows of logits as others learn from contexts."""
+
 UNROUTED = ("n_heads", "granularity")
 """Settings that change nothing where every head of every layer has the same weights."""
 
@@ -238,6 +241,13 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
     if routing.skill_per_task:
         return "its tasks have adapters of their own and nothing for a new task: use mode 'mu' or 'random'"
     return None
+
+
+def copies_rows(mode: str, method: str) -> bool:
+    """Whether a run of a method that is adapted in a mode begins with a row of logits, which could be another task's."""
+    routed = METHODS[method].routing
+    made_of_logits = routed is not None and ROUTING_METHODS[routed].noisy and not ROUTING_METHODS[routed].contexts
+    return made_of_logits and MODES[mode].begins == BANK
 
 
 def idle_rates(mode: str, method: str) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def texts_of(task: Task, settings: ContextSettings, shots: Sequence[Example] | N
         if not task.definition:
             raise DataError(
                 f"task {task.name!r} has no definition, by which it would be routed: give its rows a column definition, the same in all "
-                "of them, or set adapter.router.context to shots"
+                "of them, or take shots in its place (adapter.router.context, --similarity)"
             )
         return [task.definition]
     if shots is None:

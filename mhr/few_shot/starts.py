@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -38,6 +40,12 @@ class Start:
         self.bank: AdapterBank | None = getattr(model, "mhr", None)
         self.heads = heads_of(model)
         self.first = {name: tensor.detach().clone() for name, tensor in self._kept().items()}
+        # The rows of the tasks that the run was trained on, before `begin` puts others in their place.
+        self.tasks = [] if self.bank is None else self.bank.tasks
+        rows = {} if self.bank is None else self.bank.rows_of_tasks()
+        self.rows = {name: tensor.detach().clone() for name, tensor in rows.items()}
+        self.neighbours: Any = None
+        """What `mhr.few_shot.rows` finds out of these tasks once, for all adaptations."""
 
     def begin(self, task: str, seed: int, heads: TaskHeads | None = None, context: Tensor | None = None) -> None:
         """Return to the beginning; routing rows, fresh banks and the task's head are drawn again from `seed`.
@@ -74,6 +82,13 @@ class Start:
         if context is not None:
             assert self.bank is not None
             self.bank.set_contexts({task: context})
+
+    @torch.no_grad()
+    def put_row(self, row: Mapping[str, Tensor]) -> None:
+        """Begin with these rows of routing: names of `AdapterBank.rows_of_tasks` -> the row of the task."""
+        assert self.bank is not None
+        for name, tensor in self.bank.rows_of_tasks().items():
+            tensor[0] = row[name]
 
     def _set_heads(self, task: str, heads: TaskHeads | None) -> str | None:
         """Give the model the heads; returns the name of their layer, None where the model has none."""

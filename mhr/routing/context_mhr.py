@@ -60,11 +60,8 @@ class ContextRouter(Router):
     def together(cls, routers: Sequence[Router], batch: RoutingBatch) -> list[Tensor]:
         own = [router for router in routers if isinstance(router, cls)]
         first, tasks = own[0], batch.tasks
-        output = torch.stack([router.output for router in own])  # [G, H, S, D]
-        bias = torch.stack([router.bias for router in own])
-        n, (heads, skills) = tasks.shape[0], first.even.shape
-        hidden = first.contexts.hidden(tasks)
-        logits = (hidden @ output.flatten(1, 2).transpose(1, 2)).view(len(own), n, heads, skills) + bias[:, None]
+        logits = cls.logits(own, tasks)
+        shape = logits.shape
         noise = None if batch.noise is None else batch.noise[[router.index for router in own]].flatten(0, 1)
         temperature = 1.0 if noise is None else first.config.temperature
         logits, known = logits.flatten(0, 1), first.contexts.known(tasks).repeat(len(own))  # group by group
@@ -73,7 +70,16 @@ class ContextRouter(Router):
             weights = first.or_even(rounded(logits, noise, temperature), rows)
         else:
             weights = route(logits, rows, noise, temperature)
-        return list(weights.view(len(own), n, heads, skills).unbind())
+        return list(weights.view(shape).unbind())
+
+    @staticmethod
+    def logits(own: Sequence[ContextRouter], tasks: Tensor) -> Tensor:
+        """Z [G, U, H, S] of G routers for the tasks int64 [U]."""
+        output = torch.stack([router.output for router in own])  # [G, H, S, D]
+        bias = torch.stack([router.bias for router in own])
+        hidden = own[0].contexts.hidden(tasks)
+        flat = hidden @ output.flatten(1, 2).transpose(1, 2)
+        return flat.view(len(own), len(tasks), *bias.shape[1:]) + bias[:, None]
 
     def parameter_groups(self, routing: ParameterGroup) -> list[ParameterGroup]:
         return [self.contexts.network_group(routing, [self.output, self.bias])]

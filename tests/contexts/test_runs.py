@@ -255,7 +255,7 @@ def without_definitions(settings: Make, folder: Path) -> str:
             {"tasks": without_definitions},
             DataError,
             "^task 'rev-last' has no definition, by which it would be routed: give its rows a column definition, the same in all of "
-            "them, or set adapter.router.context to shots$",
+            r"them, or take shots in its place \(adapter.router.context, --similarity\)$",
         ),
         (
             {"router": {"context": "shots"}},
