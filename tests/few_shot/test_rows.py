@@ -17,7 +17,7 @@ from mhr.backbones import load_backbone
 from mhr.contexts import Encoder
 from mhr.data.drawing import shot_order
 from mhr.data.tokens import running_text
-from mhr.errors import ConfigError, DataError
+from mhr.errors import ConfigError, DataError, TrainingError
 from mhr.evaluation import evaluate, load_model
 from mhr.few_shot import adapt
 from mhr.objectives import make_objective
@@ -230,3 +230,16 @@ def test_tasks_that_cannot_be_compared_are_refused_before_anything_is_written(ru
     with pytest.raises(ConfigError, match=r"^router\.encoder is '/none', which cannot be loaded"):
         adapt(str(run.path), NEW[:1], encoder="/none", **given)
     assert not (tmp_path / "out").exists()
+
+
+def test_adaptations_written_before_there_were_starts_are_resumed(run: RunFolder, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"mode": "z", "output": str(tmp_path / "out"), "progress": False}
+    adapt(str(run.path), NEW[:1], **given)
+    file = tmp_path / "out" / "adapt.json"
+    described = json.loads(file.read_text("utf-8"))
+    for name in ("start", "similarity", "encoder"):
+        del described["settings"][name]
+    file.write_text(json.dumps(described), "utf-8")
+    assert len(adapt(str(run.path), NEW, resume=True, **given)) == 2
+    with pytest.raises(TrainingError, match="adapt.start 'fresh', not 'average'"):
+        adapt(str(run.path), NEW, resume=True, start="average", **given)
