@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mhr.context_settings import ContextSettings
+from mhr.hydra_settings import HydraSettings
 from mhr.setting import Settings
 
 
@@ -31,6 +32,7 @@ class RoutingMethod:
     noisy           whether it takes noise, temperature and straight_through: it is made of logits
     drawn           whether skills are drawn at random in training, and averaged only otherwise
     contexts        whether routing is computed from contexts of tasks (`mhr.routing.contexts`), its own settings a ContextSettings
+    share           the projection that all skills have in common, unless `AdapterConfig.share` says otherwise; None where they never do
     needs_tasks     whether tasks are routed differently; if not, a model may be called without task ids
     unused          settings of a bank that change nothing with it, beside those that follow from the above (`idle`)
     settings        settings of its own (`mhr.setting`): the keys of `AdapterConfig.router`, and `Router.settings` to the router
@@ -47,6 +49,7 @@ class RoutingMethod:
     noisy: bool = False
     drawn: bool = False
     contexts: bool = False
+    share: str | None = None
     needs_tasks: bool = True
     unused: tuple[str, ...] = ()
     settings: type[Settings] | None = None
@@ -63,7 +66,7 @@ class RoutingMethod:
             "temperature": self.noisy,
             "router_lr": self.learned,
             "router_weight_decay": self.learned,
-            "share": self.drawn,
+            "share": self.share is not None,
         }
         return (*self.unused, *(name for name, used in follow.items() if not used))
 
@@ -149,6 +152,13 @@ ROUTING_METHODS = {
             settings=ContextSettings,
         ),
         RoutingMethod(
+            "hydra",
+            "learned for each task over factors B, with one factor A",
+            learned=True,
+            share="down",
+            settings=HydraSettings,
+        ),
+        RoutingMethod(
             SHARED, "one adapter for all tasks", n_skills=1, one_skill=True, needs_tasks=False, unused=UNROUTED
         ),
         RoutingMethod("private", "one adapter for each task", skill_per_task=True, unused=UNROUTED),
@@ -161,6 +171,7 @@ ROUTING_METHODS = {
             one_head=True,
             n_skills=4,
             drawn=True,
+            share="up",
             needs_tasks=False,
         ),
     )
@@ -172,6 +183,7 @@ METHODS = {
         Method("mhr", "MHR", "routing learned per task and head, the default", "mhr"),
         Method("poly", "Poly", "one head", "poly"),
         Method("context-mhr", "Context-MHR", "routing from a task's definition or shots, new tasks too", "context-mhr"),
+        Method("hydra", "HydraLoRA", "one factor A and several B, weighed by task", "hydra", "lora"),
         Method("lora", "shared LoRA", "one for all tasks", SHARED, "lora"),
         Method("private", "private LoRA", "one per task", "private"),
         Method("ia3", "IA3", "one for all tasks", SHARED, "ia3"),
@@ -244,10 +256,16 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
 
 
 def copies_rows(mode: str, method: str) -> bool:
-    """Whether a run of a method that is adapted in a mode begins with a row of logits, which could be another task's."""
+    """Whether a run of a method that is adapted in a mode begins with a row of its own, which could be another task's."""
     routed = METHODS[method].routing
-    made_of_logits = routed is not None and ROUTING_METHODS[routed].noisy and not ROUTING_METHODS[routed].contexts
-    return made_of_logits and MODES[mode].begins == BANK
+    has_rows = routed is not None and ROUTING_METHODS[routed].learned and not ROUTING_METHODS[routed].contexts
+    return has_rows and MODES[mode].begins == BANK
+
+
+def predicts_rows(method: str) -> bool:
+    """Whether the rows of a method are the logits that `GENERATED` computes."""
+    routed = METHODS[method].routing
+    return routed is not None and ROUTING_METHODS[routed].noisy
 
 
 def idle_rates(mode: str, method: str) -> tuple[str, ...]:

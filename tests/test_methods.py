@@ -29,6 +29,7 @@ OTHER_MEANINGS = {
     "ia3": "a kind of adapter",
     "bottleneck": "a kind of adapter",
     "shared": "the embedding of a T5",
+    "random": "a row of another task that routing begins with",
     "uniform": "a sampler, a merge method, how unknown tasks are routed",
 }
 """Names that mean something else too: of these only comparisons, arguments and defaults of something called a method count."""

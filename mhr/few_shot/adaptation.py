@@ -35,7 +35,7 @@ from mhr.few_shot.selecting import (
 from mhr.few_shot.shots import with_shots
 from mhr.few_shot.starts import Start, head_of_run
 from mhr.files import make_folder
-from mhr.methods import BACKBONE, MODES, copies_rows
+from mhr.methods import BACKBONE, MODES, copies_rows, predicts_rows
 from mhr.objectives import Objective, make_objective
 from mhr.objectives.usable import describe_head, heads_for
 from mhr.runs.adapt_settings import AdaptConfig
@@ -125,7 +125,9 @@ class Preparation:
     @property
     def takes_rows(self) -> bool:
         """Whether adaptations begin with a row that is not drawn fresh."""
-        return self.config.adapt.start != "fresh" and copies_rows(self.start.mode, self.config.method)
+        start, method = self.config.adapt.start, self.config.method
+        fits = start != "predicted" or predicts_rows(method)
+        return start != "fresh" and copies_rows(self.start.mode, method) and fits
 
     def _collection(self) -> TaskCollection:
         """The tasks that the run was trained on."""

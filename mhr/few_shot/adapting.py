@@ -19,7 +19,7 @@ from mhr.few_shot.starts import check_mode, head_of_run, load_start
 from mhr.files import folder_name, held_in, make_folder, prepare_output, read_json, write_json_atomically
 from mhr.loading import Loading
 from mhr.locks import one_writer
-from mhr.methods import copies_rows, idle_rates
+from mhr.methods import copies_rows, idle_rates, predicts_rows
 from mhr.objectives import objective_of
 from mhr.objectives.fit import notes_on
 from mhr.objectives.lengths import fit_data
@@ -205,8 +205,12 @@ def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kin
     if few.get("start") not in (None, "fresh") and not any(copies_rows(mode, config.method) for mode, config in modes):
         mode, config = modes[0]
         raise ConfigError(
-            f"start is {few['start']!r}, but a run of method {config.method!r} in mode {mode!r} begins with no row of logits, which that "
+            f"start is {few['start']!r}, but a run of method {config.method!r} in mode {mode!r} begins with no row of its own, which that "
             "of another task could be: leave it out"
+        )
+    if few.get("start") == "predicted" and not any(predicts_rows(config.method) for _, config in modes):
+        raise ConfigError(
+            f"start is 'predicted', but method {modes[0][1].method!r} does not route by the sigmoids of logits: use nearest, average or random"
         )
     if kinds and all(kind in ("encoder", "masked") for kind in kinds):
         for name in ("length_norm", "mc_loss", "unlikely_loss"):

@@ -212,7 +212,7 @@ def test_settings_that_do_not_go_together(few: dict[str, Any], said: str) -> Non
 def test_a_start_is_refused_where_no_row_of_logits_begins(
     source: Callable[[str], RunFolder], method: str, mode: str, tmp_path: Path
 ) -> None:
-    said = f"start is 'average', but a run of method '{method}' in mode '{mode}' begins with no row of logits"
+    said = f"start is 'average', but a run of method '{method}' in mode '{mode}' begins with no row of its own"
     with pytest.raises(ConfigError, match=said):
         adapt(str(source(method).path), NEW, mode=mode, output=str(tmp_path / "out"), start="average", progress=False)
     assert not (tmp_path / "out").exists()
