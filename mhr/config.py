@@ -116,8 +116,8 @@ class AdapterConfig(Settings):
     )
     share: str | None = setting(
         None,
-        """Projection of which AdaMix has one for all skills: none, up (factor B) or down (factor A). Unset: up, as published, where
-        the two are drawn.""",
+        """Projection of which there is one for all skills: none, up (factor B) or down (factor A). For methods that take the two
+        separately. Unset, as published: up where they are drawn (adamix), down of hydra.""",
         choices=SHARES,
         switches={"--share-up": "up", "--share-down": "down", "--share-none": "none"},
         words=("none",),
@@ -137,7 +137,7 @@ class AdapterConfig(Settings):
         if routing is not None and self.n_skills is None and not routing.skill_per_task:
             self.n_skills = routing.n_skills
         if self.share is None:
-            self.share = "up" if routing is not None and routing.drawn and self.adapter != "ia3" else "none"
+            self.share = (routing is not None and self.adapter != "ia3" and routing.share) or "none"
         super().__post_init__()
         routing = self.routing
         self._check_router()
@@ -152,10 +152,10 @@ class AdapterConfig(Settings):
                 f"dropout is {self.dropout}, which is for lora, but adapter is {self.adapter!r}: leave it out"
             )
         self._check_parts()
-        if self.share != "none" and (not routing.drawn or self.adapter == "ia3"):
-            drawing = " or ".join(name for name, row in ROUTING_METHODS.items() if row.drawn)
+        if self.share != "none" and (routing.share is None or self.adapter == "ia3"):
+            sharing = " or ".join(name for name, row in ROUTING_METHODS.items() if row.share is not None)
             raise ConfigError(
-                f"share is {self.share!r}, but {self.method} routes {self.adapter} as a whole: only {drawing} draws the two "
+                f"share is {self.share!r}, but {self.method} routes {self.adapter} as a whole: only {sharing} takes the two "
                 "projections of a lora or bottleneck separately"
             )
         for name, idle in (("noise", "off"), ("straight_through", False)):
@@ -170,6 +170,10 @@ class AdapterConfig(Settings):
     def routing(self) -> RoutingMethod:
         """What the routing method is: its row of `mhr.methods.ROUTING_METHODS`."""
         return ROUTING_METHODS[self.method]
+
+    def own_settings(self) -> Any:
+        """The settings of the routing method's own, as an object of `RoutingMethod.settings`; None where it has none."""
+        return None if self.routing.settings is None else self.routing.settings(**self.router)
 
     @property
     def scaling(self) -> float:

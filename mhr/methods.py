@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mhr.context_settings import ContextSettings
+from mhr.hydra_settings import HydraSettings
 from mhr.setting import Settings
 
 
@@ -29,6 +31,8 @@ class RoutingMethod:
     learned         whether the router has parameters that are trained
     noisy           whether it takes noise, temperature and straight_through: it is made of logits
     drawn           whether skills are drawn at random in training, and averaged only otherwise
+    contexts        whether routing is computed from contexts of tasks (`mhr.routing.contexts`), its own settings a ContextSettings
+    share           the projection that all skills have in common, unless `AdapterConfig.share` says otherwise; None where they never do
     needs_tasks     whether tasks are routed differently; if not, a model may be called without task ids
     unused          settings of a bank that change nothing with it, beside those that follow from the above (`idle`)
     settings        settings of its own (`mhr.setting`): the keys of `AdapterConfig.router`, and `Router.settings` to the router
@@ -44,6 +48,8 @@ class RoutingMethod:
     learned: bool = False
     noisy: bool = False
     drawn: bool = False
+    contexts: bool = False
+    share: str | None = None
     needs_tasks: bool = True
     unused: tuple[str, ...] = ()
     settings: type[Settings] | None = None
@@ -60,7 +66,7 @@ class RoutingMethod:
             "temperature": self.noisy,
             "router_lr": self.learned,
             "router_weight_decay": self.learned,
-            "share": self.drawn,
+            "share": self.share is not None,
         }
         return (*self.unused, *(name for name, used in follow.items() if not used))
 
@@ -125,6 +131,9 @@ WHOLE = "full"
 PRIVATE, UNIFORM, DRAWN = "private", "uniform", "adamix"
 """The routing methods of one adapter a task, of the average of all, and of AdaMix: what banks that others trained are taken for."""
 
+GENERATED = "context-mhr"
+"""The routing method that computes such rows of logits as others learn from contexts."""
+
 UNROUTED = ("n_heads", "granularity")
 """Settings that change nothing where every head of every layer has the same weights."""
 
@@ -133,6 +142,22 @@ ROUTING_METHODS = {
     for row in (
         RoutingMethod("mhr", "learned for each task and head", n_heads=8, learned=True, noisy=True),
         RoutingMethod("poly", "learned for each task, with one head", one_head=True, learned=True, noisy=True),
+        RoutingMethod(
+            "context-mhr",
+            "computed for each head from a context of the task",
+            n_heads=8,
+            learned=True,
+            noisy=True,
+            contexts=True,
+            settings=ContextSettings,
+        ),
+        RoutingMethod(
+            "hydra",
+            "learned for each task over factors B, with one factor A",
+            learned=True,
+            share="down",
+            settings=HydraSettings,
+        ),
         RoutingMethod(
             SHARED, "one adapter for all tasks", n_skills=1, one_skill=True, needs_tasks=False, unused=UNROUTED
         ),
@@ -146,6 +171,7 @@ ROUTING_METHODS = {
             one_head=True,
             n_skills=4,
             drawn=True,
+            share="up",
             needs_tasks=False,
         ),
     )
@@ -156,6 +182,8 @@ METHODS = {
     for row in (
         Method("mhr", "MHR", "routing learned per task and head, the default", "mhr"),
         Method("poly", "Poly", "one head", "poly"),
+        Method("context-mhr", "Context-MHR", "routing from a task's definition or shots, new tasks too", "context-mhr"),
+        Method("hydra", "HydraLoRA", "one factor A and several B, weighed by task", "hydra", "lora"),
         Method("lora", "shared LoRA", "one for all tasks", SHARED, "lora"),
         Method("private", "private LoRA", "one per task", "private"),
         Method("ia3", "IA3", "one for all tasks", SHARED, "ia3"),
@@ -225,6 +253,19 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
     if routing.skill_per_task:
         return "its tasks have adapters of their own and nothing for a new task: use mode 'mu' or 'random'"
     return None
+
+
+def copies_rows(mode: str, method: str) -> bool:
+    """Whether a run of a method that is adapted in a mode begins with a row of its own, which could be another task's."""
+    routed = METHODS[method].routing
+    has_rows = routed is not None and ROUTING_METHODS[routed].learned and not ROUTING_METHODS[routed].contexts
+    return has_rows and MODES[mode].begins == BANK
+
+
+def predicts_rows(method: str) -> bool:
+    """Whether the rows of a method are the logits that `GENERATED` computes."""
+    routed = METHODS[method].routing
+    return routed is not None and ROUTING_METHODS[routed].noisy
 
 
 def idle_rates(mode: str, method: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from mhr.data.skills import choices_of, draw_examples
+from mhr.data.skills import choices_of, define, draw_examples
 from mhr.runs import RunConfig, RunFolder, load_config
 from mhr.training import pretrain
 from tests.models import tiny_model
@@ -44,6 +44,7 @@ def tasks_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "choices": list(choices_of(skills)),
                     "split": "train" if i < 24 else "test",
                     "held_out": name in HELD_OUT,
+                    "definition": define(skills),
                 }
                 file.write(json.dumps(row) + "\n")
     return path

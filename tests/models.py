@@ -166,3 +166,5 @@ def randomise(bank: AdapterBank, seed: int = 0, size: float = 0.3) -> None:
             p.copy_(size * normal(p) + (1.0 if bank.config.adapter == "ia3" else 0.0))
         for p in bank.router_parameters():
             p.copy_(normal(p))
+    if bank.contexts is not None:  # which were given none yet
+        bank.contexts.look()

@@ -32,13 +32,15 @@ from mhr.files import make_folder, read_json, write_bytes_atomically, write_json
 from mhr.layers import AdapterBank, attach, detach
 from mhr.layers.attach import bank_of
 from mhr.loading import Loading
-from mhr.routing import routers
+from mhr.routing import Contexts, make_router
 from mhr.task_heads import TaskHeads
 
 FORMAT = "mhr-adapter"
 FORMAT_VERSION = 1
 CONFIG_FILE = "mhr_config.json"
 TENSORS_FILE = "mhr_adapter.safetensors"
+CONTEXTS = "contexts."
+"""What the names of the tensors of `Contexts` begin with."""
 
 
 @dataclass
@@ -213,20 +215,38 @@ def routing_weights(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
     weights = {}
     # Routers draw themselves at random before they are filled: the caller's random state is kept.
     with torch.random.fork_rng(devices=[]):
+        contexts = _contexts(checkpoint, wide)
         for group in dict.fromkeys(checkpoint.groups.values()):
             state = states.get(group, {})
-            router = routers[checkpoint.config.method](checkpoint.config, checkpoint.tasks)
-            if wide:
-                router.double()
-            try:
-                router.load_state_dict(state)
-            except RuntimeError as fault:
-                reason = " ".join(str(fault).split())
-                raise CheckpointError(
-                    f"the routing of group {group!r} does not fit its configuration: {reason}"
-                ) from None
+            router = make_router(checkpoint.config, checkpoint.tasks, contexts=contexts)
+            _fill(router, state, wide, f"routing of group {group!r}")
             weights[group] = router.table()
     return weights
+
+
+def context_state(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
+    """The tensors of the contexts by their names in `Contexts`; none where routing is computed from no contexts."""
+    found = [key for key in checkpoint.tensors if key.startswith(CONTEXTS)]
+    return {key.removeprefix(CONTEXTS): checkpoint.tensors[key] for key in found}
+
+
+def _contexts(checkpoint: AdapterCheckpoint, wide: bool) -> Contexts | None:
+    """The contexts that a checkpoint holds, where routing is computed from such."""
+    if not checkpoint.config.routing.contexts:
+        return None
+    contexts = Contexts(checkpoint.config, checkpoint.tasks)
+    _fill(contexts, context_state(checkpoint), wide, "contexts")
+    return contexts
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], wide: bool, what: str) -> None:
+    if wide:
+        module.double()
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as fault:
+        reason = " ".join(str(fault).split())
+        raise CheckpointError(f"the {what} does not fit its configuration: {reason}") from None
 
 
 def routing_states(checkpoint: AdapterCheckpoint) -> dict[str, dict[str, Tensor]]:
@@ -315,3 +335,5 @@ def _copy_tensors(bank: AdapterBank, tensors: Mapping[str, Tensor], name: str) -
     with torch.no_grad():
         for key, tensor in targets.items():
             tensor.copy_(tensors[key])
+    if bank.contexts is not None:
+        bank.contexts.look()

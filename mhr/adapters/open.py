@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mhr.adapters.checkpoint import AdapterCheckpoint, is_adapter, open_adapter, routing_keys
+from mhr.adapters.checkpoint import CONTEXTS, AdapterCheckpoint, is_adapter, open_adapter, routing_keys
 from mhr.adapters.collapse import collapse_task, take_skill
 from mhr.adapters.find import find_adapter, run_of
 from mhr.adapters.heads import with_head
@@ -94,6 +94,7 @@ def collapsed(
     assert isinstance(file, TensorFile)
     keys: dict[str, list[str]] = {layer: [] for layer in bank.layers}
     tables = routing_keys(bank, file.shapes)
+    contexts = [key for key in file.shapes if key.startswith(CONTEXTS)]
     for key in file.shapes:
         part, _, rest = key.partition(".")
         if part == "layers":
@@ -108,7 +109,7 @@ def collapsed(
             layers={name: bank.layers[name]},
             groups={name: group},
             modules=[],
-            tensors=file.read([*keys[name], *tables.get(group, {}).values()]),
+            tensors=file.read([*keys[name], *tables.get(group, {}).values(), *contexts]),
         )
         return collapse(alone).layers[name]
 

@@ -181,10 +181,10 @@ def save_poly(bank: AdapterCheckpoint, folder: str | Path, dtype: torch.dtype | 
 def check_poly(bank: AdapterCheckpoint) -> None:
     """Raise CheckpointError, naming what it is, for a bank that PEFT's Poly cannot hold: before anything is written."""
     config = bank.config
-    if not config.routing.noisy or config.adapter != "lora":
+    if not config.routing.noisy or config.routing.contexts or config.adapter != "lora":
         raise CheckpointError(
             f"{bank.name} has method {config.method!r} with adapter {config.adapter!r}, but PEFT's Poly holds LoRAs whose routing is "
-            "learnt as logits: write an adapter of ours (--to mhr)"
+            "learnt as logits: write an adapter of ours (--to mhr), or one task with --to peft-lora"
         )
     if bank.heads is not None and not only_ranks(bank.heads.heads):
         raise CheckpointError(

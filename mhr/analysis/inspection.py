@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from mhr.adapters import (
     AdapterCheckpoint,
+    context_state,
     find_adapter,
     read_bank,
     routing_states,
@@ -23,10 +25,10 @@ from mhr.analysis.routing import Routing
 from mhr.errors import CheckpointError
 from mhr.files import read_json
 from mhr.methods import MODES, WHOLE
-from mhr.routing import routers
+from mhr.routing import Contexts, Router, make_router
 
 ROUTING = "routing"
-TENSOR_KINDS = {"layers": "skills", "routers": ROUTING, "modules": "modules"}
+TENSOR_KINDS = {"layers": "skills", "routers": ROUTING, "contexts": ROUTING, "modules": "modules"}
 """First part of a tensor's name -> what it is."""
 
 
@@ -150,24 +152,31 @@ def _parameters(checkpoint: AdapterCheckpoint, mode: str | None) -> dict[str, di
         counts[kind]["bytes"] += tensor.nbytes
         if kind != ROUTING and all_of_it:
             counts[kind]["trained"] += tensor.numel()
-    rows, shared = _routing_parameters(checkpoint)
+    rows, shared = _routing_parameters(checkpoint, mode is not None)
     counts[ROUTING]["trained"] = rows + (shared if all_of_it else 0)
     return {kind: count for kind, count in counts.items() if count["stored"]}
 
 
 def _per_task(checkpoint: AdapterCheckpoint) -> int:
-    return _routing_parameters(checkpoint)[0] // len(checkpoint.tasks)
+    return _routing_parameters(checkpoint, True)[0] // len(checkpoint.tasks)
 
 
-def _routing_parameters(checkpoint: AdapterCheckpoint) -> tuple[int, int]:
+def _routing_parameters(checkpoint: AdapterCheckpoint, adapted: bool) -> tuple[int, int]:
     """How many parameters routers have for their tasks' rows, and how many that all tasks share."""
     with torch.random.fork_rng(devices=[]):  # a router draws itself at random
-        router = routers[checkpoint.config.method](checkpoint.config, checkpoint.tasks)
-    trained = {name for name, _ in router.named_parameters()}
+        contexts = Contexts(checkpoint.config, checkpoint.tasks) if checkpoint.config.routing.contexts else None
+        router = make_router(checkpoint.config, checkpoint.tasks, contexts=contexts)
+    parts: list[tuple[Router | Contexts, dict[str, Tensor]]] = [
+        (router, state) for state in routing_states(checkpoint).values()
+    ]
+    if contexts is not None:
+        # Contexts that are no embeddings are trained with the bank; an adaptation trains that of its task in any case.
+        contexts.vectors.requires_grad_(contexts.learnt or adapted)
+        parts.append((contexts, context_state(checkpoint)))
     rows = shared = 0
-    for state in routing_states(checkpoint).values():
-        for name in trained & state.keys():
-            if name in router.per_task:
+    for part, state in parts:
+        for name in {name for name, p in part.named_parameters() if p.requires_grad} & state.keys():
+            if name in part.per_task:
                 rows += state[name].numel()
             else:
                 shared += state[name].numel()

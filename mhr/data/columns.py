@@ -8,7 +8,7 @@ from typing import Any
 
 from mhr.errors import ConfigError, nearest
 
-COLUMNS = ("task", "input", "targets", "choices", "split", "held_out", "category", "id")
+COLUMNS = ("task", "input", "targets", "choices", "split", "held_out", "category", "definition", "id")
 
 MISSING: Any = object()
 """What `look_up` gives for a column that a row does not have."""

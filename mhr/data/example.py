@@ -44,6 +44,7 @@ class Task:
     validation holds those of a validation split that is neither trained nor judged on, as there is a test split: what validation
     while training looks at.
     held_out says that the whole task is kept away from pretraining; its "train" examples are where shots are drawn.
+    definition says in words what is asked for; empty where nothing does.
     metrics are those that its data name, the first for its score; empty where they name none (`mhr.runs.scoring.METRICS`).
     """
 
@@ -55,6 +56,7 @@ class Task:
     choices: tuple[str, ...] = ()
     validation: list[Example] = field(default_factory=list)
     metrics: tuple[str, ...] = ()
+    definition: str = ""
 
     def split(self, name: str) -> list[Example]:
         if name not in ("train", "test"):

@@ -76,8 +76,18 @@ def _suite(seed: int, train_per_task: int, test_per_task: int) -> tuple[Task, ..
         examples = _draw(name, seed)
         test, train = list(islice(examples, test_per_task)), list(islice(examples, train_per_task))
         category = name.rpartition("-")[2] if name in names else "label"
-        tasks.append(Task(name, train, test, name in HELD_OUT, category, LABELS.get(name, ())))
+        choices = LABELS.get(name, ())
+        tasks.append(Task(name, train, test, name in HELD_OUT, category, choices, definition=_question(name)))
     return tuple(tasks)
+
+
+def _question(task: str) -> str:
+    """What a task asks of a message."""
+    choices = LABELS.get(task, ())
+    if choices:
+        return f"What is the {task} of this message: {', '.join(choices[:-1])} or {choices[-1]}?"
+    field, _, style = task.partition("-")
+    return f"Find the {field} in this message and write it in {style} style."
 
 
 def _draw(task: str, seed: int) -> Iterator[Example]:
@@ -90,13 +100,11 @@ def _draw(task: str, seed: int) -> Iterator[Example]:
             continue
         seen.add(message)
         if choices:
-            question = f"What is the {task} of this message: {', '.join(choices[:-1])} or {choices[-1]}?"
             answer = facts[task]
         else:
             field, _, style = task.partition("-")
-            question = f"Find the {field} in this message and write it in {style} style."
             answer = STYLES[style](field, facts[field])
-        text = f"{question}\n\n{message}"
+        text = f"{_question(task)}\n\n{message}"
         turns = ({"role": "user", "content": text}, {"role": "assistant", "content": answer})
         yield Example(task, text, (answer,), choices, f"{task}-{len(seen)}", turns)
 

@@ -1,7 +1,7 @@
 """Rows with named columns -> tasks: what files and Hugging Face datasets have in common.
 
 Columns: input and targets (a string, a list of strings, or the number of the right choice); optional task, choices (a list
-of strings), split, held_out (true or false), category, id. A column map gives other names: {"input": "question"}. Rows of
+of strings), split, held_out (true or false), category, definition (of the task, in words), id. A column map gives other names: {"input": "question"}. Rows of
 the forms of `mhr.data.forms` are taken as they are.
 """
 
@@ -110,6 +110,7 @@ class RowReader:
         check_characters(text, *targets, *choices, *(m["content"] for m in messages))
         self._flag(rows, row)
         rows.category = rows.category or self._word(row, "category", "")
+        rows.definitions.add(self._definition(row))
         rows.metrics = rows.metrics or tuple(fields.get("metrics", ()))
         rows.references |= bool(fields.get("references"))
         more = {"part": fields.get("part", ""), "pieces": pieces, "tools": tools}
@@ -139,6 +140,11 @@ class RowReader:
         if text is None:
             raise RowFault(f"has a {column} that is no string: {value!r:.60}")
         return text or default
+
+    def _definition(self, row: Mapping[str, Any]) -> str:
+        """What a row says that its task asks for. A column that holds something else by this name is none of ours."""
+        value = look_up(row, self.column("definition"))
+        return value.strip() if isinstance(value, str) else ""
 
     def _where(self, row: Mapping[str, Any], line: int) -> str:
         value = look_up(row, self.column("id"))

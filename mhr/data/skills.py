@@ -38,10 +38,11 @@ _YES_NO = ("no", "yes")
 
 @dataclass(frozen=True, slots=True)
 class Skill:
-    """One step of a chain. `answers` is what a read-out can say; empty for the two other kinds."""
+    """One step of a chain. `words` say what it does; `answers` is what a read-out can say, empty for the two other kinds."""
 
     name: str
     kind: Literal["transform", "readout", "render"]
+    words: str
     apply: Callable[[str], str]
     answers: tuple[str, ...] = ()
 
@@ -53,25 +54,36 @@ def _shift(text: str, by: int) -> str:
 SKILLS: dict[str, Skill] = {
     skill.name: skill
     for skill in (
-        Skill("rev", "transform", lambda s: s[::-1]),
-        Skill("next", "transform", lambda s: _shift(s, 1)),
-        Skill("swap", "transform", lambda s: s[-1] + s[1:-1] + s[0]),
-        Skill("rotl", "transform", lambda s: s[1:] + s[0]),
-        Skill("rotr", "transform", lambda s: s[-1] + s[:-1]),
-        Skill("init", "transform", lambda s: s[:-1]),
-        Skill("tail", "transform", lambda s: s[1:]),
-        Skill("sort", "transform", lambda s: "".join(sorted(s))),
-        Skill("first", "readout", lambda s: s[0], _LETTERS),
-        Skill("second", "readout", lambda s: s[1], _LETTERS),
-        Skill("last", "readout", lambda s: s[-1], _LETTERS),
-        Skill("max", "readout", lambda s: max(s), _LETTERS),
-        Skill("min", "readout", lambda s: min(s), _LETTERS),
-        Skill("vow", "readout", lambda s: str(sum(c in VOWELS for c in s)), _NUMBERS),
-        Skill("asc", "readout", lambda s: _YES_NO[s[0] < s[-1]], _YES_NO),
-        Skill("upper", "render", lambda s: s.upper()),
-        Skill("twice", "render", lambda s: "".join(c + c for c in s)),
-        Skill("place", "render", lambda s: "".join(str(ALPHABET.index(c) + 1) for c in s)),
-        Skill("box", "render", lambda s: f"[{s}]"),
+        Skill("rev", "transform", "reverse the letters", lambda s: s[::-1]),
+        Skill("next", "transform", "replace each letter by the next one of the alphabet", lambda s: _shift(s, 1)),
+        Skill("swap", "transform", "swap the first and the last letter", lambda s: s[-1] + s[1:-1] + s[0]),
+        Skill("rotl", "transform", "move the first letter to the end", lambda s: s[1:] + s[0]),
+        Skill("rotr", "transform", "move the last letter to the front", lambda s: s[-1] + s[:-1]),
+        Skill("init", "transform", "leave out the last letter", lambda s: s[:-1]),
+        Skill("tail", "transform", "leave out the first letter", lambda s: s[1:]),
+        Skill("sort", "transform", "sort the letters", lambda s: "".join(sorted(s))),
+        Skill("first", "readout", "give the first letter", lambda s: s[0], _LETTERS),
+        Skill("second", "readout", "give the second letter", lambda s: s[1], _LETTERS),
+        Skill("last", "readout", "give the last letter", lambda s: s[-1], _LETTERS),
+        Skill("max", "readout", "give the greatest letter", lambda s: max(s), _LETTERS),
+        Skill("min", "readout", "give the least letter", lambda s: min(s), _LETTERS),
+        Skill("vow", "readout", "count the vowels", lambda s: str(sum(c in VOWELS for c in s)), _NUMBERS),
+        Skill(
+            "asc",
+            "readout",
+            "say whether the first letter comes before the last",
+            lambda s: _YES_NO[s[0] < s[-1]],
+            _YES_NO,
+        ),
+        Skill("upper", "render", "write it in capitals", lambda s: s.upper()),
+        Skill("twice", "render", "write each letter twice", lambda s: "".join(c + c for c in s)),
+        Skill(
+            "place",
+            "render",
+            "write each letter as its place in the alphabet",
+            lambda s: "".join(str(ALPHABET.index(c) + 1) for c in s),
+        ),
+        Skill("box", "render", "put it in brackets", lambda s: f"[{s}]"),
     )
 }
 
@@ -103,6 +115,11 @@ def choices_of(skills: tuple[str, ...]) -> tuple[str, ...]:
     for name in skills:
         answers = SKILLS[name].answers or tuple(SKILLS[name].apply(a) for a in answers)
     return answers
+
+
+def define(skills: tuple[str, ...]) -> str:
+    """What a chain asks for: ("rev", "last") -> "Of a string, reverse the letters, then give the last letter."."""
+    return f"Of a string, {', then '.join(SKILLS[name].words for name in skills)}."
 
 
 def draw_examples(skills: tuple[str, ...], seed: int = 0) -> Iterator[Example]:
@@ -195,5 +212,6 @@ def _suite(seed: int, train_per_task: int, test_per_task: int) -> list[Task]:
         test = list(islice(stream, test_per_task))
         train = list(islice(stream, train_per_task))
         name = "-".join(skills)
-        tasks.append(Task(name, train, test, held_out, "-".join(SKILLS[s].kind for s in skills), choices_of(skills)))
+        category = "-".join(SKILLS[s].kind for s in skills)
+        tasks.append(Task(name, train, test, held_out, category, choices_of(skills), definition=define(skills)))
     return tasks

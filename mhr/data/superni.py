@@ -147,7 +147,8 @@ def _read_task(
     test = [e for i, e in examples if i < options.limit_test]
     train = options.cap(file.stem, [e for i, e in examples if i >= first_train])
     categories = content.get("Categories") or [""]
-    return Task(file.stem, train, test, held_out, str(categories[0]), choices)
+    definition = _definition(content)
+    return Task(file.stem, train, test, held_out, str(categories[0]), choices, definition=definition)
 
 
 def _example(file: Path, instance: Any, index: int, lines: _Lines, prompt: _Prompt, faults: Faults) -> Example | None:
@@ -170,16 +171,22 @@ def _example(file: Path, instance: Any, index: int, lines: _Lines, prompt: _Prom
     return Example(file.stem, prompt(text), targets, (), name)
 
 
+def _definition(content: dict[str, Any]) -> str:
+    """What a task file says that the task asks for; empty where it says nothing."""
+    found = content.get("Definition")
+    found = found[0] if isinstance(found, list) and found else found
+    return found.strip() if isinstance(found, str) else ""
+
+
 class _Prompt:
     """Instance input -> what the model reads: the definition, positive examples, and the input, as the options say."""
 
     def __init__(self, file: Path, content: dict[str, Any], options: ReadOptions, faults: Faults, notes: Notes):
         parts = []
         if options.definitions:
-            definition = content.get("Definition")
-            definition = definition[0] if isinstance(definition, list) and definition else definition
-            if isinstance(definition, str) and definition.strip():
-                parts.append(definition.strip())
+            definition = _definition(content)
+            if definition:
+                parts.append(definition)
             else:
                 faults.add(
                     file, 0, 'no definition: expected "Definition" to hold a string; definitions can be turned off'

@@ -44,6 +44,8 @@ class TaskRows:
     category: str = ""
     metrics: tuple[str, ...] = ()
     references: bool = False
+    definitions: set[str] = field(default_factory=set)
+    """What its rows give as its definition; it is one where all that give any agree."""
 
     def add(self, split: str, named: str, example: Example) -> None:
         self.splits[split].append(example)
@@ -88,7 +90,12 @@ class TaskRows:
             choices,
             validation,
             self.metrics,
+            self._definition(),
         )
+
+    def _definition(self) -> str:
+        given = self.definitions - {""}
+        return next(iter(given)) if len(given) == 1 else ""
 
     def _share_out(
         self, train: list[Example], unsplit: list[Example], test: list[Example], options: ReadOptions, notes: Notes

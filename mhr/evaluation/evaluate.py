@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mhr.contexts import give_contexts
 from mhr.data.example import Example, TaskCollection
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation.by_heads import headed
@@ -44,7 +45,7 @@ def evaluate(
     cache: str = "dynamic",
     precision: str = "no",
     progress: bool = True,
-    unseen: str = "uniform",
+    unseen: str | None = None,
     inference: Inference | None = None,
 ) -> EvaluationResult:
     """Scores of `loaded` on every task of `collection`; `EvaluationResult` says which.
@@ -66,7 +67,8 @@ def evaluate(
     n_beams, stop, cache  see `generate_answers`
     precision          "no", "bf16" or "fp16" (automatic mixed precision)
     progress           show a progress bar on stderr
-    unseen             how tasks that the bank does not know are routed: "uniform", or "error" to refuse them
+    unseen             how tasks that the bank does not know are routed: "uniform", or "error" to refuse them. None: from their
+                       definitions or training examples by a bank that routes by contexts, otherwise uniformly
     inference          how modules that AdaMix drew at random in training are used; None averages them
 
     Raises ConfigError for settings that are unknown or out of range, DataError where there is nothing to evaluate, TaskError
@@ -96,6 +98,8 @@ def evaluate(
     for name, value, usual in (("n_beams", n_beams, 1), ("stop", list(stop), []), ("cache", cache, "dynamic")):
         if value != usual and not to_generate:
             raise ConfigError(f"{name} is {value!r}, but all answers are ranked and none is generated: leave it out")
+    notes = [] if unseen is not None else _meet(loaded, collection, plans)
+    unseen = unseen or "uniform"
     lengths = max_input_length, max_target_length
     prompted = _prompt(loaded, collection, to_rank, to_generate, shots, seed or 0, lengths)
     ranked_on, asked = ([prompted[id(e)].example for e in part] for part in (to_rank, to_generate))
@@ -140,7 +144,7 @@ def evaluate(
         skipped={name: plan.skipped for name, plan in plans.items() if plan.skipped},
         truncated=count_truncated(loaded, ranked_on, ranked, asked, generated, max_target_length),
         shots=count_dropped(prompted.values(), shots),
-        notes=list(collection.notes),
+        notes=[*collection.notes, *notes],
         settings=settings
         | {
             "max_target_length": max_target_length,
@@ -188,6 +192,18 @@ def _share_out(
             f"nothing of {collection.source or 'the collection'} can be evaluated: {why} ({len(plans)} tasks)"
         )
     return to_rank, to_generate, plans
+
+
+def _meet(loaded: LoadedModel, collection: TaskCollection, plans: Mapping[str, Plan]) -> list[str]:
+    """Have the bank route by context the tasks that are judged and that it does not know; a line for the notes where there are any."""
+    if loaded.bank is None or loaded.task is not None:
+        return []
+    judged = [task for task in collection.values() if plans[task.name].rank or plans[task.name].generate]
+    names = give_contexts(loaded.model, loaded.tokenizer, judged)
+    what = loaded.bank.config.own_settings().context if names else ""
+    return [f"{len(names)} tasks that the bank was not trained on are routed by their {what}, without training"] * bool(
+        names
+    )
 
 
 def _prompt(

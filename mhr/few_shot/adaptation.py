@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from torch import Tensor
 from transformers import TrainerCallback
 
+from mhr.contexts import embed_task, embeds
 from mhr.data import Example, Task, TaskCollection
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.data.truncation import Truncation
 from mhr.errors import TrainingError
+from mhr.few_shot.rows import FirstRow, check_comparable, find_first_row, training_tasks
 from mhr.few_shot.selecting import (
     KeepBest,
     Shots,
@@ -32,7 +35,7 @@ from mhr.few_shot.selecting import (
 from mhr.few_shot.shots import with_shots
 from mhr.few_shot.starts import Start, head_of_run
 from mhr.files import make_folder
-from mhr.methods import BACKBONE, MODES
+from mhr.methods import BACKBONE, MODES, copies_rows, predicts_rows
 from mhr.objectives import Objective, make_objective
 from mhr.objectives.usable import describe_head, heads_for
 from mhr.runs.adapt_settings import AdaptConfig
@@ -102,6 +105,34 @@ class Preparation:
                 shots = self.shots(adaptation)
                 collator([*shots.shots, *shots.validation])
 
+    def check_rows(self, adaptations: Sequence[Adaptation]) -> None:
+        """Raise what keeps rows of training tasks from being compared with new tasks, before anything is written."""
+        if self.takes_rows:
+            for adaptation in adaptations:
+                check_comparable(self._collection(), self.tasks[adaptation.task], self.config.adapt, self.start)
+
+    def first_row(self, adaptation: Adaptation, shots: Shots) -> FirstRow | None:
+        """Where the routing of a task begins, by the setting `start`; None where that is a fresh row, or the mode has none. The model
+        stands where the adaptation begins."""
+        if not self.takes_rows:
+            return None
+        collator = self.collator(make_objective(self.kind, self.config.train, self.heads(adaptation)))
+        task = self.tasks[adaptation.task]
+        return find_first_row(
+            self.start, self.config.adapt, self._collection, task, shots.shots, adaptation.seed, collator
+        )
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether adaptations begin with a row that is not drawn fresh."""
+        start, method = self.config.adapt.start, self.config.method
+        fits = start != "predicted" or predicts_rows(method)
+        return start != "fresh" and copies_rows(self.start.mode, method) and fits
+
+    def _collection(self) -> TaskCollection:
+        """The tasks that the run was trained on."""
+        return training_tasks(self.source)
+
     def trainings(self) -> list[TrainConfig]:
         """The settings of training at the points of the grid, one for each objective that they ask for."""
         points = points_of(self.config.adapt, self.start.mode)
@@ -159,7 +190,7 @@ def make(adaptation: Adaptation, prepared: Preparation, bar: ProgressBar) -> Run
     work.begin(first)
     if not work.shots.validation:
         work.train(first, work.shots.shots, run)
-        work.save(first.train.steps)
+        work.save(first.adapt.steps)
         return run
     search = _Search(work)
     for number, few in enumerate(points):
@@ -187,6 +218,19 @@ class _Work:
     def heads(self) -> TaskHeads | None:
         return self.prepared.heads(self.adaptation)
 
+    @cached_property
+    def context(self) -> Tensor | None:
+        """The embedding of the task, where its routing is computed from one: of its definition, or of its shots."""
+        model = self.start.model
+        if self.start.bank is None or not embeds(self.start.bank):
+            return None
+        return embed_task(model, self.start.tokenizer, self.task, self.shots.shots)
+
+    @cached_property
+    def first_row(self) -> FirstRow | None:
+        """Where its routing begins, unless that is a fresh row. It is found out when the model stands where the adaptation begins."""
+        return self.prepared.first_row(self.adaptation, self.shots)
+
     @property
     def task(self) -> Task:
         return self.prepared.tasks[self.adaptation.task]
@@ -196,6 +240,7 @@ class _Work:
         config, seed = self.prepared.config, self.adaptation.seed
         whole = MODES[self.adaptation.mode].begins == BACKBONE
         optimization = few.optimization() | ({"lr": few.full_lr} if whole else {})
+        optimization["steps"] = max(few.steps, 1)  # of a training; where there is none, none is begun
         train = dataclasses.replace(
             config.train,
             **optimization,
@@ -225,17 +270,22 @@ class _Work:
             selection=self.run.info.get("selection"),
             shots=[example.id for example in self.shots.shots],
             head=describe_head(self.prepared.kind, self.heads),
+            **({} if self.first_row is None else {"start": self.first_row.told}),
             parameters=count_parameters(self.start.model),
         )
 
     def return_to_start(self) -> None:
         """Put the model where every training of this adaptation begins."""
-        self.start.begin(self.task.name, self.adaptation.seed, self.heads)
+        self.start.begin(self.task.name, self.adaptation.seed, self.heads, self.context)
+        if self.first_row is not None:
+            self.start.put_row(self.first_row.row)
 
     def train(
         self, settings: RunConfig, examples: Sequence[Example], log: RunFolder, *callbacks: TrainerCallback
     ) -> None:
         """Train the model from where it stands; the log of the training goes to the folder `log`."""
+        if not settings.adapt.steps:
+            return
         drawn = ExampleDataset(with_shots(self.task, examples))
         objective = make_objective(self.prepared.kind, settings.train, self.heads)
         collator = self.prepared.collator(objective)

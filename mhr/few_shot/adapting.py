@@ -19,7 +19,7 @@ from mhr.few_shot.starts import check_mode, head_of_run, load_start
 from mhr.files import folder_name, held_in, make_folder, prepare_output, read_json, write_json_atomically
 from mhr.loading import Loading
 from mhr.locks import one_writer
-from mhr.methods import idle_rates
+from mhr.methods import copies_rows, idle_rates, predicts_rows
 from mhr.objectives import objective_of
 from mhr.objectives.fit import notes_on
 from mhr.objectives.lengths import fit_data
@@ -138,6 +138,7 @@ def adapt(
         for seed in config.adapt.seeds
     ]
     prepared.check_batches(adaptations)
+    prepared.check_rows(adaptations)
     folder = make_folder(output)
     if overwrite and not resume:
         clear(folder)
@@ -201,6 +202,16 @@ def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kin
             shown = " or ".join(dict.fromkeys(repr(mode) for mode, _ in modes))
             said = f"{rate} is {few[rate]}" if rate in given else f"grid has {rate} {list(grid[rate])}"
             raise ConfigError(f"{said}, but mode {shown} does not train {what}: leave it out")
+    if few.get("start") not in (None, "fresh") and not any(copies_rows(mode, config.method) for mode, config in modes):
+        mode, config = modes[0]
+        raise ConfigError(
+            f"start is {few['start']!r}, but a run of method {config.method!r} in mode {mode!r} begins with no row of its own, which that "
+            "of another task could be: leave it out"
+        )
+    if few.get("start") == "predicted" and not any(predicts_rows(config.method) for _, config in modes):
+        raise ConfigError(
+            f"start is 'predicted', but method {modes[0][1].method!r} does not route by the sigmoids of logits: use nearest, average or random"
+        )
     if kinds and all(kind in ("encoder", "masked") for kind in kinds):
         for name in ("length_norm", "mc_loss", "unlikely_loss"):
             if name in given:
@@ -285,6 +296,9 @@ def _check_same(folder: Path, described: dict[str, Any]) -> None:
     if not (folder / ADAPT_FILE).is_file():
         return
     before = read_json(folder / ADAPT_FILE, TrainingError)
+    before["settings"] = AdaptConfig().to_dict() | before.get(
+        "settings", {}
+    )  # one written without a setting had its default
     changed = [
         f"{key.replace('settings.', 'adapt.')} {one!r}, not {other!r}"
         for key in described

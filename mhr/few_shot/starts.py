@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mhr.adapters import attach_plain, collapse, load_adapter, read_adapter
+from mhr.adapters import attach_plain, collapse, context_state, load_adapter, read_adapter
 from mhr.backbones import fill_heads, heads_of, load_backbone, set_heads
 from mhr.checks import check_choice
+from mhr.config import AdapterConfig
 from mhr.errors import ConfigError
 from mhr.layers import AdapterBank, attach
 from mhr.loading import Loading
@@ -35,10 +40,17 @@ class Start:
         self.bank: AdapterBank | None = getattr(model, "mhr", None)
         self.heads = heads_of(model)
         self.first = {name: tensor.detach().clone() for name, tensor in self._kept().items()}
+        # The rows of the tasks that the run was trained on, before `begin` puts others in their place.
+        self.tasks = [] if self.bank is None else self.bank.tasks
+        rows = {} if self.bank is None else self.bank.rows_of_tasks()
+        self.rows = {name: tensor.detach().clone() for name, tensor in rows.items()}
+        self.neighbours: Any = None
+        """What `mhr.few_shot.rows` finds out of these tasks once, for all adaptations."""
 
-    def begin(self, task: str, seed: int, heads: TaskHeads | None = None) -> None:
+    def begin(self, task: str, seed: int, heads: TaskHeads | None = None, context: Tensor | None = None) -> None:
         """Return to the beginning; routing rows, fresh banks and the task's head are drawn again from `seed`.
 
+        context  the embedding [C] of the task, where its routing is computed from one, which then stands for its row
         heads  that of the task; None where the model generates or ranks. Where the run has one that answers the task (its own, or a
                shared one of the same classes), it begins with that one's values. It trains in every mode.
 
@@ -54,15 +66,29 @@ class Start:
                     layer.reset()
                 for router in self.bank.groups.values():
                     router.reset()
+                if self.bank.contexts is not None:
+                    self.bank.contexts.reset()
             trained = MODES[self.mode].trains_skills
-            shared = [p for router in self.bank.groups.values() for p in router.shared_parameters()]
+            shared = self.bank.shared_router_parameters()
             for parameter in (*self.bank.adapter_parameters(), *self.bank.saved_parameters(), *shared):
                 parameter.requires_grad_(trained)
+            if self.bank.contexts is not None:
+                self.bank.contexts.vectors.requires_grad_(MODES[self.mode].trains_routing)
         outputs = self._set_heads(task, heads)
         with torch.no_grad():
             for name, tensor in self._kept().items():
                 if name.removeprefix("modules.").rpartition(".")[0] != outputs:
                     tensor.copy_(self.first[name])
+        if context is not None:
+            assert self.bank is not None
+            self.bank.set_contexts({task: context})
+
+    @torch.no_grad()
+    def put_row(self, row: Mapping[str, Tensor]) -> None:
+        """Begin with these rows of routing: names of `AdapterBank.rows_of_tasks` -> the row of the task."""
+        assert self.bank is not None
+        for name, tensor in self.bank.rows_of_tasks().items():
+            tensor[0] = row[name]
 
     def _set_heads(self, task: str, heads: TaskHeads | None) -> str | None:
         """Give the model the heads; returns the name of their layer, None where the model has none."""
@@ -94,9 +120,10 @@ class Start:
         """What every adaptation finds as it was: all weights, or what `begin` does not draw of the bank."""
         if self.bank is None:
             return self.model.state_dict()
-        drawn = ("routers.", "layers.") if MODES[self.mode].begins == FRESH else ("routers.",)
-        kept = {name: tensor for name, tensor in self.bank.tensors().items() if not name.startswith(drawn)}
-        return kept if MODES[self.mode].begins == FRESH else kept | self.bank.shared_routing()
+        fresh = MODES[self.mode].begins == FRESH
+        drawn = {*self.bank.rows_of_tasks(), *(self.bank.shared_routing() if fresh else ())}
+        tensors = {name: tensor for name, tensor in self.bank.tensors().items() if name not in drawn}
+        return {name: tensor for name, tensor in tensors.items() if not (fresh and name.startswith("layers."))}
 
 
 def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
@@ -120,7 +147,7 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
         begins = AVERAGE if config.adapter is not None and config.adapter.routing.drawn else BANK
     if begins == FRESH:
         assert config.adapter is not None
-        attach(model, config.adapter, run.info["tasks"][:1])
+        _attach_fresh(model, config.adapter, run)
     elif begins == AVERAGE:
         attach_plain(model, collapse(read_adapter(result), None))
     elif begins != BACKBONE:
@@ -130,6 +157,21 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
     else:
         check_masters(model)
     return Start(model, tokenizer, base, mode)
+
+
+def _attach_fresh(model: PreTrainedModel, adapter: AdapterConfig, run: RunFolder) -> None:
+    """A fresh bank with the settings of a run. Contexts are measured from the mean of the run's training tasks."""
+    stored = read_adapter(run.result()) if adapter.routing.contexts else None
+    if stored is not None:
+        if not stored.config.routing.contexts:
+            raise ConfigError(
+                f"run {run.path} ended as the average of its skills and keeps no contexts, from which a fresh bank would route: use mode "
+                "'mu'"
+            )
+        adapter = dataclasses.replace(adapter, router=stored.config.router)
+    bank = attach(model, adapter, run.info["tasks"][:1])
+    if stored is not None and bank.contexts is not None:
+        bank.contexts.center.copy_(context_state(stored)["center"])
 
 
 def head_of_run(run: RunFolder, config: RunConfig) -> str:

@@ -20,7 +20,7 @@ from mhr.layers.routed_bottleneck import RoutedBottleneck
 from mhr.layers.routed_ia3 import RoutedIA3
 from mhr.layers.routed_linear import RoutedLinear
 from mhr.layers.targets import by_structure, find_targets, in_list, routing_group, unadapted
-from mhr.routing import RoutingState, routers
+from mhr.routing import RoutingState, make_router
 
 LAYERS: dict[str, type[RoutedLayer]] = {"lora": RoutedLinear, "ia3": RoutedIA3, "bottleneck": RoutedBottleneck}
 
@@ -53,7 +53,9 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
         group = routing_group(model, name, config.granularity)
         base = model.get_submodule(name)
         if group not in bank.groups:
-            router = routers[config.method](config, bank.tasks, index=len(bank.groups))
+            if bank.contexts is not None and not bank.groups:
+                bank.contexts.to(**place(base))
+            router = make_router(config, bank.tasks, len(bank.groups), bank.contexts)
             bank.add_router(group, router.to(**place(base)))
         layer = LAYERS[config.adapter](name, base, config, bank.groups[group], state)
         if config.parts is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError, TaskError, nearest
 from mhr.layers.routed import RoutedLayer
-from mhr.routing import Router, RoutingBatch, RoutingState, routers
+from mhr.routing import Contexts, Router, RoutingBatch, RoutingState, routers
 from mhr.routing.adamix import BANK_INFERENCE, draw, seeded
 
 
@@ -24,10 +24,11 @@ class AdapterBank(nn.Module):
     tasks    names of the tasks of the routing table, in its order
     layers   name -> RoutedLayer, in the model's order
     groups   name -> Router, one per group of layers that share a table (`AdapterConfig.granularity`)
+    contexts the contexts of its tasks, where routing is computed from such; None otherwise
     notes    what of the model the targets leave out although they might mean it, one line each
     saved    name -> module outside the bank that is trained and stored whole
 
-    It owns the routers' parameters; the layers own the banks'.
+    It owns the routers' parameters, and contexts; the layers own the banks'.
     """
 
     def __init__(self, config: AdapterConfig, tasks: Sequence[str], state: RoutingState, saved: dict[str, nn.Module]):
@@ -42,6 +43,7 @@ class AdapterBank(nn.Module):
         self.originals = {name: tensor.detach().clone() for name, tensor in self.saved_tensors().items()}
         self.groups: dict[str, Router] = {}
         self.routers = nn.ModuleList()
+        self.contexts = Contexts(config, self.tasks) if config.routing.contexts else None
         self.notes: list[str] = []
         self._inference = "average"
         # Share u in [0, 1] of the uniform weights in the routing: (1 - u) w + u / S.
@@ -140,13 +142,21 @@ class AdapterBank(nn.Module):
                 raise TaskError(
                     f"task id {task} is out of range: the bank has {len(self.tasks)} tasks, 0 to {len(self.tasks) - 1}"
                 )
-            return task
-        try:
-            return self._position[task]
-        except KeyError:
-            if unseen == "uniform":
-                return -1
-            raise TaskError(f"unknown task {task!r}: {nearest(task, self.tasks)}") from None
+            row = task
+        elif task in self._position:
+            row = self._position[task]
+        elif unseen == "uniform":
+            return -1
+        else:
+            raise TaskError(f"unknown task {task!r}: {nearest(task, self.tasks)}")
+        if self.contexts is None or row < 0 or self.contexts.knows(row):
+            return row
+        if unseen == "uniform":
+            return -1
+        raise TaskError(
+            f"task {self._tasks[row]!r} has no context, from which method {self.config.method!r} routes: give it one with "
+            "model.mhr.set_contexts({task: embedding}), or compute it with mhr.contexts.give_contexts"
+        )
 
     def _noise(self, n: int, even: Tensor) -> Tensor:
         """Logistic noise [n_routers, U, H, S] like `even` [H, S]: log(v) - log(1 - v), v uniform in (0, 1)."""
@@ -246,10 +256,19 @@ class AdapterBank(nn.Module):
         keep = [None if fresh else self._position.get(name) for name in names]
         for router in self.groups.values():
             router.set_tasks(names, keep)
+        if self.contexts is not None:
+            self.contexts.set_tasks(names, keep)
         if self.config.routing.skill_per_task:
             for layer in self.layers.values():
                 layer.select_skills(keep)
         self.tasks = list(names)
+
+    def set_contexts(self, embeddings: Mapping[str, Tensor], center: bool = False) -> None:
+        """Give tasks of the table their contexts, of embeddings [C]: see `Contexts.put`. Raises ConfigError for a method that routes by
+        no contexts, TaskError for embeddings that do not fit."""
+        if self.contexts is None:
+            raise ConfigError(f"contexts are given, but method {self.config.method!r} routes by none: leave them out")
+        self.contexts.put(embeddings, center)
 
     # ---- parameters ----------------------------------------------------------------------------------------------
 
@@ -259,16 +278,29 @@ class AdapterBank(nn.Module):
 
     def router_parameters(self) -> list[nn.Parameter]:
         """Parameters of the routers; none for methods that learn no routing."""
-        return list(self.routers.parameters())
+        return [*self.routers.parameters(), *(() if self.contexts is None else self.contexts.parameters())]
+
+    def shared_router_parameters(self) -> list[nn.Parameter]:
+        """Those of `router_parameters` that belong to no task."""
+        contexts = () if self.contexts is None else self.contexts.first.parameters()
+        return [*(p for router in self.groups.values() for p in router.shared_parameters()), *contexts]
 
     def shared_routing(self) -> dict[str, Tensor]:
-        """The part of `tensors` that belongs to routers and to no task: what a router shares between tasks."""
-        return {
-            f"routers.{name or 'all'}.{key}": tensor
-            for name, router in self.groups.items()
-            for key, tensor in router.state_dict().items()
-            if key not in router.per_task
-        }
+        """The part of `tensors` that belongs to routing and to no task: what is shared between tasks."""
+        return {name: tensor for name, tensor, per_task in self._routing() if not per_task}
+
+    def rows_of_tasks(self) -> dict[str, Tensor]:
+        """The part of `tensors` that belongs to routing and whose first axis is the task: its rows."""
+        return {name: tensor for name, tensor, per_task in self._routing() if per_task}
+
+    def _routing(self) -> Iterator[tuple[str, Tensor, bool]]:
+        """The part of `tensors` that belongs to routing: name, tensor, and whether its first axis is the task."""
+        parts: dict[str, Router | Contexts] = {f"routers.{name or 'all'}": part for name, part in self.groups.items()}
+        if self.contexts is not None:
+            parts["contexts"] = self.contexts
+        for name, part in parts.items():
+            for key, tensor in part.state_dict().items():
+                yield f"{name}.{key}", tensor, key in part.per_task
 
     def saved_parameters(self) -> list[nn.Parameter]:
         """Parameters of the modules that are trained whole."""
@@ -292,8 +324,7 @@ class AdapterBank(nn.Module):
         named: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             named.update({f"layers.{name}.{key}": p.data for key, p in layer.bank().items()})
-        for name, router in self.groups.items():
-            named.update({f"routers.{name or 'all'}.{key}": t for key, t in router.state_dict().items()})
+        named.update({name: tensor for name, tensor, _ in self._routing()})
         for name, module in self.saved.items():
             named.update({f"modules.{name}.{key}": t for key, t in module.state_dict().items()})
         return named

@@ -36,8 +36,8 @@ def parameter_groups(
     }
     group_of: dict[int, str] = {}
     if isinstance(bank, AdapterBank):
-        for router in bank.groups.values():
-            for group in router.parameter_groups(routing):
+        for part in (*bank.groups.values(), *(() if bank.contexts is None else [bank.contexts])):
+            for group in part.parameter_groups(routing):
                 known = groups.setdefault(group.name, group.of([]))
                 if (known.lr, known.weight_decay) != (group.lr, group.weight_decay):
                     raise ValueError(

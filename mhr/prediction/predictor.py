@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mhr.data.example import Example
+from mhr.contexts import embeds, give_contexts
+from mhr.data.example import Example, Task
 from mhr.data.questions import ask_texts
 from mhr.data.reading import ReadOptions
 from mhr.data.templates import given_templates, read_templates
@@ -54,6 +55,8 @@ class Predictor:
     loaded: LoadedModel
     reading: ReadOptions
     only: str = ""
+    met: dict[str, str] = field(default_factory=dict)
+    """Tasks that the model does not know but by these definitions."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -102,6 +105,26 @@ class Predictor:
         named: str | Sequence[str] = self.default_task(config) if tasks is None else tasks
         return [answer.text for answer in self.answer(self.ask(texts, named, config), config)]
 
+    def meet(self, task: str, definition: str) -> None:
+        """Have a task that the model does not know routed by its definition from now on, without training.
+
+        Raises ConfigError for a task that it knows, and for a model that does not route by definitions.
+        """
+        bank, what = self.loaded.bank, self.loaded.description
+        if bank is None or not embeds(bank) or bank.config.own_settings().context != "definition":
+            raise ConfigError(
+                f"a definition is given of task {task!r}, but {what} does not route by definitions: leave it out, or use a run of a method "
+                "that does"
+            )
+        if self.met.get(task) == definition:
+            return
+        if task in bank.tasks and task not in self.met:
+            raise ConfigError(f"a definition is given of task {task!r}, which {what} knows already: leave it out")
+        if task in self.met:
+            bank.remove_tasks([task])
+        give_contexts(self.model, self.tokenizer, [Task(task, definition=definition)])
+        self.met[task] = definition
+
     def ask(self, texts: Sequence[str], tasks: str | Sequence[str], config: PredictConfig) -> list[Example]:
         """Texts as examples, by the prompt templates of the run."""
         return ask_texts(texts, self.reading, tasks, choices=config.choices or ())
@@ -112,7 +135,10 @@ class Predictor:
         return config.task or self.only or (known[0] if len(known) == 1 else "")
 
     def check(self, config: PredictConfig) -> None:
-        """Raise ConfigError for a task that changes nothing, TaskError for one that is unknown."""
+        """Raise ConfigError for a task that changes nothing, TaskError for one that is unknown, after what is new of one is taken."""
+        if config.definition is not None:
+            assert config.task is not None
+            self.meet(config.task, config.definition)
         alike = not self.tasks
         if alike and config.task not in (None, self.only) and self.reading.templates is None:
             raise ConfigError(

@@ -31,6 +31,13 @@ class PredictConfig(Settings):
         choices=("error", "uniform"),
         flag="--unseen",
     )
+    definition: str | None = setting(
+        None,
+        """What a task asks for that the model does not know, and that --task gives a name: it is routed by this text, without training.
+        For runs that route by definitions.""",
+        flag="--definition",
+        metavar="TEXT",
+    )
     max_new_tokens: int | None = setting(
         None,
         "Maximum tokens of an answer. Unset: as many as targets had in training, otherwise 128.",
@@ -66,6 +73,11 @@ class PredictConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.definition is not None and not (self.definition.strip() and self.task):
+            missing = "task names none" if self.definition.strip() else "it is empty"
+            raise ConfigError(
+                f"definition says what a task asks for, but {missing}: give --task and --definition together"
+            )
         for name, value, usual in (("top_p", self.top_p, 1.0), ("seed", self.seed, None)):
             if value != usual and not self.temperature:
                 raise ConfigError(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from mhr.routing import adamix, hash, private, random, skill, uniform
+from mhr.routing import adamix, context_mhr, hash, hydra, private, random, skill, uniform
 from mhr.routing.batch import RoutingBatch, RoutingState
+from mhr.routing.contexts import Contexts
 from mhr.routing.parameters import ParameterGroup
-from mhr.routing.router import Router, routers
+from mhr.routing.router import Router, make_router, routers
 
-__all__ = ["ParameterGroup", "Router", "RoutingBatch", "RoutingState", "routers"]
+__all__ = ["Contexts", "ParameterGroup", "Router", "RoutingBatch", "RoutingState", "make_router", "routers"]

@@ -13,6 +13,7 @@ from mhr.config import AdapterConfig
 from mhr.ops.checks import accumulator
 from mhr.registry import Registry
 from mhr.routing.batch import RoutingBatch
+from mhr.routing.contexts import Contexts
 from mhr.routing.parameters import ParameterGroup
 
 
@@ -35,7 +36,7 @@ class Router(nn.Module, ABC):
     def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0):
         super().__init__()
         self.config = config
-        self.settings: Any = config.routing.settings and config.routing.settings(**config.router)
+        self.settings: Any = config.own_settings()
         self.index = index
         self.register_buffer("even", torch.empty(0), persistent=False)
         self._resize(len(tasks))
@@ -120,3 +121,11 @@ class TableRouter(Router):
 
 
 routers: Registry[type[Router]] = Registry("routing method")
+
+
+def make_router(
+    config: AdapterConfig, tasks: Sequence[str], index: int = 0, contexts: Contexts | None = None
+) -> Router:
+    """The router of a group of layers. contexts: those of its bank, where the method computes routing from contexts."""
+    shared = {} if contexts is None else {"contexts": contexts}
+    return routers[config.method](config, tasks, index, **shared)

@@ -37,7 +37,8 @@ class SkillRouter(Router):
         noise = None if batch.noise is None else batch.noise[self.index]
         temperature = 1.0 if noise is None else self.config.temperature
         if self.config.straight_through:
-            return self._rounded(batch.tasks, noise, temperature)
+            logits = self.logits[batch.tasks.clamp(min=0)]
+            return self.or_even(rounded(logits, noise, temperature), batch.tasks)
         return route(self.logits, batch.tasks, noise, temperature)
 
     @classmethod
@@ -48,14 +49,6 @@ class SkillRouter(Router):
         logits = [router.logits for router in routers if isinstance(router, cls)]
         return route_all(logits, batch.tasks, batch.noise, 1.0 if batch.noise is None else config.temperature)
 
-    def _rounded(self, tasks: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
-        logits = self.logits[tasks.clamp(min=0)]
-        p = torch.sigmoid((logits if noise is None else logits + noise) / temperature)
-        rounded = (p >= 0.5).to(p.dtype)
-        chosen = torch.where(rounded.any(-1, keepdim=True), rounded, 1.0)
-        p = p + (chosen - p).detach()
-        return self.or_even(p / (p.sum(-1, keepdim=True) + EPSILON), tasks)
-
     def set_tasks(self, tasks: Sequence[str], keep: Sequence[int | None]) -> None:
         super().set_tasks(tasks, keep)
         logits = self._fresh(len(tasks))
@@ -63,3 +56,13 @@ class SkillRouter(Router):
             if k is not None:
                 logits[i] = self.logits.data[k]
         self.logits = nn.Parameter(logits, requires_grad=self.logits.requires_grad)
+
+
+def rounded(logits: Tensor, noise: Tensor | None, temperature: float) -> Tensor:
+    """Weights [U, H, S] of `straight_through` for logits [U, H, S]: 0 or 1 before they are normalised, with the gradient of the
+    sigmoid."""
+    p = torch.sigmoid((logits if noise is None else logits + noise) / temperature)
+    ones = (p >= 0.5).to(p.dtype)
+    chosen = torch.where(ones.any(-1, keepdim=True), ones, 1.0)
+    p = p + (chosen - p).detach()
+    return p / (p.sum(-1, keepdim=True) + EPSILON)

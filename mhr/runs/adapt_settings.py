@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mhr.context_settings import BACKBONE_ENCODER
 from mhr.errors import ConfigError, nearest
 from mhr.setting import MOST_SEED, Settings, as_in, setting, settings_of
 
@@ -13,6 +14,10 @@ SCHEDULERS = ("linear", "cosine", "constant")
 """Schedules of the learning rate after the warm-up."""
 PROTOCOLS = ("held-out", "paper")
 SELECTIONS = ("best", "last")
+STARTS = ("fresh", "nearest", "average", "random", "predicted")
+COMPARING = ("nearest", "predicted")
+"""Starts that compare tasks."""
+SIMILARITIES = ("definition", "shots", "gradients")
 
 
 @dataclass
@@ -83,6 +88,9 @@ TUNABLE = tuple(name for name, (hint, _) in settings_of(OptimizationConfig).item
 class AdaptConfig(OptimizationConfig):
     """How a run is adapted to a new task; what is not named here is as in the run's training."""
 
+    steps: int = as_in(
+        OptimizationConfig, "steps", 1000, at_least=0, doc="Optimizer steps. 0 keeps what an adaptation begins with."
+    )
     batch_size: int = as_in(OptimizationConfig, "batch_size", 8, doc="Examples per optimizer step.")
     warmup: float = as_in(OptimizationConfig, "warmup", 0.06, flag=("--warmup",))
     scale_parameter: bool | None = as_in(  # type: ignore[assignment]
@@ -107,6 +115,27 @@ class AdaptConfig(OptimizationConfig):
         {},
         """Other numbers of shots for some tasks. By name or pattern: {winogrande: 50, "*hellaswag*": 20}.""",
         at_least=1,
+    )
+    start: str = setting(
+        "fresh",
+        """First row of a task's routing: fresh, nearest, average, random or predicted. fresh: next to uniform; nearest: that of the training
+        task most similar to it; average: the mean of all training tasks' logits; random: that of a training task drawn by the seed;
+        predicted: what a small network says of it that is fitted to the training tasks' rows, from what similarity compares.""",
+        choices=STARTS,
+        flag="--start",
+    )
+    similarity: str = setting(
+        "definition",
+        """What tasks are compared by for --start: definition, shots or gradients. definition: embeddings of definitions; shots: of the
+        shots, each an input with its answer; gradients: those of the skills on the shots, with uniform routing.""",
+        choices=SIMILARITIES,
+        flag="--similarity",
+        only={"start": COMPARING},
+    )
+    encoder: str = setting(
+        BACKBONE_ENCODER,
+        "What embeds definitions or shots for --start: backbone, or a hub id or folder of a sentence encoder.",
+        only={"start": COMPARING},
     )
     seeds: list[int] = setting(
         [13, 42, 58],
@@ -163,6 +192,21 @@ class AdaptConfig(OptimizationConfig):
             raise ConfigError("seeds is empty: expected at least one integer")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds is {self.seeds}: expected each seed once")
+        for name, usual in (("similarity", "definition"), ("encoder", BACKBONE_ENCODER)):
+            if getattr(self, name) != usual and self.start not in COMPARING:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, but start is {self.start!r}, which compares no tasks: leave it out"
+                )
+        if self.similarity == "gradients" and (self.start == "predicted" or self.encoder != BACKBONE_ENCODER):
+            wrong = f"start is {self.start!r}" if self.start == "predicted" else f"encoder is {self.encoder!r}"
+            raise ConfigError(
+                f"{wrong}, which is of embeddings, but similarity is 'gradients': use definition or shots"
+            )
+        if not self.steps and (self.picks_step or self.grid):
+            raise ConfigError(
+                "steps is 0, so that nothing is trained, but the best of several steps or settings is asked for: leave grid, select, "
+                "eval_every, patience and protocol 'paper' out"
+            )
         for name in ("eval_every", "patience"):
             if getattr(self, name) is not None and self.select == "last":
                 raise ConfigError(f"{name} selects the best step, but select is 'last': leave one out")
@@ -178,6 +222,8 @@ class AdaptConfig(OptimizationConfig):
                 raise ConfigError(f"grid has {name!r}, which is no hyperparameter of a grid: {nearest(name, TUNABLE)}")
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"grid has {name} {values}: expected each value once, and at least one")
+            if name == "steps" and 0 in values:
+                raise ConfigError("grid has steps 0, which trains nothing: expected at least 1")
             for value in values:
                 try:
                     point: dict[str, Any] = {name: as_grid_value(name, value), "grid": {}}

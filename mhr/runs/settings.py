@@ -468,7 +468,7 @@ class RunConfig(Settings):
     )
     method: str = setting(
         "mhr",
-        f"What is trained: {', '.join(METHODS)}. In short: {listed(METHODS)}.",
+        f"What is trained, such as mhr, poly, context-mhr, lora or full. All: {listed(METHODS)}.",
         choices=lambda: METHODS,
         flag="--method",
     )

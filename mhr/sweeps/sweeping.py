@@ -20,6 +20,7 @@ from mhr.errors import TrainingError
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
 from mhr.loading import Loading
 from mhr.locks import one_writer
+from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.config import flat
 from mhr.runs.run import clear
 from mhr.runs.scoring import ScoringConfig
@@ -130,6 +131,8 @@ def _open(
     known = folder / SWEEP_FILE
     if known.is_file() and (resume or not overwrite):
         settings, before = described["settings"], read_json(known, TrainingError)["settings"]
+        for run in before["runs"].values():  # a setting that an earlier release did not have had its default
+            run["adapt"] = {k: v for k, v in AdaptConfig().to_dict().items() if k != "seeds"} | run["adapt"]
         shared = settings["runs"].keys() & before["runs"].keys()
         one, two = (flat({**s, "runs": {name: s["runs"][name] for name in shared}}) for s in (before, settings))
         for key in sorted(one.keys() | two.keys()):

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.adapters import kind_of
 from mhr.backbones import load_backbone, take_heads, untrained_modules
+from mhr.contexts import attach_to_tasks
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler, weights_of
-from mhr.layers import attach
 from mhr.loading import Loading
 from mhr.objectives import Objective, make_objective
 from mhr.objectives.fit import check_fit, notes_on
@@ -111,7 +111,7 @@ def prepare(
         train_whole(model)
     else:
         if source is None:
-            targets = attach(model, config.adapter, list(tasks)).notes
+            targets = attach_to_tasks(model, tokenizer, config.adapter, tasks).notes
         else:
             targets = [attach_source(model, source, config, list(tasks), heads)]
         check_masters(model)

@@ -17,6 +17,7 @@ from mhr.config import ADAPTERS
 from mhr.layers import RoutedLayer
 from mhr.methods import ROUTING_METHODS
 from tests.models import random_batch, tiny_model
+from tests.routing.contexts import with_contexts
 
 TASKS = ["boolq", "rte", "copa"]
 IDS = ["copa", "boolq", "copa", "rte"]
@@ -38,7 +39,7 @@ def test_layers_run_where_no_value_can_be_read(name: str, noise: str) -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_every_method_runs_where_no_value_can_be_read(method: str, adapter: str, training: bool) -> None:
     model = tiny_model("bert-encoder").train(training)
-    bank = mhr.attach(model, AdapterConfig(method=method, adapter=adapter), TASKS)
+    bank = with_contexts(mhr.attach(model, AdapterConfig(method=method, adapter=adapter), TASKS))
     run_without_values(bank, [next(iter(bank.layers.values()))])
 
 

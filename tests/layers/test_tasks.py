@@ -14,6 +14,7 @@ from mhr import AdapterBank, AdapterConfig
 from mhr.errors import TaskError
 from mhr.methods import ROUTING_METHODS
 from tests.models import random_batch, randomise, tiny_model
+from tests.routing.contexts import with_contexts
 
 TASKS = ["boolq", "rte", "copa"]
 
@@ -39,6 +40,7 @@ def test_tasks_keep_their_outputs_when_others_come_and_go(method: str) -> None:
     for task in TASKS:
         assert torch.equal(output(model, task), expected[task]), task
     bank.add_tasks(["wic", "cb"])
+    with_contexts(bank)
     assert bank.tasks == ["copa", "boolq", "rte", "wic", "cb"]
     bank.remove_tasks(["boolq", "wic"])
     assert bank.tasks == ["copa", "rte", "cb"]

@@ -11,13 +11,14 @@ from torch import Tensor
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError
 from mhr.methods import METHODS, ROUTING_METHODS
-from mhr.routing import ParameterGroup, Router, RoutingBatch, routers
+from mhr.routing import Contexts, ParameterGroup, Router, RoutingBatch, routers
+from tests.routing.contexts import draw_contexts
 from tests.routing.network import NAME, network_router
 
 __all__ = ["network_router"]
 
 TASKS = ["boolq", "rte", "copa"]
-LEARNED = [name for name, method in ROUTING_METHODS.items() if method.noisy]
+LEARNED = [name for name, method in ROUTING_METHODS.items() if method.noisy and not method.contexts]
 
 
 def make(method: str, tasks: list[str] = TASKS, **settings: object) -> Router:
@@ -28,7 +29,22 @@ def make(method: str, tasks: list[str] = TASKS, **settings: object) -> Router:
     router = routers[method](config, tasks)
     for p in router.parameters():
         torch.nn.init.normal_(p)
+    give_contexts(router, tasks)
     return router
+
+
+def give_contexts(router: Router, tasks: list[str]) -> None:
+    """What routing is computed from, drawn for each task by its name, where it is."""
+    contexts = getattr(router, "contexts", None)
+    if isinstance(contexts, Contexts):
+        contexts.set_tasks(tasks, [contexts.tasks.index(task) if task in contexts.tasks else None for task in tasks])
+        draw_contexts(contexts)
+
+
+def set_tasks(router: Router, tasks: list[str], keep: list[int | None]) -> None:
+    """Change the tasks of a router, and of its bank's contexts, as a bank does."""
+    router.set_tasks(tasks, keep)
+    give_contexts(router, tasks)
 
 
 def weights(router: Router, tasks: list[int], noise: Tensor | None = None) -> Tensor:
@@ -75,7 +91,7 @@ class TestContract:
     def test_rows_follow_their_tasks(self, method: str) -> None:
         router = make(method)
         before = router.table()
-        router.set_tasks(["copa", "wic", "boolq"], [2, None, 0])
+        set_tasks(router, ["copa", "wic", "boolq"], [2, None, 0])
         after = router.table()
         assert after.shape[0] == 3
         if router.config.routing.skill_per_task:  # the skills move too, so each task is at its own position
@@ -87,12 +103,12 @@ class TestContract:
     def test_tasks_can_be_added_and_removed(self, method: str) -> None:
         router = make(method)
         before = router.table()
-        router.set_tasks([*TASKS, "wic"], [0, 1, 2, None])
+        set_tasks(router, [*TASKS, "wic"], [0, 1, 2, None])
         assert router.table().shape[0] == 4
         torch.testing.assert_close(router.table().sum(-1), torch.ones(4, router.n_heads))
-        router.set_tasks(TASKS, [0, 1, 2])
+        set_tasks(router, TASKS, [0, 1, 2])
         torch.testing.assert_close(router.table(), before)
-        router.set_tasks(["rte"], [1])
+        set_tasks(router, ["rte"], [1])
         assert router.table().shape[0] == 1
         torch.testing.assert_close(router.table().sum(-1), torch.ones(1, router.n_heads))
 
@@ -113,7 +129,7 @@ class TestContract:
     def test_rows_are_those_of_tasks_and_the_rest_is_shared(self, method: str) -> None:
         router = make(method)
         shared = {name: t.clone() for name, t in router.state_dict().items() if name not in router.per_task}
-        router.set_tasks(["wic", "cb"], [None, None])
+        set_tasks(router, ["wic", "cb"], [None, None])
         state = router.state_dict()
         assert all(len(state[name]) == 2 for name in router.per_task)
         assert all(torch.equal(state[name], tensor) for name, tensor in shared.items())

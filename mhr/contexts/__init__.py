@@ -1,0 +1,8 @@
+"""What is known of a task as a vector: embeddings of definitions and of shots, for routers that compute routing from them."""
+
+from __future__ import annotations
+
+from mhr.contexts.encoders import Encoder, encoder_of
+from mhr.contexts.tasks import attach_to_tasks, embed_task, embed_tasks, embeds, give_contexts
+
+__all__ = ["Encoder", "attach_to_tasks", "embed_task", "embed_tasks", "embeds", "encoder_of", "give_contexts"]

@@ -1,0 +1,87 @@
+"""Texts to embeddings: by the base model that a bank is on, or by a sentence encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mhr.backbones import load_backbone
+from mhr.context_settings import BACKBONE_ENCODER, ContextSettings
+from mhr.data.special_tokens import pad_token
+from mhr.data.tokens import pad, tokenise
+from mhr.errors import ConfigError, DataError, MhrError
+from mhr.layers import AdapterBank
+from mhr.layers.disabled import disabled
+from mhr.objectives.lengths import positions
+
+LONGEST = 512
+"""Tokens of a text that count, or as many as the encoder has positions for."""
+
+TOGETHER = 16
+"""Texts that are read at once."""
+
+
+class Encoder:
+    """The mean over its tokens of a text's last hidden states, as sentence-transformers pools (arXiv 1908.10084).
+
+    Of an encoder-decoder the encoder's, of a decoder its own. A bank on the model is off while it reads, so that embeddings do
+    not depend on what was trained.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        self.model, self.tokenizer = model, tokenizer
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """The embeddings [N, C] of texts, float32 (float64 of a float64 model) on the model's device."""
+        model = self.model
+        training = model.training
+        model.eval()
+        try:
+            with disabled(model) if isinstance(getattr(model, "mhr", None), AdapterBank) else nullcontext():
+                parts = [self._embed(texts[i : i + TOGETHER]) for i in range(0, len(texts), TOGETHER)]
+        finally:
+            model.train(training)
+        return torch.cat(parts)
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        rows = tokenise(self.tokenizer, text=list(texts), truncation=True, max_length=self._longest())["input_ids"]
+        for text, row in zip(texts, rows, strict=True):
+            if not row:
+                raise DataError(f"text {text!r:.60} has no tokens, so that it has no embedding")
+        ids, mask = pad(rows, pad_token(self.tokenizer))
+        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        inner: Any = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model.base_model
+        states = inner(input_ids=ids, attention_mask=mask)[0]
+        states = states if states.dtype == torch.float64 else states.float()
+        kept = mask[..., None].to(states)
+        return (states * kept).sum(1) / kept.sum(1)
+
+    def _longest(self) -> int:
+        side = "encoder" if self.model.config.is_encoder_decoder else "decoder"
+        found = positions(self.model, self.tokenizer, side)
+        return LONGEST if found is None else min(found, LONGEST)
+
+
+def encoder_of(settings: ContextSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """The encoder that the settings name: the model itself, or another one. Raises ConfigError for one that cannot be loaded."""
+    if settings.encoder == BACKBONE_ENCODER:
+        return Encoder(model, tokenizer)
+    return _loaded(settings.encoder)
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str) -> Encoder:
+    try:
+        return Encoder(*load_backbone(name))
+    except MhrError as fault:
+        raise ConfigError(
+            f"router.encoder is {name!r}, which cannot be loaded: {fault}; expected a hub id or folder of a sentence encoder, or "
+            f"{BACKBONE_ENCODER!r}"
+        ) from None

@@ -1,0 +1,103 @@
+"""The contexts of tasks: what of a task is embedded, and how a bank gets it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mhr.config import AdapterConfig
+from mhr.context_settings import ContextSettings
+from mhr.contexts.encoders import Encoder, encoder_of
+from mhr.data.drawing import shot_order
+from mhr.data.example import Example, Task
+from mhr.data.tokens import running_text
+from mhr.errors import ConfigError, DataError
+from mhr.layers import AdapterBank, attach
+from mhr.layers.bank import bank_of
+
+
+def embeds(bank: AdapterBank) -> bool:
+    """Whether a bank routes by embeddings of what is known of a task."""
+    return bank.contexts is not None and not bank.contexts.learnt
+
+
+def texts_of(task: Task, settings: ContextSettings, shots: Sequence[Example] | None = None) -> list[str]:
+    """What of a task is embedded: its definition, or its shots, each an input with its answer.
+
+    shots  None draws them from its training examples, always the same ones
+
+    Raises DataError for a task without a definition, or with fewer training examples than asked for.
+    """
+    if settings.context == "definition":
+        if not task.definition:
+            raise DataError(
+                f"task {task.name!r} has no definition, by which it would be routed: give its rows a column definition, the same in all "
+                "of them, or take shots in its place (adapter.router.context, --similarity)"
+            )
+        return [task.definition]
+    if shots is None:
+        if len(task.train) < settings.shots:
+            raise DataError(
+                f"task {task.name!r} has {len(task.train)} training examples, fewer than the {settings.shots} shots that its context is "
+                f"made of: set adapter.router.shots to {max(len(task.train), 1)} or fewer"
+            )
+        shots = shot_order(task.train, task.name, 0)[: settings.shots]
+    return [running_text(shot.input, shot.targets[0]) for shot in shots]
+
+
+def embed_tasks(tasks: Iterable[Task], settings: ContextSettings, encoder: Encoder) -> dict[str, Tensor]:
+    """The embedding [C] of each task, the mean of those of its texts. Raises DataError as `texts_of`."""
+    texts = {task.name: texts_of(task, settings) for task in tasks}  # refused before anything is read
+    return {name: encoder.embed(own).mean(0) for name, own in texts.items()}
+
+
+def embed_task(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, shots: Sequence[Example]
+) -> Tensor:
+    """The embedding [C] of one task for the bank on a model, from its definition or from these shots, whatever their number.
+    Raises DataError for a task without a definition, ConfigError for an encoder that cannot be loaded."""
+    settings = bank_of(model).config.own_settings()
+    return encoder_of(settings, model, tokenizer).embed(texts_of(task, settings, shots)).mean(0)
+
+
+def attach_to_tasks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: AdapterConfig, tasks: Mapping[str, Task]
+) -> AdapterBank:
+    """`mhr.attach` for these tasks, with their contexts where routing is computed from such.
+
+    Raises what `attach` raises, DataError as `texts_of`, ConfigError for an encoder that cannot be loaded and for a size that is not
+    its own.
+    """
+    settings: Any = config.own_settings() if config.routing.contexts else None
+    if settings is None or settings.context == "learnt":
+        return attach(model, config, list(tasks))
+    embeddings = embed_tasks(tasks.values(), settings, encoder_of(settings, model, tokenizer))
+    size = next(iter(embeddings.values())).shape[0]
+    if settings.size not in (None, size):
+        raise ConfigError(f"router.size is {settings.size}, but embeddings of the encoder have {size}: leave it out")
+    bank = attach(model, dataclasses.replace(config, router={**config.router, "size": size}), list(tasks))
+    bank.set_contexts(embeddings, center=True)
+    return bank
+
+
+def give_contexts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Iterable[Task]) -> list[str]:
+    """Have the bank on a model route tasks that it does not know, each by its own context and without any training: they get rows
+    in its table. Returns their names; none where the bank routes by no embeddings.
+
+    Raises DataError as `texts_of`, ConfigError for an encoder that cannot be loaded; nothing is then changed.
+    """
+    bank = bank_of(model)
+    if not embeds(bank):
+        return []
+    settings = bank.config.own_settings()
+    new = [task for task in tasks if task.name not in bank.tasks]
+    if not new:
+        return []
+    embeddings = embed_tasks(new, settings, encoder_of(settings, model, tokenizer))
+    bank.add_tasks([task.name for task in new])
+    bank.set_contexts(embeddings)
+    return list(embeddings)

@@ -1,0 +1,246 @@
+"""What every routing method keeps to once it is on a model: stored, trained in parts and in processes, checkpointed, compiled, adapted.
+
+What a router keeps to by itself stands in test_routers.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mhr
+from mhr import AdapterBank, AdapterConfig
+from mhr.adapters import attach_checkpoint, checkpoint_of, load_adapter, read_adapter, routing_weights, save_adapter
+from mhr.adapters.collapse import collapse_task
+from mhr.adapters.plain import attach_plain
+from mhr.layers.parameter_groups import parameter_groups
+from mhr.methods import ROUTING_METHODS
+from mhr.runs import RunConfig, RunFolder
+from mhr.training import pretrain
+from tests.models import random_batch, randomise, tiny_model
+from tests.routing.contexts import with_contexts
+from tests.routing.network import NAME, network_router
+
+__all__ = ["network_router"]
+
+TASKS = ["boolq", "rte", "copa"]
+IDS = ["copa", "boolq", "copa", "rte"]
+
+CASES: dict[str, dict[str, Any]] = {name: {"method": name} for name in (*ROUTING_METHODS, NAME)}
+CASES["context-mhr, learnt"] = {"method": "context-mhr", "router": {"context": "learnt", "size": 5}}
+LEARNED = [case for case, settings in CASES.items() if case == NAME or ROUTING_METHODS[settings["method"]].learned]
+
+pytestmark = [
+    pytest.mark.usefixtures("network_router"),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_(en|dis)able. is deprecated:FutureWarning"),
+]
+
+
+def adapted(case: str, model: Any = None, seed: int = 0) -> tuple[Any, AdapterBank]:
+    """A model with a bank in which everything has a value."""
+    model = tiny_model("bert-encoder") if model is None else model
+    torch.manual_seed(seed)
+    bank = mhr.attach(model, AdapterConfig(**{"n_heads": heads(case), **CASES[case]}), TASKS)
+    randomise(bank, seed)
+    return model, with_contexts(bank)
+
+
+def heads(case: str) -> int | None:
+    method = ROUTING_METHODS[CASES[case]["method"]]
+    return 4 if method.learned and not method.one_head else None
+
+
+def outputs(model: Any, ids: Any = IDS) -> Tensor:
+    found: Tensor = model(**random_batch(model), task_ids=ids)[0]
+    return found
+
+
+def gradients(model: Any, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    assert any(g.any() for g in found.values())
+    return found
+
+
+def close(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, two[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_holds_all_of_it(case: str, tmp_path: Path) -> None:
+    model, bank = adapted(case)
+    save_adapter(model, tmp_path / "adapter", base="tiny")
+    other = tiny_model("bert-encoder")
+    again = load_adapter(tmp_path / "adapter", other)
+    assert again.tensors().keys() == bank.tensors().keys()
+    for name, tensor in bank.tensors().items():
+        assert torch.equal(tensor, again.tensors()[name]), name
+    with torch.no_grad():
+        assert torch.equal(outputs(model), outputs(other))
+        new = ["wic", "rte", "wic", "copa"]
+        one, two = (outputs(m, m.mhr.for_batch(new, unseen="uniform")) for m in (model, other))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_checkpoint_says_of_routing_is_what_the_model_does(case: str) -> None:
+    model, bank = adapted(case)
+    found = routing_weights(checkpoint_of(model, "tiny"))
+    assert found.keys() == bank.weights().keys()
+    for group, table in bank.weights().items():
+        torch.testing.assert_close(found[group], table)
+        torch.testing.assert_close(table.sum(-1), torch.ones_like(table.sum(-1)))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_task_is_one_plain_adapter(case: str) -> None:
+    model, _ = adapted(case)
+    merged = tiny_model("bert-encoder")
+    attach_plain(merged, collapse_task(checkpoint_of(model, "tiny"), "copa"))
+    with torch.no_grad():
+        routed = outputs(model, ["copa"] * 4)
+        torch.testing.assert_close(merged(**random_batch(merged))[0], routed, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_weights_of_all_groups_together_are_those_of_each(case: str) -> None:
+    _, bank = adapted(case)
+    batch = bank.for_batch(IDS)
+    for together, router in zip(bank.weigh(batch), bank.groups.values(), strict=True):
+        torch.testing.assert_close(together, router(batch))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_parameter_has_one_rate(case: str) -> None:
+    model, bank = adapted(case)
+    groups = parameter_groups(model, lr=0.1, router_lr=0.5, weight_decay=0.0, decaying=set())
+    grouped = [id(p) for group in groups for p in group.parameters]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    slow = {id(p) for group in groups if group.name in ("adapters", "undecayed") for p in group.parameters}
+    assert not slow & set(map(id, bank.router_parameters()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_copy_of_a_model_is_its_own(case: str) -> None:
+    model, _ = adapted(case)
+    other = copy.deepcopy(model)
+    before = outputs(model).detach()
+    with torch.no_grad():
+        for p in other.mhr.parameters():
+            p.add_(1.0)
+        for p in other.mhr.adapter_parameters():
+            p.add_(1.0)
+    assert torch.equal(outputs(model), before)
+    assert not torch.equal(outputs(other), before)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(case: str, reentrant: bool) -> None:
+    model, bank = adapted(case)
+    model.train()
+    bank.seed_draws(1, 2)
+    plain = gradients(model, outputs(model).square().sum())
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    bank.seed_draws(1, 2)
+    close(gradients(model, outputs(model).square().sum()), plain)
+
+
+class Block(nn.Module):
+    """What a model comes to for torch.compile, which takes seconds for a block of a real one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu())
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "adamix"])  # whose draws are no part of a graph
+def test_torch_compile_takes_it_whole(case: str) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Block()
+    bank = mhr.attach(
+        model, AdapterConfig(**{"n_heads": heads(case), **CASES[case]}, targets=["first", "second"], rank=2), TASKS
+    )
+    randomise(bank)
+    with_contexts(bank)
+    x, batch = torch.randn(4, 3, 8), bank.for_batch(IDS)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    expected = gradients(model, model(x, task_ids=batch).square().sum())
+    close(gradients(model, compiled(x, task_ids=batch).square().sum()), expected)
+
+
+# ---- processes --------------------------------------------------------------------------------------------------------
+
+
+def half(rank: int, folder: Path) -> None:
+    """The gradients of every case in one of two processes, each on two of the four examples; the first one writes what it found."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
+    found = {}
+    for case in CASES:
+        model, bank = adapted(case, seed=rank)  # what the first one has is what both begin with
+        model.train()
+        parallel = nn.parallel.DistributedDataParallel(model)
+        bank.seed_draws(1, 2)
+        part = {name: t[2 * rank : 2 * rank + 2] for name, t in random_batch(model).items()}
+        out = parallel(**part, task_ids=IDS[2 * rank : 2 * rank + 2])[0]
+        found[case] = {name: 2 * g for name, g in gradients(model, out.square().sum()).items()}  # DDP takes the mean
+    if rank == 0:
+        torch.save(found, folder / "found")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_find_the_gradients_of_one(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("fork")  # so that nothing is imported again
+    both = [context.Process(target=half, args=(rank, tmp_path)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in both] == [0, 0]
+    found = torch.load(tmp_path / "found", weights_only=True)
+    assert found.keys() == CASES.keys()
+    for case in CASES:
+        model, bank = adapted(case)
+        model.train()
+        bank.seed_draws(1, 2)
+        expected = gradients(model, outputs(model).square().sum())
+        close({name.removeprefix("module."): g for name, g in found[case].items()}, expected)
+
+
+# ---- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", LEARNED)
+def test_a_resumed_run_ends_where_one_without_a_break_does(
+    case: str, settings: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = settings(**{"steps": 4, "save_every": 2, "n_heads": heads(case), **CASES[case]})
+    whole = pretrain(config, str(tmp_path / "run"), progress=False)
+    expected = read_adapter(whole.adapter).tensors
+    (whole.checkpoints / "checkpoint-4").rename(tmp_path / "gone")
+    RunFolder.open(whole.path).write(status="interrupted")
+    resumed = pretrain(config, str(tmp_path / "run"), resume=True, progress=False)
+    assert resumed.info["resumed_from"] == "checkpoint-2"
+    found = read_adapter(resumed.adapter).tensors
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    model = tiny_model("t5", vocab_size=384)
+    assert attach_checkpoint(read_adapter(resumed.adapter), model).tasks == whole.info["tasks"]
