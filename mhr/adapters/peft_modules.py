@@ -41,8 +41,8 @@ ALONE = (*HEADS, "classification_head", "pre_classifier", "pooler")
 """Last part of the names of modules that share no parameters with others, so that they can be written without their base."""
 
 
-def with_peers(plain: PlainAdapter) -> PlainAdapter:
-    """The adapter with every module that PEFT will look for in its folder: see `peers`.
+def with_peers(plain: PlainAdapter, empty: nn.Module | None) -> PlainAdapter:
+    """The adapter with every module that PEFT will look for in its folder: see `peers`. empty: `skeleton` of its base and heads.
 
     Modules that share parameters with the adapter's get the trained values; others those of the base model, which is loaded for
     it. An adapter that PEFT wrote stays as it is: it holds all that PEFT looks for, and one half of what a model shares is a copy
@@ -51,7 +51,6 @@ def with_peers(plain: PlainAdapter) -> PlainAdapter:
     """
     if not plain.modules or plain.base.foreign:
         return plain
-    empty = skeleton(plain.base, plain.heads)
     if empty is None:
         unsure = [name for name in plain.modules if name.rpartition(".")[2] not in ALONE]
         if unsure:

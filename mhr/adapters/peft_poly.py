@@ -30,7 +30,7 @@ from mhr.adapters.peft import (
     open_peft_tensors,
 )
 from mhr.adapters.peft_export import of_base
-from mhr.adapters.peft_modules import with_peers
+from mhr.adapters.peft_modules import skeleton, with_peers
 from mhr.adapters.plain import Lazy, PlainAdapter
 from mhr.adapters.tensor_file import TensorFile, TensorView, TensorWriter
 from mhr.config import AdapterConfig
@@ -149,7 +149,7 @@ def save_poly(bank: AdapterCheckpoint, folder: str | Path, dtype: torch.dtype | 
     """
     check_poly(bank)
     config, file = bank.config, bank.tensors
-    peers = with_peers(_modules_alone(bank))
+    peers = with_peers(_modules_alone(bank), skeleton(bank.base) if bank.modules else None)
     folder = make_folder(folder)
     with TensorWriter(folder / PEFT_TENSORS_FILE) as written:
         for layer, group in bank.groups.items():
