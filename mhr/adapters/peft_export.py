@@ -40,6 +40,7 @@ class PeftFolder:
 
     base         name of the base model in it; `revision` the one that is meant on the hub, None its main one
     rank, alpha  those of all layers; of an IA3 None, and with patterns those of most
+    patterns     whether layers differ in them
     remarks      what programs that read it have to know, a sentence each
     """
 
@@ -50,6 +51,7 @@ class PeftFolder:
     task_type: str | None
     rank: int | None
     alpha: float | None
+    patterns: bool
     remarks: list[str]
 
 
@@ -110,6 +112,7 @@ class PeftWriter:
         sizes = {name: (shape.rank, shape.alpha) for name, shape in plain.shapes.items()}
         if plain.kind == "lora" and not self.patterns:
             sizes = dict.fromkeys(plain.shapes, one_size(plain.shapes.values(), self.rank_multiple))
+        differ = plain.kind == "lora" and len(set(sizes.values())) > 1
         name = plain.base.name_or_path if self.base is None else self.base
         config = _config(plain, sizes, name, self.revision)
         labelled = None if plain.heads is None else config_of(plain.base, plain.heads)
@@ -131,7 +134,8 @@ class PeftWriter:
             task_type=config["task_type"],
             rank=config.get("r"),
             alpha=config.get("lora_alpha"),
-            remarks=remarks(plain, missing, len(set(sizes.values())) > 1, name, is_local(name)),
+            patterns=differ,
+            remarks=remarks(plain, missing, differ, name, is_local(name)),
         )
 
     def _skeleton(self, plain: PlainAdapter) -> nn.Module | None:

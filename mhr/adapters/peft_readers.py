@@ -15,8 +15,15 @@ from mhr.adapters.plain import PlainAdapter
 from mhr.errors import CheckpointError
 from mhr.layers.linear import features, is_linear
 
-MOST_RANK = 512
-"""The highest rank that vLLM has kernels for."""
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank may be."""
+
+MOST_RANK = VLLM_RANKS[-1]
+
+
+def vllm_rank(rank: int) -> int:
+    """The least --max-lora-rank that vLLM takes a LoRA with; the greatest for one that is above it, which vLLM refuses."""
+    return next((size for size in VLLM_RANKS if size >= rank), MOST_RANK)
 
 
 def one_size(shapes: Iterable[Shape], multiple: int | None = None) -> tuple[int, float]:

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mhr.adapters.base_name import is_local, name_as_given
 from mhr.adapters.find import run_of
 from mhr.adapters.fold import fold_into
+from mhr.adapters.model_card import write_card
 from mhr.adapters.open import needs_task, read_bank
-from mhr.adapters.peft_export import save_peft
+from mhr.adapters.peft_export import PeftWriter
 from mhr.adapters.peft_modules import check_opens
 from mhr.adapters.peft_poly import save_poly
 from mhr.adapters.plain import PlainAdapter
+from mhr.adapters.push import check_push, push_folder
 from mhr.adapters.write import write_bank, write_plain
 from mhr.backbones import load_backbone
 from mhr.errors import ConfigError, MergeError, nearest
@@ -24,8 +27,10 @@ from mhr.evaluation import EvaluationResult
 from mhr.files import prepare_output, writing_folder
 from mhr.loading import Loading
 from mhr.locks import one_writer
-from mhr.merging.methods import POLY_FORM, MergeConfig, own_settings
+from mhr.merging.methods import PEFT_FORM, POLY_FORM, MergeConfig, own_settings
+from mhr.merging.origin import origin_of
 from mhr.merging.plan import MergePlan, Order, make_plan
+from mhr.merging.report import REPORT_FILE
 from mhr.ops.checks import accumulator
 from mhr.setting import check_setting
 
@@ -50,6 +55,10 @@ def merge(
     output: str | Path,
     overwrite: bool = False,
     dtype: str | None = None,
+    rank_multiple: int | None = None,
+    patterns: bool = False,
+    push: str | None = None,
+    public: bool = False,
     base: str | None = None,
     kind: str | None = None,
     loading: Loading | None = None,
@@ -69,6 +78,8 @@ def merge(
     tasks, dev_tasks, split, limit, batch_size, on_bad_row    what is scored on, see `Judge`
     to        one of FORMS
     dtype     of the tensors written, one of STORED_DTYPES; None keeps the adapter's, or with to="model" the base model's
+    rank_multiple, patterns    of a PEFT folder, see `mhr.adapters.PeftWriter`
+    push      OWNER/NAME on the hub that a PEFT folder is uploaded to, once it is written; a new repository is private unless `public`
     base      path or hub id of the base model; None takes the one that the adapters name. kind: of a base whose adapters do
               not tell it; loading: see `load_backbone`
     settings  those of the method, such as density=0.3 of "ties", see `mhr.merging.methods`
@@ -79,7 +90,10 @@ def merge(
     """
     named = [task] if isinstance(task, str) else None if task is None else list(task)
     dev_tasks = None if dev_tasks is None else list(dev_tasks)
-    MergeConfig(method, named, weights, space, rank, to, dtype, evaluate, dev_tasks, split)  # type: ignore[arg-type]
+    own = {"rank_multiple": rank_multiple, "patterns": patterns, "push": push, "public": public}
+    MergeConfig(method, named, weights, space, rank, to, dtype, evaluate, dev_tasks, split, **own)  # type: ignore[arg-type]
+    if push is not None:
+        check_push(push)
     known = own_settings()
     settings = {name: value for name, value in settings.items() if value is not None}
     for name, value in settings.items():
@@ -128,32 +142,58 @@ def merge(
         )
     if to == "mhr":
         check_opens(plan.result, plan.result.base)
+    writer = None
+    if to == PEFT_FORM:
+        writer = _writer(plan, base, loading, rank_multiple, patterns)
+        writer.check(plan.result)
     scores = {}
     if evaluate and plan.judge is not None:
         scores = {name: _told(plan.judge.evaluate(load())) for name, load in plan.before.items()}
     whole = _folded(plan.result, dtype, _as_trained(paths, loading)) if to == "model" else None
+    stored = None if dtype is None else getattr(torch, dtype)
+    plain = plan.result if stored is None else plan.result.cast(stored)
+    written = None
     with writing_folder(output) as folder:
         if whole is not None:
             for part in whole:
                 part.save_pretrained(folder)
+        elif writer is not None:
+            written = writer.write(plain, folder)
         else:
-            _write_adapter(plan, folder, to, None if dtype is None else getattr(torch, dtype))
+            _write_adapter(plan, plain, folder, to, stored)
+        after = None
         if evaluate and plan.judge is not None:
             judge = plan.judge  # of what was written, so with its rounding
             after = judge.evaluate(read_bank(folder)) if whole is None else judge.evaluate_model(*whole)
             scores["merged"] = _told(after)
             plan.report.scores = scores
-        plan.finish().write(folder)
+        report = plan.finish()
+        if written is not None:
+            report.remarks = written.remarks
+            report.rank = [written.rank] if written.rank is not None and not written.patterns else report.rank
+            write_card(written, plain, origin_of(report, plan.runs, push or output.name, after))
+        report.write(folder)
+    if push is not None:
+        push_folder(output, push, public=public, without=[REPORT_FILE])
     return output
 
 
-def _write_adapter(plan: MergePlan, folder: Path, to: str, dtype: torch.dtype | None) -> None:
-    plain = plan.result if dtype is None else plan.result.cast(dtype)
+def _writer(
+    plan: MergePlan, base: str | None, loading: Loading | None, rank_multiple: int | None, patterns: bool
+) -> PeftWriter:
+    """What writes the result as a PEFT folder that names its base model as the user did."""
+    name = name_as_given(plan.result.base, plan.runs, base)
+    # A base that the user names is another one than that of the runs, also in its revision.
+    revisions = [run.config().revision for run in plan.runs if base is None]
+    revision = (loading.revision if loading else None) or next(filter(None, revisions), None)
+    revision = None if is_local(name) else revision
+    return PeftWriter(base=name, revision=revision, rank_multiple=rank_multiple, patterns=patterns)
+
+
+def _write_adapter(plan: MergePlan, plain: PlainAdapter, folder: Path, to: str, dtype: torch.dtype | None) -> None:
     if to == POLY_FORM:
         assert plan.bank is not None
         save_poly(plan.bank, folder, dtype)
-    elif to == "peft-lora":
-        save_peft(plain, folder)
     elif plan.bank is not None:
         write_bank(plan.bank, folder, dtype)
     else:
