@@ -197,9 +197,10 @@ def _loading(written: PeftFolder, plain: PlainAdapter, name: str) -> str:
         )
     if is_builtin(base) or automatic is None:
         return f"import mhr\n\nmodel = mhr.load({name!r})  # mhr, which wrote it, knows the base model by its name"
+    one = ", num_labels=1" if plain.base.kind == "encoder" else ""  # it ranks
     return (
         f"from peft import PeftModel\nfrom transformers import {automatic}, AutoTokenizer\n\n"
-        f"base = {automatic}.from_pretrained({base!r}{revision})\n"
+        f"base = {automatic}.from_pretrained({base!r}{revision}{one})\n"
         f"model = PeftModel.from_pretrained(base, {name!r})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({base!r}{revision})"
     )
