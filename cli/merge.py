@@ -90,7 +90,7 @@ def merge(
     note(f"Merged: {written}")
     push = given.values("merge").get("push")
     if push:
-        note(f"Pushed: {push}")
+        note(f"Pushed: https://huggingface.co/{push}")
 
 
 def _print(report: MergeReport) -> None:
