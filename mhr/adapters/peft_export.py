@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from mhr.adapters.base import BaseModel
 from mhr.adapters.base_name import is_local
 from mhr.adapters.layer import AdapterLayer, IA3Vector, LoraFactors
 from mhr.adapters.peft import HEAD_FOLDER, PEFT_CONFIG_FILE, PEFT_TENSORS_FILE, PREFIX, TASK_TYPES
-from mhr.adapters.peft_modules import HEADS, config_of, outputs_of, skeleton, with_peers
+from mhr.adapters.peft_modules import HEADS, config_of, other_skeletons, outputs_of, skeleton, with_peers
 from mhr.adapters.peft_readers import missing_layers, one_size, remarks
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.tensor_file import TensorWriter
@@ -84,6 +84,7 @@ class PeftWriter:
             )
         self.base, self.revision, self.patterns, self.rank_multiple = base, revision, patterns, rank_multiple
         self._skeletons: dict[tuple[BaseModel, int], nn.Module | None] = {}
+        self._others: dict[BaseModel, list[nn.Module]] = {}
 
     def check(self, plain: PlainAdapter) -> list[str] | None:
         """What of an adapter its base model lacks, see `missing_layers`; None where the base model is not here to be asked. No value is read.
@@ -97,8 +98,7 @@ class PeftWriter:
             one_size(plain.shapes.values(), self.rank_multiple)
         elif self.rank_multiple is not None:
             raise CheckpointError(f"{plain.name} is an IA3, which has no rank: leave --rank-multiple out")
-        empty = self._skeleton(plain)
-        return None if empty is None else missing_layers(empty, plain)
+        return missing_layers(self._classes(plain), plain)
 
     def write(self, plain: PlainAdapter, folder: str | Path) -> PeftFolder:
         """Write one adapter, layer by layer. Raises what `check` does, before anything is written, and MhrError where the folder cannot be
@@ -137,6 +137,15 @@ class PeftWriter:
             patterns=differ,
             remarks=remarks(plain, missing, differ, name, is_local(name)),
         )
+
+    def _classes(self, plain: PlainAdapter) -> Iterator[nn.Module]:
+        """The base model as each class that the adapter may have been trained on, the likeliest first."""
+        first = self._skeleton(plain)
+        if first is not None:
+            yield first
+        if plain.base not in self._others:
+            self._others[plain.base] = list(other_skeletons(plain.base))
+        yield from self._others[plain.base]
 
     def _skeleton(self, plain: PlainAdapter) -> nn.Module | None:
         key = plain.base, outputs_of(plain.heads)

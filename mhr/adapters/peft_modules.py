@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -113,6 +114,25 @@ def skeleton(base: BaseModel, heads: TaskHeads | None = None) -> nn.Module | Non
         return None
     model.tie_weights()
     return model
+
+
+def other_skeletons(base: BaseModel) -> Iterator[nn.Module]:
+    """`skeleton`s of the other classes that an adapter may have been trained on: that of the checkpoint, and the model without a
+    head. None where its configuration cannot be read."""
+    try:
+        config = AutoConfig.from_pretrained(_place(base), **LOCAL) if base.name_or_path else None
+    except (MhrError, OSError, ValueError, KeyError):
+        return
+    names = [*(getattr(config, "architectures", None) or []), "AutoModel"] if config is not None else []
+    for found in (getattr(transformers, name, None) for name in names):
+        make = getattr(found, "from_config", None) or getattr(found, "_from_config", None)
+        if make is None:
+            continue
+        try:
+            with torch.device("meta"):
+                yield make(config)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError):
+            continue
 
 
 def config_of(base: BaseModel, heads: TaskHeads) -> PretrainedConfig:

@@ -45,22 +45,32 @@ def one_size(shapes: Iterable[Shape], multiple: int | None = None) -> tuple[int,
     return rank, least.alpha * rank / least.rank
 
 
-def missing_layers(model: nn.Module, plain: PlainAdapter) -> list[str]:
-    """What an adapter brings and its base model has no place for: layers and modules by their names, without an order of their own.
+def missing_layers(models: Iterable[nn.Module], plain: PlainAdapter) -> list[str] | None:
+    """What an adapter brings and its base model has no place for: layers and modules by their names. None without models to ask.
 
-    Raises CheckpointError for layers of other sizes than the base's, and where no layer fits at all: readers would leave them
-    all out, and answer as the base model does.
+    models: the base model as each class that the adapter may have been trained on; the one with most of its layers is meant, and those
+    behind one with all are not asked. Raises CheckpointError for layers of other sizes than the base's, and where no layer fits at
+    all: readers would leave them all out, and answer as the base model does.
     """
-    found = dict(model.named_modules(remove_duplicate=False))
+    best: tuple[list[str], dict[str, nn.Module]] | None = None
+    for model in models:
+        found = dict(model.named_modules(remove_duplicate=False))
+        layers = [name for name in plain.shapes if name not in found or not is_linear(found[name])]
+        if best is None or len(layers) < len(best[0]):
+            best = layers, found
+        if not layers:
+            break
+    if best is None:
+        return None
+    layers, found = best
     base = plain.base.name_or_path
-    layers = [name for name in plain.shapes if name not in found or not is_linear(found[name])]
     if len(layers) == len(plain.shapes):
         raise CheckpointError(
             f"base model {base!r} has none of the {len(layers)} layers that {plain.name} adapts, such as {layers[0]!r}: name the "
             "model that it was trained on with --model"
         )
     for name, shape in plain.shapes.items():
-        here = features(found[name]) if name not in layers else shape.sizes
+        here = shape.sizes if name in layers else features(found[name])
         if any(recorded not in (None, is_) for recorded, is_ in zip(shape.sizes, here, strict=True)):
             raise CheckpointError(
                 f"layer {name!r} of {plain.name} has (in, out) features {shape.sizes}, that of base model {base!r} {here}: name the "

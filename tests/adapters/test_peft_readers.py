@@ -270,6 +270,21 @@ def test_some_missing_layers_are_named(base, tmp_path):
     assert remark == "base model 'gone' is not here, so the layers were not compared with its own"
 
 
+@pytest.mark.parametrize("kind", ["encoder", ""])
+def test_an_adapter_of_a_model_without_its_head(tmp_path, kind):
+    """An encoder by itself has other names of layers than the class that classifies with it; the kind may be unknown."""
+    model = tiny_model("bert-encoder")
+    model.save_pretrained(tmp_path / "base")
+    names = [f"encoder.layer.{i}.attention.self.query" for i in (0, 1)]
+    layers = {name: LoraFactors(torch.ones(32, 2), torch.ones(2, 32), 1.0) for name in names}
+    plain = PlainAdapter(layers, BaseModel(str(tmp_path / "base"), kind))
+    remarks = PeftWriter().write(plain, tmp_path / "lora").remarks
+    assert not any("lacks" in remark or "not here" in remark for remark in remarks)
+    strange = PlainAdapter({f"x.{name}": layer for name, layer in layers.items()}, plain.base)
+    with pytest.raises(CheckpointError, match="has none of the 2 layers"):
+        PeftWriter().write(strange, tmp_path / "strange")
+
+
 def test_modules_beside_the_lora_are_named(base, tmp_path):
     plain = unequal(base)
     weight = {"weight": tiny_model("llama").lm_head.weight.detach().clone()}
