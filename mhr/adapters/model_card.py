@@ -33,7 +33,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 PIPELINES = {"causal": "text-generation", "encoder": "text-classification", "masked": "fill-mask"}
 """Kind of model -> the hub's name for what it does; the hub has taken back its own for encoder-decoders."""
 
-TITLES = {"lora": "LoRA", "ia3": "IA3"}
+TITLES = {"lora": "LoRA", "ia3": "IA3", "poly": "Poly bank"}
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,8 @@ def _adapter(written: PeftFolder, plain: PlainAdapter) -> str:
     size = f"{len(plain.shapes)} layers, {' and '.join(dtypes)}"
     if written.rank is None:
         return f"{TITLES[written.kind]}, {size}"
+    if written.alpha is None:
+        return f"{TITLES[written.kind]}, rank {written.rank}, {size}"
     if written.patterns:
         return f"LoRA, ranks and alphas by layer (rank_pattern, alpha_pattern), {size}"
     one = f"LoRA, rank {written.rank} and alpha {written.alpha:g} in all layers, {size}"

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import conversion_mapping
 
 from mhr.adapters.base import BaseModel
-from mhr.adapters.base_name import is_local
 from mhr.adapters.layer import AdapterLayer, IA3Vector, LoraFactors
 from mhr.adapters.peft import HEAD_FOLDER, PEFT_CONFIG_FILE, PEFT_TENSORS_FILE, PREFIX, TASK_TYPES
 from mhr.adapters.peft_modules import HEADS, config_of, other_skeletons, outputs_of, skeleton, with_peers
@@ -38,8 +37,9 @@ MOVED_TO_EXPERTS = {
 class PeftFolder:
     """A PEFT folder that was written.
 
+    kind         "lora" or "ia3", or "poly" for a whole bank
     base         name of the base model in it; `revision` the one that is meant on the hub, None its main one
-    rank, alpha  those of all layers; of an IA3 None, and with patterns those of most
+    rank, alpha  those of all layers, None where there is none; with patterns those of most
     patterns     whether layers differ in them
     remarks      what programs that read it have to know, a sentence each
     """
@@ -135,7 +135,7 @@ class PeftWriter:
             rank=config.get("r"),
             alpha=config.get("lora_alpha"),
             patterns=differ,
-            remarks=remarks(plain, missing, differ, name, is_local(name)),
+            remarks=remarks(plain, missing, differ, name),
         )
 
     def _classes(self, plain: PlainAdapter) -> Iterator[nn.Module]:

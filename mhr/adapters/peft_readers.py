@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 
 from torch import nn
 
+from mhr.adapters.base_name import is_local
 from mhr.adapters.layer import Shape
 from mhr.adapters.plain import PlainAdapter
 from mhr.errors import CheckpointError
@@ -79,11 +80,11 @@ def missing_layers(models: Iterable[nn.Module], plain: PlainAdapter) -> list[str
     return [*layers, *(name for name in plain.states if name not in found)]
 
 
-def remarks(plain: PlainAdapter, missing: Collection[str] | None, patterns: bool, name: str, local: bool) -> list[str]:
+def remarks(plain: PlainAdapter, missing: Collection[str] | None, patterns: bool, name: str) -> list[str]:
     """What readers of the folder have to know, a sentence each.
 
     missing: see `missing_layers`, None where the base model is not here to be asked. patterns: whether ranks or scalings differ by
-    layer. name: of the base model; local: whether that is a path.
+    layer. name: of the base model.
     """
     found = []
     if plain.kind != "lora":
@@ -104,10 +105,13 @@ def remarks(plain: PlainAdapter, missing: Collection[str] | None, patterns: bool
         found.append(
             f"base model {name!r} lacks {len(missing)} of what the adapter brings, which readers leave out: {shown}"
         )
-    if local:
-        found.append(
-            f"the base model is named by the path {name!r}: elsewhere, give readers the place where it lies there"
-        )
-    elif name.startswith("builtin:"):
-        found.append(f"the base model {name!r} has its name from mhr: other readers are given the model itself")
-    return found
+    return [*found, *of_name(name)]
+
+
+def of_name(name: str) -> list[str]:
+    """What readers have to know of the name that a folder has for its base model, a sentence if anything."""
+    if is_local(name):
+        return [f"the base model is named by the path {name!r}: elsewhere, give readers the place where it lies there"]
+    if name.startswith("builtin:"):
+        return [f"the base model {name!r} has its name from mhr: other readers are given the model itself"]
+    return []

@@ -166,7 +166,7 @@ class MergeConfig(Settings):
     )
     push: str | None = setting(
         None,
-        """With --to peft-lora: upload the folder to the Hugging Face hub as this model repository. A new one is private. It takes a
+        """With --to peft-lora or peft-poly: upload the folder to the Hugging Face hub as this model repository. A new one is private. It takes a
         token: hf auth login, or HF_TOKEN.""",
         flag="--push",
         metavar="OWNER/NAME",
@@ -175,13 +175,17 @@ class MergeConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rank_multiple", "patterns", "push"):
+        for name in ("rank_multiple", "patterns"):
             value = getattr(self, name)
             if value not in (None, False) and self.to != PEFT_FORM:
                 raise ConfigError(
-                    f"{name} is {value!r}, but with to {self.to!r} no PEFT folder of one adapter is written: use --to {PEFT_FORM}, or "
-                    "leave it out"
+                    f"{name} is {value!r}, but with to {self.to!r} no PEFT folder of one LoRA is written: use --to {PEFT_FORM}, or leave it "
+                    "out"
                 )
+        if self.push is not None and self.to not in (PEFT_FORM, POLY_FORM):
+            raise ConfigError(
+                f"push is {self.push!r}, but to is {self.to!r}, and what is pushed is a PEFT folder: use --to {PEFT_FORM}, or leave it out"
+            )
         if self.patterns and self.rank_multiple is not None:
             raise ConfigError(
                 f"rank_multiple is {self.rank_multiple}, but patterns keep each layer's own rank: leave one of the two out"

@@ -15,9 +15,9 @@ from mhr.adapters.find import run_of
 from mhr.adapters.fold import fold_into
 from mhr.adapters.model_card import write_card
 from mhr.adapters.open import needs_task, read_bank
-from mhr.adapters.peft_export import PeftWriter
+from mhr.adapters.peft_export import PeftFolder, PeftWriter
 from mhr.adapters.peft_modules import check_opens
-from mhr.adapters.peft_poly import save_poly
+from mhr.adapters.peft_poly import write_poly
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.push import check_push, push_folder
 from mhr.adapters.write import write_bank, write_plain
@@ -160,7 +160,7 @@ def merge(
         elif writer is not None:
             written = writer.write(plain, folder)
         else:
-            _write_adapter(plan, plain, folder, to, stored)
+            written = _write_adapter(plan, plain, folder, to, stored, base, loading)
         after = None
         if evaluate and plan.judge is not None:
             judge = plan.judge  # of what was written, so with its rounding
@@ -182,22 +182,37 @@ def _writer(
     plan: MergePlan, base: str | None, loading: Loading | None, rank_multiple: int | None, patterns: bool
 ) -> PeftWriter:
     """What writes the result as a PEFT folder that names its base model as the user did."""
+    name, revision = _named(plan, base, loading)
+    return PeftWriter(base=name, revision=revision, rank_multiple=rank_multiple, patterns=patterns)
+
+
+def _named(plan: MergePlan, base: str | None, loading: Loading | None) -> tuple[str, str | None]:
+    """The name of the base model in what PEFT reads, as the user gave it, and its revision on the hub."""
     name = name_as_given(plan.result.base, plan.runs, base)
     # A base that the user names is another one than that of the runs, also in its revision.
     revisions = [run.config().revision for run in plan.runs if base is None]
     revision = (loading.revision if loading else None) or next(filter(None, revisions), None)
-    revision = None if is_local(name) else revision
-    return PeftWriter(base=name, revision=revision, rank_multiple=rank_multiple, patterns=patterns)
+    return name, None if is_local(name) else revision
 
 
-def _write_adapter(plan: MergePlan, plain: PlainAdapter, folder: Path, to: str, dtype: torch.dtype | None) -> None:
+def _write_adapter(
+    plan: MergePlan,
+    plain: PlainAdapter,
+    folder: Path,
+    to: str,
+    dtype: torch.dtype | None,
+    base: str | None,
+    loading: Loading | None,
+) -> PeftFolder | None:
+    """Write an adapter of ours, or a bank as a PEFT Poly folder."""
     if to == POLY_FORM:
         assert plan.bank is not None
-        save_poly(plan.bank, folder, dtype)
-    elif plan.bank is not None:
+        return write_poly(plan.bank, folder, dtype, *_named(plan, base, loading))
+    if plan.bank is not None:
         write_bank(plan.bank, folder, dtype)
     else:
         write_plain(plain, folder, plan.task)
+    return None
 
 
 def _told(result: EvaluationResult) -> dict[str, Any]:

@@ -229,3 +229,21 @@ def test_transformers_loads_the_folder_by_itself(release):
         expected = routed(ids, task_ids=["third"] * 2).logits
         torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-5)
         assert (base(ids).logits - expected).norm() > 1e-4
+
+
+def test_a_whole_bank_has_a_card(release, monkeypatch):
+    folder = merge("runs/poly-llama", to="peft-poly", output="bank")
+    card = validated(folder, monkeypatch)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "./bases/llama"
+    assert "# Poly bank for several tasks" in card.text
+    assert "trained for even, odd, third," in card.text
+    assert "PEFT numbers the tasks in task\\_ids: 0 is 'even', 1 is 'odd', 2 is 'third'" in card.text
+    found: dict[str, Any] = {}
+    exec(code(card), found)
+    routed, _ = load_checkpoint("runs/poly-llama/adapter")
+    ids = torch.arange(2, 12).reshape(2, 5)
+    with torch.no_grad():
+        expected = routed(ids, task_ids=["third", "even"]).logits
+        answers = found["model"].eval()(input_ids=ids, task_ids=torch.tensor([2, 0])).logits
+    torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-5)

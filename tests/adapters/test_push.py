@@ -119,7 +119,10 @@ def test_offline_nothing_is_merged(hub, lora, tmp_path, monkeypatch):
     ("flags", "said"),
     [
         (("--to", "peft-lora", "--public"), "public is true, but nothing is pushed: add --push OWNER/NAME"),
-        (("--push", "me/lora", "--to", "mhr"), "push is 'me/lora', but with to 'mhr' no PEFT folder"),
+        (
+            ("--push", "me/lora", "--to", "mhr"),
+            "push is 'me/lora', but to is 'mhr', and what is pushed is a PEFT folder",
+        ),
     ],
 )
 def test_pushing_settings_without_effect(hub, lora, tmp_path, flags, said):
