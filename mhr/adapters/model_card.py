@@ -19,7 +19,7 @@ from mhr.adapters.peft_export import PeftFolder
 from mhr.adapters.peft_modules import CLASSES
 from mhr.adapters.peft_readers import vllm_rank
 from mhr.adapters.plain import PlainAdapter
-from mhr.backbones import is_builtin
+from mhr.backbones import is_builtin, is_gguf
 from mhr.data.chat_format import OWN, PLAIN, ChatFormat, is_file, is_text, packaged_chat_templates, packaged_text
 from mhr.errors import MhrError
 from mhr.files import write_text_atomically
@@ -197,8 +197,12 @@ def _loading(written: PeftFolder, plain: PlainAdapter, name: str) -> str:
             f"tokenizer = AutoTokenizer.from_pretrained({base!r}{revision})\n"
             'answer = pipeline("text-classification", model=model, tokenizer=tokenizer)'
         )
-    if is_builtin(base) or automatic is None:
-        return f"import mhr\n\nmodel = mhr.load({name!r})  # mhr, which wrote it, knows the base model by its name"
+    if is_builtin(base) or is_gguf(base):
+        return (
+            f"import mhr\n\nmodel = mhr.load({name!r}).model  # a folder on disk: mhr knows the base model by its name"
+        )
+    if automatic is None or not base:
+        return f"from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, {name!r})  # on the model that it was trained on"
     one = ", num_labels=1" if plain.base.kind == "encoder" else ""  # it ranks
     return (
         f"from peft import PeftModel\nfrom transformers import {automatic}, AutoTokenizer\n\n"

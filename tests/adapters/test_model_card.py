@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, repocard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pipelines import get_supported_tasks
 
-from mhr.adapters import BaseModel, LoraFactors, PeftWriter, PlainAdapter, load_checkpoint
+from mhr.adapters import BaseModel, LoraFactors, PeftFolder, PeftWriter, PlainAdapter, load_checkpoint
 from mhr.adapters.model_card import Origin, write_card
 from mhr.evaluation import load_model
 from mhr.merging import merge, read_report
@@ -247,3 +247,23 @@ def test_a_whole_bank_has_a_card(release, monkeypatch):
         expected = routed(ids, task_ids=["third", "even"]).logits
         answers = found["model"].eval()(input_ids=ids, task_ids=torch.tensor([2, 0])).logits
     torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("base", "line"),
+    [
+        ("builtin:t5-tiny", "model = mhr.load('OWNER/lora').model"),
+        ("models/x.gguf", "model = mhr.load('OWNER/lora').model"),
+        ("", "model = PeftModel.from_pretrained(base, 'OWNER/lora')"),
+        ("owner/base", "base = AutoModelForSeq2SeqLM.from_pretrained('owner/base')"),
+    ],
+)
+def test_code_for_bases_of_all_places(tmp_path, monkeypatch, base, line):
+    plain = PlainAdapter({"q": LoraFactors(torch.ones(4, 2), torch.ones(2, 4), 1.0)}, BaseModel(base, "seq2seq"))
+    (tmp_path / "lora").mkdir()
+    written = PeftFolder(tmp_path / "lora", "lora", base, None, "SEQ_2_SEQ_LM", 2, 1.0, False, [])
+    write_card(written, plain, Origin(name="OWNER/lora"))
+    card = validated(tmp_path / "lora", monkeypatch)
+    assert any(found.startswith(line) for found in code(card).splitlines())
+    assert card.data.base_model == ("owner/base" if base == "owner/base" else None)
+    compile(code(card), "card", "exec")
