@@ -122,7 +122,7 @@ def write_card(written: PeftFolder, plain: PlainAdapter, origin: Origin) -> Path
         prompts=_prompts(chat, template),
         settings=_settings(origin.runs[0]) if len(origin.runs) == 1 else {},
         scores=[_row(task, found) for task, found in origin.scores.items()],
-        collection=_code(_shown(origin.collection)),
+        collection=_code(name_for_others(origin.collection)),
         split=origin.split,
         remarks=[_inline(remark) for remark in written.remarks],
         papers=_papers(origin.runs),
@@ -161,7 +161,7 @@ def _origin(origin: Origin) -> list[str]:
         found.append(f"Trained as: {method}" + (f", {len(origin.runs)} runs" if len(origin.runs) > 1 else ""))
     if origin.how:
         found.append(f"Made of it as: {_inline(origin.how)}" if origin.runs else f"Made as: {_inline(origin.how)}")
-    data = list(dict.fromkeys(_shown(run.config().tasks) for run in origin.runs))
+    data = list(dict.fromkeys(name_for_others(run.config().tasks) for run in origin.runs))
     if data:
         found.append(f"Data: {', '.join(map(_code, data))}")
     return found
@@ -270,10 +270,10 @@ def _row(task: str, found: Mapping[str, Any]) -> dict[str, str]:
     return {name: text.replace("|", "\\|") for name, text in row.items()}
 
 
-def _shown(collection: str) -> str:
-    """The name of a task collection: of a path its last part alone, for the others tell of somebody's machine."""
-    path = Path(collection)
-    return path.name if path.is_absolute() or path.exists() or collection.startswith((".", "~")) else collection
+def name_for_others(name: str) -> str:
+    """What others are told of a task collection or a folder: of a path its last part alone, for the others tell of somebody's machine."""
+    path = Path(name)
+    return path.name if path.is_absolute() or path.exists() or name.startswith((".", "~")) else name
 
 
 def _inline(text: str) -> str:

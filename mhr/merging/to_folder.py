@@ -30,7 +30,7 @@ from mhr.locks import one_writer
 from mhr.merging.methods import PEFT_FORM, POLY_FORM, MergeConfig, own_settings
 from mhr.merging.origin import origin_of
 from mhr.merging.plan import MergePlan, Order, make_plan
-from mhr.merging.report import REPORT_FILE
+from mhr.merging.report import REPORT_FILE, MergeReport
 from mhr.ops.checks import accumulator
 from mhr.setting import check_setting
 
@@ -144,11 +144,11 @@ def merge(
         check_opens(plan.result, plan.result.base)
     writer = None
     if to == PEFT_FORM:
-        writer = _writer(plan, base, loading, rank_multiple, patterns)
+        writer = peft_writer(plan, base, loading, rank_multiple, patterns)
         writer.check(plan.result)
     scores = {}
     if evaluate and plan.judge is not None:
-        scores = {name: _told(plan.judge.evaluate(load())) for name, load in plan.before.items()}
+        scores = {name: told_scores(plan.judge.evaluate(load())) for name, load in plan.before.items()}
     whole = _folded(plan.result, dtype, _as_trained(paths, loading)) if to == "model" else None
     stored = None if dtype is None else getattr(torch, dtype)
     plain = plan.result if stored is None else plan.result.cast(stored)
@@ -165,20 +165,36 @@ def merge(
         if evaluate and plan.judge is not None:
             judge = plan.judge  # of what was written, so with its rounding
             after = judge.evaluate(read_bank(folder)) if whole is None else judge.evaluate_model(*whole)
-            scores["merged"] = _told(after)
+            scores["merged"] = told_scores(after)
             plan.report.scores = scores
-        report = plan.finish()
-        if written is not None:
-            report.remarks = written.remarks
-            report.rank = [written.rank] if written.rank is not None and not written.patterns else report.rank
-            write_card(written, plain, origin_of(report, plan.runs, push or output.name, after))
-        report.write(folder)
+        write_report(plan, plain, folder, written, push or output.name, after)
     if push is not None:
         push_folder(output, push, public=public, without=[REPORT_FILE])
     return output
 
 
-def _writer(
+def write_report(
+    plan: MergePlan,
+    plain: PlainAdapter,
+    folder: Path,
+    written: PeftFolder | None,
+    name: str,
+    scored: EvaluationResult | None = None,
+) -> MergeReport:
+    """Write the report of a merge into its folder, and the card of a PEFT folder that was `written` of `plain` there.
+
+    name: what the card calls the folder, see `origin_of`; scored: what the adapter scored.
+    """
+    report = plan.finish()
+    if written is not None:
+        report.remarks = written.remarks
+        report.rank = [written.rank] if written.rank is not None and not written.patterns else report.rank
+        write_card(written, plain, origin_of(report, plan.runs, name, scored))
+    report.write(folder)
+    return report
+
+
+def peft_writer(
     plan: MergePlan, base: str | None, loading: Loading | None, rank_multiple: int | None, patterns: bool
 ) -> PeftWriter:
     """What writes the result as a PEFT folder that names its base model as the user did."""
@@ -215,7 +231,8 @@ def _write_adapter(
     return None
 
 
-def _told(result: EvaluationResult) -> dict[str, Any]:
+def told_scores(result: EvaluationResult) -> dict[str, Any]:
+    """What a report says of an evaluation."""
     return {"mean": result.mean["score"], "tasks": {name: found["score"] for name, found in result.tasks.items()}}
 
 
