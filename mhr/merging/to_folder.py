@@ -167,13 +167,13 @@ def merge(
             after = judge.evaluate(read_bank(folder)) if whole is None else judge.evaluate_model(*whole)
             scores["merged"] = told_scores(after)
             plan.report.scores = scores
-        write_report(plan, plain, folder, written, push or output.name, after)
+        finish_folder(plan, plain, folder, written, push or output.name, after)
     if push is not None:
         push_folder(output, push, public=public, without=[REPORT_FILE])
     return output
 
 
-def write_report(
+def finish_folder(
     plan: MergePlan,
     plain: PlainAdapter,
     folder: Path,
