@@ -119,7 +119,7 @@ def evaluate(
         if json:
             print_json(found)
         else:
-            _print_harness(path, found)
+            _print_harness(found)
         return
     with working():
         from mhr.evaluation import Inference, score
@@ -214,10 +214,13 @@ def _number(measure: str, value: float) -> str:
     return f"{value:.4g}" if measure in metrics and not metrics[measure].scored else f"{100 * value:.1f}"
 
 
-def _print_harness(name: str, found: dict[str, Any]) -> None:
-    """A row for every metric of every task."""
+def _print_harness(found: dict[str, Any]) -> None:
+    """What was asked and how, and a row for every metric of every task."""
     how = "".join(f", {part}" for part in _how(found["asked"]))
-    out.print(f"{name} in the lm-evaluation-harness{how}", style="bold", markup=False, soft_wrap=True)
+    name = f"{found['model']} in the lm-evaluation-harness {found['lm_eval']}"
+    limit = "all examples" if found["limit"] is None else f"at most {found['limit']} examples a task"
+    out.print(f"{name}{how}", style="bold", markup=False, soft_wrap=True)
+    out.print(f"routing: {found['routing']}; {found['dtype']}; {limit}", markup=False, soft_wrap=True)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
     for column in ("shots", "metric", "value", "stderr"):

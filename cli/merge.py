@@ -85,7 +85,12 @@ def merge(
         print_json({"output": str(written), **vars(report)})
     else:
         _print(report)
+    for remark in report.remarks:
+        note(remark)
     note(f"Merged: {written}")
+    push = given.values("merge").get("push")
+    if push:
+        note(f"Pushed: https://huggingface.co/{push}")
 
 
 def _print(report: MergeReport) -> None:

@@ -28,7 +28,7 @@ from mhr.adapters.fold import fold_into
 from mhr.adapters.layer import AdapterLayer, BottleneckFactors, IA3Vector, LoraFactors
 from mhr.adapters.open import open_plain, read_bank
 from mhr.adapters.peft import is_peft, load_peft
-from mhr.adapters.peft_export import save_peft
+from mhr.adapters.peft_export import PeftFolder, PeftWriter, save_peft
 from mhr.adapters.peft_poly import is_poly, open_poly, save_poly
 from mhr.adapters.plain import PlainAdapter, attach_plain, plain_checkpoint
 
@@ -39,6 +39,8 @@ __all__ = [
     "BottleneckFactors",
     "IA3Vector",
     "LoraFactors",
+    "PeftFolder",
+    "PeftWriter",
     "PlainAdapter",
     "attach_checkpoint",
     "attach_plain",

@@ -116,6 +116,11 @@ class LoraFactors(AdapterLayer):
         share = (self.scaling / scaling) ** 0.5
         return LoraFactors(self.a * share, self.b * share, scaling * self.rank)
 
+    def widened(self, rank: int, alpha: float) -> LoraFactors:
+        """The same update at a rank that is no lower, filled up with zeros, and another alpha, which B takes up alone."""
+        factors = self.as_bank("", rank, alpha)
+        return LoraFactors(factors["bank_a"][0, 0], factors["bank_b"][0, 0], alpha)
+
     def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
         b = self.b if self.scaling == alpha / rank else self.b * (self.scaling / (alpha / rank))
         return _padded(self.rank, rank, bank_a=self.a, bank_b=b)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import conversion_mapping
 
 from mhr.adapters.base import BaseModel
-from mhr.adapters.layer import AdapterLayer, IA3Vector, LoraFactors, Shape
+from mhr.adapters.layer import AdapterLayer, IA3Vector, LoraFactors
 from mhr.adapters.peft import HEAD_FOLDER, PEFT_CONFIG_FILE, PEFT_TENSORS_FILE, PREFIX, TASK_TYPES
-from mhr.adapters.peft_modules import HEADS, config_of, with_peers
+from mhr.adapters.peft_modules import HEADS, config_of, other_skeletons, outputs_of, skeleton, with_peers
+from mhr.adapters.peft_readers import missing_layers, one_size, remarks
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.tensor_file import TensorWriter
-from mhr.errors import CheckpointError
+from mhr.errors import CheckpointError, ConfigError
 from mhr.files import make_folder, write_json_atomically
 
 # Architectures whose Linear is Conv1D, with the weight transposed: PEFT calls it fan_in_fan_out.
@@ -31,31 +33,137 @@ MOVED_TO_EXPERTS = {
 }
 
 
-def save_peft(plain: PlainAdapter, folder: str | Path) -> Path:
-    """Write a plain adapter as a PEFT folder, layer by layer. Rank and alpha travel as they are, in patterns where they differ.
+@dataclass(frozen=True)
+class PeftFolder:
+    """A PEFT folder that was written.
 
-    Plain `PeftModel.from_pretrained(base, folder)` computes the same outputs. Where the adapter brings heads, the folder HEAD_FOLDER
-    in it holds the base model's configuration with num_labels, id2label and label2id, which PEFT has no place for:
-    `AutoModelForSequenceClassification.from_pretrained(folder, config=AutoConfig.from_pretrained(folder / "head"))`. Raises CheckpointError for a kind of adapter
-    that PEFT does not have, and for layers and modules that PEFT would not find again, MhrError where the folder cannot be written.
+    kind         "lora" or "ia3", or "poly" for a whole bank
+    base         name of the base model in it; `revision` the one that is meant on the hub, None its main one
+    rank, alpha  those of all layers, None where there is none; with patterns those of most
+    patterns     whether layers differ in them
+    remarks      what programs that read it have to know, a sentence each
     """
-    if plain.kind not in ("lora", "ia3"):
-        raise CheckpointError(f"PEFT has no {plain.kind} adapters: write it as an adapter of ours (--to mhr)")
-    if plain.kind == "lora":
-        _check_experts(plain)
-    plain = with_peers(plain)
-    config = _config(plain)
-    labelled = None if plain.heads is None else config_of(plain.base, plain.heads)
-    folder = make_folder(folder)
-    with TensorWriter(folder / PEFT_TENSORS_FILE) as file:
-        for name, layer in plain.layers.items():
-            file.add_all(_layer_tensors(f"{PREFIX}{name}", layer))
-        for name, state in plain.modules.items():
-            file.add_all({f"{PREFIX}{name}.{key}": tensor for key, tensor in state.items()})
-    if labelled is not None:
-        labelled.save_pretrained(folder / HEAD_FOLDER)
-    write_json_atomically(folder / PEFT_CONFIG_FILE, config)
-    return folder
+
+    path: Path
+    kind: str
+    base: str
+    revision: str | None
+    task_type: str | None
+    rank: int | None
+    alpha: float | None
+    patterns: bool
+    remarks: list[str]
+
+
+class PeftWriter:
+    """Writes plain adapters of one base model as PEFT folders: as many as there are, the base model being asked once.
+
+        with one rank R and alpha a:  A [I, R] and B [R, O], filled up with zeros, B times (alpha_l / R_l) / (a / R)
+
+    so that readers with one scaling (vLLM, llama.cpp) compute the same as PEFT. Of layers' scalings a / R is the least.
+
+    base           name of the base model in the folders, see `mhr.adapters.base_name.name_as_given`; None takes the adapters' own
+    revision       of the base model on the hub
+    patterns       write each layer's own rank and alpha, in rank_pattern and alpha_pattern, and B as it is
+    rank_multiple  the rank is rounded up to a multiple of this
+
+    Raises ConfigError for both of the last two.
+    """
+
+    def __init__(
+        self,
+        *,
+        base: str | None = None,
+        revision: str | None = None,
+        patterns: bool = False,
+        rank_multiple: int | None = None,
+    ):
+        if patterns and rank_multiple is not None:
+            raise ConfigError(
+                f"rank_multiple is {rank_multiple}, but patterns keep each layer's own rank: leave one of the two out"
+            )
+        self.base, self.revision, self.patterns, self.rank_multiple = base, revision, patterns, rank_multiple
+        self._skeletons: dict[tuple[BaseModel, int], nn.Module | None] = {}
+        self._others: dict[BaseModel, list[nn.Module]] = {}
+
+    def check(self, plain: PlainAdapter) -> list[str] | None:
+        """What of an adapter its base model lacks, see `missing_layers`; None where the base model is not here to be asked. No value is read.
+
+        Raises CheckpointError for what no folder can hold, or no reader take.
+        """
+        if plain.kind not in ("lora", "ia3"):
+            raise CheckpointError(f"PEFT has no {plain.kind} adapters: write it as an adapter of ours (--to mhr)")
+        if plain.kind == "lora":
+            _check_experts(plain)
+            one_size(plain.shapes.values(), self.rank_multiple)
+        elif self.rank_multiple is not None:
+            raise CheckpointError(f"{plain.name} is an IA3, which has no rank: leave --rank-multiple out")
+        return missing_layers(self._classes(plain), plain)
+
+    def write(self, plain: PlainAdapter, folder: str | Path) -> PeftFolder:
+        """Write one adapter, layer by layer. Raises what `check` does, before anything is written, and MhrError where the folder cannot be
+        written.
+
+        Where the adapter brings heads, the folder HEAD_FOLDER in it holds the base model's configuration with num_labels, id2label and
+        label2id, which PEFT has no place for.
+        """
+        missing = self.check(plain)
+        plain = with_peers(plain, self._skeleton(plain) if plain.modules else None)
+        sizes = {name: (shape.rank, shape.alpha) for name, shape in plain.shapes.items()}
+        if plain.kind == "lora" and not self.patterns:
+            sizes = dict.fromkeys(plain.shapes, one_size(plain.shapes.values(), self.rank_multiple))
+        differ = plain.kind == "lora" and len(set(sizes.values())) > 1
+        name = plain.base.name_or_path if self.base is None else self.base
+        config = _config(plain, sizes, name, self.revision)
+        labelled = None if plain.heads is None else config_of(plain.base, plain.heads)
+        folder = make_folder(folder)
+        with TensorWriter(folder / PEFT_TENSORS_FILE) as file:
+            for layer, found in plain.layers.items():
+                fitted = _widened(layer, found, *sizes[layer])
+                file.add_all(_layer_tensors(f"{PREFIX}{layer}", fitted))
+            for module, state in plain.modules.items():
+                file.add_all({f"{PREFIX}{module}.{key}": tensor for key, tensor in state.items()})
+        if labelled is not None:
+            labelled.save_pretrained(folder / HEAD_FOLDER)
+        write_json_atomically(folder / PEFT_CONFIG_FILE, config)
+        return PeftFolder(
+            path=folder,
+            kind=plain.kind,
+            base=name,
+            revision=self.revision,
+            task_type=config["task_type"],
+            rank=config.get("r"),
+            alpha=config.get("lora_alpha"),
+            patterns=differ,
+            remarks=remarks(plain, missing, differ, name),
+        )
+
+    def _classes(self, plain: PlainAdapter) -> Iterator[nn.Module]:
+        """The base model as each class that the adapter may have been trained on, the likeliest first."""
+        first = self._skeleton(plain)
+        if first is not None:
+            yield first
+        if plain.base not in self._others:
+            self._others[plain.base] = list(other_skeletons(plain.base))
+        yield from self._others[plain.base]
+
+    def _skeleton(self, plain: PlainAdapter) -> nn.Module | None:
+        key = plain.base, outputs_of(plain.heads)
+        if key not in self._skeletons:
+            self._skeletons[key] = skeleton(plain.base, plain.heads)
+        return self._skeletons[key]
+
+
+def save_peft(
+    plain: PlainAdapter, folder: str | Path, *, patterns: bool = False, rank_multiple: int | None = None
+) -> Path:
+    """Write a plain adapter as a PEFT folder, see `PeftWriter`: with one rank and one alpha, or in patterns where they differ.
+
+    Plain `PeftModel.from_pretrained(base, folder)` computes the same outputs. Raises CheckpointError for a kind of adapter that
+    PEFT does not have, for layers that its base model does not have, and for layers and modules that PEFT would not find again,
+    MhrError where the folder cannot be written.
+    """
+    return PeftWriter(patterns=patterns, rank_multiple=rank_multiple).write(plain, folder).path
 
 
 def _check_experts(plain: PlainAdapter) -> None:
@@ -70,22 +178,37 @@ def _check_experts(plain: PlainAdapter) -> None:
         )
 
 
-def _config(plain: PlainAdapter) -> dict[str, Any]:
-    """What adapter_config.json says."""
+def _config(
+    plain: PlainAdapter, sizes: Mapping[str, tuple[int, float]], base: str, revision: str | None
+) -> dict[str, Any]:
+    """What adapter_config.json says. sizes: layer -> (rank, alpha) as written."""
     modules = list(plain.modules)
     config: dict[str, Any] = {
-        "base_model_name_or_path": plain.base.name_or_path,
+        "base_model_name_or_path": base,
         "fan_in_fan_out": plain.base.model_type in CONV1D,
         "inference_mode": True,
         "modules_to_save": modules or None,
+        "revision": revision,
         "target_modules": list(plain.shapes),
         **of_base(plain.base, modules),
     }
     if plain.kind == "ia3":
         config |= {"peft_type": "IA3", "feedforward_modules": [n for n, s in plain.shapes.items() if s.inputs]}
     else:
-        config |= {"peft_type": "LORA", "bias": "none", "lora_dropout": 0.0, **_patterns(plain.shapes)}
+        config |= {"peft_type": "LORA", "bias": "none", "lora_dropout": 0.0, **_patterns(sizes)}
     return dict(sorted(config.items()))
+
+
+def _widened(name: str, layer: AdapterLayer, rank: int, alpha: float) -> AdapterLayer:
+    if not isinstance(layer, LoraFactors) or (layer.rank, layer.alpha) == (rank, alpha):
+        return layer
+    found = layer.widened(rank, alpha)
+    if not found.b.isfinite().all() and layer.b.isfinite().all():
+        raise CheckpointError(
+            f"layer {name!r} of the adapter has values that {str(found.b.dtype).removeprefix('torch.')} cannot hold once its scaling is "
+            "the same as that of the others: write another one with --dtype"
+        )
+    return found
 
 
 def _layer_tensors(name: str, layer: AdapterLayer) -> dict[str, Tensor]:
@@ -96,17 +219,16 @@ def _layer_tensors(name: str, layer: AdapterLayer) -> dict[str, Tensor]:
     return {f"{name}.lora_A.weight": layer.a.T, f"{name}.lora_B.weight": layer.b.T}
 
 
-def _patterns(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def _patterns(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
     """r and lora_alpha, those of most layers, and patterns for the others."""
-    ranks = {name: (shape.rank, shape.alpha) for name, shape in shapes.items()}
-    rank = Counter(rank for rank, _ in ranks.values()).most_common(1)[0][0]
-    alpha = Counter(alpha for _, alpha in ranks.values()).most_common(1)[0][0]
+    rank = Counter(rank for rank, _ in sizes.values()).most_common(1)[0][0]
+    alpha = Counter(alpha for _, alpha in sizes.values()).most_common(1)[0][0]
     return {
         "r": rank,
         "lora_alpha": _number(alpha),
         "use_rslora": False,
-        "rank_pattern": {name: r for name, (r, _) in ranks.items() if r != rank},
-        "alpha_pattern": {name: _number(a) for name, (_, a) in ranks.items() if a != alpha},
+        "rank_pattern": {name: r for name, (r, _) in sizes.items() if r != rank},
+        "alpha_pattern": {name: _number(a) for name, (_, a) in sizes.items() if a != alpha},
     }
 
 

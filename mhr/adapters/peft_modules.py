@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -41,8 +42,8 @@ ALONE = (*HEADS, "classification_head", "pre_classifier", "pooler")
 """Last part of the names of modules that share no parameters with others, so that they can be written without their base."""
 
 
-def with_peers(plain: PlainAdapter) -> PlainAdapter:
-    """The adapter with every module that PEFT will look for in its folder: see `peers`.
+def with_peers(plain: PlainAdapter, empty: nn.Module | None) -> PlainAdapter:
+    """The adapter with every module that PEFT will look for in its folder: see `peers`. empty: `skeleton` of its base and heads.
 
     Modules that share parameters with the adapter's get the trained values; others those of the base model, which is loaded for
     it. An adapter that PEFT wrote stays as it is: it holds all that PEFT looks for, and one half of what a model shares is a copy
@@ -51,7 +52,6 @@ def with_peers(plain: PlainAdapter) -> PlainAdapter:
     """
     if not plain.modules or plain.base.foreign:
         return plain
-    empty = skeleton(plain.base, plain.heads)
     if empty is None:
         unsure = [name for name in plain.modules if name.rpartition(".")[2] not in ALONE]
         if unsure:
@@ -114,6 +114,25 @@ def skeleton(base: BaseModel, heads: TaskHeads | None = None) -> nn.Module | Non
         return None
     model.tie_weights()
     return model
+
+
+def other_skeletons(base: BaseModel) -> Iterator[nn.Module]:
+    """`skeleton`s of the other classes that an adapter may have been trained on: that of the checkpoint, and the model without a
+    head. None where its configuration cannot be read."""
+    try:
+        config = AutoConfig.from_pretrained(_place(base), **LOCAL) if base.name_or_path else None
+    except (MhrError, OSError, ValueError, KeyError):
+        return
+    names = [*(getattr(config, "architectures", None) or []), "AutoModel"] if config is not None else []
+    for found in (getattr(transformers, name, None) for name in names):
+        make = getattr(found, "from_config", None) or getattr(found, "_from_config", None)
+        if make is None:
+            continue
+        try:
+            with torch.device("meta"):
+                yield make(config)
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError):
+            continue
 
 
 def config_of(base: BaseModel, heads: TaskHeads) -> PretrainedConfig:

@@ -29,8 +29,9 @@ from mhr.adapters.peft import (
     module_of,
     open_peft_tensors,
 )
-from mhr.adapters.peft_export import of_base
-from mhr.adapters.peft_modules import with_peers
+from mhr.adapters.peft_export import PeftFolder, of_base
+from mhr.adapters.peft_modules import skeleton, with_peers
+from mhr.adapters.peft_readers import of_name
 from mhr.adapters.plain import Lazy, PlainAdapter
 from mhr.adapters.tensor_file import TensorFile, TensorView, TensorWriter
 from mhr.config import AdapterConfig
@@ -147,9 +148,22 @@ def save_poly(bank: AdapterCheckpoint, folder: str | Path, dtype: torch.dtype | 
     B takes up the scaling that PEFT does not know, and layers that share routing get copies of it. Task t is number t of
     `task_ids`. dtype: of skills and modules, None: as they are. Raises CheckpointError for a bank that PEFT's Poly cannot hold, MhrError where the folder cannot be written.
     """
+    return write_poly(bank, folder, dtype).path
+
+
+def write_poly(
+    bank: AdapterCheckpoint,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    base: str | None = None,
+    revision: str | None = None,
+) -> PeftFolder:
+    """`save_poly`, with what there is to tell of the folder. base: name of the base model in it, None: as recorded; revision: of that on
+    the hub."""
     check_poly(bank)
     config, file = bank.config, bank.tensors
-    peers = with_peers(_modules_alone(bank))
+    name = bank.base.name_or_path if base is None else base
+    peers = with_peers(_modules_alone(bank), skeleton(bank.base) if bank.modules else None)
     folder = make_folder(folder)
     with TensorWriter(folder / PEFT_TENSORS_FILE) as written:
         for layer, group in bank.groups.items():
@@ -162,9 +176,10 @@ def save_poly(bank: AdapterCheckpoint, folder: str | Path, dtype: torch.dtype | 
             cast = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in state.items()}
             written.add_all({f"{PREFIX}{module}.{key}": tensor for key, tensor in cast.items()})
     described = {
-        "base_model_name_or_path": bank.base.name_or_path,
+        "base_model_name_or_path": name,
         "inference_mode": True,
         "modules_to_save": list(peers.modules) or None,
+        "revision": revision,
         "n_skills": config.n_skills,
         "n_splits": config.n_heads,
         "n_tasks": len(bank.tasks),
@@ -175,7 +190,13 @@ def save_poly(bank: AdapterCheckpoint, folder: str | Path, dtype: torch.dtype | 
         **of_base(bank.base, list(peers.modules)),
     }
     write_json_atomically(folder / PEFT_CONFIG_FILE, described)
-    return folder
+    numbers = ", ".join(f"{number} is {task!r}" for number, task in enumerate(bank.tasks[:50]))
+    told = [
+        "vLLM and llama.cpp take LoRAs only: this folder is for PEFT and transformers",
+        f"PEFT numbers the tasks in task_ids: {numbers}{', ...' if len(bank.tasks) > 50 else ''}",
+        *of_name(name),
+    ]
+    return PeftFolder(folder, "poly", name, revision, described["task_type"], config.rank, None, False, told)
 
 
 def check_poly(bank: AdapterCheckpoint) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ def evaluate_in_harness(
     batch_size: int | None = None,
     how: Asking | None = None,
 ) -> dict[str, Any]:
-    """The harness's results on its `tasks`, task by task: {"results": {task: {metric: value}}, "versions", "n-shot", ...}, and the
-    settings of `how` as "asked".
+    """The harness's results on its `tasks`, task by task: {"results": {task: {metric: value}}, "versions", "n-shot", ...}; the "model",
+    its "routing" and "dtype", the "limit", the version of "lm_eval", and the settings of `how` as "asked".
 
     loaded      a model without a bank, for the harness knows no task names: `mhr.evaluation.fold_bank` makes one
     include     folder of further task files (YAML), beside those that come with the harness
@@ -85,8 +86,9 @@ def ask(
     limit: int | None = None,
     batch_size: int | None = None,
     how: Asking | None = None,
+    routing: str = "none: it has no bank",
 ) -> dict[str, Any]:
-    """What `evaluate_in_harness` returns, with the manager that `find_tasks` made."""
+    """What `evaluate_in_harness` returns, with the manager that `find_tasks` made. routing: what was folded into the model."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -120,7 +122,14 @@ def ask(
         )
     kept = {key: found[key] for key in ("results", "versions", "n-shot", "higher_is_better") if key in found}
     template = loaded.chat.name if loaded.chat.chosen else None
-    return {**kept, "asked": {**asdict(how), "template": template, "system": loaded.chat.system}}
+    about = {
+        "model": loaded.description,
+        "routing": routing,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "limit": limit,
+        "lm_eval": metadata.version("lm_eval"),
+    }
+    return {**about, **kept, "asked": {**asdict(how), "template": template, "system": loaded.chat.system}}
 
 
 @contextmanager

@@ -121,8 +121,8 @@ def score_in_harness(
         manager = find_tasks(names, include)
         loaded = load_model(path, base=base, kind=kind, task=route_as, loading=loading)
         loaded.chat = told(loaded.chat, chat_template, system)
-        fold_bank(loaded)
-        found = ask(loaded, names, manager, limit, batch_size, how)
+        routing = fold_bank(loaded)
+        found = ask(loaded, names, manager, limit, batch_size, how, routing)
         if output is not None:
             write_json_atomically(make_folder(output) / "harness.json", found)
     return found

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from mhr.errors import ConfigError
 from mhr.setting import Setting, Settings, setting, settings_of
 
 SPACES = ("factor", "delta")
 """What is merged: the tensors of the adapters as they are, or the weight updates that LoRA factors stand for."""
 
 POLY_FORM = "peft-poly"
-FORMS = ("mhr", "peft-lora", POLY_FORM, "model")
+PEFT_FORM = "peft-lora"
+FORMS = ("mhr", PEFT_FORM, POLY_FORM, "model")
 """What a merge can write: an adapter checkpoint of ours, a PEFT folder, a whole bank with its routing as a PEFT Poly folder, or a whole
 plain transformers model."""
 
@@ -148,6 +150,48 @@ class MergeConfig(Settings):
         choices=("train", "test"),
         flag="--split",
     )
+    rank_multiple: int | None = setting(
+        None,
+        """With --to peft-lora: fill the rank up with zeros to a multiple of this. Readers of some sizes alone take it so: 8 is enough
+        for vLLM. Unset: the highest rank of the layers.""",
+        at_least=1,
+        at_most=512,
+        flag="--rank-multiple",
+    )
+    patterns: bool = setting(
+        False,
+        """With --to peft-lora: keep each layer's own rank and alpha, as rank_pattern and alpha_pattern, which vLLM and llama.cpp
+        ignore. Unset: all layers have one rank and one alpha.""",
+        flag="--patterns",
+    )
+    push: str | None = setting(
+        None,
+        """With --to peft-lora or peft-poly: upload the folder to the Hugging Face hub as this model repository. A new one is private. It takes a
+        token: hf auth login, or HF_TOKEN.""",
+        flag="--push",
+        metavar="OWNER/NAME",
+    )
+    public: bool = setting(False, "With --push: everyone can read the repository that is made.", flag="--public")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rank_multiple", "patterns"):
+            value = getattr(self, name)
+            if value not in (None, False) and self.to != PEFT_FORM:
+                raise ConfigError(
+                    f"{name} is {value!r}, but with to {self.to!r} no PEFT folder of one LoRA is written: use --to {PEFT_FORM}, or leave it "
+                    "out"
+                )
+        if self.push is not None and self.to not in (PEFT_FORM, POLY_FORM):
+            raise ConfigError(
+                f"push is {self.push!r}, but to is {self.to!r}, and what is pushed is a PEFT folder: use --to {PEFT_FORM}, or leave it out"
+            )
+        if self.patterns and self.rank_multiple is not None:
+            raise ConfigError(
+                f"rank_multiple is {self.rank_multiple}, but patterns keep each layer's own rank: leave one of the two out"
+            )
+        if self.public and self.push is None:
+            raise ConfigError("public is true, but nothing is pushed: add --push OWNER/NAME, or leave it out")
 
 
 @cache

@@ -27,6 +27,7 @@ from mhr.merging.judge import Judge
 from mhr.merging.merged import Merging
 from mhr.merging.methods import MERGE_METHODS, MergeMethod, own_settings
 from mhr.merging.report import Gram, MergeReport
+from mhr.runs.run import RunFolder
 from mhr.setting import settings_of
 
 Item = TypeVar("Item")
@@ -81,6 +82,7 @@ class MergePlan:
     before  name of each input -> it, in memory, for scoring
     task    name of the one task of what is written
     gram    inner products of the inputs, filled while the result is read; `places` the input's place in it for each input
+    runs    runs that inputs are of, in their order
     """
 
     result: PlainAdapter
@@ -92,6 +94,7 @@ class MergePlan:
     merging: Merging | None = None
     gram: Gram | None = None
     places: list[int] = field(default_factory=list)
+    runs: list[RunFolder] = field(default_factory=list)
 
     def finish(self) -> MergeReport:
         """The report, complete once every layer was read."""
@@ -164,7 +167,7 @@ def _within(order: Order, bank: AdapterCheckpoint) -> MergePlan:
     _place_base(order, [result])
     judge = _judge(order, [result])
     before = {bank.name: partial(_load_bank, bank)}
-    return MergePlan(result, report, judge, before, task or "merged")
+    return MergePlan(result, report, judge, before, task or "merged", runs=_runs([result]))
 
 
 # ---- whole banks -----------------------------------------------------------------------------------------------------
@@ -227,7 +230,7 @@ def _of_banks(order: Order, method: MergeMethod, banks: list[AdapterCheckpoint])
         gram.add_tensors([other.tensors[key] for other in unique])
     before = {b.name: partial(_load_bank, b) for b in banks}
     task = bank.tasks[0] if len(bank.tasks) == 1 else "merged"
-    return MergePlan(result, report, judge, before, task, bank, None, gram, places)
+    return MergePlan(result, report, judge, before, task, bank, None, gram, places, _runs(routed))
 
 
 def _routed(bank: AdapterCheckpoint) -> PlainAdapter:
@@ -277,7 +280,7 @@ def _of_sources(order: Order, method: MergeMethod, sources: list[PlainAdapter]) 
     before = {source.name: partial(plain_checkpoint, source) for source in sources}
     tasks = {source.task for source in sources}
     task = (tasks.pop() if len(tasks) == 1 else None) or "merged"
-    return MergePlan(merging.adapter, report, judge, before, task, None, merging, gram, places)
+    return MergePlan(merging.adapter, report, judge, before, task, None, merging, gram, places, _runs(sources))
 
 
 def _space(order: Order, method: MergeMethod, source: PlainAdapter) -> str:
@@ -355,10 +358,15 @@ def _judge(order: Order, sources: Sequence[PlainAdapter]) -> Judge | None:
                 flag = "dev-task" if name == "names" else name.replace("_", "-")
                 raise MergeError(f"--{flag} is given, but nothing is scored: add --evaluate, or leave it out")
         return None
-    runs = [source.run for source in sources if source.run is not None]
+    runs = _runs(sources)
     path = str(runs[0].path) if runs else sources[0].name
     tasks = [source.task for source in sources if source.task]
     return Judge(sources[0].base, path, runs, tasks, **judging)
+
+
+def _runs(sources: Sequence[PlainAdapter]) -> list[RunFolder]:
+    """The runs that sources are of, each once."""
+    return list({source.run.path: source.run for source in sources if source.run is not None}.values())
 
 
 def _place_base(order: Order, sources: Sequence[PlainAdapter]) -> None:

@@ -31,6 +31,7 @@ class MergeReport:
     error       of re-factoring, `||D - A B||_F / ||D||_F`: "overall" and by layer; {} where nothing was re-factored
     notes       notes of the method
     scores      with --evaluate: "tasks" -> name of the input or "merged" -> score by task and their "mean"
+    remarks     what programs that read a PEFT folder have to know
     """
 
     method: str
@@ -46,6 +47,7 @@ class MergeReport:
     error: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         write_json_atomically(folder / REPORT_FILE, asdict(self))

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mhr.adapters.base_name import is_local, name_as_given
 from mhr.adapters.find import run_of
 from mhr.adapters.fold import fold_into
+from mhr.adapters.model_card import write_card
 from mhr.adapters.open import needs_task, read_bank
-from mhr.adapters.peft_export import save_peft
+from mhr.adapters.peft_export import PeftFolder, PeftWriter
 from mhr.adapters.peft_modules import check_opens
-from mhr.adapters.peft_poly import save_poly
+from mhr.adapters.peft_poly import write_poly
 from mhr.adapters.plain import PlainAdapter
+from mhr.adapters.push import check_push, push_folder
 from mhr.adapters.write import write_bank, write_plain
 from mhr.backbones import load_backbone
 from mhr.errors import ConfigError, MergeError, nearest
@@ -24,8 +27,10 @@ from mhr.evaluation import EvaluationResult
 from mhr.files import prepare_output, writing_folder
 from mhr.loading import Loading
 from mhr.locks import one_writer
-from mhr.merging.methods import POLY_FORM, MergeConfig, own_settings
+from mhr.merging.methods import PEFT_FORM, POLY_FORM, MergeConfig, own_settings
+from mhr.merging.origin import origin_of
 from mhr.merging.plan import MergePlan, Order, make_plan
+from mhr.merging.report import REPORT_FILE, MergeReport
 from mhr.ops.checks import accumulator
 from mhr.setting import check_setting
 
@@ -50,6 +55,10 @@ def merge(
     output: str | Path,
     overwrite: bool = False,
     dtype: str | None = None,
+    rank_multiple: int | None = None,
+    patterns: bool = False,
+    push: str | None = None,
+    public: bool = False,
     base: str | None = None,
     kind: str | None = None,
     loading: Loading | None = None,
@@ -69,6 +78,8 @@ def merge(
     tasks, dev_tasks, split, limit, batch_size, on_bad_row    what is scored on, see `Judge`
     to        one of FORMS
     dtype     of the tensors written, one of STORED_DTYPES; None keeps the adapter's, or with to="model" the base model's
+    rank_multiple, patterns    of a PEFT folder, see `mhr.adapters.PeftWriter`
+    push      OWNER/NAME on the hub that a PEFT folder is uploaded to, once it is written; a new repository is private unless `public`
     base      path or hub id of the base model; None takes the one that the adapters name. kind: of a base whose adapters do
               not tell it; loading: see `load_backbone`
     settings  those of the method, such as density=0.3 of "ties", see `mhr.merging.methods`
@@ -79,7 +90,10 @@ def merge(
     """
     named = [task] if isinstance(task, str) else None if task is None else list(task)
     dev_tasks = None if dev_tasks is None else list(dev_tasks)
-    MergeConfig(method, named, weights, space, rank, to, dtype, evaluate, dev_tasks, split)  # type: ignore[arg-type]
+    own = {"rank_multiple": rank_multiple, "patterns": patterns, "push": push, "public": public}
+    MergeConfig(method, named, weights, space, rank, to, dtype, evaluate, dev_tasks, split, **own)  # type: ignore[arg-type]
+    if push is not None:
+        check_push(push)
     known = own_settings()
     settings = {name: value for name, value in settings.items() if value is not None}
     for name, value in settings.items():
@@ -128,39 +142,97 @@ def merge(
         )
     if to == "mhr":
         check_opens(plan.result, plan.result.base)
+    writer = None
+    if to == PEFT_FORM:
+        writer = peft_writer(plan, base, loading, rank_multiple, patterns)
+        writer.check(plan.result)
     scores = {}
     if evaluate and plan.judge is not None:
-        scores = {name: _told(plan.judge.evaluate(load())) for name, load in plan.before.items()}
+        scores = {name: told_scores(plan.judge.evaluate(load())) for name, load in plan.before.items()}
     whole = _folded(plan.result, dtype, _as_trained(paths, loading)) if to == "model" else None
+    stored = None if dtype is None else getattr(torch, dtype)
+    plain = plan.result if stored is None else plan.result.cast(stored)
+    written = None
     with writing_folder(output) as folder:
         if whole is not None:
             for part in whole:
                 part.save_pretrained(folder)
+        elif writer is not None:
+            written = writer.write(plain, folder)
         else:
-            _write_adapter(plan, folder, to, None if dtype is None else getattr(torch, dtype))
+            written = _write_adapter(plan, plain, folder, to, stored, base, loading)
+        after = None
         if evaluate and plan.judge is not None:
             judge = plan.judge  # of what was written, so with its rounding
             after = judge.evaluate(read_bank(folder)) if whole is None else judge.evaluate_model(*whole)
-            scores["merged"] = _told(after)
+            scores["merged"] = told_scores(after)
             plan.report.scores = scores
-        plan.finish().write(folder)
+        finish_folder(plan, plain, folder, written, push or output.name, after)
+    if push is not None:
+        push_folder(output, push, public=public, without=[REPORT_FILE])
     return output
 
 
-def _write_adapter(plan: MergePlan, folder: Path, to: str, dtype: torch.dtype | None) -> None:
-    plain = plan.result if dtype is None else plan.result.cast(dtype)
+def finish_folder(
+    plan: MergePlan,
+    plain: PlainAdapter,
+    folder: Path,
+    written: PeftFolder | None,
+    name: str,
+    scored: EvaluationResult | None = None,
+) -> MergeReport:
+    """Write the report of a merge into its folder, and the card of a PEFT folder that was `written` of `plain` there.
+
+    name: what the card calls the folder, see `origin_of`; scored: what the adapter scored.
+    """
+    report = plan.finish()
+    if written is not None:
+        report.remarks = written.remarks
+        report.rank = [written.rank] if written.rank is not None and not written.patterns else report.rank
+        write_card(written, plain, origin_of(report, plan.runs, name, scored))
+    report.write(folder)
+    return report
+
+
+def peft_writer(
+    plan: MergePlan, base: str | None, loading: Loading | None, rank_multiple: int | None, patterns: bool
+) -> PeftWriter:
+    """What writes the result as a PEFT folder that names its base model as the user did."""
+    name, revision = _named(plan, base, loading)
+    return PeftWriter(base=name, revision=revision, rank_multiple=rank_multiple, patterns=patterns)
+
+
+def _named(plan: MergePlan, base: str | None, loading: Loading | None) -> tuple[str, str | None]:
+    """The name of the base model in what PEFT reads, as the user gave it, and its revision on the hub."""
+    name = name_as_given(plan.result.base, plan.runs, base)
+    # A base that the user names is another one than that of the runs, also in its revision.
+    revisions = [run.config().revision for run in plan.runs if base is None]
+    revision = (loading.revision if loading else None) or next(filter(None, revisions), None)
+    return name, None if is_local(name) else revision
+
+
+def _write_adapter(
+    plan: MergePlan,
+    plain: PlainAdapter,
+    folder: Path,
+    to: str,
+    dtype: torch.dtype | None,
+    base: str | None,
+    loading: Loading | None,
+) -> PeftFolder | None:
+    """Write an adapter of ours, or a bank as a PEFT Poly folder."""
     if to == POLY_FORM:
         assert plan.bank is not None
-        save_poly(plan.bank, folder, dtype)
-    elif to == "peft-lora":
-        save_peft(plain, folder)
-    elif plan.bank is not None:
+        return write_poly(plan.bank, folder, dtype, *_named(plan, base, loading))
+    if plan.bank is not None:
         write_bank(plan.bank, folder, dtype)
     else:
         write_plain(plain, folder, plan.task)
+    return None
 
 
-def _told(result: EvaluationResult) -> dict[str, Any]:
+def told_scores(result: EvaluationResult) -> dict[str, Any]:
+    """What a report says of an evaluation."""
     return {"mean": result.mean["score"], "tasks": {name: found["score"] for name, found in result.tasks.items()}}
 
 

@@ -134,9 +134,13 @@ def test_peft_adapters_are_read(name, rslora, tmp_path):
     fold_into(folded, plain)
     close(output(attached), expected)
     close(output(folded), expected)
-    # Written by us again, ranks and alphas still differ layer by layer, and PEFT computes the same.
-    ours = peft.PeftModel.from_pretrained(tiny_model(name), save_peft(plain, tmp_path / "ours"))
-    close(output(ours.eval()), expected)
+    # Written by us again, with one rank and one alpha or with patterns, PEFT computes the same.
+    for patterns in (False, True):
+        folder = save_peft(plain, tmp_path / f"patterns {patterns}", patterns=patterns)
+        sizes = {(factors.rank, factors.scaling) for factors in load_peft(folder).layers.values()}
+        assert (len(sizes) > 1) is patterns
+        ours = peft.PeftModel.from_pretrained(tiny_model(name), folder)
+        close(output(ours.eval()), expected)
 
 
 def test_rank_alpha_and_values_travel_exactly(tmp_path):
@@ -148,7 +152,7 @@ def test_rank_alpha_and_values_travel_exactly(tmp_path):
         )
 
     layers = {"a.q": factors(4, 1.0), "b.q": factors(4, 1.0), "c.q": factors(4, 2.5), "d.q": factors(6, 1.0)}
-    save_peft(PlainAdapter(layers, BaseModel("tiny", "causal")), tmp_path)
+    save_peft(PlainAdapter(layers, BaseModel("tiny", "causal")), tmp_path, patterns=True)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 1, False)
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({"d.q": 6}, {"c.q": 2.5})

@@ -69,7 +69,7 @@ def test_factor_space_has_no_error_to_tell(tmp_path):
 
 
 def test_ranks_that_differ_by_layer(tmp_path):
-    """rank_pattern and alpha_pattern: each layer is merged in its own rank, and written in it."""
+    """rank_pattern and alpha_pattern: each layer is merged in its own rank, and written in it where that is asked for."""
 
     def uneven(seed: int) -> PlainAdapter:
         wide, narrow = lora(seed, rank=6, alpha=9.0), lora(seed, rank=2)
@@ -80,7 +80,8 @@ def test_ranks_that_differ_by_layer(tmp_path):
     folders = save(tmp_path, one, two)
     for to in ("peft-lora", "mhr"):
         for space in ("factor", "delta"):
-            output = merge(folders, space=space, to=to, output=tmp_path / f"{to} {space}")
+            patterns = to == "peft-lora"
+            output = merge(folders, space=space, to=to, patterns=patterns, output=tmp_path / f"{to} {space}")
             found = load(output)
             if space == "factor":
                 for name, factors in found.layers.items():
@@ -92,3 +93,6 @@ def test_ranks_that_differ_by_layer(tmp_path):
                 assert error(deltas(found), exact) == pytest.approx(read_report(output).error["overall"], abs=1e-6)
             assert read_report(output).rank == [2, 6]
     assert {f.rank for f in load(tmp_path / "peft-lora delta").layers.values()} == {2, 6}
+    one_rank = merge(folders, to="peft-lora", output=tmp_path / "one rank")
+    assert read_report(one_rank).rank == [6]
+    assert error(deltas(load(one_rank)), deltas(load(tmp_path / "peft-lora factor"))) < 1e-6

@@ -20,7 +20,7 @@ def test_the_plain_model_is_the_routed_one(name: str, kind: str, task: str | Non
     batch = random_batch(model)
     with loaded.routing(["b"] * 4 if task else ["unseen"] * 4):
         routed = model(**batch).logits
-    fold_bank(loaded)
+    assert fold_bank(loaded) == ("the mixture of task 'b'" if task else "the average of its skills")
     assert loaded.bank is None
     assert loaded.task is None
     torch.testing.assert_close(loaded.model(**batch).logits, routed, rtol=1e-4, atol=1e-5)
@@ -29,7 +29,7 @@ def test_the_plain_model_is_the_routed_one(name: str, kind: str, task: str | Non
 def test_a_plain_model_stays_as_it_is() -> None:
     model = tiny_model("t5", vocab_size=384)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fold_bank(LoadedModel(model, ByT5Tokenizer(), "seq2seq", "tiny"))
+    assert fold_bank(LoadedModel(model, ByT5Tokenizer(), "seq2seq", "tiny")) == "none: it has no bank"
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ def test_the_harness_asks_our_models(folder: Path, tmp_path: Path, monkeypatch: 
     measures = found["results"]["tiny_choice"]
     assert measures["acc,none"] in (0.0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0)
     assert found["n-shot"] == {"tiny_choice": 0}
+    about = {key: found[key] for key in ("model", "routing", "dtype", "limit")}
+    assert about == {"model": "tiny", "routing": "none: it has no bank", "dtype": "float32", "limit": 3}
+    assert found["lm_eval"] == metadata.version("lm_eval")
     with pytest.raises(ConfigError, match="unknown harness task 'tiny_choise': did you mean 'tiny_choice'"):
         evaluate_in_harness(loaded(), ["tiny_choise"], include=folder)
     with pytest.raises(ConfigError, match="no folder of harness tasks at"):
@@ -82,7 +86,8 @@ def test_the_harness_asks_our_models(folder: Path, tmp_path: Path, monkeypatch: 
         tmp_path / "out",
     )
     assert shown.exit_code == 0, shown.stderr
-    for word in ("tiny_choice", "acc", "stderr"):
+    said = f"builtin:t5-tiny in the lm-evaluation-harness {metadata.version('lm_eval')}\nrouting: none: it has no bank; float32; all examples"
+    for word in (said, "tiny_choice", "acc", "stderr"):
         assert word in shown.stdout
     kept: dict[str, Any] = json.loads((tmp_path / "out" / "harness.json").read_text())
     assert kept["results"]["tiny_choice"]["sample_len"] == 4

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +44,9 @@ def outputs(model: PreTrainedModel, said: Sequence[Prediction], tokenizer_of: Pa
 
 
 @pytest.mark.parametrize(("task", "labels"), [("two", ["no", "yes"]), ("three", ["a", "b", "c"]), ("number", [])])
-def test_a_task_s_model_answers_as_the_run(task: str, labels: list[str], run: Path, tmp_path: Path) -> None:
+def test_a_task_s_model_answers_as_the_run(
+    task: str, labels: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = read_adapter(run / "adapter").base.name_or_path
     said = predictions(run, task, str(tmp_path / "tasks.jsonl"))
     scores = torch.tensor([p.scores for p in said])
@@ -68,10 +72,11 @@ def test_a_task_s_model_answers_as_the_run(task: str, labels: list[str], run: Pa
     model = AutoModelForSequenceClassification.from_pretrained(plain, config=config)
     torch.testing.assert_close(outputs(model, said, Path(base)), scores, rtol=1e-4, atol=1e-4)
     if labels:
-        answers = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(base))(
-            [p.input for p in said]
-        )
-        assert [a["label"] for a in answers] == [p.answer for p in said]
+        monkeypatch.chdir(tmp_path)  # where the folder has the name that its card calls it by
+        (code,) = re.findall(r"```python\n(.*?)\n```", (plain / "README.md").read_text(), re.DOTALL)
+        found: dict[str, Any] = {}
+        exec(code, found)
+        assert [a["label"] for a in found["answer"]([p.input for p in said])] == [p.answer for p in said]
     again = predictions(plain, task, str(tmp_path / "tasks.jsonl"))
     torch.testing.assert_close(torch.tensor([p.scores for p in again]), scores, rtol=1e-4, atol=1e-4)
 

@@ -45,8 +45,8 @@ def ia3(seed: int) -> PlainAdapter:
 
 
 def save(tmp_path: Path, *adapters: PlainAdapter) -> list[Path]:
-    """Each as a PEFT folder."""
-    return [save_peft(adapter, tmp_path / f"input-{i}") for i, adapter in enumerate(adapters)]
+    """Each as a PEFT folder, with patterns where its layers differ, as PEFT writes it."""
+    return [save_peft(adapter, tmp_path / f"input-{i}", patterns=True) for i, adapter in enumerate(adapters)]
 
 
 def load(folder: Path) -> PlainAdapter:

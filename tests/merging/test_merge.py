@@ -126,7 +126,7 @@ def test_an_output_that_is_there(run, tmp_path):
     with pytest.raises(MhrError, match="is not empty: choose another, or pass --overwrite"):
         merge(run, output=folder)
     merge(run, output=folder, to="peft-lora", overwrite=True)
-    written = ["adapter_config.json", "adapter_model.safetensors", "merge_report.json"]
+    written = ["README.md", "adapter_config.json", "adapter_model.safetensors", "merge_report.json"]
     assert sorted(p.name for p in folder.iterdir()) == written
 
 
