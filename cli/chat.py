@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mhr.errors import nearest
+from mhr.files import is_index
 
 from .evaluate import Target, unescaped
 from .frame.console import note, out, working
@@ -55,7 +56,9 @@ def chat(path: Target, *, given: Given) -> None:
         import mhr
         from mhr.prediction import Chat, PredictConfig
 
-        talk = Chat(mhr.load(path, **loading_of(given), **given.values("data")), PredictConfig(**settings))
+        one = settings.get("task") if is_index(path) else None
+        predictor = mhr.load(path, task=one, **loading_of(given), **given.values("data"))
+        talk = Chat(predictor, PredictConfig(**settings))
     task = talk.predictor.default_task(talk.config)
     commands = ", ".join(f"{name}: {what}" for name, what in COMMANDS.items())
     note(f"{talk.predictor.loaded.description}{f', task {task}' if task else ''} ({commands})")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
+
+from mhr.errors import ConfigError
 
 from .frame import options
 from .frame.console import note, out, print_json, working
 from .frame.settings import Given, loading_of, takes
 
 if TYPE_CHECKING:
+    from mhr.adapters.index import AdapterIndex
     from mhr.merging import MergeReport
 
 EXAMPLES = """**Examples**
@@ -23,10 +27,15 @@ mhr merge runs/mhr --output runs/mhr-mu
 
 mhr merge runs/mhr --method task --task init-upper --to peft-lora --output lora
 
+mhr merge runs/mhr --each-task --to peft-lora --output loras
+
 mhr merge runs/adapted/init-upper --method soup-greedy --evaluate --output soup
 
 mhr merge lora-a lora-b --method ties --density 0.3 --rank 16 --to peft-lora --output merged
 """
+
+OF_EACH = ("each_task", "with_average", "to", "dtype", "evaluate", "rank_multiple", "push", "public")
+"""Settings of a merge that mean something with --each-task."""
 
 MOST_INPUTS = 6  # a wider table of distances does not fit a terminal; the report has it
 
@@ -49,7 +58,8 @@ Sources = Annotated[
     "scoring.batch_size",
     *("loading.base", "loading.kind", "loading.quantize", "loading.revision", "loading.trust_remote_code"),
     common=(
-        *("--output", "--method", "--task", "--weights", "--to", "--rank", "--evaluate", "--tasks", "--dtype", "--overwrite"),
+        *("--output", "--method", "--task", "--each-task", "--weights", "--to", "--rank", "--evaluate", "--tasks", "--dtype"),
+        "--overwrite",
     ),
     of_run=("tasks", "data.on_bad_row"),
 )  # fmt: skip
@@ -64,15 +74,22 @@ def merge(
     """Merge a bank, or several adapters, into one plain adapter that needs no routing.
 
     A bank's average and the mixture of one of its tasks are exactly one LoRA of the same rank: nothing is lost. Inputs are read
-    layer by layer. merge_report.json in DIR has weights, distances between inputs, errors and scores.
+    layer by layer. merge_report.json in DIR has weights, distances between inputs, errors and scores. With --each-task, every task
+    of a bank gets its adapter in a folder of its own, index.json lists them, and the lines that serve them are printed.
     """
+    asked = given.values("merge")
+    if asked.pop("each_task", False):
+        _merge_each(paths, output, overwrite, json, given, asked)
+        return
+    if asked.pop("with_average", False):
+        raise ConfigError("--with-average is for --each-task, which is not given: add it, or leave --with-average out")
     with working():
         from mhr.merging import merge as make
         from mhr.merging import read_report
 
         written = make(
             [str(path) for path in paths],
-            **given.values("merge"),
+            **asked,
             **given.values(""),
             **given.values("data"),
             **given.values("scoring"),
@@ -91,6 +108,55 @@ def merge(
     push = given.values("merge").get("push")
     if push:
         note(f"Pushed: https://huggingface.co/{push}")
+
+
+def _merge_each(
+    paths: Sequence[Path], output: Path, overwrite: bool, json: bool, given: Given, asked: dict[str, Any]
+) -> None:
+    """`mhr merge --each-task`."""
+    if len(paths) > 1:
+        raise ConfigError(
+            f"--each-task takes one bank, but {len(paths)} inputs are given: merge them one after the other"
+        )
+    for name, flag in ((name, one.origin) for name, one in given.flags.items()):
+        own = name.removeprefix("merge.")
+        if own != name and own not in OF_EACH:
+            raise ConfigError(
+                f"{flag} has no effect with --each-task, which writes the mixture of every task as it is: leave one of the two out"
+            )
+    with working():
+        from mhr.merging import merge_each_task, serving_lines
+
+        scoring = given.values("") | given.values("data") | given.values("scoring")
+        index = merge_each_task(paths[0], **asked, **scoring, **loading_of(given), output=output, overwrite=overwrite)
+        lines = serving_lines(index, output)
+    if json:
+        print_json({"output": str(output), **index.to_json(), "serving": lines})
+    else:
+        _print_index(index)
+        for name, commands in lines.items():
+            out.print(name, style="bold", soft_wrap=True)
+            for command in commands:
+                out.print(command, markup=False, soft_wrap=True)
+    for remark in index.remarks:
+        note(remark)
+    note(f"Merged: {len(index.folders)} folders in {output}")
+    if "push" in asked:
+        note(f"Pushed: https://huggingface.co/{asked['push']}")
+
+
+def _print_index(index: AdapterIndex) -> None:
+    scored = any("score" in entry for entry in index.entries)
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("task", "folder"):
+        table.add_column(name, overflow="fold")
+    for name in ("rank", "alpha", *(["score"] if scored else [])):
+        table.add_column(name, justify="right")
+    for task, entry in [*index.tasks.items(), *([("(average)", index.average)] if index.average else [])]:
+        sizes = ["" if entry[name] is None else f"{entry[name]:g}" for name in ("rank", "alpha")]
+        score = [f"{100 * entry['score']:.1f}" if "score" in entry else ""] if scored else []
+        table.add_row(Text(task), Text(entry["folder"]), *sizes, *score)
+    out.print(table)
 
 
 def _print(report: MergeReport) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mhr.errors import ConfigError, DataError
+from mhr.files import is_index
 
 from .evaluate import Target, unescaped
 from .frame import options
@@ -125,7 +126,8 @@ def predict(
             check_answer_file(output, overwrite=overwrite, resume=resume)
         if rows is not None and not rows.exists():
             raise DataError(f"--input {rows}: no such file or folder")
-        predictor = mhr.load(path, **loading_of(given), **given.values("data"))
+        one = config.task if is_index(path) else None
+        predictor = mhr.load(path, task=one, **loading_of(given), **given.values("data"))
         predictor.check(config)
         task = predictor.default_task(config)
         known: dict[str, Any] = {"choices": config.choices or ()}

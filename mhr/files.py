@@ -36,6 +36,9 @@ OUTPUT_MARKS = (
     "report.json",
 )
 
+INDEX_FILE, INDEX_FORMAT = "index.json", "mhr-index"
+"""The mark of a folder of adapters, one a task, and what its "format" says: other programs have files of this name."""
+
 LEFT_BEHIND = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 """Names of what was being written when a process was killed: an output folder that holds nothing else is empty."""
 
@@ -126,7 +129,7 @@ def prepare_output(path: str | Path, overwrite: bool = False, reads: Iterable[st
         raise MhrError(
             f"output folder {path} is not empty: choose another, or pass --overwrite to replace what is there"
         )
-    if held and not any(mark in held for mark in OUTPUT_MARKS):
+    if held and not any(mark in held for mark in OUTPUT_MARKS) and not is_index(path):
         shown = ", ".join(held[:3]) + (" ..." if len(held) > 3 else "")
         raise MhrError(
             f"output folder {path} holds {shown} and no output of mhr, so --overwrite leaves it alone: choose another folder"
@@ -137,6 +140,15 @@ def prepare_output(path: str | Path, overwrite: bool = False, reads: Iterable[st
     if not os.access(parent, os.W_OK | os.X_OK):
         raise MhrError(f"cannot write {path}: no permission to write in {parent}; choose another output folder")
     return path
+
+
+def is_index(path: str | Path) -> bool:
+    """Whether a folder holds one adapter for each task and their INDEX_FILE, complete or not."""
+    file = Path(path) / INDEX_FILE
+    try:
+        return file.is_file() and read_json(file).get("format") == INDEX_FORMAT
+    except MhrError:
+        return False
 
 
 def held_in(path: str | Path) -> list[str]:
@@ -230,13 +242,16 @@ def _sync_folder(path: Path) -> None:
         _sync(path)
 
 
-def folder_name(name: str) -> str:
+def folder_name(name: str, *, most: int = MOST_NAME, dots: bool = True) -> str:
     """A name of anything as the name of a folder: what a path would read otherwise is written as %XX, also in "." and "..".
 
-    What file systems have no room for ends in "%~" and the digest of the name, which no other name does.
+    What is longer than `most` bytes (at least 162) ends in "%~" and the digest of the name, which no other name does. Without `dots`,
+    those are written as %2E too.
     """
-    quoted = name.replace(".", "%2E") if name in (".", "..") else quote(name, safe=" ")
-    if len(quoted) <= MOST_NAME:
+    quoted = quote(name, safe=" ")
+    if not dots or name in (".", ".."):
+        quoted = quoted.replace(".", "%2E")
+    if len(quoted) <= most:
         return quoted
     digest = hashlib.sha256(name.encode()).hexdigest()[:40]
     return re.sub("%.?$", "", quoted[:120]) + "%~" + digest

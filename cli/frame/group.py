@@ -98,6 +98,8 @@ def _describe(error: OSError) -> str:
 
 def _how_to_go_on(command: str | None, arguments: list[str]) -> str:
     flags = {argument.partition("=")[0] for argument in arguments}
+    if command == "merge" and "--each-task" in flags:
+        return f"Go on with: {shlex.join(['mhr', *(a for a in arguments if a != '--overwrite')])}"
     if command not in RESUMABLE or (command == "predict" and not flags & {"--output", "-o"}):
         return "Nothing was written."
     kept = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]

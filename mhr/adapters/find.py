@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from mhr.adapters.checkpoint import is_adapter
+from mhr.adapters.index import folder_of, read_index
 from mhr.adapters.peft import is_peft
 from mhr.errors import CheckpointError
+from mhr.files import is_index
 from mhr.runs.run import RUN_FILE, RunFolder
 
 
@@ -57,7 +59,11 @@ def _holds_one(path: Path) -> bool:
 
 
 def _inside(path: Path) -> list[Path]:
-    """Runs and adapters that lie in a folder, not deeper than a task and a seed."""
+    """Runs and adapters that lie in a folder, not deeper than a task and a seed; of one with an index the adapters of its tasks, without
+    their average."""
+    if is_index(path):
+        index = read_index(path)
+        return [folder_of(path, task) for task in index.tasks]
     found: list[Path] = []
     for child in sorted(path.iterdir()) if path.is_dir() else []:
         if _holds_one(child) or (child / RUN_FILE).is_file():

@@ -53,7 +53,12 @@ def open_plain(path: Path, task: str | None = None) -> PlainAdapter:
     bank = open_bank(path)
     if bank is None:
         return dataclasses.replace(open_peft(find_adapter(path)), name=str(path), task=task, run=run_of(path))
-    tasks = bank.tasks
+    return plain_of(bank, task)
+
+
+def plain_of(bank: AdapterCheckpoint, task: str | None = None) -> PlainAdapter:
+    """`open_plain` of a bank that is open."""
+    tasks, path = bank.tasks, bank.name
     if needs_task(bank):
         if task is None:
             raise MergeError(

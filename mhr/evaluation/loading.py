@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mhr.adapters import attach_checkpoint, is_adapter, is_peft, kind_of, load_checkpoint, read_bank
+from mhr.adapters.index import check_no_index
 from mhr.backbones import is_builtin, is_gguf, load_backbone
 from mhr.errors import CheckpointError, ConfigError
 from mhr.evaluation.loaded import LoadedModel
@@ -78,9 +79,11 @@ def load_model(
 
 
 def check_model(name: str) -> None:
-    """Raise CheckpointError for a name that is clearly no model: a path without a folder, a folder without a model."""
+    """Raise CheckpointError for a name that is clearly no model: a path without a folder, a folder without a model, or with adapters
+    for each task."""
     expected = "expected a run (run.json), an adapter (mhr_config.json or adapter_config.json) or a model (config.json)"
     folder = Path(name)
+    check_no_index(folder)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:4]) or "nothing"

@@ -25,11 +25,13 @@ _HOME = {
     "combine_weighted": "mhr.merging.averages",
     "combines": "mhr.merging.combination",
     "merge": "mhr.merging.to_folder",
+    "merge_each_task": "mhr.merging.each_task",
     "merge_methods": "mhr.merging.plan",
     "merge_task": "mhr.merging.averages",
     "merge_uniform": "mhr.merging.averages",
     "merge_weighted": "mhr.merging.averages",
     "read_report": "mhr.merging.report",
+    "serving_lines": "mhr.merging.serving",
 }
 
 __all__ = sorted(_HOME)
@@ -38,11 +40,13 @@ if TYPE_CHECKING:
     from mhr.merging.averages import combine_uniform, combine_weighted, merge_task, merge_uniform, merge_weighted
     from mhr.merging.combination import Combination, combines
     from mhr.merging.dare import combine_dare
+    from mhr.merging.each_task import merge_each_task
     from mhr.merging.fisher import combine_fisher
     from mhr.merging.mera import combine_mera
     from mhr.merging.methods import FORMS, MERGE_METHODS, SPACES, MergeConfig, MergeMethod
     from mhr.merging.plan import merge_methods
     from mhr.merging.report import REPORT_FILE, MergeReport, read_report
+    from mhr.merging.serving import serving_lines
     from mhr.merging.soups import combine_soup_greedy, combine_soup_uniform
     from mhr.merging.ties import combine_ties
     from mhr.merging.to_folder import merge

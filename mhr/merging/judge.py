@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,6 +74,13 @@ class Judge:
     @cached_property
     def _parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return load_backbone(self.base.name_or_path, self.base.kind or None, self.loading)
+
+    def of(self, task: str) -> Judge:
+        """The same for one task of the collection, with the same model. Raises TaskError where the collection lacks it."""
+        self._parts  # noqa: B018  loaded once, for all of them
+        one = copy.copy(self)
+        one.collection = self.everything.select([task])
+        return one
 
     @contextmanager
     def wearing(self, adapter: AdapterCheckpoint) -> Iterator[LoadedModel]:

@@ -24,6 +24,12 @@ FORMS = ("mhr", PEFT_FORM, POLY_FORM, "model")
 """What a merge can write: an adapter checkpoint of ours, a PEFT folder, a whole bank with its routing as a PEFT Poly folder, or a whole
 plain transformers model."""
 
+EACH_FORMS = ("mhr", PEFT_FORM)
+"""Those that one adapter for each task can have."""
+
+AVERAGE = "average"
+"""Folder of the average of a bank's skills beside those of its tasks."""
+
 STORED_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -149,6 +155,17 @@ class MergeConfig(Settings):
         "Validation examples of soup-greedy: train, without those that a run adapted on, or test.",
         choices=("train", "test"),
         flag="--split",
+    )
+    each_task: bool = setting(
+        False,
+        """One adapter for each task of one bank, in a folder each, with an index.json; exact. The same command goes on after an
+        interruption.""",
+        flag="--each-task",
+    )
+    with_average: bool = setting(
+        False,
+        f"With --each-task: also the average of the bank's skills (MHR-mu), in the folder {AVERAGE}.",
+        flag="--with-average",
     )
     rank_multiple: int | None = setting(
         None,

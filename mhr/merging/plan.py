@@ -163,11 +163,11 @@ def _within(order: Order, bank: AdapterCheckpoint) -> MergePlan:
     result = collapsed(bank, partial(function, **order.settings), how, task)
     result.task = task
     result.layers[next(iter(result.shapes))]  # settings that do not fit are refused before anything is written
-    report = _report(order, "factor", [result], [1.0], {})
-    _place_base(order, [result])
+    report = report_of(order, "factor", [result], [1.0], {})
+    place_base(order, [result])
     judge = _judge(order, [result])
     before = {bank.name: partial(_load_bank, bank)}
-    return MergePlan(result, report, judge, before, task or "merged", runs=_runs([result]))
+    return MergePlan(result, report, judge, before, task or "merged", runs=runs_of([result]))
 
 
 # ---- whole banks -----------------------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def _of_banks(order: Order, method: MergeMethod, banks: list[AdapterCheckpoint])
         )
     check_same_layout(banks)
     routed = [_routed(bank) for bank in banks]
-    _place_base(order, routed)
+    place_base(order, routed)
     check_sources(routed, "factor", order.base)
     unique, weights, places = _canonical(
         banks, [file_of(bank).digest for bank in banks], input_shares(None, [[bank.name] for bank in banks])
@@ -222,15 +222,15 @@ def _of_banks(order: Order, method: MergeMethod, banks: list[AdapterCheckpoint])
     combination = _combine(order, method, sources, weights, judge, load)
     bank = average_banks(unique, combination.weights)
     result = _routed(bank)
-    _place_base(order, [result])
+    place_base(order, [result])
     bank = dataclasses.replace(bank, base=result.base)
-    report = _report(order, "bank", routed, _shared_out(combination.weights, places), combination.notes)
+    report = report_of(order, "bank", routed, _shared_out(combination.weights, places), combination.notes)
     gram = Gram(len(unique))
     for key in unique[0].tensors:
         gram.add_tensors([other.tensors[key] for other in unique])
     before = {b.name: partial(_load_bank, b) for b in banks}
     task = bank.tasks[0] if len(bank.tasks) == 1 else "merged"
-    return MergePlan(result, report, judge, before, task, bank, None, gram, places, _runs(routed))
+    return MergePlan(result, report, judge, before, task, bank, None, gram, places, runs_of(routed))
 
 
 def _routed(bank: AdapterCheckpoint) -> PlainAdapter:
@@ -264,7 +264,7 @@ def _open(order: Order, paths: list[Path], bank: AdapterCheckpoint | None) -> li
 
 def _of_sources(order: Order, method: MergeMethod, sources: list[PlainAdapter]) -> MergePlan:
     space = _space(order, method, sources[0])
-    _place_base(order, sources)
+    place_base(order, sources)
     check_sources(sources, space, order.base)
     shares = _weights(order, method, sources)
     unique, weights, places = _canonical(sources, [source.digest for source in sources], shares)
@@ -276,11 +276,11 @@ def _of_sources(order: Order, method: MergeMethod, sources: list[PlainAdapter]) 
     combination = _combine(order, method, unique, weights, judge, load)
     gram = Gram(len(unique))
     merging = Merging(unique, combination, space, order.rank, gram.add)
-    report = _report(order, space, sources, _shared_out(combination.weights, places), combination.notes)
+    report = report_of(order, space, sources, _shared_out(combination.weights, places), combination.notes)
     before = {source.name: partial(plain_checkpoint, source) for source in sources}
     tasks = {source.task for source in sources}
     task = (tasks.pop() if len(tasks) == 1 else None) or "merged"
-    return MergePlan(merging.adapter, report, judge, before, task, None, merging, gram, places, _runs(sources))
+    return MergePlan(merging.adapter, report, judge, before, task, None, merging, gram, places, runs_of(sources))
 
 
 def _space(order: Order, method: MergeMethod, source: PlainAdapter) -> str:
@@ -358,18 +358,18 @@ def _judge(order: Order, sources: Sequence[PlainAdapter]) -> Judge | None:
                 flag = "dev-task" if name == "names" else name.replace("_", "-")
                 raise MergeError(f"--{flag} is given, but nothing is scored: add --evaluate, or leave it out")
         return None
-    runs = _runs(sources)
+    runs = runs_of(sources)
     path = str(runs[0].path) if runs else sources[0].name
     tasks = [source.task for source in sources if source.task]
     return Judge(sources[0].base, path, runs, tasks, **judging)
 
 
-def _runs(sources: Sequence[PlainAdapter]) -> list[RunFolder]:
+def runs_of(sources: Sequence[PlainAdapter]) -> list[RunFolder]:
     """The runs that sources are of, each once."""
     return list({source.run.path: source.run for source in sources if source.run is not None}.values())
 
 
-def _place_base(order: Order, sources: Sequence[PlainAdapter]) -> None:
+def place_base(order: Order, sources: Sequence[PlainAdapter]) -> None:
     """What the user says of the base model, told to the sources. Raises ConfigError for a kind that they are not of."""
     for source in sources:
         if order.kind is not None:
@@ -382,7 +382,7 @@ def _place_base(order: Order, sources: Sequence[PlainAdapter]) -> None:
             source.base = dataclasses.replace(source.base, name_or_path=order.base)
 
 
-def _report(
+def report_of(
     order: Order, space: str, sources: Sequence[PlainAdapter], weights: Sequence[float], notes: Mapping[str, Any]
 ) -> MergeReport:
     inputs = [

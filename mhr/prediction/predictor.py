@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mhr.adapters.index import folder_of
 from mhr.contexts import embeds, give_contexts
 from mhr.data.example import Example, Task
 from mhr.data.questions import ask_texts
@@ -276,6 +277,7 @@ class Predictor:
 def load(
     path: str | Path,
     *,
+    task: str | None = None,
     base: str | None = None,
     kind: str | None = None,
     loading: Loading | None = None,
@@ -293,12 +295,15 @@ def load(
 
     `Predictor.predict` gives answers; `model` and `tokenizer` are transformers' own.
 
+    task                   of a folder with an adapter for each task (`mhr merge --each-task`): the one that is meant
     base, kind, loading    see `mhr.evaluation.load_model`
     chat_template, system  see `mhr.data.chat_format.ChatFormat`; None: as the model was trained
     template, prompt, verbalizers, column_map  see `mhr.load_tasks`; None: as the run reads its tasks
 
     Raises CheckpointError for what is missing, unfinished, damaged or no model, ConfigError for settings that do not fit it.
     """
+    if task is not None:
+        path = folder_of(path, task)
     check_target(path)
     held = (Path(path) / RUN_FILE).is_file()
     run = RunFolder.open(path) if held else None
@@ -313,7 +318,7 @@ def load(
     if data.prompt is not None or data.verbalizers:
         templates = given_templates(data.prompt, data.verbalizers)
     reading = ReadOptions(column_map=dict(data.column_map or {}), templates=templates)
-    named = list(run.info.get("tasks") or []) if run else []
+    named = [task] if task is not None else list(run.info.get("tasks") or []) if run else []
     loaded = load_model(path, base=base, kind=kind, loading=loading)
     loaded.chat = told(loaded.chat, chat_template, system)
     loaded.collator(*loaded.lengths())  # refuses a chat template that the model or its tokenizer has no use for

@@ -127,6 +127,7 @@ def prepare(
         "model_kind": kind,
         "head": describe_head(kind, heads),
         "tasks": list(tasks),
+        "categories": {name: task.category for name, task in tasks.items() if task.category},
         "left_out": left_out,
         "notes": [*filter(None, (lowered, feed.note, held and held.note)), *notes_on(tokenizer, kind), *targets],
         "examples": len(examples),

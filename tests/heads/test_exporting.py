@@ -22,7 +22,7 @@ from mhr.adapters import read_adapter
 from mhr.errors import MergeError
 from mhr.evaluation import load_model, score
 from mhr.evaluation.result import Prediction
-from mhr.merging import merge
+from mhr.merging import merge, merge_each_task, serving_lines
 from mhr.training import pretrain
 from tests.heads.conftest import Recipe
 
@@ -150,3 +150,34 @@ def test_mu_and_adamix_runs_keep_their_heads(recipe: Recipe, tmp_path: Path) -> 
         assert heads is not None
         assert heads.tasks == {"two": 0, "number": 1}
         assert set(score(run.path, progress=False).tasks) == {"two", "number"}
+
+
+@pytest.mark.parametrize("method", ["mhr", "adamix-lora"])
+def test_each_task_leaves_with_its_own_head(method: str, recipe: Recipe, tmp_path: Path) -> None:
+    """Also of AdaMix, which routes all tasks alike."""
+    config = recipe(
+        "two", "three", model="bert-encoder", method=method, n_heads=1 if method != "mhr" else 2, steps=8, lr=5e-2
+    )
+    run = pretrain(config, str(tmp_path / "run"), progress=False).path
+    with pytest.raises(MergeError, match="heads for 2 tasks"):
+        merge_each_task(run, with_average=True, output=tmp_path / "all", progress=False)
+    ours = merge_each_task(run, output=tmp_path / "ours", progress=False)
+    theirs = merge_each_task(run, to="peft-lora", output=tmp_path / "all", progress=False)
+    assert theirs.modules == ours.modules != []
+    for task, n_labels in (("two", 2), ("three", 3)):
+        said = predictions(run, task, str(tmp_path / "tasks.jsonl"))
+        assert {len(p.scores) for p in said} == {n_labels}
+        for folder in (tmp_path / "ours" / task, tmp_path / "all" / task):
+            found = predictions(folder, task, str(tmp_path / "tasks.jsonl"))
+            assert [p.answer for p in found] == [p.answer for p in said]
+            torch.testing.assert_close(
+                torch.tensor([p.scores for p in found]), torch.tensor([p.scores for p in said]), rtol=1e-4, atol=1e-4
+            )
+    lines = serving_lines(theirs, tmp_path / "all")
+    assert list(lines) == ["PEFT"]
+    names: dict[str, Any] = {}
+    exec("\n".join(lines["PEFT"]), names)
+    said = predictions(run, "two", str(tmp_path / "tasks.jsonl"))
+    base = Path(read_adapter(run / "adapter").base.name_or_path)
+    scores = torch.tensor([p.scores for p in said])
+    torch.testing.assert_close(outputs(names["model"], said, base), scores, rtol=1e-4, atol=1e-4)
