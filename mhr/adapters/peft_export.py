@@ -15,7 +15,7 @@ from mhr.adapters.base import BaseModel
 from mhr.adapters.layer import AdapterLayer, IA3Vector, LoraFactors
 from mhr.adapters.peft import HEAD_FOLDER, PEFT_CONFIG_FILE, PEFT_TENSORS_FILE, PREFIX, TASK_TYPES
 from mhr.adapters.peft_modules import HEADS, config_of, other_skeletons, outputs_of, skeleton, with_peers
-from mhr.adapters.peft_readers import missing_layers, one_size, remarks
+from mhr.adapters.peft_readers import missing_layers, one_size, remarks, short_names
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.tensor_file import TensorWriter
 from mhr.errors import CheckpointError, ConfigError
@@ -108,13 +108,16 @@ class PeftWriter:
         label2id, which PEFT has no place for.
         """
         missing = self.check(plain)
-        plain = with_peers(plain, self._skeleton(plain) if plain.modules else None)
+        empty = self._skeleton(plain)
+        plain = with_peers(plain, empty)
         sizes = {name: (shape.rank, shape.alpha) for name, shape in plain.shapes.items()}
         if plain.kind == "lora" and not self.patterns:
             sizes = dict.fromkeys(plain.shapes, one_size(plain.shapes.values(), self.rank_multiple))
         differ = plain.kind == "lora" and len(set(sizes.values())) > 1
         name = plain.base.name_or_path if self.base is None else self.base
         config = _config(plain, sizes, name, self.revision)
+        if plain.kind == "lora":
+            config["target_modules"] = short_names(empty, plain.shapes)
         labelled = None if plain.heads is None else config_of(plain.base, plain.heads)
         folder = make_folder(folder)
         with TensorWriter(folder / PEFT_TENSORS_FILE) as file:

@@ -80,6 +80,19 @@ def missing_layers(models: Iterable[nn.Module], plain: PlainAdapter) -> list[str
     return [*layers, *(name for name in plain.states if name not in found)]
 
 
+def short_names(model: nn.Module | None, layers: Iterable[str]) -> list[str]:
+    """The layers by the last parts of their names, in their order, where no other module of the model ends in one; otherwise by their names.
+
+    PEFT takes either. Readers that know a layer by its kind (older SGLang) take the first alone.
+    """
+    layers = list(layers)
+    ends = list(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
+    if model is None:
+        return layers
+    named = {name for name, _ in model.named_modules(remove_duplicate=False) if name.rpartition(".")[2] in ends}
+    return ends if named == set(layers) else layers
+
+
 def remarks(plain: PlainAdapter, missing: Collection[str] | None, patterns: bool, name: str) -> list[str]:
     """What readers of the folder have to know, a sentence each.
 

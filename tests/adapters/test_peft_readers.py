@@ -140,6 +140,20 @@ def test_equal_layers_are_written_as_they_are(base, tmp_path):
         assert wide.layers[name].scaling == pytest.approx(1 / 3, rel=1e-15)
 
 
+def test_targets_are_told_by_kind_where_that_says_all(base, tmp_path):
+    """q_proj stands for every layer of that name; where one is left out, each has its own name, and PEFT adapts no other."""
+    plain = unequal(base)
+    assert read(save_peft(plain, tmp_path / "all"))[0]["target_modules"] == ["q_proj", "k_proj", "v_proj"]
+    some = PlainAdapter({name: layer for name, layer in plain.layers.items() if name != LAYERS[5]}, plain.base)
+    folder = save_peft(some, tmp_path / "some")
+    assert read(folder)[0]["target_modules"] == LAYERS[:5]
+    folded = tiny_model("llama")
+    fold_into(folded, some)
+    close(output(load_with_peft("llama", folder)), output(folded), 2e-6)
+    gone = PlainAdapter(plain.layers, BaseModel("gone", "causal"))
+    assert read(save_peft(gone, tmp_path / "gone"))[0]["target_modules"] == LAYERS
+
+
 @pytest.mark.parametrize("space", ["factor", "delta"])
 def test_a_merge_of_unequal_inputs(base, tmp_path, space):
     """At rank 24 on layers that are 16 wide, products are of rank 16: every layer has another rank than its neighbour."""
