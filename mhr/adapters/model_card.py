@@ -33,7 +33,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 PIPELINES = {"causal": "text-generation", "encoder": "text-classification", "masked": "fill-mask"}
 """Kind of model -> the hub's name for what it does; the hub has taken back its own for encoder-decoders."""
 
-TITLES = {"lora": "LoRA", "ia3": "IA3", "poly": "Poly bank"}
+TITLES = {"lora": "LoRA", "ia3": "IA3", "bank": "Poly bank"}
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ MOVED_TO_EXPERTS = {
 class PeftFolder:
     """A PEFT folder that was written.
 
-    kind         "lora" or "ia3", or "poly" for a whole bank
+    kind         "lora" or "ia3", or "bank" for a whole one with its routing
     base         name of the base model in it; `revision` the one that is meant on the hub, None its main one
     rank, alpha  those of all layers, None where there is none; with patterns those of most
     patterns     whether layers differ in them

@@ -196,7 +196,7 @@ def write_poly(
         f"PEFT numbers the tasks in task_ids: {numbers}{', ...' if len(bank.tasks) > 50 else ''}",
         *of_name(name),
     ]
-    return PeftFolder(folder, "poly", name, revision, described["task_type"], config.rank, None, False, told)
+    return PeftFolder(folder, "bank", name, revision, described["task_type"], config.rank, None, False, told)
 
 
 def check_poly(bank: AdapterCheckpoint) -> None:
