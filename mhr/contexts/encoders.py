@@ -23,7 +23,7 @@ from mhr.objectives.lengths import positions
 LONGEST = 512
 """Tokens of a text that count, or as many as the encoder has positions for."""
 
-TOGETHER = 16
+TEXTS_AT_ONCE = 16
 """Texts that are read at once."""
 
 
@@ -45,7 +45,7 @@ class Encoder:
         model.eval()
         try:
             with disabled(model) if isinstance(getattr(model, "mhr", None), AdapterBank) else nullcontext():
-                parts = [self._embed(texts[i : i + TOGETHER]) for i in range(0, len(texts), TOGETHER)]
+                parts = [self._embed(texts[i : i + TEXTS_AT_ONCE]) for i in range(0, len(texts), TEXTS_AT_ONCE)]
         finally:
             model.train(training)
         return torch.cat(parts)
