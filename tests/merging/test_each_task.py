@@ -151,10 +151,15 @@ def test_a_first_folder_that_cannot_be_written_leaves_nothing(source, tmp_path, 
     assert not (tmp_path / "all").exists()
 
 
-def test_a_folder_that_was_deleted_is_written_again(source, tmp_path):
+def test_a_folder_that_was_deleted_is_written_again(source, tmp_path, monkeypatch):
     merge_each_task(source, output=tmp_path / "all", progress=False)
     before = files_of(tmp_path / "all")
     shutil.rmtree(tmp_path / "all" / "boolq")
+    with monkeypatch.context() as patch:
+        stopped(patch, Stop(), after=0)
+        with pytest.raises(Stop):
+            merge_each_task(source, output=tmp_path / "all", progress=False)
+    assert read_index(tmp_path / "all").status == "running"
     merge_each_task(source, output=tmp_path / "all", progress=False)
     assert files_of(tmp_path / "all") == before
 
