@@ -116,24 +116,25 @@ def merge_each_task(
         clear(output)
     _sweep(output)
     names: list[str | None] = [*source.tasks, *([None] if with_average else [])]
-    with torch.no_grad(), _bar(progress, len(names)) as bar:
-        for done, (task, entry) in enumerate(zip(names, index.entries, strict=True)):
-            folder = output / entry["folder"]
-            if not ("rank" in entry and folder.is_dir()):
-                try:
-                    if done == 0:
-                        index.write(make_folder(output))
-                    found, remarks = _write(source, task, folder, to, writer, judge)
+    try:
+        with torch.no_grad(), _bar(progress, len(names)) as bar:
+            if not all(_stands(output, entry) for entry in index.entries):
+                index.status = "running"
+                index.write(make_folder(output))
+            for task, entry in zip(names, index.entries, strict=True):
+                if not _stands(output, entry):
+                    found, remarks = _write(source, task, output / entry["folder"], to, writer, judge)
                     entry |= found
                     index.remarks = list(dict.fromkeys([*index.remarks, *remarks]))
                     index.write(output)
-                except KeyboardInterrupt:
-                    raise KeyboardInterrupt(f"{done} of {len(names)} folders are written in {output}.") from None
-                except MhrError:
-                    if not goes_on and done == 0:
-                        _undo(output)
-                    raise
-            bar.advance(bar.task_ids[0])
+                bar.advance(bar.task_ids[0])
+    except KeyboardInterrupt:
+        done = sum(_stands(output, entry) for entry in index.entries)
+        raise KeyboardInterrupt(f"{done} of {len(names)} folders are written in {output}.") from None
+    except MhrError:
+        if not any(_stands(output, entry) for entry in index.entries):
+            _undo(output)
+        raise
     index.status = "done"
     index.write(output)
     if push is not None:
@@ -284,7 +285,13 @@ def scores_in(run: RunFolder) -> dict[str, dict[str, Any]]:
 
 
 def _score(measures: Mapping[str, Any], limit: int | None, of: str) -> dict[str, Any]:
-    return {name: measures.get(name) for name in ("category", "score", "metric", "n")} | {"limit": limit, "of": of}
+    known = {"category": measures["category"]} if measures.get("category") else {}
+    return {**known, **{name: measures.get(name) for name in ("score", "metric", "n")}, "limit": limit, "of": of}
+
+
+def _stands(output: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether the folder of an entry was written."""
+    return "rank" in entry and (output / entry["folder"]).is_dir()
 
 
 def _sweep(output: Path) -> None:

@@ -19,6 +19,7 @@ from mhr.adapters.index import folders_for, read_index
 from mhr.errors import CheckpointError, ConfigError, MergeError, MhrError
 from mhr.files import INDEX_FILE
 from mhr.merging import REPORT_FILE, each_task, merge, merge_each_task, serving_lines
+from mhr.methods import ROUTING_METHODS
 from tests.adapters.test_push import WRITTEN, Client
 from tests.merging.loras import deltas, error, load, same
 from tests.models import random_batch, tiny_model
@@ -54,10 +55,9 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("to", ["mhr", "peft-lora"])
-@pytest.mark.parametrize("method", ["mhr", "private", "random"])
+@pytest.mark.parametrize("method", [name for name, row in ROUTING_METHODS.items() if row.needs_tasks])
 def test_each_folder_holds_what_a_single_merge_writes(base, tmp_path, to, method):
-    config = {} if method != "private" else {"n_heads": None, "n_skills": None}
-    source = bank(base, tmp_path / "bank", method=method, **config)
+    source = bank(base, tmp_path / "bank", method=method, n_heads=None, n_skills=None)
     index = merge_each_task(source, to=to, with_average=True, output=tmp_path / "all", progress=False)
     assert list(index.tasks) == TASKS
     assert len({json.dumps(entry) for entry in index.tasks.values()}) == 3
@@ -66,7 +66,8 @@ def test_each_folder_holds_what_a_single_merge_writes(base, tmp_path, to, method
         assert files_of(tmp_path / "all" / index.tasks[task]["folder"]) == files_of(one)
     mean = merge(source, method="uniform", to=to, output=tmp_path / "one" / "average", progress=False)
     assert files_of(tmp_path / "all" / "average") == files_of(mean)
-    assert not same(load(tmp_path / "all" / "rte"), load(tmp_path / "all" / "wic"))
+    alike = ROUTING_METHODS[method].contexts  # no task was given one
+    assert same(load(tmp_path / "all" / "rte"), load(tmp_path / "all" / "wic")) == alike
 
 
 def test_the_index_says_what_the_folders_hold(source, base, tmp_path):
@@ -151,10 +152,15 @@ def test_a_first_folder_that_cannot_be_written_leaves_nothing(source, tmp_path, 
     assert not (tmp_path / "all").exists()
 
 
-def test_a_folder_that_was_deleted_is_written_again(source, tmp_path):
+def test_a_folder_that_was_deleted_is_written_again(source, tmp_path, monkeypatch):
     merge_each_task(source, output=tmp_path / "all", progress=False)
     before = files_of(tmp_path / "all")
     shutil.rmtree(tmp_path / "all" / "boolq")
+    with monkeypatch.context() as patch:
+        stopped(patch, Stop(), after=0)
+        with pytest.raises(Stop):
+            merge_each_task(source, output=tmp_path / "all", progress=False)
+    assert read_index(tmp_path / "all").status == "running"
     merge_each_task(source, output=tmp_path / "all", progress=False)
     assert files_of(tmp_path / "all") == before
 
