@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
 #include "checks.h"
 
@@ -34,6 +35,22 @@ inline void check_route_grad(const char* op, const Tensor& dw, const Tensor& log
   check_shape(op, "dw", dw, "U, H, S", {sizes.rows, sizes.heads, sizes.skills});
   check_dtype(op, "dw", dw, logits.scalar_type());
   check_contiguous(op, "dw", dw);
+}
+
+// The noise [N, U, H, S] of N tables, which then share H and S and a dtype.
+inline void check_all_noise(const char* op, const std::optional<Tensor>& noise, const std::vector<Tensor>& logits,
+                            const Tensor& tasks) {
+  if (!noise) return;
+  for (const Tensor& z : logits) {
+    check_dim(op, "logits", z, "T, H, S", 3);
+    check_dtype(op, "noise", *noise, z.scalar_type());
+    check_shape(op, "noise", *noise, "N, U, H, S", {int64_t(logits.size()), tasks.numel(), z.size(1), z.size(2)});
+  }
+  check_contiguous(op, "noise", *noise);
+}
+
+inline void check_count(const char* op, const std::vector<Tensor>& dw, const std::vector<Tensor>& logits) {
+  STD_TORCH_CHECK(dw.size() == logits.size(), "mhr::", op, ": got ", dw.size(), " dw for ", logits.size(), " logits");
 }
 
 }  // namespace mhr

@@ -6,6 +6,7 @@
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "dispatch.h"
+#include "mix_checks.h"
 #include "problem.h"
 
 namespace mhr {
@@ -163,12 +164,17 @@ void mix_backward_one(const G* grad, const T* bank, const Item& item, const acc_
 }
 
 std::vector<Tensor> mix_backward(std::vector<Tensor> grads, std::vector<Tensor> banks, std::vector<Tensor> weights,
-                                 std::vector<int64_t> head_dims, bool need_banks, bool need_weights) {
+                                 std::vector<int64_t> rows, std::vector<int64_t> head_dims, bool need_banks,
+                                 bool need_weights) {
   const char* op = "mix_backward";
-  const std::vector<Item> items = check_banks(op, banks, weights, head_dims);
+  const std::vector<Tensor> of_banks = weights_of_banks(op, weights, rows);
+  const std::vector<Item> items = check_banks(op, banks, of_banks, head_dims);
   STD_TORCH_CHECK(grads.size() == banks.size(), "mhr::", op, ": got ", grads.size(), " grads for ", banks.size(),
                   " banks");
   std::vector<Tensor> d_banks, d_weights;
+  if (need_weights)
+    for (const Tensor& w : weights) d_weights.push_back(empty(w, {w.size(0), w.size(1), w.size(2)}, w.scalar_type()));
+  std::vector<bool> holds(weights.size());  // the gradient by banks before this one
   for (size_t i = 0; i < banks.size(); i++) {
     const BankShape& shape = items[i].shape;
     const int64_t p = shape.joins_rows ? shape.heads * shape.p : shape.p,
@@ -177,17 +183,21 @@ std::vector<Tensor> mix_backward(std::vector<Tensor> grads, std::vector<Tensor> 
     check_contiguous(op, "grads", grads[i]);
     if (need_banks)
       d_banks.push_back(empty(banks[i], {shape.heads, shape.skills, shape.p, shape.q}, banks[i].scalar_type()));
-    if (need_weights)
-      d_weights.push_back(empty(weights[i], {items[i].rows, shape.heads, shape.skills}, weights[i].scalar_type()));
     dispatch_float(op, banks[i].scalar_type(), [&](auto tag) {
       using T = typename decltype(tag)::type;
       using C = acc_t<T>;
+      C* const sum = need_weights ? mutable_pointer<C>(d_weights[rows[i]]) : nullptr;
+      const bool adds = sum && holds[rows[i]];
+      const Buffer<C> own(adds ? of_banks[i].numel() : 0);
       dispatch_beside<C>(op, grads[i].scalar_type(), [&](auto grad_tag) {
         mix_backward_one(pointer<typename decltype(grad_tag)::type>(grads[i]), pointer<T>(banks[i]), items[i],
-                         pointer<C>(weights[i]), need_banks ? mutable_pointer<T>(d_banks[i]) : nullptr,
-                         need_weights ? mutable_pointer<C>(d_weights[i]) : nullptr);
+                         pointer<C>(of_banks[i]), need_banks ? mutable_pointer<T>(d_banks[i]) : nullptr,
+                         adds ? own.data() : sum);
       });
+      if (adds)
+        for (int64_t e = 0, n = of_banks[i].numel(); e < n; e++) sum[e] += own.data()[e];
     });
+    holds[rows[i]] = true;
   }
   d_banks.insert(d_banks.end(), d_weights.begin(), d_weights.end());
   return d_banks;

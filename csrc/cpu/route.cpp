@@ -1,6 +1,7 @@
 // route and its backward: sigmoid, optional noise and normalisation in one step.
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "dispatch.h"
 #include "route_checks.h"
@@ -75,28 +76,66 @@ void dispatch_logits(const Tensor& logits, F&& f) {
     f(type_tag<float>{});
 }
 
-Tensor route(Tensor logits, Tensor tasks, std::optional<Tensor> noise, double temperature) {
-  const RouteSizes shape = check("route", logits, tasks, noise, temperature);
+// `part` of the noise is the first element that these logits take.
+Tensor route_part(const Tensor& logits, const Tensor& tasks, const std::optional<Tensor>& noise, int64_t part,
+                  double temperature, const RouteSizes& shape) {
   Tensor w = empty(logits, {shape.rows, shape.heads, shape.skills}, logits.scalar_type());
   dispatch_logits(logits, [&](auto tag) {
     using C = typename decltype(tag)::type;
-    forward(shape, pointer<C>(logits), pointer<int64_t>(tasks), noise ? pointer<C>(*noise) : nullptr, C(temperature),
-            mutable_pointer<C>(w));
+    forward(shape, pointer<C>(logits), pointer<int64_t>(tasks), noise ? pointer<C>(*noise) + part : nullptr,
+            C(temperature), mutable_pointer<C>(w));
   });
   return w;
 }
 
-Tensor route_backward(Tensor dw, Tensor logits, Tensor tasks, std::optional<Tensor> noise, double temperature) {
-  const char* op = "route_backward";
-  const RouteSizes shape = check(op, logits, tasks, noise, temperature);
+Tensor route_backward_part(const char* op, const Tensor& dw, const Tensor& logits, const Tensor& tasks,
+                           const std::optional<Tensor>& noise, int64_t part, double temperature,
+                           const RouteSizes& shape) {
   check_route_grad(op, dw, logits, shape);
   Tensor d_logits = empty(logits, {shape.tasks, shape.heads, shape.skills}, logits.scalar_type());
   dispatch_logits(logits, [&](auto tag) {
     using C = typename decltype(tag)::type;
-    backward(shape, pointer<C>(dw), pointer<C>(logits), pointer<int64_t>(tasks), noise ? pointer<C>(*noise) : nullptr,
-             C(temperature), mutable_pointer<C>(d_logits));
+    backward(shape, pointer<C>(dw), pointer<C>(logits), pointer<int64_t>(tasks),
+             noise ? pointer<C>(*noise) + part : nullptr, C(temperature), mutable_pointer<C>(d_logits));
   });
   return d_logits;
+}
+
+Tensor route(Tensor logits, Tensor tasks, std::optional<Tensor> noise, double temperature) {
+  return route_part(logits, tasks, noise, 0, temperature, check("route", logits, tasks, noise, temperature));
+}
+
+Tensor route_backward(Tensor dw, Tensor logits, Tensor tasks, std::optional<Tensor> noise, double temperature) {
+  const char* op = "route_backward";
+  return route_backward_part(op, dw, logits, tasks, noise, 0, temperature,
+                             check(op, logits, tasks, noise, temperature));
+}
+
+std::vector<Tensor> route_all(std::vector<Tensor> logits, Tensor tasks, std::optional<Tensor> noise,
+                              double temperature) {
+  const char* op = "route_all";
+  check_all_noise(op, noise, logits, tasks);
+  std::vector<Tensor> found;
+  for (size_t i = 0; i < logits.size(); i++) {
+    const RouteSizes shape = check(op, logits[i], tasks, std::nullopt, temperature);
+    const int64_t part = int64_t(i) * shape.rows * shape.heads * shape.skills;
+    found.push_back(route_part(logits[i], tasks, noise, part, temperature, shape));
+  }
+  return found;
+}
+
+std::vector<Tensor> route_all_backward(std::vector<Tensor> dw, std::vector<Tensor> logits, Tensor tasks,
+                                       std::optional<Tensor> noise, double temperature) {
+  const char* op = "route_all_backward";
+  check_count(op, dw, logits);
+  check_all_noise(op, noise, logits, tasks);
+  std::vector<Tensor> found;
+  for (size_t i = 0; i < logits.size(); i++) {
+    const RouteSizes shape = check(op, logits[i], tasks, std::nullopt, temperature);
+    const int64_t part = int64_t(i) * shape.rows * shape.heads * shape.skills;
+    found.push_back(route_backward_part(op, dw[i], logits[i], tasks, noise, part, temperature, shape));
+  }
+  return found;
 }
 
 }  // namespace
@@ -105,4 +144,6 @@ Tensor route_backward(Tensor dw, Tensor logits, Tensor tasks, std::optional<Tens
 STABLE_TORCH_LIBRARY_IMPL(mhr, CPU, m) {
   m.impl("route", TORCH_BOX(&mhr::route));
   m.impl("route_backward", TORCH_BOX(&mhr::route_backward));
+  m.impl("route_all", TORCH_BOX(&mhr::route_all));
+  m.impl("route_all_backward", TORCH_BOX(&mhr::route_all_backward));
 }

@@ -5,6 +5,7 @@
 #include "cpu/parallel.h"
 #include "cpu/passes.h"
 #include "cpu/segments.h"
+#include "linear_checks.h"
 
 namespace mhr {
 namespace {
@@ -16,41 +17,28 @@ struct Call {
   BankShape a, b;
   Segments segments;
 
-  Call(const char* op, const Tensor& x, const Tensor& bank_a, const Tensor& bank_b, const Tensor& weights,
-       const std::optional<Tensor>& weights_b, const Tensor& rows, const std::optional<Tensor>& rows_b,
-       const std::optional<Tensor>& offsets)
+  Call(const char* op, const Tensor& x, const Tensor& bank_a, const Tensor& bank_b,
+       const std::optional<Tensor>& weights, const std::optional<Tensor>& weights_b, const Tensor& rows,
+       const std::optional<Tensor>& rows_b, const std::optional<Tensor>& offsets)
       : op(op),
         bank_a(bank_a),
         bank_b(bank_b),
-        weights_a(weights),
-        weights_b(weights_b ? *weights_b : weights),
+        weights_a(given(op, weights)),
+        weights_b(weights_b ? *weights_b : *weights),
         rows_a(rows),
-        rows_b(rows_b ? *rows_b : rows),
-        a(shape_of_bank("bank_a", bank_a, true)),
-        b(shape_of_bank("bank_b", bank_b, false)) {
-    STD_TORCH_CHECK(a.rank() == b.rank(), "mhr::", op, ": bank_a has rank ", a.rank(), ", bank_b ", b.rank());
-    STD_TORCH_CHECK(x.dim() > 0 && x.size(x.dim() - 1) == a.columns(), "mhr::", op, ": x must have I = ", a.columns(),
-                    " columns, as bank_a adapts, got ", shape_of(x));
-    check_contiguous(op, "x", x);
-    check_weights("weights", weights_a, bank_a);
-    check_weights("weights_b", this->weights_b, bank_b);
-    check_dtype(op, "weights", weights_a, accumulator_dtype(x.scalar_type()));
-    segments = check_segments(op, tokens_of(x), rows, offsets);
+        rows_b(rows_b ? *rows_b : rows) {
+    const LinearSizes sizes = check_linear(op, x, bank_a, bank_b, weights, weights_b);
+    a = sizes.a;
+    b = sizes.b;
+    segments = check_segments(op, sizes.tokens, rows, offsets);
     check_rows(op, "rows", rows_a, weights_a.size(0));
     check_shape(op, "rows_b", this->rows_b, "G", {rows.numel()});
     check_rows(op, "rows_b", this->rows_b, this->weights_b.size(0));
   }
 
-  BankShape shape_of_bank(const char* name, const Tensor& bank, bool joins_rows) const {
-    check_dim(op, name, bank, "H, S, P, Q", 4);
-    check_contiguous(op, name, bank);
-    return {bank.size(0), bank.size(1), bank.size(2), bank.size(3), joins_rows};
-  }
-  void check_weights(const char* name, const Tensor& w, const Tensor& bank) const {
-    check_dim(op, name, w, "U, H, S", 3);
-    check_shape(op, name, w, "U, H, S", {w.size(0), bank.size(0), bank.size(1)});
-    check_dtype(op, name, w, accumulator_dtype(bank.scalar_type()));
-    check_contiguous(op, name, w);
+  static const Tensor& given(const char* op, const std::optional<Tensor>& weights) {
+    STD_TORCH_CHECK(weights, "mhr::", op, ": skills as rows, without weights, run on CUDA only");
+    return *weights;
   }
 };
 
@@ -94,16 +82,25 @@ void unmix(const char* op, const Tensor& bank, const BankShape& shape, const Ten
         out[(u * shape.heads + chunks[i].head) * shape.skills + s] += dots.data()[i * pairs + u * shape.skills + s];
 }
 
-Tensor routed_linear_forward(Tensor y, Tensor x, Tensor bank_a, Tensor bank_b, Tensor weights,
-                             std::optional<Tensor> weights_b, Tensor rows, std::optional<Tensor> rows_b,
-                             std::optional<Tensor> offsets, double scale) {
+// What y holds before the adapter is added: the frozen bias, or nothing.
+void begin(const Tensor& y, const std::optional<Tensor>& bias) {
+  const int64_t row = y.size(y.dim() - 1) * y.element_size();
+  auto* const to = static_cast<char*>(y.mutable_data_ptr());
+  if (!bias) {
+    std::memset(to, 0, y.numel() * y.element_size());
+    return;
+  }
+  for (int64_t n = 0, tokens = tokens_of(y); n < tokens; n++) std::memcpy(to + n * row, bias->const_data_ptr(), row);
+}
+
+Tensor routed_linear_forward(Tensor y, Tensor x, std::optional<Tensor> bias, Tensor bank_a, Tensor bank_b,
+                             std::optional<Tensor> weights, std::optional<Tensor> weights_b, Tensor rows,
+                             std::optional<Tensor> rows_b, std::optional<Tensor> offsets, double scale,
+                             bool accumulate) {
   const char* op = "routed_linear";
   const Call call(op, x, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets);
-  STD_TORCH_CHECK(y.dim() == x.dim() && tokens_of(y) == call.segments.tokens && y.size(y.dim() - 1) == call.b.columns(),
-                  "mhr::", op, ": y must have the leading dimensions of x and O = ", call.b.columns(), " columns, got ",
-                  shape_of(y));
-  check_dtype(op, "y", y, x.scalar_type());
-  check_contiguous(op, "y", y);
+  check_linear_output(op, {call.segments.tokens, call.a, call.b}, y, x, bias, accumulate);
+  if (!accumulate) begin(y, bias);
   Tensor h = empty(x, {call.segments.tokens, call.a.rank()}, accumulator_dtype(x.scalar_type()));
   dispatch_float(op, x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -126,34 +123,21 @@ Tensor routed_linear_forward(Tensor y, Tensor x, Tensor bank_a, Tensor bank_b, T
   return h;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> routed_linear_backward(std::optional<Tensor> dx, Tensor dy, Tensor x,
-                                                                  Tensor h, Tensor bank_a, Tensor bank_b,
-                                                                  Tensor weights, std::optional<Tensor> weights_b,
-                                                                  Tensor rows, std::optional<Tensor> rows_b,
-                                                                  std::optional<Tensor> offsets, double scale) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> routed_linear_backward(
+    std::optional<Tensor> dx, Tensor dy, Tensor x, Tensor h, Tensor bank_a, Tensor bank_b,
+    std::optional<Tensor> weights, std::optional<Tensor> weights_b, Tensor rows, std::optional<Tensor> rows_b,
+    std::optional<Tensor> offsets, double scale, bool accumulate) {
   const char* op = "routed_linear_backward";
   const Call call(op, x, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets);
   const int64_t n = call.segments.tokens, rank = call.a.rank();
   const ScalarType acc = accumulator_dtype(x.scalar_type());
-  STD_TORCH_CHECK(dy.dim() > 0 && tokens_of(dy) == n && dy.size(dy.dim() - 1) == call.b.columns(), "mhr::", op,
-                  ": dy must have N = ", n, " tokens of O = ", call.b.columns(), " columns, got ", shape_of(dy));
-  check_dtype(op, "dy", dy, x.scalar_type());
-  check_contiguous(op, "dy", dy);
-  check_shape(op, "h", h, "N, R", {n, rank});
-  check_dtype(op, "h", h, acc);
-  check_contiguous(op, "h", h);
-  if (dx) {
-    STD_TORCH_CHECK(dx->numel() == x.numel(), "mhr::", op, ": dx must have the shape of x ", shape_of(x), ", got ",
-                    shape_of(*dx));
-    check_dtype(op, "dx", *dx, x.scalar_type());
-    check_contiguous(op, "dx", *dx);
-  }
+  check_linear_grads(op, {n, call.a, call.b}, dx, dy, x, h);
   Tensor d_bank_a = empty(bank_a, {call.a.heads, call.a.skills, call.a.p, call.a.q}, bank_a.scalar_type());
   Tensor d_bank_b = empty(bank_b, {call.b.heads, call.b.skills, call.b.p, call.b.q}, bank_b.scalar_type());
-  Tensor d_weights = empty(weights, {weights.size(0), call.a.heads, call.a.skills}, acc);
+  Tensor d_weights = empty(*weights, {weights->size(0), call.a.heads, call.a.skills}, acc);
   std::memset(d_weights.mutable_data_ptr(), 0, d_weights.numel() * d_weights.element_size());
   Tensor d_weights_b =
-      weights_b ? empty(*weights_b, {weights_b->size(0), call.b.heads, call.b.skills}, acc) : empty(weights, {0}, acc);
+      weights_b ? empty(*weights_b, {weights_b->size(0), call.b.heads, call.b.skills}, acc) : empty(*weights, {0}, acc);
   std::memset(d_weights_b.mutable_data_ptr(), 0, d_weights_b.numel() * d_weights_b.element_size());
   dispatch_float(op, x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -172,8 +156,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> routed_linear_backward(std::optional<
                       pointer<C>(h),
                       dz.data()}
         .run(sums_b);
-    BackwardXPass<T>{call.segments, pointer<int64_t>(call.rows_a),          &a,  pointer<T>(x),
-                     dz.data(),     dx ? mutable_pointer<T>(*dx) : nullptr, true}
+    BackwardXPass<T>{call.segments, pointer<int64_t>(call.rows_a),          &a,        pointer<T>(x),
+                     dz.data(),     dx ? mutable_pointer<T>(*dx) : nullptr, accumulate}
         .run(sums_a);
     unmix<T>(op, bank_a, call.a, call.weights_a, sums_a, d_bank_a, d_weights);
     unmix<T>(op, bank_b, call.b, call.weights_b, sums_b, d_bank_b, weights_b ? d_weights_b : d_weights);

@@ -1,6 +1,9 @@
 // Launchers of mix: items into groups that share a launch.
 #include "cuda/mix.cuh"
 
+#include <algorithm>
+#include <vector>
+
 #include "cuda/launch.h"
 
 namespace mhr::cuda {
@@ -9,11 +12,11 @@ namespace {
 int64_t runs(const MixItem& item, int run) { return (item.p * item.q + run - 1) / run; }
 int64_t dots(const MixItem& item) { return runs(item, kDotRun) * item.rows * item.heads * item.skills; }
 
-MixEntry entry(const MixItem& i, float* dots) {
+MixEntry entry(const MixItem& i) {
   void* const mixed = i.mixed ? i.mixed : const_cast<void*>(i.mixed_grad);
-  return {i.bank,       i.weights,     mixed,          i.bank_grad, i.weights_grad, dots,
+  return {i.bank,       i.weights,     mixed,          i.bank_grad, i.weights_grad, nullptr,
           int(i.heads), int(i.skills), int(i.p * i.q), int(i.q),    int(i.rows),    0,
-          i.joins_rows, i.bank_dtype,  i.mixed_dtype};
+          i.joins_rows, i.bank_dtype,  i.mixed_dtype,  i.scale};
 }
 
 const char* check(const MixItem& i) {
@@ -24,10 +27,11 @@ const char* check(const MixItem& i) {
   return nullptr;
 }
 
-// Starts `kernel` on groups of items; blocks(item) says how many thread blocks each one needs.
-template <class Blocks>
-const char* launch_groups(void (*kernel)(MixArgs), const MixItem* items, size_t n, float* workspace, Stream stream,
-                          Blocks blocks) {
+// Starts `kernel` on groups of items; blocks(item) says how many thread blocks each one needs, complete(entry, i) adds
+// what else its entry says.
+template <class Blocks, class Complete>
+const char* launch_groups(void (*kernel)(MixArgs), const MixItem* items, size_t n, Stream stream, Blocks blocks,
+                          Complete complete) {
   MixArgs args{};
   int filled = 0, total = 0;
   const auto flush = [&]() -> const char* {
@@ -38,18 +42,53 @@ const char* launch_groups(void (*kernel)(MixArgs), const MixItem* items, size_t 
   };
   for (size_t i = 0; i < n; ++i) {
     MHR_TRY(check(items[i]));
-    const int64_t wanted = blocks(items[i]);
+    const int64_t wanted = blocks(items[i], i);
     if (wanted > (1 << 30)) return "too large for one launch";
     if (filled == kMixItems || total + wanted > (1 << 30)) MHR_TRY(flush());
-    if (wanted) {
-      total += int(wanted);
-      args.entries[filled] = entry(items[i], workspace);
-      args.entries[filled++].end = total;
-    }
-    if (workspace && items[i].weights_grad) workspace += dots(items[i]);
+    if (!wanted) continue;
+    total += int(wanted);
+    args.entries[filled] = entry(items[i]);
+    complete(args.entries[filled], i);
+    args.entries[filled++].end = total;
   }
   return flush();
 }
+
+// Where each item's dots lie. Those that go into one weights_grad follow one another, as if one item had all their
+// runs: the first of them, which leads.
+struct DotsPlan {
+  std::vector<int64_t> begin, total_runs;
+  std::vector<bool> leads;
+
+  DotsPlan(const MixItem* items, size_t n) : begin(n), total_runs(n), leads(n) {
+    std::vector<size_t> leaders, leader_of(n);
+    for (size_t i = 0; i < n; ++i) {
+      if (!items[i].weights_grad) continue;
+      // From the last one back: neighbours share their weights, or all items do.
+      auto found = std::find_if(leaders.rbegin(), leaders.rend(),
+                                [&](size_t l) { return items[l].weights_grad == items[i].weights_grad; });
+      if (found == leaders.rend()) {
+        leads[i] = true;
+        leaders.push_back(i);
+        found = leaders.rbegin();
+      }
+      leader_of[i] = *found;
+      total_runs[*found] += runs(items[i], kDotRun);
+    }
+    int64_t end = 0;
+    std::vector<int64_t> next(n);
+    for (size_t i = 0; i < n; ++i) {
+      if (!items[i].weights_grad) continue;
+      const int64_t each = items[i].rows * items[i].heads * items[i].skills;
+      if (leads[i]) {
+        next[i] = end;
+        end += total_runs[i] * each;
+      }
+      begin[i] = next[leader_of[i]];
+      next[leader_of[i]] += runs(items[i], kDotRun) * each;
+    }
+  }
+};
 
 }  // namespace
 
@@ -61,22 +100,37 @@ size_t mix_backward_workspace_bytes(const MixItem* items, size_t n) {
 }
 
 const char* launch_mix(const MixItem* items, size_t n, void* stream) {
-  return launch_groups(mix_kernel<kMixThreads>, items, n, nullptr, static_cast<Stream>(stream),
-                       [](const MixItem& i) { return i.heads * runs(i, kMixRun) * ceil_div(i.rows, kMixRows); });
+  return launch_groups(
+      mix_kernel<kMixThreads>, items, n, static_cast<Stream>(stream),
+      [](const MixItem& i, size_t) { return i.heads * runs(i, kMixRun) * ceil_div(i.rows, kMixRows); },
+      [](MixEntry&, size_t) {});
 }
 
 const char* launch_mix_backward(const MixItem* items, size_t n, void* workspace, void* stream) {
   const auto st = static_cast<Stream>(stream);
-  MHR_TRY(launch_groups(mix_bank_grad_kernel<kMixThreads>, items, n, nullptr, st, [](const MixItem& i) {
-    return i.bank_grad ? i.heads * runs(i, kMixRun) * ceil_div(i.skills, kMixRows) : 0;
-  }));
+  MHR_TRY(launch_groups(
+      mix_bank_grad_kernel<kMixThreads>, items, n, st,
+      [](const MixItem& i, size_t) {
+        return i.bank_grad ? i.heads * runs(i, kMixRun) * ceil_div(i.skills, kMixRows) : 0;
+      },
+      [](MixEntry&, size_t) {}));
+  const DotsPlan plan(items, n);
+  for (const int64_t count : plan.total_runs)
+    if (count > (1 << 30) / kDotRun) return "more than 2^30 elements share their weights";
   auto* const scratch = static_cast<float*>(workspace);
-  MHR_TRY(launch_groups(mix_dots_kernel<kMixThreads>, items, n, scratch, st, [](const MixItem& i) {
-    return i.weights_grad && i.rows && i.skills ? i.heads * runs(i, kDotRun) : 0;
-  }));
-  return launch_groups(mix_weights_grad_kernel<kMixThreads>, items, n, scratch, st, [](const MixItem& i) {
-    return i.weights_grad ? int64_t(ceil_div(i.rows * i.heads * i.skills, kMixThreads)) : 0;
-  });
+  MHR_TRY(launch_groups(
+      mix_dots_kernel<kMixThreads>, items, n, st,
+      [](const MixItem& i, size_t) { return i.weights_grad && i.rows && i.skills ? i.heads * runs(i, kDotRun) : 0; },
+      [&](MixEntry& e, size_t i) { e.dots = scratch + plan.begin[i]; }));
+  return launch_groups(
+      mix_weights_grad_kernel<kMixThreads>, items, n, st,
+      [&](const MixItem& i, size_t at) {
+        return plan.leads[at] ? int64_t(ceil_div(i.rows * i.heads * i.skills, kMixThreads)) : 0;
+      },
+      [&](MixEntry& e, size_t i) {
+        e.dots = scratch + plan.begin[i];
+        e.block = int(plan.total_runs[i] * kDotRun);
+      });
 }
 
 }  // namespace mhr::cuda

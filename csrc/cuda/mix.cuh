@@ -25,6 +25,7 @@ struct MixEntry {
   int heads, skills, block, q, rows, end;  // block = P Q; end = first thread block of the next entry
   bool joins_rows;
   Dtype bank_dtype, mixed_dtype;
+  float scale;
 };
 struct MixArgs {
   MixEntry entries[kMixItems];
@@ -91,11 +92,11 @@ __global__ void __launch_bounds__(THREADS) mix_kernel(MixArgs args) {
 #pragma unroll
     for (int j = 0; j < kMixRows; ++j)
       if (row0 + j < m.rows)
-        store_any(m.mixed, m.mixed_dtype, (row0 + j) * mixed_size(m) + mixed_index(m, h, e), sums[i][j]);
+        store_any(m.mixed, m.mixed_dtype, (row0 + j) * mixed_size(m) + mixed_index(m, h, e), m.scale * sums[i][j]);
   }
 }
 
-// bank_grad[h, s] = sum_u weights[u, h, s] mixed_grad[u]
+// bank_grad[h, s] = scale * sum_u weights[u, h, s] mixed_grad[u]
 template <int THREADS>
 __global__ void __launch_bounds__(THREADS) mix_bank_grad_kernel(MixArgs args) {
   int block;
@@ -127,11 +128,11 @@ __global__ void __launch_bounds__(THREADS) mix_bank_grad_kernel(MixArgs args) {
 #pragma unroll
     for (int j = 0; j < kMixRows; ++j)
       if (skill0 + j < m.skills)
-        store_any(m.bank_grad, m.bank_dtype, (int64_t(h) * m.skills + skill0 + j) * m.block + e, sums[i][j]);
+        store_any(m.bank_grad, m.bank_dtype, (int64_t(h) * m.skills + skill0 + j) * m.block + e, m.scale * sums[i][j]);
   }
 }
 
-// dots[run, u, h, s] = <mixed_grad[u], bank[h, s]> over one run of elements of head h.
+// dots[run, u, h, s] = scale * <mixed_grad[u], bank[h, s]> over one run of elements of head h.
 template <int THREADS>
 __global__ void __launch_bounds__(THREADS) mix_dots_kernel(MixArgs args) {
   int block;
@@ -166,7 +167,7 @@ __global__ void __launch_bounds__(THREADS) mix_dots_kernel(MixArgs args) {
         for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
         const int u = row0 + j, s = skill0 + k;
         if (lane == 0 && u < m.rows && s < m.skills)
-          m.dots[((int64_t(run) * m.rows + u) * m.heads + h) * m.skills + s] = sum;
+          m.dots[((int64_t(run) * m.rows + u) * m.heads + h) * m.skills + s] = m.scale * sum;
       }
   }
 }

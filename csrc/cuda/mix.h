@@ -7,8 +7,8 @@
 
 namespace mhr::cuda {
 
-// mixed[u] = sum_s weights[u, h, s] bank[h, s] for every head h, bank [H, S, P, Q], weights float32 [U, H, S]. The
-// heads' blocks are joined along rows, [U, H P, Q] (factor A), or along columns, [U, P, H Q] (factor B). Sums are
+// mixed[u] = scale * sum_s weights[u, h, s] bank[h, s] for every head h, bank [H, S, P, Q], weights float32 [U, H, S].
+// The heads' blocks are joined along rows, [U, H P, Q] (factor A), or along columns, [U, P, H Q] (factor B). Sums are
 // float32.
 struct MixItem {
   const void* bank;
@@ -20,8 +20,11 @@ struct MixItem {
   int64_t heads, skills, p, q, rows;
   bool joins_rows;
   Dtype bank_dtype, mixed_dtype;
+  float scale = 1.0f;
 };
 
+// Items that name the same weights_grad (and so the same U, H and S) add up in it, in their order.
+//
 // Each call takes any number of items and starts few kernels: 40 items share one. Returns nullptr or what is wrong.
 size_t mix_backward_workspace_bytes(const MixItem* items, size_t n);
 const char* launch_mix(const MixItem* items, size_t n, void* stream);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cuda/torch_device.h"
+#include "mix_checks.h"
 
 namespace mhr::cuda {
 namespace {
@@ -66,18 +67,21 @@ std::vector<Tensor> mix(std::vector<Tensor> banks, std::vector<Tensor> weights, 
 }
 
 std::vector<Tensor> mix_backward(std::vector<Tensor> grads, std::vector<Tensor> banks, std::vector<Tensor> weights,
-                                 std::vector<int64_t> head_dims, bool need_banks, bool need_weights) {
+                                 std::vector<int64_t> rows, std::vector<int64_t> head_dims, bool need_banks,
+                                 bool need_weights) {
   const char* op = "mix_backward";
-  std::vector<MixItem> items = items_of(op, banks, weights, head_dims);
+  std::vector<MixItem> items = items_of(op, banks, weights_of_banks(op, weights, rows), head_dims);
   STD_TORCH_CHECK(grads.size() == banks.size(), "mhr::", op, ": got ", grads.size(), " grads for ", banks.size(),
                   " banks");
   std::vector<Tensor> d_banks, d_weights;
   if (items.empty()) return d_banks;
   const CallOn call(op, banks[0]);
+  if (need_weights)
+    for (const Tensor& w : weights) d_weights.push_back(empty(w, {w.size(0), w.size(1), w.size(2)}, ScalarType::Float));
   for (size_t i = 0; i < items.size(); ++i) {
     MixItem& item = items[i];
-    const auto [rows, columns] = mixed_shape(item);
-    check_shape(op, "grads", grads[i], "U, P, Q", {item.rows, rows, columns});
+    const auto [height, columns] = mixed_shape(item);
+    check_shape(op, "grads", grads[i], "U, P, Q", {item.rows, height, columns});
     check_contiguous(op, "grads", grads[i]);
     check_same_device(op, "grads", grads[i], banks[0]);
     item.mixed_grad = grads[i].const_data_ptr();
@@ -86,13 +90,10 @@ std::vector<Tensor> mix_backward(std::vector<Tensor> grads, std::vector<Tensor> 
       d_banks.push_back(empty(banks[i], {item.heads, item.skills, item.p, item.q}, banks[i].scalar_type()));
       item.bank_grad = d_banks[i].mutable_data_ptr();
     }
-    if (need_weights) {
-      d_weights.push_back(empty(weights[i], {item.rows, item.heads, item.skills}, ScalarType::Float));
-      item.weights_grad = static_cast<float*>(d_weights[i].mutable_data_ptr());
-    }
+    if (need_weights) item.weights_grad = static_cast<float*>(d_weights[rows[i]].mutable_data_ptr());
   }
-  const Tensor workspace = scratch(weights[0], mix_backward_workspace_bytes(items.data(), items.size()));
-  check_launch(op, launch_mix_backward(items.data(), items.size(), workspace.mutable_data_ptr(), call.stream()));
+  const Scratch workspace(weights[0], mix_backward_workspace_bytes(items.data(), items.size()));
+  check_launch(op, launch_mix_backward(items.data(), items.size(), workspace.data(), call.stream()));
   d_banks.insert(d_banks.end(), d_weights.begin(), d_weights.end());
   return d_banks;
 }

@@ -8,6 +8,29 @@ namespace mhr::cuda {
 constexpr int kRouteThreads = 128, kRouteWarps = kRouteThreads / 32;
 constexpr float kRouteEpsilon = 1e-12f;
 
+constexpr int kRouteTables = 100;  // of one launch: what 4 KB of kernel arguments hold
+
+struct RouteTable {
+  const float *logits, *noise, *dw;
+  float* out;
+};
+struct RouteArgs {
+  Route common;
+  RouteTable tables[kRouteTables];
+};
+static_assert(sizeof(RouteArgs) <= 4000);
+
+// The table that a block works on.
+__device__ __forceinline__ Route route_of(const RouteArgs& args) {
+  const RouteTable& table = args.tables[blockIdx.y];
+  Route p = args.common;
+  p.logits = table.logits;
+  p.noise = table.noise;
+  p.dw = table.dw;
+  p.out = table.out;
+  return p;
+}
+
 __device__ __forceinline__ float route_sigmoid(const Route& p, int64_t task, int64_t row, int64_t head, int64_t skill) {
   const float noise = p.noise ? p.noise[(row * p.heads + head) * p.skills + skill] : 0.0f;
   return 1.0f / (1.0f + expf(-(p.logits[(task * p.heads + head) * p.skills + skill] + noise) / p.temperature));
@@ -19,7 +42,8 @@ __device__ __forceinline__ float route_warp_sum(float v) {
 }
 
 // A warp for each row and head.
-__global__ void __launch_bounds__(kRouteThreads) route_kernel(Route p) {
+__global__ void __launch_bounds__(kRouteThreads) route_kernel(RouteArgs args) {
+  const Route p = route_of(args);
   const int64_t warp = int64_t(blockIdx.x) * kRouteWarps + (threadIdx.x >> 5), row = warp / p.heads,
                 head = warp % p.heads;
   const int lane = int(threadIdx.x & 31);
@@ -44,7 +68,8 @@ __global__ void __launch_bounds__(kRouteThreads) route_kernel(Route p) {
 }
 
 // A warp for each task and head looks for its rows, 32 at a time, and adds them up in their order.
-__global__ void __launch_bounds__(kRouteThreads) route_backward_kernel(Route p) {
+__global__ void __launch_bounds__(kRouteThreads) route_backward_kernel(RouteArgs args) {
+  const Route p = route_of(args);
   const int64_t warp = int64_t(blockIdx.x) * kRouteWarps + (threadIdx.x >> 5), task = warp / p.heads,
                 head = warp % p.heads;
   const int lane = int(threadIdx.x & 31);

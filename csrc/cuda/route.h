@@ -1,5 +1,6 @@
 // What the binding and the emulator's tests need of route and its backward: no torch header, no CUDA header.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 namespace mhr::cuda {
@@ -17,8 +18,9 @@ struct Route {
   float temperature;
 };
 
-// Each starts one kernel and returns nullptr or what is wrong.
-const char* launch_route(const Route& p, void* stream);
-const char* launch_route_backward(const Route& p, void* stream);
+// The routes of any number of tables of the same sizes, tasks and temperature, in few kernels: 100 share one. Each
+// returns nullptr or what is wrong.
+const char* launch_route(const Route* tables, size_t n, void* stream);
+const char* launch_route_backward(const Route* tables, size_t n, void* stream);
 
 }  // namespace mhr::cuda

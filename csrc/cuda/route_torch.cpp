@@ -1,6 +1,8 @@
 // route and its backward, registered.
 #include "cuda/route.h"
 
+#include <vector>
+
 #include "cuda/torch_device.h"
 #include "route_checks.h"
 
@@ -31,7 +33,7 @@ Tensor route(Tensor logits, Tensor tasks, std::optional<Tensor> noise, double te
   const CallOn call(op, logits);
   Tensor w = empty(logits, {p.rows, p.heads, p.skills}, ScalarType::Float);
   p.out = static_cast<float*>(w.mutable_data_ptr());
-  check_launch(op, launch_route(p, call.stream()));
+  check_launch(op, launch_route(&p, 1, call.stream()));
   return w;
 }
 
@@ -44,8 +46,63 @@ Tensor route_backward(Tensor dw, Tensor logits, Tensor tasks, std::optional<Tens
   Tensor d_logits = empty(logits, {p.n_tasks, p.heads, p.skills}, ScalarType::Float);
   p.dw = static_cast<const float*>(dw.const_data_ptr());
   p.out = static_cast<float*>(d_logits.mutable_data_ptr());
-  check_launch(op, launch_route_backward(p, call.stream()));
+  check_launch(op, launch_route_backward(&p, 1, call.stream()));
   return d_logits;
+}
+
+// One of several tables, with its part of the noise [N, U, H, S].
+Route table(const char* op, const std::vector<Tensor>& logits, size_t i, const Tensor& tasks,
+            const std::optional<Tensor>& noise, double temperature) {
+  check_same_device(op, "every logits", logits[i], logits[0]);
+  Route p = arguments(op, logits[i], tasks, std::nullopt, temperature);
+  if (noise) p.noise = static_cast<const float*>(noise->const_data_ptr()) + int64_t(i) * p.rows * p.heads * p.skills;
+  return p;
+}
+
+void check_noises(const char* op, const std::optional<Tensor>& noise, const std::vector<Tensor>& logits,
+                  const Tensor& tasks) {
+  check_all_noise(op, noise, logits, tasks);
+  if (noise) check_same_device(op, "noise", *noise, logits[0]);
+}
+
+std::vector<Tensor> route_all(std::vector<Tensor> logits, Tensor tasks, std::optional<Tensor> noise,
+                              double temperature) {
+  const char* op = "route_all";
+  std::vector<Tensor> found;
+  if (logits.empty()) return found;
+  check_noises(op, noise, logits, tasks);
+  const CallOn call(op, logits[0]);
+  std::vector<Route> tables;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    Route p = table(op, logits, i, tasks, noise, temperature);
+    found.push_back(empty(logits[i], {p.rows, p.heads, p.skills}, ScalarType::Float));
+    p.out = static_cast<float*>(found[i].mutable_data_ptr());
+    tables.push_back(p);
+  }
+  check_launch(op, launch_route(tables.data(), tables.size(), call.stream()));
+  return found;
+}
+
+std::vector<Tensor> route_all_backward(std::vector<Tensor> dw, std::vector<Tensor> logits, Tensor tasks,
+                                       std::optional<Tensor> noise, double temperature) {
+  const char* op = "route_all_backward";
+  std::vector<Tensor> found;
+  check_count(op, dw, logits);
+  if (logits.empty()) return found;
+  check_noises(op, noise, logits, tasks);
+  const CallOn call(op, logits[0]);
+  std::vector<Route> tables;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    Route p = table(op, logits, i, tasks, noise, temperature);
+    check_route_grad(op, dw[i], logits[i], {p.n_tasks, p.heads, p.skills, p.rows});
+    check_same_device(op, "dw", dw[i], logits[0]);
+    found.push_back(empty(logits[i], {p.n_tasks, p.heads, p.skills}, ScalarType::Float));
+    p.dw = static_cast<const float*>(dw[i].const_data_ptr());
+    p.out = static_cast<float*>(found[i].mutable_data_ptr());
+    tables.push_back(p);
+  }
+  check_launch(op, launch_route_backward(tables.data(), tables.size(), call.stream()));
+  return found;
 }
 
 }  // namespace
@@ -54,4 +111,6 @@ Tensor route_backward(Tensor dw, Tensor logits, Tensor tasks, std::optional<Tens
 MHR_CUDA_LIBRARY(m) {
   m.impl("route", TORCH_BOX(&mhr::cuda::route));
   m.impl("route_backward", TORCH_BOX(&mhr::cuda::route_backward));
+  m.impl("route_all", TORCH_BOX(&mhr::cuda::route_all));
+  m.impl("route_all_backward", TORCH_BOX(&mhr::cuda::route_all_backward));
 }

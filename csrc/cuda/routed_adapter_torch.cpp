@@ -2,9 +2,7 @@
 #include <string>
 #include <tuple>
 
-#include "adapter_checks.h"
-#include "cuda/routed_adapter.h"
-#include "cuda/torch_device.h"
+#include "cuda/adapter_arguments.h"
 
 namespace mhr::cuda {
 namespace {
@@ -13,18 +11,6 @@ Activation activation_of(const char* op, const std::string& name) {
   STD_TORCH_CHECK(name == "none" || name == "gelu", "mhr::", op, ": activation must be 'none' or 'gelu', got '", name,
                   "'");
   return name == "gelu" ? Activation::kGelu : Activation::kNone;
-}
-
-Routing routing_of(int64_t tokens, const Tensor& rows, const std::optional<Tensor>& offsets) {
-  return {tokens, rows.size(0), offsets ? static_cast<const int64_t*>(offsets->const_data_ptr()) : nullptr};
-}
-
-const int64_t* rows_of(const Tensor& rows) { return static_cast<const int64_t*>(rows.const_data_ptr()); }
-const void* data_of(const std::optional<Tensor>& t) { return t ? t->const_data_ptr() : nullptr; }
-float* floats_of(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
-
-bool is_float_beside(const Tensor& factor, const Tensor& x) {
-  return factor.scalar_type() == ScalarType::Float && x.scalar_type() != ScalarType::Float;
 }
 
 Tensor routed_adapter_forward(Tensor y, Tensor x, Tensor A, Tensor B, Tensor rows, std::optional<Tensor> rows_b,
@@ -38,7 +24,7 @@ Tensor routed_adapter_forward(Tensor y, Tensor x, Tensor A, Tensor B, Tensor row
   const CallOn call(op, x);
   Tensor z = empty(x, {sizes.tokens, sizes.rank}, ScalarType::Float);
   const RoutedAdapterForward p{dtype_of(op, x),
-                               is_float_beside(A, x),
+                               is_float_beside(dtype_of(op, A), dtype_of(op, x)),
                                routing_of(sizes.tokens, rows, offsets),
                                rows_of(rows),
                                rows_of(rows_b ? *rows_b : rows),
@@ -56,8 +42,8 @@ Tensor routed_adapter_forward(Tensor y, Tensor x, Tensor A, Tensor B, Tensor row
                                floats_of(z),
                                float(scale),
                                activation_of(op, activation)};
-  const Tensor workspace = scratch(x, workspace_bytes(p));
-  check_launch(op, launch_routed_adapter_forward(p, floats_of(workspace), call.stream()));
+  const Scratch workspace(x, workspace_bytes(p));
+  check_launch(op, launch_routed_adapter_forward(p, workspace.data(), call.stream()));
   return z;
 }
 
@@ -73,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor> routed_adapter_backward_dy(Tensor dy, Tensor 
   Tensor db = empty(z, {B.size(0), sizes.rank, sizes.n_out}, ScalarType::Float);
   Tensor dbias = need_bias ? empty(z, {B.size(0), sizes.n_out}, ScalarType::Float) : empty(z, {0}, ScalarType::Float);
   const RoutedAdapterBackwardDy p{dtype_of(op, dy),
-                                  is_float_beside(B, dy),
+                                  is_float_beside(dtype_of(op, B), dtype_of(op, dy)),
                                   routing_of(sizes.tokens, rows, offsets),
                                   rows_of(rows),
                                   B.size(0),
@@ -87,8 +73,8 @@ std::tuple<Tensor, Tensor, Tensor> routed_adapter_backward_dy(Tensor dy, Tensor 
                                   need_bias ? floats_of(dbias) : nullptr,
                                   float(scale),
                                   activation_of(op, activation)};
-  const Tensor workspace = scratch(dy, workspace_bytes(p));
-  check_launch(op, launch_routed_adapter_backward_dy(p, floats_of(workspace), call.stream()));
+  const Scratch workspace(dy, workspace_bytes(p));
+  check_launch(op, launch_routed_adapter_backward_dy(p, workspace.data(), call.stream()));
   return {dz, db, dbias};
 }
 
@@ -104,7 +90,7 @@ std::tuple<Tensor, Tensor> routed_adapter_backward_x(std::optional<Tensor> dx, T
   Tensor da = empty(dz, {A.size(0), sizes.n_in, sizes.rank}, ScalarType::Float);
   Tensor dbias = need_bias ? empty(dz, {A.size(0), sizes.rank}, ScalarType::Float) : empty(dz, {0}, ScalarType::Float);
   const RoutedAdapterBackwardX p{dtype_of(op, x),
-                                 is_float_beside(A, x),
+                                 is_float_beside(dtype_of(op, A), dtype_of(op, x)),
                                  routing_of(sizes.tokens, rows, offsets),
                                  rows_of(rows),
                                  A.size(0),
@@ -117,8 +103,8 @@ std::tuple<Tensor, Tensor> routed_adapter_backward_x(std::optional<Tensor> dx, T
                                  accumulate,
                                  floats_of(da),
                                  need_bias ? floats_of(dbias) : nullptr};
-  const Tensor workspace = scratch(x, workspace_bytes(p));
-  check_launch(op, launch_routed_adapter_backward_x(p, floats_of(workspace), call.stream()));
+  const Scratch workspace(x, workspace_bytes(p));
+  check_launch(op, launch_routed_adapter_backward_x(p, workspace.data(), call.stream()));
   return {da, dbias};
 }
 

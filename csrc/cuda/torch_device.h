@@ -1,9 +1,14 @@
 // What the registrations share: the device and stream of a call, scratch, and types. Compiled by g++ against libtorch's
-// stable ABI. MHR_EMULATED registers the same code for the CPU, with the emulator's kernels behind it.
+// stable ABI. MHR_EMULATED registers the same code for the CPU, with the emulator's kernels behind it; MHR_STUB does so
+// too, with a runtime that records launches.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+#include <initializer_list>
 
 #include "checks.h"
 #include "cuda/dtype.h"
@@ -11,7 +16,7 @@
 // Part of libtorch's C interface, absent from builds without CUDA: weak, so that the library loads there too.
 extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
-#if defined(MHR_EMULATED)
+#if defined(MHR_EMULATED) || defined(MHR_STUB)
 #define MHR_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mhr, CPU, m)
 #else
 #define MHR_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mhr, CUDA, m)
@@ -40,15 +45,50 @@ class CallOn {
   void* stream_ = nullptr;
 };
 
-// Scratch that torch's allocator takes back, in stream order, when the tensor goes.
-inline Tensor scratch(const Tensor& like, size_t bytes) {
-  const auto floats = int64_t((bytes + 3) / 4);
-  return torch::stable::new_empty(like, {floats}, ScalarType::Float);
+// An uninitialised contiguous tensor beside `like`. Not through the dispatcher, which costs 2 us each time.
+inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  std::array<int64_t, 4> strides{};
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(1, sizes.begin()[i])) strides[i] = stride;
+  int32_t device = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides.data(), code, device,
+                                                  like.get_device_index(), &handle));
+  return Tensor(handle);
 }
 
-inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), dtype);
-}
+// Where the pieces of a call's scratch lie, each aligned for any access.
+class Plan {
+ public:
+  size_t add(size_t bytes) {
+    const size_t at = bytes_;
+    bytes_ += (bytes + 255) & ~size_t(255);
+    return at;
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  size_t bytes_ = 0;
+};
+
+// Scratch that torch's allocator takes back, in stream order, when this goes.
+class Scratch {
+ public:
+  Scratch(const Tensor& like, size_t bytes)
+      : tensor_(empty(like, {int64_t((bytes + 3) / 4)}, ScalarType::Float)),
+        data_(static_cast<char*>(tensor_.mutable_data_ptr())) {}
+  template <class T>
+  T* at(size_t offset) const {
+    return reinterpret_cast<T*>(data_ + offset);
+  }
+  void* data() const { return data_; }
+
+ private:
+  Tensor tensor_;
+  char* data_;
+};
 
 inline Dtype dtype_of(const char* op, const Tensor& t) {
   switch (t.scalar_type()) {

@@ -26,8 +26,8 @@ void weighted_average(Tensor out, std::vector<Tensor> tensors, std::vector<doubl
   const CallOn call(op, out);
   const WeightedAverage p{dtype_of(op, out), out.numel(),    int64_t(data.size()),
                           data.data(),       weights.data(), out.mutable_data_ptr()};
-  const Tensor workspace = scratch(out, workspace_bytes(p));
-  check_launch(op, launch_weighted_average(p, workspace.mutable_data_ptr(), call.stream()));
+  const Scratch workspace(out, workspace_bytes(p));
+  check_launch(op, launch_weighted_average(p, workspace.data(), call.stream()));
 }
 
 }  // namespace

@@ -12,6 +12,7 @@ from torch import nn
 
 from mhr.layers.bank import AdapterBank, bank_of
 from mhr.layers.rows import check_rows
+from mhr.layers.together import mix_together
 from mhr.routing import RoutingBatch
 
 TASK_IDS = inspect.Parameter("task_ids", inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -74,6 +75,7 @@ def _enter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     # Hooks are compiled apart from the model: there, each layer asks its router within the model's one graph.
     if batch is not None and not batch.drawn and not torch.compiler.is_compiling():
         bank.state.weights = bank.weigh(batch)
+        bank.state.factors = mix_together(model, bank, bank.state.weights)
     return args, kwargs
 
 

@@ -49,9 +49,9 @@ def _by_example(
         return bias(query, key, relative_pos, *rest)
     every = torch.arange(batch.segments, device=query.device).split(1)
     per_example = zip(every, query.chunk(batch.segments), key.chunk(batch.segments), strict=True)
-    weights, parts = state.weights, []
+    weights, factors, parts = state.weights, state.factors, []
     for index, q, k in per_example:
         with state.use(batch.take(index)):
-            state.weights = weights  # by distinct task, whichever examples are left
+            state.weights, state.factors = weights, factors  # by distinct task, whichever examples are left
             parts.append(bias(q, k, relative_pos, *rest))
     return torch.cat(parts)

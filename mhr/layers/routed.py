@@ -214,11 +214,27 @@ class RoutedLayer(nn.Module, ABC):
     def mixed(self, weights: Tensor | None) -> list[Tensor]:
         """The bank's parameters averaged by `weights` [U, H, S], heads joined: each [U, ...]; or, without weights, one row
         per skill."""
-        banks = list(self.factors().values())
         if weights is None:
-            return [bank.squeeze(0) for bank in banks]  # skills are drawn for one head only
-        a, b = self.by_side(weights)
-        return list(mix(banks, [b if name.endswith("_b") else a for name in self.bank_names], self.head_dims))
+            return [bank.squeeze(0) for bank in self.factors().values()]  # skills are drawn for one head only
+        together = self.together(weights)
+        if together is not None:
+            return together
+        return list(mix(list(self.factors().values()), self.side_of(*self.by_side(weights)), self.head_dims))
+
+    def together(self, weights: Tensor | None) -> list[Tensor] | None:
+        """What `mixed(weights)` would be, where it was mixed with that of the other layers of the call, in `mixed_dtype`."""
+        state = self.state
+        if state.factors is None or state.weights is None or weights is not state.weights[self.router.index]:
+            return None
+        return state.factors[self.name]
+
+    def mixed_dtype(self) -> torch.dtype | None:
+        """The dtype that the layer's kernels read its factors in; None for the bank's own."""
+        return None
+
+    def side_of(self, a: Tensor, b: Tensor) -> list[Tensor]:
+        """For each of the bank's parameters the one of factor A or B."""
+        return [b if name.endswith("_b") else a for name in self.bank_names]
 
     def by_side(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The weights [U, H, S] for factor A and for factor B; a factor that all skills share is taken whole."""

@@ -47,6 +47,11 @@ class RoutedBottleneck(RoutedLayer):
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
         weights, rows, rows_b, offsets = segments
         h = self.base_output(x)
+        together = self.together(weights)
+        if together is not None:
+            factor_a, bias_a, factor_b, bias_b = together  # [U, O, R], [U, H, R], [U, R, O], [U, 1, O]
+            mixed = factor_a[None], bias_a.mean(1, keepdim=True)[None], factor_b[None], bias_b[None]
+            return routed_bottleneck(h, *mixed, None, rows, rows_b=rows_b, offsets=offsets)
         a, b = (None, None) if weights is None else self.by_side(weights)
         bank = self.bank_a, self.bias_a, self.bank_b, self.bias_b
         return routed_bottleneck(h, *bank, a, rows, weights_b=None if a is b else b, rows_b=rows_b, offsets=offsets)

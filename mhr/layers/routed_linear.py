@@ -70,6 +70,10 @@ class RoutedLinear(RoutedLayer):
         base = self.base
         dropout = self.config.dropout if self.training else 0.0
         if not dropout and _is_plain(base):
+            together = self.together(weights)
+            if together is not None and together[0].dtype == _computed_in(x):
+                factors, more = (*together, None), {"rows_b": rows_b, "offsets": offsets}
+                return routed_linear(x, base.weight, base.bias, *factors, rows, self.scaling, **more)
             bank = self.factors()
             a, b = self.by_side(self.one_hot() if weights is None else weights)
             return routed_linear(
@@ -93,10 +97,22 @@ class RoutedLinear(RoutedLayer):
             x = F.dropout(x, dropout)
         return routed_adapter(y, x.to(y.dtype), a, b, rows, self.scaling, rows_b=rows_b, offsets=offsets)
 
+    def mixed_dtype(self) -> torch.dtype | None:
+        dropout = self.config.dropout if self.training else 0.0
+        return _computed_in(self.base.weight) if not dropout and _is_plain(self.base) else None
+
     def one_hot(self) -> Tensor:
         """Weights [S, 1, S] that make each skill a row of its own: little work beside a product that is fused."""
         even = self.router.even
         return torch.eye(self.router.n_skills, dtype=even.dtype, device=even.device)[:, None]
+
+
+def _computed_in(x: Tensor) -> torch.dtype:
+    """The dtype in which F.linear computes on x, or on what has its dtype: under autocast not x's."""
+    device = x.device.type
+    if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
 
 
 def _is_plain(base: nn.Module) -> TypeGuard[nn.Linear]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from mhr.data.choice_collators import CausalChoicesCollator, Seq2SeqChoicesCollator
 from mhr.data.collators import IGNORED, Batch
 from mhr.layers import AdapterBank
+from mhr.layers.together import mix_together
 from mhr.objectives.causal import next_labels
 from mhr.objectives.heads import States, states_at
 from mhr.objectives.objective import Distributions, Objective, PassLosses, objectives, sums_of, token_losses
@@ -139,6 +140,7 @@ class _Routing:
     """One routing for both halves of a pass: inputs row by row, and answers each as its input (same noise, same draw)."""
 
     def __init__(self, model: Any, batch: Batch):
+        self.model = model
         self.bank: AdapterBank | None = getattr(model, "mhr", None)
         self.owners: Tensor = batch["owners"]
         self.batch = None if self.bank is None else self.bank.for_batch(batch["task_ids"])
@@ -152,7 +154,9 @@ class _Routing:
         with self.bank.routing(self.batch):
             if not self.batch.drawn:
                 # As the model does at its own call: all routers at once, not one at each layer.
-                self.bank.state.weights = self.bank.weigh(self.batch)
+                weights = self.bank.weigh(self.batch)
+                self.bank.state.weights = weights
+                self.bank.state.factors = mix_together(self.model, self.bank, weights)
             yield
 
     @contextmanager

@@ -38,13 +38,22 @@ def mix(
     The average of Polytropon and MHR (arXiv 2202.13914, 2211.03831); with uniform weights and U = 1 it is MHR-mu and
     AdaMix's merge (arXiv 2205.12410).
     """
-    # Neighbours often share their weights (A and B of a layer), which torch.compile wants to see only once.
+    # Neighbours often share their weights (A and B of a layer, or all layers), which are given once. Looking back further than
+    # at the weights of a layer's two sides would take the square of the number of layers.
     distinct: list[Tensor] = []
     rows: list[int] = []
     for w in weights:
-        if not distinct or distinct[-1] is not w:
+        last = len(distinct) - 1
+        row = (
+            last
+            if last >= 0 and distinct[last] is w
+            else last - 1
+            if last >= 1 and distinct[last - 1] is w
+            else last + 1
+        )
+        if row > last:
             distinct.append(w)
-        rows.append(len(distinct) - 1)
+        rows.append(row)
     return list(apply(_Mix, out_dtype, tuple(head_dims), tuple(rows), *banks, *distinct))
 
 
@@ -55,28 +64,37 @@ class _Mix(torch.autograd.Function):
     def forward(
         ctx: Any, out_dtype: torch.dtype | None, head_dims: tuple[int, ...], rows: tuple[int, ...], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        n = len(tensors) - (rows[-1] + 1 if rows else 0)
+        n = len(tensors) - (max(rows) + 1 if rows else 0)
         tensors = tuple(t.contiguous() for t in tensors)
         ctx.head_dims, ctx.rows = head_dims, rows
         ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
         return tuple(_forward(tensors[:n], [tensors[n + i] for i in rows], head_dims, out_dtype))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_order("mix")
-        n = len(ctx.head_dims)
-        tensors = ctx.saved_tensors
-        need_banks, need_weights = any(ctx.needs_input_grad[3 : 3 + n]), any(ctx.needs_input_grad[3 + n :])
-        grads = tuple(g.contiguous() for g in grads)
-        weights = [tensors[n + i] for i in ctx.rows]
-        found = _backward(grads, tensors[:n], weights, ctx.head_dims, need_banks, need_weights)
-        d_banks = found[:n] if need_banks else [None] * n
-        d_weights: list[Tensor | None] = [None] * (len(tensors) - n)
-        if need_weights:
-            for i, d in zip(ctx.rows, found[-n:], strict=True):
-                so_far = d_weights[i]
-                d_weights[i] = d if so_far is None else so_far + d
-        return None, None, None, *d_banks, *d_weights
+        n, tensors, found = len(ctx.head_dims), ctx.saved_tensors, [None] * len(ctx.saved_tensors)
+        # Factors that nothing was made of have no gradient, and weights that served none of the others.
+        mixed = [i for i in range(n) if grads[i] is not None]
+        distinct = list(dict.fromkeys(ctx.rows[i] for i in mixed))
+        if not mixed:
+            return None, None, None, *found
+        need = ctx.needs_input_grad[3:]
+        need_banks, need_weights = any(need[i] for i in mixed), any(need[n + i] for i in distinct)
+        values = _backward(
+            [g.contiguous() for g in grads if g is not None],
+            [tensors[i] for i in mixed],
+            [tensors[n + i] for i in distinct],
+            [distinct.index(ctx.rows[i]) for i in mixed],
+            [ctx.head_dims[i] for i in mixed],
+            need_banks,
+            need_weights,
+        )
+        at = (mixed if need_banks else []) + ([n + i for i in distinct] if need_weights else [])
+        for i, value in zip(at, values, strict=True):
+            found[i] = value
+        return None, None, None, *found
 
 
 def check_banks(
@@ -118,14 +136,18 @@ def mix_backward_reference(
     grads: Sequence[Tensor],
     banks: Sequence[Tensor],
     weights: Sequence[Tensor],
+    rows: Sequence[int],
     head_dims: Sequence[int],
     need_banks: bool,
     need_weights: bool,
 ) -> list[Tensor]:
-    shapes = check_banks("mix_backward", banks, weights, head_dims)
-    d_banks, d_weights = [], []
-    for i, (grad, bank, w, head_dim) in enumerate(zip(grads, banks, weights, head_dims, strict=True)):
+    """Bank i was mixed by weights[rows[i]], whose gradient is the sum over its banks, in their order."""
+    shapes = check_banks("mix_backward", banks, [weights[i] for i in rows], head_dims)
+    d_banks: list[Tensor] = []
+    d_weights: list[Tensor | None] = [None] * len(weights)
+    for i, (grad, bank, row, head_dim) in enumerate(zip(grads, banks, rows, head_dims, strict=True)):
         check_shape("mix_backward", f"grads[{i}]", grad, "U P Q", shapes[i])
+        w = weights[row]
         n_heads, _, p, q = bank.shape
         blocks = grad.to(w.dtype)
         if head_dim == 1:
@@ -135,8 +157,9 @@ def mix_backward_reference(
         if need_banks:
             d_banks.append(torch.einsum("uhs,uhpq->hspq", w, blocks).to(bank.dtype).contiguous())
         if need_weights:
-            d_weights.append(torch.einsum("uhpq,hspq->uhs", blocks, bank.to(w.dtype)).contiguous())
-    return d_banks + d_weights
+            d, so_far = torch.einsum("uhpq,hspq->uhs", blocks, bank.to(w.dtype)).contiguous(), d_weights[row]
+            d_weights[row] = d if so_far is None else so_far + d
+    return d_banks + [d for d in d_weights if d is not None]
 
 
 def _fake(
@@ -150,6 +173,7 @@ def _backward_fake(
     grads: Sequence[Tensor],
     banks: Sequence[Tensor],
     weights: Sequence[Tensor],
+    rows: Sequence[int],
     head_dims: Sequence[int],
     need_banks: bool,
     need_weights: bool,
@@ -162,8 +186,8 @@ _forward = register_op(
     "mix(Tensor[] banks, Tensor[] weights, int[] head_dims, ScalarType? out_dtype) -> Tensor[]", mix_reference, _fake
 )
 _backward = register_op(
-    "mix_backward(Tensor[] grads, Tensor[] banks, Tensor[] weights, int[] head_dims, bool need_banks, bool need_weights)"
-    " -> Tensor[]",
+    "mix_backward(Tensor[] grads, Tensor[] banks, Tensor[] weights, int[] rows, int[] head_dims, bool need_banks,"
+    " bool need_weights) -> Tensor[]",
     mix_backward_reference,
     _backward_fake,
 )

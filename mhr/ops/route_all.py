@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mhr.ops.autograd import apply, refuse_second_order
 from mhr.ops.checks import accumulator
+from mhr.ops.native import register_op
 from mhr.ops.route import route  # noqa: F401  (registers mhr::route)
 
 
@@ -36,21 +37,66 @@ class _RouteAll(torch.autograd.Function):
         ctx: Any, tasks: Tensor, noise: Tensor | None, temperature: float, *logits: Tensor
     ) -> tuple[Tensor, ...]:
         values = [z.to(accumulator(z.dtype)).contiguous() for z in logits]
+        tasks = tasks.contiguous()
+        if noise is not None and values:
+            noise = noise.to(values[0].dtype).contiguous()
         ctx.save_for_backward(tasks, noise, *values)
         ctx.set_materialize_grads(False)
         ctx.temperature, ctx.dtypes = temperature, [z.dtype for z in logits]
-        op = torch.ops.mhr.route.default
-        if noise is None:
-            return tuple(op(z, tasks, None, temperature) for z in values)
-        return tuple(op(z, tasks, n.to(z.dtype), temperature) for z, n in zip(values, noise.unbind(), strict=True))
+        forward = _forward if len({z.dtype for z in values}) < 2 else route_all_reference
+        return tuple(forward(values, tasks, noise, temperature))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_order("route_all")
         tasks, noise, *values = ctx.saved_tensors
-        op = torch.ops.mhr.route_backward.default
-        found = []
-        for i, (dw, z, dtype) in enumerate(zip(grads, values, ctx.dtypes, strict=True)):
-            n = None if noise is None else noise[i].to(z.dtype)
-            found.append(None if dw is None else op(dw.contiguous(), z, tasks, n, ctx.temperature).to(dtype))
-        return None, None, None, *found
+        shapes = [(tasks.shape[0], *z.shape[1:]) for z in values]
+        # Routers that are not in use are few, if any, and get no gradient; zeros stand for theirs in the one call.
+        given = [
+            z.new_zeros(shape) if dw is None else dw.contiguous()
+            for dw, z, shape in zip(grads, values, shapes, strict=True)
+        ]
+        backward = _backward if len({z.dtype for z in values}) < 2 else route_all_backward_reference
+        found = backward(given, values, tasks, noise, ctx.temperature)
+        kept = [None if dw is None else d.to(dtype) for dw, d, dtype in zip(grads, found, ctx.dtypes, strict=True)]
+        return None, None, None, *kept
+
+
+def route_all_reference(
+    logits: Sequence[Tensor], tasks: Tensor, noise: Tensor | None, temperature: float
+) -> list[Tensor]:
+    noises = [None] * len(logits) if noise is None else noise.unbind()
+    return [
+        torch.ops.mhr.route(z, tasks, None if n is None else n.to(z.dtype), temperature)
+        for z, n in zip(logits, noises, strict=True)
+    ]
+
+
+def route_all_backward_reference(
+    dw: Sequence[Tensor], logits: Sequence[Tensor], tasks: Tensor, noise: Tensor | None, temperature: float
+) -> list[Tensor]:
+    noises = [None] * len(logits) if noise is None else noise.unbind()
+    return [
+        torch.ops.mhr.route_backward(d, z, tasks, None if n is None else n.to(z.dtype), temperature)
+        for d, z, n in zip(dw, logits, noises, strict=True)
+    ]
+
+
+def _fake(logits: Sequence[Tensor], tasks: Tensor, noise: Tensor | None, temperature: float) -> list[Tensor]:
+    return [z.new_empty((tasks.shape[0], *z.shape[1:])) for z in logits]
+
+
+def _backward_fake(
+    dw: Sequence[Tensor], logits: Sequence[Tensor], tasks: Tensor, noise: Tensor | None, temperature: float
+) -> list[Tensor]:
+    return [torch.empty_like(z) for z in logits]
+
+
+_forward = register_op(
+    "route_all(Tensor[] logits, Tensor tasks, Tensor? noise, float temperature) -> Tensor[]", route_all_reference, _fake
+)
+_backward = register_op(
+    "route_all_backward(Tensor[] dw, Tensor[] logits, Tensor tasks, Tensor? noise, float temperature) -> Tensor[]",
+    route_all_backward_reference,
+    _backward_fake,
+)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mhr.ops.autograd import apply, refuse_second_order
 from mhr.ops.checks import accumulator, check
+from mhr.ops.native import register_op
+from mhr.ops.routed_adapter import n_tokens
 
 BOTTLENECK_HEAD_DIMS = (1, 1, 2, 2)
 
@@ -84,39 +86,81 @@ class _RoutedBottleneck(torch.autograd.Function):
         weights, weights_b, rows_b, offsets = (
             t if t is None else t.contiguous() for t in (weights, weights_b, rows_b, offsets)
         )
-        a, bias, b, bias_out = _rows_of(x, banks, weights, weights_b)
-        y = x.clone()
-        z = torch.ops.mhr.routed_adapter_forward(y, x, a, b, rows, rows_b, offsets, bias, bias_out, "gelu", 1.0)
+        y, z = _forward(x, *banks, weights, weights_b, rows, rows_b, offsets)
         ctx.save_for_backward(x, *banks, weights, weights_b, rows, rows_b, offsets, z)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_order("routed_bottleneck")
-        x, bank_a, bias_a, bank_b, bias_b, weights, weights_b, rows, rows_b, offsets, z = ctx.saved_tensors
-        ops, banks, dy = torch.ops.mhr, (bank_a, bias_a, bank_b, bias_b), dy.contiguous()
-        a, _, b, _ = _rows_of(x, banks, weights, weights_b)
-        dz, d_b, d_bias_b = ops.routed_adapter_backward_dy(
-            dy, z, b, rows if rows_b is None else rows_b, offsets, "gelu", 1.0, True
+        *given, z = ctx.saved_tensors
+        weights, weights_b = given[5:7]
+        need_x = ctx.needs_input_grad[0]
+        dx, *d_banks, d_weights, d_weights_b = _backward(dy.contiguous(), given[0], z, *given[1:], need_x)
+        return (
+            dx if need_x else None,
+            *d_banks,
+            None if weights is None else d_weights,
+            None if weights_b is None else d_weights_b,
+            None,
+            None,
+            None,
         )
-        dx = (
-            dy.clone() if ctx.needs_input_grad[0] else None
-        )  # the gradient of the residual, which the adapter's is added to
-        d_a, d_bias_a = ops.routed_adapter_backward_x(dx, x, dz, a, rows, offsets, True, True)
-        if weights is None:
-            found = [
-                d.view_as(bank).to(bank.dtype) for d, bank in zip((d_a, d_bias_a, d_b, d_bias_b), banks, strict=True)
-            ]
-            return dx, *found, None, None, None, None, None
-        heads = bank_a.shape[0]
-        grads = (d_a, (d_bias_a / heads)[:, None].repeat(1, heads, 1), d_b, d_bias_b[:, None])
-        *d_banks, w_a, w_bias_a, w_b, w_bias_b = ops.mix_backward(
-            grads, banks, _sides(weights, weights_b), BOTTLENECK_HEAD_DIMS, True, True
-        )
-        d_weights, d_weights_b = w_a + w_bias_a, w_b + w_bias_b
-        if weights_b is None:
-            return dx, *d_banks, d_weights + d_weights_b, None, None, None, None
-        return dx, *d_banks, d_weights, d_weights_b, None, None, None
+
+
+# Where no kernel does all in one, the parts serve, each by its own kernel or reference.
+def _forward_composite(
+    x: Tensor,
+    bank_a: Tensor,
+    bias_a: Tensor,
+    bank_b: Tensor,
+    bias_b: Tensor,
+    weights: Tensor | None,
+    weights_b: Tensor | None,
+    rows: Tensor,
+    rows_b: Tensor | None,
+    offsets: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    a, bias, b, bias_out = _rows_of(x, (bank_a, bias_a, bank_b, bias_b), weights, weights_b)
+    y = x.clone()
+    return y, torch.ops.mhr.routed_adapter_forward(y, x, a, b, rows, rows_b, offsets, bias, bias_out, "gelu", 1.0)
+
+
+def _backward_composite(
+    dy: Tensor,
+    x: Tensor,
+    z: Tensor,
+    bank_a: Tensor,
+    bias_a: Tensor,
+    bank_b: Tensor,
+    bias_b: Tensor,
+    weights: Tensor | None,
+    weights_b: Tensor | None,
+    rows: Tensor,
+    rows_b: Tensor | None,
+    offsets: Tensor | None,
+    need_x: bool,
+) -> tuple[Tensor, ...]:
+    ops, banks = torch.ops.mhr, (bank_a, bias_a, bank_b, bias_b)
+    a, _, b, _ = _rows_of(x, banks, weights, weights_b)
+    dz, d_b, d_bias_b = ops.routed_adapter_backward_dy(
+        dy, z, b, rows if rows_b is None else rows_b, offsets, "gelu", 1.0, True
+    )
+    dx = dy.clone() if need_x else None  # the gradient of the residual, which the adapter's is added to
+    d_a, d_bias_a = ops.routed_adapter_backward_x(dx, x, dz, a, rows, offsets, True, True)
+    dx, none = x.new_empty(0) if dx is None else dx, d_a.new_empty(0)
+    if weights is None:
+        found = [d.reshape(bank.shape) for d, bank in zip((d_a, d_bias_a, d_b, d_bias_b), banks, strict=True)]
+        return dx, *found, none, none.clone()
+    heads = bank_a.shape[0]
+    grads = (d_a, (d_bias_a / heads)[:, None].repeat(1, heads, 1), d_b, d_bias_b[:, None])
+    *d_banks, w_a, w_bias_a, w_b, w_bias_b = ops.mix_backward(
+        grads, banks, _sides(weights, weights_b), (0, 1, 2, 3), BOTTLENECK_HEAD_DIMS, True, True
+    )
+    d_weights, d_weights_b = w_a + w_bias_a, w_b + w_bias_b
+    if weights_b is None:
+        return dx, *d_banks, d_weights + d_weights_b, none
+    return dx, *d_banks, d_weights, d_weights_b
 
 
 def _rows_of(
@@ -136,3 +180,54 @@ def _sides(weights: Tensor, weights_b: Tensor | None) -> tuple[Tensor, ...]:
     """The weights of each bank."""
     b = weights if weights_b is None else weights_b
     return weights, weights, b, b
+
+
+def _fake(
+    x: Tensor,
+    bank_a: Tensor,
+    bias_a: Tensor,
+    bank_b: Tensor,
+    bias_b: Tensor,
+    weights: Tensor | None,
+    weights_b: Tensor | None,
+    rows: Tensor,
+    rows_b: Tensor | None,
+    offsets: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty((n_tokens(x), bank_a.shape[3]), dtype=accumulator(x.dtype))
+
+
+def _backward_fake(
+    dy: Tensor,
+    x: Tensor,
+    z: Tensor,
+    bank_a: Tensor,
+    bias_a: Tensor,
+    bank_b: Tensor,
+    bias_b: Tensor,
+    weights: Tensor | None,
+    weights_b: Tensor | None,
+    rows: Tensor,
+    rows_b: Tensor | None,
+    offsets: Tensor | None,
+    need_x: bool,
+) -> tuple[Tensor, ...]:
+    banks, sums = (bank_a, bias_a, bank_b, bias_b), accumulator(x.dtype)
+    d_banks = [bank.new_empty(bank.shape, dtype=sums if weights is None else bank.dtype) for bank in banks]
+    d_weights = [x.new_empty((0,) if w is None else w.shape, dtype=sums) for w in (weights, weights_b)]
+    return x.new_empty(x.shape if need_x else (0,)), *d_banks, *d_weights
+
+
+_forward = register_op(
+    "routed_bottleneck_forward(Tensor x, Tensor bank_a, Tensor bias_a, Tensor bank_b, Tensor bias_b, Tensor? weights,"
+    " Tensor? weights_b, Tensor rows, Tensor? rows_b, Tensor? offsets) -> (Tensor, Tensor)",
+    _forward_composite,
+    _fake,
+)
+_backward = register_op(
+    "routed_bottleneck_backward(Tensor dy, Tensor x, Tensor z, Tensor bank_a, Tensor bias_a, Tensor bank_b, Tensor bias_b,"
+    " Tensor? weights, Tensor? weights_b, Tensor rows, Tensor? rows_b, Tensor? offsets, bool need_x)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward_composite,
+    _backward_fake,
+)

@@ -85,6 +85,7 @@ class RoutingState:
 
     weights   of every router for the call under way, by the routers' index, where they were computed together; a layer
               that finds none (its block is computed again, or it was called without the model) asks its router
+    factors   of every layer for the call under way, by the layers' names, where they were mixed together
     disabled  whether the layers answer as their base layers do; see `mhr.disabled`
     """
 
@@ -92,6 +93,7 @@ class RoutingState:
         self.batch: RoutingBatch | None = None
         self.block: RoutingBatch | None = None
         self.weights: list[Tensor] | None = None
+        self.factors: dict[str, list[Tensor]] | None = None
         self.disabled = False
 
     def current(self) -> RoutingBatch:
@@ -108,16 +110,16 @@ class RoutingState:
 
     def leave(self) -> None:
         """The call ends."""
-        self.batch, self.weights = self.block, None
+        self.batch, self.weights, self.factors = self.block, None, None
 
     @contextmanager
     def use(self, batch: RoutingBatch | None, disabled: bool | None = None) -> Iterator[None]:
         """Route by `batch` inside the block (or, if `disabled`, by nothing), and as before after it, also when it raises."""
-        before = self.batch, self.block, self.weights, self.disabled
-        self.batch, self.block, self.weights = batch, batch, None
+        before = self.batch, self.block, self.weights, self.factors, self.disabled
+        self.batch, self.block, self.weights, self.factors = batch, batch, None, None
         if disabled is not None:
             self.disabled = disabled
         try:
             yield
         finally:
-            self.batch, self.block, self.weights, self.disabled = before
+            self.batch, self.block, self.weights, self.factors, self.disabled = before

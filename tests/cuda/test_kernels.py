@@ -111,7 +111,7 @@ def test_mix_matches_float64() -> None:
     for item, (bank, w, _), factor in zip(items, tensors, ops.mix(banks, weights, head_dims, BF16), strict=True):
         sums = product(Bounded.exact(w.cpu().transpose(0, 1)), Bounded.exact(bank.cpu().flatten(2)), SUMS)
         assert worst(item.split(factor.cpu()), sums.rounded(BF16)) <= 1, item
-    grads = ops.mix_backward([t[2] for t in tensors], banks, weights, head_dims, True, True)
+    grads = ops.mix_backward([t[2] for t in tensors], banks, weights, list(range(len(banks))), head_dims, True, True)
     for item, (bank, w, grad), d_bank, d_weights in zip(
         items, tensors, grads[: len(items)], grads[len(items) :], strict=True
     ):

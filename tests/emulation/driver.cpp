@@ -258,14 +258,14 @@ mhr::cuda::Route route_of(Call& c) {
 const char* route(Call& c) {
   mhr::cuda::Route p = route_of(c);
   p.out = c.output<float>();
-  return launch_route(p, nullptr);
+  return launch_route(&p, 1, nullptr);
 }
 
 const char* route_backward(Call& c) {
   mhr::cuda::Route p = route_of(c);
   p.dw = c.input<float>();
   p.out = c.output<float>();
-  return launch_route_backward(p, nullptr);
+  return launch_route_backward(&p, 1, nullptr);
 }
 
 const char* weighted_average(Call& c) {

@@ -60,6 +60,26 @@ def test_no_banks_give_no_factors() -> None:
     assert mix([], [], []) == []
 
 
+def test_weights_that_banks_share_get_the_sum_and_factors_without_use_nothing() -> None:
+    weights, other = (torch.rand(4, 2, 3, requires_grad=True) for _ in range(2))
+    banks = [torch.randn(2, 3, p, 6, requires_grad=True) for p in (5, 1, 700, 4, 3)]
+    given = [weights, other, weights, weights, other]
+    mixed = mix(banks, given, [1, 2, 1, 2, 1])
+    upstream = [torch.randn_like(m) for m in mixed]
+    used = (0, 2, 3)
+    torch.autograd.backward([mixed[i] for i in used], [upstream[i] for i in used])
+    alone = [
+        torch.autograd.grad(mix([banks[i]], [weights], [(1, 2, 1, 2)[i]]), (banks[i], weights), upstream[i])
+        for i in used
+    ]
+    for i, (d_bank, _) in zip(used, alone, strict=True):
+        assert torch.equal(banks[i].grad, d_bank)
+    torch.testing.assert_close(weights.grad, sum(d for _, d in alone))
+    assert other.grad is None
+    assert banks[1].grad is None
+    assert banks[4].grad is None
+
+
 def test_non_contiguous_inputs() -> None:
     bank, weights = torch.randn(3, 5, 4, 2).transpose(0, 2), torch.rand(5, 4, 6).permute(2, 1, 0)
     torch.testing.assert_close(mix([bank], [weights], [1])[0], mix_formula(bank, weights, 1))
@@ -83,7 +103,7 @@ def test_opcheck() -> None:
     args = ([given["bank"]], [given["weights"]], [1], torch.bfloat16)
     torch.library.opcheck(torch.ops.mhr.mix.default, args)
     grads = torch.ops.mhr.mix(*args)
-    torch.library.opcheck(torch.ops.mhr.mix_backward.default, (grads, args[0], args[1], [1], True, True))
+    torch.library.opcheck(torch.ops.mhr.mix_backward.default, (grads, args[0], args[1], [0], [1], True, True))
 
 
 def test_compiles_without_graph_breaks(backend: str) -> None:

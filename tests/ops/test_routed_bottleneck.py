@@ -167,7 +167,7 @@ def test_compiles_without_graph_breaks(weighed: bool, backend: str) -> None:
         ({"x": torch.randn(3, 5, 10)}, "x must have O = 8 columns, as bank_a adapts, got 10"),
         ({"weights": None}, "without weights, only where there is one head, got 2"),
         ({"weights": torch.rand(4, 2, 4)}, r"weights.* must have shape \(U, H, S\) = \(4, 2, 3\), got \(4, 2, 4\)"),
-        ({"bank_b": torch.randn(2, 3, 3, 4)}, r"B must have shape \(U, R, O\) = \(4, 2, 8\), got \(4, 3, 8\)"),
+        ({"bank_b": torch.randn(2, 3, 3, 4)}, r"got \(4, 3, 8\)|bank_a has rank 2, bank_b 3"),
         ({"rows": torch.tensor([0, 1, 4])}, r"rows must lie in 0\.\.3"),
     ],
 )

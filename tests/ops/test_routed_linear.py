@@ -6,7 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mhr.ops import routed_linear
+from mhr.ops.autograd import apply
 from mhr.ops.checks import accumulator
+from mhr.ops.routed_linear import _RoutedLinear, adapter_first
 from tests.helpers import DTYPES, assert_close
 from tests.ops.cases import LAYOUTS, Layout, adapter_formula, double, mix_formula, strided, values, with_gradients
 
@@ -80,6 +82,55 @@ def test_accuracy_with_float32_banks(dtype: torch.dtype) -> None:
     assert_close(found, with_gradients(formula(RAGGED), double(given)), dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_accuracy_of_factors_as_they_are(dtype: torch.dtype) -> None:
+    given = inputs(RAGGED, SIZES[3], dtype)
+    A, B = mix_formula(given["bank_a"], given["weights"], 1), mix_formula(given["bank_b"], given["weights"], 2)
+    given = {"x": given["x"], "weight": given["weight"], "bias": given["bias"], "A": A.to(dtype), "B": B.to(dtype)}
+    rows, offsets = RAGGED.tensors()
+    tokens = RAGGED.row_of_token()
+
+    def ours(A: Tensor, B: Tensor, **more: Tensor) -> Tensor:
+        return routed_linear(**more, bank_a=A, bank_b=B, weights=None, rows=rows, scale=0.7, offsets=offsets)
+
+    def formula(x: Tensor, weight: Tensor, bias: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        return adapter_formula(F.linear(x, weight, bias), x, A, B, tokens, tokens, 0.7)
+
+    assert_close(with_gradients(ours, given), with_gradients(formula, double(given)), dtype)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_accuracy_where_the_product_is_added_to_the_adapter(dtype: torch.dtype, biased: bool) -> None:
+    """The form of CUDA, where the product is bound by arithmetic: y begins as the adapter's output and the bias."""
+    given = inputs(RAGGED, SIZES[3], dtype)
+    if not biased:
+        del given["bias"]
+    rows, offsets = RAGGED.tensors()
+
+    def ours(
+        x: Tensor, weight: Tensor, bank_a: Tensor, bank_b: Tensor, weights: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        return apply(_RoutedLinear, x, weight, bias, bank_a, bank_b, weights, None, rows, None, offsets, 0.7, True)
+
+    def truth(**t: Tensor) -> Tensor:
+        return formula(RAGGED)(**{"bias": None, **t})
+
+    assert_close(with_gradients(ours, given), with_gradients(truth, double(given)), dtype)
+
+
+def test_the_product_comes_last_where_arithmetic_bounds_it() -> None:
+    """By sizes alone, so that every GPU gives the same bits."""
+    for n, n_in, n_out, dtype, first in (
+        (8192, 4096, 4096, torch.bfloat16, True),
+        (2048, 1024, 1024, torch.bfloat16, True),
+        (64, 4096, 4096, torch.bfloat16, False),
+        (8192, 256, 256, torch.bfloat16, False),
+    ):
+        x, weight = torch.empty(n, n_in, dtype=dtype, device="meta"), torch.empty(n_out, n_in, device="meta")
+        assert adapter_first(x, weight) == first, (n, n_in, n_out)
+
+
 def test_one_token_without_leading_dimensions_and_without_bias() -> None:
     given = inputs(LAYOUTS[0], (2, 3, 8, 6, 2), torch.float64)
     given["x"] = given["x"][0, 0]
@@ -128,11 +179,16 @@ def test_opcheck() -> None:
     rows, offsets = RAGGED.tensors()
     x, weight, bias, bank_a, bank_b, weights = given.values()
     y = F.linear(x, weight, bias)
-    args = (y, x, bank_a, bank_b, weights, None, rows, None, offsets, 0.7)
+    args = (y, x, None, bank_a, bank_b, weights, None, rows, None, offsets, 0.7, True)
     torch.library.opcheck(torch.ops.mhr.routed_linear_forward.default, args)
     h = torch.ops.mhr.routed_linear_forward(*args)
-    for dx, weights_b in ((torch.zeros_like(x), None), (None, weights.clone())):
-        backward = (dx, torch.randn_like(y), x, h, bank_a, bank_b, weights, weights_b, rows, None, offsets, 0.7)
+    torch.library.opcheck(torch.ops.mhr.routed_linear_forward.default, (y, x, bias, *args[3:-1], False))
+    for dx, weights_b, add in (
+        (torch.zeros_like(x), None, True),
+        (torch.zeros_like(x), None, False),
+        (None, weights.clone(), True),
+    ):
+        backward = (dx, torch.randn_like(y), x, h, bank_a, bank_b, weights, weights_b, rows, None, offsets, 0.7, add)
         torch.library.opcheck(torch.ops.mhr.routed_linear_backward.default, backward)
 
 
@@ -164,9 +220,10 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_theirs() -> Non
         ({"weights": torch.rand(4, 2, 4)}, r"weights.* must have shape \(U, H, S\) = \(4, 2, 3\), got \(4, 2, 4\)"),
         ({"bank_a": torch.randn(2, 3, 5, 2)}, "x must have I = 10 columns"),
         ({"rows": torch.tensor([0, 1, 4])}, r"rows must lie in 0\.\.3"),
+        ({"weights": None}, r"without weights bank_a must have shape \(U, I, R\), got \(2, 3, 4, 2\)"),
     ],
 )
-def test_refuses_what_does_not_fit(change: dict[str, Tensor], message: str) -> None:
+def test_refuses_what_does_not_fit(change: dict[str, Tensor | None], message: str) -> None:
     given = inputs(EQUAL, (2, 3, 8, 6, 2), torch.float32) | {"rows": EQUAL.tensors()[0]}
     with pytest.raises(RuntimeError, match=message):
         routed_linear(**(given | change))

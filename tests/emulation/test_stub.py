@@ -1,0 +1,123 @@
+"""The host code that nvcc makes of the launchers, run under a CUDA runtime that only records: what an emulator of kernels cannot
+see. Streams, devices, shared memory and its attribute, grids, the number of launches."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.emulation.emulator import ROOT
+from tests.emulation.stub.library import STREAM, Record, build_stub, missing_tools
+
+pytestmark = [pytest.mark.emulation, pytest.mark.slow]
+
+SHARED_OF_AN_SM = 227 * 1024  # of an H100's or H200's 228 KB, 1 KB of which every block takes for itself
+# The blocks that an SM should hold, by kernel: what their registers are bounded for.
+BLOCKS = {"shrink_kernel": 3, "expand_kernel": 3, "outer_kernel": 2}
+TOKENS_OF_A_BLOCK = {"shrink_kernel": 64, "expand_kernel": 64}
+# The most launches of a call, without what ranks beyond one launch of expand add.
+LAUNCHES = {
+    "mix": 3,  # of 40 banks each
+    "mix_backward": 9,
+    "mix_backward of shared weights": 7,
+    "route": 1,
+    "route_all": 1,
+    "route_all_backward": 1,
+    "route_backward": 1,
+    "routed_adapter_forward": 3,
+    "routed_adapter_backward_dy": 3,
+    "routed_adapter_backward_x": 3,
+    "routed_linear_forward": 4,
+    "routed_linear_backward": 10,
+    "routed_linear_forward of factors": 3,
+    "routed_linear_backward of factors": 6,
+    "routed_bottleneck_forward": 4,
+    "routed_bottleneck_backward": 12,
+    "weighted_average": 5,  # of 64 tensors each
+    "weighted_average of one": 1,
+}
+
+
+def records_of(library: Path) -> list[dict[str, Any]]:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.emulation.stub.record", str(library)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "MHR_NATIVE": "0", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = json.loads(result.stdout)
+    for call in found:
+        call["records"] = [Record(**{**r, "grid": tuple(r["grid"])}) for r in call["records"]]
+    return found
+
+
+def check_stream_and_device(calls: list[dict[str, Any]]) -> None:
+    for call in calls:
+        assert call["records"], f"{call['name']} {call['sizes']}: nothing started"
+        for r in call["records"]:
+            assert r.stream == STREAM, f"{call['name']}: {r.kind or 'a copy'} is not on torch's current stream"
+            assert r.device == -1, (
+                f"{call['name']}: {r.kind or 'a copy'} starts without its tensors' device as the current one"
+            )
+
+
+def check_shared_memory(calls: list[dict[str, Any]]) -> None:
+    seen = set()
+    for call in calls:
+        for r in call["records"]:
+            if r.kind not in BLOCKS:
+                assert r.bytes == 0 or not r.kind, f"{call['name']}: {r.kind} takes shared memory: add it to BLOCKS"
+                continue
+            seen.add(r.kind)
+            one = call["sizes"]["r"] > 64 and r.kind == "expand_kernel"  # act(z) of all ranks lies in shared memory
+            most = SHARED_OF_AN_SM // (1 if one else BLOCKS[r.kind]) - 1024
+            assert r.bytes <= most, f"{call['name']} {call['sizes']}: {r.kind} takes {r.bytes} bytes of {most}"
+            assert r.bytes <= 48 * 1024 or r.raised >= r.bytes
+    assert seen == set(BLOCKS)
+
+
+def check_grids(calls: list[dict[str, Any]]) -> None:
+    seen = set()
+    for call in calls:
+        for r in call["records"]:
+            if r.kind not in TOKENS_OF_A_BLOCK:
+                continue
+            z, size = call["sizes"], TOKENS_OF_A_BLOCK[r.kind]
+            tiles = z["n"] // size + z["g"] if z["ragged"] else z["g"] * -(-(z["n"] // z["g"]) // size)
+            assert r.grid[0] == tiles, f"{call['name']} {z}: {r.kind} has {r.grid[0]} rows of blocks for {tiles} tiles"
+            seen.add(r.kind)
+    assert seen == set(TOKENS_OF_A_BLOCK)
+
+
+def check_launches(calls: list[dict[str, Any]]) -> None:
+    assert {call["name"] for call in calls} == set(LAUNCHES)
+    for call in calls:
+        launches = len(call["records"])
+        if call["sizes"] is not None and call["sizes"]["r"] > 64:
+            launches -= max(0, sum(r.kind == "expand_kernel" for r in call["records"]) - 1)
+        assert launches <= LAUNCHES[call["name"]], f"{call['name']} {call['sizes']}: {launches} launches"
+
+
+CHECKS = (check_stream_and_device, check_shared_memory, check_grids, check_launches)
+
+
+@pytest.fixture(scope="module")
+def calls() -> list[dict[str, Any]]:
+    reason = missing_tools()
+    if reason:
+        pytest.skip(reason)
+    return records_of(build_stub())
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_what_the_launchers_ask_of_the_runtime(check: Any, calls: list[dict[str, Any]]) -> None:
+    check(calls)
