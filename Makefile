@@ -65,7 +65,7 @@ clean:
 # In a folder of its own: torch has such packages beside it, of the version that it needs.
 .venv/cuda: | .venv/created
 	@echo "Installing nvcc ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ $(foreach part,cuda-nvcc cuda-crt cuda-runtime cuda-cccl nvvm,nvidia-$(part)~=13.0.48)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ $(foreach part,cuda-nvcc cuda-crt cuda-runtime cuda-cccl nvvm,nvidia-$(part)~=13.0.48) nvidia-cuda-cuobjdump~=13.5 nvidia-cuda-nvdisasm~=13.5
 
 # Only once the environment stands.
 .venv/smollm2: | .venv/installed

@@ -2,7 +2,8 @@
 //
 // Forward: W = B [U, R, O]. Backward: dx (+)= dz A^T, W = the transpose of A [U, I, R]. One block takes 64 tokens of
 // one run and a range of output columns; act(z) of its tokens lies in shared memory for good, y and W stream
-// through. Ranks beyond 64 are summed in registers, tile after tile, before y is touched once.
+// through. Ranks beyond 64 are summed in registers, tile after tile, before y is touched once. Partial sums of z, where
+// the shrink was split, are added here in order, and written once.
 #pragma once
 #include "cuda/activation.cuh"
 #include "cuda/matrix.cuh"
@@ -12,13 +13,14 @@
 namespace mhr::cuda {
 
 struct ExpandArgs {
-  const float* z;    // [N, R]
+  const float* z;    // [n_parts, N, R]
+  float* whole_z;    // [N, R], or null where z is whole
   Factor w;          // [U, R, C], or [U, C, R] to be transposed
   const void* bias;  // [U, C] or null
   const void* base;  // [C] or null
   void* y;           // [N, C]
   Segments segments;
-  int columns, rank, first_rank, ranks, steps_per_range;  // ranks [first_rank, first_rank + ranks) are added
+  int n_parts, columns, rank, first_rank, ranks, steps_per_range;  // ranks [first_rank, first_rank + ranks) are added
   float scale;
   Activation activation;
   bool y_vectors, z_vectors, bias_is_float;
@@ -68,7 +70,31 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
   const int columns_left = p.columns - first_column, range = p.steps_per_range * S::kStep;
   const int columns = columns_left < range ? columns_left : range;
   T* const y = static_cast<T*>(p.y) + size_t(tile.begin) * p.columns + first_column;
+
+  // Calls use(token, r, v) for four neighbours v of z, from rank r on, zeros past the end.
+  auto take_z = [&](auto use) {
+    const size_t at = size_t(tile.begin) * p.rank + p.first_rank, part = size_t(p.segments.n_tokens) * p.rank;
+    for (int first = 0; first < rank_tiles * RP; first += RP)
+#pragma unroll
+      for (int i = 0; i < S::kTokens * RP / 4 / S::kThreads; ++i) {
+        const int q = int(threadIdx.x) + i * S::kThreads, token = q / (RP / 4), r = first + q % (RP / 4) * 4;
+        const int left = token < tile.tokens ? p.ranks - r : 0;
+        const float* z = p.z + at + size_t(token) * p.rank + r;
+        float v[4];
+        load_four(v, z, left, p.z_vectors);
+        for (int k = 1; k < p.n_parts; ++k) {
+          float more[4];
+          load_four(more, z += part, left, p.z_vectors);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) v[e] += more[e];
+        }
+        if (p.whole_z && blockIdx.y == 0) store_four(p.whole_z + at + size_t(token) * p.rank + r, v, left, p.z_vectors);
+        use(token, r, v);
+      }
+  };
+
   if (u < 0) {
+    if (p.whole_z && blockIdx.y == 0) take_z([](int, int, const float (&)[4]) {});
     const T* const base = u == kNoAdapter ? static_cast<const T*>(p.base) : nullptr;
     if (ACCUMULATE && u == kNoAdapter) return;
     if (!base) return fill_tile(y, p.columns, tile.tokens, columns, product_without(u));
@@ -112,17 +138,11 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
 #pragma unroll
   for (int s = 0; s < S::kStages - 1; ++s) load_next();
 
-  const float* const z = p.z + size_t(tile.begin) * p.rank + p.first_rank;
-  for (int first = 0; first < rank_tiles * RP; first += RP)
-#pragma unroll
-    for (int i = 0; i < S::kTokens * RP / 4 / S::kThreads; ++i) {
-      const int q = int(threadIdx.x) + i * S::kThreads, token = q / (RP / 4), r = first + q % (RP / 4) * 4;
-      float v[4];
-      load_four(v, z + size_t(token) * p.rank + r, token < tile.tokens ? p.ranks - r : 0, p.z_vectors);
-      auto* const to = reinterpret_cast<typename M::Pair*>(tile_z + token * pitch_z + r);
-      to[0] = M::pack(activate(v[0], p.activation), activate(v[1], p.activation));
-      to[1] = M::pack(activate(v[2], p.activation), activate(v[3], p.activation));
-    }
+  take_z([&](int token, int r, const float (&v)[4]) {
+    auto* const to = reinterpret_cast<typename M::Pair*>(tile_z + token * pitch_z + r);
+    to[0] = M::pack(activate(v[0], p.activation), activate(v[1], p.activation));
+    to[1] = M::pack(activate(v[2], p.activation), activate(v[3], p.activation));
+  });
 
   const int lane = int(threadIdx.x & 31), warp = int(threadIdx.x >> 5), g = lane / 4, t = lane % 4;
   const int tokens = tile.tokens - warp * 16;

@@ -4,8 +4,8 @@
 // and on the way, for dy, its product with B (partial over groups of columns) and its column sums:
 //   inner[group, n, r] = sum_{c in group} D[n, c] B_u[r, c],   column_sums[chunk, c] = sum_n D[n, c]
 // or, for x, the sums of dz over the chunk: rank_sums[chunk, r] = sum_n t[n, r].
-// A block takes one chunk of one run, a group of column blocks one after the other, and up to RP of the rank. What a
-// chunk's tokens have in the product with B stays with their threads, in shared memory, until the group is through: so
+// A block takes one chunk of one run, a group of column blocks one after the other, and up to RP of the rank. A thread
+// adds what a column block gives of `inner` to what it wrote itself of the one before, which the L2 cache still has: so
 // there are few partial ones. Everything is added later in a fixed order by reduce.cuh: no atomics, the same bits in
 // every run.
 #pragma once
@@ -32,20 +32,16 @@ struct OuterArgs {
 
 template <class T, int RP>
 struct OuterShape {
-  static constexpr int kTokens = 32, kWarps = RP == 64 ? 8 : 4, kThreads = 32 * kWarps, kStages = 3;
-  static constexpr int kBlocks = RP == 64 ? 1 : 2;  // of one multiprocessor
-  static constexpr int kColumns = 4 * kLine<T>;     // of one column block
-  static constexpr int kMostTokens =                // of a chunk whose product with B is summed in shared memory
-      RP == 16                     ? 512
-      : RP == 64 && sizeof(T) == 4 ? 128
-                                   : 256;
+  static constexpr int kTokens = 32, kWarps = RP == 64 ? 8 : 4, kThreads = 32 * kWarps;
+  static constexpr int kStages = RP == 64 && sizeof(T) == 4 ? 2 : 3;  // of what shared memory holds
+  static constexpr int kBlocks = RP == 64 ? 1 : 2;                    // of one multiprocessor
+  static constexpr int kColumns = 4 * kLine<T>;                       // of one column block
   static constexpr int kPitchD = kColumns + kPad<T>, kPitchZ = RP + kPad<T>;
   static constexpr int kTileD = kTokens * kPitchD, kTileZ = kTokens * kPitchZ, kTileB = RP * kPitchD;
   static constexpr int kRankTiles = RP / 16, kColumnTiles = kColumns / kWarps / 8;
   static constexpr int kInnerTiles = RP / (kWarps / 2) / 8;  // of one warp: half of the tokens, a part of the rank
-  static constexpr int shared_bytes(bool inner, int held_tokens) {
-    return (kStages * kTileD + 2 * kTileZ + (inner ? kTileB : 0)) * int(sizeof(T)) +
-           (inner ? held_tokens * RP * int(sizeof(float)) : 0);
+  static constexpr int shared_bytes(bool inner) {
+    return (kStages * kTileD + 2 * kTileZ + (inner ? kTileB : 0)) * int(sizeof(T));
   }
 };
 
@@ -59,11 +55,7 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
   T* const tiles_d = carve.template take<T>(S::kStages * S::kTileD);
   T* const tiles_z = carve.template take<T>(2 * S::kTileZ);
   T* tile_b = nullptr;
-  float2* held = nullptr;  // [step of the chunk][kInnerTiles][2][thread]
-  if constexpr (INNER) {
-    tile_b = carve.template take<T>(S::kTileB);
-    if (p.blocks_per_group > 1) held = carve.template take<float2>(p.chunk * RP / 2);
-  }
+  if constexpr (INNER) tile_b = carve.template take<T>(S::kTileB);
 
   Tile chunk;
   if (!find_tile(p.segments, int(blockIdx.x), p.chunk, chunk)) return;
@@ -198,6 +190,17 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
           __syncthreads();
         }
         const int row = warp % 2 * 16, first = warp / 2 * S::kInnerTiles * 8;
+        float2 earlier[S::kInnerTiles][2] = {};  // what this thread left of the group's earlier column blocks
+        if (!first_block) {
+#pragma unroll
+          for (int n = 0; n < S::kInnerTiles; ++n)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              const int at = token + row + g + half * 8, r = first + n * 8 + 2 * t;
+              if (at < chunk.tokens)
+                earlier[n][half] = load_two(inner + size_t(at) * p.rank + r, ranks - r, p.inner_pairs);
+            }
+        }
         Accumulator product[S::kInnerTiles] = {};
 #pragma unroll(kUnroll == 1 ? 1 : 4)
         for (int k = 0; k < S::kColumns; k += 16) {
@@ -219,18 +222,9 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
         for (int n = 0; n < S::kInnerTiles; ++n)
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            float2 v{product[n][2 * half], product[n][2 * half + 1]};
-            const int mine = ((token / S::kTokens * S::kInnerTiles + n) * 2 + half) * S::kThreads + int(threadIdx.x);
-            if (!first_block) {
-              v.x += held[mine].x;
-              v.y += held[mine].y;
-            }
+            const float2 v{product[n][2 * half] + earlier[n][half].x, product[n][2 * half + 1] + earlier[n][half].y};
             const int at = token + row + g + half * 8, r = first + n * 8 + 2 * t;
-            if (!last_block) {
-              held[mine] = v;
-            } else if (at < chunk.tokens) {
-              store_two(inner + size_t(at) * p.rank + r, v.x, v.y, ranks - r, p.inner_pairs);
-            }
+            if (at < chunk.tokens) store_two(inner + size_t(at) * p.rank + r, v.x, v.y, ranks - r, p.inner_pairs);
           }
       }
       if (more) store_z(slot_z);  // into the slot that was read before this step's barrier

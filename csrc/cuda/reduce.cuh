@@ -13,7 +13,8 @@ struct alignas(4 * EACH) Floats {
   float v[EACH];
 };
 
-// out[i] = scale * act'(z[i]) * sum_k parts[k, i]; act' = 1 where z is null. `out` may be the only part.
+// dz of the partial ones: out[i] = scale * act'(z[i]) * sum_k parts[k, i]; act' = 1 where z is null. `out` may be the
+// only part.
 struct FinishArgs {
   const float* parts;
   const float* z;

@@ -1,10 +1,11 @@
 // Launchers of the routed adapter: how the work is cut into blocks, and which kernels run in which order.
-//   forward       (pad A and B) -> shrink -> (finish, when the input dimension was split) -> expand
+//   forward       (pad A and B) -> shrink -> expand
 //   backward, dy  (pad B) -> outer with dy B^T -> finish dz -> gather dB (and the bias)
 //   backward, x   outer -> gather dA (and the bias) -> (pad A) -> expand with A^T into dx
 // Every size below follows from the problem's sizes alone, never from the device: the same bits on every GPU.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 #include "cuda/expand.cuh"
@@ -26,6 +27,9 @@ inline Segments segments_of(const Routing& r, const int64_t* rows, int64_t n_row
 inline bool are_pairs(const float* p, int64_t columns) { return is_aligned(p, size_t(columns) * sizeof(float), 8); }
 inline bool are_fours(const float* p, int64_t columns) { return is_aligned(p, size_t(columns) * sizeof(float)); }
 
+// What every GPU since sm_80 gives a block, those of desktops too.
+constexpr int kMostShared = 99 * 1024;
+
 // Cuts `steps` pipeline steps into ranges, so that `blocks` times as many reach those wanted: none shorter than four
 // steps, no more than are useful.
 inline int steps_per_range(int steps, int blocks, int wanted) {
@@ -33,8 +37,9 @@ inline int steps_per_range(int steps, int blocks, int wanted) {
   return std::max(1, ceil_div(steps, ranges));
 }
 
-// Scratch, handed out in multiples of 16 bytes. A pass plans with it first, without memory to learn how much it takes.
-struct Scratch {
+// Workspace, handed out in multiples of 16 bytes. A pass plans with it first, without memory to learn how much it
+// takes.
+struct Workspace {
   char* memory;
   size_t used = 0;
   template <class T>
@@ -47,16 +52,17 @@ struct Scratch {
 
 // Factors on their way to the kernels: as they are where those can read them, else copies made by one launch.
 template <class T>
-class Factors {
+class AdapterFactors {
  public:
-  Factors(Scratch& scratch, const Routing& routing) : scratch_(scratch), segments_(int(routing.n_segments)) {}
+  AdapterFactors(Workspace& workspace, const Routing& routing)
+      : workspace_(workspace), segments_(int(routing.n_segments)) {}
 
   // [U, height, width], of T or float32.
   Factor add(const void* data, bool is_float, const int64_t* rows, int64_t n_rows, int64_t height, int64_t width) {
     const bool converts = is_float && sizeof(T) == 2;
     if (!converts && is_aligned(data, size_t(width) * sizeof(T))) return {data, int(width)};
     const int64_t across = (width + kVector<T> - 1) / kVector<T>, stride = across * kVector<T>;
-    T* const copy = scratch_.template take<T>(n_rows * height * stride);
+    T* const copy = workspace_.template take<T>(n_rows * height * stride);
     const int64_t blocks = n_rows * ceil_div(height * across, kPadThreads);
     blocks_ = std::max(blocks_, blocks);
     args_.entries[n_++] = {data, copy, rows, height * across, int(width), int(stride), int(blocks), converts};
@@ -72,7 +78,7 @@ class Factors {
 
  private:
   static constexpr int64_t kMostBlocks = 0x7fffffff;
-  Scratch& scratch_;
+  Workspace& workspace_;
   const int segments_;
   int n_ = 0;
   int64_t blocks_ = 0;  // of the larger one
@@ -106,29 +112,39 @@ struct ForwardPlan {
         ranges(ceil_div(steps, per_range)) {}
 };
 
+// About `tokens`, in whole steps of 32, such that a segment of mean length falls into equal pieces.
+inline int even_pieces(int64_t tokens, const Segments& s) {
+  const int64_t mean = s.count ? s.n_tokens / s.count : 0;
+  if (mean > tokens) tokens = ceil_div(mean, (mean + tokens / 2) / tokens);
+  return int((std::min<int64_t>(tokens, 1 << 29) + 31) / 32 * 32);
+}
+
 // How an outer product is cut: tokens into chunks, columns into groups of column blocks.
 struct OuterPlan {
   int column_blocks, chunk, chunks, blocks_per_group = 1, groups;
 
-  // `most` tokens at most have their part of dz summed on the way; 0: there is no dz.
-  OuterPlan(const Segments& segments, int block, int64_t columns, int64_t rank, int most, int blocks_at_once)
+  OuterPlan(const Segments& segments, int block, int64_t columns, int64_t rank, bool inner, int blocks_at_once)
       : column_blocks(ceil_div(columns, block)) {
-    const int at_once = rank > 32 ? std::max(1, blocks_at_once / 2) : blocks_at_once, tiles = rank_tiles(rank);
-    // Enough blocks to fill a GPU, yet few partial sums beside the tensor read.
-    const int64_t even = int64_t(segments.n_tokens) * column_blocks * tiles / (2 * blocks_at_once);
-    chunk = int(std::max<int64_t>(256, std::min<int64_t>(1024, (even + 31) / 32 * 32)));
-    if (most) chunk = std::min(chunk, most);
-    chunks = segments.n_tokens ? max_tiles(segments, chunk) : 0;
-    if (most) {  // The longest way of a block, in column blocks; of equal ways the one with the fewest partial dz.
-      const int64_t full = int64_t(ceil_div(segments.n_tokens, chunk)) * tiles;
-      int64_t best = INT64_MAX;
-      for (int each = 1; each <= column_blocks; ++each) {
-        const int64_t blocks = full * ceil_div(column_blocks, each), way = each * ((blocks + at_once - 1) / at_once);
-        if (way <= best && (blocks <= 4 * at_once || each == column_blocks)) {
-          best = way;
-          blocks_per_group = each;
-        }
-      }
+    const int64_t tiles = rank_tiles(rank), n = segments.n_tokens, work = n * column_blocks * tiles;
+    const int64_t at_once = rank > 32 ? std::max(1, blocks_at_once / 2) : blocks_at_once;
+    // Partial sums are chunks * columns * rank and, with `inner`, groups * n * rank; chunks * groups are blocks. Both
+    // kinds are least together at this length, and the first alone where there are just enough blocks to fill a GPU
+    // twice.
+    const int64_t wanted =
+        inner ? int64_t(std::sqrt(double(n) * double(columns) / double(at_once))) : work / (2 * at_once);
+    // Short chunks only where there would else be less than a block for each multiprocessor.
+    const int64_t least = std::clamp<int64_t>(2 * work / blocks_at_once, 64, 256);
+    chunk = even_pieces(std::max(wanted, least), segments);
+    chunks = n ? max_tiles(segments, chunk) : 0;
+    if (inner) {  // The longest way of a block, in column blocks; of nearly equal ways the one with the fewest groups.
+      const int64_t full = ceil_div(n, chunk) * tiles;
+      const auto way = [&](int each) {
+        return each * ((full * ceil_div(column_blocks, each) + at_once - 1) / at_once);
+      };
+      int64_t shortest = way(1);
+      for (int each = 2; each <= column_blocks; ++each) shortest = std::min(shortest, way(each));
+      for (int each = 1; each <= column_blocks; ++each)
+        if (3 * way(each) <= 4 * shortest) blocks_per_group = each;
     }
     groups = ceil_div(column_blocks, blocks_per_group);
   }
@@ -186,33 +202,33 @@ const char* expand(ExpandArgs p, bool accumulate, int blocks_wanted, Stream stre
 template <class T, int RP, bool INNER>
 const char* outer(const OuterArgs& p, const OuterPlan& plan, Stream stream) {
   using S = OuterShape<T, RP>;
+  static_assert(S::shared_bytes(true) <= kMostShared);
   auto* const kernel = outer_kernel<T, RP, INNER>;
   const dim3 grid(unsigned(plan.chunks), unsigned(plan.groups), unsigned(ceil_div(p.rank, RP)));
-  const int shared = S::shared_bytes(INNER, plan.blocks_per_group > 1 ? plan.chunk : 0);
-  return MHR_LAUNCH(kernel, grid, dim3(S::kThreads), shared, stream, p);
+  return MHR_LAUNCH(kernel, grid, dim3(S::kThreads), S::shared_bytes(INNER), stream, p);
 }
 
-// What one call does, planned: `scratch.used` bytes of it, then run().
+// What one call does, planned: `workspace.used` bytes of it, then run().
 template <class T>
 struct ForwardPass {
   const RoutedAdapterForward& p;
-  Scratch scratch;
+  Workspace workspace;
   Segments segments_a, segments_b;
   ForwardPlan<T> plan;
-  Factors<T> factors;
+  AdapterFactors<T> factors;
   Factor a, b;
   float* parts;
 
   ForwardPass(const RoutedAdapterForward& p, void* memory)
       : p(p),
-        scratch{static_cast<char*>(memory)},
+        workspace{static_cast<char*>(memory)},
         segments_a(segments_of(p.routing, p.rows_a, p.n_rows_a)),
         segments_b(segments_of(p.routing, p.rows_b, p.n_rows_b)),
         plan(p),
-        factors(scratch, p.routing),
+        factors(workspace, p.routing),
         a(factors.add(p.a, p.factors_are_float, p.rows_a, p.n_rows_a, p.in_features, p.rank)),
         b(factors.add(p.b, p.factors_are_float, p.rows_b, p.n_rows_b, p.rank, p.out_features)),
-        parts(plan.ranges > 1 ? scratch.take<float>(plan.ranges * p.routing.n_tokens * p.rank) : p.z) {}
+        parts(plan.ranges > 1 ? workspace.take<float>(plan.ranges * p.routing.n_tokens * p.rank) : p.z) {}
 
   const char* run(Stream stream) {
     if (p.routing.n_tokens == 0) return nullptr;
@@ -241,14 +257,16 @@ struct ForwardPass {
     auto* const kernel = shrink_kernel<T, RP>;
     const dim3 grid(unsigned(max_tiles(segments_a, S::kTokens)), unsigned(plan.ranges), unsigned(ceil_div(rank, RP)));
     MHR_TRY(MHR_LAUNCH(kernel, grid, dim3(S::kThreads), S::kShared, stream, shrink));
-    if (plan.ranges > 1)
-      MHR_TRY(finish({parts, nullptr, p.z, p.routing.n_tokens * p.rank, plan.ranges, 1.0f, Activation::kNone}, stream));
-    const ExpandArgs args{p.z,
+    const bool split = plan.ranges > 1;
+    const bool z_vectors = are_fours(p.z, rank) && are_fours(parts, rank);
+    const ExpandArgs args{parts,
+                          split ? p.z : nullptr,
                           b,
                           p.bias_b,
                           p.base,
                           p.y,
                           segments_b,
+                          plan.ranges,
                           n_out,
                           rank,
                           0,
@@ -257,40 +275,32 @@ struct ForwardPass {
                           p.scale,
                           p.activation,
                           y_vectors,
-                          are_fours(p.z, rank),
+                          z_vectors,
                           p.factors_are_float};
     return expand<T, RP, false>(args, !p.writes_y, p.routing.blocks_at_once, stream);
   }
 };
 
 template <class T>
-OuterPlan plan_outer(const Segments& segments, int64_t columns, int64_t rank, bool inner, int blocks_at_once) {
-  const int most = padded_rank(rank) == 16   ? OuterShape<T, 16>::kMostTokens
-                   : padded_rank(rank) == 32 ? OuterShape<T, 32>::kMostTokens
-                                             : OuterShape<T, 64>::kMostTokens;
-  return OuterPlan(segments, OuterShape<T, 16>::kColumns, columns, rank, inner ? most : 0, blocks_at_once);
-}
-
-template <class T>
 struct BackwardDyPass {
   const RoutedAdapterBackwardDy& p;
-  Scratch scratch;
+  Workspace workspace;
   Segments segments;
   OuterPlan plan;
-  Factors<T> factors;
+  AdapterFactors<T> factors;
   Factor b;
   float *parts, *sums, *inner;
 
   BackwardDyPass(const RoutedAdapterBackwardDy& p, void* memory)
       : p(p),
-        scratch{static_cast<char*>(memory)},
+        workspace{static_cast<char*>(memory)},
         segments(segments_of(p.routing, p.rows_b, p.n_rows_b)),
-        plan(plan_outer<T>(segments, p.out_features, p.rank, true, p.routing.blocks_at_once)),
-        factors(scratch, p.routing),
+        plan(segments, 4 * kLine<T>, p.out_features, p.rank, true, p.routing.blocks_at_once),
+        factors(workspace, p.routing),
         b(factors.add(p.b, p.factors_are_float, p.rows_b, p.n_rows_b, p.rank, p.out_features)),
-        parts(scratch.take<float>(plan.chunks * p.rank * p.out_features)),
-        sums(p.dbias_b ? scratch.take<float>(plan.chunks * p.out_features) : nullptr),
-        inner(plan.groups > 1 ? scratch.take<float>(plan.groups * p.routing.n_tokens * p.rank) : p.dz) {}
+        parts(workspace.take<float>(plan.chunks * p.rank * p.out_features)),
+        sums(p.dbias_b ? workspace.take<float>(plan.chunks * p.out_features) : nullptr),
+        inner(plan.groups > 1 ? workspace.take<float>(plan.groups * p.routing.n_tokens * p.rank) : p.dz) {}
 
   const char* run(Stream stream) {
     if (plan.chunks) {
@@ -325,22 +335,22 @@ struct BackwardDyPass {
 template <class T>
 struct BackwardXPass {
   const RoutedAdapterBackwardX& p;
-  Scratch scratch;
+  Workspace workspace;
   Segments segments;
   OuterPlan plan;
-  Factors<T> factors;
+  AdapterFactors<T> factors;
   Factor a;
   float *parts, *sums;
 
   BackwardXPass(const RoutedAdapterBackwardX& p, void* memory)
       : p(p),
-        scratch{static_cast<char*>(memory)},
+        workspace{static_cast<char*>(memory)},
         segments(segments_of(p.routing, p.rows_a, p.n_rows_a)),
-        plan(plan_outer<T>(segments, p.in_features, p.rank, false, p.routing.blocks_at_once)),
-        factors(scratch, p.routing),
+        plan(segments, 4 * kLine<T>, p.in_features, p.rank, false, p.routing.blocks_at_once),
+        factors(workspace, p.routing),
         a(p.dx ? factors.add(p.a, p.factors_are_float, p.rows_a, p.n_rows_a, p.in_features, p.rank) : Factor{}),
-        parts(scratch.take<float>(plan.chunks * p.rank * p.in_features)),
-        sums(p.dbias_a ? scratch.take<float>(plan.chunks * p.rank) : nullptr) {}
+        parts(workspace.take<float>(plan.chunks * p.rank * p.in_features)),
+        sums(p.dbias_a ? workspace.take<float>(plan.chunks * p.rank) : nullptr) {}
 
   const char* run(Stream stream) {
     const int columns = int(p.in_features), rank = int(p.rank);
@@ -370,11 +380,13 @@ struct BackwardXPass {
     MHR_TRY(factors.make(stream));
     const bool dx_vectors = is_aligned(p.dx, size_t(columns) * sizeof(T));
     const ExpandArgs args{p.dz,
+                          nullptr,
                           a,
                           nullptr,
                           nullptr,
                           p.dx,
                           segments,
+                          1,
                           columns,
                           rank,
                           0,
@@ -394,27 +406,27 @@ struct BackwardXPass {
 // The three types are compiled apart (routed_adapter_<type>.cu) so that they compile side by side.
 template <class T>
 size_t scratch_bytes(const RoutedAdapterForward& p) {
-  return ForwardPass<T>(p, nullptr).scratch.used;
+  return ForwardPass<T>(p, nullptr).workspace.used;
 }
 template <class T>
 size_t scratch_bytes(const RoutedAdapterBackwardDy& p) {
-  return BackwardDyPass<T>(p, nullptr).scratch.used;
+  return BackwardDyPass<T>(p, nullptr).workspace.used;
 }
 template <class T>
 size_t scratch_bytes(const RoutedAdapterBackwardX& p) {
-  return BackwardXPass<T>(p, nullptr).scratch.used;
+  return BackwardXPass<T>(p, nullptr).workspace.used;
 }
 template <class T>
-const char* launch_pass(const RoutedAdapterForward& p, void* scratch, Stream stream) {
-  return ForwardPass<T>(p, scratch).run(stream);
+const char* launch_pass(const RoutedAdapterForward& p, void* workspace, Stream stream) {
+  return ForwardPass<T>(p, workspace).run(stream);
 }
 template <class T>
-const char* launch_pass(const RoutedAdapterBackwardDy& p, void* scratch, Stream stream) {
-  return BackwardDyPass<T>(p, scratch).run(stream);
+const char* launch_pass(const RoutedAdapterBackwardDy& p, void* workspace, Stream stream) {
+  return BackwardDyPass<T>(p, workspace).run(stream);
 }
 template <class T>
-const char* launch_pass(const RoutedAdapterBackwardX& p, void* scratch, Stream stream) {
-  return BackwardXPass<T>(p, scratch).run(stream);
+const char* launch_pass(const RoutedAdapterBackwardX& p, void* workspace, Stream stream) {
+  return BackwardXPass<T>(p, workspace).run(stream);
 }
 
 #define MHR_ROUTED_ADAPTER(declaration, T)                                                        \

@@ -2,7 +2,7 @@
 //
 // One block takes 64 tokens of one run, one range of the input dimension and up to RP columns of the rank, and
 // streams x and A once; the products stay in registers. With several ranges each writes its own partial sums, which
-// finish_kernel adds in order.
+// the expand that follows adds in order.
 #pragma once
 #include "cuda/matrix.cuh"
 #include "cuda/segments.cuh"

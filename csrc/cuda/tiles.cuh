@@ -58,6 +58,19 @@ __device__ __forceinline__ void load_four(float (&v)[4], const float* from, int 
     for (int i = 0; i < 4; ++i) v[i] = i < left ? from[i] : 0.0f;
   }
 }
+__device__ __forceinline__ void store_four(float* to, const float (&v)[4], int left, bool vectors) {
+  if (vectors && left >= 4) {
+    *reinterpret_cast<float4*>(to) = {v[0], v[1], v[2], v[3]};
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (i < left) to[i] = v[i];
+  }
+}
+__device__ __forceinline__ float2 load_two(const float* from, int left, bool vectors) {
+  if (vectors && left >= 2) return *reinterpret_cast<const float2*>(from);
+  return {left > 0 ? from[0] : 0.0f, left > 1 ? from[1] : 0.0f};
+}
 // Two neighbours of a row of which `left` exist, at once where they lie at a multiple of 8 bytes.
 __device__ __forceinline__ void store_two(float* to, float a, float b, int left, bool vectors) {
   if (vectors && left >= 2) {

@@ -72,6 +72,14 @@ MUTANTS = (
         "valid = c < left ? 16 : 0",
     ),
     Mutant("expand: sums not cleared", "plain", "expand.cuh", "sums[n][2 * half] = sums[n][2 * half + 1] = 0.0f;", ""),
+    Mutant("expand: the last range of z is left out", "plain", "expand.cuh", "k < p.n_parts", "k + 1 < p.n_parts"),
+    Mutant(
+        "expand: every block of columns writes z",
+        "race",
+        "expand.cuh",
+        "if (p.whole_z && blockIdx.y == 0) store_four",
+        "if (p.whole_z) store_four",
+    ),
     Mutant("expand: scale forgotten", "plain", "expand.cuh", "value.y + p.scale * sums", "value.y + sums"),
     Mutant(
         "expand: z of absent tokens read",
@@ -149,13 +157,6 @@ MUTANTS = (
         "routed_adapter.cuh",
         "S::kShared, stream",
         "S::kShared + 102400, stream",
-    ),
-    Mutant(
-        "launch: no room for the held dz",
-        "plain",
-        "routed_adapter.cuh",
-        "plan.blocks_per_group > 1 ? plan.chunk : 0",
-        "0",
     ),
     Mutant(
         "segments: neighbours of one row join whatever it is", "plain", "segments.cuh", "s.rows[g + 1] != row", "false"

@@ -7,11 +7,10 @@ bring one: `make nvcc`.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
-import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,10 @@ from typing import Any
 import pytest
 import setuptools
 
+from tests.emulation import nvcc, sass
 from tests.emulation.emulator import ROOT
+from tests.emulation.kernel_table import ARCH, BUDGET, SOURCE, measure
+from tests.emulation.nvcc import NVCC
 
 
 def setup_py() -> dict[str, Any]:
@@ -32,8 +34,6 @@ def setup_py() -> dict[str, Any]:
 
 
 SETUP = setup_py()
-PLACES = [os.environ["CUDA_HOME"]] if "CUDA_HOME" in os.environ else [None, str(Path(sys.prefix, "cuda/nvidia/cu13"))]
-NVCC = next(filter(None, (shutil.which("nvcc", path=place and f"{place}/bin") for place in PLACES)), None)
 # The most registers of a thread that leave room for the blocks an SM should hold: 3 of 128 threads, 2, 2 of 256.
 MOST_REGISTERS = {
     "shrink": 168,
@@ -79,20 +79,34 @@ def built() -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(not NVCC, reason=WITHOUT)
 def test_no_spills_no_stack_few_registers(built: Path) -> None:
-    report = re.compile(
-        r"Compiling entry function '(\S+)' for '(sm_\d+)'\n.*\n\s*(\d+) bytes stack frame, (\d+) bytes spill stores, "
-        r"(\d+) bytes spill loads\n.*Used (\d+) registers"
-    )
     kernels = 0
     faults = []
+    archs = SETUP["cuda_archs"](NVCC)
     for log in built.glob("native-*-cuda/cuda-*.log"):
-        for name, arch, stack, stores, loads, registers in report.findall(log.read_text()):
-            kernels += 1
-            kind = next(k for k in MOST_REGISTERS if k in name)
-            if (stack, stores, loads) != ("0", "0", "0") or int(registers) > MOST_REGISTERS[kind]:
-                faults.append(f"{name} {arch}: stack {stack}, spills {stores}/{loads}, registers {registers}")
-    assert kernels >= len(SETUP["cuda_archs"](NVCC)) * 45, "the assembler's report was not understood"
+        for arch in archs:
+            for name, found in sass.resources(log.read_text(), f"sm_{arch}").items():
+                kernels += 1
+                kind = next(k for k in MOST_REGISTERS if name.startswith(k))
+                if found.stack or found.spills or found.registers > MOST_REGISTERS[kind]:
+                    faults.append(f"{name} sm_{arch}: {found}")
+    assert kernels >= len(archs) * 70, "the assembler's report was not understood"
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not NVCC, reason=WITHOUT)
+def test_instructions_of_a_step_only_fall(built: Path) -> None:
+    """Of the budget: to the instruction with its compiler, within a tenth with another one."""
+    tool = sass.cuobjdump()
+    if not tool:
+        pytest.skip("cuobjdump not found: pip install nvidia-cuda-cuobjdump, and name it in MHR_CUOBJDUMP")
+    budget = json.loads(BUDGET.read_text())
+    assert budget["arch"] == ARCH
+    (obj,) = built.glob(f"native-*-cuda/cuda-{SOURCE}.cu.o")
+    found, slack = measure(obj, tool), 1.0 if nvcc.version() == budget["nvcc"] else 1.1
+    assert found.keys() == budget["instructions"].keys()
+    rose = {name: n for name, n in found.items() if n > slack * budget["instructions"][name]}
+    assert not rose, f"more instructions than {BUDGET.name} allows: {rose}"
 
 
 @pytest.mark.slow

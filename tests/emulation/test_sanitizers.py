@@ -25,6 +25,7 @@ RACE_CASES = (
     Case((70,), 136, 40, 20, FP32, bottleneck=True),
     Case((33,), 35, 33, 3, FP32),
     Case((70,), 64, 520, 16, bottleneck=True, blocks=1),
+    Case((9,), 576, 520, 16),
 )
 
 
