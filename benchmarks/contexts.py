@@ -27,7 +27,7 @@ def stepping(method: str, width: int, router: dict[str, int]) -> Callable[[], No
     model = backbone(setting)
     names = [f"task{i}" for i in range(TASKS)]
     config = mhr.AdapterConfig(
-        method=method, n_heads=HEADS, n_skills=SKILLS, rank=RANK, targets=TARGETS, router=dict(router)
+        method=method, n_heads=HEADS, n_skills=SKILLS, rank=RANK, targets=TARGETS["t5"], router=dict(router)
     )
     bank = mhr.attach(model, config, names)
     torch.manual_seed(0)

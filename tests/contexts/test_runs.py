@@ -24,6 +24,7 @@ from mhr.evaluation import evaluate, load_model
 from mhr.few_shot import adapt
 from mhr.merging import merge
 from mhr.report.material import label_of
+from mhr.report.report import write_report
 from mhr.runs import RunConfig, RunFolder
 from mhr.runs.tasks import read_tasks
 from mhr.training import pretrain
@@ -153,6 +154,11 @@ def test_it_is_adapted_from_where_its_definition_puts_it(run: RunFolder, tmp_pat
     torch.testing.assert_close(started, stated([collection[NEW[0]].definition], known, run), rtol=1e-4, atol=1e-4)
     assert inspect_run(made.path).trained == made.info["parameters"]["trained"] == 32
     assert label_of(made.info) == "Context-MHR-z, 8 shots"
+
+
+def test_a_report_tells_of_it(run: RunFolder, tmp_path: Path) -> None:
+    page = write_report([run.path], tmp_path / "report").to_markdown()
+    assert "Context-MHR" in page
 
 
 @pytest.mark.parametrize("mode", ["mhr", "random", "mu"])

@@ -87,6 +87,38 @@ def test_every_combination_has_a_row(swept: Any, here: list[str], tmp_path: Path
     assert mean["n"] == 2
 
 
+def test_runs_routed_by_contexts_are_swept(swept: Any, here: list[str]) -> None:
+    result = swept(("context-mhr", "mhr"), tasks=TASKS[:1], seeds=[1], modes=["z"])
+    assert [row["status"] for row in result.rows] == ["done", "done"]
+    assert [row["method"] for row in result.rows] == ["context-mhr", "mhr"]
+    assert result.rows[0]["trained"] == 32  # the context of the task
+
+
+def test_a_sweep_begun_before_a_setting_was_there_is_resumed(swept: Any, here: list[str], tmp_path: Path) -> None:
+    swept(tasks=TASKS[:1], seeds=[1], modes=["z"])
+    file = tmp_path / "sweep" / "sweep.json"
+    described = json.loads(file.read_text("utf-8"))
+    for run in described["settings"]["runs"].values():
+        for name in ("start", "similarity", "encoder"):
+            del run["adapt"][name]
+    file.write_text(json.dumps(described), "utf-8")
+    swept(tasks=TASKS[:1], seeds=[1], modes=["z"], resume=True)
+    assert here == TASKS[:1]
+    with pytest.raises(TrainingError, match="adapt.start 'fresh', not 'nearest'"):
+        swept(tasks=TASKS[:1], seeds=[1], modes=["z"], resume=True, start="nearest")
+
+
+def test_first_rows_are_those_of_every_run_of_a_sweep(swept: Any, here: list[str]) -> None:
+    result = swept(("mhr", "poly"), tasks=TASKS[:1], seeds=[1], modes=["z", "mu"], start="nearest", steps=0)
+    for row in result.rows:
+        told = RunFolder.open(row["folder"]).info.get("start")
+        assert (told is None) == (row["mode"] == "mu")  # which has no row
+    with pytest.raises(
+        ConfigError, match="start is 'nearest', but a run of method 'mhr' in mode 'mu' begins with no row"
+    ):
+        swept(tasks=TASKS[:1], seeds=[1], modes=["mu"], start="nearest")
+
+
 def test_what_is_done_is_skipped_and_more_can_be_asked_for(swept: Any, here: list[str], tmp_path: Path) -> None:
     first = swept(tasks=TASKS[:1], seeds=[1])
     assert here == TASKS[:1]
