@@ -6,11 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import safetensors.torch
 import torch
+from transformers import AutoModelForSeq2SeqLM
 
-from tests.cli.running import succeed
+import mhr.evaluation
+from tests.cli.running import refuse, succeed
 
 FIRST = Path(__file__).parent / "artifacts" / "v0.1.0"
 SCORES: dict[str, list[list[float]]] = json.loads((FIRST / "scores.json").read_text())
@@ -23,7 +26,7 @@ def place(name: str) -> Path:
     kind, _, rest = name.partition("-")
     if kind == "adapted":
         return Path("adapted", rest, "third", "13")
-    return Path("merged", rest) if kind == "merged" else Path("runs", name)
+    return {"merged": Path("merged", rest), "loop": Path("loop")}.get(kind, Path("runs", name))
 
 
 @pytest.fixture
@@ -37,12 +40,13 @@ def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_stored_run_has_scores() -> None:
     assert set(FINISHED) <= set(SCORES)
-    assert len(SCORES) == len(FINISHED) + 3 + 4
+    assert {f"merged-{path.name}" for path in (FIRST / "merged").iterdir()} <= set(SCORES)
+    assert len(SCORES) == len(FINISHED) + 3 + 6 + 1
 
 
 @pytest.mark.parametrize("name", sorted(SCORES))
 def test_scores_are_those_of_the_release(name: str, release: Path) -> None:
-    extra = ("--tasks", "tasks.jsonl") if name.startswith("merged") else ()
+    extra = ("--tasks", "tasks.jsonl") if name.startswith(("merged", "loop")) else ()
     succeed("evaluate", place(name), *extra, "--output", "scored")
     rows = [json.loads(line) for line in (release / "scored" / "predictions.jsonl").read_text().splitlines()]
     rows.sort(key=lambda row: int(row["id"].partition(":")[2]))  # examples are drawn in an order of their own
@@ -85,3 +89,44 @@ def test_a_run_of_the_release_is_adapted_to_the_same_adapter(mode: str, release:
     assert again.keys() == before.keys()
     for key, tensor in before.items():
         torch.testing.assert_close(again[key], tensor, rtol=1e-4, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("name", ["peft-lora", "peft-ia3", "peft-average"])
+def test_peft_reads_a_folder_of_the_release_as_this_library_does(name: str, release: Path) -> None:
+    base = AutoModelForSeq2SeqLM.from_pretrained("bases/t5")
+    ids = torch.arange(2, 20).view(2, 9)
+    with torch.no_grad():
+        bare = base(input_ids=ids, decoder_input_ids=ids).logits
+        theirs = peft.PeftModel.from_pretrained(base, f"merged/{name}")(input_ids=ids, decoder_input_ids=ids).logits
+        ours = mhr.evaluation.load_model(f"merged/{name}").model(input_ids=ids, decoder_input_ids=ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert (theirs - bare).abs().max() > 1e-4
+
+
+def test_a_sweep_of_the_release_is_gone_on_with(release: Path) -> None:
+    """What it has done stands, with its scores; what is added is done now."""
+    before = [json.loads(line) for line in Path("sweep/results.jsonl").read_text().splitlines()]
+    stamps = {path: path.stat().st_mtime_ns for path in Path("sweep/units").rglob("*.safetensors")}
+    asked = ("--task", "third", "--seeds", "13", "--shots", "8", "--steps", "3", "--workers", "1", "--json")
+    found = json.loads(succeed("sweep", "runs/mhr-t5", "--modes", "mhr,z", *asked, "--output", "sweep", "--resume").stdout)
+    assert {path: path.stat().st_mtime_ns for path in Path("sweep/units").rglob("*.safetensors")} == stamps
+    assert len(stamps) == len(before) == 2
+    print(found)
+
+
+def test_a_run_of_the_release_is_merged_inspected_and_reported(release: Path) -> None:
+    succeed("merge", "runs/mhr-t5", "--task", "even", "--output", "merged-again")
+    before, again = (safetensors.torch.load_file(f / "mhr_adapter.safetensors") for f in (FIRST / "merged/mhr", release / "merged-again"))
+    assert before.keys() == again.keys()
+    for key, tensor in before.items():
+        torch.testing.assert_close(again[key], tensor, rtol=1e-5, atol=1e-7, msg=key)
+    assert "even" in succeed("inspect", "runs/mhr-t5").stdout
+    succeed("report", "runs/mhr-t5", "runs/poly-llama", "adapted/mhr", "sweep", "--output", "page")
+
+
+def test_a_checkpoint_of_a_format_to_come_is_refused_with_what_to_do(release: Path) -> None:
+    file = release / "loop" / "mhr_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 99}))
+    said = refuse("evaluate", "loop", "--tasks", "tasks.jsonl")
+    assert "99" in said and "mhr_config.json" in said
+    print(said)
