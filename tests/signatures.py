@@ -1,8 +1,8 @@
 """The signatures that users of the library rely on, and what became of them since the last release.
 
-    python -m tests.signatures          writes the section "Signatures" of CHANGELOG.md [Unreleased] anew
-    python -m tests.signatures FILE     writes the present signatures, which is done once, when a version is released:
-                                        tests/artifacts/vVERSION/signatures.json
+python -m tests.signatures          writes the section "Signatures" of CHANGELOG.md [Unreleased] anew
+python -m tests.signatures FILE     writes the present signatures, which is done once, when a version is released:
+                                    tests/artifacts/vVERSION/signatures.json
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ def _difference(before: Parameters, now: Parameters) -> list[str]:
         found.append("new " + ", ".join(f"`{key}`" for key in new))
     if gone := [key for key in before if key not in now]:
         found.append("gone " + ", ".join(f"`{key}`" for key in gone))
-    found += [f"`{key}` is `{now[key]}`, was `{before[key]}`" for key in before if key in now and now[key] != before[key]]
+    found += [
+        f"`{key}` is `{now[key]}`, was `{before[key]}`" for key in before if key in now and now[key] != before[key]
+    ]
     positions, stand = _positions(before), _positions(now)
     moved = [key for place, key in enumerate(positions) if key in stand and stand.index(key) != place]
     return [*found, f"`{moved[0]}` stands elsewhere"] if moved else found
@@ -132,7 +134,9 @@ def released() -> tuple[str, Signatures]:
 def listed(changelog: str) -> list[str]:
     """The lines of the section "Signatures" of [Unreleased]."""
     unreleased = re.search(r"^## \[Unreleased\]\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
-    section = re.search(rf"^{HEADING}\n(.*?)(?=^### |\Z)", unreleased[1], re.MULTILINE | re.DOTALL) if unreleased else None
+    section = (
+        re.search(rf"^{HEADING}\n(.*?)(?=^### |\Z)", unreleased[1], re.MULTILINE | re.DOTALL) if unreleased else None
+    )
     return [line for line in section[1].splitlines() if line.startswith("- ")] if section else []
 
 
@@ -156,4 +160,6 @@ if __name__ == "__main__":
         _write(Path(sys.argv[1]))
     else:
         version, before = released()
-        CHANGELOG.write_text(rewritten(CHANGELOG.read_text("utf-8"), changes(before, public_signatures()), version), encoding="utf-8")
+        CHANGELOG.write_text(
+            rewritten(CHANGELOG.read_text("utf-8"), changes(before, public_signatures()), version), encoding="utf-8"
+        )

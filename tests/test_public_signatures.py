@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import json
 
-from tests.signatures import ARTIFACTS, CHANGELOG, HEADING, Signatures, changes, listed, public_signatures, released, rewritten
+from tests.signatures import (
+    ARTIFACTS,
+    CHANGELOG,
+    HEADING,
+    Signatures,
+    changes,
+    listed,
+    public_signatures,
+    released,
+    rewritten,
+)
 
 
 def test_every_change_since_the_last_release_stands_in_the_changelog() -> None:
@@ -20,7 +30,13 @@ def test_every_change_since_the_last_release_stands_in_the_changelog() -> None:
 
 def test_signatures_of_the_first_release_are_there() -> None:
     before: Signatures = json.loads((ARTIFACTS / "v0.1.0" / "signatures.json").read_text("utf-8"))
-    assert {"mhr.attach", "mhr.AdapterBank.for_batch", "mhr.ops.mix", "mhr.evaluation.evaluate", "mhr.merging.merge"} <= before.keys()
+    assert {
+        "mhr.attach",
+        "mhr.AdapterBank.for_batch",
+        "mhr.ops.mix",
+        "mhr.evaluation.evaluate",
+        "mhr.merging.merge",
+    } <= before.keys()
     assert before["mhr.evaluation.evaluate"]["split"] == "str = 'test' (keyword-only)"
 
 
@@ -43,10 +59,14 @@ def test_what_a_change_is_called() -> None:
     assert change("m.f", **same | {"y": "float = 1.0"}) == ["- `m.f`: `y` is `float = 1.0`, was `float = 0.5`."]
     assert change("m.f", **same | {"return": "str"}) == ["- `m.f`: `return` is `str`, was `int`."]
     assert change("m.f", x="int", y="float = 0.5", **{"return": "int"}) == ["- `m.f`: gone `loud`."]
-    assert change("m.f", y="float = 0.5", x="int", loud=same["loud"], **{"return": "int"}) == ["- `m.f`: `x` stands elsewhere."]
+    assert change("m.f", y="float = 0.5", x="int", loud=same["loud"], **{"return": "int"}) == [
+        "- `m.f`: `x` stands elsewhere."
+    ]
     assert change("m.C", b="int", a="int") == ["- `m.C`: new `b`; `a` stands elsewhere."]
     assert change("m.C.stop", self="") == ["- `m.C.stop`: new."]
-    assert changes(BEFORE, {name: value for name, value in BEFORE.items() if not name.startswith("m.C")}) == ["- `m.C`: gone."]
+    assert changes(BEFORE, {name: value for name, value in BEFORE.items() if not name.startswith("m.C")}) == [
+        "- `m.C`: gone."
+    ]
 
 
 def test_the_section_is_written_into_unreleased_alone() -> None:

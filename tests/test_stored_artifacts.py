@@ -106,11 +106,15 @@ def test_peft_reads_a_folder_of_the_release_as_this_library_does(name: str, rele
 def test_a_sweep_of_the_release_is_gone_on_with(release: Path) -> None:
     """What it has done stands, with its scores."""
     file = Path("sweep/sweep.json")
-    file.write_text(file.read_text().replace('"runs/mhr-t5"', json.dumps(str(release / "runs" / "mhr-t5"))))  # it keeps whole paths
+    file.write_text(
+        file.read_text().replace('"runs/mhr-t5"', json.dumps(str(release / "runs" / "mhr-t5")))
+    )  # it keeps whole paths
     before = [json.loads(line) for line in Path("sweep/results.jsonl").read_text().splitlines()]
     stamps = {path: path.stat().st_mtime_ns for path in Path("sweep/units").rglob("*.safetensors")}
     asked = ("--task", "third", "--seeds", "13", "--shots", "8", "--steps", "3", "--workers", "1", "--json")
-    found = json.loads(succeed("sweep", "runs/mhr-t5", "--modes", "mhr,z", *asked, "--output", "sweep", "--resume").stdout)
+    found = json.loads(
+        succeed("sweep", "runs/mhr-t5", "--modes", "mhr,z", *asked, "--output", "sweep", "--resume").stdout
+    )
     assert {path: path.stat().st_mtime_ns for path in Path("sweep/units").rglob("*.safetensors")} == stamps
     assert len(stamps) == len(before) == 2
     assert found["rows"] == before
@@ -118,7 +122,10 @@ def test_a_sweep_of_the_release_is_gone_on_with(release: Path) -> None:
 
 def test_a_run_of_the_release_is_merged_inspected_and_reported(release: Path) -> None:
     succeed("merge", "runs/mhr-t5", "--method", "task", "--task", "even", "--output", "merged-again")
-    before, again = (safetensors.torch.load_file(f / "mhr_adapter.safetensors") for f in (FIRST / "merged/mhr", release / "merged-again"))
+    before, again = (
+        safetensors.torch.load_file(f / "mhr_adapter.safetensors")
+        for f in (FIRST / "merged/mhr", release / "merged-again")
+    )
     assert before.keys() == again.keys()
     for key, tensor in before.items():
         torch.testing.assert_close(again[key], tensor, rtol=1e-5, atol=1e-7, msg=key)

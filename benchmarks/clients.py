@@ -1,0 +1,341 @@
+"""What other programs make of what `mhr merge` writes: `make clients`, or `python -m mhr_benchmarks.clients --clients ENVIRONMENT`.
+
+SmolLM2-135M-Instruct (extra `smollm2`) gets two small banks, trained for seconds on the instruction tasks that ship with the package, at
+learning rates so high that the adapters change many a next token. Two of its tasks, and the merge of two inputs that have not even the rank,
+the scaling or the layers in common, are written twice: as a PEFT folder, and folded into the base as a plain model. Then, on 50 prompts,
+
+llama.cpp   its own converters make GGUF files of the base and of the PEFT folders; its server, which swaps the adapters from
+            request to request, gives log-probabilities of all next tokens, compared with those of our merged models in transformers
+mergekit    `base+lora`, compared with our merged models weight by weight
+PEFT        loads all folders beside one another; each row of a batch goes through its own (`adapter_names`)
+
+What is done is skipped, so the same command takes up what was interrupted. It ends with 1 where a client disagrees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+import transformers
+import yaml
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from mhr.backbones import load_backbone
+from mhr.data import load_tasks
+from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
+from mhr.merging import merge
+from mhr.runs import load_config
+from mhr.training import pretrain
+
+from .measure import machine
+from .pages import save
+
+BASE = "builtin:smollm2-135m"
+TASKS = ("city-ledger", "order-reply")
+UNEQUAL = "unequal inputs"
+PROMPTS = 50
+LEAST_AGREEMENT = 0.98
+LARGEST_DIFFERENCE = 1e-5
+"""Of a weight that mergekit made from ours; between them lies the rounding of one float32 product."""
+
+SETTINGS = ("train.batch_size=4", "train.save_every=100", "train.lr=5e-3", "train.router_lr=0.5")
+BANKS = {
+    "routed": ("train.steps=12", *SETTINGS),
+    "wide": (
+        "train.steps=4",
+        "method=shared",
+        "adapter.rank=6",
+        "adapter.alpha=3",
+        "adapter.targets=all-linear",
+        *SETTINGS,
+    ),
+}
+"""Name -> settings over the preset demo-llm; "wide" has another rank, scaling and set of layers than "routed"."""
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Clients:
+    """Where the clients are and where everything is kept.
+
+    environment  a virtual environment that `make clients` makes
+    folder       what has been done
+    """
+
+    environment: Path
+    folder: Path
+
+    def run(self, *command: str | Path, log: str) -> None:
+        """Run a program of the environment; what it says goes to a file."""
+        file = self.folder / f"{log}.log"
+        with file.open("w") as said:
+            ended = subprocess.run([str(part) for part in command], stdout=said, stderr=subprocess.STDOUT, check=False)
+        if ended.returncode:
+            raise SystemExit(f"{' '.join(map(str, command))} ended with {ended.returncode}: see {file}")
+
+    @property
+    def python(self) -> Path:
+        return self.environment / "bin" / "python"
+
+    @property
+    def converters(self) -> Path:
+        """llama.cpp's own, unmodified."""
+        return self.environment / "llama.cpp"
+
+    def versions(self) -> dict[str, str]:
+        names = ("xllamacpp", "mergekit", "peft", "transformers", "torch")
+        asked = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {names!r}}}))"
+        told = subprocess.run([str(self.python), "-c", asked], stdout=subprocess.PIPE, check=True, text=True).stdout
+        archive = next(self.environment.glob("llama_cpp_python-*.tar.gz")).name
+        return json.loads(told) | {"llama.cpp converters": archive.removesuffix(".tar.gz").replace("_", "-")}
+
+
+def once(target: Path, make: Callable[[Path], Any]) -> Path:
+    """`target`, made by `make` under another name first, unless it is there."""
+    if not target.exists():
+        part = target.with_name(f"part-{target.name}")
+        make(part)
+        part.rename(target)
+    return target
+
+
+def shipped(clients: Clients) -> dict[str, Path]:
+    """Name -> folder with what `mhr merge` wrote of it: `lora`, a PEFT folder, and `model`, a plain model."""
+    runs = {}
+    for name, overrides in BANKS.items():
+        config = load_config(preset="demo-llm", overrides=overrides)
+        run = pretrain(config, str(clients.folder / "banks" / name), resume=True)
+        runs[name] = run.path
+    folders = {}
+    for name in (*TASKS, UNEQUAL):
+        folders[name] = make_folder(clients.folder / name.replace(" ", "-"))
+        how: dict[str, Any] = {"inputs": runs["routed"], "method": "task", "task": name}
+        if name == UNEQUAL:
+            inputs = [folders[TASKS[0]] / "lora", runs["wide"]]
+            how = {"inputs": inputs, "weights": [0.6, 0.4], "method": "weighted", "space": "delta", "rank": 200}
+        for to, kind in (("peft-lora", "lora"), ("model", "model")):
+            once(folders[name] / kind, lambda path, how=how, to=to: merge(**how, to=to, output=path, overwrite=True))
+    return folders
+
+
+def prompts(clients: Clients) -> list[dict[str, Any]]:
+    """Test examples of the two tasks in turn, as chat text and as token ids: [{"text", "ids"}]."""
+
+    def make(path: Path) -> None:
+        _, tokenizer = load_backbone(BASE)
+        tasks, found = load_tasks("builtin:orders"), []
+        for i in range(PROMPTS):
+            turns = tasks[TASKS[i % len(TASKS)]].test[i // len(TASKS)].messages[:-1]
+            text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+            found.append({"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]})
+        write_json_atomically(path, {"prompts": found})
+
+    return read_json(once(clients.folder / "prompts.json", make))["prompts"]
+
+
+def next_tokens(model: PreTrainedModel, asked: list[dict[str, Any]]) -> np.ndarray:
+    """Log-probabilities of the token after each prompt: [prompts, vocabulary], float32."""
+    with torch.no_grad():
+        logits = [model(input_ids=torch.tensor([prompt["ids"]])).logits[0, -1].float() for prompt in asked]
+    return torch.stack(logits).log_softmax(-1).numpy()
+
+
+def references(clients: Clients, folders: dict[str, Path], asked: list[dict[str, Any]]) -> dict[str, Path]:
+    """Name -> file of what our merged model gives, in transformers and float32; "base" is the bare base model."""
+
+    def made_by(load: Callable[[], PreTrainedModel]) -> Callable[[Path], None]:
+        return lambda path: np.save(path, next_tokens(load().eval(), asked))
+
+    files = {"base": once(clients.folder / "base.npy", made_by(lambda: load_backbone(BASE)[0]))}
+    for name, folder in folders.items():
+        load = lambda folder=folder: AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)  # noqa: E731
+        files[name] = once(folder / "next.npy", made_by(load))
+    return files
+
+
+def base_folder(clients: Clients) -> Path:
+    """The base model as a folder that every client reads."""
+
+    def write(path: Path) -> None:
+        for part in load_backbone(BASE):
+            part.save_pretrained(path)
+
+    return once(clients.folder / "base", write)
+
+
+def ask_llama(clients: Clients, folders: Mapping[str, Path], plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `clients_llama.py`: one for each adapter and prompt."""
+    base = base_folder(clients)
+    to_gguf = (clients.python, clients.converters / "convert_hf_to_gguf.py", base, "--outtype", "f32", "--outfile")
+    gguf = once(clients.folder / "base.gguf", lambda path: clients.run(*to_gguf, path, log="convert-base"))
+    adapters: dict[str, str | None] = {"base": None}
+    for name, folder in folders.items():
+        convert = (clients.python, clients.converters / "convert_lora_to_gguf.py", folder / "lora", "--base", base)
+        make = partial(_convert, clients, (*convert, "--outtype", "f32", "--outfile"), f"convert-{folder.name}")
+        adapters[name] = str(once(folder / "lora.gguf", make))
+    write_json_atomically(clients.folder / "llama.json", plan | {"base": str(gguf), "adapters": adapters})
+    script, rows = Path(__file__).with_name("clients_llama.py"), clients.folder / "llama.jsonl"
+    clients.run(clients.python, script, clients.folder / "llama.json", rows, log="llama")
+    return [json.loads(line) for line in rows.read_text().splitlines()]
+
+
+def _convert(clients: Clients, command: tuple[str | Path, ...], log: str, path: Path) -> None:
+    clients.run(*command, path, log=log)
+
+
+def ask_peft(clients: Clients, folders: Mapping[str, Path], plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `clients_peft.py`: one for each adapter."""
+    asked = plan | {
+        "base": str(base_folder(clients)),
+        "folders": {name: str(folder / "lora") for name, folder in folders.items()},
+    }
+    write_json_atomically(clients.folder / "peft.json", asked)
+    script = Path(__file__).with_name("clients_peft.py")
+    rows = once(
+        clients.folder / "peft-rows.json",
+        lambda path: clients.run(clients.python, script, clients.folder / "peft.json", path, log="peft"),
+    )
+    return json.loads(rows.read_text())
+
+
+def ask_mergekit(clients: Clients, folders: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """One row for each adapter: what mergekit's `base+lora` and our merged model differ in."""
+    rows = []
+    for name, folder in folders.items():
+        recipe = {
+            "merge_method": "passthrough",
+            "dtype": "float32",
+            "models": [{"model": f"{base_folder(clients)}+{folder / 'lora'}"}],
+        }
+        asked = write_text_atomically(folder / "mergekit.yaml", yaml.safe_dump(recipe))
+        command = (clients.environment / "bin" / "mergekit-yaml", asked)
+        extra = ("--lora-merge-cache", str(folder / "mergekit-cache"), "--quiet")
+        made = once(
+            folder / "mergekit",
+            lambda path, c=command, e=extra, f=folder: clients.run(*c, path, *e, log=f"mergekit-{f.name}"),
+        )
+        theirs, ours = tensors(made), tensors(folder / "model")
+        both = theirs.keys() & ours.keys()
+        rows.append(
+            {
+                "adapter": name,
+                "tensors": len(both),
+                "only_one_has": sorted(theirs.keys() ^ ours.keys()),
+                "equal": sum(torch.equal(theirs[key], ours[key]) for key in both),
+                "difference": max((theirs[key] - ours[key]).abs().max().item() for key in both),
+            }
+        )
+    return rows
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a model's folder."""
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= safetensors.torch.load_file(file)
+    return found
+
+
+def summary(
+    files: Mapping[str, Path], llama: list[dict[str, Any]], peft: list[dict[str, Any]], mergekit: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The tables, and what a client disagrees in."""
+    bare = np.load(files["base"]).argmax(-1)
+    tops = {name: np.load(file).argmax(-1) for name, file in files.items()}
+    faults = []
+    next_rows: list[list[Any]] = []
+    for name in files:
+        rows = [row for row in llama if row["adapter"] == name]
+        agreement = sum(row["ours"] == row["theirs"] for row in rows) / len(rows)
+        changed = int((tops[name] != bare).sum())
+        kl, worst = (sum(row["kl"] for row in rows) / len(rows), max(row["difference"] for row in rows))
+        next_rows.append([name, len(rows), changed, f"{agreement:.1%}", kl, worst])
+        if agreement < LEAST_AGREEMENT:
+            faults.append(f"llama.cpp, {name}: {agreement:.1%} of next tokens are ours")
+        if name != "base" and not changed:
+            faults.append(f"{name}: changes no next token, so nothing is shown")
+    for row in peft:
+        if row["agreement"] < LEAST_AGREEMENT:
+            faults.append(f"{row['client']}, {row['adapter']}: {row['agreement']:.1%} of next tokens are ours")
+    for row in mergekit:
+        if row["difference"] > LARGEST_DIFFERENCE or row["only_one_has"]:
+            faults.append(
+                f"mergekit, {row['adapter']}: {row['difference']:.2g} off, and {row['only_one_has']} in one only"
+            )
+    other = int((tops[TASKS[0]] != tops[TASKS[1]]).sum())
+    same = sum(row["same_tokens"] for row in llama)
+    kl_note = "KL: mean over prompts of KL(ours || client's), nats, over the whole vocabulary. Largest: of any token's log-probability."
+    tables = [
+        {
+            "title": "llama.cpp: base and adapters as GGUF in float32, swapped from request to request, against our merged models",
+            "columns": [
+                "adapter",
+                "prompts",
+                "next token is not the base's",
+                "next token is ours",
+                "mean KL",
+                "largest difference",
+            ],
+            "rows": next_rows,
+            "note": f"{kl_note} The two tasks' adapters differ in the next token of {other} prompts. "
+            f"Its tokenizer gives our tokens in {same} of {len(llama)} requests.",
+        },
+        {
+            "title": "PEFT (all folders loaded, another adapter in each row of a batch) and transformers, against our merged models",
+            "columns": ["client", "adapter", "next token is ours", "mean KL", "largest difference"],
+            "rows": [
+                [row["client"], row["adapter"].strip("_"), f"{row['agreement']:.1%}", row["kl"], row["difference"]]
+                for row in peft
+            ],
+        },
+        {
+            "title": "mergekit: `base+lora` against our merged model, weight by weight, float32",
+            "columns": ["adapter", "tensors", "equal bit for bit", "largest difference"],
+            "rows": [[row["adapter"], row["tensors"], row["equal"], row["difference"]] for row in mergekit],
+        },
+    ]
+    return tables, faults
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=Path, required=True, help="the environment that `make clients` makes")
+    parser.add_argument("--output", type=Path, default=Path("runs/clients"), help="where everything is kept")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where clients.json and clients.md go")
+    given = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    clients = Clients(given.clients.absolute(), make_folder(given.output.absolute()))
+    folders = shipped(clients)
+    asked = prompts(clients)
+    files = references(clients, folders, asked)
+    plan = {"prompts": asked, "references": {name: str(file) for name, file in files.items()}}
+    peft, mergekit = ask_peft(clients, folders, plan), ask_mergekit(clients, folders)
+    tables, faults = summary(files, ask_llama(clients, folders, plan), peft, mergekit)
+    record = {
+        "benchmark": "clients",
+        "command": "make clients",
+        "machine": machine() | clients.versions(),
+        "tables": tables,
+    }
+    for file in save(record, given.results, {}):
+        print(file)
+    print("\n".join(faults or ["All clients agree."]))
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
