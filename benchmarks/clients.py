@@ -1,8 +1,8 @@
 """What other programs make of what `mhr merge` writes: `make clients`, or `python -m mhr_benchmarks.clients --clients ENVIRONMENT`.
 
 SmolLM2-135M-Instruct (extra `smollm2`) gets two small banks, trained for seconds on the instruction tasks that ship with the package, at
-learning rates so high that the adapters change many a next token. Two of its tasks, and the merge of two inputs that have not even the rank,
-the scaling or the layers in common, are written twice: as a PEFT folder, and folded into the base as a plain model. Then, on 50 prompts,
+learning rates so high that the adapters change many a next token. Two of its tasks, and the merge of two inputs of unequal rank and scaling,
+at a rank that its narrowest layers cannot have, are written twice: as a PEFT folder, and folded into the base as a plain model. Then, on 50 prompts,
 
 llama.cpp   its own converters make GGUF files of the base and of the PEFT folders; its server, which swaps the adapters from
             request to request, gives log-probabilities of all next tokens, compared with those of our merged models in transformers
@@ -52,16 +52,9 @@ LARGEST_DIFFERENCE = 1e-5
 SETTINGS = ("train.batch_size=4", "train.save_every=100", "train.lr=5e-3", "train.router_lr=0.5")
 BANKS = {
     "routed": ("train.steps=12", *SETTINGS),
-    "wide": (
-        "train.steps=4",
-        "method=shared",
-        "adapter.rank=6",
-        "adapter.alpha=3",
-        "adapter.targets=all-linear",
-        *SETTINGS,
-    ),
+    "wide": ("train.steps=4", "method=lora", "adapter.rank=6", "adapter.alpha=3", *SETTINGS),
 }
-"""Name -> settings over the preset demo-llm; "wide" has another rank, scaling and set of layers than "routed"."""
+"""Name -> settings over the preset demo-llm; "wide" has another rank and another scaling than "routed"."""
 
 RESULTS = Path(__file__).parent / "results"
 

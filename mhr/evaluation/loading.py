@@ -92,6 +92,9 @@ def check_model(name: str) -> None:
         if not folder.is_file():
             raise CheckpointError(f"no model at {name}: there is no such file")
     elif folder.is_file():
-        raise CheckpointError(f"no model at {name}: it is a file; {expected}, each of them a folder, or a GGUF file")
+        raise CheckpointError(
+            f"no model at {name}: it is a file; {expected}, each of them a folder, or a GGUF file; mhr import takes "
+            "checkpoints that other programs wrote into a run"
+        )
     elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise CheckpointError(f"no model at {name}: there is no such folder; {expected}")

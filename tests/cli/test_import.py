@@ -91,7 +91,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(bank, tmp_path):
         "besides tensors": ("import", tmp_path / "x.ckpt", "--model", T5, *to),
         "truncated": ("import", cut, "--model", T5, *to),
         "no such file or folder": ("import", tmp_path / "nothing", *to),
-        "mhr import takes": ("merge", tmp_path / "x.ckpt", *to),
+        "mhr import takes checkpoints": ("predict", tmp_path / "x.ckpt", "a"),
+        "it is a file; mhr import takes": ("merge", tmp_path / "x.ckpt", *to),
     }
     before = sorted(entry.name for entry in tmp_path.iterdir())
     for expected, arguments in lines.items():

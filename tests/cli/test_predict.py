@@ -156,10 +156,15 @@ def test_a_row_without_text_and_an_unknown_task_write_nothing(run: Path, tmp_pat
         ({"task": TASKS[0], "question": "a"}, "rows.jsonl:2: row 'rows.jsonl:2' has no column 'input'"),
         ({"task": "rev-lst", "input": "a"}, "unknown task 'rev-lst' of"),
         ({"input": "a"}, "no task is named"),
+        ({"task": TASKS[0], "input": None}, "has no input: expected a string that is not empty in 'input', got None"),
+        ({"task": TASKS[0], "input": " "}, "rows.jsonl:2: row 'rows.jsonl:2' has no input"),
     ):
         rows = write(tmp_path / "rows.jsonl", {"task": TASKS[0], "input": "rev last: abcd"}, row)
         assert said in refuse("predict", run, "--input", rows, "--output", out)
         assert not out.parent.exists()
+    rows.write_bytes(b'{"task": "rev-last", "input": "a"}\n{"task": "rev-last", "input": "\xff"}\n')
+    assert "rows.jsonl:2: byte 66 is not UTF-8" in refuse("predict", run, "--input", rows, "--output", out)
+    assert not out.parent.exists()
     assert "did you mean 'rev-last'" in refuse("predict", run, "--task", "rev-lst", "a")
 
 
