@@ -5,7 +5,7 @@ learning rates so high that the adapters change many a next token. Two of its ta
 at a rank that its narrowest layers cannot have, are written twice: as a PEFT folder, and folded into the base as a plain model. Then, on 50 prompts,
 
 llama.cpp   its own converters make GGUF files of the base and of the PEFT folders; its server, which swaps the adapters from
-            request to request, gives log-probabilities of all next tokens, compared with those of our merged models in transformers
+            request to request, gives log-probabilities of next tokens, compared with those of our merged models in transformers
 mergekit    `base+lora`, compared with our merged models weight by weight
 PEFT        loads all folders beside one another; each row of a batch goes through its own (`adapter_names`)
 
@@ -269,7 +269,11 @@ def summary(
             )
     other = int((tops[TASKS[0]] != tops[TASKS[1]]).sum())
     same = sum(row["same_tokens"] for row in llama)
-    kl_note = "KL: mean over prompts of KL(ours || client's), nats, over the whole vocabulary. Largest: of any token's log-probability."
+    covered = min(row["covered"] for row in llama)
+    kl_note = (
+        "KL(ours || client's) in nats, mean over prompts: of llama.cpp given that the token is one of its 1,000 likeliest, which "
+        f"cover {covered:.2%} or more of ours. Largest difference: of any of these log-probabilities."
+    )
     tables = [
         {
             "title": "llama.cpp: base and adapters as GGUF in float32, swapped from request to request, against our merged models",
