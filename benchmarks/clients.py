@@ -2,7 +2,8 @@
 
 SmolLM2-135M-Instruct (extra `smollm2`) gets two small banks, trained for seconds on the instruction tasks that ship with the package, at
 learning rates so high that the adapters change many a next token. Two of its tasks, and the merge of two inputs of unequal rank and scaling,
-at a rank that its narrowest layers cannot have, are written twice: as a PEFT folder, and folded into the base as a plain model. Then, on 50 prompts,
+at a rank that its narrowest layers cannot have, are written twice: as a PEFT folder, and folded into the base as a plain model. Then, on 50 prompts
+(PEFT: the first 10),
 
 llama.cpp   its own converters make GGUF files of the base and of the PEFT folders; its server, which swaps the adapters from
             request to request, gives log-probabilities of next tokens, compared with those of our merged models in transformers
@@ -44,7 +45,7 @@ from .pages import save
 BASE = "builtin:smollm2-135m"
 TASKS = ("city-ledger", "order-reply")
 UNEQUAL = "unequal inputs"
-PROMPTS = 50
+PROMPTS, PEFT_PROMPTS = 50, 10
 LEAST_AGREEMENT = 0.98
 LARGEST_DIFFERENCE = 1e-5
 """Of a weight that mergekit made from ours; between them lies the rounding of one float32 product."""
@@ -141,7 +142,7 @@ def prompts(clients: Clients) -> list[dict[str, Any]]:
 def next_tokens(model: PreTrainedModel, asked: list[dict[str, Any]]) -> np.ndarray:
     """Log-probabilities of the token after each prompt: [prompts, vocabulary], float32."""
     with torch.no_grad():
-        logits = [model(input_ids=torch.tensor([prompt["ids"]])).logits[0, -1].float() for prompt in asked]
+        logits = [model(torch.tensor([prompt["ids"]]), logits_to_keep=1).logits[0, -1].float() for prompt in asked]
     return torch.stack(logits).log_softmax(-1).numpy()
 
 
@@ -191,6 +192,7 @@ def _convert(clients: Clients, command: tuple[str | Path, ...], log: str, path: 
 def ask_peft(clients: Clients, folders: Mapping[str, Path], plan: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of `clients_peft.py`: one for each adapter."""
     asked = plan | {
+        "prompts": plan["prompts"][:PEFT_PROMPTS],
         "base": str(base_folder(clients)),
         "folders": {name: str(folder / "lora") for name, folder in folders.items()},
     }
@@ -242,7 +244,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def summary(
-    files: Mapping[str, Path], llama: list[dict[str, Any]], peft: list[dict[str, Any]], mergekit: list[dict[str, Any]]
+    files: Mapping[str, Path], llama: list[dict[str, Any]], mergekit: list[dict[str, Any]], peft: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The tables, and what a client disagrees in."""
     bare = np.load(files["base"]).argmax(-1)
@@ -291,9 +293,16 @@ def summary(
         },
         {
             "title": "PEFT (all folders loaded, another adapter in each row of a batch) and transformers, against our merged models",
-            "columns": ["client", "adapter", "next token is ours", "mean KL", "largest difference"],
+            "columns": ["client", "adapter", "prompts", "next token is ours", "mean KL", "largest difference"],
             "rows": [
-                [row["client"], row["adapter"].strip("_"), f"{row['agreement']:.1%}", row["kl"], row["difference"]]
+                [
+                    row["client"],
+                    row["adapter"].strip("_"),
+                    PEFT_PROMPTS,
+                    f"{row['agreement']:.1%}",
+                    row["kl"],
+                    row["difference"],
+                ]
                 for row in peft
             ],
         },
@@ -320,8 +329,12 @@ def main() -> int:
     asked = prompts(clients)
     files = references(clients, folders, asked)
     plan = {"prompts": asked, "references": {name: str(file) for name, file in files.items()}}
-    peft, mergekit = ask_peft(clients, folders, plan), ask_mergekit(clients, folders)
-    tables, faults = summary(files, ask_llama(clients, folders, plan), peft, mergekit)
+    llama, mergekit, peft = (
+        ask_llama(clients, folders, plan),
+        ask_mergekit(clients, folders),
+        ask_peft(clients, folders, plan),
+    )
+    tables, faults = summary(files, llama, mergekit, peft)
     record = {
         "benchmark": "clients",
         "command": "make clients",

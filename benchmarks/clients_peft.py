@@ -26,7 +26,7 @@ BASE = "__base__"
 def by_rows(model: peft.PeftModel, names: list[str], ids: list[int]) -> dict[str, np.ndarray]:
     """One prompt under every adapter in one batch: name -> log-probabilities of the next token."""
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids] * len(names)), adapter_names=names).logits[:, -1]
+        logits = model(input_ids=torch.tensor([ids] * len(names)), adapter_names=names, logits_to_keep=1).logits[:, -1]
     return dict(zip(names, logits.log_softmax(-1).numpy(), strict=True))
 
 
@@ -34,7 +34,9 @@ def alone(base: str, folder: str, prompts: list[list[int]]) -> np.ndarray:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.load_adapter(folder)
     with torch.no_grad():
-        return np.stack([model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1).numpy() for ids in prompts])
+        return np.stack(
+            [model(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].log_softmax(-1).numpy() for ids in prompts]
+        )
 
 
 def compared(client: str, name: str, ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def main(plan_file: str, rows_file: str) -> None:
     torch.set_num_threads(1)
     plan = json.loads(Path(plan_file).read_text("utf-8"))
     ids = [prompt["ids"] for prompt in plan["prompts"]]
-    references = {name: np.load(file).astype(np.float64) for name, file in plan["references"].items()}
+    references = {name: np.load(file)[: len(ids)].astype(np.float64) for name, file in plan["references"].items()}
     folders = list(plan["folders"].items())
     base = AutoModelForCausalLM.from_pretrained(plan["base"], dtype=torch.float32)
     model = peft.PeftModel.from_pretrained(base, folders[0][1], folders[0][0]).eval()

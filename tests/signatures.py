@@ -1,6 +1,6 @@
 """The signatures that users of the library rely on, and what became of them since the last release.
 
-python -m tests.signatures          writes the section "Signatures" of CHANGELOG.md [Unreleased] anew
+python -m tests.signatures          writes the section "Signatures" of CHANGELOG.md [Unreleased] again
 python -m tests.signatures FILE     writes the present signatures, which is done once, when a version is released:
                                     tests/artifacts/vVERSION/signatures.json
 """

@@ -24,7 +24,7 @@ def test_every_change_since_the_last_release_stands_in_the_changelog() -> None:
     stale = "\n".join(line for line in found if line not in expected)
     assert expected == found, (
         f"Public signatures are not those of {version} and of CHANGELOG.md [Unreleased]. If that is meant, say it under {HEADING!r} "
-        f"(`python -m tests.signatures` writes the section anew).\nMissing there:\n{missing}\nNot so any more:\n{stale}"
+        f"(`python -m tests.signatures` writes the section again).\nMissing there:\n{missing}\nNot so any more:\n{stale}"
     )
 
 
