@@ -1,8 +1,8 @@
 """What other programs make of what `mhr merge` writes: `make clients`, or `python -m mhr_benchmarks.clients --clients ENVIRONMENT`.
 
-SmolLM2-135M-Instruct (extra `smollm2`) gets two small banks, trained for seconds on the instruction tasks that ship with the package, at
-learning rates so high that the adapters change many a next token. Two of its tasks, and the merge of two inputs of unequal rank and scaling,
-at a rank that its narrowest layers cannot have, are written twice: as a PEFT folder, and folded into the base as a plain model. Then, on 50 prompts
+SmolLM2-135M-Instruct (extra `smollm2`) gets a small bank, trained for seconds on the instruction tasks that ship with the package, at
+learning rates so high that its adapters change many a next token. Two of its tasks, and the merge of one of them with a LoRA of random values that
+PEFT wrote, of another rank and scaling, which differ from layer to layer, are written twice: as a PEFT folder, and folded into the base as a plain model. Then, on 50 prompts
 (PEFT: the first 10),
 
 llama.cpp   its own converters make GGUF files of the base and of the PEFT folders; its server, which swaps the adapters from
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import safetensors.torch
 import torch
 import transformers
@@ -50,12 +51,11 @@ LEAST_AGREEMENT = 0.98
 LARGEST_DIFFERENCE = 1e-5
 """Of a weight that mergekit made from ours; between them lies the rounding of one float32 product."""
 
-SETTINGS = ("train.batch_size=4", "train.save_every=100", "train.lr=5e-3", "train.router_lr=0.5")
-BANKS = {
-    "routed": ("train.steps=12", *SETTINGS),
-    "wide": ("train.steps=4", "method=lora", "adapter.rank=6", "adapter.alpha=3", *SETTINGS),
-}
-"""Name -> settings over the preset demo-llm; "wide" has another rank and another scaling than "routed"."""
+BANK = ("train.steps=12", "train.batch_size=4", "train.save_every=100", "train.lr=5e-3", "train.router_lr=0.5")
+"""Settings over the preset demo-llm."""
+
+FOREIGN = {"r": 6, "lora_alpha": 3, "rank_pattern": {"k_proj": 9}, "alpha_pattern": {"v_proj": 12}}
+"""Of a LoRA that PEFT writes, with another rank than the bank's, another scaling, and both uneven."""
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -107,21 +107,33 @@ def once(target: Path, make: Callable[[Path], Any]) -> Path:
 
 def shipped(clients: Clients) -> dict[str, Path]:
     """Name -> folder with what `mhr merge` wrote of it: `lora`, a PEFT folder, and `model`, a plain model."""
-    runs = {}
-    for name, overrides in BANKS.items():
-        config = load_config(preset="demo-llm", overrides=overrides)
-        run = pretrain(config, str(clients.folder / "banks" / name), resume=True)
-        runs[name] = run.path
-    folders = {}
-    for name in (*TASKS, UNEQUAL):
-        folders[name] = make_folder(clients.folder / name.replace(" ", "-"))
-        how: dict[str, Any] = {"inputs": runs["routed"], "method": "task", "task": name}
-        if name == UNEQUAL:
-            inputs = [folders[TASKS[0]] / "lora", runs["wide"]]
-            how = {"inputs": inputs, "weights": [0.6, 0.4], "method": "weighted", "space": "delta", "rank": 200}
+    config = load_config(preset="demo-llm", overrides=BANK)
+    bank = pretrain(config, str(clients.folder / "bank"), resume=True).path
+    folders = {name: make_folder(clients.folder / name.replace(" ", "-")) for name in (*TASKS, UNEQUAL)}
+    given: dict[str, dict[str, Any]] = {name: {"inputs": bank, "method": "task", "task": name} for name in TASKS}
+    inputs = [folders[TASKS[0]] / "lora", once(clients.folder / "foreign", foreign)]
+    given[UNEQUAL] = {"inputs": inputs, "method": "weighted", "weights": [0.6, 0.4], "space": "delta", "rank": 64}
+    for name, how in given.items():
         for to, kind in (("peft-lora", "lora"), ("model", "model")):
-            once(folders[name] / kind, lambda path, how=how, to=to: merge(**how, to=to, output=path, overwrite=True))
+            once(folders[name] / kind, partial(_merge, how | {"to": to, "base": BASE}))
     return folders
+
+
+def _merge(how: dict[str, Any], path: Path) -> None:
+    merge(**how, output=path, overwrite=True)
+
+
+def foreign(path: Path) -> None:
+    """A LoRA of random values in a folder that PEFT writes."""
+    model, _ = load_backbone(BASE)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    lora = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=targets, **FOREIGN))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in lora.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.05)
+    lora.save_pretrained(path)
 
 
 def prompts(clients: Clients) -> list[dict[str, Any]]:
@@ -244,7 +256,10 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def summary(
-    files: Mapping[str, Path], llama: list[dict[str, Any]], mergekit: list[dict[str, Any]], peft: list[dict[str, Any]]
+    files: Mapping[str, Path],
+    llama: list[dict[str, Any]],
+    mergekit: list[dict[str, Any]],
+    by_peft: list[dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The tables, and what a client disagrees in."""
     bare = np.load(files["base"]).argmax(-1)
@@ -261,7 +276,7 @@ def summary(
             faults.append(f"llama.cpp, {name}: {agreement:.1%} of next tokens are ours")
         if name != "base" and not changed:
             faults.append(f"{name}: changes no next token, so nothing is shown")
-    for row in peft:
+    for row in by_peft:
         if row["agreement"] < LEAST_AGREEMENT:
             faults.append(f"{row['client']}, {row['adapter']}: {row['agreement']:.1%} of next tokens are ours")
     for row in mergekit:
@@ -289,7 +304,7 @@ def summary(
             ],
             "rows": next_rows,
             "note": f"{kl_note} The two tasks' adapters differ in the next token of {other} prompts. "
-            f"Its tokenizer gives our tokens in {same} of {len(llama)} requests.",
+            f"Its tokenizer gives our tokens in {same} of {len(llama)} requests. Its key-value cache is in float16, as by default.",
         },
         {
             "title": "PEFT (all folders loaded, another adapter in each row of a batch) and transformers, against our merged models",
@@ -303,7 +318,7 @@ def summary(
                     row["kl"],
                     row["difference"],
                 ]
-                for row in peft
+                for row in by_peft
             ],
         },
         {
@@ -329,12 +344,12 @@ def main() -> int:
     asked = prompts(clients)
     files = references(clients, folders, asked)
     plan = {"prompts": asked, "references": {name: str(file) for name, file in files.items()}}
-    llama, mergekit, peft = (
+    llama, mergekit, by_peft = (
         ask_llama(clients, folders, plan),
         ask_mergekit(clients, folders),
         ask_peft(clients, folders, plan),
     )
-    tables, faults = summary(files, llama, mergekit, peft)
+    tables, faults = summary(files, llama, mergekit, by_peft)
     record = {
         "benchmark": "clients",
         "command": "make clients",
