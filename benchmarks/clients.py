@@ -48,6 +48,9 @@ TASKS = ("city-ledger", "order-reply")
 UNEQUAL = "unequal inputs"
 PROMPTS, PEFT_PROMPTS = 50, 10
 LEAST_AGREEMENT = 0.98
+LEAST_DISTANCE = 10
+"""A client's KL to our model, times this, is still less than that of another adapter."""
+
 LARGEST_DIFFERENCE = 1e-5
 """Of a weight that mergekit made from ours; between them lies the rounding of one float32 product."""
 
@@ -255,6 +258,11 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """KL(p || q) in nats of log-probabilities [prompts, vocabulary], mean over prompts."""
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
 def summary(
     files: Mapping[str, Path],
     llama: list[dict[str, Any]],
@@ -262,18 +270,20 @@ def summary(
     by_peft: list[dict[str, Any]],
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The tables, and what a client disagrees in."""
-    bare = np.load(files["base"]).argmax(-1)
-    tops = {name: np.load(file).argmax(-1) for name, file in files.items()}
+    ours = {name: np.load(file).astype(np.float64) for name, file in files.items()}
     faults = []
     next_rows: list[list[Any]] = []
     for name in files:
         rows = [row for row in llama if row["adapter"] == name]
         agreement = sum(row["ours"] == row["theirs"] for row in rows) / len(rows)
-        changed = int((tops[name] != bare).sum())
         kl, worst = (sum(row["kl"] for row in rows) / len(rows), max(row["difference"] for row in rows))
-        next_rows.append([name, len(rows), changed, f"{agreement:.1%}", kl, worst])
+        nearest = min(divergence(ours[name], ours[other]) for other in files if other != name)
+        changed = int((ours[name].argmax(-1) != ours["base"].argmax(-1)).sum())
+        next_rows.append([name, len(rows), changed, f"{agreement:.1%}", kl, nearest, worst])
         if agreement < LEAST_AGREEMENT:
             faults.append(f"llama.cpp, {name}: {agreement:.1%} of next tokens are ours")
+        if kl * LEAST_DISTANCE > nearest:
+            faults.append(f"llama.cpp, {name}: KL {kl:.2g} does not tell it from another adapter, {nearest:.2g} away")
         if name != "base" and not changed:
             faults.append(f"{name}: changes no next token, so nothing is shown")
     for row in by_peft:
@@ -284,12 +294,12 @@ def summary(
             faults.append(
                 f"mergekit, {row['adapter']}: {row['difference']:.2g} off, and {row['only_one_has']} in one only"
             )
-    other = int((tops[TASKS[0]] != tops[TASKS[1]]).sum())
     same = sum(row["same_tokens"] for row in llama)
     covered = min(row["covered"] for row in llama)
     kl_note = (
         "KL(ours || client's) in nats, mean over prompts: of llama.cpp given that the token is one of its 1,000 likeliest, which "
-        f"cover {covered:.2%} or more of ours. Largest difference: of any of these log-probabilities."
+        f"cover {covered:.2%} or more of ours. To the nearest other: the least KL to our model with another adapter, or none, over the "
+        "whole vocabulary: what a wrong one would cost. Largest difference: of any of these log-probabilities."
     )
     tables = [
         {
@@ -300,11 +310,11 @@ def summary(
                 "next token is not the base's",
                 "next token is ours",
                 "mean KL",
+                "KL to the nearest other",
                 "largest difference",
             ],
             "rows": next_rows,
-            "note": f"{kl_note} The two tasks' adapters differ in the next token of {other} prompts. "
-            f"Its tokenizer gives our tokens in {same} of {len(llama)} requests. Its key-value cache is in float16, as by default.",
+            "note": f"{kl_note} Its tokenizer gives our tokens in {same} of {len(llama)} requests. Its key-value cache is in float16, as by default.",
         },
         {
             "title": "PEFT (all folders loaded, another adapter in each row of a batch) and transformers, against our merged models",

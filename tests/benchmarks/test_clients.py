@@ -66,10 +66,12 @@ def test_clients_that_agree(tmp_path: Path) -> None:
 def test_what_is_a_fault(tmp_path: Path) -> None:
     rows = [llama(name, NAMES.index(name)) for name in NAMES for _ in range(2)]
     rows[-1]["theirs"] = 0
-    files = seen(tmp_path, **{TASKS[1]: [0, 0]})
+    files = seen(tmp_path, **{TASKS[1]: [0, 0]})  # as without an adapter
     mergekit = [said(TASKS[0], difference=1e-3), said(TASKS[1], only_one_has=["lm_head.weight"])]
     _, faults = summary(files, rows, mergekit, [said(UNEQUAL, agreement=0.9)])
     assert [fault.partition(":")[0] for fault in faults] == [
+        "llama.cpp, base",
+        f"llama.cpp, {TASKS[1]}",
         TASKS[1],
         f"llama.cpp, {UNEQUAL}",
         f"PEFT, {UNEQUAL}",
