@@ -36,8 +36,16 @@ struct Factor {
   }
 
   int64_t size() const { return rows * shape.mixed_size(); }
+  // Of a row of a mixed A that is no multiple of the 16 bytes in which the adapter's kernels read it, else 0. A bias
+  // has one row, which stays as it is.
+  int64_t stride() const {
+    const int64_t vector = 16 / item_size(dtype);
+    if (!weights || !shape.joins_rows || shape.p == 1 || shape.q % vector == 0) return 0;
+    return (shape.q + vector - 1) / vector * vector;
+  }
   void plan_mixed(Plan& plan) {
-    if (weights) mixed_at = plan.add(size_t(size()) * size_t(item_size(dtype)));
+    if (weights)
+      mixed_at = plan.add(size_t(stride() ? size() / shape.q * stride() : size()) * size_t(item_size(dtype)));
   }
   void plan_grad(Plan& plan) {
     if (weights) grad_at = plan.add(size_t(size()) * sizeof(float));
@@ -70,6 +78,7 @@ struct Factor {
   MixItem mix_item(const Scratch& scratch) const {
     MixItem i = item();
     i.mixed = scratch.at<void>(mixed_at);
+    i.stride = stride();
     return i;
   }
   MixItem grad_item(const Scratch& scratch, const Tensor& d_weights) const {

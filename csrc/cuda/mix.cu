@@ -12,17 +12,22 @@ namespace {
 int64_t runs(const MixItem& item, int run) { return (item.p * item.q + run - 1) / run; }
 int64_t dots(const MixItem& item) { return runs(item, kDotRun) * item.rows * item.heads * item.skills; }
 
+int64_t stride(const MixItem& i) { return i.joins_rows && i.stride ? i.stride : i.q; }
+
 MixEntry entry(const MixItem& i) {
   void* const mixed = i.mixed ? i.mixed : const_cast<void*>(i.mixed_grad);
-  return {i.bank,       i.weights,     mixed,          i.bank_grad, i.weights_grad, nullptr,
-          int(i.heads), int(i.skills), int(i.p * i.q), int(i.q),    int(i.rows),    0,
-          i.joins_rows, i.bank_dtype,  i.mixed_dtype,  i.scale};
+  return {i.bank,         i.weights, mixed,          i.bank_grad,
+          i.weights_grad, nullptr,   int(i.heads),   int(i.skills),
+          int(i.p * i.q), int(i.q),  int(stride(i)), int(i.heads * i.p * stride(i)),
+          int(i.rows),    0,         i.joins_rows,   i.bank_dtype,
+          i.mixed_dtype,  i.scale};
 }
 
 const char* check(const MixItem& i) {
   constexpr int64_t kMost = 1 << 30;
   if (i.bank_dtype == Dtype::kFp64 || i.mixed_dtype == Dtype::kFp64) return "float64 runs on the CPU only";
-  if (i.heads * i.p * i.q > kMost || i.rows > kMost / std::max<int64_t>(1, i.heads * i.skills))
+  if (stride(i) < i.q) return "rows of a mixed factor overlap";
+  if (i.heads * i.p * stride(i) > kMost || i.rows > kMost / std::max<int64_t>(1, i.heads * i.skills))
     return "more than 2^30 elements in a factor or in the weights";
   return nullptr;
 }

@@ -21,8 +21,8 @@ struct MixEntry {
   void* mixed;
   void* bank_grad;
   float* weights_grad;
-  float* dots;                             // [runs of a head, U, H, S]
-  int heads, skills, block, q, rows, end;  // block = P Q; end = first thread block of the next entry
+  float* dots;                                           // [runs of a head, U, H, S]
+  int heads, skills, block, q, stride, size, rows, end;  // block = P Q; end = first thread block of the next entry
   bool joins_rows;
   Dtype bank_dtype, mixed_dtype;
   float scale;
@@ -57,10 +57,17 @@ __device__ __forceinline__ const MixEntry& find_entry(const MixArgs& args, int& 
 
 // Where element e of head h lies in one row of a mixed factor.
 __device__ __forceinline__ int64_t mixed_index(const MixEntry& m, int h, int e) {
-  if (m.joins_rows) return int64_t(h) * m.block + e;
+  if (m.joins_rows) return m.stride == m.q ? h * m.block + e : (h * m.block + e) / m.q * m.stride + e % m.q;
   return int64_t(e / m.q) * m.heads * m.q + h * m.q + e % m.q;
 }
-__device__ __forceinline__ int64_t mixed_size(const MixEntry& m) { return int64_t(m.heads) * m.block; }
+__device__ __forceinline__ int64_t mixed_size(const MixEntry& m) { return m.size; }
+
+// Element e of a head; after the last one of a row that is longer, the row's zeros.
+__device__ __forceinline__ void store_mixed(const MixEntry& m, int64_t at, int e, float v) {
+  store_any(m.mixed, m.mixed_dtype, at, v);
+  if (m.stride != m.q && e % m.q == m.q - 1)
+    for (int zero = 1; zero <= m.stride - m.q; ++zero) store_any(m.mixed, m.mixed_dtype, at + zero, 0.0f);
+}
 
 template <int THREADS>
 __global__ void __launch_bounds__(THREADS) mix_kernel(MixArgs args) {
@@ -91,8 +98,7 @@ __global__ void __launch_bounds__(THREADS) mix_kernel(MixArgs args) {
     if (e >= m.block) continue;
 #pragma unroll
     for (int j = 0; j < kMixRows; ++j)
-      if (row0 + j < m.rows)
-        store_any(m.mixed, m.mixed_dtype, (row0 + j) * mixed_size(m) + mixed_index(m, h, e), m.scale * sums[i][j]);
+      if (row0 + j < m.rows) store_mixed(m, (row0 + j) * mixed_size(m) + mixed_index(m, h, e), e, m.scale * sums[i][j]);
   }
 }
 

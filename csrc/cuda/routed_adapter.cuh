@@ -57,10 +57,12 @@ class AdapterFactors {
   AdapterFactors(Workspace& workspace, const Routing& routing)
       : workspace_(workspace), segments_(int(routing.n_segments)) {}
 
-  // [U, height, width], of T or float32.
-  Factor add(const void* data, bool is_float, const int64_t* rows, int64_t n_rows, int64_t height, int64_t width) {
+  // [U, height, width], of T or float32, or rows `given` apart.
+  Factor add(const void* data, bool is_float, const int64_t* rows, int64_t n_rows, int64_t height, int64_t width,
+             int64_t given = 0) {
     const bool converts = is_float && sizeof(T) == 2;
-    if (!converts && is_aligned(data, size_t(width) * sizeof(T))) return {data, int(width)};
+    const int64_t apart = given ? given : width;
+    if (!converts && is_aligned(data, size_t(apart) * sizeof(T))) return {data, int(apart)};
     const int64_t across = (width + kVector<T> - 1) / kVector<T>, stride = across * kVector<T>;
     T* const copy = workspace_.template take<T>(n_rows * height * stride);
     const int64_t blocks = n_rows * ceil_div(height * across, kPadThreads);
@@ -226,7 +228,7 @@ struct ForwardPass {
         segments_b(segments_of(p.routing, p.rows_b, p.n_rows_b)),
         plan(p),
         factors(workspace, p.routing),
-        a(factors.add(p.a, p.factors_are_float, p.rows_a, p.n_rows_a, p.in_features, p.rank)),
+        a(factors.add(p.a, p.factors_are_float, p.rows_a, p.n_rows_a, p.in_features, p.rank, p.a_stride)),
         b(factors.add(p.b, p.factors_are_float, p.rows_b, p.n_rows_b, p.rank, p.out_features)),
         parts(plan.ranges > 1 ? workspace.take<float>(plan.ranges * p.routing.n_tokens * p.rank) : p.z) {}
 
@@ -348,7 +350,8 @@ struct BackwardXPass {
         segments(segments_of(p.routing, p.rows_a, p.n_rows_a)),
         plan(segments, 4 * kLine<T>, p.in_features, p.rank, false, p.routing.blocks_at_once),
         factors(workspace, p.routing),
-        a(p.dx ? factors.add(p.a, p.factors_are_float, p.rows_a, p.n_rows_a, p.in_features, p.rank) : Factor{}),
+        a(p.dx ? factors.add(p.a, p.factors_are_float, p.rows_a, p.n_rows_a, p.in_features, p.rank, p.a_stride)
+               : Factor{}),
         parts(workspace.take<float>(plan.chunks * p.rank * p.in_features)),
         sums(p.dbias_a ? workspace.take<float>(plan.chunks * p.rank) : nullptr) {}
 

@@ -34,6 +34,7 @@ struct RoutedAdapterForward {
   Activation activation;
   bool writes_y = false;
   const void* base = nullptr;  // [O] of `dtype`, only with writes_y
+  int64_t a_stride = 0;        // of a row of A, zeros beyond R (see mix.h); 0: R
 };
 
 // dz = scale * (dy B_v^T) * act'(z); db[v] = scale * sum act(z)^T dy; dbias_b[v] = scale * sum dy.
@@ -61,7 +62,8 @@ struct RoutedAdapterBackwardX {
   const float* dz;
   void* dx;  // may be null
   bool accumulate;
-  float *da, *dbias_a;  // dbias_a may be null
+  float *da, *dbias_a;   // dbias_a may be null
+  int64_t a_stride = 0;  // as above
 };
 
 // Bytes of scratch that a launch of the same arguments needs: partial sums, which no multiple of [N, O] or [N, I] is

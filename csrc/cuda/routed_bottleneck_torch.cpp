@@ -73,6 +73,7 @@ std::tuple<Tensor, Tensor> routed_bottleneck_forward(Tensor x, Tensor bank_a, Te
   p.x = x.const_data_ptr();
   p.y = y.mutable_data_ptr();
   p.a = f.a.place();
+  p.a_stride = f.a.stride();
   p.b = f.b.place();
   p.bias_a = f.bias_a.place();
   p.bias_b = f.bias_b.place();
@@ -134,6 +135,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> routed_bottle
   of_x.rank = sizes.a.rank();
   of_x.x = x.const_data_ptr();
   of_x.a = f.a.place();
+  of_x.a_stride = f.a.stride();
   of_x.dz = of_x.da = of_x.dbias_a = static_cast<float*>(place());
   of_x.dx = need_x ? dx.mutable_data_ptr() : nullptr;
   of_x.accumulate = true;

@@ -36,6 +36,7 @@ Tensor routed_linear_forward(Tensor y, Tensor x, OptionalTensor bias, Tensor ban
   p.x = x.const_data_ptr();
   p.y = y.mutable_data_ptr();
   p.a = a.place();
+  p.a_stride = a.stride();
   p.b = b.place();
   p.z = floats_of(h);
   p.scale = float(scale);
@@ -98,6 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> routed_linear_backward(OptionalTensor
   of_x.rank = sizes.a.rank();
   of_x.x = x.const_data_ptr();
   of_x.a = a.place();
+  of_x.a_stride = a.stride();
   of_x.dz = of_x.da = static_cast<float*>(place());
   of_x.dx = dx ? dx->mutable_data_ptr() : nullptr;
   of_x.accumulate = accumulate;

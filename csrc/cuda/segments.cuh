@@ -19,7 +19,10 @@ __host__ __device__ __forceinline__ bool whole_tiles(const Segments& s, int size
 
 // Upper bound of the tiles of `size` tokens that the runs fall into; surplus blocks leave at once.
 inline int max_tiles(const Segments& s, int size) {
-  return whole_tiles(s, size) ? s.n_tokens / size : s.n_tokens / size + s.count;
+  const int most = s.n_tokens / size + s.count;
+  if (s.offsets) return most;
+  const int64_t apart = int64_t(s.count) * ((s.length + size - 1) / size);
+  return int(apart < most ? apart : most);
 }
 
 // Offsets are clamped to the tokens that exist, so that a wrong one cannot make a kernel leave its tensors.

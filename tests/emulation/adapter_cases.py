@@ -26,6 +26,7 @@ class Case:
     shift: int = 0  # bytes by which tensors miss their alignment
     blocks: int = 264  # that the GPU is taken to hold
     absent: bool = False  # some segments have row -1
+    a_stride: int = 0  # of a row of A, where it is not the rank
     left_out: int = 0  # tokens before the first segment: tensors larger than the memory
 
     def __str__(self) -> str:
@@ -71,13 +72,15 @@ class Problem:
         offsets = None if c.equal_segments else self.offsets + c.left_out
         activation = int(c.bottleneck)
         forward = (*kind, self.n_rows_a, self.n_rows_b, c.n_in, c.n_out, c.rank, activation, self.scale, offsets)
-        forward += (self.rows_a, self.rows_b, self.x, self.a, self.b, self.bias_a, self.bias_b, Updated(self.y))
+        a = torch.nn.functional.pad(self.a, (0, c.a_stride - c.rank)) if c.a_stride else self.a
+        biases = self.bias_a, self.bias_b
+        forward += (self.rows_a, self.rows_b, self.x, a, c.a_stride, self.b, *biases, Updated(self.y))
         forward += (int(c.overwrite), self.base)
         backward_dy = (*kind, self.n_rows_b, c.n_out, c.rank, activation, self.scale, offsets, self.rows_b)
         backward_dy += (self.dy, self.b, self.z, Output((self.n_tokens, c.rank)))
         backward_dy += (Output((self.n_rows_b, c.rank, c.n_out)),)
         backward_x = (*kind, self.n_rows_a, c.n_in, c.rank, int(not c.overwrite), offsets, self.rows_a)
-        backward_x += (self.x, self.a, self.dz, Updated(self.dx), Output((self.n_rows_a, c.n_in, c.rank)))
+        backward_x += (self.x, a, c.a_stride, self.dz, Updated(self.dx), Output((self.n_rows_a, c.n_in, c.rank)))
         return [
             Call("routed_adapter_forward", (*forward, Output((self.n_tokens, c.rank))), seed, c.shift),
             Call(
@@ -227,6 +230,8 @@ CASES = (
     Case((20, 3), 64, 72, 300, bottleneck=True, overwrite=True),
     Case((20, 9, 70, 5, 3, 40), 64, 136, 16, bottleneck=True, absent=True),
     Case((20, 9, 70), 64, 72, 300, absent=True, overwrite=True),
+    Case((20, 70), 72, 64, 4, a_stride=8),
+    Case((20, 70), 72, 64, 33, FP32, bottleneck=True, a_stride=36),
     # Blocks that take several column blocks, one after the other.
     Case((300, 20), 64, 1100, 16, bottleneck=True, blocks=4),
     Case((520, 33), 72, 531, 5, blocks=2),

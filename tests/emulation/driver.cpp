@@ -150,6 +150,7 @@ const char* routed_adapter_forward(Call& c) {
   p.rows_b = c.input<int64_t>();
   p.x = c.input(p.in_features * size_of(p.dtype));
   p.a = c.input();
+  p.a_stride = c.integer();
   p.b = c.input();
   p.bias_a = c.input();
   p.bias_b = c.input();
@@ -200,6 +201,7 @@ const char* routed_adapter_backward_x(Call& c) {
   p.rows_a = c.input<int64_t>();
   p.x = c.input(p.in_features * size_of(p.dtype));
   p.a = c.input();
+  p.a_stride = c.integer();
   p.dz = c.input<float>(p.rank * 4);
   p.dx = c.updated(p.in_features * size_of(p.dtype));
   p.da = c.output<float>();
@@ -225,6 +227,7 @@ std::vector<mhr::cuda::MixItem> mix_items(Call& c, bool backward) {
       i.bank_grad = c.output();
       i.weights_grad = c.output<float>();
     } else {
+      i.stride = c.integer();
       i.mixed = c.output();
     }
   }

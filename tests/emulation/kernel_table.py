@@ -101,16 +101,11 @@ def shape_rows(steps: dict[str, int], given: dict) -> list[str]:
         warps = 8 if rp == 64 else 4
         parts, parts_x = (4.0 * plan[name] * rank * d for name in ("chunks", "chunks_x"))
         gradients = 8.0 * rank * d * 4
-        pad = seconds(factors) if rank % 8 else 0.0  # of A, whose rows are R long
-        forward = pad + seconds(wide + plan["ranges"] * narrow + factors, issued("shrink bf16 {}", 4096, 4))
+        forward = seconds(wide + plan["ranges"] * narrow + factors, issued("shrink bf16 {}", 4096, 4))
         forward += seconds(2 * wide + (plan["ranges"] + 1) * narrow + factors, issued("expand bf16 {} 0 1 0", 4096, 4))
         dy = seconds(wide + parts + (plan["groups"] + 1) * narrow + factors, issued("outer bf16 {} 1", 8192, warps))
         dy += seconds((plan["groups"] + 1) * narrow) + seconds(parts + gradients)
-        x = (
-            pad
-            + seconds(wide + parts_x + narrow, issued("outer bf16 {} 0", 8192, warps))
-            + seconds(parts_x + gradients)
-        )
+        x = seconds(wide + parts_x + narrow, issued("outer bf16 {} 0", 8192, warps)) + seconds(parts_x + gradients)
         x += seconds(2 * wide + narrow + factors, issued("expand bf16 {} 1 1 0", 4096, 4))
         times = (forward, 3 * wide / COPY, dy, wide / COPY, x, 3 * wide / COPY)
         cells = " | ".join(f"{1e6 * t:.0f}" if i % 2 == 0 else f"{1e6 * t:.1f}" for i, t in enumerate(times))

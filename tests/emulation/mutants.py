@@ -141,8 +141,8 @@ MUTANTS = (
         "segments: no surplus tiles",
         "plain",
         "segments.cuh",
-        ": s.n_tokens / size + s.count;",
-        ": (s.n_tokens + size - 1) / size;",
+        "most = s.n_tokens / size + s.count;",
+        "most = (s.n_tokens + size - 1) / size;",
     ),
     Mutant(
         "launch: half of the shared memory",
@@ -234,7 +234,10 @@ MUTANTS = (
         "row0 + j < m.rows ? row0 + j : m.rows - 1",
         "row0 + j",
     ),
-    Mutant("mix: absent rows written", "address", "mix.cuh", "      if (row0 + j < m.rows)\n", "      if (true)\n"),
+    Mutant("mix: rows are not filled up", "plain", "mix.cuh", "zero <= m.stride - m.q", "zero < 0"),
+    Mutant(
+        "mix: absent rows written", "address", "mix.cuh", "if (row0 + j < m.rows) store_mixed", "if (true) store_mixed"
+    ),
     Mutant("mix: half a warp's dots", "plain", "mix.cuh", "step = 16; step; step /= 2", "step = 8; step; step /= 2"),
     Mutant("route: every row of a task but its first", "plain", "route.cuh", "found &= found - 1", "found = 0"),
     Mutant("route: rows past the last", "address", "route.cuh", "first + lane < p.rows && ", ""),

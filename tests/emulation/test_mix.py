@@ -25,6 +25,7 @@ class Item:
     head_dim: int  # 1: blocks joined along rows (factor A); 2: along columns (factor B)
     bank_dtype: torch.dtype = torch.float32
     mixed_dtype: torch.dtype = torch.float32
+    stride: int = 0  # of a row of the mixed factor, where it is not q
 
     @property
     def mixed_shape(self) -> tuple[int, int, int]:
@@ -45,6 +46,9 @@ class Item:
 
     def split(self, mixed: torch.Tensor) -> torch.Tensor:
         """[U, ...] of a mixed factor -> [H, U, P * Q]."""
+        if self.stride and mixed.shape[-1] == self.stride:
+            assert not mixed[..., self.q :].any(), "a row is not filled up with zeros"
+            mixed = mixed[..., : self.q]
         if self.head_dim == 1:
             blocks = mixed.reshape(self.rows, self.heads, self.p, self.q)
         else:
@@ -57,7 +61,8 @@ ITEMS = (
     Item(4, 8, 8, 16, 4, 1),
     Item(4, 8, 8, 4, 16, 2),
     Item(1, 1, 1, 1, 1, 1),
-    Item(9, 2, 11, 300, 5, 1, BF16, BF16),
+    Item(9, 2, 11, 300, 5, 1, BF16, BF16, stride=8),
+    Item(3, 2, 4, 33, 9, 1, torch.float32, BF16, stride=24),
     Item(9, 2, 11, 5, 300, 2, BF16, BF16),
     Item(3, 1, 3, 1, 77, 2, torch.float32, BF16),
     Item(2, 4, 2, 3, 7, 1, FP16, torch.float32),
@@ -71,7 +76,8 @@ def forward_call(items: Sequence[Item], seed: int) -> Call:
     arguments: list = [len(items)]
     for item in items:
         bank, weights, _ = item.tensors()
-        arguments += [*item.numbers(), bank, weights, Output(item.mixed_shape, item.mixed_dtype)]
+        shape = (*item.mixed_shape[:2], item.stride or item.mixed_shape[2])
+        arguments += [*item.numbers(), bank, weights, item.stride, Output(shape, item.mixed_dtype)]
     return Call("mix", arguments, seed)
 
 
@@ -121,7 +127,7 @@ def test_conversions_are_those_of_torch(plain: Path, dtype: torch.dtype) -> None
     arguments: list = [2]
     for given, out in ((every, torch.float32), (wide, dtype)):
         numbers = (1, 1, 1, given.numel(), 1, 1, DTYPES[given.dtype], DTYPES[out])
-        arguments += [*numbers, given, one, Output((given.numel(),), out)]
+        arguments += [*numbers, given, one, 0, Output((given.numel(),), out)]
     ((widened, narrowed),) = run(plain, [Call("mix", arguments)])
     assert torch.equal(widened, every.float())
     assert torch.equal(narrowed, wide.to(dtype))

@@ -32,11 +32,11 @@ LAUNCHES = {
     "route_backward": 1,
     "routed_adapter_forward": 3,
     "routed_adapter_backward_dy": 3,
-    "routed_adapter_backward_x": 3,
+    "routed_adapter_backward_x": 4,
     "routed_linear_forward": 4,
     "routed_linear_backward": 10,
     "routed_linear_forward of factors": 3,
-    "routed_linear_backward of factors": 6,
+    "routed_linear_backward of factors": 7,
     "routed_bottleneck_forward": 4,
     "routed_bottleneck_backward": 12,
     "weighted_average": 5,  # of 64 tensors each
