@@ -72,8 +72,11 @@ class RoutedLinear(RoutedLayer):
         if not dropout and _is_plain(base):
             together = self.together(weights)
             if together is not None and together[0].dtype == _computed_in(x):
-                factors, more = (*together, None), {"rows_b": rows_b, "offsets": offsets}
-                return routed_linear(x, base.weight, base.bias, *factors, rows, self.scaling, **more)
+                factor_a, factor_b = together
+                mixed = factor_a, factor_b, None
+                return routed_linear(
+                    x, base.weight, base.bias, *mixed, rows, self.scaling, rows_b=rows_b, offsets=offsets
+                )
             bank = self.factors()
             a, b = self.by_side(self.one_hot() if weights is None else weights)
             return routed_linear(
