@@ -23,6 +23,7 @@ def refuse_unused(said: Mapping[str, Said], config: RunConfig) -> None:
             _by_average(key, config)
             or _by_reader(key, config.tasks)
             or _by_method(key, config.method)
+            or _by_contexts(key, config)
             or _by_others(key, config)
         )
         if why:
@@ -41,6 +42,15 @@ def _by_average(key: str, config: RunConfig) -> str:
     if config.continue_as == AS_AVERAGE and key in ("train.router_lr", "train.router_weight_decay"):
         return "on one adapter for all tasks: leave it out"
     return ""
+
+
+def _by_contexts(key: str, config: RunConfig) -> str:
+    if key != "train.router_lr" or config.adapter is None or not config.adapter.routing.contexts:
+        return ""
+    context = config.adapter.own_settings().context
+    if context == "learnt":
+        return ""
+    return f"on contexts that are no parameters of the run (adapter.router.context {context}): set adapter.router.network_lr instead"
 
 
 def _by_method(key: str, method: str) -> str:

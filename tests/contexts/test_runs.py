@@ -25,8 +25,10 @@ from mhr.few_shot import adapt
 from mhr.merging import merge
 from mhr.report.material import label_of
 from mhr.report.report import write_report
-from mhr.runs import RunConfig, RunFolder
+from mhr.runs import RunConfig, RunFolder, load_config
+from mhr.runs.config import assignments
 from mhr.runs.tasks import read_tasks
+from mhr.runs.unused import refuse_unused
 from mhr.training import pretrain
 
 Make = Callable[..., RunConfig]
@@ -294,3 +296,11 @@ def test_a_new_task_without_a_definition_is_refused(run: RunFolder, settings: Ma
     with pytest.raises(DataError, match="task 'rev-last' has no definition"):
         give_contexts(model, tokenizer, collection.values())
     assert model.mhr.tasks == [task for task in run.info["tasks"] if task != "rev-last"]
+
+
+def test_a_rate_of_rows_is_refused_where_none_are_trained() -> None:
+    said = "router_lr has no effect on contexts that are no parameters of the run .*: set adapter.router.network_lr instead"
+    asked = assignments(["train.router_lr=0.2"])
+    with pytest.raises(ConfigError, match=said):
+        refuse_unused(asked, load_config(method=METHOD))
+    refuse_unused(asked, load_config(method=METHOD, router={"context": "learnt"}))
