@@ -226,7 +226,7 @@ CASES = (
     Case((20,), 40, 32, 150, FP32, overwrite=True),
     Case((20, 50), 64, 128, 16, shift=8),
     Case((20, 50), 64, 32, 4, FP32, shift=8),
-    Case((20, 50), 64, 32, 4, shift=4, bottleneck=True),
+    Case((20, 50), 64, 32, 4, shift=8, bottleneck=True),
     Case((20, 3), 64, 72, 300, bottleneck=True, overwrite=True),
     Case((20, 9, 70, 5, 3, 40), 64, 136, 16, bottleneck=True, absent=True),
     Case((20, 9, 70), 64, 72, 300, absent=True, overwrite=True),
