@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
 from mhr.adapters.base import BaseModel
 from mhr.backbones import is_builtin, is_gguf
 from mhr.runs.run import RunFolder
@@ -26,6 +29,17 @@ def is_local(name: str) -> bool:
     if not name or is_builtin(name):
         return False
     return Path(name).is_absolute() or name.startswith((".", "~")) or is_gguf(name) or Path(name).is_dir()
+
+
+def commit_here(name: str, revision: str | None) -> str | None:
+    """The hub's commit of which a base model's configuration is on this machine; None where none is, and for what is not from the hub."""
+    if not name or is_local(name) or is_builtin(name):
+        return None
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision, cache_dir=constants.HF_HUB_CACHE)
+    except HFValidationError:
+        return None
+    return Path(found).parent.name if isinstance(found, str) else None  # .../snapshots/COMMIT/config.json
 
 
 def _place(name: str) -> str:

@@ -30,7 +30,8 @@ class AdapterIndex:
     made_with  what the folders were made of and how: two merges with the same write the same
     form       of the folders, one of `mhr.merging.FORMS`; kind: "lora", "ia3" or "bottleneck"
     source     the bank, as it was named; method: its routing method
-    base       name of the base model; base_kind: what it is asked to do; revision: of it on the hub, None for its main one
+    base       name of the base model; base_kind: what it is asked to do; revision: of it on the hub, None for its main one;
+               commit: of it on the hub, as it was here, None where that is not known
     modules    modules that every folder brings whole
     tasks      task -> "folder", "rank" and "alpha" (None where the adapter has none), "category", and "score", with "metric", "n" and
                "limit", where one was computed: by this merge, of what it wrote, or earlier, of the run ("of": "merged" or "run")
@@ -47,6 +48,7 @@ class AdapterIndex:
     base: str
     base_kind: str
     revision: str | None
+    commit: str | None
     modules: list[str]
     tasks: dict[str, dict[str, Any]]
     average: dict[str, Any] = field(default_factory=dict)

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mhr.adapters.base_name import commit_here
 from mhr.adapters.checkpoint import AdapterCheckpoint
 from mhr.adapters.find import find_adapters, run_of
 from mhr.adapters.index import AdapterIndex, folders_for, read_index
@@ -107,7 +108,9 @@ def merge_each_task(
     made_with: dict[str, Any] = {"bank": source.digest, "base": writer.base, "revision": writer.revision, "kind": kind}
     made_with |= {"to": to, "dtype": dtype, "rank_multiple": rank_multiple, "with_average": with_average}
     made_with |= {"evaluate": evaluate, **scored, "tasks": tasks and name_for_others(tasks)}
-    index = _going_on(output, made_with) if goes_on else source.index(made_with)
+    index = (
+        _going_on(output, made_with) if goes_on else source.index(made_with, commit_here(writer.base, writer.revision))
+    )
     if not goes_on:
         prepare_output(output, overwrite, [first.result.base.name_or_path])
     check_opens(first.result, first.result.base) if to == "mhr" else writer.check(first.result)
@@ -178,7 +181,7 @@ class _Source:
                 "--with-average out"
             )
 
-    def index(self, made_with: dict[str, Any]) -> AdapterIndex:
+    def index(self, made_with: dict[str, Any], commit: str | None) -> AdapterIndex:
         """The index before anything is written: no entry has a rank yet."""
         plain = self.plan(None).result
         folders = folders_for(self.tasks, AVERAGE)
@@ -194,6 +197,7 @@ class _Source:
             base=made_with["base"],
             base_kind=plain.base.kind,
             revision=made_with["revision"],
+            commit=commit,
             modules=list(plain.modules),
             tasks={
                 task: {"folder": folders[task], "category": categories.get(task, ""), **scores.get(task, {})}

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import peft
 import pytest
 import torch
@@ -52,6 +53,21 @@ def source(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_index_names_the_commit_of_a_base_from_the_hub(base, tmp_path, monkeypatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "hub" / "models--owner--tiny"
+    shutil.copytree(base, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    source = bank(Path("owner/tiny"), tmp_path / "bank")
+    for to in ("mhr", "peft-lora"):
+        index = merge_each_task(source, to=to, output=tmp_path / to, progress=False)
+        assert (index.base, index.revision, index.commit) == ("owner/tiny", None, commit)
+    assert read_index(tmp_path / "mhr").commit == commit
+    assert merge_each_task(bank(base, tmp_path / "local"), output=tmp_path / "out", progress=False).commit is None
 
 
 @pytest.mark.parametrize("to", ["mhr", "peft-lora"])
