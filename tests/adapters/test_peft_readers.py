@@ -160,6 +160,7 @@ def test_a_merge_of_unequal_inputs(base, tmp_path, space):
     inputs = []
     for seed, rank, alpha in ((1, 12, 6.0), (2, 12, 24.0)):
         plain = unequal(base, seed)
+        torch.manual_seed(seed)
         layers = {
             name: LoraFactors(
                 f.a[:, :1].repeat(1, rank) * torch.randn(f.a.shape[0], rank), torch.randn(rank, f.b.shape[1]), alpha
@@ -181,7 +182,7 @@ def test_a_merge_of_unequal_inputs(base, tmp_path, space):
         assert off(reader(folder), truth) < 1e-6
     merged = tiny_model("llama")
     fold_into(merged, truth)
-    close(output(load_with_peft("llama", folder)), output(merged), 2e-6)
+    close(output(load_with_peft("llama", folder)), output(merged))
     if space == "delta":
         kept = merge(
             inputs,
