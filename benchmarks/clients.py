@@ -54,8 +54,12 @@ LEAST_DISTANCE = 10
 LARGEST_DIFFERENCE = 1e-5
 """Of a weight that mergekit made from ours; between them lies the rounding of one float32 product."""
 
-BANK = ("train.steps=12", "train.batch_size=4", "train.save_every=100", "train.lr=5e-3", "train.router_lr=0.5")
-"""Settings over the preset demo-llm."""
+BANK = (
+    *("method=private", "adapter.n_heads=null", "adapter.n_skills=null"),
+    f"data.weights={{{', '.join(f'{task}: 1000' for task in TASKS)}}}",
+    *("train.steps=16", "train.batch_size=4", "train.save_every=100", "train.lr=5e-3"),
+)
+"""Settings over the preset demo-llm: a skill for each task, so that few optimizer steps tell the tasks of TASKS apart."""
 
 FOREIGN = {"r": 6, "lora_alpha": 3, "rank_pattern": {"k_proj": 9}, "alpha_pattern": {"v_proj": 12}}
 """Of a LoRA that PEFT writes, with another rank than the bank's, another scaling, and both uneven."""
