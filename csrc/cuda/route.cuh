@@ -31,9 +31,10 @@ __device__ __forceinline__ Route route_of(const RouteArgs& args) {
   return p;
 }
 
-__device__ __forceinline__ float route_sigmoid(const Route& p, int64_t task, int64_t row, int64_t head, int64_t skill) {
-  const float noise = p.noise ? p.noise[(row * p.heads + head) * p.skills + skill] : 0.0f;
-  return 1.0f / (1.0f + expf(-(p.logits[(task * p.heads + head) * p.skills + skill] + noise) / p.temperature));
+// Of one row of logits, and the row of noise that goes with it, or none.
+__device__ __forceinline__ float route_sigmoid(const float* logits, const float* noise, float temperature,
+                                               int64_t skill) {
+  return 1.0f / (1.0f + expf(-(logits[skill] + (noise ? noise[skill] : 0.0f)) / temperature));
 }
 
 __device__ __forceinline__ float route_warp_sum(float v) {
@@ -58,9 +59,11 @@ __global__ void __launch_bounds__(kRouteThreads) route_kernel(RouteArgs args) {
     for (int64_t s = lane; s < p.skills; s += 32) w[s] = __builtin_nanf("");
     return;
   }
+  const float* const logits = p.logits + (task * p.heads + head) * p.skills;
+  const float* const noise = p.noise ? p.noise + warp * p.skills : nullptr;
   float sum = 0.0f;
   for (int64_t s = lane; s < p.skills; s += 32) {
-    w[s] = route_sigmoid(p, task, row, head, s);
+    w[s] = route_sigmoid(logits, noise, p.temperature, s);
     sum += w[s];
   }
   const float total = route_warp_sum(sum) + kRouteEpsilon;
@@ -75,21 +78,23 @@ __global__ void __launch_bounds__(kRouteThreads) route_backward_kernel(RouteArgs
   const int lane = int(threadIdx.x & 31);
   if (task >= p.n_tasks) return;
   float* const out = p.out + warp * p.skills;
+  const float* const logits = p.logits + warp * p.skills;
   for (int64_t s = lane; s < p.skills; s += 32) out[s] = 0.0f;
   for (int64_t first = 0; first < p.rows; first += 32) {
     const bool mine = first + lane < p.rows && p.tasks[first + lane] == task;
     for (unsigned found = __ballot_sync(~0u, mine); found; found &= found - 1) {
-      const int64_t row = first + __ffs(int(found)) - 1;
-      const float* const dw = p.dw + (row * p.heads + head) * p.skills;
+      const int64_t row = ((first + __ffs(int(found)) - 1) * p.heads + head) * p.skills;
+      const float* const dw = p.dw + row;
+      const float* const noise = p.noise ? p.noise + row : nullptr;
       float sum = 0.0f, dot = 0.0f;
       for (int64_t s = lane; s < p.skills; s += 32) {
-        const float v = route_sigmoid(p, task, row, head, s);
+        const float v = route_sigmoid(logits, noise, p.temperature, s);
         sum += v;
         dot += dw[s] * v;
       }
       const float total = route_warp_sum(sum) + kRouteEpsilon, mean = route_warp_sum(dot) / total;
       for (int64_t s = lane; s < p.skills; s += 32) {
-        const float v = route_sigmoid(p, task, row, head, s);
+        const float v = route_sigmoid(logits, noise, p.temperature, s);
         out[s] += (dw[s] - mean) / total * v * (1.0f - v) / p.temperature;
       }
     }

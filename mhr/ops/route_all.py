@@ -43,7 +43,7 @@ class _RouteAll(torch.autograd.Function):
         ctx.save_for_backward(tasks, noise, *values)
         ctx.set_materialize_grads(False)
         ctx.temperature, ctx.dtypes = temperature, [z.dtype for z in logits]
-        forward = _forward if len({z.dtype for z in values}) < 2 else route_all_reference
+        forward = _forward if len({z.dtype for z in values}) < 2 else _one_by_one
         return tuple(forward(values, tasks, noise, temperature))
 
     @staticmethod
@@ -56,15 +56,14 @@ class _RouteAll(torch.autograd.Function):
             z.new_zeros(shape) if dw is None else dw.contiguous()
             for dw, z, shape in zip(grads, values, shapes, strict=True)
         ]
-        backward = _backward if len({z.dtype for z in values}) < 2 else route_all_backward_reference
+        backward = _backward if len({z.dtype for z in values}) < 2 else _backward_one_by_one
         found = backward(given, values, tasks, noise, ctx.temperature)
         kept = [None if dw is None else d.to(dtype) for dw, d, dtype in zip(grads, found, ctx.dtypes, strict=True)]
         return None, None, None, *kept
 
 
-def route_all_reference(
-    logits: Sequence[Tensor], tasks: Tensor, noise: Tensor | None, temperature: float
-) -> list[Tensor]:
+# `mhr::route` has the reference; where no kernel takes all tables at once, it is called for each.
+def _one_by_one(logits: Sequence[Tensor], tasks: Tensor, noise: Tensor | None, temperature: float) -> list[Tensor]:
     noises = [None] * len(logits) if noise is None else noise.unbind()
     return [
         torch.ops.mhr.route(z, tasks, None if n is None else n.to(z.dtype), temperature)
@@ -72,7 +71,7 @@ def route_all_reference(
     ]
 
 
-def route_all_backward_reference(
+def _backward_one_by_one(
     dw: Sequence[Tensor], logits: Sequence[Tensor], tasks: Tensor, noise: Tensor | None, temperature: float
 ) -> list[Tensor]:
     noises = [None] * len(logits) if noise is None else noise.unbind()
@@ -93,10 +92,10 @@ def _backward_fake(
 
 
 _forward = register_op(
-    "route_all(Tensor[] logits, Tensor tasks, Tensor? noise, float temperature) -> Tensor[]", route_all_reference, _fake
+    "route_all(Tensor[] logits, Tensor tasks, Tensor? noise, float temperature) -> Tensor[]", _one_by_one, _fake
 )
 _backward = register_op(
     "route_all_backward(Tensor[] dw, Tensor[] logits, Tensor tasks, Tensor? noise, float temperature) -> Tensor[]",
-    route_all_backward_reference,
+    _backward_one_by_one,
     _backward_fake,
 )

@@ -51,7 +51,7 @@ def test_a_bank_and_training_change_nothing(backbone: Callable[..., str]) -> Non
 def test_many_texts_are_read_in_parts(backbone: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = Encoder(*load_backbone(backbone("t5")))
     whole = encoder.embed(TEXTS)
-    monkeypatch.setattr("mhr.contexts.encoders.TOGETHER", 2)
+    monkeypatch.setattr("mhr.contexts.encoders.TEXTS_AT_ONCE", 2)
     torch.testing.assert_close(encoder.embed(TEXTS), whole)
 
 
