@@ -104,6 +104,7 @@ def test_an_adapted_run_and_a_peft_folder_need_no_task(run: Path, tmp_path: Path
     assert "does the same for all tasks" in refuse("predict", tmp_path / "lora", "--task", task, text)
 
 
+@pytest.mark.usefixtures("python_handles_ctrl_c")
 def test_an_interrupt_keeps_the_rows_that_are_done(
     run: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +152,6 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_tasks(settings: Make, tmp
         trainer.fit()
     assert "rev-first" not in str(caught.value)
     assert all(torch.isfinite(t).all() for t in trainer.bank.tensors().values())
-
-
-@pytest.fixture
-def python_handles_ctrl_c() -> Iterator[None]:
-    """Python's own handler, also where the tests were started with SIGINT ignored (a job in the background of a shell)."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("python_handles_ctrl_c")
