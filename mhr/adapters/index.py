@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,14 @@ def read_index(folder: str | Path) -> AdapterIndex:
             f"{file} has format {version!r}, written by mhr {writer}; this is mhr {__version__}, which reads format {INDEX_VERSION}: "
             "install the newer one"
         )
+    expected = {f.name for f in fields(AdapterIndex)}
     try:
-        index = AdapterIndex(**found)
+        differ = sorted(expected ^ found.keys())
+        index = AdapterIndex(**{name: found[name] for name in expected})
         _ = index.folders
-    except (TypeError, KeyError, AttributeError) as fault:
-        raise CheckpointError(f"{file} does not describe adapters: {fault}; merge again with --overwrite") from None
+    except (TypeError, KeyError, AttributeError):
+        what = f" ({', '.join(differ)})" if differ else ""
+        raise CheckpointError(f"{file} does not describe adapters{what}: merge again with --overwrite") from None
     return index
 
 
