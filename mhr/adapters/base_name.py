@@ -31,7 +31,7 @@ def is_local(name: str) -> bool:
     return Path(name).is_absolute() or name.startswith((".", "~")) or is_gguf(name) or Path(name).is_dir()
 
 
-def commit_here(name: str, revision: str | None) -> str | None:
+def commit_here(name: str | None, revision: str | None) -> str | None:
     """The hub's commit of which a base model's configuration is on this machine; None where none is, and for what is not from the hub."""
     if not name or is_local(name) or is_builtin(name):
         return None
