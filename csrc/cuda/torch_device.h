@@ -8,10 +8,10 @@
 
 #include <algorithm>
 #include <array>
-#include <initializer_list>
 
 #include "checks.h"
 #include "cuda/dtype.h"
+#include "empty.h"
 
 // Part of libtorch's C interface, absent from builds without CUDA: weak, so that the library loads there too.
 extern "C" __attribute__((weak)) int32_t aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
@@ -44,20 +44,6 @@ class CallOn {
 #endif
   void* stream_ = nullptr;
 };
-
-// An uninitialised contiguous tensor beside `like`. Not through the dispatcher, which costs 2 us each time.
-inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  std::array<int64_t, 4> strides{};
-  int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(1, sizes.begin()[i])) strides[i] = stride;
-  int32_t device = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  const int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides.data(), code, device,
-                                                  like.get_device_index(), &handle));
-  return Tensor(handle);
-}
 
 // Where the pieces of a call's scratch lie, each aligned for any access.
 class Plan {
