@@ -124,11 +124,16 @@ def _settings_of(cls: type) -> dict[str, tuple[Any, Setting]]:
 
 
 class Settings:
-    """Base of dataclasses of settings: each is checked when the object is made."""
+    """Base of dataclasses of settings: each is checked when the object is made.
+
+    A tuple becomes a list, so that an object equals the one that is read back from its file.
+    """
 
     def __post_init__(self) -> None:
         for name, (hint, known) in settings_of(type(self)).items():
-            check_setting(name, getattr(self, name), hint, known)
+            value = getattr(self, name)
+            check_setting(name, value, hint, known)
+            object.__setattr__(self, name, _as_in_a_file(value))
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)  # type: ignore[call-overload]
@@ -141,6 +146,14 @@ class Settings:
             if key not in known:
                 raise ConfigError(f"unknown {what} {key!r}: {nearest(key, known)}")
         return cls(**values)
+
+
+def _as_in_a_file(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_as_in_a_file(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _as_in_a_file(item) for key, item in value.items()}
+    return value
 
 
 def check_setting(name: str, value: Any, hint: Any, known: Setting) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError
 from mhr.methods import ROUTING_METHODS
+from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.config import all_settings, load_config, to_dict
 from mhr.setting import Settings, as_in, convert, setting, settings_of
 
@@ -155,3 +157,12 @@ def test_entries_of_a_mapping_can_be_set_one_by_one() -> None:
     config = load_config(overrides=["adapt.shots_for.boolq=50", "data.column_map.input=question"])
     assert config.adapt.shots_for == {"boolq": 50}
     assert config.data.column_map == {"input": "question"}
+
+
+def test_what_a_file_holds_equals_what_was_given() -> None:
+    """As a resumed run compares them: a caller in Python may give tuples, JSON has lists."""
+    oven = Oven(times=(5, 6))  # type: ignore[arg-type]
+    assert oven == Oven.from_dict(json.loads(json.dumps(oven.to_dict())))
+    few = AdaptConfig(seeds=(13, 42), grid={"lr": (1e-3, 1e-2)})  # type: ignore[arg-type, dict-item]
+    assert few == AdaptConfig.from_dict(json.loads(json.dumps(few.to_dict())))
+    assert few.seeds == [13, 42]
