@@ -14,7 +14,8 @@ BASELINE = "one bottleneck"
 def page(record: Mapping[str, Any]) -> str:
     """Tables in Markdown: accuracy in per cent, mean ± standard deviation over the seeds that are done."""
     plan, scores, methods, tasks = record["plan"], record["scores"], record["methods"], record["plan"]["tasks"]
-    seeds = _done(scores, methods, tasks)
+    seeds = _done(scores, [name for name, method in methods.items() if not method["ablation"]], tasks)
+    of = {name: [seed for seed in seeds if _complete(scores[name], tasks, [seed])] for name in methods}
     counts = sorted({measures["n"] for own in scores[BASELINE].values() for measures in own.values()})
     majority = statistics.mean(next(iter(scores[BASELINE][task].values()))["majority"] for task in tasks)
     lines = [
@@ -23,31 +24,34 @@ def page(record: Mapping[str, Any]) -> str:
         f"`{record['command']}`",
         "",
         f"{record['machine']['cpu']}, commit {record['machine']['commit']}. Each task alone: {plan['n_train']} training examples, batches "
-        f"of {plan['batch']}, a classification head, the last step; {len(tasks)} tasks of two labels, {counts[0]} to {counts[-1]} test "
+        f"of {plan['batch']}, a classification head, {plan['precision']}, the last step; {len(tasks)} tasks of two labels, {counts[0]} to {counts[-1]} test "
         f"examples each, {len(seeds)} of {len(plan['seeds'])} seeds. Accuracy in per cent, mean over tasks, then mean over seeds ± standard "
-        f"deviation; the difference to {BASELINE} is taken seed by seed. Always giving the most frequent training answer: "
+        f"deviation; the difference to {BASELINE} is taken seed by seed, and the ablation has the first seed alone. Always giving the most frequent training answer: "
         f"{100 * majority:.1f}.",
         "",
-        "| | accuracy | difference | learning rate | steps | passes | trained parameters | served parameters | CPU seconds of a run |",
-        "|---" * 9 + "|",
+        "| | seeds | accuracy | difference | learning rate | steps | passes | trained parameters | served parameters | CPU seconds of a run |",
+        "|---" * 10 + "|",
     ]
     for name, method in methods.items():
         steps = plan["steps"] * method["longer"]
         served = record["runs"][method["served_as"]]["parameters"]["trained"]
         taken = [v for key, v in record["seconds"].items() if key.startswith(f"{name} runs-{plan['steps']}/")]
         lines.append(
-            f"| {name} | {_spread(_means(scores[name], tasks, seeds))} | {_difference(scores, name, tasks, seeds)} | {method['rate']} | "
+            f"| {name} | {len(of[name])} | {_spread(_means(scores[name], tasks, of[name]))} | "
+            f"{_difference(scores, name, tasks, of[name])} | {method['rate']} | "
             f"{steps:,} | {steps * method['passes']:,} | {record['runs'][name]['parameters']['trained']:,} | {served:,} | "
             f"{statistics.mean(taken):.0f} |"
         )
-    ways = [row for row in scores if ": " in row and _complete(scores[row], tasks, seeds)]
+    ways = [row for row in scores if ": " in row and _complete(scores[row], tasks, of[row.split(": ")[0]])]
     if ways:
         lines += ["", "## AdaMix at inference", "", "| | accuracy |", "|---|---|"]
         for name in methods:
             own = [row for row in ways if row.startswith(f"{name}: ")]
             if own:
-                lines.append(f"| {name}: average | {_spread(_means(scores[name], tasks, seeds))} |")
-                lines += [f"| {row} | {_spread(_means(scores[row], tasks, seeds))} |" for row in own]
+                rows = {f"{name}: average": name, **{row: row for row in own}}
+                lines += [
+                    f"| {shown} | {_spread(_means(scores[row], tasks, of[name]))} |" for shown, row in rows.items()
+                ]
     lines += [
         "",
         "## Task by task",
@@ -56,7 +60,7 @@ def page(record: Mapping[str, Any]) -> str:
         "|---" * (len(tasks) + 1) + "|",
     ]
     for name in methods:
-        cells = [_spread(_means(scores[name], [task], seeds)) for task in tasks]
+        cells = [_spread(_means(scores[name], [task], of[name])) for task in tasks]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += _longer(record)
     rates = list(dict.fromkeys(rate for method in methods.values() for rate in method["trials"]))
@@ -76,7 +80,7 @@ def page(record: Mapping[str, Any]) -> str:
 
 
 def _longer(record: Mapping[str, Any]) -> list[str]:
-    """The table of the longer runs; empty before a seed of them is done."""
+    """The table of the longer runs; empty before they are done."""
     plan, scores, methods = record["plan"], record["scores"], record["methods"]
     ending, tasks = f", {plan['long_steps']} steps", plan["long_tasks"]
     if not all(name + ending in scores for name in methods):
@@ -84,7 +88,7 @@ def _longer(record: Mapping[str, Any]) -> list[str]:
     seeds = _done(scores, [name + ending for name in methods], tasks)
     if not seeds:
         return []
-    lines = ["", f"## After {plan['long_steps']:,} steps", "", f"{len(seeds)} of {len(plan['seeds'])} seeds.", ""]
+    lines = ["", f"## After {plan['long_steps']:,} steps", "", f"Seed {' and '.join(seeds)}.", ""]
     lines += ["| | " + " | ".join(map(_short, tasks)) + " | mean |", "|---" * (len(tasks) + 2) + "|"]
     for name in methods:
         cells = [_spread(_means(scores[name + ending], part, seeds)) for part in (*([task] for task in tasks), tasks)]

@@ -27,6 +27,7 @@ def record() -> dict[str, Any]:
             "one bottleneck runs-30/a": 90.0,
             "one bottleneck, twice the steps runs-10/a": 60.0,
             "AdaMix runs-10/a": 80.0,
+            "not sharing runs-10/a": 80.0,
         },
         "plan": {
             "tasks": TASKS,
@@ -38,23 +39,28 @@ def record() -> dict[str, Any]:
             "steps": 10,
             "long_steps": 30,
             "batch": 8,
+            "precision": "bf16",
         },
         "methods": {
             "one bottleneck": {"trials": {"0.001": 0.5, "0.002": 0.75}, "rate": "0.002", "longer": 1, "passes": 1,
-                               "served_as": "one bottleneck"},
+                               "served_as": "one bottleneck", "ablation": False},
             "AdaMix": {"trials": {"0.001": 0.5, "0.002": 0.25}, "rate": "0.001", "longer": 1, "passes": 2,
-                       "served_as": "one bottleneck"},
+                       "served_as": "one bottleneck", "ablation": False},
+            "not sharing": {"trials": {"0.001": 0.5, "0.002": 0.25}, "rate": "0.001", "longer": 1, "passes": 2,
+                            "served_as": "one bottleneck", "ablation": True},
         },
         "scores": {
             "trial one bottleneck at 0.001": {"task9": {"7": {"accuracy": 0.5}}},
             "one bottleneck": one,
             # Of the third seed one task is still to come.
             "AdaMix": scores({"1": 0.8, "2": 0.8, "3": 0.1}, {"1": 0.6, "2": 0.6}),
+            "not sharing": scores({"1": 0.6}, {"1": 0.6}),
             "AdaMix: per sentence": scores({"1": 0.6, "2": 0.6}, {"1": 0.4, "2": 0.4}),
         },
         "runs": {
             "one bottleneck": {"parameters": {"trained": 1234}},
             "AdaMix": {"parameters": {"trained": 4321}},
+            "not sharing": {"parameters": {"trained": 9999}},
         },
     }  # fmt: skip
 
@@ -64,8 +70,9 @@ def test_rows_average_the_seeds_that_are_whole() -> None:
     assert "2 of 3 seeds" in text
     assert "235 to 235 test examples" in text
     assert "training answer: 50.0." in text
-    assert "| one bottleneck | 65.0 ± 7.1 |  | 0.002 | 10 | 10 | 1,234 | 1,234 | 30 |" in text
-    assert "| AdaMix | 70.0 ± 0.0 | +5.0 ± 7.1 | 0.001 | 10 | 20 | 4,321 | 1,234 | 80 |" in text
+    assert "| one bottleneck | 2 | 65.0 ± 7.1 |  | 0.002 | 10 | 10 | 1,234 | 1,234 | 30 |" in text
+    assert "| AdaMix | 2 | 70.0 ± 0.0 | +5.0 ± 7.1 | 0.001 | 10 | 20 | 4,321 | 1,234 | 80 |" in text
+    assert "| not sharing | 1 | 60.0 | -10.0 | 0.001 | 10 | 20 | 9,999 | 1,234 | 80 |" in text
     assert "| AdaMix: average | 70.0 ± 0.0 |\n| AdaMix: per sentence | 50.0 ± 0.0 |" in text
     assert "| | 1 alpha | 2 beta |" in text
     assert "| AdaMix | 80.0 ± 0.0 | 60.0 ± 0.0 |" in text
@@ -74,10 +81,10 @@ def test_rows_average_the_seeds_that_are_whole() -> None:
     assert "After 30 steps" not in text
 
 
-def test_longer_runs_have_a_table_once_a_seed_of_them_is_done() -> None:
+def test_longer_runs_have_a_table_once_they_are_done() -> None:
     known = record()
-    for name in ("one bottleneck", "AdaMix"):
+    for name in ("one bottleneck", "AdaMix", "not sharing"):
         known["scores"][f"{name}, 30 steps"] = {"task2_beta": {"1": {"accuracy": 0.75}}}
     text = page(known)
-    assert "## After 30 steps\n\n1 of 3 seeds." in text
+    assert "## After 30 steps\n\nSeed 1." in text
     assert "| AdaMix | 75.0 | 75.0 |" in text
