@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -258,7 +259,10 @@ def _folded(
     own = None
     if getattr(model, "is_quantized", False) and hasattr(model, "dequantize"):
         own = model.dtype
-        model = load_backbone(name, kind, replace(loading, dtype="float32"))[0].dequantize().float()
+        with contextlib.suppress(
+            NotImplementedError
+        ):  # a scheme that transformers cannot dequantise is refused below, by its layer
+            model = load_backbone(name, kind, replace(loading, dtype="float32"))[0].dequantize().float()
     fold_into(model, plain)
     stored = own if dtype is None else getattr(torch, dtype)
     return model if stored is None else model.to(stored), tokenizer

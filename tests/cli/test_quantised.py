@@ -108,6 +108,27 @@ def test_a_quantised_base_is_trained_merged_and_exported(bits: str, backbone, ta
             torch.testing.assert_close(model(**batch, **more).logits.double(), want, rtol=0, atol=loose)
 
 
+def test_what_cannot_be_dequantised_is_not_merged_into_a_model(
+    backbone, tasks_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchao's layers, which transformers reads and cannot turn back."""
+    pytest.importorskip("bitsandbytes")
+    run = tmp_path / "run"
+    base = backbone("llama", hidden_size=64)
+    succeed("pretrain", "--model", base, "--tasks", tasks_file, "--quantize", "4bit", *SMALL, "--output", run)
+
+    def missing(model: PreTrainedModel) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(PreTrainedModel, "dequantize", missing)
+    error = refuse(
+        "merge", run, "--method", "task", "--task", "rev-last", "--to", "model", "--output", tmp_path / "whole"
+    )
+    assert "is quantised" in error
+    assert "--model" in error
+    assert not (tmp_path / "whole").exists()
+
+
 def dequantised(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of its quantised layers, by bitsandbytes' own functions."""
     functions = pytest.importorskip("bitsandbytes").functional
