@@ -61,9 +61,7 @@ def power(difference: float, sd: float, seeds: int, level: float = LEVEL) -> flo
     return float((stats.norm.sf(limits - shift) + stats.norm.cdf(-limits - shift)).mean())
 
 
-def power_of_equivalence(
-    margin: float, sd: float, seeds: int, difference: float = 0.0, level: float = LEVEL
-) -> float:
+def power_of_equivalence(margin: float, sd: float, seeds: int, difference: float = 0.0, level: float = LEVEL) -> float:
     """Chance that `mhr.analysis.seed_tests.equivalence` finds a true `difference` within `margin`."""
     if seeds < 2:
         return 0.0

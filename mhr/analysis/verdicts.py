@@ -105,9 +105,9 @@ def _against(question: Question, found: Paired) -> float | None:
         return None
     if question.kind == SAME:
         assert question.matters is not None, "sameness has a margin"
-        sides = t_test(found.by_seed, question.matters, "above"), t_test(found.by_seed, -question.matters, "below")
+        sides = [t_test(found.by_seed, question.matters, "above"), t_test(found.by_seed, -question.matters, "below")]
     else:
-        sides = (t_test(found.by_seed, question.matters or 0.0, "below"),)
+        sides = [t_test(found.by_seed, question.matters or 0.0, "below")]
     return min(1.0, 2 * min(p for p in sides if p is not None))
 
 

@@ -10,7 +10,9 @@ from mhr.analysis.power import Components, components, detectable, power, power_
 from mhr.analysis.seed_tests import equivalence, t_test
 
 
-@pytest.mark.parametrize(("difference", "sd", "n"), [(0.02, 0.022, 5), (0.02, 0.043, 16), (0.0, 0.02, 3), (0.1, 0.02, 2)])
+@pytest.mark.parametrize(
+    ("difference", "sd", "n"), [(0.02, 0.022, 5), (0.02, 0.043, 16), (0.0, 0.02, 3), (0.1, 0.02, 2)]
+)
 def test_power_is_that_of_the_noncentral_t(difference: float, sd: float, n: int) -> None:
     shift, limit = difference / (sd / n**0.5), stats.t.isf(0.025, n - 1)
     expected = stats.nct.sf(limit, n - 1, shift) + stats.nct.cdf(-limit, n - 1, shift)
@@ -61,6 +63,8 @@ def test_components_are_found_again() -> None:
     assert found.of_seed_means(30) == pytest.approx(differences.mean(axis=1).std(ddof=1), rel=1e-6)
     assert components(differences[:1]) is None
     assert components(differences[:, :1]) is None
-    crossed = components(np.array([[0.1, -0.1], [-0.1, 0.1]]))  # tasks differ more than their means: no part of the seeds
+    crossed = components(
+        np.array([[0.1, -0.1], [-0.1, 0.1]])
+    )  # tasks differ more than their means: no part of the seeds
     assert crossed is not None
     assert (crossed.seeds, crossed.residual) == (0.0, pytest.approx(0.2))

@@ -31,7 +31,9 @@ def test_equal_means_are_as_sure_as_their_signs() -> None:
 
 
 def test_whole_seeds_are_flipped_in_all_ways() -> None:
-    totals = [abs(sum(s * m for s, m in zip(signs, MEANS, strict=True))) for signs in itertools.product((1, -1), repeat=5)]
+    totals = [
+        abs(sum(s * m for s, m in zip(signs, MEANS, strict=True))) for signs in itertools.product((1, -1), repeat=5)
+    ]
     assert sign_flips(MEANS) == sum(t >= abs(sum(MEANS)) - 1e-12 for t in totals) / 32
     assert sign_flips([1.0] * 5) == 2 / 32
     assert sign_flips([0.0, 0.0]) == sign_flips([0.2, 0.0]) == 1.0
@@ -61,7 +63,9 @@ def test_holm() -> None:
     assert holm([]) == []
 
 
-def drawn(seeds: float, residual: float, n: int, tasks: int, random: np.random.Generator, mean: float = 0.0) -> np.ndarray:
+def drawn(
+    seeds: float, residual: float, n: int, tasks: int, random: np.random.Generator, mean: float = 0.0
+) -> np.ndarray:
     """Paired differences: a part of each task, of each seed, and the residual."""
     task, seed = random.normal(0, 0.1, (1, tasks)), random.normal(0, seeds, (n, 1))
     return mean + task - task.mean() + seed + random.normal(0, residual, (n, tasks))
@@ -93,7 +97,9 @@ def test_intervals_cover_other_seeds_and_tasks() -> None:
     for n, tasks in ((4, 10), (16, 15)):
         random, covered = np.random.default_rng(2), 0
         for _ in range(300):
-            parts = random.normal(0, 0.02, (n, 1)) + random.normal(0, 0.05, (1, tasks)) + random.normal(0, 0.08, (n, tasks))
+            parts = (
+                random.normal(0, 0.02, (n, 1)) + random.normal(0, 0.05, (1, tasks)) + random.normal(0, 0.08, (n, tasks))
+            )
             found = crossed_interval(0.01 + parts, draws=500)
             assert found is not None
             covered += found[0] <= 0.01 <= found[1]
