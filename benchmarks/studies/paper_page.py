@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mhr.analysis.verdicts import __doc__ as rule
+from mhr.analysis import verdicts
 from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
 from mhr.report.charts import WIDTH, plot_alignment
 from mhr.report.figures import colour, marker, new_figure, per_cent, save, styled
@@ -165,7 +165,7 @@ def _head(answers: Mapping[str, Sequence[Answer]], command: str, made: Mapping[s
         [text(f"{claim.number}. {claim.text}"), *(text(own[i].verdict or "not asked") for own in answers.values())]
         for i, claim in enumerate(CLAIMS)
     ]
-    verdicts = Table("claims", "Claims", ["claim", *answers], rows, names=1 + len(answers))
+    said = Table("claims", "Claims", ["claim", *answers], rows, names=1 + len(answers))
     return "\n".join(
         [
             "# The claims of the MHR paper, asked again at small size",
@@ -175,10 +175,10 @@ def _head(answers: Mapping[str, Sequence[Answer]], command: str, made: Mapping[s
             "MHR is arXiv 2211.03831. The models here have one and 22 million parameters and train for minutes: what is found says "
             "something about this size, and whatever came out stands here.",
             "",
-            verdicts.to_markdown(),
+            said.to_markdown(),
             "## How it was decided",
             "",
-            *(rule or "").strip().split("\n\n", 1)[1].splitlines(),
+            *(verdicts.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
             "",
             "## What was run",
             "",
