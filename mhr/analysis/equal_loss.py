@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-Point = tuple[float, float]
+LossAndCosine = tuple[float, float]
 """(mean loss of the tasks, mean cosine of their gradients) of a checkpoint."""
 
 STANDING = 0.1
 """A run stands still from where it has this share of its fall still before it."""
 
 
-def learning(points: Sequence[Point]) -> list[Point]:
+def still_learning(points: Sequence[LossAndCosine]) -> list[LossAndCosine]:
     """The points, in the order of training, before the run stands still: those with a loss of more than `last + STANDING (highest -
     last)`, last the lowest loss that it reaches. The cosines have no part in the choice. None of fewer than two points."""
     if len(points) < 2:
@@ -26,7 +26,7 @@ def learning(points: Sequence[Point]) -> list[Point]:
     return [point for point in points if point[0] > lowest + STANDING * (highest - lowest)]
 
 
-def at_loss(points: Sequence[Point], loss: float) -> float | None:
+def at_loss(points: Sequence[LossAndCosine], loss: float) -> float | None:
     """The cosine where the run first passes a loss, between two checkpoints by a straight line; None where it does not."""
     for (a, x), (b, y) in pairwise(points):
         if min(a, b) <= loss <= max(a, b):
@@ -34,10 +34,10 @@ def at_loss(points: Sequence[Point], loss: float) -> float | None:
     return None
 
 
-def at_equal_loss(runs: Sequence[Sequence[Point]], levels: int = 5) -> list[tuple[float, list[float]]]:
+def at_equal_loss(runs: Sequence[Sequence[LossAndCosine]], levels: int = 5) -> list[tuple[float, list[float]]]:
     """The cosines of all runs at losses that all of them pass while they learn: `levels` of these, evenly spaced between the
     highest and the lowest, the highest first. Empty where there is no such loss."""
-    while_learning = [learning(points) for points in runs]
+    while_learning = [still_learning(points) for points in runs]
     if not all(while_learning):
         return []
     high = min(max(loss for loss, _ in points) for points in while_learning)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from mhr.analysis.equal_loss import at_equal_loss, at_loss, learning
+from mhr.analysis.equal_loss import at_equal_loss, at_loss, still_learning
 
 FAST = [(2.0, 0.4), (1.0, 0.2), (0.3, 0.1), (0.2, 0.0)]
 SLOW = [(2.2, 0.5), (1.6, 0.3), (1.2, 0.2)]
 
 
 def test_points_of_a_run_that_stands_still_are_left_out() -> None:
-    assert learning(FAST) == FAST[:2]  # 0.3 is within a tenth of the whole fall of 1.8
-    assert learning(SLOW) == SLOW[:2]
-    assert learning(FAST[:1]) == []
-    assert learning([(1.0, 0.3), (1.0, 0.9)]) == []
+    assert still_learning(FAST) == FAST[:2]  # 0.3 is within a tenth of the whole fall of 1.8
+    assert still_learning(SLOW) == SLOW[:2]
+    assert still_learning(FAST[:1]) == []
+    assert still_learning([(1.0, 0.3), (1.0, 0.9)]) == []
 
 
 def test_between_checkpoints_by_a_straight_line() -> None:
