@@ -119,6 +119,8 @@ def _alignment(aligned: list[Alignment]) -> Table:
     for one in aligned:
         table.add_column(f"step {one.step}", justify="right")
     table.add_row("all layers", *(_cosine(one.mean) for one in aligned), style="bold")
+    table.add_row("all layers, mixed factors", *(_cosine(one.mixed) for one in aligned), style="bold")
+    table.add_row("mean loss of the tasks", *(_cosine(one.loss) for one in aligned))
     for layer in _first(aligned[0].layers):
         table.add_row(layer, *(_cosine(one.layers[layer]) for one in aligned))
     return table

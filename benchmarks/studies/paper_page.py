@@ -11,15 +11,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from mhr.analysis import verdicts
 from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
 from mhr.report.charts import WIDTH, plot_alignment
 from mhr.report.figures import colour, marker, new_figure, per_cent, save, styled
-from mhr.report.tables import Cell, Table, p_number, score_cell, text, whole
+from mhr.report.tables import Cell, Table, interval_cell, p_number, score_cell, text, whole
 from mhr.runs.run import versions
 
 from ..measure import machine
-from .paper_claims import CLAIMS, Answer, Values, answer
-from .paper_claims import __doc__ as rule
+from .paper_claims import CLAIMS, Answer, Values, answers
 from .paper_plan import SHOTS, SWEPT_HEADS, SWEPT_SKILLS, Setting, Unit, units_of
 from .paper_plan import __doc__ as variants
 
@@ -112,21 +112,21 @@ def publish(
     make_folder(docs)
     ending = "_quick" if quick else ""
     made = machine()  # before its files change what the commit is said to be
-    parts, lines, answers = [], [], {}
+    parts, lines, told = [], [], {}
     for setting in settings:
         found = Results(setting, output)
         if not found.units:
             continue
-        answers[setting.title] = [answer(claim, found.values) for claim in CLAIMS]
+        told[setting.title] = answers(found.values)
         file = write_json_atomically(
-            results / f"study_{setting.name}{ending}.json", _record(found, answers[setting.title], command, made)
+            results / f"study_{setting.name}{ending}.json", _record(found, told[setting.title], command, made)
         )
         plots = _plots(found, docs, ending)
-        parts.append(_part(found, answers[setting.title], plots))
-        lines += [f"{setting.title}, claim {a.claim.number}: {a.verdict}" for a in answers[setting.title] if a.verdict]
+        parts.append(_part(found, told[setting.title], plots))
+        lines += [f"{setting.title}, claim {a.claim.number}: {a.verdict}" for a in told[setting.title] if a.verdict]
         lines.append(f"Written: {file}")
     if parts:
-        page = write_text_atomically(docs / f"study{ending}.md", "\n".join([_head(answers, command, made), *parts]))
+        page = write_text_atomically(docs / f"study{ending}.md", "\n".join([_head(told, command, made), *parts]))
         lines.append(f"Written: {page}")
     return lines
 
@@ -153,15 +153,7 @@ def _record(found: Results, answers: Sequence[Answer], command: str, made: Mappi
         "scores": scores,
         "runs": {row: {"parameters": {"trained": found.trained(row)}} for row in found.rows},
         "alignment": {unit.name: state["alignment"] for unit, state in found.units.items() if "alignment" in state},
-        "claims": [
-            {
-                "number": a.claim.number,
-                "text": a.claim.text,
-                "verdict": a.verdict,
-                "comparisons": [f.to_json() for f in a.findings],
-            }
-            for a in answers
-        ],
+        "claims": [answer.to_json() for answer in answers],
     }
 
 
@@ -173,7 +165,7 @@ def _head(answers: Mapping[str, Sequence[Answer]], command: str, made: Mapping[s
         [text(f"{claim.number}. {claim.text}"), *(text(own[i].verdict or "not asked") for own in answers.values())]
         for i, claim in enumerate(CLAIMS)
     ]
-    verdicts = Table("claims", "Claims", ["claim", *answers], rows, names=1 + len(answers))
+    said = Table("claims", "Claims", ["claim", *answers], rows, names=1 + len(answers))
     return "\n".join(
         [
             "# The claims of the MHR paper, asked again at small size",
@@ -183,10 +175,10 @@ def _head(answers: Mapping[str, Sequence[Answer]], command: str, made: Mapping[s
             "MHR is arXiv 2211.03831. The models here have one and 22 million parameters and train for minutes: what is found says "
             "something about this size, and whatever came out stands here.",
             "",
-            verdicts.to_markdown(),
+            said.to_markdown(),
             "## How it was decided",
             "",
-            *(rule or "").strip().split("\n\n", 1)[1].splitlines(),
+            *(verdicts.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
             "",
             "## What was run",
             "",
@@ -242,29 +234,28 @@ def _name(row: str) -> str:
 
 def _findings_table(answers: Sequence[Answer]) -> Table:
     rows = []
-    for found in (finding for a in answers for finding in a.findings):
-        number = next(str(a.claim.number) for a in answers if found in a.findings)
-        scale = 1 if "alignment" in found.comparison.a else 100
-        seeds = " ".join(f"{scale * d:+.{2 if scale == 1 else 1}f}" for d in found.paired.by_seed)
-        difference = f"{scale * found.paired.difference:+.{3 if scale == 1 else 1}f}"
-        verdict = found.verdict if found.comparison.counts else f"({found.verdict})"
-        pairs = f"{found.paired.better} / {found.paired.worse} of {found.paired.n}"
-        cells = [
-            number,
-            found.comparison.text,
-            difference,
-            seeds,
-            pairs,
-            p_number(found.p),
-            verdict,
-        ]
-        rows.append([text(cell) for cell in cells])
-    columns = ["claim", "comparison", "difference", "by seed", "better / worse", "p", "verdict"]
+    for answer in answers:
+        for found in (*answer.findings, *answer.beside):
+            paired = found.paired
+            verdict = found.verdict if found in answer.findings else f"({found.verdict})"
+            rows.append(
+                [
+                    text(str(answer.claim.number)),
+                    text(found.question.text),
+                    text(f"{100 * paired.difference:+.1f}"),
+                    interval_cell(paired.interval),
+                    text(" ".join(f"{100 * mean:+.1f}" for mean in paired.by_seed)),
+                    text("" if found.p is None else p_number(found.p)),
+                    text("" if found.power is None else f"{100 * found.power:.0f}"),
+                    text(verdict),
+                ]
+            )
+    columns = ["claim", "question", "difference", "95% interval", "by seed", "p", "power", "verdict"]
     note = (
-        "Differences in points, of alignment in cosine. Verdicts in brackets accompany their claim and do not decide it. "
-        "p: of the difference minus its margin."
+        "Differences in points; power in per cent. Verdicts in brackets accompany their claim, are judged alone and do not "
+        "decide it."
     )
-    return Table("findings", "Comparisons", columns, rows, note=note, names=7)
+    return Table("findings", "Questions", columns, rows, note=note, names=8)
 
 
 # ---- plots -----------------------------------------------------------------------------------------------------------

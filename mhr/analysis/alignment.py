@@ -1,11 +1,15 @@
 """Gradient alignment: do tasks pull the shared adapters the same way?
 
 For a checkpoint, one gradient per task: of its mean loss over fixed examples, with respect to the skills of the bank, routed as
-in evaluation, without dropout and noise. The alignment is the mean cosine over pairs of tasks, per adapted layer and overall.
+in evaluation, without dropout and noise. The alignment is the mean cosine over pairs of tasks, per adapted layer and overall,
+once in the coordinates of the bank, where tasks that are routed differently are apart for that reason alone, and once of the
+mixed factors that the tasks use (`mhr.evaluation.gradients.mixed`), in which methods can be compared: at equal loss, see
+`mhr.analysis.equal_loss`.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +23,7 @@ from mhr.checks import check_whole
 from mhr.data import Example, TaskCollection
 from mhr.data.collators import Collator
 from mhr.errors import CheckpointError, TaskError
-from mhr.evaluation.gradients import BUDGET, TaskLoss, cosines, gram_matrices, mean_cosine
+from mhr.evaluation.gradients import BUDGET, TaskLoss, cosines, gram_matrices, mean_cosine, mixed
 from mhr.few_shot.shots import draw_shots
 from mhr.layers import detach
 from mhr.loading import Loading
@@ -37,6 +41,7 @@ class Alignment:
     gram     float64 [T, T], `g_i . g_j` over all skills of the bank
     layers   adapted layer -> mean cosine over pairs of tasks, of the layer's own gradients; None where no pair has two that
              are not 0
+    mixed_gram, mixed_layers   the same of the mixed factors' gradients
     losses   task -> loss of its examples, per target token (per example for encoders)
     """
 
@@ -44,12 +49,24 @@ class Alignment:
     tasks: list[str]
     gram: Tensor
     layers: dict[str, float | None]
+    mixed_gram: Tensor
+    mixed_layers: dict[str, float | None]
     losses: dict[str, float]
 
     @property
     def mean(self) -> float | None:
         """Mean cosine over pairs of tasks."""
         return mean_cosine(self.gram)
+
+    @property
+    def mixed(self) -> float | None:
+        """Mean cosine over pairs of tasks, of the mixed factors' gradients."""
+        return mean_cosine(self.mixed_gram)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over tasks."""
+        return statistics.mean(self.losses.values())
 
     @property
     def cosines(self) -> Tensor:
@@ -60,7 +77,10 @@ class Alignment:
         return {
             "step": self.step,
             "mean": self.mean,
+            "mixed": self.mixed,
+            "loss": self.loss,
             "layers": self.layers,
+            "mixed_layers": self.mixed_layers,
             "tasks": self.tasks,
             "cosines": self.cosines.tolist(),
             "losses": self.losses,
@@ -134,8 +154,10 @@ def align(
     try:
         tasks = [TaskLoss(model, bank, task, drawn, collator) for task, drawn in examples.items()]
         groups = {name: list(layer.bank().values()) for name, layer in bank.layers.items()}
-        gram, layers = gram_matrices([task.gradient for task in tasks], groups, budget)
+        gradients = [task.gradient for task in tasks]
+        gram, layers = gram_matrices(gradients, groups, budget)
+        mixed_gram, mixed_layers = gram_matrices(*mixed(gradients, groups), budget)
         losses = {task.name: task.loss for task in tasks}
     finally:
         detach(model)
-    return Alignment(step, list(examples), gram, layers, losses)
+    return Alignment(step, list(examples), gram, layers, mixed_gram, mixed_layers, losses)

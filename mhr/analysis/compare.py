@@ -1,78 +1,86 @@
-"""Is one better than the other? Paired differences and the chance of seeing them if neither were."""
+"""Is one better than the other? Paired differences over tasks and seeds, in which the seed is the unit."""
 
 from __future__ import annotations
 
-import itertools
 import statistics
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
+import numpy as np
+
+from mhr.analysis.bootstrap import crossed_interval
+from mhr.analysis.power import Components, components
+from mhr.analysis.seed_tests import sign_flips, t_test
 
 Drawn = TypeVar("Drawn", bound=Hashable)
-
-EXACT_UP_TO = 13
-"""Differences of which every combination of signs is tried; of more, N_FLIPS random ones."""
-N_FLIPS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
     """What is left of a comparison once everything that both had in common is taken out.
 
-    difference  mean of the differences; better, worse: how many are above and below 0; n: all of them
-    p           two-sided, of `sign_flip`
-    by_seed     mean difference of each seed, in the order of the seeds
+    difference  mean of the differences; tasks: over so many tasks
+    by_seed     mean difference of each seed; better, worse: how many of these are above and below 0
+    p           two-sided, of Student's t over the seeds' means; None for a single seed, which cannot tell
+    p_flips     the same of flipping the signs of whole seeds, which assumes no normal distribution and needs six seeds
+    interval    95%, over seeds and tasks (`mhr.analysis.bootstrap`); None for a single seed
+    parts       what the differences vary by; None for a single seed or task
     """
 
     difference: float
-    better: int
-    worse: int
-    n: int
-    p: float
-    by_seed: list[float]
+    tasks: int
+    by_seed: tuple[float, ...]
+    p: float | None
+    p_flips: float | None
+    interval: tuple[float, float] | None
+    parts: Components | None
 
     @property
-    def spread(self) -> float:
-        """Standard deviation of the seeds' differences; 0 of a single seed."""
-        return statistics.stdev(self.by_seed) if len(self.by_seed) > 1 else 0.0
+    def seeds(self) -> int:
+        return len(self.by_seed)
+
+    @property
+    def better(self) -> int:
+        return sum(mean > 0 for mean in self.by_seed)
+
+    @property
+    def worse(self) -> int:
+        return sum(mean < 0 for mean in self.by_seed)
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the seeds' means; None for a single seed."""
+        return statistics.stdev(self.by_seed) if self.seeds > 1 else None
 
 
 def compare(a: Mapping[tuple[str, Drawn], float], b: Mapping[tuple[str, Drawn], float]) -> Paired | None:
-    """`a - b` over the (task, seed) pairs that both have; None where they have none in common."""
-    common = [key for key in a if key in b]
-    if not common:
-        return None
-    differences = [a[key] - b[key] for key in common]
-    seeds = dict.fromkeys(seed for _, seed in common)
-    by_seed = [statistics.mean(d for d, (_, s) in zip(differences, common, strict=True) if s == seed) for seed in seeds]
-    return Paired(
-        statistics.mean(differences),
-        sum(d > 0 for d in differences),
-        sum(d < 0 for d in differences),
-        len(differences),
-        sign_flip(differences),
-        by_seed,
-    )
+    """`a - b` over the (task, seed) pairs that both have; None where they have none in common.
 
-
-def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
-    """Two-sided p value of a paired permutation test: how often the sum of the differences is as far from 0 when each of
-    their signs is drawn at random.
-
-    Exact for at most EXACT_UP_TO differences that are not 0, otherwise `(1 + reached) / (1 + N_FLIPS)`.
+    A seed counts where it has all the tasks in common; where none has, tasks are averaged over their seeds, which leaves one.
     """
-    moved = torch.tensor([d for d in differences if d != 0], dtype=torch.float64)
-    if not len(moved):
-        return 1.0
-    observed = abs(float(moved.sum())) - 1e-12 * float(moved.abs().sum())
-    if len(moved) <= EXACT_UP_TO:
-        signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=len(moved))), dtype=torch.float64)
-        return float(((signs @ moved).abs() >= observed).double().mean())
-    generator = torch.Generator().manual_seed(seed)
-    reached = 0
-    for _ in range(20):
-        flips = torch.randint(0, 2, (N_FLIPS // 20, len(moved)), generator=generator).double() * 2 - 1
-        reached += int(((flips @ moved).abs() >= observed).sum())
-    return (1 + reached) / (1 + N_FLIPS)
+    by_seed: dict[Drawn, dict[str, float]] = {}
+    for task, seed in a:
+        if (task, seed) in b:
+            by_seed.setdefault(seed, {})[task] = a[task, seed] - b[task, seed]
+    if not by_seed:
+        return None
+    tasks = list(dict.fromkeys(task for own in by_seed.values() for task in own))
+    whole = [[own[task] for task in tasks] for own in by_seed.values() if len(own) == len(tasks)]
+    if not whole:
+        whole = [[statistics.mean(own[t] for own in by_seed.values() if t in own) for t in tasks]]
+    return paired(np.array(whole))
+
+
+def paired(differences: np.ndarray) -> Paired:
+    """The comparison of which `differences` [seeds, tasks] are known."""
+    means = tuple(map(float, differences.mean(axis=1)))
+    return Paired(
+        float(differences.mean()),
+        differences.shape[1],
+        means,
+        t_test(means),
+        sign_flips(means) if len(means) > 1 else None,
+        crossed_interval(differences),
+        components(differences),
+    )

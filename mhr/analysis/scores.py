@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mhr.analysis.compare import Paired, compare
+from mhr.analysis.seed_tests import holm
 from mhr.errors import DataError
 
 Seed = str | None
@@ -44,6 +45,7 @@ class Standing:
     by_category    the mean over categories of the mean over their tasks
     best_on        tasks on which no other scores higher
     behind         how far it is behind the first, None for the first itself
+    p              of that, adjusted by Holm over all that are behind; None for the first, and where no two seeds are known
     """
 
     contestant: str
@@ -53,6 +55,7 @@ class Standing:
     seeds: int
     best_on: int
     behind: Paired | None
+    p: float | None
 
 
 @dataclass
@@ -160,6 +163,9 @@ class Scores:
         order = sorted(means, key=lambda c: -means[c][0])
         by_task = {task: {c: statistics.mean(self.of(c, task).values()) for c in order} for task in tasks}
         groups = self._groups(tasks)
+        behind = {name: self.paired(name, order[0], tasks) for name in order[1:]}
+        known = {name: found.p for name, found in behind.items() if found is not None and found.p is not None}
+        adjusted = dict(zip(known, holm(list(known.values())), strict=True))
         return [
             Standing(
                 name,
@@ -167,7 +173,8 @@ class Scores:
                 statistics.mean(self.mean(name, group)[0] for group in groups.values()),
                 means[name][2],
                 sum(values[name] >= max(values.values()) for values in by_task.values()),
-                None if name == order[0] else self.paired(name, order[0], tasks),
+                behind.get(name),
+                adjusted.get(name),
             )
             for name in order
         ]

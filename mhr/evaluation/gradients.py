@@ -69,6 +69,29 @@ def mean_cosine(gram: Tensor) -> float | None:
     return float(pairs.mean()) if len(pairs) else None
 
 
+def mixed(
+    gradients: Sequence[Gradient], groups: dict[str, list[nn.Parameter]]
+) -> tuple[list[Gradient], dict[str, list[nn.Parameter]]]:
+    """The same gradients with respect to the MIXED factors, and stand-ins for the parameters, for `gram_matrices`.
+
+    A mixed factor is `A_t = sum_s w_ts A_s` [H, ...] with weights that sum to 1, and the bank's gradient `dL/dA_s = w_ts dL/dA_t`,
+    so that `dL/dA_t = sum_s dL/dA_s`: the sum over the axis of skills, the second one of every parameter of a bank. How
+    alike two tasks are routed does not enter it. The stand-ins hold no numbers.
+    """
+    of: dict[nn.Parameter, nn.Parameter] = {}
+    stand_ins: dict[str, list[nn.Parameter]] = {}
+    for name, parameters in groups.items():
+        for p in parameters:
+            stand_in = nn.Parameter(torch.empty(p.shape[:1] + p.shape[2:], dtype=p.dtype, device="meta"))
+            of[stand_in] = p
+            stand_ins.setdefault(name, []).append(stand_in)
+
+    def summed(gradient: Gradient) -> Gradient:
+        return lambda asked: [g if g is None else g.sum(dim=1) for g in gradient([of[p] for p in asked])]
+
+    return [summed(gradient) for gradient in gradients], stand_ins
+
+
 class TaskLoss:
     """The mean loss of one task's examples, and its gradient, a batch at a time.
 

@@ -6,9 +6,20 @@ from mhr.report.blocks import Looked, Section
 from mhr.report.material import Material
 from mhr.report.sections_learnt import alignment, learning, routing, transfer
 from mhr.report.sections_runs import costs, manifest
-from mhr.report.sections_scores import seen_and_unseen, summary, tasks
+from mhr.report.sections_scores import plans, seen_and_unseen, summary, tasks
 
-SECTIONS_IN_ORDER = (summary, tasks, seen_and_unseen, learning, routing, alignment, transfer, costs, manifest)
+SECTIONS_IN_ORDER = (
+    summary,
+    plans,
+    tasks,
+    seen_and_unseen,
+    learning,
+    routing,
+    alignment,
+    transfer,
+    costs,
+    manifest,
+)
 
 
 def sections(material: Material) -> list[Section]:

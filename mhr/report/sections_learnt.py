@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from mhr.analysis.curves import validation_curve
+from mhr.analysis.equal_loss import at_equal_loss
 from mhr.analysis.inspection import Inspection
 from mhr.report import charts, plots
 from mhr.report.blocks import Block, Figure, Looked
@@ -141,34 +142,73 @@ def _agreement(inspection: Inspection) -> Cell:
 
 def alignment(looked: Looked) -> Iterator[Block]:
     """Gradient alignment."""
-    points: dict[str, list[tuple[int, float]]] = {}
-    last: dict[str, dict[str, Any]] = {}
-    for label, group in looked.material.groups.items():
-        for inspection in group.inspections:
-            for one in inspection.get("alignment", []):
-                if one["mean"] is not None:
-                    points.setdefault(label, []).append((one["step"], one["mean"]))
-                last[label] = one
-    if not points:
+    found = {
+        label: [one for inspection in group.inspections for one in inspection.get("alignment", [])]
+        for label, group in looked.material.groups.items()
+    }
+    found = {label: sorted(own, key=lambda one: one["step"]) for label, own in found.items() if own}
+    # Inspections of earlier versions know the cosine in the bank's coordinates only.
+    known = all("mixed" in one for own in found.values() for one in own)
+    of, key = ("mixed factors", "mixed") if known else ("bank", "mean")
+    steps = {
+        label: [(one["step"], one[key]) for one in own if one[key] is not None]
+        for label, own in found.items()
+        if any(one[key] is not None for one in own)
+    }
+    if not steps:
         return
-    caption = "Mean cosine between the gradients of pairs of tasks, by step of training"
-    yield Figure(to_inline_svg(charts.plot_alignment(points), f"Line chart. {caption}"), caption + ".")
-    rows = [[text(label), whole(step), decimal(mean)] for label, means in points.items() for step, mean in means]
+    caption = f"Mean cosine between the gradients of pairs of tasks ({of}), by step of training"
+    yield Figure(to_inline_svg(charts.plot_alignment(steps), f"Line chart. {caption}"), caption + ".")
+    rows = [
+        [text(label), whole(one["step"]), decimal(one.get("loss")), decimal(one["mean"]), decimal(one.get("mixed"))]
+        for label, own in found.items()
+        for one in own
+    ]
     yield Table(
         "alignment",
         "Mean cosine between tasks",
-        ["run", "step", "mean cosine"],
+        ["run", "step", "loss", "mean cosine, bank", "mean cosine, mixed factors"],
         rows,
-        note="One gradient per task, of its mean loss over fixed training examples, with respect to the skills of the bank, "
-        "routed as in evaluation, without dropout.",
+        note="One gradient per task, of its mean loss over fixed training examples, routed as in evaluation, without dropout. Bank: "
+        "with respect to its skills, where tasks that are routed differently are apart for that alone. Mixed factors: with respect to what a "
+        "task uses, the sum over skills. Loss: mean over tasks.",
     )
+    yield from _at_equal_loss(found)
+    last = {label: own[-1] for label, own in found.items()}
     layers = list(dict.fromkeys(layer for one in last.values() for layer in one["layers"]))
     rows = [[text(layer), *(decimal(one["layers"].get(layer)) for one in last.values())] for layer in layers]
-    yield Table("alignment_layers", "By layer, at the last point", ["layer", *last], rows)
+    yield Table("alignment_layers", "By layer, at the last point, bank", ["layer", *last], rows)
     for label, one in last.items():
         caption = f"{label}: cosine of the tasks' gradients after {one['step']} steps"
         drawn = charts.plot_cosines(one["tasks"], torch.tensor(one["cosines"]))
         yield Figure(to_inline_svg(drawn, f"Heat map. {caption}"), caption + ".", wide=True)
+
+
+def _at_equal_loss(found: Mapping[str, list[dict[str, Any]]]) -> Iterator[Block]:
+    """Runs are comparable at losses that all of them pass while they still learn."""
+    runs = {
+        label: [(one["loss"], one["mixed"]) for one in points if one.get("mixed") is not None]
+        for label, points in found.items()
+    }
+    if len(runs) < 2:
+        return
+    compared = at_equal_loss(list(runs.values()))
+    if not compared:
+        yield (
+            "The runs pass no loss in common while they still learn, so that their alignment cannot be compared: keep more checkpoints "
+            "(train.save_every, train.keep_checkpoints)."
+        )
+        return
+    rows = [[decimal(loss), *map(decimal, cosines)] for loss, cosines in compared]
+    yield Table(
+        "alignment_at_equal_loss",
+        "Mean cosine of the mixed factors at equal loss",
+        ["loss", *runs],
+        rows,
+        names=0,
+        note="Between checkpoints by a straight line. What a run does in the last tenth of its fall is left out: near a stationary point the "
+        "gradients sum to about 0, and their cosines with one another tend to 0, for every method.",
+    )
 
 
 def transfer(looked: Looked) -> Iterator[Block]:

@@ -6,14 +6,31 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+from mhr.analysis.compare import Paired
+from mhr.analysis.power import MOST_SEEDS, detectable, power, seeds_for
 from mhr.analysis.scores import Scores, Standing
+from mhr.analysis.seed_tests import LEVEL
+from mhr.analysis.verdicts import MATTERS
 from mhr.evaluation.metrics import metrics
 from mhr.files import read_json
 from mhr.report import charts
 from mhr.report.blocks import Block, Figure, Looked
 from mhr.report.figures import to_inline_svg
 from mhr.report.material import Group, Material
-from mhr.report.tables import Cell, Table, count, decimal, first_names, p_number, p_value, score_cell, text, whole
+from mhr.report.tables import (
+    Cell,
+    Table,
+    count,
+    decimal,
+    first_names,
+    interval_cell,
+    p_number,
+    p_value,
+    points_cell,
+    score_cell,
+    text,
+    whole,
+)
 
 
 def summary(looked: Looked) -> Iterator[Block]:
@@ -59,12 +76,21 @@ def _who_leads(standings: list[Standing]) -> str:
     second = standings[1]
     behind = second.behind
     assert behind is not None, "they meet"
-    sure = "" if behind.p < 0.05 else ", no significant difference"
     return (
         f"{first.contestant} leads with {100 * first.mean:.1f}{seeds}; {second.contestant} is "
-        f"{-100 * behind.difference:.1f} points behind ({behind.worse} worse and {behind.better} better of {behind.n} pairs of "
-        f"task and seed, {p_value(behind.p)}){sure}."
+        f"{-100 * behind.difference:.1f} points behind ({_how_sure(second)})."
     )
+
+
+def _how_sure(standing: Standing) -> str:
+    """The interval of a difference to the first, and whether it is significant; of a single seed nobody can say."""
+    behind = standing.behind
+    assert behind is not None, "they meet"
+    if standing.p is None or behind.interval is None:
+        return "one seed, which cannot tell whether others would agree"
+    low, high = sorted(-100 * end for end in behind.interval)
+    sure = "" if standing.p < LEVEL else ", no significant difference"
+    return f"95% interval {low:.1f} to {high:.1f}, {p_value(standing.p)} over {count(behind.seeds, 'seed')}{sure}"
 
 
 def _standings_table(standings: list[Standing], n_tasks: int, material: Material) -> Table:
@@ -79,7 +105,8 @@ def _standings_table(standings: list[Standing], n_tasks: int, material: Material
             whole(s.best_on),
             whole(s.seeds),
             Cell("") if s.behind is None else Cell(f"{100 * s.behind.difference:+.1f}", s.behind.difference),
-            Cell("") if s.behind is None else Cell(p_number(s.behind.p), s.behind.p),
+            interval_cell(s.behind.interval if s.behind else None),
+            Cell("") if s.p is None else Cell(p_number(s.p), s.p),
         ]
         for i, (s, protocol) in enumerate(zip(standings, protocols, strict=True))
     ]
@@ -94,13 +121,56 @@ def _standings_table(standings: list[Standing], n_tasks: int, material: Material
             "best on",
             "seeds",
             "difference to the first",
+            "95% interval",
             "p",
         ],
         rows,
         names=1 + with_protocol,
-        note="Per cent ± standard deviation over seeds. p: two-sided sign-flip permutation test against the first, paired over "
-        "tasks and seeds; seeds that share a pretrained model are not independent of one another, so it is optimistic.",
+        note="Per cent ± standard deviation over seeds. Interval of the difference: crossed bootstrap over seeds and tasks. p: t test "
+        "over the seeds' means, in which the tasks of a seed count once, adjusted (Holm) for the number of contestants. Seeds that share "
+        "a pretrained model say nothing about other pretrained models.",
     )
+
+
+def plans(looked: Looked) -> Iterator[Block]:
+    """What more seeds would show."""
+    scores = looked.material.scores
+    standings = scores.standings(scores.meeting())
+    rows = [_plan_row(s.contestant, s.behind) for s in standings if s.behind and s.behind.spread is not None]
+    if rows:
+        yield Table(
+            "power",
+            f"Difference to {standings[0].contestant}: what these seeds can find, and how many it takes",
+            [
+                "contestant",
+                "seeds",
+                "varies by seed",
+                "residual",
+                "chance to find 2 points",
+                "found with 80%",
+                "seeds for 2 points",
+                "seeds for what was seen",
+            ],
+            rows,
+            note="Of a two-sided t test over seed means on as many tasks, at level .05 without adjustment. Varies by seed, residual: standard "
+            "deviations, in points, of what all tasks of a seed have in common, and of what is left of a difference.",
+        )
+
+
+def _plan_row(contestant: str, behind: Paired) -> list[Cell]:
+    sd, parts = behind.spread, behind.parts
+    assert sd is not None, "there are two seeds"
+    needed, seen = seeds_for(MATTERS, sd), seeds_for(behind.difference, sd) if behind.difference else None
+    return [
+        text(contestant),
+        whole(behind.seeds),
+        points_cell(parts.seeds if parts else sd),
+        points_cell(parts.residual if parts else None),
+        score_cell(power(MATTERS, sd, behind.seeds)),
+        points_cell(detectable(sd, behind.seeds)),
+        Cell(f"> {MOST_SEEDS:,}") if needed is None else whole(needed),
+        Cell(f"> {MOST_SEEDS:,}") if seen is None else whole(seen),
+    ]
 
 
 def tasks(looked: Looked) -> Iterator[Block]:

@@ -59,6 +59,16 @@ def score_cell(value: float | None, spread: float | None = None, best: bool = Fa
     return Cell(shown, value, best)
 
 
+def points_cell(value: float | None) -> Cell:
+    """A difference of scores in points, without a sign."""
+    return Cell("") if value is None else Cell(f"{100 * value:.1f}", value)
+
+
+def interval_cell(ends: tuple[float, float] | None) -> Cell:
+    """The interval of a difference of scores in points; sorted by its lower end."""
+    return Cell("") if ends is None else Cell(f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}", ends[0])
+
+
 def whole(value: int | float | None) -> Cell:
     return Cell("") if value is None else Cell(f"{value:,.0f}", value)
 

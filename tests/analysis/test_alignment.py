@@ -88,7 +88,7 @@ def test_it_is_the_cosine_of_the_loss_gradients_of_the_bank(backbone) -> None:
     bank = attach(model, config, NAMES)
     randomise(bank, size=0.05)
     collator = Seq2SeqCollator(tokenizer, 32, 16)
-    rows = []
+    rows, summed = [], []
     for name, own in examples().items():
         batch = collator(own)
         task_ids = batch.pop("task_ids")
@@ -96,18 +96,33 @@ def test_it_is_the_cosine_of_the_loss_gradients_of_the_bank(backbone) -> None:
         loss = model(**batch, task_ids=task_ids).loss
         loss.backward()
         rows.append(torch.cat([p.grad.flatten() for p in bank.adapter_parameters()]).double())
+        summed.append(torch.cat([p.grad.sum(dim=1).flatten() for p in bank.adapter_parameters()]).double())
         assert task_ids == [name] * 4
     model.zero_grad()
-    stacked = torch.stack(rows)
+    stacked, mixed = torch.stack(rows), torch.stack(summed)
     checkpoint = checkpoint_of(model, "builtin:t5-tiny")
     detach(model)
     found = align(checkpoint, model, examples(), collator)
     torch.testing.assert_close(found.gram, stacked @ stacked.T, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(found.mixed_gram, mixed @ mixed.T, rtol=1e-4, atol=1e-8)
     assert not hasattr(model, "mhr")
-    assert found.layers.keys() == bank.layers.keys()
+    assert found.layers.keys() == found.mixed_layers.keys() == bank.layers.keys()
     told = found.to_json()
     assert told["mean"] == pytest.approx(mean_cosine(found.gram))
+    assert told["mixed"] == pytest.approx(mean_cosine(mixed @ mixed.T), rel=1e-3)
+    assert told["loss"] == pytest.approx(sum(found.losses.values()) / 3)
     assert all(loss > 0 for loss in told["losses"].values())
+
+
+def test_one_adapter_for_all_is_its_own_mix(backbone) -> None:
+    model, tokenizer = backbone
+    bank = attach(model, AdapterConfig(method="shared", rank=2), NAMES)
+    randomise(bank, size=0.05)
+    checkpoint = checkpoint_of(model, "builtin:t5-tiny")
+    detach(model)
+    found = align(checkpoint, model, examples(), Seq2SeqCollator(tokenizer, 32, 16))
+    torch.testing.assert_close(found.mixed_gram, found.gram)
+    assert found.mixed_layers == pytest.approx(found.layers)
 
 
 def test_tasks_with_adapters_of_their_own_are_at_right_angles(backbone) -> None:
@@ -138,6 +153,10 @@ def test_routing_scales_the_gradients_of_a_head(backbone) -> None:
     checkpoint.tensors[key].zero_()
     even = align(checkpoint, model, examples(), collator)
     torch.testing.assert_close(found.gram, even.gram * (table @ table.T).double() * 2, rtol=1e-4, atol=1e-9)
+    # The mixed factors' gradients are the d themselves, however the tasks are routed.
+    torch.testing.assert_close(found.mixed_gram, even.mixed_gram, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(even.mixed_gram, even.gram * 2, rtol=1e-4, atol=1e-9)
+    assert found.mean != pytest.approx(found.mixed)
 
 
 @pytest.fixture(scope="module")

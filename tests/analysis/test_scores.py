@@ -50,8 +50,9 @@ def test_means_are_taken_seed_by_seed() -> None:
     assert first.behind is None
     assert second.behind is not None
     assert second.behind.difference == pytest.approx(-0.1)
-    assert (second.behind.worse, second.behind.n) == (4, 4)
-    assert second.behind.p == 2 / 16
+    assert (second.behind.worse, second.behind.seeds) == (2, 2)
+    assert second.p == second.behind.p == pytest.approx(2 / 4)  # equal in both seeds: no surer than their signs
+    assert first.p is None
     assert (first.best_on, second.best_on) == (2, 0)
 
 
@@ -59,10 +60,10 @@ def test_what_no_seed_was_drawn_for_stands_beside_every_seed() -> None:
     found = scores({"a": {"x": {"1": 0.2, "2": 0.6}}, "b": {"x": {None: 0.3}}, "c": {"x": {"7": 0.5}}})
     beside = found.paired("a", "b", ["x"])
     assert beside is not None
-    assert (beside.n, beside.difference) == (2, pytest.approx(0.1))
+    assert (beside.seeds, beside.difference) == (2, pytest.approx(0.1))
     other = found.paired("a", "c", ["x"])  # seeds that have nothing to do with each other
     assert other is not None
-    assert (other.n, other.difference) == (1, pytest.approx(-0.1))
+    assert (other.seeds, other.difference) == (1, pytest.approx(-0.1))
 
 
 def test_categories_count_once() -> None:

@@ -51,7 +51,8 @@ def test_the_summary_says_who_leads_and_by_how_much(written: Path) -> None:
     assert first == "4 contestants on 3 tasks of builtin:skills, by exact match; 14 runs."
     assert leads.startswith("MHR-mu, 2 shots leads with 42.5 ± ")
     assert re.search(
-        r"MHR-z, 2 shots is 6\.7 points behind \(\d worse and \d better of 6 pairs of task and seed, p = ", leads
+        r"MHR-z, 2 shots is 6\.7 points behind \(95% interval -?[\d.]+ to [\d.]+, p = [\d.]+ over 2 seeds, no sig",
+        leads,
     )
     assert any("1 other tasks are listed only" in note for note in notes)
 
@@ -59,7 +60,7 @@ def test_the_summary_says_who_leads_and_by_how_much(written: Path) -> None:
 def test_every_section_and_table_is_there(written: Path) -> None:
     told = json.loads((written / "report.json").read_text())
     assert told["tables"].keys() == {
-        "standings", "categories", "tasks", "seen_and_unseen", "learning", "routing", "alignment", "alignment_layers",
+        "standings", "power", "categories", "tasks", "seen_and_unseen", "learning", "routing", "alignment", "alignment_layers",
         "transfer_0", "costs", "runs", "settings",
     }  # fmt: skip
     tasks = told["tables"]["tasks"]

@@ -8,58 +8,43 @@ from pathlib import Path
 
 import pytest
 
-from mhr.analysis.compare import compare
+from mhr.analysis.verdicts import Question
 from mhr.report.sources import read_sources
 from mhr_benchmarks.studies.paper import do, main
-from mhr_benchmarks.studies.paper_claims import CLAIMS, Comparison, answer, judge
+from mhr_benchmarks.studies.paper_claims import CLAIMS, Claim, answers
 from mhr_benchmarks.studies.paper_page import publish
 from mhr_benchmarks.studies.paper_plan import suite, units_of
 
-
-def verdict(differences: dict[int, list[float]], margin: float = 0.0, least: float | None = 0.01) -> str:
-    """Of the rule. differences: seed -> one a task."""
-    a = {(str(task), seed): d for seed, own in differences.items() for task, d in enumerate(own)}
-    paired = compare(a, dict.fromkeys(a, 0.0))
-    assert paired is not None
-    return judge(Comparison("", "", "", margin, least), paired, list(a.values())).verdict
+TASKS = [(f"t{i}", seed) for i in range(6) for seed in range(8)]
 
 
-def test_a_gain_is_confirmed_where_it_is_sure_in_all_seeds_but_one_in_four() -> None:
-    gain = [0.04, 0.05, 0.06, 0.03]
-    loss = [-d for d in gain]
-    assert verdict(dict.fromkeys(range(5), gain)) == "confirmed"
-    assert verdict(dict.fromkeys(range(5), gain) | {4: [-0.01] * 4}) == "confirmed"
-    assert verdict(dict.fromkeys(range(8), gain) | {3: loss, 4: loss, 5: loss}) == "unclear"
-    assert verdict(dict.fromkeys(range(3), gain) | {2: [-0.01] * 4}) == "unclear"  # of three seeds none may differ
-    assert verdict({1: [0.04, 0.05, 0.06]}) == "unclear"  # too few for p < 0.05
+def values(mean: float) -> dict[tuple[str, int], float]:
+    return {(task, seed): mean + 0.001 * (seed % 3) for task, seed in TASKS}
 
 
-def test_a_loss_and_a_gain_that_would_not_matter_are_not_confirmed() -> None:
-    assert verdict(dict.fromkeys(range(3), [-0.04, -0.05, -0.06])) == "not confirmed"
-    assert verdict(dict.fromkeys(range(3), [0.002, -0.002, 0.001, -0.0005])) == "not confirmed"
-    assert verdict(dict.fromkeys(range(3), [0.02, -0.015, 0.03, 0.002])) == "unclear"
-
-
-def test_as_good_as_is_measured_from_the_loss_that_one_accepts() -> None:
-    assert verdict(dict.fromkeys(range(3), [-0.005, 0.01, 0.0, -0.01]), margin=-0.02, least=None) == "confirmed"
-    assert verdict(dict.fromkeys(range(3), [-0.05, -0.06, -0.04, -0.05]), margin=-0.02, least=None) == "not confirmed"
-    assert verdict(dict.fromkeys(range(3), [-0.03, 0.0, -0.02, -0.03]), margin=-0.02, least=None) == "unclear"
-
-
-def test_a_claim_is_as_sure_as_what_counts_for_it() -> None:
-    tasks = [(f"t{i}", seed) for i in range(6) for seed in range(3)]
-    values = {
-        "mhr mhr": dict.fromkeys(tasks, 0.9),
-        "poly mhr": dict.fromkeys(tasks, 0.8),
-        "wide lora": dict.fromkeys(tasks, 0.7),
-        "lora lora": dict.fromkeys(tasks, 0.95),
+def test_a_claim_is_as_sure_as_what_it_depends_on() -> None:
+    found = {
+        "mhr mhr": values(0.9),
+        "poly mhr": dict.fromkeys(TASKS, 0.8),
+        "wide lora": dict.fromkeys(TASKS, 0.7),
+        "lora lora": dict.fromkeys(TASKS, 0.85),
     }
-    found = answer(CLAIMS[0], lambda name: values.get(name, {}))
-    assert found.verdict == "confirmed"  # the LoRA of the same rank stands beside
-    assert [f.verdict for f in found.findings[3:]] == ["not confirmed", "not confirmed"]
-    values["wide lora"] = dict.fromkeys(tasks, 0.85)
-    assert answer(CLAIMS[0], lambda name: values.get(name, {})).verdict == "not confirmed"
-    assert answer(CLAIMS[5], lambda name: values.get(name, {})).verdict == ""  # nothing of it was run
+    first, *others = answers(lambda name: found.get(name, {}))
+    assert first.verdict == "supported"
+    assert [finding.verdict for finding in first.beside] == ["not supported", "supported"]
+    assert {answer.verdict for answer in others} == {""}  # nothing of them was run
+    found["lora lora"] = dict.fromkeys(TASKS, 0.95)
+    assert answers(lambda name: found.get(name, {}))[0].verdict == "not supported"
+    found["lora lora"] = {(task, seed): 0.9 + 0.2 * (seed % 2) - 0.1 for task, seed in TASKS}
+    assert answers(lambda name: found.get(name, {}))[0].verdict == "undecided"
+
+
+def test_a_lower_loss_is_the_better_one() -> None:
+    claim = Claim(1, "", (Question("", "a loss", "b loss", matters=None, lower=True),))
+    found = {"a loss": values(0.2), "b loss": dict.fromkeys(TASKS, 0.45)}
+    (told,) = answers(lambda name: found[name], (claim,))
+    assert told.verdict == "supported"
+    assert told.findings[0].paired.difference > 0
 
 
 def test_every_claim_names_what_the_plan_makes() -> None:
@@ -69,8 +54,8 @@ def test_every_claim_names_what_the_plan_makes() -> None:
     }
     assert made
     for claim in CLAIMS:
-        for comparison in claim.comparisons:
-            assert {comparison.a, comparison.b} <= known
+        for question in (*claim.questions, *claim.beside):
+            assert {question.a, question.b} <= known
 
 
 def test_banks_and_the_wide_lora_hold_equal_numbers() -> None:
@@ -99,7 +84,7 @@ def test_a_small_study_from_training_to_its_page(tmp_path: Path) -> None:
     }  # fmt: skip
     assert len(record["alignment"]["poly-1"]) == 6
     page = (tmp_path / "docs" / "study_quick.md").read_text()
-    for line in ("`the command`", "### Claims", "| Poly-z |", "![Score against the parameters"):
+    for line in ("`the command`", "### Claims", "### Questions", "| Poly-z |", "![Score against the parameters"):
         assert line in page
     for name in ("costs", "alignment"):
         assert (tmp_path / "docs" / f"study_suite_{name}_quick.svg").is_file()

@@ -1,0 +1,49 @@
+"""Alignment on a report: of the mixed factors, and at equal loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mhr.report.blocks import Looked
+from mhr.report.material import Material
+from mhr.report.sections_learnt import alignment
+from mhr.report.tables import Table
+
+
+def tables(runs: dict[str, list[dict[str, Any]]]) -> tuple[dict[str, Table], list[str]]:
+    material = Material()
+    for label, points in runs.items():
+        material.group(label, Path(label)).inspections = [{"alignment": points}]
+    blocks = list(alignment(Looked(material, {}, {})))
+    return {b.key: b for b in blocks if isinstance(b, Table)}, [b for b in blocks if isinstance(b, str)]
+
+
+def points(*found: tuple[float, float], **more: Any) -> list[dict[str, Any]]:
+    """(loss, cosine of the mixed factors) at steps 10, 20, ..."""
+    fixed = {"layers": {"q": 0.1}, "tasks": ["a", "b"], "cosines": [[1.0, 0.1], [0.1, 1.0]], "mean": 0.05, **more}
+    return [fixed | {"step": 10 * (i + 1), "loss": loss, "mixed": mixed} for i, (loss, mixed) in enumerate(found)]
+
+
+def test_runs_stand_side_by_side_at_the_same_loss() -> None:
+    made, told = tables(
+        {"fast": points((2.0, 0.4), (1.0, 0.2), (0.2, 0.0)), "slow": points((2.2, 0.5), (1.6, 0.3), (1.2, 0.2))}
+    )
+    assert told == []
+    assert made["alignment"].to_json()["rows"][0] == ["fast", 10, 2.0, 0.05, 0.4]
+    compared = made["alignment_at_equal_loss"].to_json()
+    assert compared["columns"] == ["loss", "fast", "slow"]
+    assert [round(value, 3) for value in compared["rows"][-1]] == [1.6, 0.32, 0.3]
+
+
+def test_runs_without_a_loss_in_common_are_not_compared() -> None:
+    made, told = tables({"a": points((2.0, 0.4), (1.0, 0.2)), "b": points((9.0, 0.5), (8.0, 0.3))})
+    assert "alignment_at_equal_loss" not in made
+    assert "cannot be compared" in told[0]
+
+
+def test_inspections_of_earlier_versions_are_shown() -> None:
+    old = [{k: v for k, v in one.items() if k not in ("mixed", "loss")} for one in points((2.0, 0.4), (1.0, 0.2))]
+    made, told = tables({"old": old})
+    assert made["alignment"].to_json()["rows"] == [["old", 10, None, 0.05, None], ["old", 20, None, 0.05, None]]
+    assert told == []
