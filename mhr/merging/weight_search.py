@@ -18,7 +18,7 @@ GROWS, SHRINKS = math.exp(0.8), math.exp(-0.2)
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundWeights:
     """What a search found.
 
     weights  the best; score: theirs. Of equal ones those that were found first
@@ -38,7 +38,7 @@ def search_weights(
     seed: int = 0,
     bounds: tuple[float, float] = (0.0, 1.0),
     start: Sequence[float] | None = None,
-) -> Found:
+) -> FoundWeights:
     """The weights w [size] within `bounds` of the highest `score(w)`, of `steps` tries.
 
         w' = clip(w + sigma z),  z ~ N(0, 1);  where that is worse than w, next w' = clip(w - sigma z)
@@ -86,4 +86,4 @@ def search_weights(
         here, now = there, found
         if found > top:
             best, top = there, found
-    return Found(best.tolist(), top, scores)
+    return FoundWeights(best.tolist(), top, scores)
