@@ -15,12 +15,11 @@ _HOME = {
     "MergeReport": "mhr.merging.report",
     "REPORT_FILE": "mhr.merging.report",
     "SPACES": "mhr.merging.methods",
-    "combine_dare": "mhr.merging.dare",
     "combine_fisher": "mhr.merging.fisher",
     "combine_mera": "mhr.merging.mera",
     "combine_soup_greedy": "mhr.merging.soups",
     "combine_soup_uniform": "mhr.merging.soups",
-    "combine_ties": "mhr.merging.ties",
+    "combine_task_vectors": "mhr.merging.task_vectors",
     "combine_uniform": "mhr.merging.averages",
     "combine_weighted": "mhr.merging.averages",
     "combines": "mhr.merging.combination",
@@ -31,6 +30,7 @@ _HOME = {
     "merge_uniform": "mhr.merging.averages",
     "merge_weighted": "mhr.merging.averages",
     "read_report": "mhr.merging.report",
+    "search_weights": "mhr.merging.weight_search",
     "serving_lines": "mhr.merging.serving",
 }
 
@@ -39,7 +39,6 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     from mhr.merging.averages import combine_uniform, combine_weighted, merge_task, merge_uniform, merge_weighted
     from mhr.merging.combination import Combination, combines
-    from mhr.merging.dare import combine_dare
     from mhr.merging.each_task import merge_each_task
     from mhr.merging.fisher import combine_fisher
     from mhr.merging.mera import combine_mera
@@ -48,7 +47,8 @@ if TYPE_CHECKING:
     from mhr.merging.report import REPORT_FILE, MergeReport, read_report
     from mhr.merging.serving import serving_lines
     from mhr.merging.soups import combine_soup_greedy, combine_soup_uniform
-    from mhr.merging.ties import combine_ties
+    from mhr.merging.task_vectors import combine_task_vectors
     from mhr.merging.to_folder import merge
+    from mhr.merging.weight_search import search_weights
 
 __getattr__ = lazy(__name__, _HOME)

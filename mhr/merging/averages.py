@@ -82,14 +82,26 @@ def input_shares(weights: Mapping[str, float] | Sequence[float] | None, names: S
     """A share for each input: equal ones for None, one after the other, or by name.
 
     names: of each input, all that it may be called. Raises MergeError for weights that do not fit the inputs in number or
-    name.
+    name, and as `shares` does.
     """
+    return shares(_matched(weights, names))
+
+
+def input_amounts(weights: Mapping[str, float] | Sequence[float] | None, names: Sequence[Sequence[str]]) -> list[float]:
+    """What each input is multiplied by in a sum: weights as in `input_shares`, but of any sign and as they are, 1 each for None."""
+    amounts = _matched(weights, names)
+    if not any(amounts):
+        raise MergeError(f"weights are {amounts}: expected one that is not 0")
+    return amounts
+
+
+def _matched(weights: Mapping[str, float] | Sequence[float] | None, names: Sequence[Sequence[str]]) -> list[float]:
     if weights is None:
-        return shares([1.0] * len(names))
+        return [1.0] * len(names)
     if not isinstance(weights, Mapping):
         if len(weights) != len(names):
             raise MergeError(f"got {len(weights)} weights for {len(names)} inputs: give one per input, in their order")
-        return shares(weights)
+        return list(weights)
     found = []
     for known in names:
         given = [name for name in known if name in weights]
@@ -99,4 +111,4 @@ def input_shares(weights: Mapping[str, float] | Sequence[float] | None, names: S
     for name in weights:
         if not any(name in known for known in names):
             raise MergeError(f"weight for {name!r}, which is no input: {nearest(name, [n for k in names for n in k])}")
-    return shares(found)
+    return found

@@ -26,11 +26,12 @@ are asked for, so each should be asked for as seldom as can be."""
 class Combination:
     """How inputs are merged.
 
-    weights  one for each input, adding up to 1: of weighted averages, and of modules that are stored whole
-    tensors  merges tensors that no weighted average can; None where `weighted_average` of all tensors is the merge
+    weights  one for each input: of the weighted sum that the merge is, and of the average of modules that are stored whole
+    tensors  merges tensors that no weighted sum can; None where `weighted_average` of all tensors is the merge
     module   merges a tensor of a module that is stored whole; None takes `weighted_average`
     align    makes the inputs' layers alike before they are merged, which must not change what each computes
     notes    what the report is to say
+    shares   weights of modules that are stored whole, adding up to 1, where `weights` do not; None takes these
     """
 
     weights: list[float]
@@ -38,6 +39,7 @@ class Combination:
     module: MergeTensors | None = None
     align: Callable[[list[AdapterLayer]], list[AdapterLayer]] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    shares: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Combiner:
     """What a method does over several inputs.
 
     combine   `(sources, weights, *, settings..., needs...) -> Combination`. Sources come in an order of their own and none twice,
-              so that the order in which they were named changes nothing; the weights add up to 1
+              so that the order in which they were named changes nothing; the weights add up to 1, save of methods that sum
     needs     "judge" and "score", what it is given to look at data
     """
 

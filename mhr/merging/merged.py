@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
@@ -40,7 +41,7 @@ class Merging:
         first = sources[0]
         self.sources, self.combination, self.space, self.rank, self.watch = sources, combination, space, rank, watch
         # What has weight 0 is still checked, but it is kept out of the sums, where 0 * inf would do harm.
-        self.used = [i for i, w in enumerate(combination.weights) if w > 0 or combination.tensors]
+        self.used = [i for i, w in enumerate(combination.weights) if w != 0 or combination.tensors]
         self.errors: dict[str, Loss] = {}
         self.shapes = {layer: self._shape(layer) for layer in first.shapes}
         every = [source.heads for source in sources]
@@ -98,10 +99,16 @@ class Merging:
     def _weights(self) -> list[float]:
         return [self.combination.weights[i] for i in self.used]
 
+    @property
+    def _averages(self) -> bool:
+        """Whether the weights add up to 1."""
+        return math.isclose(math.fsum(self._weights), 1, rel_tol=1e-12)
+
     def _is_copy(self, layer: str) -> bool:
         """Whether a layer comes out as the one input has it, bit for bit."""
         fits = self.space == "factor" or min(self.rank or 1 << 31, *self._most(layer)) >= self._first(layer).rank
-        return len(self.used) == 1 and self.combination.tensors is None and fits
+        whole = len(self.used) == 1 and self._averages and self.combination.tensors is None
+        return whole and fits
 
     def _first(self, layer: str) -> Shape:
         return self.sources[self.used[0]].shapes[layer]
@@ -134,9 +141,12 @@ class Merging:
 
     def _merge(self, name: str, tensors: list[Tensor], origin: float) -> Tensor:
         merge = self.combination.tensors
-        if merge is None:
+        if merge is None and (origin == 0 or self._averages):
             return weighted_average(tensors, self._weights)
-        return _from_origin(merge, name, tensors, origin)
+        return _from_origin(merge or self._sum, name, tensors, origin)
+
+    def _sum(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
+        return weighted_average(tensors, self._weights)
 
     def _merge_state(self, name: str, tensors: list[Tensor]) -> Tensor:
         first = tensors[0]
@@ -146,7 +156,8 @@ class Merging:
             return first
         if self.combination.module is not None:
             return _from_origin(self.combination.module, name, tensors, 0.0)
-        return weighted_average(tensors, self._weights)
+        shares = self.combination.shares
+        return weighted_average(tensors, self._weights if shares is None else [shares[i] for i in self.used])
 
 
 class _Products(Sequence[Tensor]):

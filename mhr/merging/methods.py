@@ -8,6 +8,7 @@ A method is a row of MERGE_METHODS and a function: `combines(name)` of `mhr.merg
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -39,9 +40,37 @@ class NoSettings(Settings):
 
 
 @dataclass
+class ScaleSettings(Settings):
+    scale: float = setting(1.0, "What the merged update is multiplied by (lambda).", above=0)
+
+
+@dataclass
 class DareSettings(Settings):
     drop: float = setting(0.9, "Drop rate, the fraction of elements set to 0 at random.", at_least=0, below=1)
     seed: int = setting(0, "Seed of the draws.", at_least=0)
+
+
+@dataclass
+class ScaledDareSettings(DareSettings, ScaleSettings):
+    """Those of both."""
+
+
+@dataclass
+class DellaSettings(ScaledDareSettings):
+    epsilon: float = setting(
+        0.1,
+        "Width of the drop rates: from drop + epsilon / 2 for the smallest magnitude to drop - epsilon / 2 for the largest.",
+        at_least=0,
+        below=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.epsilon / 2 <= self.drop and self.drop + self.epsilon / 2 < 1):
+            raise ConfigError(
+                f"drop is {self.drop:g} and epsilon {self.epsilon:g}, so drop rates go from {self.drop - self.epsilon / 2:g} to "
+                f"{self.drop + self.epsilon / 2:g}: expected at least 0 and below 1; choose a smaller --epsilon"
+            )
 
 
 @dataclass
@@ -52,18 +81,27 @@ class FisherSettings(Settings):
 
 
 @dataclass
-class TiesSettings(Settings):
+class TrimSettings(ScaleSettings):
     density: float = setting(0.2, "The fraction of each tensor's elements that is kept.", above=0, at_most=1)
+
+
+@dataclass
+class BreadcrumbSettings(TrimSettings):
+    gamma: float = setting(
+        0.01, "The fraction of each tensor's elements that is dropped for being the largest.", at_least=0, below=1
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class MergeMethod:
     """A way to merge.
 
-    summary   for help
-    spaces    of SPACES that it merges several inputs in, the default first; none: it merges within one bank alone
-    weights   whether a user gives weights of several inputs: "none" (they are equal), "optional" or "needed"
-    settings  its own
+    summary     for help
+    spaces      of SPACES that it merges several inputs in, the default first; none: it merges within one bank alone
+    weights     whether a user gives weights of several inputs: "none" (they are equal), "optional" or "needed"
+    settings    its own
+    sparsifier  what thins out each input first, a key of `mhr.merging.sparsifiers.SPARSIFIERS`; None: nothing does
+    consensus   how what is left becomes one, "sum", "mean" or "sign" (`mhr.merging.task_vectors`); None: by a function of its own
     """
 
     name: str
@@ -71,7 +109,32 @@ class MergeMethod:
     spaces: tuple[str, ...]
     weights: str = "none"
     settings: type[Settings] = NoSettings
+    sparsifier: str | None = None
+    consensus: str | None = None
 
+    @property
+    def sums(self) -> bool:
+        """Whether weights are factors as they are given, 1 each unless they are, and not shares of an average."""
+        return self.consensus == "sum"
+
+
+BOTH, UPDATES = ("delta", "factor"), ("delta",)
+
+_TASK_VECTORS = (
+    MergeMethod("task_arithmetic", "sums", UPDATES, "optional", ScaleSettings, None, "sum"),
+    MergeMethod("magnitude_prune", "trims, sums", UPDATES, "optional", TrimSettings, "magnitude", "sum"),
+    MergeMethod("ties", "trims, elects signs", BOTH, "optional", TrimSettings, "magnitude", "sign"),
+    MergeMethod("dare", "drops elements at random, averages", BOTH, "optional", DareSettings, "random", "mean"),
+    MergeMethod("dare_linear", "the same, sums", UPDATES, "optional", ScaledDareSettings, "random", "sum"),
+    MergeMethod("dare_ties", "the same, elects signs", BOTH, "optional", ScaledDareSettings, "random", "sign"),
+    MergeMethod("della_linear", "drops small ones more often, sums", UPDATES, "optional", DellaSettings, "rank", "sum"),
+    MergeMethod("della", "the same, elects signs", BOTH, "optional", DellaSettings, "rank", "sign"),
+    MergeMethod("breadcrumbs", "trims both ends, sums", UPDATES, "optional", BreadcrumbSettings, "both-ends", "sum"),
+    MergeMethod(
+        "breadcrumbs_ties", "the same, elects signs", BOTH, "optional", BreadcrumbSettings, "both-ends", "sign"
+    ),
+)
+"""Sparsifier x consensus: the same functions in other pairs (`mhr.merging.task_vectors`). The mean of a sum is its --scale 1/K."""
 
 MERGE_METHODS = {
     row.name: row
@@ -82,8 +145,7 @@ MERGE_METHODS = {
         MergeMethod("soup-uniform", "the average, also of whole banks", ("factor", "delta")),
         MergeMethod("soup-greedy", "adds what improves the dev score", ("factor", "delta")),
         MergeMethod("fisher", "by Fisher information", ("factor",), "optional", FisherSettings),
-        MergeMethod("ties", "elects signs", ("delta", "factor"), "optional", TiesSettings),
-        MergeMethod("dare", "drops elements at random", ("delta", "factor"), "optional", DareSettings),
+        *_TASK_VECTORS,
         MergeMethod("mera", "aligns hidden units first", ("factor",), "optional"),
     )
 }
@@ -110,14 +172,16 @@ class MergeConfig(Settings):
     weights: dict[str, float] | list[float] | None = setting(
         None,
         """Weights of the inputs in their order, as in 0.7,0.3, or by their names or tasks, as in a=0.7,b=0.3. Of one bank those of
-        its tasks, or of all its skills in order. Divided by their sum.""",
+        its tasks, or of all its skills in order. Divided by their sum, save in sums (--method task_arithmetic and the like), where they
+        are factors as they are, of any sign.""",
         flag="--weights",
         metavar="NAME=W,...",
     )
     space: str | None = setting(
         None,
         f"""factor (merge the low-rank factors as they are) or delta (merge their products, and factor the result again). Unset:
-        delta for {" and ".join(row.name for row in MERGE_METHODS.values() if row.spaces[:1] == ("delta",))}, otherwise factor.""",
+        delta for methods of updates ({", ".join(row.name for row in MERGE_METHODS.values() if row.spaces[:1] == ("delta",))}), otherwise
+        factor.""",
         choices=SPACES,
         flag="--space",
     )
@@ -211,6 +275,11 @@ class MergeConfig(Settings):
             raise ConfigError("public is true, but nothing is pushed: add --push OWNER/NAME, or leave it out")
 
 
+def in_words(names: Sequence[str]) -> str:
+    """Names as a sentence has them: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
 @cache
 def own_settings() -> dict[str, tuple[Any, Setting, list[str]]]:
     """Every setting of a method: its name -> its type, what is known of it with its flag, and the methods that take it."""
@@ -225,7 +294,7 @@ def own_settings() -> dict[str, tuple[Any, Setting, list[str]]]:
             hint,
             dataclasses.replace(
                 known,
-                doc=f"With {' and '.join(takers[name])}: {known.doc[0].lower()}{known.doc[1:]}",
+                doc=f"With {in_words(takers[name])}: {known.doc[0].lower()}{known.doc[1:]}",
                 flag=(f"--{name}",),
             ),
             takers[name],

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 from mhr.adapters.checkpoint import AdapterCheckpoint
 from mhr.adapters.collapse import collapse_task
 from mhr.adapters.find import find_adapters
+from mhr.adapters.layer import ADAPTER_LAYERS
 from mhr.adapters.open import collapsed, needs_task, open_bank, open_plain, open_skills
 from mhr.adapters.peft_poly import check_poly
 from mhr.adapters.plain import PlainAdapter, plain_checkpoint
 from mhr.errors import ConfigError, MergeError, nearest
-from mhr.merging import dare, fisher, mera, soups, ties  # noqa: F401  each registers what it does
-from mhr.merging.averages import input_shares
+from mhr.merging import fisher, mera, soups, task_vectors  # noqa: F401  each registers what it does
+from mhr.merging.averages import input_amounts, input_shares
 from mhr.merging.banks import average_banks, check_same_layout, file_of
 from mhr.merging.combination import Combination, combiners, merge_methods
 from mhr.merging.inputs import check_sources
@@ -286,6 +287,13 @@ def _of_sources(order: Order, method: MergeMethod, sources: list[PlainAdapter]) 
 def _space(order: Order, method: MergeMethod, source: PlainAdapter) -> str:
     """The space that is asked for, or the method's own; what has no products is merged as it is."""
     space = order.space or (method.spaces[0] if source.kind == "lora" else "factor")
+    if source.kind == "ia3" and space == "factor" and "delta" in method.spaces:
+        return space  # its vector is its update
+    if source.kind == "bottleneck" and method.spaces == ("delta",):
+        raise MergeError(
+            f"merge method {order.method!r} merges weight updates, and {source.name} is {ADAPTER_LAYERS[source.kind].title}, which is none: "
+            "choose uniform, weighted or mera"
+        )
     if space not in method.spaces:
         raise MergeError(f"merge method {order.method!r} does not work in space {space!r}: leave --space out")
     if space == "delta" and source.kind != "lora":
@@ -305,7 +313,15 @@ def _weights(order: Order, method: MergeMethod, sources: Sequence[PlainAdapter])
     # A task names an input only where no other one stands for it too.
     tasks = [source.task for source in sources]
     names = [[s.name, *([s.task] if s.task and tasks.count(s.task) == 1 else [])] for s in sources]
-    return input_shares(order.weights, names)
+    if not method.sums:
+        return input_shares(order.weights, names)
+    found = input_amounts(order.weights, names)
+    if min(found) < 0 and sources[0].states:
+        raise MergeError(
+            f"weights are {found}, but {sources[0].name} brings {min(sources[0].states)!r} whole, which is averaged and takes no weight "
+            "below 0: give weights of at least 0"
+        )
+    return found
 
 
 def _canonical(

@@ -17,7 +17,17 @@ COMBINATIONS = [
     (name, space) for name, method in MERGE_METHODS.items() for space in method.spaces if name not in NEEDS_DATA
 ]
 # Settings with which a method changes nothing by itself.
-NEUTRAL = {"ties": {"density": 1.0}, "dare": {"drop": 0.0}}
+NEUTRAL = {
+    name: {
+        "magnitude": {"density": 1.0},
+        "both-ends": {"density": 1.0},
+        "random": {"drop": 0.0},
+        "rank": {"drop": 0.0, "epsilon": 0.0},
+    }[method.sparsifier]
+    for name, method in MERGE_METHODS.items()
+    if method.sparsifier is not None
+}
+AVERAGES = [c for c in COMBINATIONS if c[0] not in NEUTRAL and not MERGE_METHODS[c[0]].sums]
 
 
 def settings(name: str, n: int) -> dict:
@@ -27,7 +37,8 @@ def settings(name: str, n: int) -> dict:
 def test_the_contract_covers_every_method() -> None:
     several = {name for name, method in MERGE_METHODS.items() if method.spaces}
     assert {name for name, _ in COMBINATIONS} | set(NEEDS_DATA) == several == set(combiners)
-    assert several == {"uniform", "weighted", "soup-uniform", "soup-greedy", "fisher", "ties", "dare", "mera"}
+    named = {name for name, method in MERGE_METHODS.items() if method.consensus is None and method.spaces}
+    assert named == {"uniform", "weighted", "soup-uniform", "soup-greedy", "fisher", "mera"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -74,7 +85,7 @@ def assert_told_in_order(report: MergeReport, order: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("copies", [2, 3, 7, 49])
-@pytest.mark.parametrize(("name", "space"), [c for c in COMBINATIONS if c[0] not in NEUTRAL])
+@pytest.mark.parametrize(("name", "space"), AVERAGES)
 def test_an_average_of_copies_is_the_copy(name, space, copies, tmp_path):
     given = lora(1)
     output = merge(save(tmp_path, *[given] * copies), **settings(name, copies), space=space, output=tmp_path / "out")
@@ -104,9 +115,10 @@ def test_vectors_of_an_ia3(name, tmp_path):
     for name_, layer in given.layers.items():
         torch.testing.assert_close(found.layers[name_].v, layer.v, rtol=1e-6, atol=1e-6)
     # Numbers that are dropped or trimmed fall back to 1, where an IA3 does nothing, and not to 0.
-    harsh = {"ties": {"density": 0.01}, "dare": {"drop": 0.99}}
-    if name in harsh:
-        found = load(merge(save(tmp_path, given), method=name, **harsh[name], output=tmp_path / "harsh"))
+    if name in NEUTRAL:
+        harsh = {"density": 0.01} if "density" in NEUTRAL[name] else {"drop": 0.99}
+        harsh |= {"epsilon": 0.01} if "epsilon" in NEUTRAL[name] else {}
+        found = load(merge(save(tmp_path, given), method=name, **harsh, output=tmp_path / "harsh"))
         assert float((torch.cat([layer.v for layer in found.layers.values()]) == 1).float().mean()) > 0.9
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from mhr.adapters import attach_plain, load_peft
 from mhr.merging import merge
-from mhr.merging.dare import keep
+from mhr.merging.sparsifiers import keep
 from tests.models import random_batch, tiny_model
 
 NAMES = ("one", "two", "three")
@@ -120,7 +120,7 @@ def test_dare_linear(space, kind, tmp_path, monkeypatch):
         return tensor * keep(tensor.T.shape, 1 - density, "one draw").T / density
 
     monkeypatch.setattr(merge_utils, "random_pruning", always_the_same)
-    monkeypatch.setattr("mhr.merging.dare.keep", lambda shape, drop, key: keep(shape, drop, "one draw"))
+    monkeypatch.setattr("mhr.merging.sparsifiers.keep", lambda shape, drop, key: keep(shape, drop, "one draw"))
     square = [w * w if space == "factor" else w for w in weights]
     model.add_weighted_adapter(list(NAMES), square, "merged", combination_type=kind, density=0.5)
     compare(model, run(folders, tmp_path, method="dare", drop=0.5, weights=weights, space=space))
