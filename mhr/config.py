@@ -151,6 +151,11 @@ class AdapterConfig(Settings):
             raise ConfigError(
                 f"dropout is {self.dropout}, which is for lora, but adapter is {self.adapter!r}: leave it out"
             )
+        if routing.transforms and self.adapter != "lora":
+            raise ConfigError(
+                f"adapter is {self.adapter!r}, but method {self.method!r} has a matrix between the two factors of a lora: set adapter to "
+                "'lora'"
+            )
         self._check_parts()
         if self.share != "none" and (routing.share is None or self.adapter == "ia3"):
             sharing = " or ".join(name for name, row in ROUTING_METHODS.items() if row.share is not None)

@@ -33,7 +33,7 @@ class RoutedIA3(RoutedLayer):
         return torch.ones(heads, n_skills, 1, self.out_features // heads, **self.place())
 
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
-        weights, rows, _, offsets = segments
+        weights, rows, _, offsets = segments[:4]
         y = self.base_output(x)
         scale = self.vectors(weights).to(y.dtype)[rows]  # [G, O]
         if offsets is not None:
