@@ -45,9 +45,10 @@ def collapse(
         for (layer, _), bank in banks.items()
     ]
     mixed = dict(zip(banks, mix(list(banks.values()), used, [BANK_HEAD_DIMS[name] for _, name in banks]), strict=True))
-    for layer in checkpoint.layers if transforms else ():
-        a = mixed[layer, "bank_a"]
-        mixed[layer, "bank_a"] = (a.double() @ transforms[checkpoint.groups[layer]].double()).to(a.dtype)
+    if transforms:
+        for layer, group in checkpoint.groups.items():
+            a = mixed[layer, "bank_a"]
+            mixed[layer, "bank_a"] = (a.double() @ transforms[group].double()).to(a.dtype)
     layers = {layer: _layer(checkpoint, layer, mixed) for layer in checkpoint.layers}
     modules = {module: checkpoint.state(module) for module in checkpoint.modules}
     return PlainAdapter(

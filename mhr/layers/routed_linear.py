@@ -72,8 +72,9 @@ class RoutedLinear(RoutedLayer):
         if not dropout and _is_plain(base):
             mixed = self.mixed_before(x, segments)
             if mixed is not None:
+                factors = mixed[0], mixed[1], None
                 return routed_linear(
-                    x, base.weight, base.bias, *mixed, None, rows, self.scaling, rows_b=rows_b, offsets=offsets
+                    x, base.weight, base.bias, *factors, rows, self.scaling, rows_b=rows_b, offsets=offsets
                 )
             bank = self.factors()
             a, b = self.by_side(self.one_hot() if weights is None else weights)
