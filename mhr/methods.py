@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from mhr.context_settings import ContextSettings
 from mhr.hydra_settings import HydraSettings, MtlLoraSettings
 from mhr.setting import Settings
+from mhr.shared_heads_settings import SharedHeadsSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,13 @@ ROUTING_METHODS = {
             settings=MtlLoraSettings,
         ),
         RoutingMethod(
+            "shared-heads",
+            "learned for each task in some heads, and the same for all tasks in the others",
+            n_heads=8,
+            learned=True,
+            settings=SharedHeadsSettings,
+        ),
+        RoutingMethod(
             SHARED, "one adapter for all tasks", n_skills=1, one_skill=True, needs_tasks=False, unused=UNROUTED
         ),
         RoutingMethod("private", "one adapter for each task", skill_per_task=True, unused=UNROUTED),
@@ -198,9 +206,11 @@ METHODS = {
         Method(
             "mtl-lora", "MTL-LoRA", "the same, with a matrix of each task's own between the factors", "mtl-lora", "lora"
         ),
+        Method("shared-heads", "Shared heads", "some heads routed by task, the others alike for all", "shared-heads"),
         Method("lora", "shared LoRA", "one for all tasks", SHARED, "lora"),
         Method("private", "private LoRA", "one per task", "private"),
         Method("ia3", "IA3", "one for all tasks", SHARED, "ia3"),
+        Method("film", "FiLM", "one scale and shift per task", "private", "film"),
         Method("poly-ia3", "Poly-IA3", "one head", "poly", "ia3"),
         Method("bottleneck", "shared bottleneck", "one for all tasks", SHARED, "bottleneck"),
         Method("adamix", "AdaMix", "bottlenecks, one drawn at random for each pass", "adamix", "bottleneck"),

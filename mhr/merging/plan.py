@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from mhr.adapters.checkpoint import AdapterCheckpoint
 from mhr.adapters.collapse import collapse_task
 from mhr.adapters.find import find_adapters
+from mhr.adapters.layer import ADAPTER_LAYERS
 from mhr.adapters.open import collapsed, needs_task, open_bank, open_plain, open_skills
 from mhr.adapters.peft_poly import check_poly
 from mhr.adapters.plain import PlainAdapter, plain_checkpoint
@@ -100,7 +101,11 @@ class MergePlan:
         """The report, complete once every layer was read."""
         report = self.report
         report.layers = len(self.result.shapes)
-        report.rank = sorted({shape.rank for shape in self.result.shapes.values()}) if self.result.kind != "ia3" else []
+        report.rank = (
+            sorted({shape.rank for shape in self.result.shapes.values()})
+            if ADAPTER_LAYERS[self.result.kind].ranked
+            else []
+        )
         if self.merging is not None and self.merging.errors:
             by_layer = {layer: loss.relative for layer, loss in self.merging.errors.items()}
             report.error = {"overall": self.merging.loss.relative, "layers": by_layer}
@@ -390,7 +395,9 @@ def report_of(
             "name": source.name,
             "task": source.task,
             "base": source.base.name_or_path,
-            "rank": sorted({shape.rank for shape in source.shapes.values()}) if source.kind != "ia3" else [],
+            "rank": sorted({shape.rank for shape in source.shapes.values()})
+            if ADAPTER_LAYERS[source.kind].ranked
+            else [],
             "scaling": sorted({shape.scaling for shape in source.shapes.values()}) if source.kind == "lora" else [],
             "weight": weight,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 
 from tests.cli.running import succeed
 
-SMALL = ("--preset", "demo", "--batch-size", "4", "--steps", "2")
+SMALL = ("--batch-size", "4", "--steps", "2", "--lr", "1e-2", "--max-target-length", "4")
 NEW = ("--shots", "4", "--steps", "1", "--seeds", "13")
 
-METHODS: dict[str, tuple[str, ...]] = {
-    "mtl-lora": ("--n-heads", "1", "--n-skills", "2", "--rank", "2"),
+METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "mtl-lora": ("z", "mhr", ("--n-skills", "2", "--rank", "2")),
+    "shared-heads": ("z", "mhr", ("--n-heads", "4", "--n-skills", "2", "--rank", "2")),
+    "film": ("random", "mu", ()),
 }
-"""Method -> its settings."""
+"""Method -> modes to adapt and to sweep in, and settings."""
 
 
 @pytest.fixture
@@ -37,16 +40,31 @@ def collection(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_goes_through_every_command(method: str, collection: Path, tmp_path: Path) -> None:
+def test_a_method_goes_through_every_command(
+    method: str, collection: Path, backbone: Callable[..., str], tmp_path: Path
+) -> None:
     run, new = tmp_path / "run", collection.with_name("new.jsonl")
-    succeed("pretrain", *SMALL, "--method", method, *METHODS[method], "--tasks", collection, "--output", run)
+    mode, swept, settings = METHODS[method]
+    succeed(
+        "pretrain",
+        "--model",
+        backbone("t5"),
+        *SMALL,
+        "--method",
+        method,
+        *settings,
+        "--tasks",
+        collection,
+        "--output",
+        run,
+    )
     told = json.loads(succeed("evaluate", run, "--json", "--part", "all").stdout)
     assert set(told["tasks"]) == {"even", "prime"}
     succeed("evaluate", run, "--tasks", new, "--part", "all")
     assert json.loads(succeed("inspect", run, "--json").stdout)["method"]
     asked = ("--tasks", new, "--task", "odd", *NEW)
-    succeed("adapt", run, "--mode", "z", *asked, "--output", tmp_path / "z")
-    succeed("sweep", run, "--modes", "mhr", *asked, "--output", tmp_path / "sweep")
+    succeed("adapt", run, "--mode", mode, *asked, "--output", tmp_path / "adapted")
+    succeed("sweep", run, "--modes", swept, *asked, "--output", tmp_path / "sweep")
     merged = tmp_path / "merged"
     succeed("merge", run, "--method", "task", "--task", "prime", "--output", merged)
     scores = [
@@ -57,6 +75,6 @@ def test_a_method_goes_through_every_command(method: str, collection: Path, tmp_
     ]
     assert scores[0] == scores[1]
     succeed("merge", run, "--each-task", "--output", tmp_path / "each")
-    succeed("merge", tmp_path / "z", "--output", tmp_path / "adapted")
-    succeed("report", run, tmp_path / "z", tmp_path / "sweep", "--output", tmp_path / "page")
+    succeed("merge", tmp_path / "adapted", "--output", tmp_path / "of-adapted")
+    succeed("report", run, tmp_path / "adapted", tmp_path / "sweep", "--output", tmp_path / "page")
     assert (tmp_path / "page" / "report.html").is_file()
