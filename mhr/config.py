@@ -9,11 +9,15 @@ from typing import Any
 from mhr.errors import ConfigError
 from mhr.methods import ROUTING_METHODS, RoutingMethod, listed
 from mhr.setting import Settings, convert, expected, setting, settings_of
+from mhr.shared_heads_settings import SharedHeadsSettings
 
 MODEL_KINDS = ("seq2seq", "causal", "encoder", "masked")
 """What a model is asked to do: answer after reading, go on writing, answer through a head, or say the word at a mask."""
 
-ADAPTERS = ("lora", "ia3", "bottleneck")
+ADAPTERS = ("lora", "ia3", "film", "bottleneck")
+RANKED = ("lora", "bottleneck")
+"""Kinds of adapters with two projections and a rank between them; the others are vectors."""
+
 GRANULARITIES = ("fine", "layer", "block", "coder", "coarse")
 NOISES = ("off", "per_example", "per_task")
 INITS = ("mhr", "peft")
@@ -31,8 +35,8 @@ class AdapterConfig(Settings):
     )
     adapter: str = setting(
         "lora",
-        """Kind of adapter that is routed: lora, ia3 or bottleneck. lora: two low-rank factors per Linear; ia3: one vector that
-        scales its output; bottleneck: down, GELU, up, with biases and a residual, after its output.""",
+        """Kind of adapter that is routed: lora, ia3, film or bottleneck. lora: two low-rank factors per Linear; ia3: one vector that
+        scales its output; film: one that scales and one that shifts it; bottleneck: down, GELU, up, with biases and a residual, after its output.""",
         choices=ADAPTERS,
         flag="--adapter",
         of_method=True,
@@ -59,7 +63,7 @@ class AdapterConfig(Settings):
         "Rank of the low-rank factors; width of a bottleneck.",
         at_least=1,
         flag="--rank",
-        only={"adapter": ("lora", "bottleneck")},
+        only={"adapter": RANKED},
     )
     alpha: float = setting(
         1.0, "LoRA alpha: the adapter's output is scaled by alpha / rank.", above=0, only={"adapter": ("lora",)}
@@ -137,7 +141,7 @@ class AdapterConfig(Settings):
         if routing is not None and self.n_skills is None and not routing.skill_per_task:
             self.n_skills = routing.n_skills
         if self.share is None:
-            self.share = (routing is not None and self.adapter != "ia3" and routing.share) or "none"
+            self.share = (routing is not None and self.adapter in RANKED and routing.share) or "none"
         super().__post_init__()
         routing = self.routing
         self._check_router()
@@ -151,8 +155,13 @@ class AdapterConfig(Settings):
             raise ConfigError(
                 f"dropout is {self.dropout}, which is for lora, but adapter is {self.adapter!r}: leave it out"
             )
+        if routing.transforms and self.adapter != "lora":
+            raise ConfigError(
+                f"adapter is {self.adapter!r}, but method {self.method!r} has a matrix between the two factors of a lora: set adapter to "
+                "'lora'"
+            )
         self._check_parts()
-        if self.share != "none" and (routing.share is None or self.adapter == "ia3"):
+        if self.share != "none" and (routing.share is None or self.adapter not in RANKED):
             sharing = " or ".join(name for name, row in ROUTING_METHODS.items() if row.share is not None)
             raise ConfigError(
                 f"share is {self.share!r}, but {self.method} routes {self.adapter} as a whole: only {sharing} takes the two "
@@ -213,10 +222,13 @@ class AdapterConfig(Settings):
             except ValueError:
                 raise ConfigError(f"router.{name} is {value!r}, expected {expected(types[name])}") from None
         try:
-            self.router = own.from_dict(values, f"setting of method {self.method!r}").to_dict()
+            settings = own.from_dict(values, f"setting of method {self.method!r}")
+            self.router = settings.to_dict()
         except ConfigError as error:
             dot = "." if str(error).partition(" ")[0] in values else ": "
             raise ConfigError(f"router{dot}{error}") from None
+        if isinstance(settings, SharedHeadsSettings):
+            settings.check_heads(self.n_heads or 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting; those of the routing method's own where it has any."""

@@ -1,4 +1,4 @@
-"""Settings of HydraLoRA's routing. This module imports no torch."""
+"""Settings of the routing of HydraLoRA and of MTL-LoRA. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -25,3 +25,10 @@ class HydraSettings(Settings):
             raise ConfigError(
                 f"tau is {self.tau}, which is of the softmax, but weights is {self.weights!r}: leave it out"
             )
+
+
+@dataclass
+class MtlLoraSettings(HydraSettings):
+    """Those, and how the tasks' matrices are trained."""
+
+    transform_lr: float = setting(1e-3, "Learning rate of the tasks' matrices Lambda, without weight decay.", above=0)

@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mhr.context_settings import ContextSettings
-from mhr.hydra_settings import HydraSettings
+from mhr.hydra_settings import HydraSettings, MtlLoraSettings
 from mhr.setting import Settings
+from mhr.shared_heads_settings import SharedHeadsSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class RoutingMethod:
     drawn           whether skills are drawn at random in training, and averaged only otherwise
     contexts        whether routing is computed from contexts of tasks (`mhr.routing.contexts`), its own settings a ContextSettings
     share           the projection that all skills have in common, unless `AdapterConfig.share` says otherwise; None where they never do
+    transforms      whether each task has a matrix [R, R] of its own between factors A and B (`Router.transform`), which makes the method one
+                    for LoRAs
     needs_tasks     whether tasks are routed differently; if not, a model may be called without task ids
     unused          settings of a bank that change nothing with it, beside those that follow from the above (`idle`)
     settings        settings of its own (`mhr.setting`): the keys of `AdapterConfig.router`, and `Router.settings` to the router
@@ -50,6 +53,7 @@ class RoutingMethod:
     drawn: bool = False
     contexts: bool = False
     share: str | None = None
+    transforms: bool = False
     needs_tasks: bool = True
     unused: tuple[str, ...] = ()
     settings: type[Settings] | None = None
@@ -159,6 +163,21 @@ ROUTING_METHODS = {
             settings=HydraSettings,
         ),
         RoutingMethod(
+            "mtl-lora",
+            "as hydra, with a matrix of each task's own between the factors",
+            learned=True,
+            share="down",
+            transforms=True,
+            settings=MtlLoraSettings,
+        ),
+        RoutingMethod(
+            "shared-heads",
+            "learned for each task in some heads, and the same for all tasks in the others",
+            n_heads=8,
+            learned=True,
+            settings=SharedHeadsSettings,
+        ),
+        RoutingMethod(
             SHARED, "one adapter for all tasks", n_skills=1, one_skill=True, needs_tasks=False, unused=UNROUTED
         ),
         RoutingMethod("private", "one adapter for each task", skill_per_task=True, unused=UNROUTED),
@@ -184,9 +203,14 @@ METHODS = {
         Method("poly", "Poly", "one head", "poly"),
         Method("context-mhr", "Context-MHR", "routing from a task's definition or shots, new tasks too", "context-mhr"),
         Method("hydra", "HydraLoRA", "one factor A and several B, weighed by task", "hydra", "lora"),
+        Method(
+            "mtl-lora", "MTL-LoRA", "the same, with a matrix of each task's own between the factors", "mtl-lora", "lora"
+        ),
+        Method("shared-heads", "Shared heads", "some heads routed by task, the others alike for all", "shared-heads"),
         Method("lora", "shared LoRA", "one for all tasks", SHARED, "lora"),
         Method("private", "private LoRA", "one per task", "private"),
         Method("ia3", "IA3", "one for all tasks", SHARED, "ia3"),
+        Method("film", "FiLM", "one scale and shift per task", "private", "film"),
         Method("poly-ia3", "Poly-IA3", "one head", "poly", "ia3"),
         Method("bottleneck", "shared bottleneck", "one for all tasks", SHARED, "bottleneck"),
         Method("adamix", "AdaMix", "bottlenecks, one drawn at random for each pass", "adamix", "bottleneck"),

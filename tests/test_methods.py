@@ -28,6 +28,7 @@ OTHER_MEANINGS = {
     "lora": "a kind of adapter",
     "ia3": "a kind of adapter",
     "bottleneck": "a kind of adapter",
+    "film": "a kind of adapter",
     "shared": "the embedding of a T5",
     "random": "a row of another task that routing begins with",
     "uniform": "a sampler, a merge method, how unknown tasks are routed",

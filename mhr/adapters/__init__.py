@@ -25,7 +25,7 @@ from mhr.adapters.checkpoint import (
 from mhr.adapters.collapse import collapse, collapse_task
 from mhr.adapters.find import find_adapter
 from mhr.adapters.fold import fold_into
-from mhr.adapters.layer import AdapterLayer, BottleneckFactors, IA3Vector, LoraFactors
+from mhr.adapters.layer import AdapterLayer, BottleneckFactors, FilmVectors, IA3Vector, LoraFactors
 from mhr.adapters.open import open_plain, read_bank
 from mhr.adapters.peft import is_peft, load_peft
 from mhr.adapters.peft_export import PeftFolder, PeftWriter, save_peft
@@ -37,6 +37,7 @@ __all__ = [
     "AdapterLayer",
     "BaseModel",
     "BottleneckFactors",
+    "FilmVectors",
     "IA3Vector",
     "LoraFactors",
     "PeftFolder",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from mhr.files import make_folder, read_json, write_bytes_atomically, write_json
 from mhr.layers import AdapterBank, attach, detach
 from mhr.layers.attach import bank_of
 from mhr.loading import Loading
-from mhr.routing import Contexts, make_router
+from mhr.routing import Contexts, Router, RoutingBatch, make_router
 from mhr.task_heads import TaskHeads
 
 FORMAT = "mhr-adapter"
@@ -209,19 +209,39 @@ def routing_weights(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
 
     Raises CheckpointError where the routing tables do not fit the configuration.
     """
+    return {group: router.table() for group, router in _routers(checkpoint)}
+
+
+def routing_transforms(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
+    """The matrices [T, R, R] of every task between factors A and B, for each group of layers; none where the method has no such.
+
+    Raises CheckpointError as `routing_weights`.
+    """
+    if not checkpoint.config.routing.transforms:
+        return {}
+    tasks = torch.arange(len(checkpoint.tasks))
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for group, router in _routers(checkpoint):
+            transform = router.transform(RoutingBatch(rows=tasks, tasks=tasks))
+            assert transform is not None
+            found[group] = transform
+    return found
+
+
+def _routers(checkpoint: AdapterCheckpoint) -> Iterator[tuple[str, Router]]:
+    """The router of each group of layers, one after the other."""
     states = routing_states(checkpoint)
     # As wide as in the model that the checkpoint is of.
     wide = any(tensor.dtype == torch.float64 for tensor in checkpoint.tensors.values())
-    weights = {}
     # Routers draw themselves at random before they are filled: the caller's random state is kept.
     with torch.random.fork_rng(devices=[]):
         contexts = _contexts(checkpoint, wide)
-        for group in dict.fromkeys(checkpoint.groups.values()):
-            state = states.get(group, {})
+    for group in dict.fromkeys(checkpoint.groups.values()):
+        with torch.random.fork_rng(devices=[]):
             router = make_router(checkpoint.config, checkpoint.tasks, contexts=contexts)
-            _fill(router, state, wide, f"routing of group {group!r}")
-            weights[group] = router.table()
-    return weights
+        _fill(router, states.get(group, {}), wide, f"routing of group {group!r}")
+        yield group, router
 
 
 def context_state(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:

@@ -8,26 +8,32 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mhr.adapters.checkpoint import AdapterCheckpoint, routing_weights
+from mhr.adapters.checkpoint import AdapterCheckpoint, routing_transforms, routing_weights
 from mhr.adapters.heads import with_head
-from mhr.adapters.layer import AdapterLayer, BottleneckFactors, IA3Vector, LoraFactors
+from mhr.adapters.layer import AdapterLayer, BottleneckFactors, FilmVectors, IA3Vector, LoraFactors
 from mhr.adapters.plain import PlainAdapter
 from mhr.errors import TaskError, nearest
 from mhr.ops import mix
 from mhr.ops.checks import accumulator
 
-BANK_HEAD_DIMS = {"bank_a": 1, "bank_b": 2, "bank_v": 2, "bias_a": 1, "bias_b": 2}
+BANK_HEAD_DIMS = {"bank_a": 1, "bank_b": 2, "bank_v": 2, "bank_scale": 2, "bank_shift": 2, "bias_a": 1, "bias_b": 2}
 """Axis of each of a bank's parameters along which the heads' blocks are joined."""
 
 
-def collapse(checkpoint: AdapterCheckpoint, weights: Mapping[str, Tensor] | None) -> PlainAdapter:
+def collapse(
+    checkpoint: AdapterCheckpoint,
+    weights: Mapping[str, Tensor] | None,
+    transforms: Mapping[str, Tensor] | None = None,
+) -> PlainAdapter:
     """The plain adapter of a bank routed by fixed `weights`: group of layers -> [H, S]; None takes 1/S for every skill.
 
         A = concat_h sum_s w[h,s] A[h,s] over the input, B = concat_h sum_s w[h,s] B[h,s] over the output
 
     The FACTORS are averaged, before their product, as the routed layers do: the result is the routed model, not an
-    approximation of it. Sums in float32 (float64 for float64 banks). An IA3 bank yields its averaged vectors, a bank of
+    approximation of it. Sums in float32 (float64 for float64 banks). An IA3 or FiLM bank yields its averaged vectors, a bank of
     bottlenecks their averaged weights and biases. A factor that all skills share (`AdapterConfig.share`) is taken as it is.
+
+    transforms  group of layers -> what A is multiplied by, [R, R], where the method has such (`Router.transform`)
     """
     banks: dict[tuple[str, str], Tensor] = {}
     for key, tensor in checkpoint.tensors.items():
@@ -39,6 +45,10 @@ def collapse(checkpoint: AdapterCheckpoint, weights: Mapping[str, Tensor] | None
         for (layer, _), bank in banks.items()
     ]
     mixed = dict(zip(banks, mix(list(banks.values()), used, [BANK_HEAD_DIMS[name] for _, name in banks]), strict=True))
+    if transforms:
+        for layer, group in checkpoint.groups.items():
+            a = mixed[layer, "bank_a"]
+            mixed[layer, "bank_a"] = (a.double() @ transforms[group].double()).to(a.dtype)
     layers = {layer: _layer(checkpoint, layer, mixed) for layer in checkpoint.layers}
     modules = {module: checkpoint.state(module) for module in checkpoint.modules}
     return PlainAdapter(
@@ -56,7 +66,10 @@ def collapse_task(checkpoint: AdapterCheckpoint, task: str) -> PlainAdapter:
     if task not in checkpoint.tasks:
         raise TaskError(f"unknown task {task!r}: {nearest(task, checkpoint.tasks)}")
     row = checkpoint.tasks.index(task)
-    plain = collapse(checkpoint, {group: table[row] for group, table in routing_weights(checkpoint).items()})
+    tables, transforms = routing_weights(checkpoint), routing_transforms(checkpoint)
+    plain = collapse(
+        checkpoint, *({group: table[row] for group, table in found.items()} for found in (tables, transforms))
+    )
     return with_head(plain, task)
 
 
@@ -72,6 +85,8 @@ def take_skill(checkpoint: AdapterCheckpoint, skill: int) -> PlainAdapter:
 def _layer(checkpoint: AdapterCheckpoint, layer: str, mixed: Mapping[tuple[str, str], Tensor]) -> AdapterLayer:
     if checkpoint.config.adapter == "ia3":
         return IA3Vector(mixed[layer, "bank_v"][0, 0])
+    if checkpoint.config.adapter == "film":
+        return FilmVectors(mixed[layer, "bank_scale"][0, 0], mixed[layer, "bank_shift"][0, 0])
     a, b = mixed[layer, "bank_a"][0], mixed[layer, "bank_b"][0]
     if checkpoint.config.adapter == "bottleneck":
         return BottleneckFactors(a, b, mixed[layer, "bias_a"][0].mean(0), mixed[layer, "bias_b"][0, 0])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mhr.adapters.base import check_base, is_quantised
-from mhr.adapters.layer import IA3Vector, LoraFactors
+from mhr.adapters.layer import FilmVectors, IA3Vector, LoraFactors
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.sharing import check_agreement
 from mhr.backbones import forget_untrained, wearing_heads
@@ -23,11 +23,12 @@ def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
     """Add a plain adapter to the weights of `model` in place, and give it the modules that the adapter brings.
 
         LoRA:  W <- W + (alpha / R) (A B)^T        IA3:  W <- diag(v) W, b <- v b; of inputs W <- W diag(v)
+        FiLM:  W <- diag(1 + g) W, b <- (1 + g) b + h
 
     computed in float32 (float64 where weight or factors are) and rounded once to the dtype of the weight; for GPT-2's
     Conv1D, which holds its weight transposed, likewise.
 
-    Raises CheckpointError for another base model, MergeError for a bottleneck, for a model with a bank on it, for a layer that is quantised,
+    Raises CheckpointError for another base model, MergeError for a bottleneck, for a FiLM on a layer without a bias, for a model with a bank on it, for a layer that is quantised,
     and for one that shares its weight with another part of the model; the model is then as it was.
     """
     if isinstance(getattr(model, "mhr", None), AdapterBank):
@@ -47,6 +48,10 @@ def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
         if isinstance(update, LoraFactors):
             delta = update.delta().to(weight.device)
             _set(weight, delta if transposed else delta.T, torch.add)
+        elif isinstance(update, FilmVectors):
+            scale, shift = 1 + update.scale.to(weight.device), update.shift.to(weight.device)
+            _set(weight, scale if transposed else scale[:, None], torch.mul)
+            _set(layer.bias, scale, lambda b, s, h=shift: b * s + h.to(b))  # type: ignore[misc, arg-type]
         else:
             assert isinstance(update, IA3Vector)
             vector = update.v.to(weight.device)
@@ -69,6 +74,10 @@ def _check_layers(model: nn.Module, plain: PlainAdapter) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for layer in plain.layers:
+        if plain.kind == "film" and getattr(model.get_submodule(layer), "bias", None) is None:
+            raise MergeError(
+                f"layer {layer!r} has no bias, which could take up the shift of a FiLM: keep it as an adapter (--to mhr)"
+            )
         weight: Tensor = model.get_submodule(layer).weight  # type: ignore[assignment]
         if is_quantised(model.get_submodule(layer)) or weight.dtype not in FLOATS:
             raise MergeError(

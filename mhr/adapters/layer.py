@@ -43,13 +43,15 @@ class Shape:
 class AdapterLayer(ABC):
     """What an adapter does to one layer of its base model.
 
-    kind     "lora", "ia3" or "bottleneck", as `AdapterConfig.adapter` names it
+    kind     "lora", "ia3", "film" or "bottleneck", as `AdapterConfig.adapter` names it
     title    the kind with its article, for messages
+    ranked   whether it has hidden units
     origin   the value of all of its tensors at which an adapter of this kind does nothing
     """
 
     kind: ClassVar[str]
     title: ClassVar[str]
+    ranked: ClassVar[bool] = True
     origin: ClassVar[float] = 0.0
 
     @property
@@ -132,6 +134,7 @@ class IA3Vector(AdapterLayer):
 
     kind = "ia3"
     title = "an IA3"
+    ranked = False
     origin = 1.0
 
     v: Tensor
@@ -150,6 +153,25 @@ class IA3Vector(AdapterLayer):
                 "fold it into the base model, with mhr merge INPUT --to model"
             )
         return {"bank_v": self.v[None, None, None]}
+
+
+@dataclass(frozen=True)
+class FilmVectors(AdapterLayer):
+    """A scale and a shift of a layer's output: `y -> (1 + scale) * y + shift`, both [O]."""
+
+    kind = "film"
+    title = "a FiLM"
+    ranked = False
+
+    scale: Tensor
+    shift: Tensor
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.kind, (None, self.scale.shape[0]), self.scale.dtype)
+
+    def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
+        return {"bank_scale": self.scale[None, None, None], "bank_shift": self.shift[None, None, None]}
 
 
 @dataclass(frozen=True)
@@ -173,7 +195,9 @@ class BottleneckFactors(AdapterLayer):
         return _padded(self.rank, rank, bank_a=self.a, bank_b=self.b, **biases)
 
 
-ADAPTER_LAYERS: dict[str, type[Any]] = {cls.kind: cls for cls in (LoraFactors, IA3Vector, BottleneckFactors)}
+ADAPTER_LAYERS: dict[str, type[Any]] = {
+    cls.kind: cls for cls in (LoraFactors, IA3Vector, FilmVectors, BottleneckFactors)
+}
 """Kind of adapter -> a layer of it."""
 
 

@@ -77,7 +77,7 @@ class PlainAdapter:
 
     @property
     def kind(self) -> str:
-        """ "lora", "ia3" or "bottleneck"."""
+        """ "lora", "ia3", "film" or "bottleneck"."""
         return next(iter(self.shapes.values())).kind
 
     @property

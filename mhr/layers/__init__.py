@@ -5,12 +5,14 @@ from mhr.layers.bank import AdapterBank
 from mhr.layers.disabled import disabled
 from mhr.layers.routed import RoutedLayer
 from mhr.layers.routed_bottleneck import RoutedBottleneck
+from mhr.layers.routed_film import RoutedFilm
 from mhr.layers.routed_ia3 import RoutedIA3
 from mhr.layers.routed_linear import RoutedLinear
 
 __all__ = [
     "AdapterBank",
     "RoutedBottleneck",
+    "RoutedFilm",
     "RoutedIA3",
     "RoutedLayer",
     "RoutedLinear",

@@ -17,12 +17,18 @@ from mhr.layers.positions import split_relative_positions, undo_split_relative_p
 from mhr.layers.recompute import keep_routing, set_gradient_checkpointing, undo_keep_routing
 from mhr.layers.routed import RoutedLayer, place
 from mhr.layers.routed_bottleneck import RoutedBottleneck
+from mhr.layers.routed_film import RoutedFilm
 from mhr.layers.routed_ia3 import RoutedIA3
 from mhr.layers.routed_linear import RoutedLinear
 from mhr.layers.targets import by_structure, find_targets, in_list, routing_group, unadapted
 from mhr.routing import RoutingState, make_router
 
-LAYERS: dict[str, type[RoutedLayer]] = {"lora": RoutedLinear, "ia3": RoutedIA3, "bottleneck": RoutedBottleneck}
+LAYERS: dict[str, type[RoutedLayer]] = {
+    "lora": RoutedLinear,
+    "ia3": RoutedIA3,
+    "film": RoutedFilm,
+    "bottleneck": RoutedBottleneck,
+}
 
 # Heads of AutoModelForSequenceClassification, which come untrained.
 CLASSIFICATION_HEADS = ("classifier", "score", "classification_head")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from mhr.config import AdapterConfig
+from mhr.config import RANKED, AdapterConfig
 from mhr.errors import ConfigError
 
 BYTES = 4
@@ -18,7 +18,7 @@ def check_size(model: nn.Module, names: Sequence[str], config: AdapterConfig, n_
     """Raise ConfigError where the factors of the layers `names`, S * r * (I + O) parameters each, are more than the memory of
     this machine holds. A bank on another device than the processor is left to that."""
     layers = [model.get_submodule(name) for name in names]
-    if config.adapter == "ia3" or any(p.device.type != "cpu" for layer in layers for p in layer.parameters()):
+    if config.adapter not in RANKED or any(p.device.type != "cpu" for layer in layers for p in layer.parameters()):
         return
     features = sum(_features(layer) for layer in layers)
     needed = config.skills_for(n_tasks) * config.rank * features * BYTES

@@ -27,12 +27,14 @@ class Segments(NamedTuple):
     rows     int64 [G], the row of factor A
     rows_b   int64 [G], the row of factor B; None where it is that of A
     offsets  int64 [G + 1], the first token of each segment and the end; None where they are equal
+    transform  [U, R, R], what the rows of factor A are multiplied by; None where the method has no such
     """
 
     weights: Tensor | None
     rows: Tensor
     rows_b: Tensor | None = None
     offsets: Tensor | None = None
+    transform: Tensor | None = None
 
 
 class RoutedLayer(nn.Module, ABC):
@@ -150,9 +152,8 @@ class RoutedLayer(nn.Module, ABC):
                 self._check_packed(x, batch.shape)
         if batch.draws is not None:
             return Segments(None, rows, batch.draws[router.index, 1], offsets)
-        if state.weights is None:
-            return Segments(batch.blend(router(batch), router.even), rows, offsets=offsets)
-        return Segments(state.weights[router.index], rows, offsets=offsets)
+        weights = batch.blend(router(batch), router.even) if state.weights is None else state.weights[router.index]
+        return Segments(weights, rows, None, offsets, router.transform(batch))
 
     def _check_packed(self, x: Tensor, shape: tuple[int, int]) -> None:
         """Raise TargetError, naming the layer, for an x that does not hold the tokens of packed rows in the layer's layout."""

@@ -45,7 +45,7 @@ class RoutedBottleneck(RoutedLayer):
         return values.normal_(0.0, INIT_STD) if name in ("bank_a", "bank_b") else values
 
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
-        weights, rows, rows_b, offsets = segments
+        weights, rows, rows_b, offsets = segments[:4]
         h = self.base_output(x)
         together = self.together(weights)
         if together is not None:

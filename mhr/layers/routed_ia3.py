@@ -33,17 +33,26 @@ class RoutedIA3(RoutedLayer):
         return torch.ones(heads, n_skills, 1, self.out_features // heads, **self.place())
 
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
-        weights, rows, _, offsets = segments
+        weights, rows, _, offsets = segments[:4]
         y = self.base_output(x)
         scale = self.vectors(weights).to(y.dtype)[rows]  # [G, O]
-        if offsets is not None:
-            tokens = y.numel() // self.out_features
-            return y * scale.repeat_interleave(offsets.diff(), 0, output_size=tokens).view(y.shape)
-        # A segment's rows of y lie together: an example's tokens, its beams, its choices.
-        grouped = y.reshape(scale.shape[0], -1, self.out_features)
-        return (grouped * scale[:, None]).reshape(y.shape)
+        tokens = grouped(y, scale.shape[0], offsets)
+        return (tokens * spread(scale, tokens, offsets)).view(y.shape)
 
     def vectors(self, weights: Tensor | None) -> Tensor:
         """The scalings [U, O] that `weights` [U, H, S] amount to; without weights, those of every skill."""
         (vectors,) = self.mixed(weights)
         return vectors.squeeze(1)
+
+
+def grouped(y: Tensor, segments: int, offsets: Tensor | None) -> Tensor:
+    """y [..., O] as [G, N / G, O] where its segments are equal, otherwise as [N, O]."""
+    # A segment's rows of y lie together: an example's tokens, its beams, its choices.
+    return y.reshape(segments, -1, y.shape[-1]) if offsets is None else y.reshape(-1, y.shape[-1])
+
+
+def spread(values: Tensor, tokens: Tensor, offsets: Tensor | None) -> Tensor:
+    """A vector for each segment, `values` [G, O], as it is broadcast over `grouped` tokens."""
+    if offsets is None:
+        return values[:, None]
+    return values.repeat_interleave(offsets.diff(), 0, output_size=tokens.shape[0])

@@ -66,16 +66,15 @@ class RoutedLinear(RoutedLayer):
         return a.repeat(1, n_skills // n_drawn, 1, 1)
 
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
-        weights, rows, rows_b, offsets = segments
+        weights, rows, rows_b, offsets, transform = segments
         base = self.base
         dropout = self.config.dropout if self.training else 0.0
         if not dropout and _is_plain(base):
-            together = self.together(weights)
-            if together is not None and together[0].dtype == _computed_in(x):
-                factor_a, factor_b = together
-                mixed = factor_a, factor_b, None
+            mixed = self.mixed_before(x, segments)
+            if mixed is not None:
+                factors = mixed[0], mixed[1], None
                 return routed_linear(
-                    x, base.weight, base.bias, *mixed, rows, self.scaling, rows_b=rows_b, offsets=offsets
+                    x, base.weight, base.bias, *factors, rows, self.scaling, rows_b=rows_b, offsets=offsets
                 )
             bank = self.factors()
             a, b = self.by_side(self.one_hot() if weights is None else weights)
@@ -92,7 +91,7 @@ class RoutedLinear(RoutedLayer):
                 rows_b=rows_b,
                 offsets=offsets,
             )
-        a, b = self.mixed(weights)
+        a, b = self.mixed(weights) if transform is None else self.transformed(weights, transform)
         y = self.base_output(x)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling() and y._is_view():
             y = y.clone()  # a view out of a custom Function (bitsandbytes, 8 bits) must not be changed in place
@@ -100,7 +99,23 @@ class RoutedLinear(RoutedLayer):
             x = F.dropout(x, dropout)
         return routed_adapter(y, x.to(y.dtype), a, b, rows, self.scaling, rows_b=rows_b, offsets=offsets)
 
+    def mixed_before(self, x: Tensor, segments: Segments) -> list[Tensor] | None:
+        """Factors [U, I, R] and [U, R, O] in the dtype that is computed in on x; None where the layer's kernel is to mix them."""
+        dtype = _computed_in(x)
+        if segments.transform is not None:
+            return [factor.to(dtype) for factor in self.transformed(segments.weights, segments.transform)]
+        together = self.together(segments.weights)
+        return together if together is not None and together[0].dtype == dtype else None
+
+    def transformed(self, weights: Tensor | None, transform: Tensor) -> list[Tensor]:
+        """`mixed(weights)` with A [U, I, R] times the matrices `transform` [U, R, R], in the bank's precision."""
+        a, b = self.mixed(weights)
+        with torch.autocast(a.device.type, enabled=False):
+            return [a @ transform.to(a.dtype), b]
+
     def mixed_dtype(self) -> torch.dtype | None:
+        if self.config.routing.transforms:
+            return None
         dropout = self.config.dropout if self.training else 0.0
         return _computed_in(self.base.weight) if not dropout and _is_plain(self.base) else None
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from mhr.adapters.checkpoint import AdapterCheckpoint, routing_weights
+from mhr.adapters.checkpoint import AdapterCheckpoint, routing_transforms, routing_weights
 from mhr.adapters.collapse import collapse, collapse_task
 from mhr.adapters.plain import PlainAdapter
 from mhr.errors import MergeError, TaskError, nearest
@@ -52,10 +52,11 @@ def merge_weighted(checkpoint: AdapterCheckpoint, *, weights: Mapping[str, float
                 raise TaskError(f"unknown task {task!r}: {nearest(task, checkpoint.tasks)}")
         parts = torch.tensor(shares(list(weights.values())), dtype=torch.float64)
         rows = [checkpoint.tasks.index(task) for task in weights]
-        tables = routing_weights(checkpoint)
-        return collapse(
-            checkpoint, {group: torch.einsum("t,ths->hs", parts, w[rows].double()) for group, w in tables.items()}
-        )
+        averaged = [
+            {group: torch.einsum("t,tij->ij", parts, table[rows].double()) for group, table in found.items()}
+            for found in (routing_weights(checkpoint), routing_transforms(checkpoint))
+        ]
+        return collapse(checkpoint, *averaged)
     n_skills = checkpoint.config.skills_for(len(checkpoint.tasks))
     if len(weights) != n_skills:
         raise MergeError(

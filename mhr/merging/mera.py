@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mhr.adapters.layer import AdapterLayer, BottleneckFactors, LoraFactors
+from mhr.adapters.layer import ADAPTER_LAYERS, AdapterLayer, BottleneckFactors, LoraFactors
 from mhr.adapters.plain import PlainAdapter
 from mhr.errors import MergeError
 from mhr.merging.combination import Combination, combines
@@ -24,10 +24,11 @@ def combine_mera(sources: Sequence[PlainAdapter], weights: list[float]) -> Combi
     minimises `||A_1 - A_k P||^2 + ||B_1 - P^T B_k||^2` (+ the biases'), an optimal transport problem with equal marginals,
     which `assign` solves exactly. Without this, units that do the same in different places average away.
 
-    Raises MergeError for IA3, which has no hidden units.
+    Raises MergeError for IA3 and FiLM, which have no hidden units.
     """
-    if sources[0].kind == "ia3":
-        raise MergeError("mera aligns hidden units, and an IA3 has none: use uniform or weighted")
+    kind = ADAPTER_LAYERS[sources[0].kind]
+    if not kind.ranked:
+        raise MergeError(f"mera aligns hidden units, and {kind.title} has none: use uniform or weighted")
     reference = max(range(len(weights)), key=weights.__getitem__)
 
     def align(layers: list[AdapterLayer]) -> list[AdapterLayer]:

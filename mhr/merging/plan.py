@@ -101,7 +101,11 @@ class MergePlan:
         """The report, complete once every layer was read."""
         report = self.report
         report.layers = len(self.result.shapes)
-        report.rank = sorted({shape.rank for shape in self.result.shapes.values()}) if self.result.kind != "ia3" else []
+        report.rank = (
+            sorted({shape.rank for shape in self.result.shapes.values()})
+            if ADAPTER_LAYERS[self.result.kind].ranked
+            else []
+        )
         if self.merging is not None and self.merging.errors:
             by_layer = {layer: loss.relative for layer, loss in self.merging.errors.items()}
             report.error = {"overall": self.merging.loss.relative, "layers": by_layer}
@@ -406,7 +410,9 @@ def report_of(
             "name": source.name,
             "task": source.task,
             "base": source.base.name_or_path,
-            "rank": sorted({shape.rank for shape in source.shapes.values()}) if source.kind != "ia3" else [],
+            "rank": sorted({shape.rank for shape in source.shapes.values()})
+            if ADAPTER_LAYERS[source.kind].ranked
+            else [],
             "scaling": sorted({shape.scaling for shape in source.shapes.values()}) if source.kind == "lora" else [],
             "weight": weight,
         }

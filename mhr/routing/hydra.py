@@ -24,7 +24,7 @@ class HydraRouter(Router):
     MTL-LoRA, by task, so that a task stays one LoRA.
     """
 
-    per_task = ("logits",)
+    per_task: tuple[str, ...] = ("logits",)
 
     def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0):
         super().__init__(config, tasks, index)

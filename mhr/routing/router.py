@@ -63,6 +63,11 @@ class Router(nn.Module, ABC):
     def forward(self, batch: RoutingBatch) -> Tensor:
         """Weights [U, H, S] for `batch.tasks`."""
 
+    def transform(self, batch: RoutingBatch) -> Tensor | None:
+        """Matrices [U, R, R] between factors A and B, `A <- A M_u`, for `batch.tasks`, where the method has such
+        (`RoutingMethod.transforms`); None otherwise."""
+        return None
+
     @classmethod
     def together(cls, routers: Sequence[Router], batch: RoutingBatch) -> list[Tensor]:
         """The weights of several routers of this class, one after the other."""

@@ -84,7 +84,7 @@ def test_poly_routes_bottlenecks(tmp_path: Path) -> None:
         (("--method", "mhr", "--share-up"), "--share-up: adapter.share is 'up', but mhr routes lora as a whole"),
         (
             ("--method", "mhr", "--share-none"),
-            "--share-none: adapter.share has no effect with method 'mhr': leave it out, or use method hydra, adamix or adamix-lora",
+            "--share-none: adapter.share has no effect with method 'mhr': leave it out, or use method hydra, mtl-lora, adamix or adamix-lora",
         ),
         (("--method", "mhr", "--consistency", "1"), "train.consistency is 1.0, but method 'mhr' draws no skills"),
         (("--method", "adamix", "--consistency", "nan"), "--consistency: train.consistency is nan"),

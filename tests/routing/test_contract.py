@@ -35,6 +35,7 @@ IDS = ["copa", "boolq", "copa", "rte"]
 
 CASES: dict[str, dict[str, Any]] = {name: {"method": name} for name in (*ROUTING_METHODS, NAME)}
 CASES["context-mhr, learnt"] = {"method": "context-mhr", "router": {"context": "learnt", "size": 5}}
+CASES["film"] = {"method": "private", "adapter": "film"}
 LEARNED = [case for case, settings in CASES.items() if case == NAME or ROUTING_METHODS[settings["method"]].learned]
 
 pytestmark = [
