@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from mhr.context_settings import ContextSettings
 from mhr.hydra_settings import HydraSettings
 from mhr.setting import Settings
+from mhr.token_settings import TokenSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class RoutingMethod:
     noisy           whether it takes noise, temperature and straight_through: it is made of logits
     drawn           whether skills are drawn at random in training, and averaged only otherwise
     contexts        whether routing is computed from contexts of tasks (`mhr.routing.contexts`), its own settings a ContextSettings
+    by_token        whether each token is routed by itself, by what the layer reads (`mhr.routing.tokens`): such a bank is made of LoRAs that
+                    are trained already, and is no one adapter for any task
     share           the projection that all skills have in common, unless `AdapterConfig.share` says otherwise; None where they never do
     needs_tasks     whether tasks are routed differently; if not, a model may be called without task ids
     unused          settings of a bank that change nothing with it, beside those that follow from the above (`idle`)
@@ -49,6 +52,7 @@ class RoutingMethod:
     noisy: bool = False
     drawn: bool = False
     contexts: bool = False
+    by_token: bool = False
     share: str | None = None
     needs_tasks: bool = True
     unused: tuple[str, ...] = ()
@@ -174,6 +178,16 @@ ROUTING_METHODS = {
             share="up",
             needs_tasks=False,
         ),
+        RoutingMethod(
+            "arrow",
+            "each token by the LoRAs' strongest input directions, made by mhr route",
+            one_head=True,
+            skill_per_task=True,
+            by_token=True,
+            needs_tasks=False,
+            unused=UNROUTED,
+            settings=TokenSettings,
+        ),
     )
 }
 
@@ -191,12 +205,16 @@ METHODS = {
         Method("bottleneck", "shared bottleneck", "one for all tasks", SHARED, "bottleneck"),
         Method("adamix", "AdaMix", "bottlenecks, one drawn at random for each pass", "adamix", "bottleneck"),
         Method("adamix-lora", "AdaMix-LoRA", "the same of LoRAs", "adamix", "lora"),
+        Method("arrow", "Arrow", "finished LoRAs, chosen token by token: mhr route", "arrow", "lora"),
         Method("random", "random routing", "routing drawn once and fixed", "random"),
         Method("uniform", "uniform routing", "uniform weights 1/S", "uniform"),
         Method("hash", "hash routing", "routing fixed by the task's name", "hash"),
         Method(WHOLE, "full fine-tuning", "all weights, no adapter", None),
     )
 }
+
+BY_TOKEN = {name: row for name, row in ROUTING_METHODS.items() if row.by_token}
+"""Routing methods that choose among finished LoRAs, token by token."""
 
 MODES = {
     row.name: row
@@ -242,6 +260,8 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
     if routed is None:
         return None if asked.begins == BACKBONE else f"it trained all weights and has no adapter: use mode {WHOLE!r}"
     routing = ROUTING_METHODS[routed]
+    if routing.by_token and asked.begins in (BANK, ONE, FRESH):
+        return "it routes each token by itself over finished LoRAs: adapt the run that trained them, or use mode 'mu' for their average"
     if asked.begins == ONE and not (averaged or routing.one_adapter):
         return "its adapter is not shared by all tasks: use mode 'mu' for its average, or 'mhr'"
     if asked.begins != BANK:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer, Segments
-from mhr.ops import routed_adapter, routed_linear
-from mhr.routing import Router, RoutingState
+from mhr.ops import routed_adapter, routed_linear, token_adapter
+from mhr.routing import Router, RoutingState, TokenRouter
 
 
 class RoutedLinear(RoutedLayer):
@@ -99,6 +99,14 @@ class RoutedLinear(RoutedLayer):
         if dropout:
             x = F.dropout(x, dropout)
         return routed_adapter(y, x.to(y.dtype), a, b, rows, self.scaling, rows_b=rows_b, offsets=offsets)
+
+    def by_token(self, x: Tensor) -> Tensor:
+        router = self.router
+        assert isinstance(router, TokenRouter)
+        chosen, shares = router.choose(x.reshape(-1, x.shape[-1]))
+        y = self.base_output(x)
+        a, b = (bank.squeeze(0) for bank in self.factors().values())
+        return token_adapter(y, x.to(y.dtype), a, b, chosen, shares, self.scaling)
 
     def mixed_dtype(self) -> torch.dtype | None:
         dropout = self.config.dropout if self.training else 0.0

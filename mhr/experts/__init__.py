@@ -1,0 +1,20 @@
+"""Finished LoRAs as experts among which each token chooses. Names are imported on first use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mhr.lazy import lazy
+
+_HOME = {
+    "gather": "mhr.experts.sources",
+    "route_tokens": "mhr.experts.routing",
+}
+
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from mhr.experts.routing import route_tokens
+    from mhr.experts.sources import gather
+
+__getattr__ = lazy(__name__, _HOME)
