@@ -109,6 +109,7 @@ class Mode:
     suffix          what it adds to a method's title in reports
     begins          BANK (the run's, with a fresh row for the task), AVERAGE (its skills' average, one plain adapter), ONE (the one
                     adapter that the run trained), FRESH (a new bank with the run's settings) or BACKBONE
+    searches        whether it trains nothing, and finds weights of the run's LoRAs by a search on the shots
     trains_skills   whether the adapter (or, from BACKBONE, the model) is trained; trains_routing: whether a row of routing is
     """
 
@@ -118,6 +119,7 @@ class Mode:
     begins: str
     trains_skills: bool = True
     trains_routing: bool = False
+    searches: bool = False
 
     @property
     def idle(self) -> tuple[str, ...]:
@@ -223,6 +225,14 @@ MODES = {
         Mode("z", "the routing row alone", "-z", BANK, trains_skills=False, trains_routing=True),
         Mode("mu", "the bank's average, one plain adapter", "-mu", AVERAGE),
         Mode("lora", "the one adapter of a run that trained one for all tasks", "", ONE),
+        Mode(
+            "lorahub",
+            "weights of the run's LoRAs, searched without gradients",
+            "-LoraHub",
+            AVERAGE,
+            trains_skills=False,
+            searches=True,
+        ),
         Mode(WHOLE, "all weights of the backbone", ", all weights", BACKBONE),
         Mode("random", "a fresh bank and routing row", ", fresh bank", FRESH, trains_routing=True),
     )
@@ -260,8 +270,10 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
     if routed is None:
         return None if asked.begins == BACKBONE else f"it trained all weights and has no adapter: use mode {WHOLE!r}"
     routing = ROUTING_METHODS[routed]
+    if asked.searches and (averaged or routing.one_skill):
+        return "it has one adapter, which leaves nothing to weigh: use mode 'lora'"
     if routing.by_token and asked.begins in (BANK, ONE, FRESH):
-        return "it routes each token by itself over finished LoRAs: adapt the run that trained them, or use mode 'mu' for their average"
+        return "it routes each token by itself over finished LoRAs: adapt the run that trained them, or use mode 'lorahub', or 'mu' for their average"
     if asked.begins == ONE and not (averaged or routing.one_adapter):
         return "its adapter is not shared by all tasks: use mode 'mu' for its average, or 'mhr'"
     if asked.begins != BANK:

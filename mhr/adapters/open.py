@@ -48,7 +48,7 @@ def check_by_task(bank: AdapterCheckpoint) -> None:
     if bank.config.routing.by_token:
         raise MergeError(
             f"{bank.name} routes each token by itself (method {bank.config.method!r}), so it is no one adapter: average its LoRAs with --method "
-            "uniform, combine them with another method such as ties, or write those that it was made of with mhr merge RUN --each-task"
+            "uniform, weigh them on a few examples with mhr adapt --mode lorahub, or write those that it was made of with mhr merge RUN --each-task"
         )
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from mhr.lazy import lazy
 
 _HOME = {
-    "gather": "mhr.experts.sources",
     "route_tokens": "mhr.experts.routing",
 }
 
@@ -15,6 +14,5 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from mhr.experts.routing import route_tokens
-    from mhr.experts.sources import gather
 
 __getattr__ = lazy(__name__, _HOME)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from mhr.adapters.base import describe_base, kind_of
 from mhr.adapters.checkpoint import AdapterCheckpoint, attach_checkpoint, write_adapter
+from mhr.adapters.experts import gather
 from mhr.adapters.importing.run import fitted
 from mhr.adapters.plain import PlainAdapter
 from mhr.backbones import load_backbone
 from mhr.errors import ConfigError
-from mhr.experts.sources import bank_of_experts, check_alike, gather
+from mhr.experts.sources import bank_of_experts, check_alike
 from mhr.files import prepare_output, writing_folder
 from mhr.loading import Loading
 from mhr.locks import one_writer
@@ -39,7 +40,7 @@ def route_tokens(
 ) -> RunFolder:
     """Make a run in `output` in which each token, in each layer, chooses among the LoRAs that `inputs` stand for.
 
-    inputs    runs, adapter checkpoints and PEFT LoRA folders, or folders of these: `mhr.experts.gather`
+    inputs    runs, adapter checkpoints and PEFT LoRA folders, or folders of these: `mhr.adapters.experts.gather`
     base, kind, loading    the base model where the LoRAs do not name it or it lies elsewhere, what it is asked to do, and how it is
               loaded
     settings  those of `RouteConfig`

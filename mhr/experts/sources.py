@@ -1,62 +1,20 @@
-"""The LoRAs that runs, banks and folders stand for, as the skills of one bank."""
+"""LoRAs of one shape as the skills of one bank."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mhr.adapters.checkpoint import AdapterCheckpoint
-from mhr.adapters.find import find_adapters
+from mhr.adapters.experts import names_of
 from mhr.adapters.layer import ADAPTER_LAYERS
-from mhr.adapters.open import open_bank, open_plain, open_skills, plain_of
 from mhr.adapters.plain import PlainAdapter, bank_size
 from mhr.config import AdapterConfig
-from mhr.errors import ConfigError, MergeError
+from mhr.errors import MergeError
 from mhr.merging.inputs import check_sources
 from mhr.runs.route_settings import RouteConfig
-
-
-def gather(paths: Sequence[str | Path], experts: str | None = None) -> list[PlainAdapter]:
-    """The LoRAs that paths stand for, in their order: a LoRA is one, a bank has those of its tasks or skills (`RouteConfig.experts`).
-
-    Raises CheckpointError for what is no adapter, ConfigError for `experts` where no input is a bank.
-    """
-    found: list[PlainAdapter] = []
-    banks = 0
-    for path in [one for given in paths for one in find_adapters(given)]:
-        bank = open_bank(path)
-        if bank is None or bank.config.skills_for(len(bank.tasks)) == 1:
-            found.append(open_plain(path))
-            continue
-        banks += 1
-        by_task = experts == "tasks" or (experts is None and bank.config.routing.needs_tasks)
-        found += [plain_of(bank, task) for task in bank.tasks] if by_task else open_skills(bank)
-    if not found:
-        raise MergeError("no LoRA is named: expected a run, or several adapter folders")
-    if experts is not None and not banks:
-        raise ConfigError(f"experts is {experts!r}, but no input is a bank of several LoRAs: leave it out")
-    return found
-
-
-def names_of(sources: Sequence[PlainAdapter]) -> list[str]:
-    """A name for each LoRA: its task, or else its folder; with a number where several have one."""
-    names = [source.task or _folder(source) for source in sources]
-    counted = Counter(names)
-    seen: Counter[str] = Counter()
-    found = []
-    for name in names:
-        seen[name] += 1
-        found.append(name if counted[name] == 1 else f"{name} {seen[name]}")
-    return found
-
-
-def _folder(source: PlainAdapter) -> str:
-    path, comma, rest = source.name.partition(", ")
-    return rest if comma else (Path(path).parent if Path(path).name == "adapter" else Path(path)).name
 
 
 def check_alike(sources: Sequence[PlainAdapter], method: str, base: str | None = None) -> None:

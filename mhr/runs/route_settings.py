@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mhr.methods import BY_TOKEN, listed
+from mhr.runs.adapt_settings import EXPERTS_OF_BANKS
 from mhr.setting import Settings, as_in, setting
 from mhr.token_settings import TokenSettings
-
-EXPERTS_OF_BANKS = ("tasks", "skills")
 
 
 @dataclass

@@ -108,7 +108,7 @@ def test_what_is_no_one_adapter_is_refused_with_the_way_that_works(routed: Path,
     assert "mhr merge RUN --each-task" in refuse("merge", routed, *to)
     few = ("--task", "init-upper", "--seeds", "0", "--shots", "4", "--steps", "2", *to)
     for mode in ("mhr", "z", "lora", "random"):
-        assert "adapt the run that trained them, or use mode 'mu'" in refuse("adapt", routed, "--mode", mode, *few)
+        assert "adapt the run that trained them, or use mode 'lorahub'" in refuse("adapt", routed, "--mode", mode, *few)
     assert "method 'arrow' trains nothing" in refuse("pretrain", "--preset", "demo", "--method", "arrow", *to)
     with pytest.raises(mhr.MhrError, match="no weights of a plain model do"):
         fold_bank(load_model(routed))
