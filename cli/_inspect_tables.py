@@ -37,9 +37,8 @@ def blocks(result: RunInspection) -> Iterator[Text | Table]:
 
 def _of_bank(inspection: Inspection) -> Iterator[Text | Table]:
     routing = inspection.routing
-    sizes = (
-        f", rank {inspection.rank}, {routing.n_heads} heads, {routing.n_skills} skills" if inspection.adapter else ""
-    )
+    shape = f", {routing.n_heads} heads, {routing.n_skills} skills" if routing.weights else ""
+    sizes = f", rank {inspection.rank}{shape}" if inspection.adapter else ""
     yield _heading(f"{inspection.path}: {inspection.method} {inspection.adapter}{sizes}")
     yield Text(f"{inspection.n_layers} layers of {inspection.base}, {len(inspection.tasks)} tasks")
     yield _parameters(inspection)

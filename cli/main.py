@@ -22,6 +22,7 @@ from . import (
     predict,
     pretrain,
     report,
+    route,
     sweep,
 )
 from .frame.command import command_class
@@ -105,3 +106,4 @@ _add(doctor.doctor, doctor.EXAMPLES)
 _add(demo.demo, demo.EXAMPLES)
 _add(demo_llm.demo_llm, demo_llm.EXAMPLES)
 _add(import_.import_, import_.EXAMPLES)
+_add(route.route, route.EXAMPLES)

@@ -151,6 +151,8 @@ class AdapterConfig(Settings):
             raise ConfigError(f"n_skills is {self.n_skills}, but {self.method} has 1 skill: {_with_more('one_skill')}")
         if routing.skill_per_task and self.n_skills is not None:
             raise ConfigError(f"n_skills is {self.n_skills}, but {self.method} has one skill per task: leave it out")
+        if routing.by_token:
+            self._check_by_token()
         if self.dropout and self.adapter != "lora":
             raise ConfigError(
                 f"dropout is {self.dropout}, which is for lora, but adapter is {self.adapter!r}: leave it out"
@@ -192,6 +194,14 @@ class AdapterConfig(Settings):
     def skills_for(self, n_tasks: int) -> int:
         """Skills in the bank when it serves `n_tasks` tasks."""
         return n_tasks if self.n_skills is None else self.n_skills
+
+    def _check_by_token(self) -> None:
+        for name, fixed in (("adapter", "lora"), ("granularity", "fine"), ("dropout", 0.0)):
+            if getattr(self, name) != fixed:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, but method {self.method!r} routes each token over finished LoRAs, layer by layer: "
+                    f"expected {fixed!r}"
+                )
 
     def _check_parts(self) -> None:
         if self.parts is None:

@@ -19,6 +19,7 @@ from mhr.context_settings import ContextSettings
 from mhr.hydra_settings import HydraSettings, MtlLoraSettings
 from mhr.setting import Settings
 from mhr.shared_heads_settings import SharedHeadsSettings
+from mhr.token_settings import TokenSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class RoutingMethod:
     noisy           whether it takes noise, temperature and straight_through: it is made of logits
     drawn           whether skills are drawn at random in training, and averaged only otherwise
     contexts        whether routing is computed from contexts of tasks (`mhr.routing.contexts`), its own settings a ContextSettings
+    by_token        whether each token is routed by itself, by what the layer reads (`mhr.routing.tokens`): such a bank is made of LoRAs that
+                    are trained already, and is no one adapter for any task
     share           the projection that all skills have in common, unless `AdapterConfig.share` says otherwise; None where they never do
     transforms      whether each task has a matrix [R, R] of its own between factors A and B (`Router.transform`), which makes the method one
                     for LoRAs
@@ -52,6 +55,7 @@ class RoutingMethod:
     noisy: bool = False
     drawn: bool = False
     contexts: bool = False
+    by_token: bool = False
     share: str | None = None
     transforms: bool = False
     needs_tasks: bool = True
@@ -109,6 +113,7 @@ class Mode:
     suffix          what it adds to a method's title in reports
     begins          BANK (the run's, with a fresh row for the task), AVERAGE (its skills' average, one plain adapter), ONE (the one
                     adapter that the run trained), FRESH (a new bank with the run's settings) or BACKBONE
+    searches        whether it trains nothing, and finds weights of the run's LoRAs by a search on the shots
     trains_skills   whether the adapter (or, from BACKBONE, the model) is trained; trains_routing: whether a row of routing is
     """
 
@@ -118,6 +123,7 @@ class Mode:
     begins: str
     trains_skills: bool = True
     trains_routing: bool = False
+    searches: bool = False
 
     @property
     def idle(self) -> tuple[str, ...]:
@@ -193,6 +199,16 @@ ROUTING_METHODS = {
             share="up",
             needs_tasks=False,
         ),
+        RoutingMethod(
+            "arrow",
+            "each token by the LoRAs' strongest input directions, made by mhr route",
+            one_head=True,
+            skill_per_task=True,
+            by_token=True,
+            needs_tasks=False,
+            unused=UNROUTED,
+            settings=TokenSettings,
+        ),
     )
 }
 
@@ -215,12 +231,16 @@ METHODS = {
         Method("bottleneck", "shared bottleneck", "one for all tasks", SHARED, "bottleneck"),
         Method("adamix", "AdaMix", "bottlenecks, one drawn at random for each pass", "adamix", "bottleneck"),
         Method("adamix-lora", "AdaMix-LoRA", "the same of LoRAs", "adamix", "lora"),
+        Method("arrow", "Arrow", "finished LoRAs, chosen token by token: mhr route", "arrow", "lora"),
         Method("random", "random routing", "routing drawn once and fixed", "random"),
         Method("uniform", "uniform routing", "uniform weights 1/S", "uniform"),
         Method("hash", "hash routing", "routing fixed by the task's name", "hash"),
         Method(WHOLE, "full fine-tuning", "all weights, no adapter", None),
     )
 }
+
+BY_TOKEN = {name: row for name, row in ROUTING_METHODS.items() if row.by_token}
+"""Routing methods that choose among finished LoRAs, token by token."""
 
 MODES = {
     row.name: row
@@ -229,6 +249,14 @@ MODES = {
         Mode("z", "the routing row alone", "-z", BANK, trains_skills=False, trains_routing=True),
         Mode("mu", "the bank's average, one plain adapter", "-mu", AVERAGE),
         Mode("lora", "the one adapter of a run that trained one for all tasks", "", ONE),
+        Mode(
+            "lorahub",
+            "weights of the run's LoRAs, searched without gradients",
+            "-LoraHub",
+            AVERAGE,
+            trains_skills=False,
+            searches=True,
+        ),
         Mode(WHOLE, "all weights of the backbone", ", all weights", BACKBONE),
         Mode("random", "a fresh bank and routing row", ", fresh bank", FRESH, trains_routing=True),
     )
@@ -266,6 +294,10 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
     if routed is None:
         return None if asked.begins == BACKBONE else f"it trained all weights and has no adapter: use mode {WHOLE!r}"
     routing = ROUTING_METHODS[routed]
+    if asked.searches and (averaged or routing.one_skill):
+        return "it has one adapter, which leaves nothing to weigh: use mode 'lora'"
+    if routing.by_token and asked.begins in (BANK, ONE, FRESH):
+        return "it routes each token by itself over finished LoRAs: adapt the run that trained them, or use mode 'lorahub', or 'mu' for their average"
     if asked.begins == ONE and not (averaged or routing.one_adapter):
         return "its adapter is not shared by all tasks: use mode 'mu' for its average, or 'mhr'"
     if asked.begins != BANK:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     {"errors", "lazy"},
     {"setting"},
-    {"checks", "context_settings", "hydra_settings", "shared_heads_settings"},
+    {"checks", "context_settings", "hydra_settings", "shared_heads_settings", "token_settings"},
     {"registry", "methods", "files", "locks"},
     {"config", "loading", "task_heads"},
     {"ops"},
@@ -28,6 +28,7 @@ LEVELS = [
     {"contexts"},
     {"evaluation", "training", "checkpoint"},
     {"merging", "few_shot", "prediction"},
+    {"experts"},
     {"sweeps", "analysis"},
     {"report"},
     {"demo", "demo_llm", "doctor"},

@@ -24,6 +24,7 @@ from mhr.merging.methods import MergeConfig, own_settings
 from mhr.prediction.settings import PredictConfig
 from mhr.runs.config import Said, all_settings, assignments, typed
 from mhr.runs.import_settings import ImportConfig
+from mhr.runs.route_settings import RouteConfig
 from mhr.runs.scoring import LoadingConfig, ScopeConfig, ScoringConfig
 from mhr.setting import Setting, settings_of
 from mhr.sweeps.settings import SweepConfig
@@ -44,6 +45,7 @@ PANELS = {
     "predict": "Answers",
     "sweep": "Settings",
     "import": "Settings",
+    "route": "Settings",
 }
 """Section -> the heading of its flags in help."""
 
@@ -56,6 +58,7 @@ OF_COMMANDS: dict[str, type] = {
     "predict": PredictConfig,
     "sweep": SweepConfig,
     "import": ImportConfig,
+    "route": RouteConfig,
 }
 """Sections that no file of settings has."""
 

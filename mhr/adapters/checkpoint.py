@@ -207,8 +207,12 @@ def load_checkpoint(
 def routing_weights(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
     """Routing weights [T, H, S] of every task, for each group of layers, without noise.
 
-    Raises CheckpointError where the routing tables do not fit the configuration.
+    Raises CheckpointError where the routing tables do not fit the configuration, and where each token is routed by itself.
     """
+    if checkpoint.config.routing.by_token:
+        raise CheckpointError(
+            f"{checkpoint.name} routes each token by itself (method {checkpoint.config.method!r}), so there are no weights of its tasks"
+        )
     return {group: router.table() for group, router in _routers(checkpoint)}
 
 
@@ -357,3 +361,5 @@ def _copy_tensors(bank: AdapterBank, tensors: Mapping[str, Tensor], name: str) -
             tensor.copy_(tensors[key])
     if bank.contexts is not None:
         bank.contexts.look()
+    for router in bank.groups.values():
+        router.look()

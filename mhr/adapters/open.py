@@ -43,6 +43,15 @@ def needs_task(checkpoint: AdapterCheckpoint) -> bool:
     return checkpoint.config.routing.needs_tasks and len(checkpoint.tasks) > 1
 
 
+def check_by_task(bank: AdapterCheckpoint) -> None:
+    """Raise MergeError for a bank that routes each token by itself, which is one adapter for no task."""
+    if bank.config.routing.by_token:
+        raise MergeError(
+            f"{bank.name} routes each token by itself (method {bank.config.method!r}), so it is no one adapter: average its LoRAs with --method "
+            "uniform, weigh them on a few examples with mhr adapt --mode lorahub, or write those that it was made of with mhr merge RUN --each-task"
+        )
+
+
 def open_plain(path: Path, task: str | None = None) -> PlainAdapter:
     """The one plain adapter that a path stands for: a LoRA as it is, a bank as it routes `task`.
 
@@ -58,6 +67,7 @@ def open_plain(path: Path, task: str | None = None) -> PlainAdapter:
 
 def plain_of(bank: AdapterCheckpoint, task: str | None = None) -> PlainAdapter:
     """`open_plain` of a bank that is open."""
+    check_by_task(bank)
     tasks, path = bank.tasks, bank.name
     if needs_task(bank):
         if task is None:

@@ -137,14 +137,15 @@ def inspect_run(path: str | Path) -> Inspection:
         n_layers=len(checkpoint.layers),
         parameters=_parameters(checkpoint, run.get("mode")),
         per_task=_per_task(checkpoint),
-        routing=Routing(checkpoint.tasks, routing_weights(checkpoint)),
+        routing=Routing(checkpoint.tasks, {} if config.routing.by_token else routing_weights(checkpoint)),
         run=run,
     )
 
 
 def _parameters(checkpoint: AdapterCheckpoint, mode: str | None) -> dict[str, dict[str, int]]:
-    """Counts by kind. An adaptation that trains no skills trains rows of routing only; a table that is fixed is only stored."""
-    all_of_it = mode not in MODES or MODES[mode].trains_skills
+    """Counts by kind. An adaptation that trains no skills trains rows of routing only; a table that is fixed is only stored, and so
+    are LoRAs that were finished before tokens chose among them."""
+    all_of_it = not checkpoint.config.routing.by_token and (mode not in MODES or MODES[mode].trains_skills)
     counts = {kind: {"stored": 0, "trained": 0, "bytes": 0} for kind in TENSOR_KINDS.values()}
     for name, tensor in checkpoint.tensors.items():
         kind = TENSOR_KINDS[name.partition(".")[0]]

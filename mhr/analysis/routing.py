@@ -14,7 +14,7 @@ class Routing:
     """Routing of T tasks over S skills with H heads, in each of G groups of layers that share a table.
 
     tasks    names, T
-    weights  group -> routing weights [T, H, S], without noise; over S they sum to 1. Empty: one skill for all
+    weights  group -> routing weights [T, H, S], without noise; over S they sum to 1. Empty: no weights by task, as of one skill for all
     """
 
     tasks: list[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mhr.adapters import checkpoint_of, collapse, collapse_task, fold_into
 from mhr.backbones import forget_untrained
+from mhr.errors import MergeError
 from mhr.evaluation.loaded import LoadedModel
 from mhr.layers import detach
 
@@ -12,11 +13,16 @@ def fold_bank(loaded: LoadedModel) -> str:
     """Make `loaded` a plain model, in place, which is exact: its one task's mixture, that of `loaded.task`, or the average of its
     skills goes into the base weights. A model without a bank stays as it is. Returns what was folded, in words.
 
-    Raises MergeError for adapters that cannot be folded.
+    Raises MergeError for adapters that cannot be folded, and for routing by token.
     """
     bank = loaded.bank
     if bank is None:
         return "none: it has no bank"
+    if bank.config.routing.by_token:
+        raise MergeError(
+            f"{loaded.description} routes each token by itself (method {bank.config.method!r}), and no weights of a plain model do: merge its "
+            "LoRAs into one with mhr merge --method uniform"
+        )
     checkpoint = checkpoint_of(loaded.model, loaded.description)
     task = loaded.task or (bank.tasks[0] if len(bank.tasks) == 1 else None)
     task = task if bank.needs_tasks else None

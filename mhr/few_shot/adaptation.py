@@ -20,6 +20,7 @@ from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.data.truncation import Truncation
 from mhr.errors import TrainingError
+from mhr.few_shot.lorahub import Hub, search_weights
 from mhr.few_shot.rows import FirstRow, check_comparable, find_first_row, training_tasks
 from mhr.few_shot.selecting import (
     KeepBest,
@@ -231,6 +232,12 @@ class _Work:
         """Where its routing begins, unless that is a fresh row. It is found out when the model stands where the adaptation begins."""
         return self.prepared.first_row(self.adaptation, self.shots)
 
+    @cached_property
+    def hub(self) -> Hub:
+        """The LoRAs of the run that are weighed."""
+        few = self.prepared.config.adapt
+        return Hub.draw(self.prepared.source, few.experts, few.candidates, self.adaptation.seed)
+
     @property
     def task(self) -> Task:
         return self.prepared.tasks[self.adaptation.task]
@@ -286,6 +293,9 @@ class _Work:
         """Train the model from where it stands; the log of the training goes to the folder `log`."""
         if not settings.adapt.steps:
             return
+        if MODES[self.adaptation.mode].searches:
+            self.search(settings, examples, log, *callbacks)
+            return
         drawn = ExampleDataset(with_shots(self.task, examples))
         objective = make_objective(self.prepared.kind, settings.train, self.heads)
         collator = self.prepared.collator(objective)
@@ -308,6 +318,21 @@ class _Work:
             raise
         self.truncation.add(trainer.truncation)
         self.bar.skip(settings.train.steps - trainer.state.global_step)
+
+    def search(
+        self, settings: RunConfig, examples: Sequence[Example], log: RunFolder, *callbacks: TrainerCallback
+    ) -> None:
+        """What a mode does that trains nothing: weigh the LoRAs of the run."""
+        watching = [*callbacks, self.bar]
+        try:
+            found = search_weights(
+                self.hub, self.start, self.prepared.kind, self.task, settings, examples, log, watching
+            )
+        except (TrainingError, KeyboardInterrupt) as fault:
+            self.run.write(status="failed" if isinstance(fault, TrainingError) else "interrupted")
+            raise
+        if log is self.run:
+            self.run.info["found"] = found
 
     def save(self, step: int) -> None:
         save_result(self.start.model, self.start.tokenizer, self.run, self.start.base)

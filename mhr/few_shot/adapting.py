@@ -19,7 +19,7 @@ from mhr.few_shot.starts import check_mode, head_of_run, load_start
 from mhr.files import folder_name, held_in, make_folder, prepare_output, read_json, write_json_atomically
 from mhr.loading import Loading
 from mhr.locks import one_writer
-from mhr.methods import copies_rows, idle_rates, predicts_rows
+from mhr.methods import MODES, copies_rows, idle_rates, predicts_rows
 from mhr.objectives import objective_of
 from mhr.objectives.fit import notes_on
 from mhr.objectives.lengths import fit_data
@@ -64,6 +64,7 @@ def adapt(
     z            the same                                                   that row
     mu           the bank's uniform factor average: one plain LoRA          that LoRA
     lora         the shared adapter                                         that adapter
+    lorahub      LoRAs of the run, averaged                                 their weights, by a search: `mhr.few_shot.lorahub`
     full         the backbone                                               all of it (at `lr`, or AdaptConfig.full_lr)
     random       a fresh bank with the run's settings, a fresh row          both
 
@@ -202,6 +203,12 @@ def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kin
             shown = " or ".join(dict.fromkeys(repr(mode) for mode, _ in modes))
             said = f"{rate} is {few[rate]}" if rate in given else f"grid has {rate} {list(grid[rate])}"
             raise ConfigError(f"{said}, but mode {shown} does not train {what}: leave it out")
+    for name in ("candidates", "experts"):
+        if name in given and not any(MODES[mode].searches for mode, _ in modes):
+            searching = " or ".join(repr(name) for name, row in MODES.items() if row.searches)
+            raise ConfigError(
+                f"{name} is {few[name]!r}, but mode {modes[0][0]!r} weighs no LoRAs: use mode {searching}, or leave it out"
+            )
     if few.get("start") not in (None, "fresh") and not any(copies_rows(mode, config.method) for mode, config in modes):
         mode, config = modes[0]
         raise ConfigError(

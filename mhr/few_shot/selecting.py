@@ -147,9 +147,10 @@ class Validation:
             progress=False,
         )
         (measures,) = result.tasks.values()
-        return Validated(measures["score"], self._mean_loss(), step)
+        return Validated(measures["score"], self.loss(), step)
 
-    def _mean_loss(self) -> float:
+    def loss(self) -> float:
+        """The mean loss on the examples."""
         size = self.config.train.batch_size
         total = count = 0.0
         with self.loaded.judging(self.config.train.precision):

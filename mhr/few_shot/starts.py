@@ -143,6 +143,8 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
     model, tokenizer = load_backbone(base, kind, Loading.of(config))
     check_fit(model, tokenizer, kind)
     begins = MODES[mode].begins
+    if MODES[mode].searches:
+        _check_loras(run, kind)
     if begins == ONE:
         begins = AVERAGE if config.adapter is not None and config.adapter.routing.drawn else BANK
     if begins == FRESH:
@@ -157,6 +159,19 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
     else:
         check_masters(model)
     return Start(model, tokenizer, base, mode)
+
+
+def _check_loras(run: RunFolder, kind: str) -> None:
+    """Raise ConfigError for a run whose adapters cannot be weighed: no LoRAs, or of a model with heads, which are trained by gradients."""
+    adapter = run.config().adapter
+    if adapter is not None and adapter.adapter != "lora":
+        raise ConfigError(
+            f"run {run.path} has adapters of kind {adapter.adapter!r}, and what is weighed are LoRAs: use mode 'mu'"
+        )
+    if kind == "encoder":
+        raise ConfigError(
+            f"run {run.path} is of an encoder, whose head for a new task is trained by gradients: use mode 'mu', or 'z' of a method that has it"
+        )
 
 
 def _attach_fresh(model: PreTrainedModel, adapter: AdapterConfig, run: RunFolder) -> None:

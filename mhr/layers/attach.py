@@ -12,6 +12,7 @@ from mhr.layers.bank import AdapterBank, bank_of
 from mhr.layers.calls import unwrap_calls, wrap_calls, wrap_method
 from mhr.layers.fused import part_mask
 from mhr.layers.layouts import is_known, layout_of
+from mhr.layers.linear import features
 from mhr.layers.memory import check_size
 from mhr.layers.positions import split_relative_positions, undo_split_relative_positions
 from mhr.layers.recompute import keep_routing, set_gradient_checkpointing, undo_keep_routing
@@ -61,7 +62,7 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
         if group not in bank.groups:
             if bank.contexts is not None and not bank.groups:
                 bank.contexts.to(**place(base))
-            router = make_router(config, bank.tasks, len(bank.groups), bank.contexts)
+            router = make_router(config, bank.tasks, len(bank.groups), bank.contexts, features(base)[0])
             bank.add_router(group, router.to(**place(base)))
         layer = LAYERS[config.adapter](name, base, config, bank.groups[group], state)
         if config.parts is not None:

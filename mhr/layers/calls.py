@@ -73,7 +73,7 @@ def _enter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         batch = check_rows(model, batch, args, kwargs)
     bank.state.enter(batch)
     # Hooks are compiled apart from the model: there, each layer asks its router within the model's one graph.
-    if batch is not None and not batch.drawn and not torch.compiler.is_compiling():
+    if batch is not None and not batch.drawn and not bank.config.routing.by_token and not torch.compiler.is_compiling():
         bank.state.weights = bank.weigh(batch)
         bank.state.factors = mix_together(model, bank, bank.state.weights)
     return args, kwargs

@@ -124,6 +124,8 @@ class RoutedLayer(nn.Module, ABC):
                 f"layer {self.name!r} is a {type(self.base).__name__} that is called with more than x: expected a Linear; leave "
                 "the layer out of targets"
             )
+        if self.config.routing.by_token:
+            return self.by_token(x)
         segments = self.segments(x)
         if self.layout is Layout.SEQUENCE_FIRST and segments.rows.shape[0] > 1:
             # Segments are runs of tokens, so that an example's tokens must lie together.
@@ -133,6 +135,10 @@ class RoutedLayer(nn.Module, ABC):
     @abstractmethod
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
         """The layer's output for x [..., I], whose tokens are the segments' one after the other."""
+
+    def by_token(self, x: Tensor) -> Tensor:
+        """The layer's output where each token is routed by itself."""
+        raise NotImplementedError  # AdapterConfig refuses it for adapters that have none
 
     def segments(self, x: Tensor) -> Segments:
         """How the rows of `x` are routed, after a check that they are those of the batch."""

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer, Segments
-from mhr.ops import routed_adapter, routed_linear
-from mhr.routing import Router, RoutingState
+from mhr.ops import routed_adapter, routed_linear, token_adapter
+from mhr.routing import Router, RoutingState, TokenRouter
 
 
 class RoutedLinear(RoutedLayer):
@@ -112,6 +112,14 @@ class RoutedLinear(RoutedLayer):
         a, b = self.mixed(weights)
         with torch.autocast(a.device.type, enabled=False):
             return [a @ transform.to(a.dtype), b]
+
+    def by_token(self, x: Tensor) -> Tensor:
+        router = self.router
+        assert isinstance(router, TokenRouter)
+        chosen, shares = router.choose(x.reshape(-1, x.shape[-1]))
+        y = self.base_output(x)
+        a, b = (bank.squeeze(0) for bank in self.factors().values())
+        return token_adapter(y, x.to(y.dtype), a, b, chosen, shares, self.scaling)
 
     def mixed_dtype(self) -> torch.dtype | None:
         if self.config.routing.transforms:

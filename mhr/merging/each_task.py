@@ -16,7 +16,7 @@ from mhr.adapters.checkpoint import AdapterCheckpoint
 from mhr.adapters.find import find_adapters, run_of
 from mhr.adapters.index import AdapterIndex, folders_for, read_index
 from mhr.adapters.model_card import name_for_others
-from mhr.adapters.open import collapsed, needs_task, open_bank, plain_of, read_bank
+from mhr.adapters.open import check_by_task, collapsed, needs_task, open_bank, plain_of, read_bank
 from mhr.adapters.peft_export import PeftWriter
 from mhr.adapters.peft_modules import check_opens
 from mhr.adapters.plain import bank_size
@@ -223,6 +223,7 @@ def _bank_at(path: str | Path) -> AdapterCheckpoint:
     bank = open_bank(found[0])
     if bank is None:
         raise MergeError(f"{path} is one PEFT adapter without tasks of its own: leave --each-task out")
+    check_by_task(bank)
     heads = 0 if bank.heads is None else len(bank.heads.tasks)
     if len(bank.tasks) > 1 and not needs_task(bank) and heads < 2:
         raise MergeError(

@@ -15,7 +15,7 @@ from mhr.adapters.checkpoint import AdapterCheckpoint
 from mhr.adapters.collapse import collapse_task
 from mhr.adapters.find import find_adapters
 from mhr.adapters.layer import ADAPTER_LAYERS
-from mhr.adapters.open import collapsed, needs_task, open_bank, open_plain, open_skills
+from mhr.adapters.open import check_by_task, collapsed, needs_task, open_bank, open_plain, open_skills
 from mhr.adapters.peft_poly import check_poly
 from mhr.adapters.plain import PlainAdapter, plain_checkpoint
 from mhr.errors import ConfigError, MergeError, nearest
@@ -125,10 +125,14 @@ def make_plan(order: Order) -> MergePlan:
         return _whole(order, paths)
     bank = open_bank(paths[0]) if len(paths) == 1 else None
     if order.method is None:
+        if bank is not None:
+            check_by_task(bank)
         one_task = bank is not None and len(bank.tasks) == 1 and order.space != "delta"
         order.method = "task" if one_task else "uniform"
     if order.method not in MERGE_METHODS:
         raise ConfigError(f"unknown merge method {order.method!r}: {nearest(order.method, sorted(MERGE_METHODS))}")
+    if bank is not None and order.method == "task":
+        check_by_task(bank)
     if bank is not None and order.method in merge_methods and order.space != "delta" and len(order.tasks) < 2:
         return _within(order, bank)
     if order.method == "task":
@@ -211,6 +215,8 @@ def _of_banks(order: Order, method: MergeMethod, banks: list[AdapterCheckpoint])
         raise MergeError(
             "banks are merged skill by skill, in factor space: name a task with --task to merge its products"
         )
+    for bank in banks:
+        check_by_task(bank)
     check_same_layout(banks)
     routed = [_routed(bank) for bank in banks]
     place_base(order, routed)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from mhr.routing import adamix, context_mhr, hash, hydra, mtl_lora, private, random, shared_heads, skill, uniform
+from mhr.routing import adamix, arrow, context_mhr, hash, hydra, mtl_lora, private, random, shared_heads, skill, uniform
 from mhr.routing.batch import RoutingBatch, RoutingState
 from mhr.routing.contexts import Contexts
 from mhr.routing.parameters import ParameterGroup
 from mhr.routing.router import Router, make_router, routers
+from mhr.routing.tokens import TokenRouter
 
-__all__ = ["Contexts", "ParameterGroup", "Router", "RoutingBatch", "RoutingState", "make_router", "routers"]
+__all__ = [
+    "Contexts",
+    "ParameterGroup",
+    "Router",
+    "RoutingBatch",
+    "RoutingState",
+    "TokenRouter",
+    "make_router",
+    "routers",
+]

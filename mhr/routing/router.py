@@ -77,6 +77,9 @@ class Router(nn.Module, ABC):
         """Follow a change of the task list: new row i is old row `keep[i]`, or a fresh one where that is None."""
         self._resize(len(tasks))
 
+    def look(self) -> None:
+        """Take note of what its tensors hold, after they were filled from elsewhere."""
+
     def reset(self) -> None:
         """Draw again what all tasks share. (Rows of tasks are drawn by `set_tasks`.)"""
 
@@ -129,8 +132,11 @@ routers: Registry[type[Router]] = Registry("routing method")
 
 
 def make_router(
-    config: AdapterConfig, tasks: Sequence[str], index: int = 0, contexts: Contexts | None = None
+    config: AdapterConfig, tasks: Sequence[str], index: int = 0, contexts: Contexts | None = None, inputs: int = 0
 ) -> Router:
-    """The router of a group of layers. contexts: those of its bank, where the method computes routing from contexts."""
-    shared = {} if contexts is None else {"contexts": contexts}
-    return routers[config.method](config, tasks, index, **shared)
+    """The router of a group of layers. contexts: those of its bank, where the method computes routing from contexts; inputs: the
+    features that its one layer reads, where the method routes each token."""
+    more: dict[str, Any] = {} if contexts is None else {"contexts": contexts}
+    if config.routing.by_token:
+        more["inputs"] = inputs
+    return routers[config.method](config, tasks, index, **more)

@@ -17,6 +17,8 @@ SELECTIONS = ("best", "last")
 STARTS = ("fresh", "nearest", "average", "random", "predicted")
 COMPARING = ("nearest", "predicted")
 """Starts that compare tasks."""
+EXPERTS_OF_BANKS = ("tasks", "skills")
+"""What of a bank stands for LoRAs of its own."""
 SIMILARITIES = ("definition", "shots", "gradients")
 
 
@@ -136,6 +138,19 @@ class AdaptConfig(OptimizationConfig):
         BACKBONE_ENCODER,
         "What embeds definitions or shots for --start: backbone, or a hub id or folder of a sentence encoder.",
         only={"start": COMPARING},
+    )
+    candidates: int = setting(
+        20,
+        """LoRAs of the run that mode lorahub weighs. They are drawn by the seed, where the run has more.""",
+        at_least=2,
+        flag="--candidates",
+    )
+    experts: str | None = setting(
+        None,
+        """LoRAs that mode lorahub weighs: tasks (the mixture of each of the run's tasks) or skills. Unset: tasks; skills of a bank that does
+        the same for all tasks.""",
+        choices=EXPERTS_OF_BANKS,
+        flag="--experts",
     )
     seeds: list[int] = setting(
         [13, 42, 58],

@@ -6,8 +6,9 @@ from contextlib import suppress
 from typing import Any
 
 from mhr.backbones import forget_untrained
-from mhr.errors import MhrError, TrainingError
+from mhr.errors import ConfigError, MhrError, TrainingError
 from mhr.locks import one_writer
+from mhr.methods import PRIVATE
 from mhr.runs.checkpoints import newest_complete, step_of
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig, paths_read, with_chat_template
@@ -50,6 +51,11 @@ def pretrain(
     on Ctrl-C, after a checkpoint.
     """
     config = with_chat_template(as_begun(config, output) if resume else config)
+    if config.adapter is not None and config.adapter.routing.by_token:
+        raise ConfigError(
+            f"method {config.method!r} trains nothing: it chooses among LoRAs that are finished, such as those of a run of method "
+            f"{PRIVATE!r}; mhr route RUN --method {config.method}"
+        )
     state = processes()
     sharded = check_sharding(config)
     check_precision(config.train.precision)

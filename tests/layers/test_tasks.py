@@ -31,7 +31,7 @@ def output(model: PreTrainedModel, task: Any) -> Tensor:
     return model(**random_batch(model), task_ids=[task] * 4)[0]
 
 
-@pytest.mark.parametrize("method", ROUTING_METHODS)
+@pytest.mark.parametrize("method", [name for name, row in ROUTING_METHODS.items() if not row.by_token])
 def test_tasks_keep_their_outputs_when_others_come_and_go(method: str) -> None:
     model, bank = adapted(method)
     expected = {task: output(model, task) for task in TASKS}

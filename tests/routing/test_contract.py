@@ -33,7 +33,8 @@ __all__ = ["network_router"]
 TASKS = ["boolq", "rte", "copa"]
 IDS = ["copa", "boolq", "copa", "rte"]
 
-CASES: dict[str, dict[str, Any]] = {name: {"method": name} for name in (*ROUTING_METHODS, NAME)}
+BY_TASK = [name for name, row in ROUTING_METHODS.items() if not row.by_token]  # the others: test_arrow.py
+CASES: dict[str, dict[str, Any]] = {name: {"method": name} for name in (*BY_TASK, NAME)}
 CASES["context-mhr, learnt"] = {"method": "context-mhr", "router": {"context": "learnt", "size": 5}}
 CASES["film"] = {"method": "private", "adapter": "film"}
 LEARNED = [case for case, settings in CASES.items() if case == NAME or ROUTING_METHODS[settings["method"]].learned]

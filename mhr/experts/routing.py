@@ -1,0 +1,123 @@
+"""Routing by token: LoRAs that are finished, made into a run in which each token chooses among them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from mhr.adapters.base import describe_base, kind_of
+from mhr.adapters.checkpoint import AdapterCheckpoint, attach_checkpoint, write_adapter
+from mhr.adapters.experts import gather
+from mhr.adapters.importing.run import fitted
+from mhr.adapters.plain import PlainAdapter
+from mhr.backbones import load_backbone
+from mhr.errors import ConfigError
+from mhr.experts.sources import bank_of_experts, check_alike
+from mhr.files import prepare_output, writing_folder
+from mhr.loading import Loading
+from mhr.locks import one_writer
+from mhr.methods import method_of
+from mhr.routing import routers
+from mhr.runs.route_settings import RouteConfig
+from mhr.runs.run import RunFolder
+from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.runs.tasks import NO_TASKS
+
+
+@one_writer
+def route_tokens(
+    inputs: str | Path | Sequence[str | Path],
+    *,
+    output: str | Path,
+    base: str | None = None,
+    kind: str | None = None,
+    loading: Loading | None = None,
+    overwrite: bool = False,
+    **settings: object,
+) -> RunFolder:
+    """Make a run in `output` in which each token, in each layer, chooses among the LoRAs that `inputs` stand for.
+
+    inputs    runs, adapter checkpoints and PEFT LoRA folders, or folders of these: `mhr.adapters.experts.gather`
+    base, kind, loading    the base model where the LoRAs do not name it or it lies elsewhere, what it is asked to do, and how it is
+              loaded
+    settings  those of `RouteConfig`
+
+    The run reads the collection of the first input that is a run. Raises MergeError for LoRAs of unequal shapes or base models,
+    ConfigError for settings that do not fit, such as a top_k above their number, CheckpointError for what cannot be read, before
+    anything is written.
+    """
+    asked = RouteConfig.from_dict({name: value for name, value in settings.items() if value is not None})
+    paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    output = prepare_output(output, overwrite, [*paths, *(asked.subtract or ()), base])
+    sources = gather(paths, asked.experts)
+    general = gather(asked.subtract) if asked.subtract else []
+    check_alike([*sources, *general], asked.method, base)
+    if asked.top_k > len(sources):
+        raise ConfigError(
+            f"top_k is {asked.top_k}, but {'1 LoRA is' if len(sources) == 1 else f'{len(sources)} LoRAs are'} there to choose from: expected 1 "
+            f"to {len(sources)}, or more inputs"
+        )
+    bank = bank_of_experts(sources, asked, general)
+    name = bank.base.where(base, sources[0].name)
+    config = _settings(sources, bank, name, kind, loading)
+    model = load_backbone(name, config.kind, Loading.of(config))[0]
+    bank = with_directions(fitted(bank, model, name))
+    attach_checkpoint(bank, model)  # which raises for another base model
+    bank = dataclasses.replace(bank, base=describe_base(model, name))
+    with writing_folder(output) as folder:
+        run = RunFolder(folder, {})
+        run.start(
+            config,
+            kind="pretrain",
+            method=config.method,
+            mode=None,
+            base=name,
+            model_kind=kind_of(model),
+            tasks=bank.tasks,
+            routed={
+                "experts": [source.name for source in sources],
+                **({"subtracted": [source.name for source in general]} if general else {}),
+            },
+            notes=[],
+            parameters={"trained": 0, "all": sum(p.numel() for p in model.parameters())},
+        )
+        write_adapter(bank, run.adapter)
+        run.write(status="done", steps=0)
+    return RunFolder.open(output)
+
+
+def with_directions(bank: AdapterCheckpoint) -> AdapterCheckpoint:
+    """A bank of LoRAs with the directions that its method finds in these, [S, I] in each layer."""
+    of = routers[bank.config.method].directions_of  # type: ignore[attr-defined]
+    found: dict[str, Tensor] = {}
+    for layer, group in bank.groups.items():
+        a, b = (bank.tensors[f"layers.{layer}.{name}"][0] for name in ("bank_a", "bank_b"))
+        found[f"routers.{group}.directions"] = of(a, b)
+    return dataclasses.replace(bank, tensors={**bank.tensors, **found})
+
+
+def _settings(
+    sources: Sequence[PlainAdapter], bank: AdapterCheckpoint, name: str, kind: str | None, loading: Loading | None
+) -> RunConfig:
+    """The settings of the run: what is read, and how the base is loaded, as of the first input that is a run."""
+    run = next((source.run for source in sources if source.run is not None), None)
+    before = RunConfig(tasks=NO_TASKS) if run is None else run.config()
+    options = (loading or Loading()).over(before)
+    return RunConfig(
+        model=name,
+        kind=kind or bank.base.kind or before.kind,
+        tasks=before.tasks,
+        method=method_of(bank.config.method, bank.config.adapter),
+        adapter=bank.config,
+        data=before.data,
+        train=TrainConfig(length_norm=before.train.length_norm, precision=before.train.precision),
+        adapt=before.adapt,
+        **{
+            field.name: getattr(options, field.name)
+            for field in dataclasses.fields(options)
+            if getattr(options, field.name) is not None
+        },
+    )

@@ -1,0 +1,97 @@
+"""token_adapter against its formula: outputs, every gradient, dtypes, and what it refuses."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from mhr.ops import token_adapter
+from tests.helpers import DTYPES, assert_close
+
+SCALE = 0.7
+
+
+def case(n: int, k: int, dtype: torch.dtype = torch.float64, skills: int = 5, sizes: tuple[int, int, int] = (6, 7, 3)):
+    torch.manual_seed(n + k)
+    inputs, outputs, rank = sizes
+    chosen = [torch.randperm(skills)[:k] for _ in range(n)]
+    found = {
+        "y": torch.randn(n, outputs, dtype=torch.float64),
+        "x": torch.randn(n, inputs, dtype=torch.float64),
+        "A": torch.randn(skills, inputs, rank, dtype=torch.float64),
+        "B": torch.randn(skills, rank, outputs, dtype=torch.float64),
+        "shares": torch.rand(n, k, dtype=torch.float64),
+    }
+    found = {name: t.to(dtype) for name, t in found.items()}
+    return found | {"chosen": torch.stack(chosen) if n else torch.empty(0, k, dtype=torch.long)}
+
+
+def formula(y: Tensor, x: Tensor, A: Tensor, B: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+    h = torch.einsum("ni,nkir->nkr", x, A[chosen])
+    return y + SCALE * torch.einsum("nk,nkr,nkro->no", shares, h, B[chosen])
+
+
+@pytest.mark.parametrize("n", [0, 1, 9, 200])
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_outputs_and_every_gradient_are_those_of_the_formula(n: int, k: int) -> None:
+    given = case(n, k)
+    leaves = {name: t.requires_grad_() for name, t in given.items() if name != "chosen"}
+    found, stated = token_adapter(**given, scale=SCALE), formula(**given)
+    upstream = torch.randn_like(stated)
+    one, two = (torch.autograd.grad((out * upstream).sum(), list(leaves.values())) for out in (found, stated))
+    assert_close(
+        {"out": found, **dict(zip(leaves, one, strict=True))},
+        {"out": stated, **dict(zip(leaves, two, strict=True))},
+        torch.float64,
+    )
+    assert n == 0 or all(gradient.any() for gradient in two)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("sizes", [(65, 31, 16), (130, 192, 33)])
+def test_every_dtype_is_as_near_as_its_rounding(dtype: torch.dtype, wide: bool, sizes: tuple[int, int, int]) -> None:
+    given = case(300, 2, dtype, sizes=sizes)
+    if wide and dtype != torch.float64:  # banks are float32 beside half-precision activations
+        given |= {name: given[name].float() for name in ("A", "B", "shares")}
+    truth = formula(**{name: t if name == "chosen" else t.double() for name, t in given.items()})
+    assert_close({"y": token_adapter(**given, scale=SCALE)}, {"y": truth}, dtype)
+
+
+def test_leading_dimensions_and_y_stay_as_they_are() -> None:
+    given = case(12, 2)
+    flat = token_adapter(**given, scale=SCALE)
+    shaped = {name: t.view(3, 4, -1) if name in ("x", "y") else t for name, t in given.items()}
+    before = shaped["y"].clone()
+    assert torch.equal(token_adapter(**shaped, scale=SCALE), flat.view(3, 4, -1))
+    assert torch.equal(shaped["y"], before)
+
+
+def test_work_does_not_grow_with_the_adapters_to_choose_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    segments = []
+
+    def counted(y: Tensor, x: Tensor, *rest, offsets: Tensor, **more) -> Tensor:
+        segments.append((x.shape[0], offsets[-1].item()))
+        return y
+
+    monkeypatch.setattr(sys.modules["mhr.ops.token_adapter"], "routed_adapter", counted)
+    for skills in (5, 50):
+        token_adapter(**case(40, 2, skills=skills))
+    assert segments == [(80, 80), (80, 80)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"chosen": torch.zeros(9, dtype=torch.long)}, r"chosen must have shape \(N, k\), got \(9,\)"),
+        ({"shares": torch.zeros(9, 3)}, r"shares must have shape \(N, k\) = \(9, 2\), got \(9, 3\)"),
+        ({"y": torch.zeros(9, 6, dtype=torch.float64)}, r"y must have shape"),
+        ({"B": torch.zeros(5, 2, 7, dtype=torch.float64)}, "B must have shape"),
+    ],
+)
+def test_shapes_that_do_not_fit(changed: dict[str, Tensor], said: str) -> None:
+    with pytest.raises(RuntimeError, match=said):
+        token_adapter(**{**case(9, 2), **changed})
