@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -144,7 +145,7 @@ class LengthGroups:
     seed      of the order of the batches
 
     Windows of 50 batches are sorted by length, cut into batches, and these shuffled, so that long and short batches take
-    turns. A window holds the draws that it held, so each task is drawn as often in it. The order depends on the draws and the
+    turns. An example that a window holds more than once, as it does where a task is small, goes into as many batches. A window holds the draws that it held, so each task is drawn as often in it. The order depends on the draws and the
     seed alone, each window on its own draws and its number: skipping what is done resumes exactly. Within a batch, and so
     within the tasks of a step, examples are no longer independent of one another in length.
     """
@@ -161,13 +162,37 @@ class LengthGroups:
             window = np.fromiter(itertools.islice(draws, self.WINDOW * self.batch), dtype=np.int64)
             if not len(window):
                 return
-            ordered = window[np.argsort(self.lengths[window], kind="stable")]
-            batches = [ordered[start : start + self.batch] for start in range(0, len(ordered), self.batch)]
+            # Draws of one example side by side, examples of one length in an order that is drawn.
+            ties = np.random.default_rng([self.seed, number, 1]).permutation(len(self.lengths))
+            ordered = window[np.lexsort((ties[window], self.lengths[window]))]
+            batches = list(_of_different(ordered.tolist(), self.batch))
             # A last batch that is not full stays last: in another place it would shift the borders of those behind it.
             full = batches if len(batches[-1]) == self.batch else batches[:-1]
             rng = np.random.default_rng([self.seed, number])
             for i in [*rng.permutation(len(full)), *range(len(full), len(batches))]:
-                yield from batches[i].tolist()
+                yield from batches[i]
+
+
+def _of_different(draws: list[int], size: int) -> Iterator[list[int]]:
+    """Batches of draws in their order. Where an example comes k times, its draws are dealt to k batches with what stands beside them."""
+    runs: list[list[int]] = []
+    for start in range(0, len(draws), size):
+        if runs and _most(runs[-1]) > len(runs[-1]) // size:
+            runs[-1] += draws[start : start + size]
+        else:
+            runs.append(draws[start : start + size])
+    while len(runs) > 1 and _most(runs[-1]) > len(runs[-1]) // size:
+        runs[-2:] = [runs[-2] + runs[-1]]
+    for run in runs:
+        whole = len(run) // size  # a last batch that is not full takes what is left
+        yield from (run[first : whole * size : whole] for first in range(whole))
+        if len(run) % size:
+            yield run[whole * size :]
+
+
+def _most(draws: list[int]) -> int:
+    """How often the most frequent of them occurs."""
+    return max(Counter(draws).values())
 
 
 def weights_of(

@@ -132,23 +132,26 @@ def test_skipping_batches_resumes_and_ranks_share_one_order():
 LENGTHS = np.random.default_rng(0).integers(1, 500, 555)
 
 
-def grouped(batch: int = 4, seed: int = 3, length: int = 1000) -> WholeRun:
-    sampler = TaskSampler(dataset().sizes, "uniform", seed=seed)
+def grouped(batch: int = 4, seed: int = 3, length: int = 1000, mixing: str = "uniform") -> WholeRun:
+    sampler = TaskSampler(dataset().sizes, mixing, seed=seed)
     return WholeRun(sampler, length, LengthGroups(LENGTHS, batch, seed))
 
 
-def test_grouping_by_length_reorders_within_windows():
-    plain, order = list(WholeRun(TaskSampler(dataset().sizes, "uniform", seed=3), 1000)), list(grouped())
+@pytest.mark.parametrize(("mixing", "left"), [("proportional", 1 / 10), ("uniform", 1 / 2)])
+def test_grouping_by_length_reorders_within_windows(mixing: str, left: float):
+    plain = list(WholeRun(TaskSampler(dataset().sizes, mixing, seed=3), 1000))
+    order = list(grouped(mixing=mixing))
     assert order != plain
     for start in range(0, 1000, 200):  # 50 batches of 4
         assert Counter(order[start : start + 200]) == Counter(plain[start : start + 200])
     batches = [LENGTHS[order[start : start + 4]] for start in range(0, 1000, 4)]
-    # What is left of padding is less than a tenth of it without grouping, and batches come in no order of length.
+    # Little is left of the padding without grouping, more where a task of 5 examples makes a third of a window, and a batch may
+    # hold each of them once. Batches come in no order of length.
     padding = [
         sum(int((b.max() - b).sum()) for b in (LENGTHS[o[s : s + 4]] for s in range(0, 1000, 4)))
         for o in (plain, order)
     ]
-    assert padding[1] < padding[0] / 10
+    assert padding[1] < padding[0] * left
     rises = sum(a.max() < b.min() for a, b in zip(batches, batches[1:], strict=False))
     assert 60 < rises < 190
 
@@ -158,6 +161,22 @@ def test_grouped_batches_are_ordered_by_length_before_they_are_shuffled():
     batches = [tuple(batch) for batch in np.fromiter(order, int).reshape(-1, 4)]
     assert sorted(batches) == [tuple(range(start, start + 4)) for start in range(0, 200, 4)]
     assert batches != sorted(batches)
+
+
+@pytest.mark.parametrize(("size", "batch"), [(20, 4), (200, 8), (32, 8), (5, 5)])
+def test_no_example_stands_twice_in_a_grouped_batch(size: int, batch: int):
+    """Of one small task, whose epochs are shorter than a window."""
+    lengths = np.random.default_rng(2).integers(5, 60, size)
+    order = list(WholeRun(TaskSampler([size], seed=1), 20 * size, LengthGroups(lengths, batch, 1)))
+    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
+    repeats = [b for b in batches if len(set(b)) < len(b)]
+    assert len(repeats) <= len(order) / (LengthGroups.WINDOW * batch) + 1  # at most what is left at the end of a window
+    assert Counter(order) == Counter(WholeRun(TaskSampler([size], seed=1), 20 * size))
+
+
+def test_what_occurs_more_often_than_there_are_batches_is_repeated_at_last():
+    order = LengthGroups([3, 1], 2, seed=0)(iter([0, 0, 0, 1, 0]))
+    assert sorted(order) == [0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("length", [1, 3, 199, 201, 998])
