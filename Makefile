@@ -37,8 +37,11 @@ study: install
 clients: .venv/smollm2 .venv-clients/installed
 	$(BIN)/python -m mhr_benchmarks.clients --clients .venv-clients --output runs/clients
 
+# Bugs planted in the CUDA kernels, then in their launchers, one after the other: what notices none of them? ONLY=shrink plants those of that
+# name; those of the launchers need nvcc. An hour on a core.
 mutants: install
-	$(BIN)/python -m tests.emulation.mutants
+	$(BIN)/python -m tests.emulation.mutants $(if $(ONLY),--only "$(ONLY)")
+	$(if $(ONLY),,$(BIN)/python -m tests.emulation.stub.mutants)
 
 # The compiler of the CUDA kernels, for a machine that has none: the tests then build them. CUDA_HOME=.venv/cuda/nvidia/cu13 names it
 # to a build.

@@ -1,9 +1,9 @@
 // y[n] (+)= base + scale * (act(z[n]) W_u + b_u): from the rank back to a wide side, added in place or written.
 //
 // Forward: W = B [U, R, O]. Backward: dx (+)= dz A^T, W = the transpose of A [U, I, R]. One block takes 64 tokens of
-// one run and a range of output columns; act(z) of its tokens lies in shared memory for good, y and W stream
-// through. Ranks beyond 64 are summed in registers, tile after tile, before y is touched once. Partial sums of z, where
-// the shrink was split, are added here in order, and written once.
+// one run (16 where runs are short) and a range of output columns; act(z) of its tokens lies in shared memory for good,
+// y and W stream through. Ranks beyond 64 are summed in registers, tile after tile, before y is touched once. Partial
+// sums of z, where the shrink was split, are added here in order, and written once.
 #pragma once
 #include "cuda/activation.cuh"
 #include "cuda/matrix.cuh"
@@ -26,10 +26,12 @@ struct ExpandArgs {
   bool y_vectors, z_vectors, bias_is_float;
 };
 
-template <class T, int RP, bool TRANSPOSED>
+template <class T, int RP, int TOKENS, bool TRANSPOSED>
 struct ExpandShape {
-  static constexpr int kTokens = 64, kThreads = 128, kStages = 3;
-  static constexpr int kStep = kLine<T>;  // output columns of one pipeline step
+  static constexpr bool kShort = TOKENS == kShortTile;
+  static constexpr int kTokens = TOKENS, kThreads = 128, kStages = 3;
+  static constexpr int kStep = kLine<T> * lines_per_step(RP, TOKENS);  // output columns of one pipeline step
+  static constexpr int kWarpStep = kShort ? kStep / 4 : kStep;         // of one warp
   static constexpr int kPitchY = kStep + kPad<T>, kPitchW = (TRANSPOSED ? RP : kStep) + kPad<T>;
   static constexpr int kTileY = kTokens * kPitchY, kTileW = (TRANSPOSED ? kStep : RP) * kPitchW;
   static constexpr int kMaxRanks = 512 / int(sizeof(T));  // of one launch: what shared memory holds for 64 tokens
@@ -53,9 +55,9 @@ __device__ __forceinline__ float2 biases_at(const ExpandArgs& p, int u, int colu
 }
 
 // ACCUMULATE: y is read and added to. BIASED: there is a bias, a base or both.
-template <class T, int RP, bool TRANSPOSED, bool ACCUMULATE, bool BIASED>
+template <class T, int RP, int TOKENS, bool TRANSPOSED, bool ACCUMULATE, bool BIASED>
 __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
-  using S = ExpandShape<T, RP, TRANSPOSED>;
+  using S = ExpandShape<T, RP, TOKENS, TRANSPOSED>;
   using M = Matrix<T>;
   const int rank_tiles = RP == 64 ? (p.ranks + RP - 1) / RP : 1, pitch_z = S::pitch_z(rank_tiles);
   SharedCarver carve;
@@ -74,10 +76,12 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
   // Calls use(token, r, v) for four neighbours v of z, from rank r on, zeros past the end.
   auto take_z = [&](auto use) {
     const size_t at = size_t(tile.begin) * p.rank + p.first_rank, part = size_t(p.segments.n_tokens) * p.rank;
+    constexpr int kFours = S::kTokens * RP / 4;
     for (int first = 0; first < rank_tiles * RP; first += RP)
 #pragma unroll
-      for (int i = 0; i < S::kTokens * RP / 4 / S::kThreads; ++i) {
+      for (int i = 0; i < (kFours + S::kThreads - 1) / S::kThreads; ++i) {
         const int q = int(threadIdx.x) + i * S::kThreads, token = q / (RP / 4), r = first + q % (RP / 4) * 4;
+        if (kFours % S::kThreads != 0 && q >= kFours) break;
         const int left = token < tile.tokens ? p.ranks - r : 0;
         const float* z = p.z + at + size_t(token) * p.rank + r;
         float v[4];
@@ -145,23 +149,25 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
   });
 
   const int lane = int(threadIdx.x & 31), warp = int(threadIdx.x >> 5), g = lane / 4, t = lane % 4;
-  const int tokens = tile.tokens - warp * 16;
-  Accumulator sums[S::kStep / 8] = {};
+  // What is this warp's own: 16 tokens from here on, columns of a step from there on.
+  const int first_token = S::kShort ? 0 : warp * 16, tokens = tile.tokens - first_token;
+  const int own_column = S::kShort ? warp * S::kWarpStep : 0;
+  Accumulator sums[S::kWarpStep / 8] = {};
   int slot = 0, rank = 0, column = 0;
   while (column < columns) {
     cp_async_wait<S::kStages - 2>();
     __syncthreads();  // step s (and act(z), the first time) is there, and nobody reads the slot that is filled next
     load_next();
-    const T* const tz = tile_z + warp * 16 * pitch_z + rank;
-    const T* const tw = tiles_w + slot * S::kTileW;
-    T* const ty = tiles_y + slot * S::kTileY + warp * 16 * S::kPitchY;
+    const T* const tz = tile_z + first_token * pitch_z + rank;
+    const T* const tw = tiles_w + slot * S::kTileW + own_column * (TRANSPOSED ? S::kPitchW : 1);
+    T* const ty = tiles_y + slot * S::kTileY + first_token * S::kPitchY + own_column;
     slot = slot == S::kStages - 1 ? 0 : slot + 1;
 #pragma unroll
     for (int k = 0; k < RP; k += 16) {
       FragmentA<T> a;
       load_a_rows(a, tz + k, pitch_z);
 #pragma unroll
-      for (int n = 0; n < S::kStep; n += 16) {
+      for (int n = 0; n < S::kWarpStep; n += 16) {
         FragmentB<T> b[2];
         if constexpr (TRANSPOSED) {
           load_b_rows(b, tw + n * S::kPitchW + k, S::kPitchW);
@@ -176,13 +182,13 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
     if (RP == 64 && rank < p.ranks) continue;
     rank = 0;
 
-    // This warp's 16 tokens: add in shared memory, then write whole lines.
-    const int left = columns_left - column;
+    // Add in shared memory, then write whole lines.
+    const int left = columns_left - column - own_column;
 #pragma unroll
-    for (int n = 0; n < S::kStep / 8; ++n) {
+    for (int n = 0; n < S::kWarpStep / 8; ++n) {
       const int c = n * 8 + 2 * t;
       float2 bias{0.0f, 0.0f};
-      if constexpr (BIASED) bias = biases_at<T>(p, u, first_column + column + c, left - c);
+      if constexpr (BIASED) bias = biases_at<T>(p, u, first_column + column + own_column + c, left - c);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         auto* const cell = reinterpret_cast<typename M::Pair*>(ty + (g + 8 * half) * S::kPitchY + c);
@@ -197,9 +203,9 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
       }
     }
     __syncwarp();
-    T* const out = y + size_t(warp * 16) * p.columns + column;
+    T* const out = y + size_t(first_token) * p.columns + column + own_column;
     if (p.y_vectors) {
-      constexpr int kAcross = S::kStep / kVector<T>, kDown = 32 / kAcross;
+      constexpr int kAcross = S::kWarpStep / kVector<T>, kDown = 32 / kAcross;
       const int first = lane / kAcross, c = lane % kAcross * kVector<T>, valid = c < left ? tokens : 0;
 #pragma unroll
       for (int i = 0; i < 16; i += kDown)
@@ -207,8 +213,8 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
           *reinterpret_cast<uint4*>(out + size_t(first + i) * p.columns + c) =
               *reinterpret_cast<const uint4*>(ty + (first + i) * S::kPitchY + c);
     } else {
-      for (int q = lane; q < 16 * S::kStep; q += 32) {
-        const int row = q / S::kStep, c = q % S::kStep;
+      for (int q = lane; q < 16 * S::kWarpStep; q += 32) {
+        const int row = q / S::kWarpStep, c = q % S::kWarpStep;
         if (row < tokens && c < left) out[size_t(row) * p.columns + c] = ty[row * S::kPitchY + c];
       }
     }

@@ -14,13 +14,23 @@ int64_t dots(const MixItem& item) { return runs(item, kDotRun) * item.rows * ite
 
 int64_t stride(const MixItem& i) { return i.joins_rows && i.stride ? i.stride : i.q; }
 
+// Whether a tensor starts at a multiple of four of its elements.
+bool starts_at_four(const void* p, Dtype dtype) { return is_aligned(p, 0, dtype == Dtype::kFp32 ? 16 : 8); }
+
 MixEntry entry(const MixItem& i) {
   void* const mixed = i.mixed ? i.mixed : const_cast<void*>(i.mixed_grad);
-  return {i.bank,         i.weights, mixed,          i.bank_grad,
-          i.weights_grad, nullptr,   int(i.heads),   int(i.skills),
-          int(i.p * i.q), int(i.q),  int(stride(i)), int(i.heads * i.p * stride(i)),
-          int(i.rows),    0,         i.joins_rows,   i.bank_dtype,
-          i.mixed_dtype,  i.scale};
+  const bool fours = i.q % 4 == 0 && stride(i) % 4 == 0 && starts_at_four(i.bank, i.bank_dtype) &&
+                     starts_at_four(i.bank_grad, i.bank_dtype) && starts_at_four(mixed, i.mixed_dtype);
+  return {i.bank,         i.weights,
+          mixed,          i.bank_grad,
+          i.weights_grad, nullptr,
+          int(i.heads),   int(i.skills),
+          int(i.p * i.q), int(i.q),
+          int(stride(i)), int(i.heads * i.p * stride(i)),
+          int(i.rows),    0,
+          i.joins_rows,   fours,
+          i.bank_dtype,   i.mixed_dtype,
+          i.scale};
 }
 
 const char* check(const MixItem& i) {
@@ -35,15 +45,15 @@ const char* check(const MixItem& i) {
 // Starts `kernel` on groups of items; blocks(item) says how many thread blocks each one needs, complete(entry, i) adds
 // what else its entry says.
 template <class Blocks, class Complete>
-const char* launch_groups(void (*kernel)(MixArgs), const MixItem* items, size_t n, Stream stream, Blocks blocks,
-                          Complete complete) {
+const char* launch_groups(void (*kernel)(MixArgs), int threads, const MixItem* items, size_t n, Stream stream,
+                          Blocks blocks, Complete complete) {
   MixArgs args{};
   int filled = 0, total = 0;
   const auto flush = [&]() -> const char* {
     if (!total) return nullptr;
     const dim3 grid{unsigned(total)};
     filled = total = 0;
-    return MHR_LAUNCH(kernel, grid, dim3(kMixThreads), 0, stream, args);
+    return MHR_LAUNCH(kernel, grid, dim3(unsigned(threads)), 0, stream, args);
   };
   for (size_t i = 0; i < n; ++i) {
     MHR_TRY(check(items[i]));
@@ -106,7 +116,7 @@ size_t mix_backward_workspace_bytes(const MixItem* items, size_t n) {
 
 const char* launch_mix(const MixItem* items, size_t n, void* stream) {
   return launch_groups(
-      mix_kernel<kMixThreads>, items, n, static_cast<Stream>(stream),
+      mix_kernel<kMixThreads>, kMixThreads, items, n, static_cast<Stream>(stream),
       [](const MixItem& i, size_t) { return i.heads * runs(i, kMixRun) * ceil_div(i.rows, kMixRows); },
       [](MixEntry&, size_t) {});
 }
@@ -114,7 +124,7 @@ const char* launch_mix(const MixItem* items, size_t n, void* stream) {
 const char* launch_mix_backward(const MixItem* items, size_t n, void* workspace, void* stream) {
   const auto st = static_cast<Stream>(stream);
   MHR_TRY(launch_groups(
-      mix_bank_grad_kernel<kMixThreads>, items, n, st,
+      mix_bank_grad_kernel<kMixThreads>, kMixThreads, items, n, st,
       [](const MixItem& i, size_t) {
         return i.bank_grad ? i.heads * runs(i, kMixRun) * ceil_div(i.skills, kMixRows) : 0;
       },
@@ -124,13 +134,13 @@ const char* launch_mix_backward(const MixItem* items, size_t n, void* workspace,
     if (count > (1 << 30) / kDotRun) return "more than 2^30 elements share their weights";
   auto* const scratch = static_cast<float*>(workspace);
   MHR_TRY(launch_groups(
-      mix_dots_kernel<kMixThreads>, items, n, st,
+      mix_dots_kernel<kDotThreads>, kDotThreads, items, n, st,
       [](const MixItem& i, size_t) { return i.weights_grad && i.rows && i.skills ? i.heads * runs(i, kDotRun) : 0; },
       [&](MixEntry& e, size_t i) { e.dots = scratch + plan.begin[i]; }));
   return launch_groups(
-      mix_weights_grad_kernel<kMixThreads>, items, n, st,
+      mix_weights_grad_kernel<kMixThreads>, kMixThreads, items, n, st,
       [&](const MixItem& i, size_t at) {
-        return plan.leads[at] ? int64_t(ceil_div(i.rows * i.heads * i.skills, kMixThreads)) : 0;
+        return plan.leads[at] ? int64_t(ceil_div(i.rows * i.heads * i.skills, kMixThreads / kSumLanes)) : 0;
       },
       [&](MixEntry& e, size_t i) {
         e.dots = scratch + plan.begin[i];

@@ -37,11 +37,11 @@ const char* check(Dtype dtype, const Routing& routing, std::initializer_list<int
 }
 
 // Rows of A that are apart are those that mix wrote for the kernels' vectors, nothing else.
-const char* check_stride(int64_t stride, int64_t rank, bool is_float, Dtype dtype) {
+const char* check_stride(const void* a, int64_t stride, int64_t rank, bool is_float, Dtype dtype) {
   if (!stride) return nullptr;
   const int64_t vector = dtype == Dtype::kFp32 ? 4 : 8;
-  if ((is_float && dtype != Dtype::kFp32) || stride < rank || stride % vector != 0)
-    return "rows of A may be apart by multiples of 16 bytes only, and of the type of x";
+  if ((is_float && dtype != Dtype::kFp32) || stride < rank || stride % vector != 0 || !is_aligned(a))
+    return "rows of A may be apart by multiples of 16 bytes only, from one on, and of the type of x";
   return nullptr;
 }
 
@@ -75,7 +75,7 @@ size_t workspace_bytes(const RoutedAdapterBackwardX& p) {
 
 const char* launch_routed_adapter_forward(const RoutedAdapterForward& p, void* workspace, void* stream) {
   MHR_TRY(check(p.dtype, p.routing, {p.in_features, p.out_features, p.rank}));
-  MHR_TRY(check_stride(p.a_stride, p.rank, p.factors_are_float, p.dtype));
+  MHR_TRY(check_stride(p.a, p.a_stride, p.rank, p.factors_are_float, p.dtype));
   MHR_TRY(check_routing(p.routing, p.rows_a, p.n_rows_a, stream));
   MHR_TRY(check_routing(p.routing, p.rows_b, p.n_rows_b, stream));
   return with_dtype(p, [&](auto t) { return launch_pass<decltype(t)>(p, workspace, static_cast<Stream>(stream)); });
@@ -87,7 +87,7 @@ const char* launch_routed_adapter_backward_dy(const RoutedAdapterBackwardDy& p, 
 }
 const char* launch_routed_adapter_backward_x(const RoutedAdapterBackwardX& p, void* workspace, void* stream) {
   MHR_TRY(check(p.dtype, p.routing, {p.in_features, p.rank}));
-  MHR_TRY(check_stride(p.a_stride, p.rank, p.factors_are_float, p.dtype));
+  MHR_TRY(check_stride(p.a, p.a_stride, p.rank, p.factors_are_float, p.dtype));
   MHR_TRY(check_routing(p.routing, p.rows_a, p.n_rows_a, stream));
   return with_dtype(p, [&](auto t) { return launch_pass<decltype(t)>(p, workspace, static_cast<Stream>(stream)); });
 }

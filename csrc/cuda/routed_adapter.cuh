@@ -30,11 +30,17 @@ inline bool are_fours(const float* p, int64_t columns) { return is_aligned(p, si
 // What every GPU since sm_80 gives a block, those of desktops too.
 constexpr int kMostShared = 99 * 1024;
 
-// Cuts `steps` pipeline steps into ranges, so that `blocks` times as many reach those wanted: none shorter than four
-// steps, no more than are useful.
-inline int steps_per_range(int steps, int blocks, int wanted) {
-  const int ranges = std::max(1, std::min(ceil_div(wanted, std::max(blocks, 1)), steps / 4));
+// Cuts `steps` pipeline steps of so many lines into ranges, so that `blocks` times as many reach those wanted: none
+// shorter than four lines, no more than are useful.
+inline int steps_per_range(int steps, int lines, int blocks, int wanted) {
+  const int ranges = std::max(1, std::min(ceil_div(wanted, std::max(blocks, 1)), steps * lines / 4));
   return std::max(1, ceil_div(steps, ranges));
+}
+
+// Of rows in any order U - 1 of U segments begin a run: tiles are short where runs of that mean length fill no more
+// than one.
+inline int tile_tokens(const Segments& s) {
+  return s.n_tokens * int64_t(s.n_rows) <= kShortTile * int64_t(s.count) * (s.n_rows - 1) ? kShortTile : kLongTile;
 }
 
 // Workspace, handed out in multiples of 16 bytes. A pass plans with it first, without memory to learn how much it
@@ -90,7 +96,7 @@ class AdapterFactors {
 inline int padded_rank(int64_t rank) { return rank <= 16 ? 16 : rank <= 32 ? 32 : 64; }
 inline int rank_tiles(int64_t rank) { return ceil_div(rank, 64); }
 
-// Calls f with the padded rank as a compile-time constant.
+// Calls f with the padded rank, or with it and the tokens of a tile, as compile-time constants.
 template <class F>
 const char* with_padded_rank(int64_t rank, F f) {
   switch (padded_rank(rank)) {
@@ -103,13 +109,21 @@ const char* with_padded_rank(int64_t rank, F f) {
   }
 }
 
+template <class F>
+const char* with_shape(int64_t rank, const Segments& segments, F f) {
+  return with_padded_rank(rank, [&](auto rp) {
+    return tile_tokens(segments) == kShortTile ? f(rp, std::integral_constant<int, kShortTile>())
+                                               : f(rp, std::integral_constant<int, kLongTile>());
+  });
+}
+
 template <class T>
 struct ForwardPlan {
-  int steps, per_range, ranges;
-  explicit ForwardPlan(const RoutedAdapterForward& p)
-      : steps(ceil_div(p.in_features, kLine<T>)),
-        per_range(steps_per_range(steps,
-                                  max_tiles(segments_of(p.routing, p.rows_a, p.n_rows_a), 64) * rank_tiles(p.rank),
+  int lines, steps, per_range, ranges;
+  ForwardPlan(const RoutedAdapterForward& p, const Segments& segments)
+      : lines(lines_per_step(padded_rank(p.rank), tile_tokens(segments))),
+        steps(ceil_div(p.in_features, kLine<T> * lines)),
+        per_range(steps_per_range(steps, lines, max_tiles(segments, tile_tokens(segments)) * rank_tiles(p.rank),
                                   p.routing.blocks_at_once)),
         ranges(ceil_div(steps, per_range)) {}
 };
@@ -169,31 +183,33 @@ inline const char* gather(const GatherArgs& p, Stream stream) {
   return MHR_LAUNCH(kernel, grid, dim3(kReduceThreads), 0, stream, p);
 }
 
-template <class T, int RP, bool TRANSPOSED, bool ACCUMULATE, bool BIASED>
+template <class T, int RP, int TOKENS, bool TRANSPOSED, bool ACCUMULATE, bool BIASED>
 const char* expand_once(const ExpandArgs& p, Stream stream) {
-  using S = ExpandShape<T, RP, TRANSPOSED>;
-  auto* const kernel = expand_kernel<T, RP, TRANSPOSED, ACCUMULATE, BIASED>;
+  using S = ExpandShape<T, RP, TOKENS, TRANSPOSED>;
+  auto* const kernel = expand_kernel<T, RP, TOKENS, TRANSPOSED, ACCUMULATE, BIASED>;
   const int tiles = max_tiles(p.segments, S::kTokens), steps = ceil_div(p.columns, S::kStep);
   const dim3 grid(unsigned(tiles), unsigned(ceil_div(steps, p.steps_per_range)));
   return MHR_LAUNCH(kernel, grid, dim3(S::kThreads), S::shared_bytes(ceil_div(p.ranks, RP)), stream, p);
 }
 
-// Ranks beyond what shared memory holds are added by further launches, each to what the one before left.
-template <class T, int RP, bool TRANSPOSED>
+// Ranks beyond what shared memory holds are added by further launches, each to what the one before left. Short tiles
+// have one kernel for biases that are there and that are not.
+template <class T, int RP, int TOKENS, bool TRANSPOSED>
 const char* expand(ExpandArgs p, bool accumulate, int blocks_wanted, Stream stream) {
-  using S = ExpandShape<T, RP, TRANSPOSED>;
-  p.steps_per_range = steps_per_range(ceil_div(p.columns, S::kStep), max_tiles(p.segments, S::kTokens), blocks_wanted);
+  using S = ExpandShape<T, RP, TOKENS, TRANSPOSED>;
+  p.steps_per_range = steps_per_range(ceil_div(p.columns, S::kStep), lines_per_step(RP, TOKENS),
+                                      max_tiles(p.segments, S::kTokens), blocks_wanted);
   for (p.first_rank = 0; p.first_rank < p.rank; p.first_rank += S::kMaxRanks) {
     p.ranks = std::min(S::kMaxRanks, p.rank - p.first_rank);
     if (accumulate) {
-      if constexpr (TRANSPOSED) {
-        MHR_TRY((expand_once<T, RP, true, true, false>(p, stream)));
+      if constexpr (TRANSPOSED || S::kShort) {
+        MHR_TRY((expand_once<T, RP, TOKENS, TRANSPOSED, true, !TRANSPOSED>(p, stream)));
       } else {
-        MHR_TRY(p.bias ? expand_once<T, RP, false, true, true>(p, stream)
-                       : expand_once<T, RP, false, true, false>(p, stream));
+        MHR_TRY(p.bias ? expand_once<T, RP, TOKENS, false, true, true>(p, stream)
+                       : expand_once<T, RP, TOKENS, false, true, false>(p, stream));
       }
     } else {
-      MHR_TRY((expand_once<T, RP, TRANSPOSED, false, !TRANSPOSED>(p, stream)));
+      MHR_TRY((expand_once<T, RP, TOKENS, TRANSPOSED, false, !TRANSPOSED>(p, stream)));
     }
     p.bias = p.base = nullptr;
     accumulate = true;
@@ -226,7 +242,7 @@ struct ForwardPass {
         workspace{static_cast<char*>(memory)},
         segments_a(segments_of(p.routing, p.rows_a, p.n_rows_a)),
         segments_b(segments_of(p.routing, p.rows_b, p.n_rows_b)),
-        plan(p),
+        plan(p, segments_a),
         factors(workspace, p.routing),
         a(factors.add(p.a, p.factors_are_float, p.rows_a, p.n_rows_a, p.in_features, p.rank, p.a_stride)),
         b(factors.add(p.b, p.factors_are_float, p.rows_b, p.n_rows_b, p.rank, p.out_features)),
@@ -235,30 +251,39 @@ struct ForwardPass {
   const char* run(Stream stream) {
     if (p.routing.n_tokens == 0) return nullptr;
     MHR_TRY(factors.make(stream));
-    return with_padded_rank(p.rank, [&](auto rp) { return run<decltype(rp)::value>(stream); });
+    MHR_TRY(with_shape(p.rank, segments_a, [&](auto rp, auto tokens) {
+      return shrink<decltype(rp)::value, decltype(tokens)::value>(stream);
+    }));
+    return with_shape(p.rank, segments_b, [&](auto rp, auto tokens) {
+      return expand_z<decltype(rp)::value, decltype(tokens)::value>(stream);
+    });
   }
 
  private:
-  template <int RP>
-  const char* run(Stream stream) {
-    using S = ShrinkShape<T, RP>;
-    const int rank = int(p.rank), n_in = int(p.in_features), n_out = int(p.out_features);
-    const bool x_vectors = is_aligned(p.x, size_t(n_in) * sizeof(T));
-    const bool y_vectors = is_aligned(p.y, size_t(n_out) * sizeof(T));
-    const ShrinkArgs shrink{p.x,
-                            a,
-                            p.bias_a,
-                            parts,
-                            segments_a,
-                            n_in,
-                            rank,
-                            plan.per_range,
-                            x_vectors,
-                            are_pairs(parts, rank),
-                            p.factors_are_float};
-    auto* const kernel = shrink_kernel<T, RP>;
+  template <int RP, int TOKENS>
+  const char* shrink(Stream stream) {
+    using S = ShrinkShape<T, RP, TOKENS>;
+    const int rank = int(p.rank), n_in = int(p.in_features);
+    const ShrinkArgs args{p.x,
+                          a,
+                          p.bias_a,
+                          parts,
+                          segments_a,
+                          n_in,
+                          rank,
+                          plan.per_range,
+                          is_aligned(p.x, size_t(n_in) * sizeof(T)),
+                          are_pairs(parts, rank),
+                          p.factors_are_float};
+    auto* const kernel = shrink_kernel<T, RP, TOKENS>;
     const dim3 grid(unsigned(max_tiles(segments_a, S::kTokens)), unsigned(plan.ranges), unsigned(ceil_div(rank, RP)));
-    MHR_TRY(MHR_LAUNCH(kernel, grid, dim3(S::kThreads), S::kShared, stream, shrink));
+    return MHR_LAUNCH(kernel, grid, dim3(S::kThreads), S::kShared, stream, args);
+  }
+
+  template <int RP, int TOKENS>
+  const char* expand_z(Stream stream) {
+    const int rank = int(p.rank), n_out = int(p.out_features);
+    const bool y_vectors = is_aligned(p.y, size_t(n_out) * sizeof(T));
     const bool split = plan.ranges > 1;
     const bool z_vectors = are_fours(p.z, rank) && are_fours(parts, rank);
     const ExpandArgs args{parts,
@@ -279,7 +304,7 @@ struct ForwardPass {
                           y_vectors,
                           z_vectors,
                           p.factors_are_float};
-    return expand<T, RP, false>(args, !p.writes_y, p.routing.blocks_at_once, stream);
+    return expand<T, RP, TOKENS, false>(args, !p.writes_y, p.routing.blocks_at_once, stream);
   }
 };
 
@@ -400,8 +425,9 @@ struct BackwardXPass {
                           dx_vectors,
                           are_fours(p.dz, rank),
                           false};
-    return with_padded_rank(p.rank, [&](auto rp) {
-      return expand<T, decltype(rp)::value, true>(args, p.accumulate, p.routing.blocks_at_once, stream);
+    return with_shape(p.rank, segments, [&](auto rp, auto tokens) {
+      return expand<T, decltype(rp)::value, decltype(tokens)::value, true>(args, p.accumulate, p.routing.blocks_at_once,
+                                                                           stream);
     });
   }
 };

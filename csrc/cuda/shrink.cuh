@@ -1,8 +1,9 @@
 // z[n] = x[n] A_u + a_u: the wide side of a routed adapter down to its rank.
 //
-// One block takes 64 tokens of one run, one range of the input dimension and up to RP columns of the rank, and
-// streams x and A once; the products stay in registers. With several ranges each writes its own partial sums, which
-// the expand that follows adds in order.
+// One block takes 64 tokens of one run (16 where runs are short), one range of the input dimension and up to RP columns
+// of the rank, and streams x and A once; the products stay in registers. With several ranges each writes its own
+// partial sums, which the expand that follows adds in order; those of a short tile's warps are added at the end, in
+// their order.
 #pragma once
 #include "cuda/matrix.cuh"
 #include "cuda/segments.cuh"
@@ -20,18 +21,20 @@ struct ShrinkArgs {
   bool x_vectors, z_pairs, bias_is_float;
 };
 
-template <class T, int RP>
+template <class T, int RP, int TOKENS>
 struct ShrinkShape {
-  static constexpr int kTokens = 64, kThreads = 128, kStages = RP == 64 ? 3 : 4;
-  static constexpr int kStep = kLine<T>;  // input columns of one pipeline step
+  static constexpr bool kShort = TOKENS == kShortTile;
+  static constexpr int kTokens = TOKENS, kThreads = 128, kStages = RP == 64 || kShort ? 3 : 4;
+  static constexpr int kStep = kLine<T> * lines_per_step(RP, TOKENS);  // input columns of one pipeline step
+  static constexpr int kWarpStep = kShort ? kStep / 4 : kStep;         // of one warp
   static constexpr int kPitchX = kStep + kPad<T>, kPitchA = RP + kPad<T>;
   static constexpr int kTileX = kTokens * kPitchX, kTileA = kStep * kPitchA;
   static constexpr int kShared = kStages * (kTileX + kTileA) * int(sizeof(T));
 };
 
-template <class T, int RP>
+template <class T, int RP, int TOKENS>
 __global__ void __launch_bounds__(128, 3) shrink_kernel(ShrinkArgs p) {
-  using S = ShrinkShape<T, RP>;
+  using S = ShrinkShape<T, RP, TOKENS>;
   SharedCarver carve;
   T* const tiles_x = carve.template take<T>(S::kStages * S::kTileX);
   T* const tiles_a = carve.template take<T>(S::kStages * S::kTileA);
@@ -74,11 +77,11 @@ __global__ void __launch_bounds__(128, 3) shrink_kernel(ShrinkArgs p) {
     cp_async_wait<S::kStages - 2>();
     __syncthreads();  // step s has landed for everybody, and nobody reads the slot that is filled next
     load_next();
-    const T* const tx = tiles_x + slot * S::kTileX + warp * 16 * S::kPitchX;
-    const T* const ta = tiles_a + slot * S::kTileA;
+    const T* const tx = tiles_x + slot * S::kTileX + warp * (S::kShort ? S::kWarpStep : 16 * S::kPitchX);
+    const T* const ta = tiles_a + slot * S::kTileA + (S::kShort ? warp * S::kWarpStep * S::kPitchA : 0);
     slot = slot == S::kStages - 1 ? 0 : slot + 1;
 #pragma unroll
-    for (int k = 0; k < S::kStep; k += 16) {
+    for (int k = 0; k < S::kWarpStep; k += 16) {
       FragmentA<T> fragment;
       load_a_rows(fragment, tx + k, S::kPitchX);
 #pragma unroll
@@ -91,22 +94,45 @@ __global__ void __launch_bounds__(128, 3) shrink_kernel(ShrinkArgs p) {
     }
   }
 
-#pragma unroll
-  for (int n = 0; n < RP / 8; ++n) {
-    const int r = n * 8 + lane % 4 * 2;
-    float2 bias{0.0f, 0.0f};
+  // Two neighbours along the rank, with the bias.
+  auto put = [&](int token, int r, float2 v) {
     if (p.bias && blockIdx.y == 0) {
       const size_t at = size_t(u) * p.rank + first_rank + r;
-      if (r < ranks) bias.x = bias_at<T>(p.bias, p.bias_is_float, at);
-      if (r + 1 < ranks) bias.y = bias_at<T>(p.bias, p.bias_is_float, at + 1);
+      if (r < ranks) v.x += bias_at<T>(p.bias, p.bias_is_float, at);
+      if (r + 1 < ranks) v.y += bias_at<T>(p.bias, p.bias_is_float, at + 1);
     }
+    if (token < tile.tokens) store_two(z + size_t(token) * p.rank + r, v.x, v.y, ranks - r, p.z_pairs);
+  };
+  if constexpr (S::kShort) {
+    static_assert(4 * 16 * RP * int(sizeof(float)) <= S::kStages * S::kTileA * int(sizeof(T)));
+    // [warps, 16, RP / 2]
+    auto* const partial = reinterpret_cast<float2*>(tiles_a);
+
+    __syncthreads();  // nobody reads A anymore
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int token = warp * 16 + lane / 4 + half * 8;
-      if (token < tile.tokens)
-        store_two(z + size_t(token) * p.rank + r, sums[n][2 * half] + bias.x, sums[n][2 * half + 1] + bias.y, ranks - r,
-                  p.z_pairs);
+    for (int n = 0; n < RP / 8; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        partial[(warp * 16 + lane / 4 + half * 8) * (RP / 2) + n * 4 + lane % 4] = {sums[n][2 * half],
+                                                                                    sums[n][2 * half + 1]};
+    __syncthreads();  // the warps' sums are there
+#pragma unroll
+    for (int q = int(threadIdx.x); q < 16 * RP / 2; q += S::kThreads) {
+      float2 sum = partial[q];
+#pragma unroll
+      for (int w = 1; w < 4; ++w) {
+        const float2 more = partial[w * 16 * (RP / 2) + q];
+        sum.x += more.x;
+        sum.y += more.y;
+      }
+      put(q / (RP / 2), q % (RP / 2) * 2, sum);
     }
+  } else {
+#pragma unroll
+    for (int n = 0; n < RP / 8; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        put(warp * 16 + lane / 4 + half * 8, n * 8 + lane % 4 * 2, {sums[n][2 * half], sums[n][2 * half + 1]});
   }
 }
 

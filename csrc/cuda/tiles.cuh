@@ -11,6 +11,11 @@ constexpr int kLine = 128 / int(sizeof(T));  // elements of one 128-byte line
 template <class T>
 constexpr int kPad = kVector<T>;  // keeps a column's rows in different banks
 
+// Tokens of a tile, of long runs and of short ones. Of long tiles each of four warps takes 16 tokens and all columns of
+// a step; of short ones each takes all tokens and its part of a step's columns, which is so many lines wide.
+constexpr int kLongTile = 64, kShortTile = 16;
+constexpr int lines_per_step(int rp, int tokens) { return tokens == kLongTile ? 1 : rp == 16 ? 4 : 2; }
+
 // A factor as kernels read it: of their type, rows a multiple of 16 bytes apart and zero past their end (pad.cuh).
 struct Factor {
   const void* data;

@@ -200,7 +200,7 @@ def launches(case: Case) -> int:
 
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-CASES = (
+CASES: tuple[Case, ...] = (
     Case((70, 1, 0, 133), 64, 192, 1),
     Case((70, 1, 0, 133), 192, 72, 4),
     Case((70, 1, 0, 133), 512, 512, 16),
@@ -241,5 +241,28 @@ CASES = (
     Case((130, 20), 64, 270, 40, FP32, bottleneck=True, blocks=2),
     Case((40, 40, 40, 16), 64, 520, 16, FP16, blocks=2),
 )
+# Segments so short that tiles are.
+SHORT = (5, 16, 0, 9, 1, 20, 3, 8)
+SHORT_CASES = (
+    Case(SHORT, 1096, 1032, 16),
+    Case(SHORT, 1096, 1032, 5, bottleneck=True, blocks=4),
+    Case(SHORT, 1096, 1032, 16, overwrite=True, blocks=4),
+    Case((12,) * 6, 600, 531, 12, equal_segments=True, blocks=4),
+    Case((1,) * 40, 264, 264, 4),
+    Case(SHORT, 520, 400, 32, bottleneck=True, blocks=4),
+    Case(SHORT, 264, 264, 30, float_factors=True, overwrite=True),
+    Case(SHORT, 520, 400, 64, bottleneck=True, blocks=4),
+    Case(SHORT, 200, 136, 100, overwrite=True, absent=True),
+    Case(SHORT, 72, 136, 300, bottleneck=True, blocks=4),
+    Case(SHORT, 520, 260, 16, FP16, bottleneck=True, blocks=4, absent=True),
+    Case(SHORT, 264, 260, 33, FP16),
+    Case(SHORT, 520, 516, 16, FP32, bottleneck=True, blocks=4),
+    Case(SHORT, 260, 264, 20, FP32, overwrite=True, blocks=4),
+    Case(SHORT, 260, 136, 150, FP32, bottleneck=True),
+    Case(SHORT, 136, 264, 16, shift=8, blocks=4),
+    Case(SHORT, 72, 64, 3, FP32, shift=8, bottleneck=True),
+    Case(SHORT, 72, 64, 3, FP32, a_stride=4),
+)
+CASES += SHORT_CASES
 # Tensors of more than 2^31 elements, of which a few tokens at the end are used.
 SPARSE = Case((8,), 16384, 16384, 4, bottleneck=True, left_out=1 << 17)

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
 # The environment's own ninja is beside its Python, which may not be on the path.
 NINJA = shutil.which("ninja") or shutil.which("ninja", path=str(Path(sys.executable).parent))
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 3}
@@ -53,32 +54,50 @@ def missing_tools() -> str | None:
     return None if NINJA else "ninja not found"
 
 
-def build(flavour: str, csrc: Path = ROOT / "csrc", folder: Path | None = None) -> Path:
+def build(flavour: str) -> Path:
     """Compiles what changed since the last call; returns the driver's path."""
-    sources = [*_kernels(csrc), ROOT / "tests" / "emulation" / "driver.cpp"]
-    return _compile(folder or ROOT / "build" / "emulation" / flavour, csrc, sources, "driver", FLAVOURS[flavour], "")
+    sources = [*_kernels(CSRC), ROOT / "tests" / "emulation" / "driver.cpp"]
+    return _compile(ROOT / "build" / "emulation" / flavour, sources, "driver", FLAVOURS[flavour], "")
 
 
-def build_library(csrc: Path = ROOT / "csrc") -> Path:
+def build_changed(flavour: str, source: Path, folder: Path) -> Path:
+    """The driver with `source` in place of the kernels' file of that name, built with the headers of its own tree; all else is
+    as it is here."""
+    own = build(flavour)
+    flags = (
+        f"{LANGUAGE} {FLAVOURS[flavour]} -w -I{source.parent.parent}"  # a planted bug may leave a variable without use
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    changed, driver = folder / f"{source.name}.o", folder / "driver"
+    # Its functions come first, so that those of headers are taken from it.
+    others = [o for o in sorted(own.parent.glob("*.o")) if o.name != changed.name]
+    for command in (
+        ["g++", *flags.split(), "-c", "-x", "c++", source, "-o", changed],
+        ["g++", *flags.split(), changed, *others, "-o", driver],
+    ):
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise BuildFailed(f"{source} does not build:\n{result.stderr[-4000:]}")
+    return driver
+
+
+def build_library() -> Path:
     """A library that registers the emulated kernels as the CPU's own; to be loaded where mhr._C is left out."""
     torch_home = Path(torch.__file__).parent
     includes = " ".join(f"-isystem {torch_home / 'include' / path}" for path in ("", "torch/csrc/api/include"))
     defines = f"-DMHR_EMULATED -DTORCH_TARGET_VERSION=0x020b000000000000 {includes}"
     libraries = f"-L{torch_home / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10"
-    sources = [*_kernels(csrc), *sorted((csrc / "cuda").glob("*_torch.cpp"))]
+    sources = [*_kernels(CSRC), *sorted((CSRC / "cuda").glob("*_torch.cpp"))]
     flags = f"-O2 -fPIC -fvisibility=hidden {defines}"
-    return _compile(
-        ROOT / "build" / "emulation" / "library", csrc, sources, "emulated.so", flags, f"-shared {libraries}"
-    )
+    return _compile(ROOT / "build" / "emulation" / "library", sources, "emulated.so", flags, f"-shared {libraries}")
 
 
 def _kernels(csrc: Path) -> list[Path]:
     return [*sorted((csrc / "emulation").glob("*.cpp")), *sorted((csrc / "cuda").glob("*.cu"))]
 
 
-def _compile(folder: Path, csrc: Path, sources: Sequence[Path], target: str, flags: str, link_flags: str) -> Path:
-    warnings = WARNINGS if csrc == ROOT / "csrc" else "-w"  # a planted bug may leave a variable without use
-    flags = f"{LANGUAGE} {flags} {warnings} -I{csrc}"
+def _compile(folder: Path, sources: Sequence[Path], target: str, flags: str, link_flags: str) -> Path:
+    flags = f"{LANGUAGE} {flags} {WARNINGS} -I{CSRC}"
     lines = [
         "rule cxx\n  command = g++ -MMD -MF $out.d $flags -c -x c++ $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = g++ {flags} $in -o $out {link_flags}",
@@ -87,7 +106,7 @@ def _compile(folder: Path, csrc: Path, sources: Sequence[Path], target: str, fla
     for source in sources:
         objects.append(f"{source.name}.o")
         # The scheduler is never watched for races: it is what orders the kernels' threads.
-        own = flags.replace("-fsanitize=thread", "") if source.parent == csrc / "emulation" else flags
+        own = flags.replace("-fsanitize=thread", "") if source.parent == CSRC / "emulation" else flags
         lines.append(f"build {objects[-1]}: cxx {source}\n  flags = {own}")
     lines.append(f"build {target}: link {' '.join(objects)}")
     ninja(folder, lines)

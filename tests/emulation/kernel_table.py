@@ -26,15 +26,19 @@ SM_REGISTERS, SM_SHARED, SM_THREADS = 65536, 228 * 1024, 2048
 COPY, STRIPS, SMS, ISSUE, FIXED = 4.3e12, 0.88, 132, 4 * 0.7 * 1.75e9, 2.2e-6
 SHAPES = ((2048, 1024, 16), (2048, 4096, 16), (8192, 1024, 4), (8192, 4096, 4), (8192, 4096, 16), (8192, 4096, 64))
 SHAPES += ((8192, 8192, 16), (32768, 4096, 16), (32768, 8192, 64))
-# Of each kernel: its name in the library, what its launcher calls it, and tokens x columns that a step takes.
+# Of each kernel: its name in the library, and what its launcher calls it.
 KERNELS = (
-    ("shrink", "shrink bf16 {}", "shrink", 64 * 64),
-    ("expand, adds to y", "expand bf16 {} 0 1 0", "expand", 64 * 64),
-    ("expand, adds, biases", "expand bf16 {} 0 1 1", "expand", 64 * 64),
-    ("expand, writes y", "expand bf16 {} 0 0 1", "expand", 64 * 64),
-    ("expand of dX", "expand bf16 {} 1 1 0", "expand_transposed", 64 * 64),
-    ("outer of dY", "outer bf16 {} 1", "outer_dy", 32 * 256),
-    ("outer of x", "outer bf16 {} 0", "outer_x", 32 * 256),
+    ("shrink", "shrink bf16 {} 64", "shrink"),
+    ("expand, adds to y", "expand bf16 {} 64 0 1 0", "expand"),
+    ("expand, adds, biases", "expand bf16 {} 64 0 1 1", "expand"),
+    ("expand, writes y", "expand bf16 {} 64 0 0 1", "expand"),
+    ("expand of dX", "expand bf16 {} 64 1 1 0", "expand_transposed"),
+    ("outer of dY", "outer bf16 {} 1", "outer_dy"),
+    ("outer of x", "outer bf16 {} 0", "outer_x"),
+    ("shrink, short", "shrink bf16 {} 16", "shrink_short"),
+    ("expand, short, adds", "expand bf16 {} 16 0 1 1", "expand_short"),
+    ("expand, short, writes", "expand bf16 {} 16 0 0 1", "expand_short"),
+    ("expand of dX, short", "expand bf16 {} 16 1 1 0", "expand_transposed_short"),
 )
 
 
@@ -71,10 +75,10 @@ def kernel_rows(found: dict[str, sass.Resources], steps: dict[str, int], given: 
         "| bf16 kernel | rank | registers | shared KB | blocks per SM | warp instructions per step | per KB of the step |"
     ]
     rows.append("|---|---|---|---|---|---|---|")
-    for title, name, launcher, elements in KERNELS:
+    for title, name, launcher in KERNELS:
         for rank in (16, 32, 64):
             kernel = name.format(rank)
-            threads, shared = given["kernels"][str(rank)][launcher]
+            threads, shared, elements = given["kernels"][str(rank)][launcher]
             registers = found[kernel].registers
             per_kb = steps[kernel] * threads // 32 / (elements * 2 / 1024)
             blocks = blocks_per_sm(registers, threads, shared)
@@ -95,18 +99,19 @@ def shape_rows(steps: dict[str, int], given: dict) -> list[str]:
     for (n, d, rank), plan in zip(SHAPES, given["plans"], strict=True):
         rp, wide, narrow, factors = padded(rank), 2.0 * n * d, 4.0 * n * rank, 8.0 * d * rank * 2
 
-        def issued(name: str, elements: int, warps: int, n: int = n, d: int = d, rp: int = rp) -> float:
-            return n * d / elements * warps * steps[name.format(rp)]
+        def issued(title: str, n: int = n, d: int = d, rp: int = rp) -> float:
+            name, launcher = next((n, launcher) for t, n, launcher in KERNELS if t == title)
+            threads, _, elements = given["kernels"][str(rp)][launcher]
+            return n * d / elements * threads / 32 * steps[name.format(rp)]
 
-        warps = 8 if rp == 64 else 4
         parts, parts_x = (4.0 * plan[name] * rank * d for name in ("chunks", "chunks_x"))
         gradients = 8.0 * rank * d * 4
-        forward = seconds(wide + plan["ranges"] * narrow + factors, issued("shrink bf16 {}", 4096, 4))
-        forward += seconds(2 * wide + (plan["ranges"] + 1) * narrow + factors, issued("expand bf16 {} 0 1 0", 4096, 4))
-        dy = seconds(wide + parts + (plan["groups"] + 1) * narrow + factors, issued("outer bf16 {} 1", 8192, warps))
+        forward = seconds(wide + plan["ranges"] * narrow + factors, issued("shrink"))
+        forward += seconds(2 * wide + (plan["ranges"] + 1) * narrow + factors, issued("expand, adds to y"))
+        dy = seconds(wide + parts + (plan["groups"] + 1) * narrow + factors, issued("outer of dY"))
         dy += seconds((plan["groups"] + 1) * narrow) + seconds(parts + gradients)
-        x = seconds(wide + parts_x + narrow, issued("outer bf16 {} 0", 8192, warps)) + seconds(parts_x + gradients)
-        x += seconds(2 * wide + narrow + factors, issued("expand bf16 {} 1 1 0", 4096, 4))
+        x = seconds(wide + parts_x + narrow, issued("outer of x")) + seconds(parts_x + gradients)
+        x += seconds(2 * wide + narrow + factors, issued("expand of dX"))
         times = (forward, 3 * wide / COPY, dy, wide / COPY, x, 3 * wide / COPY)
         cells = " | ".join(f"{1e6 * t:.0f}" if i % 2 == 0 else f"{1e6 * t:.1f}" for i, t in enumerate(times))
         rows.append(f"| {n}, {d}, {rank} | {cells} | {' + '.join(f'{b / 1e6:.1f}' for b in plan['scratch'])} |")

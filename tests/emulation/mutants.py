@@ -1,12 +1,13 @@
 """Plants one bug at a time in the CUDA kernels and asks whether the emulator notices:  python -m tests.emulation.mutants
 
-A bug that nothing notices is a hole in the cases or in the emulator, and fails the run. Takes about ten minutes on one core;
-run it after a change of the emulator or of a kernel's skeleton.
+A bug that nothing notices is a hole in the cases or in the emulator, and fails the run. Run it after a change of the emulator or
+of a kernel's skeleton, in parts if you like: --only shrink, --only outer, ...
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from tests.emulation.adapter_cases import CASES, SPARSE, Problem, check, with_wrong_offsets
+from tests.emulation.adapter_cases import CASES, SPARSE, Case, Problem, check, with_wrong_offsets
 from tests.emulation.bounds import Bounded, product, worst
-from tests.emulation.emulator import ROOT, build, run
+from tests.emulation.emulator import CSRC, ROOT, build_changed, run
 from tests.emulation.test_mix import ITEMS, SUMS, backward_call, forward_call
 from tests.emulation.test_route import calls as route_calls
 from tests.emulation.test_route import compare as compare_route
@@ -31,6 +32,15 @@ class Mutant:
     file: str
     old: str
     new: str
+    dtype: torch.dtype = torch.bfloat16  # whose kernels are compiled with it, where it is the adapter's
+
+    @property
+    def source(self) -> str:
+        """The only file that is compiled with it."""
+        if self.file.startswith(("mix", "route.", "weighted_average")):
+            return f"{self.file.partition('.')[0]}.cu"
+        name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[self.dtype]
+        return f"routed_adapter_{name}.cu"
 
 
 BARRIER = "    __syncthreads();  // step s "
@@ -62,8 +72,58 @@ MUTANTS = (
     Mutant("pad: rows of nobody's segment only", "plain", "pad.cuh", "e.rows[g < p.segments ? g : 0] == u", "false"),
     Mutant("tiles: pitch without alignment", "plain", "tiles.cuh", "kPad = kVector<T>;", "kPad = kVector<T> / 2;"),
     Mutant("shrink: tokens not bounded", "address", "shrink.cuh", "if (token < tile.tokens)", "if (true)"),
-    Mutant("shrink: ranks not bounded", "plain", "shrink.cuh", "bias.y, ranks - r,", "bias.y, 2,"),
+    Mutant("shrink: ranks not bounded", "plain", "shrink.cuh", "v.y, ranks - r,", "v.y, 2,"),
     Mutant("shrink: every range adds the bias", "plain", "shrink.cuh", "p.bias && blockIdx.y == 0", "p.bias"),
+    Mutant(
+        "shrink: no barrier before a short tile's sums go where A was",
+        "race",
+        "shrink.cuh",
+        "    __syncthreads();  // nobody reads A anymore",
+        "",
+    ),
+    Mutant(
+        "shrink: no barrier after a short tile's sums",
+        "race",
+        "shrink.cuh",
+        "    __syncthreads();  // the warps' sums",
+        "    // the warps' sums",
+    ),
+    Mutant("shrink: a short tile's last warp left out", "plain", "shrink.cuh", "w < 4; ++w", "w < 3; ++w"),
+    Mutant(
+        "shrink: a short tile's warps take the same columns",
+        "plain",
+        "shrink.cuh",
+        "S::kShort ? S::kWarpStep : 16",
+        "S::kShort ? 0 : 16",
+    ),
+    Mutant(
+        "expand: a short tile's warps take the same columns",
+        "plain",
+        "expand.cuh",
+        "own_column = S::kShort ? warp * S::kWarpStep : 0",
+        "own_column = 0",
+    ),
+    Mutant(
+        "expand: bias of a short tile's first columns",
+        "plain",
+        "expand.cuh",
+        "first_column + column + own_column + c",
+        "first_column + column + c",
+    ),
+    Mutant(
+        "expand: z of a short tile beyond its tokens",
+        "plain",
+        "expand.cuh",
+        "        if (kFours % S::kThreads != 0 && q >= kFours) break;\n",
+        "",
+    ),
+    Mutant(
+        "launch: as few blocks for short tiles as for long ones",
+        "plain",
+        "routed_adapter.cuh",
+        "unsigned(max_tiles(segments_a, S::kTokens))",
+        "unsigned(max_tiles(segments_a, kLongTile))",
+    ),
     Mutant(
         "expand: tokens not bounded",
         "address",
@@ -132,7 +192,14 @@ MUTANTS = (
         "a.pair[i / 2][i % 2] = r[i]",
         "a.pair[i % 2][i / 2] = r[i]",
     ),
-    Mutant("matrix: small tf32 terms lost", "plain", "matrix.cuh", "    mma_16x8x8_tf32(c, a_small, b_large);\n", ""),
+    Mutant(
+        "matrix: small tf32 terms lost",
+        "plain",
+        "matrix.cuh",
+        "    mma_16x8x8_tf32(c, a_small, b_large);\n",
+        "",
+        torch.float32,
+    ),
     Mutant(
         "segments: scan without its lane guard", "plain", "segments.cuh", "if (lane >= step) v += below;", "v += below;"
     ),
@@ -234,10 +301,19 @@ MUTANTS = (
         "row0 + j < m.rows ? row0 + j : m.rows - 1",
         "row0 + j",
     ),
-    Mutant("mix: rows are not filled up", "plain", "mix.cuh", "zero <= m.stride - m.q", "zero < 0"),
+    Mutant("mix: rows are not filled up", "plain", "mix.cuh", "past <= m.stride - m.q", "past < 0"),
     Mutant(
         "mix: absent rows written", "address", "mix.cuh", "if (row0 + j < m.rows) store_mixed", "if (true) store_mixed"
     ),
+    Mutant(
+        "mix: fours of tensors that are not aligned to them",
+        "address",
+        "mix.cu",
+        "return is_aligned(p, 0, dtype == Dtype::kFp32 ? 16 : 8);",
+        "true",
+    ),
+    Mutant("mix: fours that go past a row", "plain", "mix.cu", "i.q % 4 == 0 && stride(i) % 4 == 0", "true"),
+    Mutant("mix: one lane's dots of four", "plain", "mix.cuh", "step < 32; step *= 2", "step < 16; step *= 2"),
     Mutant("mix: half a warp's dots", "plain", "mix.cuh", "step = 16; step; step /= 2", "step = 8; step; step /= 2"),
     Mutant("route: every row of a task but its first", "plain", "route.cuh", "found &= found - 1", "found = 0"),
     Mutant("route: rows past the last", "address", "route.cuh", "first + lane < p.rows && ", ""),
@@ -248,39 +324,67 @@ MUTANTS = (
 )
 
 
-def examine(driver: Path, flavour: str) -> None:
-    """Raises where something is noticed."""
-    for case in RACE_CASES if flavour == "race" else CASES:
+def cost(case: Case) -> int:
+    return (sum(case.lengths) + 16 * len(case.lengths)) * (case.n_in + case.n_out) * max(16, case.rank)
+
+
+@functools.cache
+def cases(flavour: str, dtype: torch.dtype) -> tuple[Case, ...]:
+    """Those of one type, the cheapest first."""
+    found = [c for c in (RACE_CASES if flavour == "race" else CASES) if c.dtype == dtype]
+    return tuple(sorted(found, key=cost))
+
+
+def examine_adapter(driver: Path, flavour: str, dtype: torch.dtype) -> None:
+    for case in cases(flavour, dtype):
         if flavour == "race":
             run(driver, Problem(case).calls(7))
         else:
-            check(driver, case, (0, 7))
+            check(driver, case, (7,) if flavour == "address" else (0, 7))
     if flavour == "address":
         run(driver, with_wrong_offsets())
         check(driver, SPARSE, (7,))
-    grads, mixed = run(driver, [backward_call(ITEMS, 7), forward_call(ITEMS, 7)])
-    for item, factor in zip(ITEMS, mixed, strict=True):
-        bank, weights, grad = item.tensors()
-        sums = product(Bounded.exact(weights.transpose(0, 1)), Bounded.exact(bank.flatten(2)), SUMS)
-        assert worst(item.split(factor), sums.rounded(item.mixed_dtype)) <= 1, "mix"
-        dots = product(Bounded.exact(item.split(grad)), Bounded.exact(bank.flatten(2)).mT, SUMS)
-        assert worst(grads[2 * ITEMS.index(item) + 1].transpose(0, 1), dots) <= 1, "weights_grad"
-    compare_route(run(driver, route_calls(7)))
+
+
+def examine_mix(driver: Path) -> None:
+    for shift in (0, 4):
+        grads, mixed = run(driver, [backward_call(ITEMS, 7, shift=shift), forward_call(ITEMS, 7, shift)])
+        for item, factor in zip(ITEMS, mixed, strict=True):
+            bank, weights, grad = item.tensors()
+            sums = product(Bounded.exact(weights.transpose(0, 1)), Bounded.exact(bank.flatten(2)), SUMS)
+            assert worst(item.split(factor), sums.rounded(item.mixed_dtype)) <= 1, "mix"
+            dots = product(Bounded.exact(item.split(grad)), Bounded.exact(bank.flatten(2)).mT, SUMS)
+            assert worst(grads[2 * ITEMS.index(item) + 1].transpose(0, 1), dots) <= 1, "weights_grad"
+
+
+def examine_average(driver: Path) -> None:
     for count, size in ((3, 61), (300, 40)):
         tensors = [torch.randn(size) for _ in range(count)]
         ((out,),) = run(driver, [average_call(tensors, [1.0] * count)])
         assert torch.allclose(out, torch.stack(tensors).sum(0), atol=1e-3), "weighted_average"
 
 
-def try_mutant(mutant: Mutant, scratch: Path, flavour: str) -> str:
+def examine(driver: Path, mutant: Mutant) -> None:
+    """Raises where something is noticed."""
+    if mutant.source == "mix.cu":
+        examine_mix(driver)
+    elif mutant.source == "route.cu":
+        compare_route(run(driver, route_calls(7)))
+    elif mutant.source == "weighted_average.cu":
+        examine_average(driver)
+    else:
+        examine_adapter(driver, mutant.build, mutant.dtype)
+
+
+def try_mutant(mutant: Mutant, scratch: Path) -> str:
     """What noticed the bug; empty where nothing did."""
     path = scratch / "csrc" / "cuda" / mutant.file
     original = path.read_text()
     assert mutant.old in original, f"{mutant.name}: the text to change is not in {mutant.file}"
     path.write_text(original.replace(mutant.old, mutant.new, 1))
     try:
-        driver = build(flavour, scratch / "csrc", scratch / flavour)
-        examine(driver, flavour)
+        driver = build_changed(mutant.build, scratch / "csrc" / "cuda" / mutant.source, scratch / mutant.build)
+        examine(driver, mutant)
     except AssertionError as fault:
         lines = [line for line in str(fault).splitlines() if "ERROR:" in line or "WARNING:" in line]
         return (lines or str(fault).splitlines() or ["a value beyond its bound"])[0][:110]
@@ -293,21 +397,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="run the mutants whose name contains this")
     parser.add_argument("--skip", type=int, default=0, help="leave out the first so many")
-    parser.add_argument("--build", default="", help="use this build instead of the one that each mutant names")
     options = parser.parse_args()
     scratch = ROOT / "build" / "emulation" / "mutants"
     shutil.rmtree(scratch / "csrc", ignore_errors=True)
-    shutil.copytree(ROOT / "csrc", scratch / "csrc", ignore=shutil.ignore_patterns("cpu"))
-    missed = 0
-    for mutant in sorted(MUTANTS, key=lambda m: m.build)[options.skip :]:
-        if options.only not in mutant.name:
-            continue
-        flavour = options.build or mutant.build
-        noticed = try_mutant(mutant, scratch, flavour)
-        missed += not noticed
-        print(f"{mutant.name:52s} {flavour:8s} {noticed or 'NOT NOTICED'}", flush=True)
-    print(f"{missed} not noticed")
-    return 1 if missed else 0
+    shutil.copytree(CSRC, scratch / "csrc", ignore=shutil.ignore_patterns("cpu"))
+    wanted = [m for m in sorted(MUTANTS, key=lambda m: m.build)[options.skip :] if options.only in m.name]
+    survivors = []
+    for i, mutant in enumerate(wanted, 1):
+        noticed = try_mutant(mutant, scratch)
+        if not noticed:
+            survivors.append(mutant.name)
+        where = f"{i}/{len(wanted)} {mutant.build}"
+        print(f"{where:16s} {mutant.name:52s} {noticed or 'NOT NOTICED'}", flush=True)
+    print(f"{len(wanted) - len(survivors)} of {len(wanted)} noticed", *survivors, sep="\nnot noticed: ")
+    return 1 if survivors else 0
 
 
 if __name__ == "__main__":

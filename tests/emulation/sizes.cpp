@@ -7,16 +7,30 @@
 
 using namespace mhr::cuda;
 
+// Threads, shared memory, and the elements of the activations that one step takes.
+void shape(const char* name, int threads, int shared, int elements) {
+  std::printf("\"%s\": [%d, %d, %d], ", name, threads, shared, elements);
+}
+template <class S>
+void expand_shape(const char* name) {
+  shape(name, S::kThreads, S::shared_bytes(1), S::kTokens * S::kStep);
+}
+template <class S>
+void shrink_shape(const char* name) {
+  shape(name, S::kThreads, S::kShared, S::kTokens * S::kStep);
+}
 template <int RP>
 void shapes() {
-  using S = ShrinkShape<bf16, RP>;
-  using E = ExpandShape<bf16, RP, false>;
-  using X = ExpandShape<bf16, RP, true>;
   using O = OuterShape<bf16, RP>;
-  std::printf("\"%d\": {\"shrink\": [%d, %d], \"expand\": [%d, %d], \"expand_transposed\": [%d, %d], ", RP, S::kThreads,
-              S::kShared, E::kThreads, E::shared_bytes(1), X::kThreads, X::shared_bytes(1));
-  std::printf("\"outer_dy\": [%d, %d], \"outer_x\": [%d, %d]}", O::kThreads, O::shared_bytes(true), O::kThreads,
-              O::shared_bytes(false));
+  std::printf("\"%d\": {", RP);
+  shrink_shape<ShrinkShape<bf16, RP, kLongTile>>("shrink");
+  shrink_shape<ShrinkShape<bf16, RP, kShortTile>>("shrink_short");
+  expand_shape<ExpandShape<bf16, RP, kLongTile, false>>("expand");
+  expand_shape<ExpandShape<bf16, RP, kShortTile, false>>("expand_short");
+  expand_shape<ExpandShape<bf16, RP, kLongTile, true>>("expand_transposed");
+  expand_shape<ExpandShape<bf16, RP, kShortTile, true>>("expand_transposed_short");
+  shape("outer_dy", O::kThreads, O::shared_bytes(true), O::kTokens * O::kColumns);
+  std::printf("\"outer_x\": [%d, %d, %d]}", O::kThreads, O::shared_bytes(false), O::kTokens * O::kColumns);
 }
 
 int main(int argc, char** argv) {

@@ -52,6 +52,15 @@ def test_row_minus_one_leaves_its_segment(plain: Path) -> None:
     assert not run(plain, problem.calls(0))[2][0][8:].any()
 
 
+@pytest.mark.parametrize(
+    "case", [Case((8, 8), 16, 16, 4, a_stride=12), Case((8, 8), 16, 16, 4, shift=8, a_stride=8)], ids=str
+)
+def test_rows_of_a_that_are_apart_start_at_vectors(plain: Path, case: Case) -> None:
+    for call in Problem(case).calls(0)[::2]:
+        with pytest.raises(EmulatorFault, match="rows of A may be apart by multiples of 16 bytes only"):
+            run(plain, [call])
+
+
 @pytest.mark.parametrize("offsets", [[0, 12, 1 << 40], [0, -5, 16], [9, 2, 1]])
 def test_wrong_offsets_stay_inside_the_tensors(plain: Path, offsets: list[int]) -> None:
     problem = Problem(Case((8, 8), 16, 16, 4))

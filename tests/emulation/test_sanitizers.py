@@ -26,6 +26,8 @@ RACE_CASES = (
     Case((33,), 35, 33, 3, FP32),
     Case((70,), 64, 520, 16, bottleneck=True, blocks=1),
     Case((9,), 576, 520, 16),
+    Case((5, 9, 1, 20), 520, 264, 16, bottleneck=True, blocks=4),
+    Case((5, 9, 1, 20), 136, 72, 33, FP32),
 )
 
 

@@ -60,6 +60,6 @@ def test_the_table_shows_the_budget() -> None:
         for line in table.splitlines()[1:]
         if line.count("|") == 8
     }
-    for title, name, _, _ in KERNELS:
+    for title, name, _ in KERNELS:
         for rank in (16, 32, 64):
             assert cells[title, str(rank)] == str(budget[name.format(rank)]), f"{title} {rank}"

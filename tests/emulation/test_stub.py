@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.emulation, pytest.mark.slow]
 SHARED_OF_AN_SM = 227 * 1024  # of an H100's or H200's 228 KB, 1 KB of which every block takes for itself
 # The blocks that an SM should hold, by kernel: what their registers are bounded for.
 BLOCKS = {"shrink_kernel": 3, "expand_kernel": 3, "outer_kernel": 2}
-TOKENS_OF_A_BLOCK = {"shrink_kernel": 64, "expand_kernel": 64}
+TILED = {"shrink_kernel", "expand_kernel"}
 # The most launches of a call, without what ranks beyond one launch of expand add, and copies of factors whose rows are no whole
 # number of 16 bytes.
 LAUNCHES = {
@@ -91,16 +91,18 @@ def check_grids(calls: list[dict[str, Any]]) -> None:
     seen = set()
     for call in calls:
         for r in call["records"]:
-            if r.kind not in TOKENS_OF_A_BLOCK:
+            if r.kind not in TILED:
                 continue
-            z, size = call["sizes"], TOKENS_OF_A_BLOCK[r.kind]
+            z = call["sizes"]
+            # As short as runs are where rows come in any order.
+            size = 16 if z["n"] * z["u"] <= 16 * z["g"] * (z["u"] - 1) else 64
             # Each segment may end in a tile that is not full; of equal ones it is known how many tiles each has.
             tiles = z["n"] // size + z["g"]
             if not z["ragged"]:
                 tiles = min(tiles, z["g"] * -(-(z["n"] // z["g"]) // size))
             assert r.grid[0] == tiles, f"{call['name']} {z}: {r.kind} has {r.grid[0]} rows of blocks for {tiles} tiles"
-            seen.add(r.kind)
-    assert seen == set(TOKENS_OF_A_BLOCK)
+            seen.add((r.kind, size))
+    assert seen == {(kind, size) for kind in TILED for size in (16, 64)}
 
 
 def check_launches(calls: list[dict[str, Any]]) -> None:
