@@ -28,10 +28,10 @@ bench: install
 	$(BIN)/mhr benchmark train
 	$(BIN)/mhr benchmark merge
 
-# The claims of the paper at small size: the skills suite, and the real tasks where they lie beside the repository. It takes hours, and
-# interrupted, it goes on where it was. QUICK=1 only shows that everything runs.
+# The claims of the paper at small size, on the skills suite. It takes hours, and interrupted, it goes on where it was. It stops once, for what its
+# trials chose to be committed. QUICK=1 only shows that everything runs.
 study: install
-	$(BIN)/python -m mhr_benchmarks.studies.paper --output runs/study$(if $(QUICK),_quick --quick) $(if $(REAL),--tasks $(REAL))
+	$(BIN)/python -m mhr_benchmarks.studies.paper --output runs/study$(if $(QUICK),_quick --quick)
 
 # What llama.cpp, mergekit, PEFT and transformers make of our files, in an environment of their own without mhr. Interrupted, it goes on where it was.
 clients: .venv/smollm2 .venv-clients/installed

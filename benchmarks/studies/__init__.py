@@ -1,3 +1,16 @@
+"""Studies: each is one command that takes up where it was interrupted, and shows with --quick that everything runs.
+
+    workers.py      what is done side by side, each piece in a process of one thread
+    jobs.py         runs to be pretrained, as such pieces
+    stages.py       what is done and found, on disk, stage by stage
+    task_files.py   tasks as a file that every run of a study reads
+    choices.py      what trials decided: frozen in a file of the repository before a test seed runs
+    seen_loss.py    loss on held-out examples of the tasks that were trained on
+    flops.py        arithmetic of an optimizer step
+
+A study plans (NAME_plan.py), asks its questions beforehand (NAME_claims.py), is run (NAME.py) and published (NAME_page.py).
+"""
+
 from __future__ import annotations
 
 from pathlib import Path

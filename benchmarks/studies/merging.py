@@ -15,31 +15,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.resources
-import json
 import math
-import multiprocessing
-import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-from mhr.data import Example, TaskCollection, load_tasks
+from mhr.data import TaskCollection, load_tasks
 from mhr.evaluation import Inference
 from mhr.files import make_folder, write_text_atomically
 from mhr.merging import merge
 from mhr.runs import RunFolder, load_config
-from mhr.runs.settings import RunConfig
-from mhr.training import pretrain
 
 from . import RESULTS
+from .jobs import Job, train
 from .merging_page import page
 from .stages import Stages
+from .task_files import lines_of
 
 TOGETHER = "together"
 """Name of the runs that train on all tasks at once; the others are named after their one task."""
@@ -92,24 +85,8 @@ class Plan:
 QUICK: dict[str, Any] = {"seeds": (13, 42), "n_train": 32, "n_dev": 8, "limit": 8, "steps": 0.01, "batch": 4}
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run to be trained: what a worker does at a time."""
-
-    name: str
-    group: str
-    seed: int
-    config: RunConfig
-    folder: str
-
-    def run(self) -> tuple[Path, float]:
-        """Train, unless that is done; the run's folder, and the seconds that it took this time."""
-        start = time.perf_counter()
-        torch.set_num_threads(1)
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        run = pretrain(self.config, self.folder, resume=True, progress=False)
-        return run.path, time.perf_counter() - start
+Key = tuple[str, str, int]
+"""Method, task (or TOGETHER) and seed of a run."""
 
 
 class Study:
@@ -137,7 +114,7 @@ class Study:
             for seed in plan.seeds
             for name, alone, together in plan.updates
         ]
-        runs = {(job.name, job.group, job.seed): run for job, run in self.train(jobs)}
+        runs = dict(self.train(jobs))
         for (name, group, seed), run in runs.items():
             own = list(self.plan.tasks) if group == TOGETHER else [group]
             how = "all tasks at once" if group == TOGETHER else "each task alone"
@@ -151,7 +128,7 @@ class Study:
             for seed in self.plan.seeds:
                 self.merged_tasks(name, seed, [runs[name, task, seed] for task in self.plan.tasks])
 
-    def job(self, name: str, settings: dict[str, Any], steps: int, lr: float, group: str, seed: int) -> Job:
+    def job(self, name: str, settings: dict[str, Any], steps: int, lr: float, group: str, seed: int) -> Job[Key]:
         plan = self.plan
         config = load_config(
             model=self.base,
@@ -167,21 +144,16 @@ class Study:
             precision=plan.precision,
             **settings,
         )
-        return Job(name, group, seed, config, str(self.output / "runs" / settings["method"] / group / str(seed)))
+        return Job((name, group, seed), config, str(self.output / "runs" / settings["method"] / group / str(seed)))
 
-    def train(self, jobs: list[Job]) -> Iterator[tuple[Job, RunFolder]]:
+    def train(self, jobs: list[Job[Key]]) -> Iterator[tuple[Key, RunFolder]]:
         """The runs, in the order of their jobs; what is done is only opened."""
-        spawned = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=spawned) as pool:
-            for job, (path, seconds) in zip(jobs, pool.map(Job.run, jobs), strict=True):
-                run = RunFolder.open(path)
-                group = TOGETHER if job.group == TOGETHER else "alone"
-                self.stages.state["seconds"].setdefault(
-                    f"train {job.name} on {job.group} with seed {job.seed}", seconds
-                )
-                self.stages.keep(f"{job.name}, {group}", run)
-                self.stages.save()
-                yield job, run
+        for job, run, seconds in train(jobs, self.workers):
+            name, group, seed = job.key
+            self.stages.state["seconds"].setdefault(f"train {name} on {group} with seed {seed}", seconds)
+            self.stages.keep(f"{name}, {TOGETHER if group == TOGETHER else 'alone'}", run)
+            self.stages.save()
+            yield job.key, run
 
     def soups(self, name: str, task: str, runs: dict[int, RunFolder]) -> None:
         """The seeds of one task become one: the average of all, and of those that a dev set likes."""
@@ -224,14 +196,10 @@ class Study:
         lines: dict[str, list[str]] = {TOGETHER: [], "dev": []}
         for name, task in tasks.items():
             train, rest = task.train[: self.plan.n_train], task.train[self.plan.n_train :]
-            lines[name] = _lines(train, "train") + _lines(task.test, "test")
+            lines[name] = lines_of(train, "train") + lines_of(task.test, "test")
             lines[TOGETHER] += lines[name]
-            lines["dev"] += _lines(rest[: self.plan.n_dev], "train") + _lines(task.test, "test")
+            lines["dev"] += lines_of(rest[: self.plan.n_dev], "train") + lines_of(task.test, "test")
         return {name: str(write_text_atomically(folder / f"{name}.jsonl", "".join(own))) for name, own in lines.items()}
-
-
-def _lines(examples: list[Example], split: str) -> list[str]:
-    return [json.dumps({**dataclasses.asdict(e), "split": split}, ensure_ascii=False) + "\n" for e in examples]
 
 
 def main() -> None:

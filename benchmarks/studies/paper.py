@@ -1,178 +1,239 @@
-"""The questions of the MHR paper, asked again at small size: `python -m mhr_benchmarks.studies.paper --output DIR [--tasks PATH]`.
+"""The questions of the MHR paper on the skills suite: `python -m mhr_benchmarks.studies.paper --output DIR`.
 
-Two settings (the built-in suite with the built-in T5, real tasks with the MiniLM encoder), several variants and seeds: each
-pretraining run with what is made from it is a unit, and --workers processes of one thread make them side by side. What is done is
-kept, so the same command takes up an interrupted study. Without real tasks (--tasks, or beside the repository) only the suite is run.
+What is trained stands in paper_plan.py, what is asked in paper_claims.py; both were written down before the runs. Three stages, of
+which --workers processes of one thread each do the pieces side by side:
 
-At its end, or with --only-publish from the units that are done: benchmarks/results/study_SETTING.json with every score, the
-verdicts on the claims, and the page docs/study.md with its plots.
+    trials   every variant with every learning rate on the validation tasks, one seed; what they decide is written to
+             benchmarks/studies/choices/paper.json, and the command ends: that file is to be committed
+    seeds    every variant with the rates that are committed there, seed by seed, on the test tasks
+    page     benchmarks/results/study_suite.json with every score, and docs/study.md
+
+What is done is kept, so the same command takes up an interrupted study; with --only-publish it makes the page of what is done. With --quick
+all of it is small, and the choices and the page go into the output folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import dataclasses
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from mhr.files import read_json
+
 from . import RESULTS
-from .paper_plan import Setting, Unit, default_tasks, real, suite, units_of
+from .choices import FOLDER, best, freeze, frozen
+from .paper_plan import QUICK, VARIANTS, Plan, Tasks, Unit, further_trials, rates_of, suite, trials, units
+from .stages import Stages
+from .workers import side_by_side
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def do(unit: Unit, output: Path) -> float:
-    """Make one unit, or what is missing of it. Returns the seconds that it took now."""
-    import torch
+def do(unit: Unit, output: Path) -> None:
+    """Make one unit, or what is missing of it."""
+    from mhr.data import load_tasks
 
-    from mhr.analysis.alignment import align_run
-    from mhr.few_shot import adapt
+    stages = Stages(output / unit.folder, {"unit": unit.name, "plan": asked(unit)})
+    tasks = load_tasks(unit.tasks.file, limit_test=max(unit.plan.test, unit.plan.validation))
+    run = _pretrained(unit, stages, "run", unit.plan.steps)
+    judged = tasks.select(list(unit.tasks.validation if unit.trial else unit.tasks.test))
+    if not unit.trial:
+        _losses(unit, stages, run, tasks.select(list(unit.tasks.training)))
+        stages.score("zero-shot", run.path, judged, unit.seed)
+    for mode, rates in unit.rates.items():
+        for rate in rates:
+            _adapted(unit, stages, run, mode, rate, judged)
+    if not unit.trial and unit.variant.continued:
+        more = {"continue_from": str(run.path), "continue_as": unit.variant.continued}
+        further = _pretrained(unit, stages, "further", unit.plan.more_steps, **more)
+        stages.score("further zero-shot", further.path, judged, unit.seed)
+    stages.state["status"] = "done"
+    stages.save()
+
+
+def asked(unit: Unit) -> dict[str, Any]:
+    """What decides the results of a unit, but for the rates of its adaptations, of which a trial gets more as it goes on."""
+    plan = dataclasses.asdict(unit.plan)
+    for name in ("seeds", "rates", "router_rates", "trial_seed"):
+        del plan[name]
+    rates = {} if unit.trial else {mode: list(rates) for mode, rates in unit.rates.items()}
+    return {"method": unit.variant.method, "settings": unit.variant.settings, "lr": unit.lr, "rates": rates, **plan}
+
+
+def _pretrained(unit: Unit, stages: Stages, name: str, steps: int, **more: Any) -> Any:
     from mhr.methods import idle_rates
     from mhr.runs import load_config
     from mhr.training import pretrain
 
-    from .stages import Stages
-
-    torch.set_num_threads(1)
-    start = time.perf_counter()
-    setting, variant = unit.setting, unit.variant
-    stages = Stages(folder_of(unit, output), {"unit": unit.name, "plan": _plan(unit)})
-    if stages.state.get("status") == "done":
-        return 0.0
+    plan = unit.plan
+    rates = {} if "router_lr" in idle_rates("mhr", unit.variant.method) else {"router_lr": plan.router_lr}
     config = load_config(
-        preset=setting.pretrain.get("preset"),
-        method=variant.method,
+        model="builtin:t5-tiny",
+        tasks=unit.tasks.file,
+        method=unit.variant.method,
+        max_input_length=32,
+        max_target_length=16,
+        sampler="uniform",
+        steps=steps,
+        save_every=plan.save_every,
+        keep_checkpoints=max(plan.steps // plan.save_every, 1),
+        batch_size=plan.batch,
+        lr=unit.lr,
         seed=unit.seed,
-        **{key: value for key, value in setting.pretrain.items() if key != "preset"},
-        **variant.settings,
+        **unit.variant.settings,
+        **rates,
+        **more,
     )
-    run = stages.timed("pretrain", lambda: pretrain(config, str(stages.output / "run"), resume=True, progress=False))
-    stages.keep("pretrained", run)
-    collection = _collection(setting)
-    held_out = collection.select(list(setting.held_out))
-    stages.score("zero-shot", run.path, held_out, unit.seed, **setting.evaluate)
-    for mode in variant.modes:
-        runs = stages.timed(
-            f"adapt {mode}",
-            lambda mode=mode: adapt(
-                str(run.path),
-                list(setting.held_out),
-                mode=mode,
-                output=str(stages.output / "adapted" / mode),
-                seeds=[unit.seed],
-                resume=True,
-                progress=False,
-                **{key: value for key, value in setting.adapt.items() if key not in idle_rates(mode, variant.method)},
-            ),
-        )
-        stages.keep(f"adapted {mode}", runs[0])
-        for one in runs:
-            alone = held_out.select(one.info["tasks"])
-            stages.score(mode, one.path, alone, unit.seed, **setting.evaluate)
-    if variant.aligned and "alignment" not in stages.state:
-        known = [task for task in collection if task in run.info["tasks"]]
-        compared = collection.select(known[:: max(len(known) // setting.aligned_tasks, 1)][: setting.aligned_tasks])
-        found = stages.timed("align", lambda: align_run(run.path, compared))
-        stages.state["alignment"] = [{"step": one.step, "mean": one.mean, "layers": one.layers} for one in found]
-    stages.state["status"] = "done"
-    stages.save()
-    return time.perf_counter() - start
+    work = partial(pretrain, config, str(stages.output / name), resume=True, progress=False)
+    run = stages.timed(f"pretrain {name}", work)
+    stages.keep("pretrained" if name == "run" else name, run)
+    return run
 
 
-def folder_of(unit: Unit, output: Path) -> Path:
-    return output / unit.setting.name / unit.name
+def _losses(unit: Unit, stages: Stages, run: Any, seen: Any) -> None:
+    """Loss on examples of the training tasks that were not trained on, by step, and the arithmetic of a step."""
+    from .flops import flops_of_run
+    from .seen_loss import seen_losses
+
+    if "losses" not in stages.state:
+        found = stages.timed("losses", partial(seen_losses, run, seen))
+        stages.state["losses"] = {str(step): losses for step, losses in found.items()}
+        stages.state["flops"] = flops_of_run(run, seen, unit.plan.batch)
+        stages.save()
 
 
-def _plan(unit: Unit) -> dict[str, Any]:
-    """What decides the results of a unit."""
-    setting, variant = unit.setting, unit.variant
+def _adapted(unit: Unit, stages: Stages, run: Any, mode: str, rate: float, judged: Any) -> None:
+    """Adapt a run to each of the judged tasks and score what came out: as row MODE, of trials as row "MODE RATE"."""
+    from mhr.few_shot import adapt
+    from mhr.methods import idle_rates
+
+    plan = unit.plan
+    row = f"{mode} {rate:g}" if unit.trial else mode
+    rates = {"router_lr": plan.adapt_router_lr} | {rates_of(plan, mode)[0]: rate}
+    idle = idle_rates(mode, unit.variant.method)
+    work = partial(
+        adapt,
+        str(run.path),
+        list(judged),
+        mode=mode,
+        output=str(stages.output / "adapted" / row.replace(" ", "-")),
+        shots=plan.shots,
+        seeds=[unit.seed],
+        steps=plan.adapt_steps,
+        batch_size=plan.adapt_batch,
+        select="best",
+        eval_every=plan.look_every,
+        resume=True,
+        progress=False,
+        **{name: value for name, value in rates.items() if name not in idle},
+    )
+    runs = stages.timed(f"adapt {row}", work)
+    stages.keep(f"adapted {row}", runs[0])
+    for one in runs:
+        stages.score(row, one.path, judged.select(one.info["tasks"]), unit.seed)
+
+
+# ---- what is chosen --------------------------------------------------------------------------------------------------
+
+
+def choose(plan: Plan, tasks: Tasks, output: Path, file: Path, workers: int) -> None:
+    """Run the trials and freeze what they decide: for each variant the rate of pretraining and of each mode."""
+    first = trials(plan, tasks)
+    run_all(first, output, workers)
+    scores = {unit.name: trial_scores(unit, output) for unit in first}
+    chosen = {}
+    for variant in VARIANTS:
+        own = {lr: max(scores[f"{variant.name}-{lr:g}"][variant.modes[0]].values()) for lr in plan.rates}
+        chosen[variant.name] = best(own)
+    further = further_trials(plan, tasks, chosen)
+    run_all(further, output, workers)
+    scores |= {unit.name: trial_scores(unit, output) for unit in further}
+    methods = {
+        variant.name: {
+            "lr": chosen[variant.name],
+            "modes": {mode: best(own) for mode, own in scores[f"{variant.name}-{chosen[variant.name]:g}"].items()},
+            "trials": {
+                f"{lr:g}": {
+                    mode: {f"{rate:g}": score for rate, score in own.items()}
+                    for mode, own in scores[f"{variant.name}-{lr:g}"].items()
+                }
+                for lr in plan.rates
+            },
+        }
+        for variant in VARIANTS
+    }
+    freeze(file, plan_of_trials(plan, tasks), methods)
+
+
+def trial_scores(unit: Unit, output: Path) -> dict[str, dict[float, float]]:
+    """Mode -> rate -> mean score over the validation tasks."""
+    scores = read_json(output / unit.folder / "state.json")["scores"]
     return {
-        "method": variant.method,
-        "settings": variant.settings,
-        "modes": list(variant.modes),
-        "pretrain": setting.pretrain,
-        "adapt": setting.adapt,
-        "evaluate": setting.evaluate,
-        "held_out": list(setting.held_out),
+        mode: {
+            rate: mean(own[str(unit.seed)]["score"] for own in scores[f"{mode} {rate:g}"].values()) for rate in rates
+        }
+        for mode, rates in unit.rates.items()
     }
 
 
-def _collection(setting: Setting) -> Any:
-    from mhr.data import load_tasks
+def plan_of_trials(plan: Plan, tasks: Tasks) -> dict[str, Any]:
+    """What the trials depend on, for the file that their choices are frozen in: not the test seeds."""
+    known = dataclasses.asdict(plan)
+    for name in ("seeds", "test", "seen", "more_steps"):
+        del known[name]
+    return {**known, "validation": list(tasks.validation), "variants": [dataclasses.asdict(v) for v in VARIANTS]}
 
-    return load_tasks(setting.pretrain.get("tasks", "builtin:skills"), definitions=False)
 
-
-def run_units(units: list[Unit], output: Path, workers: int) -> None:
-    """Make the units, `workers` at a time, each in a process of one thread."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    begun = time.perf_counter()
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    try:
-        jobs = {pool.submit(do, unit, output): unit for unit in units}
-        for done, job in enumerate(as_completed(jobs), 1):
-            unit, seconds = jobs[job], job.result()
-            passed = time.perf_counter() - begun
-            left = passed / done * (len(units) - done)
-            print(
-                f"{done}/{len(units)} {unit.setting.name} {unit.name}: {seconds:.0f} s; "
-                f"{passed / 60:.0f} minutes passed, about {left / 60:.0f} left",
-                file=sys.stderr,
-                flush=True,
-            )
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def run_all(pieces: Iterable[Unit], output: Path, workers: int) -> None:
+    """Make the units that are not done."""
+    for _ in side_by_side(partial(do, output=output), list(pieces), workers, lambda unit: unit.folder):
+        pass
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
-    parser.add_argument(
-        "--tasks",
-        help="a folder of real tasks in the layout of Super-NaturalInstructions; default: ../shared/data/superni beside the repository",
-    )
-    parser.add_argument(
-        "--setting", choices=("suite", "real"), help="only this one; default: both, where there are real tasks"
-    )
     parser.add_argument("--workers", type=int, default=2, help="processes side by side, of one thread each (default 2)")
+    parser.add_argument("--seeds", type=int, help="only the first so many test seeds; default: all")
     parser.add_argument("--quick", action="store_true", help="a few steps and tasks: to see that everything runs")
     parser.add_argument("--only-publish", action="store_true", help="train nothing; publish what is done")
-    parser.add_argument("--docs", type=Path, help="where the page and its plots go (default docs; --quick: the output)")
+    parser.add_argument("--docs", type=Path, help="where the page goes (default docs; --quick: the output)")
     parser.add_argument(
         "--results", type=Path, help="where the results go (default benchmarks/results; --quick: the output)"
     )
     args = parser.parse_args()
-    results = args.results or (args.output if args.quick else RESULTS)
-    docs = args.docs or (args.output if args.quick else ROOT / "docs")
-    tasks = args.tasks or default_tasks()
-    if args.setting is None and args.tasks is None and not Path(tasks).is_dir():
-        print(f"no real tasks at {tasks}: only the suite is run; name their folder with --tasks", file=sys.stderr)
-        args.setting = "suite"
-    settings = []
-    if args.setting != "real":
-        settings.append(suite(args.quick))
-    if args.setting != "suite":
-        settings.append(real(tasks, args.quick))
-    if not args.only_publish:
-        try:
-            run_units([unit for setting in settings for unit in units_of(setting)], args.output, args.workers)
-        except KeyboardInterrupt:
-            sys.exit("Interrupted: the same command goes on where it was.")
+    plan = QUICK if args.quick else Plan()
+    tasks = suite(plan, args.output)
+    file = (args.output if args.quick else FOLDER) / "paper.json"
+    try:
+        choices = frozen(file, plan_of_trials(plan, tasks), committed=not args.quick)
+        if choices is None:
+            if args.only_publish:
+                sys.exit(f"{file} is not there: nothing was chosen, so there is nothing to publish")
+            choose(plan, tasks, args.output, file, args.workers)
+            print(f"Written: {file}")
+            if not args.quick:
+                print("Commit it; then the same command runs the test seeds.")
+                return
+            choices = frozen(file, plan_of_trials(plan, tasks), committed=False)
+        assert choices is not None
+        wanted = replace(plan, seeds=plan.seeds[: args.seeds])
+        if not args.only_publish:
+            run_all(units(wanted, tasks, choices), args.output, args.workers)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: the same command goes on where it was.")
     from .paper_page import publish
 
-    flags = "".join(
-        [
-            "" if args.setting == "suite" else " --tasks PATH",
-            f" --setting {args.setting}" if args.setting else "",
-            " --quick" * args.quick,
-        ]
-    )
-    command = f"python -m mhr_benchmarks.studies.paper --output DIR{flags}"
-    for line in publish(settings, args.output, results, docs, command, quick=args.quick):
+    command = f"python -m mhr_benchmarks.studies.paper --output DIR{' --quick' * args.quick}"
+    results = args.results or (args.output if args.quick else RESULTS)
+    docs = args.docs or (args.output if args.quick else ROOT / "docs")
+    for line in publish(plan, units(plan, tasks, choices), choices, args.output, results, docs, command):
         print(line)
 
 

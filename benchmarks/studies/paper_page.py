@@ -1,99 +1,85 @@
-"""What the study found, as JSON for `mhr report`, and as the page docs/study.md with its plots."""
+"""What the study found, as JSON for `mhr report`, and as the page docs/study.md."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from mhr.analysis import verdicts
 from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
-from mhr.report.charts import WIDTH, plot_alignment
-from mhr.report.figures import colour, marker, new_figure, per_cent, save, styled
-from mhr.report.tables import Cell, Table, interval_cell, p_number, score_cell, text, whole
+from mhr.report.tables import Cell, Table, p_number, score_cell, text, whole
 from mhr.runs.run import versions
 
 from ..measure import machine
-from .paper_claims import CLAIMS, Answer, Values, answers
-from .paper_plan import SHOTS, SWEPT_HEADS, SWEPT_SKILLS, Setting, Unit, units_of
-from .paper_plan import __doc__ as variants
+from . import paper_claims, paper_plan
+from .paper_claims import Answer, Values, answers
+from .paper_plan import VARIANTS, Plan, Unit
+from .seen_loss import at_budget
 
+TITLE = "Skills suite, built-in T5"
 NAMES = {
     "lora lora": "shared LoRA",
     "wide lora": "shared LoRA, rank x 8",
     "poly mhr": "Poly",
-    "poly z": "Poly-z",
-    "poly mu": "Poly-mu",
     "mhr mhr": "MHR",
     "mhr z": "MHR-z",
     "mhr mu": "MHR-mu",
+    "uniform mhr": "bank without routing",
     "random mhr": "random routing",
-    "random mu": "random routing, mu",
     "lora zero-shot": "zero-shot, shared LoRA",
     "wide zero-shot": "zero-shot, shared LoRA, rank x 8",
     "poly zero-shot": "zero-shot, Poly, uniform",
     "mhr zero-shot": "zero-shot, MHR, uniform",
+    "uniform zero-shot": "zero-shot, bank without routing",
     "random zero-shot": "zero-shot, random routing, uniform",
-    "mhr-mu zero-shot": "zero-shot MHR-mu",
+    "lora further zero-shot": "zero-shot, shared LoRA, more steps",
+    "mhr further zero-shot": "zero-shot, MHR-mu, more steps",
 }
 
 
 class Results:
-    """The units of a setting that are done, and what they found."""
+    """The units that are done, and what they found."""
 
-    def __init__(self, setting: Setting, output: Path):
-        self.setting = setting
+    def __init__(self, units: Sequence[Unit], output: Path):
         self.units: dict[Unit, dict[str, Any]] = {}
-        for unit in units_of(setting):
-            file = output / setting.name / unit.name / "state.json"
+        for unit in units:
+            file = output / unit.folder / "state.json"
             state = read_json(file) if file.is_file() else {}
             if state.get("status") == "done":
                 self.units[unit] = state
 
-    @property
-    def seconds(self) -> float:
-        return sum(sum(state["seconds"].values()) for state in self.units.values())
+    def of(self, variant: str) -> dict[int, dict[str, Any]]:
+        """Seed -> what a variant's unit found."""
+        return {unit.seed: state for unit, state in self.units.items() if unit.variant.name == variant}
 
     @property
-    def rows(self) -> list[str]:
-        """ "VARIANT ROW" of everything that was scored, what is adapted first."""
-        found = dict.fromkeys(f"{u.variant.name} {row}" for u, state in self.units.items() for row in state["scores"])
-        return sorted(found, key=lambda name: name.endswith("zero-shot"))
+    def seeds(self) -> list[int]:
+        return list(dict.fromkeys(unit.seed for unit in self.units))
 
-    def measures(self, name: str) -> dict[tuple[str, int], dict[str, Any]]:
-        """(task, seed of pretraining) -> measures."""
-        variant, _, row = name.partition(" ")
-        return {
-            (task, unit.seed): measures
-            for unit, state in self.units.items()
-            if unit.variant.name == variant
-            for task, seeds in state["scores"].get(row, {}).items()
-            for measures in seeds.values()
-        }
+    @property
+    def budget(self) -> float:
+        """FLOPs of pretraining that every variant spends: those of the cheapest."""
+        return min(self.spent(state) for state in self.units.values())
+
+    @staticmethod
+    def spent(state: Mapping[str, Any]) -> float:
+        return float(state["flops"]["flops"]) * max(map(int, state["losses"]))
 
     def values(self, name: str) -> Values:
-        """(task, seed) -> score; of "VARIANT alignment" (step, seed) -> mean cosine."""
-        if not name.endswith(" alignment"):
-            return {key: measures["score"] for key, measures in self.measures(name).items()}
-        return {
-            (str(point["step"]), unit.seed): point["mean"]
-            for unit, state in self.units.items()
-            if f"{unit.variant.name} alignment" == name
-            for point in state.get("alignment", [])
-            if point["mean"] is not None
-        }
-
-    def trained(self, name: str) -> int | None:
-        """Numbers that one adaptation (of zero-shot rows, pretraining) trains."""
+        """(task, seed) -> score; of "VARIANT loss" the loss at the end, of "VARIANT loss at budget" when `budget` is spent."""
         variant, _, row = name.partition(" ")
-        run = "pretrained" if row == "zero-shot" else f"adapted {row}"
-        found = (s["runs"][run]["parameters"]["trained"] for u, s in self.units.items() if u.variant.name == variant)
-        return next(found, None)
+        found: dict[tuple[str, int], float] = {}
+        for seed, state in self.of(variant).items():
+            if row == "loss":
+                own = state["losses"][max(state["losses"], key=int)]
+            elif row == "loss at budget":
+                own = at_budget(state["losses"], state["flops"]["flops"], self.budget)
+            else:
+                own = {task: seeds[str(seed)]["score"] for task, seeds in state["scores"].get(row, {}).items()}
+            found |= {(task, seed): value for task, value in own.items()}
+        return found
 
     def mean(self, name: str) -> tuple[float, float | None]:
         """Mean over tasks, seed by seed, and its standard deviation over seeds."""
@@ -103,240 +89,218 @@ class Results:
         means = [statistics.mean(values) for values in by_seed.values()]
         return statistics.mean(means), statistics.stdev(means) if len(means) > 1 else None
 
+    def run(self, name: str) -> dict[str, Any]:
+        """What is known of the run behind a row, of the first seed that has it."""
+        variant, _, row = name.partition(" ")
+        key = {"zero-shot": "pretrained", "further zero-shot": "further"}.get(row, f"adapted {row}")
+        return next(state["runs"][key] for state in self.of(variant).values())
+
+    @property
+    def rows(self) -> list[str]:
+        return [name for name in NAMES if self.values(name)]
+
+    def record(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Row -> task -> seed -> measures, as `mhr report` reads them."""
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for unit, state in self.units.items():
+            for row, tasks in state["scores"].items():
+                for task, seeds in tasks.items():
+                    found.setdefault(f"{unit.variant.name} {row}", {}).setdefault(task, {}).update(seeds)
+        return {name: found[name] for name in self.rows}
+
 
 def publish(
-    settings: Sequence[Setting], output: Path, results: Path, docs: Path, command: str, *, quick: bool
+    plan: Plan,
+    units: Sequence[Unit],
+    choices: Mapping[str, Any],
+    output: Path,
+    results: Path,
+    docs: Path,
+    command: str,
 ) -> list[str]:
-    """Write the JSON files, the plots and the page of all settings with a unit that is done; returns lines on what came out."""
-    make_folder(results)
-    make_folder(docs)
-    ending = "_quick" if quick else ""
+    """Write study_suite.json and study.md of the units that are done; returns lines on what came out."""
+    found = Results(units, output)
+    if not found.units:
+        return ["No test seed is done: there is nothing to publish."]
     made = machine()  # before its files change what the commit is said to be
-    parts, lines, told = [], [], {}
-    for setting in settings:
-        found = Results(setting, output)
-        if not found.units:
-            continue
-        told[setting.title] = answers(found.values)
-        file = write_json_atomically(
-            results / f"study_{setting.name}{ending}.json", _record(found, told[setting.title], command, made)
-        )
-        plots = _plots(found, docs, ending)
-        parts.append(_part(found, told[setting.title], plots))
-        lines += [f"{setting.title}, claim {a.claim.number}: {a.verdict}" for a in told[setting.title] if a.verdict]
-        lines.append(f"Written: {file}")
-    if parts:
-        page = write_text_atomically(docs / f"study{ending}.md", "\n".join([_head(told, command, made), *parts]))
-        lines.append(f"Written: {page}")
-    return lines
-
-
-def _record(found: Results, answers: Sequence[Answer], command: str, made: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything, in the form that `mhr report` reads: contestant -> task -> seed -> measures."""
-    scores: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in found.rows:
-        for (task, seed), measures in found.measures(row).items():
-            scores.setdefault(row, {}).setdefault(task, {})[str(seed)] = measures
-    setting = found.setting
-    return {
+    told = answers(found.values)
+    record = {
         "command": command,
         "machine": made,
         "versions": versions(),
-        "tasks": setting.title,
-        "plan": {
-            "pretrain": {k: v for k, v in setting.pretrain.items() if k not in ("model", "tasks")},
-            "adapt": setting.adapt,
-            "seeds": list(setting.seeds),
-            "held_out": list(setting.held_out),
-        },
-        "seconds": found.seconds,
-        "scores": scores,
-        "runs": {row: {"parameters": {"trained": found.trained(row)}} for row in found.rows},
-        "alignment": {unit.name: state["alignment"] for unit, state in found.units.items() if "alignment" in state},
-        "claims": [answer.to_json() for answer in answers],
+        "tasks": TITLE,
+        "plan": {"seeds": list(plan.seeds), "steps": plan.steps, "adapt_steps": plan.adapt_steps, "shots": plan.shots},
+        "done": len(found.units),
+        "of": len(units),
+        "choices": choices,
+        "scores": found.record(),
+        "losses": {unit.name: state["losses"] for unit, state in found.units.items()},
+        "flops": {unit.name: state["flops"] for unit, state in found.units.items()},
+        "runs": {row: {"parameters": found.run(row)["parameters"]} for row in found.rows},
+        "claims": [answer.to_json() for answer in told],
     }
+    make_folder(results)
+    make_folder(docs)
+    file = write_json_atomically(results / "study_suite.json", record)
+    page = write_text_atomically(docs / "study.md", _page(plan, units, found, told, choices, command, made))
+    lines = [f"Claim {answer.claim.number}: {answer.verdict}" for answer in told if answer.verdict]
+    return [*lines, f"Written: {file}", f"Written: {page}"]
 
 
-# ---- the page --------------------------------------------------------------------------------------------------------
-
-
-def _head(answers: Mapping[str, Sequence[Answer]], command: str, made: Mapping[str, Any]) -> str:
-    rows = [
-        [text(f"{claim.number}. {claim.text}"), *(text(own[i].verdict or "not asked") for own in answers.values())]
-        for i, claim in enumerate(CLAIMS)
-    ]
-    said = Table("claims", "Claims", ["claim", *answers], rows, names=1 + len(answers))
-    return "\n".join(
-        [
-            "# The claims of the MHR paper, asked again at small size",
-            "",
-            f"`{command}` ({made['cpu']}, one thread a process, commit {made['commit']})",
-            "",
-            "MHR is arXiv 2211.03831. The models here have one and 22 million parameters and train for minutes: what is found says "
-            "something about this size, and whatever came out stands here.",
-            "",
-            said.to_markdown(),
-            "## How it was decided",
-            "",
-            *(verdicts.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
-            "",
-            "## What was run",
-            "",
-            *(variants or "").strip().split("\n\n", 1)[1].splitlines(),
-            "",
-        ]
+def _page(
+    plan: Plan,
+    units: Sequence[Unit],
+    found: Results,
+    told: Sequence[Answer],
+    choices: Mapping[str, Any],
+    command: str,
+    made: Mapping[str, Any],
+) -> str:
+    first = next(iter(found.units.values()))
+    n_tasks, n_seen = len(first["scores"]["zero-shot"]), len(next(iter(first["losses"].values())))
+    partial = (
+        ""
+        if len(found.units) == len(units)
+        else f" **Not finished: {len(found.units)} of {len(units)} runs are done.**"
     )
-
-
-def _part(found: Results, answers: Sequence[Answer], plots: Mapping[str, str]) -> str:
-    setting = found.setting
-    seeds = ", ".join(map(str, setting.seeds))
-    fewer = " (the sweeps of heads and skills with fewer)" if any(v.seeds for v in setting.variants) else ""
+    verdicts_table = Table(
+        "claims",
+        "Claims",
+        ["claim", TITLE],
+        [[text(f"{a.claim.number}. {a.claim.text}"), text(a.verdict or "not asked")] for a in told],
+        names=2,
+    )
     lines = [
-        f"## {setting.title}",
+        "# The claims of the MHR paper, asked again at small size",
         "",
-        f"{len(found.units)} pretraining runs with seeds {seeds}{fewer}, "
-        f"{setting.pretrain['steps']} steps each; {len(setting.held_out)} held-out tasks, adapted from {SHOTS} examples in "
-        f"{setting.adapt['steps']} steps, shots and all else drawn by the seed of the run; {found.seconds / 60:.0f} minutes of "
-        "one process. Score: accuracy by ranking where a task has choices, otherwise exact match.",
+        f"`{command}` ({made['cpu']}, one thread a process, commit {made['commit']})",
         "",
-        f"Pretraining: {_said(setting.pretrain)}. Adapting: {_said(setting.adapt)}.",
+        "MHR is arXiv 2211.03831. The model here has one million parameters and trains for minutes: what is found says something about "
+        f"this size, and whatever came out stands here.{partial}",
         "",
+        verdicts_table.to_markdown(),
+        "## How it was decided",
+        "",
+        *(paper_claims.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
+        "",
+        *(verdicts.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
+        "",
+        "## What was run",
+        "",
+        *(paper_plan.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
+        "",
+        f"{plan.steps} steps of {plan.batch} examples on {n_seen} tasks; {n_tasks} test tasks, adapted from {plan.shots} examples in up to "
+        f"{plan.adapt_steps} steps and judged on {plan.test} examples; {len(found.seeds)} of {len(plan.seeds)} seeds. Score: accuracy by "
+        f"ranking where a task has choices, otherwise exact match. The zero-shot comparison is after {plan.more_steps} more steps.",
+        "",
+        _findings_table(told).to_markdown(),
         _scores_table(found).to_markdown(),
-        _findings_table(answers).to_markdown(),
-        *(f"![{caption}]({file})\n" for file, caption in plots.items()),
+        _losses_table(found).to_markdown(),
+        _budget_table(plan, found).to_markdown(),
+        _trials_table(plan, choices).to_markdown(),
     ]
     return "\n".join(lines)
 
 
-def _said(settings: Mapping[str, Any]) -> str:
-    """Settings in a line, without the places of this machine."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items() if name not in ("model", "tasks"))
-
-
-def _scores_table(found: Results) -> Table:
-    names = [row for row in found.rows if row in NAMES]
-    names += [row for row in found.rows if row not in NAMES and not row.endswith("zero-shot")]
-    majority = statistics.mean(m["majority"] or 0.0 for m in found.measures(names[0]).values())
-    rows = [[text("majority"), score_cell(majority), Cell("")]]
-    rows += [[text(_name(row)), score_cell(*found.mean(row)), whole(found.trained(row))] for row in names]
-    note = "Per cent ± standard deviation over seeds. Trained: by one adaptation; zero-shot, by pretraining."
-    return Table("scores", "Held-out tasks, mean", ["method", "score", "trained"], rows, note=note)
-
-
-def _name(row: str) -> str:
-    """What people call a row; "h2 z" is MHR-z with 2 heads."""
-    if row in NAMES:
-        return NAMES[row]
-    variant, _, mode = row.partition(" ")
-    return f"{NAMES[f'mhr {mode}']}, {variant[1:]} {'heads' if variant[0] == 'h' else 'skills'}"
-
-
-def _findings_table(answers: Sequence[Answer]) -> Table:
+def _findings_table(told: Sequence[Answer]) -> Table:
     rows = []
-    for answer in answers:
+    for answer in told:
         for found in (*answer.findings, *answer.beside):
+            scale, digits = (1, 3) if found.question.lower else (100, 1)
             paired = found.paired
-            verdict = found.verdict if found in answer.findings else f"({found.verdict})"
+            ends = (
+                "" if paired.interval is None else " to ".join(f"{scale * end:+.{digits}f}" for end in paired.interval)
+            )
             rows.append(
                 [
                     text(str(answer.claim.number)),
                     text(found.question.text),
-                    text(f"{100 * paired.difference:+.1f}"),
-                    interval_cell(paired.interval),
-                    text(" ".join(f"{100 * mean:+.1f}" for mean in paired.by_seed)),
+                    text(f"{scale * paired.difference:+.{digits}f}"),
+                    text(ends),
+                    text(f"{paired.better} / {paired.worse} of {paired.seeds}"),
                     text("" if found.p is None else p_number(found.p)),
                     text("" if found.power is None else f"{100 * found.power:.0f}"),
-                    text(verdict),
+                    text(found.verdict if found in answer.findings else f"({found.verdict})"),
                 ]
             )
-    columns = ["claim", "question", "difference", "95% interval", "by seed", "p", "power", "verdict"]
+    columns = ["claim", "question", "difference", "95% interval", "seeds for / against", "p", "power", "verdict"]
     note = (
-        "Differences in points; power in per cent. Verdicts in brackets accompany their claim, are judged alone and do not "
-        "decide it."
+        "Differences in points, of losses in nats per token, turned so that above 0 is what is asked for; power in per cent. Verdicts in "
+        "brackets accompany their claim, are judged alone and do not decide it."
     )
     return Table("findings", "Questions", columns, rows, note=note, names=8)
 
 
-# ---- plots -----------------------------------------------------------------------------------------------------------
+def _scores_table(found: Results) -> Table:
+    rows = [
+        [text(NAMES[row]), score_cell(*found.mean(row)), whole(found.run(row)["parameters"]["trained"])]
+        for row in found.rows
+    ]
+    note = "Per cent ± standard deviation over seeds. Trained: by one adaptation; zero-shot, by pretraining."
+    return Table("scores", "Test tasks, mean", ["method", "score", "trained"], rows, note=note)
 
 
-def _plots(found: Results, docs: Path, ending: str) -> dict[str, str]:
-    """Files that were drawn, each with its caption."""
-    drawn: dict[str, tuple[Figure, str]] = {
-        "costs": (
-            _plot_costs(found),
-            "Score against the parameters that one adaptation trains (parameter-matched ones side by side)",
-        ),
-    }
-    points = {
-        NAMES[row]: _by_step(found, variant)
-        for variant, row in (("lora", "lora lora"), ("wide", "wide lora"), ("poly", "poly mhr"), ("mhr", "mhr mhr"))
-        if _by_step(found, variant)
-    }
-    if points:
-        drawn["alignment"] = (plot_alignment(points), "Mean cosine between the gradients of tasks, mean over seeds")
-    for what, sizes in (("heads", _sizes(found, "h", SWEPT_HEADS)), ("skills", _sizes(found, "s", SWEPT_SKILLS))):
-        if len(sizes) > 2:
-            drawn[what] = (_plot_sizes(found, sizes, what), f"Score against the number of {what}")
-    return {
-        save(figure, docs / f"study_{found.setting.name}_{name}{ending}.svg").name: caption
-        for name, (figure, caption) in drawn.items()
-    }
+def _losses_table(found: Results) -> Table:
+    known = [variant.name for variant in VARIANTS if found.of(variant.name)]
+    steps = sorted({int(step) for state in found.units.values() for step in state["losses"]})
+    rows = []
+    for name in known:
+        states = list(found.of(name).values())
+        by_step = [statistics.mean(statistics.mean(s["losses"][str(step)].values()) for s in states) for step in steps]
+        at = found.mean(f"{name} loss at budget")[0]
+        rows.append([text(_title(name)), *(Cell(f"{loss:.3f}", loss) for loss in (*by_step, at))])
+    note = "Nats per target token, mean over tasks and seeds. Equal FLOPs: when as much arithmetic is done as the cheapest method does in all."
+    columns = ["method", *(f"step {step}" for step in steps), "equal FLOPs"]
+    return Table("losses", "Loss on unseen examples of the training tasks", columns, rows, note=note)
 
 
-def _by_step(found: Results, variant: str) -> list[tuple[int, float]]:
-    """(step, mean cosine over seeds)."""
-    by_step: dict[int, list[float]] = {}
-    for (step, _), value in found.values(f"{variant} alignment").items():
-        by_step.setdefault(int(step), []).append(value)
-    return sorted((step, statistics.mean(values)) for step, values in by_step.items())
-
-
-def _sizes(found: Results, letter: str, swept: Sequence[int]) -> dict[int, str]:
-    """Number of heads or skills -> the variant that has it."""
-    own = {size: f"{letter}{size}" for size in swept} | {8: "mhr"} | ({1: "poly"} if letter == "h" else {})
-    return {size: name for size, name in sorted(own.items()) if f"{name} mhr" in found.rows}
-
-
-@styled
-def _plot_costs(found: Results) -> Figure:
-    figure = new_figure(WIDTH, 5.0)
-    axes = figure.add_subplot()
-    beside: Counter[float] = Counter()
-    for i, row in enumerate(row for row in found.rows if row in NAMES and not row.endswith("zero-shot")):
-        mean, deviation = found.mean(row)
-        trained = found.trained(row) or 1
-        size = round(math.log10(trained), 1)
-        place = trained * 1.12 ** beside[size]  # parameter-matched ones, side by side
-        beside[size] += 1
-        axes.errorbar(place, mean, yerr=deviation, fmt=marker(i), color=colour(i), capsize=3, label=NAMES[row])
-    axes.set_xscale("log")
-    axes.margins(x=0.1, y=0.15)
-    axes.figure.legend(loc="outside lower left", ncols=2)
-    axes.yaxis.set_major_formatter(per_cent())
-    axes.set_xlabel("parameters that one adaptation trains")
-    axes.set_ylabel("mean over tasks, per cent")
-    axes.grid()
-    return figure
-
-
-@styled
-def _plot_sizes(found: Results, sizes: Mapping[int, str], what: str) -> Figure:
-    figure = new_figure(WIDTH, 3.6)
-    axes = figure.add_subplot()
-    for i, (mode, label) in enumerate((("mhr", "bank and routing"), ("z", "routing alone"))):
-        means = [found.mean(f"{name} {mode}") for name in sizes.values()]
-        spread = [deviation or 0.0 for _, deviation in means]
-        axes.errorbar(
-            list(sizes), [mean for mean, _ in means], yerr=spread, fmt="o-", color=colour(i), capsize=3, label=label
+def _budget_table(plan: Plan, found: Results) -> Table:
+    rows = []
+    for variant in VARIANTS:
+        states = list(found.of(variant.name).values())
+        if not states:
+            continue
+        flops, tokens = (statistics.mean(s["flops"][key] for s in states) for key in ("flops", "tokens"))
+        minutes = statistics.mean(sum(s["cpu_seconds"].values()) for s in states) / 60
+        n_trials = len(plan.rates) * len(rates_tried(plan, variant.modes[0]))
+        rows.append(
+            [
+                text(_title(variant.name)),
+                whole(states[0]["runs"]["pretrained"]["parameters"]["trained"]),
+                whole(plan.steps),
+                Cell(f"{plan.steps * tokens / 1e6:.2f}", tokens),
+                Cell(f"{plan.steps * flops / 1e12:.2f}", flops),
+                whole(n_trials),
+                Cell(f"{minutes:.1f}", minutes),
+            ]
         )
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(sizes), [str(size) for size in sizes])
-    axes.minorticks_off()
-    axes.yaxis.set_major_formatter(per_cent())
-    axes.set_xlabel(f"number of {what}")
-    axes.set_ylabel("mean over tasks, per cent")
-    axes.grid(axis="y")
-    axes.figure.legend(loc="outside lower left", ncols=2)
-    return figure
+    columns = ["method", "pretraining trains", "steps", "million tokens", "TFLOP", "trials", "CPU minutes of a seed"]
+    note = (
+        "CPU minutes: of all that is made from one pretraining run, its adaptations and evaluations too. Trials: rates of pretraining x "
+        "rates of adaptation in the first mode; the other modes of MHR have as many as they have rates."
+    )
+    return Table("budget", "What it cost", columns, rows, note=note)
+
+
+def rates_tried(plan: Plan, mode: str) -> tuple[float, ...]:
+    """The rates of a mode's trials."""
+    return paper_plan.rates_of(plan, mode)[1]
+
+
+def _trials_table(plan: Plan, choices: Mapping[str, Any]) -> Table:
+    rows = []
+    for name, chosen in choices.items():
+        for mode, rate in chosen["modes"].items():
+            for lr, modes in chosen["trials"].items():
+                if mode not in modes:
+                    continue
+                tried = ", ".join(f"{value}: {100 * score:.1f}" for value, score in modes[mode].items())
+                mark = float(lr) == chosen["lr"]
+                rows.append([text(_title(name)), text(mode), text(lr), text(tried), text(f"{rate:g}" if mark else "")])
+    columns = ["method", "mode", "rate of pretraining", "rate of adaptation: score", "chosen"]
+    note = f"Mean score over the validation tasks, per cent, seed {plan.trial_seed}. Mode z: rates of the routing."
+    return Table("trials", "Trials", columns, rows, note=note, names=5)
+
+
+def _title(variant: str) -> str:
+    return next(NAMES[f"{v.name} {v.modes[0]}"] for v in VARIANTS if v.name == variant)

@@ -27,7 +27,7 @@ class Stages:
 
     output  its folder; one that holds a study of something else is refused
     asked   what the study is: anything that JSON can hold
-    state   `asked`, and what was found: "seconds" of each stage, "scores" (row -> task -> seed -> measures; seed "None" where
+    state   `asked`, and what was found: "seconds" and "cpu_seconds" of each stage, "scores" (row -> task -> seed -> measures; seed "None" where
             nothing is drawn), "runs" (name -> what is to be known of a run)
     """
 
@@ -42,10 +42,11 @@ class Stages:
         transformers.logging.disable_progress_bar()
 
     def timed(self, stage: str, work: Callable[[], Result]) -> Result:
-        """The result of `work`. Its wall time is kept when it first ends; of work that was interrupted, that of the rest."""
-        start = time.perf_counter()
+        """The result of `work`. Its wall and CPU time are kept when it first ends; of work that was interrupted, that of the rest."""
+        start, cpu = time.perf_counter(), time.process_time()
         result = work()
         self.state["seconds"].setdefault(stage, time.perf_counter() - start)
+        self.state.setdefault("cpu_seconds", {}).setdefault(stage, time.process_time() - cpu)
         self.save()
         return result
 
@@ -68,12 +69,14 @@ class Stages:
         missing = [name for name in tasks if str(seed) not in found.get(name, {})]
         if not missing:
             return
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         result = evaluate(load_model(path, loading=loading), tasks.select(missing), progress=seed is None, **settings)
         for name, measures in result.tasks.items():
             found.setdefault(name, {})[str(seed)] = measures
-        seconds = self.state["seconds"]
-        seconds[f"evaluate {row}"] = seconds.get(f"evaluate {row}", 0.0) + time.perf_counter() - start
+        taken = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+        for clock, seconds in taken.items():
+            known = self.state.setdefault(clock, {})
+            known[f"evaluate {row}"] = known.get(f"evaluate {row}", 0.0) + seconds
         self.save()
 
     def keep(self, name: str, run: RunFolder) -> None:

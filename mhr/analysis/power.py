@@ -54,8 +54,8 @@ def power(difference: float, sd: float, seeds: int, level: float = LEVEL) -> flo
     """
     if seeds < 2:
         return 0.0
-    if sd == 0:
-        return float(difference != 0)
+    if sd == 0:  # as sure as the signs of so many seeds
+        return float(difference != 0 and 2 * 0.5**seeds < level)
     shift = abs(difference) / (sd / math.sqrt(seeds))
     limits = _spreads(seeds - 1) * stats.t.isf(level / 2, seeds - 1)
     return float((stats.norm.sf(limits - shift) + stats.norm.cdf(-limits - shift)).mean())
@@ -66,7 +66,7 @@ def power_of_equivalence(margin: float, sd: float, seeds: int, difference: float
     if seeds < 2:
         return 0.0
     if sd == 0:
-        return float(abs(difference) < margin)
+        return float(abs(difference) < margin and 0.5**seeds < level)
     error = sd / math.sqrt(seeds)
     room = _spreads(seeds - 1) * stats.t.isf(level, seeds - 1)
     low, high = (-margin - difference) / error + room, (margin - difference) / error - room

@@ -1,0 +1,29 @@
+"""Tasks as one file, which every run of a study reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from mhr.data import Example, Task
+from mhr.files import make_folder, write_text_atomically
+
+
+def lines_of(examples: Sequence[Example], split: str, **columns: object) -> str:
+    """Examples as rows of JSONL, without what is empty. columns: further ones, the same in every row."""
+    known = [{name: value for name, value in dataclasses.asdict(e).items() if value} for e in examples]
+    rows = [{**row, "split": split, **columns} for row in known]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_collection(file: Path, tasks: Iterable[Task], sizes: Mapping[str, tuple[int, int]]) -> str:
+    """Write the first (train, test) examples of each task, as many as `sizes` says; returns the file's path."""
+    text = "".join(
+        lines_of(part[:most], split, held_out=task.held_out, category=task.category)
+        for task in tasks
+        for part, split, most in zip((task.train, task.test), ("train", "test"), sizes[task.name], strict=True)
+    )
+    make_folder(file.parent)
+    return str(write_text_atomically(file, text))

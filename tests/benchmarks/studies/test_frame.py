@@ -1,0 +1,73 @@
+"""What studies share: work side by side, tasks in a file, and choices that are made once and committed."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mhr.data import load_tasks
+from mhr.data.skills import skills_suite
+from mhr_benchmarks.studies.choices import best, freeze, frozen, is_committed
+from mhr_benchmarks.studies.task_files import lines_of, write_collection
+from mhr_benchmarks.studies.workers import side_by_side
+
+PLAN = {"rates": (0.1, 0.3), "seed": 100}
+METHODS = {"mhr": {"lr": 0.1}}
+
+
+def test_pieces_come_in_their_order_and_one_that_fails_ends_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    done = side_by_side(abs, [-3, 2, "no number"], 2, str)
+    assert [next(done), next(done)] == [(-3, 3), (2, 2)]
+    with pytest.raises(TypeError):
+        next(done)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[0] for line in lines if "minutes passed" in line] == ["1/3 -3", "2/3 2"]
+
+
+def test_tasks_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    tasks = skills_suite(0, 20, 10).select(["rev-last", "rev-twice"])
+    file = write_collection(
+        tmp_path / "new" / "tasks.jsonl", tasks.values(), {"rev-last": (5, 3), "rev-twice": (20, 0)}
+    )
+    read = load_tasks(file)
+    assert {name: (len(task.train), len(task.test)) for name, task in read.items()} == {
+        "rev-last": (5, 3), "rev-twice": (20, 0),
+    }  # fmt: skip
+    for name, task in read.items():
+        assert task.train == tasks[name].train[: len(task.train)]
+        assert (task.held_out, task.category, task.choices) == (
+            tasks[name].held_out, tasks[name].category, tasks[name].choices,
+        )  # fmt: skip
+    assert lines_of([], "train") == ""
+
+
+def test_the_best_rate_is_the_lowest_of_those_with_the_best_score() -> None:
+    assert best({0.1: 0.5, 0.3: 0.7, 1.0: 0.7}) == 0.3
+
+
+def test_choices_are_made_once_and_belong_to_their_plan(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "study.json"
+    assert frozen(file, PLAN) is None
+    freeze(file, PLAN, METHODS)
+    assert frozen(file, PLAN, committed=False) == METHODS
+    with pytest.raises(SystemExit, match="choices are made once"):
+        freeze(file, PLAN, METHODS)
+    with pytest.raises(SystemExit, match="trials with another plan"):
+        frozen(file, {**PLAN, "seed": 101}, committed=False)
+
+
+def test_test_seeds_wait_for_the_commit(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    file = freeze(tmp_path / "study.json", PLAN, METHODS)
+    assert not is_committed(file)  # no repository at all
+    subprocess.run([*git, "init", "-q"], check=True)
+    with pytest.raises(SystemExit, match="not committed as it is"):
+        frozen(file, PLAN)
+    subprocess.run([*git, "add", file.name], check=True)
+    assert not is_committed(file)
+    subprocess.run([*git, "commit", "-qm", "choices"], check=True)
+    assert frozen(file, PLAN) == METHODS
+    file.write_text(file.read_text().replace("0.1", "0.2", 1))
+    assert not is_committed(file)
