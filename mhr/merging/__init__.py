@@ -34,7 +34,7 @@ _HOME = {
     "merge_uniform": "mhr.merging.averages",
     "merge_weighted": "mhr.merging.averages",
     "read_report": "mhr.merging.report",
-    "search_weights": "mhr.merging.weight_search",
+    "find_weights": "mhr.merging.weight_search",
     "serving_lines": "mhr.merging.serving",
 }
 
@@ -55,6 +55,6 @@ if TYPE_CHECKING:
     from mhr.merging.soups import combine_search, combine_soup_greedy, combine_soup_uniform
     from mhr.merging.task_vectors import combine_task_vectors
     from mhr.merging.to_folder import merge
-    from mhr.merging.weight_search import search_weights
+    from mhr.merging.weight_search import find_weights
 
 __getattr__ = lazy(__name__, _HOME)

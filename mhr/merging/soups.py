@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from mhr.adapters.plain import PlainAdapter
 from mhr.merging.combination import Combination, combines
-from mhr.merging.weight_search import search_weights
+from mhr.merging.weight_search import find_weights
 
 
 @combines("soup-uniform")
@@ -51,7 +51,7 @@ def combine_search(
 ) -> Combination:
     """`sum_k w_k x_k` with the w_k, adding up to 1, of the highest score on the dev examples of `tries` (LoraHub's idea, arXiv 2307.13269).
 
-    `search_weights` from the given weights over [0, 1]^K, each try divided by its sum; a try that is 0 everywhere is the worst.
+    `find_weights` from the given weights over [0, 1]^K, each try divided by its sum; a try that is 0 everywhere is the worst.
     """
     if len(sources) == 1:
         return Combination(weights)
@@ -59,7 +59,7 @@ def combine_search(
     def tried(found: list[float]) -> float:
         return score(_normalised(found)) if any(found) else float("-inf")
 
-    found = search_weights(tried, len(sources), steps=tries, seed=seed, start=weights)
+    found = find_weights(tried, len(sources), steps=tries, seed=seed, start=weights)
     notes = {"dev score": found.score, "of the start": found.scores[0], "tries": len(found.scores)}
     return Combination(_normalised(found.weights), notes=notes)
 
