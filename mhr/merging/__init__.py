@@ -17,6 +17,10 @@ _HOME = {
     "SPACES": "mhr.merging.methods",
     "combine_fisher": "mhr.merging.fisher",
     "combine_mera": "mhr.merging.mera",
+    "combine_model_stock": "mhr.merging.angles",
+    "combine_sce": "mhr.merging.sce",
+    "combine_search": "mhr.merging.soups",
+    "combine_slerp": "mhr.merging.angles",
     "combine_soup_greedy": "mhr.merging.soups",
     "combine_soup_uniform": "mhr.merging.soups",
     "combine_task_vectors": "mhr.merging.task_vectors",
@@ -30,13 +34,14 @@ _HOME = {
     "merge_uniform": "mhr.merging.averages",
     "merge_weighted": "mhr.merging.averages",
     "read_report": "mhr.merging.report",
-    "search_weights": "mhr.merging.weight_search",
+    "find_weights": "mhr.merging.weight_search",
     "serving_lines": "mhr.merging.serving",
 }
 
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from mhr.merging.angles import combine_model_stock, combine_slerp
     from mhr.merging.averages import combine_uniform, combine_weighted, merge_task, merge_uniform, merge_weighted
     from mhr.merging.combination import Combination, combines
     from mhr.merging.each_task import merge_each_task
@@ -45,10 +50,11 @@ if TYPE_CHECKING:
     from mhr.merging.methods import FORMS, MERGE_METHODS, SPACES, MergeConfig, MergeMethod
     from mhr.merging.plan import merge_methods
     from mhr.merging.report import REPORT_FILE, MergeReport, read_report
+    from mhr.merging.sce import combine_sce
     from mhr.merging.serving import serving_lines
-    from mhr.merging.soups import combine_soup_greedy, combine_soup_uniform
+    from mhr.merging.soups import combine_search, combine_soup_greedy, combine_soup_uniform
     from mhr.merging.task_vectors import combine_task_vectors
     from mhr.merging.to_folder import merge
-    from mhr.merging.weight_search import search_weights
+    from mhr.merging.weight_search import find_weights
 
 __getattr__ = lazy(__name__, _HOME)

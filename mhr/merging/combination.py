@@ -32,6 +32,7 @@ class Combination:
     align    makes the inputs' layers alike before they are merged, which must not change what each computes
     notes    what the report is to say
     shares   weights of modules that are stored whole, adding up to 1, where `weights` do not; None takes these
+    by_layer  the name of a layer and the inputs' layers of it -> weights of the sum there, in place of `weights`
     """
 
     weights: list[float]
@@ -40,6 +41,7 @@ class Combination:
     align: Callable[[list[AdapterLayer]], list[AdapterLayer]] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     shares: list[float] | None = None
+    by_layer: Callable[[str, Sequence[AdapterLayer]], list[float]] | None = None
 
 
 @dataclass(frozen=True)

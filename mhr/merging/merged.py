@@ -70,7 +70,10 @@ class Merging:
             layers = self.combination.align(layers)
         first = layers[0].scaled(self.shapes[name].scaling)
         by_name = [layer.scaled(self.shapes[name].scaling).tensors() for layer in layers]
-        merged = {key: self._merge(f"{name}.{key}", [t[key] for t in by_name], first.origin) for key in by_name[0]}
+        weights = self._weights_of(name, layers)
+        merged = {
+            key: self._merge(f"{name}.{key}", [t[key] for t in by_name], weights, first.origin) for key in by_name[0]
+        }
         return first.with_tensors(merged)
 
     def _module(self, name: str) -> dict[str, Tensor]:
@@ -99,15 +102,14 @@ class Merging:
     def _weights(self) -> list[float]:
         return [self.combination.weights[i] for i in self.used]
 
-    @property
-    def _averages(self) -> bool:
-        """Whether the weights add up to 1."""
-        return math.isclose(math.fsum(self._weights), 1, rel_tol=1e-12)
+    def _weights_of(self, name: str, layers: Sequence[AdapterLayer]) -> list[float]:
+        by_layer = self.combination.by_layer
+        return self._weights if by_layer is None else by_layer(name, layers)
 
     def _is_copy(self, layer: str) -> bool:
         """Whether a layer comes out as the one input has it, bit for bit."""
         fits = self.space == "factor" or min(self.rank or 1 << 31, *self._most(layer)) >= self._first(layer).rank
-        whole = len(self.used) == 1 and self._averages and self.combination.tensors is None
+        whole = len(self.used) == 1 and _averages(self._weights) and self.combination.tensors is None
         return whole and fits
 
     def _first(self, layer: str) -> Shape:
@@ -133,20 +135,19 @@ class Merging:
     def _merge_products(self, name: str, layers: list[LoraFactors]) -> LoraFactors:
         rank = self.shapes[name].rank
         if self.combination.tensors is None:
-            factors, self.errors[name] = refactor_sum(layers, self._weights, rank)
+            factors, self.errors[name] = refactor_sum(layers, self._weights_of(name, layers), rank)
         else:
             delta = self.combination.tensors(name, _Products(layers))
             factors, self.errors[name] = refactor_dense(delta, rank, layers[0].a.dtype)
         return factors
 
-    def _merge(self, name: str, tensors: list[Tensor], origin: float) -> Tensor:
+    def _merge(self, name: str, tensors: list[Tensor], weights: list[float], origin: float) -> Tensor:
         merge = self.combination.tensors
-        if merge is None and (origin == 0 or self._averages):
-            return weighted_average(tensors, self._weights)
-        return _from_origin(merge or self._sum, name, tensors, origin)
-
-    def _sum(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
-        return weighted_average(tensors, self._weights)
+        if merge is not None:
+            return _from_origin(merge, name, tensors, origin)
+        if origin == 0 or _averages(weights):
+            return weighted_average(tensors, weights)
+        return _from_origin(lambda _, updates: weighted_average(updates, weights), name, tensors, origin)
 
     def _merge_state(self, name: str, tensors: list[Tensor]) -> Tensor:
         first = tensors[0]
@@ -180,6 +181,11 @@ class _Products(Sequence[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         return (layer.delta() for layer in self.layers)
+
+
+def _averages(weights: Sequence[float]) -> bool:
+    """Whether they add up to 1."""
+    return math.isclose(math.fsum(weights), 1, rel_tol=1e-12)
 
 
 def _from_origin(merge: MergeTensors, name: str, tensors: list[Tensor], origin: float) -> Tensor:

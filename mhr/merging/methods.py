@@ -81,8 +81,19 @@ class FisherSettings(Settings):
 
 
 @dataclass
-class TrimSettings(ScaleSettings):
+class DensitySettings(Settings):
     density: float = setting(0.2, "The fraction of each tensor's elements that is kept.", above=0, at_most=1)
+
+
+@dataclass
+class TrimSettings(DensitySettings, ScaleSettings):
+    """Those of both."""
+
+
+@dataclass
+class SearchSettings(Settings):
+    tries: int = setting(40, "Weights that are tried, each on all dev examples.", at_least=1)
+    seed: int = setting(0, "Seed of the draws.", at_least=0)
 
 
 @dataclass
@@ -100,6 +111,7 @@ class MergeMethod:
     spaces      of SPACES that it merges several inputs in, the default first; none: it merges within one bank alone
     weights     whether a user gives weights of several inputs: "none" (they are equal), "optional" or "needed"
     settings    its own
+    n_inputs    how many inputs it merges; None: any number
     sparsifier  what thins out each input first, a key of `mhr.merging.sparsifiers.SPARSIFIERS`; None: nothing does
     consensus   how what is left becomes one, "sum", "mean" or "sign" (`mhr.merging.task_vectors`); None: by a function of its own
     """
@@ -109,6 +121,7 @@ class MergeMethod:
     spaces: tuple[str, ...]
     weights: str = "none"
     settings: type[Settings] = NoSettings
+    n_inputs: int | None = None
     sparsifier: str | None = None
     consensus: str | None = None
 
@@ -121,17 +134,21 @@ class MergeMethod:
 BOTH, UPDATES = ("delta", "factor"), ("delta",)
 
 _TASK_VECTORS = (
-    MergeMethod("task_arithmetic", "sums", UPDATES, "optional", ScaleSettings, None, "sum"),
-    MergeMethod("magnitude_prune", "trims, sums", UPDATES, "optional", TrimSettings, "magnitude", "sum"),
-    MergeMethod("ties", "trims, elects signs", BOTH, "optional", TrimSettings, "magnitude", "sign"),
-    MergeMethod("dare", "drops elements at random, averages", BOTH, "optional", DareSettings, "random", "mean"),
-    MergeMethod("dare_linear", "the same, sums", UPDATES, "optional", ScaledDareSettings, "random", "sum"),
-    MergeMethod("dare_ties", "the same, elects signs", BOTH, "optional", ScaledDareSettings, "random", "sign"),
-    MergeMethod("della_linear", "drops small ones more often, sums", UPDATES, "optional", DellaSettings, "rank", "sum"),
-    MergeMethod("della", "the same, elects signs", BOTH, "optional", DellaSettings, "rank", "sign"),
-    MergeMethod("breadcrumbs", "trims both ends, sums", UPDATES, "optional", BreadcrumbSettings, "both-ends", "sum"),
+    MergeMethod("task_arithmetic", "sums", UPDATES, "optional", ScaleSettings, None, None, "sum"),
+    MergeMethod("magnitude_prune", "trims, sums", UPDATES, "optional", TrimSettings, None, "magnitude", "sum"),
+    MergeMethod("ties", "trims, elects signs", BOTH, "optional", TrimSettings, None, "magnitude", "sign"),
+    MergeMethod("dare", "drops elements at random, averages", BOTH, "optional", DareSettings, None, "random", "mean"),
+    MergeMethod("dare_linear", "the same, sums", UPDATES, "optional", ScaledDareSettings, None, "random", "sum"),
+    MergeMethod("dare_ties", "the same, elects signs", BOTH, "optional", ScaledDareSettings, None, "random", "sign"),
     MergeMethod(
-        "breadcrumbs_ties", "the same, elects signs", BOTH, "optional", BreadcrumbSettings, "both-ends", "sign"
+        "della_linear", "drops small ones more often, sums", UPDATES, "optional", DellaSettings, None, "rank", "sum"
+    ),
+    MergeMethod("della", "the same, elects signs", BOTH, "optional", DellaSettings, None, "rank", "sign"),
+    MergeMethod(
+        "breadcrumbs", "trims both ends, sums", UPDATES, "optional", BreadcrumbSettings, None, "both-ends", "sum"
+    ),
+    MergeMethod(
+        "breadcrumbs_ties", "the same, elects signs", BOTH, "optional", BreadcrumbSettings, None, "both-ends", "sign"
     ),
 )
 """Sparsifier x consensus: the same functions in other pairs (`mhr.merging.task_vectors`). The mean of a sum is its --scale 1/K."""
@@ -145,7 +162,11 @@ MERGE_METHODS = {
         MergeMethod("soup-uniform", "the average, also of whole banks", ("factor", "delta")),
         MergeMethod("soup-greedy", "adds what improves the dev score", ("factor", "delta")),
         MergeMethod("fisher", "by Fisher information", ("factor",), "optional", FisherSettings),
+        MergeMethod("search", "weights found on the dev score", ("factor", "delta"), "optional", SearchSettings),
         *_TASK_VECTORS,
+        MergeMethod("sce", "selects by variance, elects signs", BOTH, settings=DensitySettings),
+        MergeMethod("model_stock", "averages, nearer to the base the wider the angles", UPDATES),
+        MergeMethod("slerp", "turns from one to the other", UPDATES, "optional", n_inputs=2),
         MergeMethod("mera", "aligns hidden units first", ("factor",), "optional"),
     )
 }
@@ -208,7 +229,7 @@ class MergeConfig(Settings):
     evaluate: bool = setting(False, "Score the inputs and the merged adapter on the test examples.", flag="--evaluate")
     dev_tasks: list[str] | None = setting(
         None,
-        """Tasks of the collection to score on, for soup-greedy, fisher and --evaluate. Unset: the tasks that the inputs stand for,
+        """Tasks of the collection to score on, for soup-greedy, search, fisher and --evaluate. Unset: the tasks that the inputs stand for,
         otherwise the held-out ones.""",
         flag="--dev-task",
         metavar="NAME,...",
@@ -216,7 +237,7 @@ class MergeConfig(Settings):
     )
     split: str = setting(
         "train",
-        "Validation examples of soup-greedy: train, without those that a run adapted on, or test.",
+        "Dev examples of soup-greedy and search: train, without those that a run adapted on, or test.",
         choices=("train", "test"),
         flag="--split",
     )

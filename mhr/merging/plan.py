@@ -19,7 +19,7 @@ from mhr.adapters.open import check_by_task, collapsed, needs_task, open_bank, o
 from mhr.adapters.peft_poly import check_poly
 from mhr.adapters.plain import PlainAdapter, plain_checkpoint
 from mhr.errors import ConfigError, MergeError, nearest
-from mhr.merging import fisher, mera, soups, task_vectors  # noqa: F401  each registers what it does
+from mhr.merging import angles, fisher, mera, sce, soups, task_vectors  # noqa: F401  each registers what it does
 from mhr.merging.averages import input_amounts, input_shares
 from mhr.merging.banks import average_banks, check_same_layout, file_of
 from mhr.merging.combination import Combination, combiners, merge_methods
@@ -274,6 +274,11 @@ def _open(order: Order, paths: list[Path], bank: AdapterCheckpoint | None) -> li
 
 
 def _of_sources(order: Order, method: MergeMethod, sources: list[PlainAdapter]) -> MergePlan:
+    if method.n_inputs not in (None, len(sources)):
+        raise MergeError(
+            f"merge method {order.method!r} merges {method.n_inputs} inputs, and {len(sources)} are given: name {method.n_inputs}, or choose "
+            "a method that takes any number"
+        )
     space = _space(order, method, sources[0])
     place_base(order, sources)
     check_sources(sources, space, order.base)

@@ -1,11 +1,14 @@
-"""Soups (arXiv 2203.05482): averages of checkpoints of one model, of all, or greedily of those that make it better."""
+"""Soups (arXiv 2203.05482): averages of checkpoints of one model, of all, greedily of those that make it better, or with weights that are
+searched for."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from mhr.adapters.plain import PlainAdapter
 from mhr.merging.combination import Combination, combines
+from mhr.merging.weight_search import find_weights
 
 
 @combines("soup-uniform")
@@ -35,6 +38,34 @@ def combine_soup_greedy(
         if found > best:
             chosen, best = [*chosen, i], found
     return Combination(_equal(chosen, n), notes={"steps": steps})
+
+
+@combines("search")
+def combine_search(
+    sources: Sequence[PlainAdapter],
+    weights: list[float],
+    *,
+    score: Callable[[list[float]], float],
+    tries: int,
+    seed: int,
+) -> Combination:
+    """`sum_k w_k x_k` with the w_k, adding up to 1, of the highest score on the dev examples of `tries` (LoraHub's idea, arXiv 2307.13269).
+
+    `find_weights` from the given weights over [0, 1]^K, each try divided by its sum; a try that is 0 everywhere is the worst.
+    """
+    if len(sources) == 1:
+        return Combination(weights)
+
+    def tried(found: list[float]) -> float:
+        return score(_normalised(found)) if any(found) else float("-inf")
+
+    found = find_weights(tried, len(sources), steps=tries, seed=seed, start=weights)
+    notes = {"dev score": found.score, "of the start": found.scores[0], "tries": len(found.scores)}
+    return Combination(_normalised(found.weights), notes=notes)
+
+
+def _normalised(weights: Sequence[float]) -> list[float]:
+    return [w / math.fsum(weights) for w in weights]
 
 
 def _equal(chosen: Sequence[int], n: int) -> list[float]:

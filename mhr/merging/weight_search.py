@@ -30,7 +30,7 @@ class FoundWeights:
     scores: list[float]
 
 
-def search_weights(
+def find_weights(
     score: Callable[[list[float]], float],
     size: int,
     *,

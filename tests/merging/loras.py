@@ -22,6 +22,13 @@ BASE = BaseModel("tiny", "causal")
 SIZES = {"block.0.q": (24, 16), "block.0.v": (24, 16), "block.1.q": (16, 24)}
 
 
+class Named:
+    """What the methods look at of a source."""
+
+    def __init__(self, digest: str):
+        self.digest = digest
+
+
 def lora(seed: int, rank: int = 4, alpha: float = 2.0, dtype: torch.dtype = torch.float32, **settings) -> PlainAdapter:
     """A random LoRA on SIZES. settings: base, modules, sizes."""
     generator = torch.Generator().manual_seed(seed)

@@ -12,7 +12,7 @@ from mhr.merging import MERGE_METHODS, MergeReport, merge, read_report
 from mhr.merging.plan import combiners
 from tests.merging.loras import deltas, error, ia3, load, lora, same, save
 
-NEEDS_DATA = ("fisher", "soup-greedy")
+NEEDS_DATA = ("fisher", "search", "soup-greedy")
 COMBINATIONS = [
     (name, space) for name, method in MERGE_METHODS.items() for space in method.spaces if name not in NEEDS_DATA
 ]
@@ -26,8 +26,9 @@ NEUTRAL = {
     }[method.sparsifier]
     for name, method in MERGE_METHODS.items()
     if method.sparsifier is not None
-}
-AVERAGES = [c for c in COMBINATIONS if c[0] not in NEUTRAL and not MERGE_METHODS[c[0]].sums]
+} | {"sce": {"density": 1.0}}
+AVERAGES = [c for c in COMBINATIONS if c[0] not in NEUTRAL and not MERGE_METHODS[c[0]].sums and c[0] != "slerp"]
+ANY_NUMBER = [c for c in COMBINATIONS if MERGE_METHODS[c[0]].n_inputs is None]
 
 
 def settings(name: str, n: int) -> dict:
@@ -38,12 +39,13 @@ def test_the_contract_covers_every_method() -> None:
     several = {name for name, method in MERGE_METHODS.items() if method.spaces}
     assert {name for name, _ in COMBINATIONS} | set(NEEDS_DATA) == several == set(combiners)
     named = {name for name, method in MERGE_METHODS.items() if method.consensus is None and method.spaces}
-    assert named == {"uniform", "weighted", "soup-uniform", "soup-greedy", "fisher", "mera"}
+    averages = {"uniform", "weighted", "soup-uniform", "soup-greedy", "fisher", "search", "mera"}
+    assert named == averages | {"sce", "model_stock", "slerp"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("to", ["mhr", "peft-lora"])
-@pytest.mark.parametrize(("name", "space"), COMBINATIONS)
+@pytest.mark.parametrize(("name", "space"), ANY_NUMBER)
 def test_one_input_returns_itself_bit_for_bit(name, space, to, dtype, tmp_path):
     given = lora(1, dtype=dtype)
     output = merge(
@@ -52,7 +54,7 @@ def test_one_input_returns_itself_bit_for_bit(name, space, to, dtype, tmp_path):
     assert same(load(output), given)
 
 
-@pytest.mark.parametrize(("name", "space"), COMBINATIONS)
+@pytest.mark.parametrize(("name", "space"), ANY_NUMBER)
 def test_the_order_of_inputs_changes_nothing(name, space, tmp_path):
     folders = save(tmp_path, lora(1), lora(2, alpha=5.0), lora(3))
     weighted = MERGE_METHODS[name].weights != "none"
@@ -107,7 +109,7 @@ def test_a_weight_of_0_leaves_an_input_out(name, space, tmp_path):
     assert error(deltas(load(output)), deltas(one)) < 2e-6
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in COMBINATIONS} - {"mera"}))
+@pytest.mark.parametrize("name", sorted({name for name, _ in ANY_NUMBER} - {"mera"}))
 def test_vectors_of_an_ia3(name, tmp_path):
     given = ia3(1)
     output = merge(save(tmp_path, given), **settings(name, 1), **NEUTRAL.get(name, {}), output=tmp_path / "one")
@@ -115,7 +117,7 @@ def test_vectors_of_an_ia3(name, tmp_path):
     for name_, layer in given.layers.items():
         torch.testing.assert_close(found.layers[name_].v, layer.v, rtol=1e-6, atol=1e-6)
     # Numbers that are dropped or trimmed fall back to 1, where an IA3 does nothing, and not to 0.
-    if name in NEUTRAL:
+    if MERGE_METHODS[name].sparsifier is not None:
         harsh = {"density": 0.01} if "density" in NEUTRAL[name] else {"drop": 0.99}
         harsh |= {"epsilon": 0.01} if "epsilon" in NEUTRAL[name] else {}
         found = load(merge(save(tmp_path, given), method=name, **harsh, output=tmp_path / "harsh"))

@@ -11,6 +11,7 @@ from transformers import ByT5Tokenizer
 
 from mhr import AdapterConfig, attach
 from mhr.adapters import (
+    AdapterCheckpoint,
     BaseModel,
     LoraFactors,
     PlainAdapter,
@@ -25,14 +26,13 @@ from mhr.data import load_tasks
 from mhr.data.skills import draw_examples
 from mhr.errors import CheckpointError, ConfigError, DataError, MergeError, TaskError
 from mhr.evaluation import evaluate
-from mhr.merging import combine_soup_greedy, merge, merge_uniform, read_report
+from mhr.merging import combine_search, combine_soup_greedy, merge, merge_uniform, read_report
 from mhr.merging.fisher import diagonal_fisher
 from mhr.merging.judge import Judge
 from mhr.runs.config import dump_config, load_config
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
-from tests.merging.loras import load, same, save
-from tests.merging.test_ties_dare import Named
+from tests.merging.loras import Named, load, same, save
 from tests.models import randomise, tiny_model
 
 BASE = "builtin:t5-tiny"
@@ -135,6 +135,48 @@ def test_a_greedy_soup_of_adapters(tmp_path):
     assert report.scores["merged"] == report.scores[str(folders[1])]
     assert report.scores["merged"]["mean"] > report.scores[str(folders[0])]["mean"]
     assert report.scores["merged"]["tasks"].keys() == {"upper"}
+
+
+# ---- search ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_weights_of_the_highest_score_are_taken() -> None:
+    truth = torch.tensor([0.1, 0.6, 0.3])
+    tries: list[list[float]] = []
+
+    def score(weights: list[float]) -> float:
+        assert sum(weights) == pytest.approx(1)
+        assert min(weights) >= 0
+        tries.append(weights)
+        return -float((torch.tensor(weights) - truth).square().sum())
+
+    sources = [Named(f"digest {i}") for i in range(3)]
+    found = combine_search(sources, [0.5, 0.25, 0.25], score=score, tries=60, seed=1)
+    assert tries[0] == [0.5, 0.25, 0.25]
+    assert found.weights == pytest.approx(truth.tolist(), abs=0.05)
+    assert found.notes["dev score"] == score(found.weights) > found.notes["of the start"]
+    assert found.notes["tries"] == 60
+    assert combine_search(sources[:1], [1.0], score=score, tries=60, seed=1).weights == [1.0]
+
+
+def test_what_is_searched_is_the_merged_adapter(tmp_path, monkeypatch):
+    """Here the smallest one scores highest, which is that of zeros. The order of inputs changes nothing."""
+
+    def smallness(judge: Judge, checkpoint: AdapterCheckpoint) -> float:
+        return -sum(float(t.square().sum()) for name, t in checkpoint.tensors.items() if name.startswith("layers."))
+
+    monkeypatch.setattr(Judge, "dev_score", smallness)
+    folders = save(tmp_path, adapter(2, size=3.0), adapter(1, size=0.0))
+    reports = [
+        read_report(merge(order, method="search", tries=20, seed=2, **DATA, output=tmp_path / f"out-{i}"))
+        for i, order in enumerate((folders, folders[::-1]))
+    ]
+    noise, quiet = (i["weight"] for i in reports[0].inputs)
+    assert noise < 0.2 < 0.8 < quiet
+    assert reports[0].notes["dev score"] > reports[0].notes["of the start"]
+    assert [i["weight"] for i in reports[1].inputs] == [quiet, noise]
+    assert reports[0].settings == {"tries": 20, "seed": 2}
+    assert same(load(tmp_path / "out-0"), load(tmp_path / "out-1"))
 
 
 # ---- Fisher ----------------------------------------------------------------------------------------------------------
@@ -290,6 +332,9 @@ def test_what_cannot_be_scored(tmp_path):
     for settings, error, line in (
         ({"method": "soup-greedy"}, ConfigError, "no task collection is given"),
         ({"method": "fisher"}, ConfigError, "no task collection is given"),
+        ({"method": "search"}, ConfigError, "no task collection is given"),
+        ({"method": "search", **DATA, "tries": 0}, ConfigError, "tries is 0, expected an integer of at least 1"),
+        ({"method": "uniform", "tries": 3}, MergeError, "'uniform' takes no tries: leave it out, or choose search"),
         ({"evaluate": True}, ConfigError, "no task collection is given"),
         ({"method": "fisher", **DATA, "dev_tasks": ["rev-lst"]}, TaskError, "unknown task 'rev-lst'"),
         ({"tasks": "builtin:skills"}, MergeError, "--tasks is given, but nothing is scored: add --evaluate"),

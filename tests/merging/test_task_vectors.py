@@ -13,14 +13,7 @@ from mhr.errors import ConfigError, MergeError
 from mhr.merging import MERGE_METHODS, combine_task_vectors, merge, read_report
 from mhr.merging.plan import combiners
 from mhr.merging.sparsifiers import keep, uniform_numbers
-from tests.merging.loras import BASE, deltas, error, ia3, load, lora, save
-
-
-class Named:
-    """What the methods look at of a source."""
-
-    def __init__(self, digest: str):
-        self.digest = digest
+from tests.merging.loras import BASE, Named, deltas, error, ia3, load, lora, save
 
 
 def combine(name: str, digests: list[str], weights: list[float], **settings):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mhr.errors import ConfigError, MergeError
-from mhr.merging.weight_search import search_weights
+from mhr.merging.weight_search import find_weights
 
 TRUTH = np.array([0.7, 0.1, 0.45, 0.0])
 
@@ -19,7 +19,7 @@ def smooth(weights: list[float]) -> float:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_it_finds_the_best_of_a_smooth_score(seed):
-    found = search_weights(smooth, 4, steps=150, seed=seed)
+    found = find_weights(smooth, 4, steps=150, seed=seed)
     assert found.weights == pytest.approx(TRUTH, abs=0.05)
     assert found.score == max(found.scores) == smooth(found.weights)
     assert len(found.scores) == 150
@@ -27,28 +27,28 @@ def test_it_finds_the_best_of_a_smooth_score(seed):
 
 def test_few_tries_are_better_than_as_many_drawn_at_random():
     drawn = [max(smooth(w) for w in np.random.default_rng(s).uniform(size=(40, 4)).tolist()) for s in range(20)]
-    found = [search_weights(smooth, 4, steps=40, seed=s).score for s in range(20)]
+    found = [find_weights(smooth, 4, steps=40, seed=s).score for s in range(20)]
     assert np.mean(found) > 0.5 * np.mean(drawn)
 
 
 def test_it_moves_on_where_scores_are_equal():
     """A metric of ten examples is a staircase."""
-    found = [search_weights(lambda w: math.floor(10 * smooth(w)) / 10, 4, steps=60, seed=s).score for s in range(10)]
+    found = [find_weights(lambda w: math.floor(10 * smooth(w)) / 10, 4, steps=60, seed=s).score for s in range(10)]
     assert sum(score == -0.1 for score in found) >= 9
 
 
 def test_the_start_is_the_first_try_and_the_first_of_equal_ones_is_taken():
     tries: list[list[float]] = []
-    found = search_weights(lambda w: tries.append(w) or 1.0, 3, steps=5, seed=1, bounds=(-1.5, 1.5), start=[0, 0, 0])
+    found = find_weights(lambda w: tries.append(w) or 1.0, 3, steps=5, seed=1, bounds=(-1.5, 1.5), start=[0, 0, 0])
     assert tries[0] == found.weights == [0, 0, 0]
     assert all(abs(w) <= 1.5 for one in tries for w in one)
-    assert search_weights(lambda w: 0.0, 4, steps=1).weights == [0.25] * 4
+    assert find_weights(lambda w: 0.0, 4, steps=1).weights == [0.25] * 4
 
 
 def test_the_same_seed_makes_the_same_tries():
-    one, two = (search_weights(smooth, 4, steps=30, seed=7) for _ in range(2))
+    one, two = (find_weights(smooth, 4, steps=30, seed=7) for _ in range(2))
     assert one == two
-    assert one.scores != search_weights(smooth, 4, steps=30, seed=8).scores
+    assert one.scores != find_weights(smooth, 4, steps=30, seed=8).scores
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_the_same_seed_makes_the_same_tries():
 def test_what_cannot_be_searched(given, error, match):
     asked = {"score": lambda w: 0.0, "size": 2, "steps": 3, "seed": 0, **given}
     with pytest.raises(error, match=match):
-        search_weights(asked.pop("score"), asked.pop("size"), **asked)
+        find_weights(asked.pop("score"), asked.pop("size"), **asked)
 
 
 def test_a_score_of_minus_infinity_is_the_worst():
-    found = search_weights(lambda w: -math.inf if w[0] > 0.5 else w[0], 1, steps=40)
+    found = find_weights(lambda w: -math.inf if w[0] > 0.5 else w[0], 1, steps=40)
     assert 0.4 < found.weights[0] <= 0.5 + 1e-9 or found.score > 0.4
