@@ -17,6 +17,8 @@ mhr route runs/private --top-k 2 --output runs/arrow
 
 mhr route lora-a lora-b lora-c --model google/flan-t5-base --output runs/arrow
 
+mhr route runs/private --method phatgoose --steps 100 --output runs/gated
+
 mhr evaluate runs/arrow
 """
 

@@ -34,6 +34,7 @@ class RoutingMethod:
     noisy           whether it takes noise, temperature and straight_through: it is made of logits
     drawn           whether skills are drawn at random in training, and averaged only otherwise
     contexts        whether routing is computed from contexts of tasks (`mhr.routing.contexts`), its own settings a ContextSettings
+    gates           whether what tokens choose by is trained, by mhr route, when the LoRAs are finished
     by_token        whether each token is routed by itself, by what the layer reads (`mhr.routing.tokens`): such a bank is made of LoRAs that
                     are trained already, and is no one adapter for any task
     share           the projection that all skills have in common, unless `AdapterConfig.share` says otherwise; None where they never do
@@ -55,6 +56,7 @@ class RoutingMethod:
     noisy: bool = False
     drawn: bool = False
     contexts: bool = False
+    gates: bool = False
     by_token: bool = False
     share: str | None = None
     transforms: bool = False
@@ -201,9 +203,20 @@ ROUTING_METHODS = {
         ),
         RoutingMethod(
             "arrow",
-            "each token by the LoRAs' strongest input directions, made by mhr route",
+            "each token by the LoRAs' strongest input directions, by mhr route and without training",
             one_head=True,
             skill_per_task=True,
+            by_token=True,
+            needs_tasks=False,
+            unused=UNROUTED,
+            settings=TokenSettings,
+        ),
+        RoutingMethod(
+            "phatgoose",
+            "each token by gates of the LoRAs, trained by mhr route",
+            one_head=True,
+            skill_per_task=True,
+            gates=True,
             by_token=True,
             needs_tasks=False,
             unused=UNROUTED,
@@ -232,6 +245,7 @@ METHODS = {
         Method("adamix", "AdaMix", "bottlenecks, one drawn at random for each pass", "adamix", "bottleneck"),
         Method("adamix-lora", "AdaMix-LoRA", "the same of LoRAs", "adamix", "lora"),
         Method("arrow", "Arrow", "finished LoRAs, chosen token by token: mhr route", "arrow", "lora"),
+        Method("phatgoose", "PHATGOOSE", "the same by gates that are trained for each: mhr route", "phatgoose", "lora"),
         Method("random", "random routing", "routing drawn once and fixed", "random"),
         Method("uniform", "uniform routing", "uniform weights 1/S", "uniform"),
         Method("hash", "hash routing", "routing fixed by the task's name", "hash"),

@@ -6,25 +6,31 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mhr.adapters.base import describe_base, kind_of
 from mhr.adapters.checkpoint import AdapterCheckpoint, attach_checkpoint, write_adapter
-from mhr.adapters.experts import gather
+from mhr.adapters.experts import gather, names_of
 from mhr.adapters.importing.run import fitted
 from mhr.adapters.plain import PlainAdapter
 from mhr.backbones import load_backbone
 from mhr.errors import ConfigError
+from mhr.experts.gates import tasks_of, train_gates
 from mhr.experts.sources import bank_of_experts, check_alike
 from mhr.files import prepare_output, writing_folder
 from mhr.loading import Loading
 from mhr.locks import one_writer
-from mhr.methods import method_of
-from mhr.routing import routers
+from mhr.methods import BY_TOKEN, method_of
+from mhr.ops.checks import accumulator
+from mhr.routing import TokenRouter, routers
 from mhr.runs.route_settings import RouteConfig
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig, TrainConfig
-from mhr.runs.tasks import NO_TASKS
+from mhr.runs.tasks import NO_TASKS, read_tasks
+
+GATES = "gates"
+"""Folder of a run: how each gate was trained."""
 
 
 @one_writer
@@ -36,6 +42,7 @@ def route_tokens(
     kind: str | None = None,
     loading: Loading | None = None,
     overwrite: bool = False,
+    progress: bool = True,
     **settings: object,
 ) -> RunFolder:
     """Make a run in `output` in which each token, in each layer, chooses among the LoRAs that `inputs` stand for.
@@ -43,6 +50,7 @@ def route_tokens(
     inputs    runs, adapter checkpoints and PEFT LoRA folders, or folders of these: `mhr.adapters.experts.gather`
     base, kind, loading    the base model where the LoRAs do not name it or it lies elsewhere, what it is asked to do, and how it is
               loaded
+    progress  show a bar on standard error where gates are trained
     settings  those of `RouteConfig`
 
     The run reads the collection of the first input that is a run. Raises MergeError for LoRAs of unequal shapes or base models,
@@ -63,10 +71,16 @@ def route_tokens(
     bank = bank_of_experts(sources, asked, general)
     name = bank.base.where(base, sources[0].name)
     config = _settings(sources, bank, name, kind, loading)
-    model = load_backbone(name, config.kind, Loading.of(config))[0]
+    own = None
+    if BY_TOKEN[asked.method].gates:
+        collection = read_tasks(asked.tasks or config.tasks, config.data)
+        config = dataclasses.replace(config, tasks=asked.tasks or config.tasks)
+        own = tasks_of(bank.tasks, [names_of([source])[0] for source in sources], collection, asked.method)
+    model, tokenizer = load_backbone(name, config.kind, Loading.of(config))
     bank = with_directions(fitted(bank, model, name))
-    attach_checkpoint(bank, model)  # which raises for another base model
+    attached = attach_checkpoint(bank, model)  # which raises for another base model
     bank = dataclasses.replace(bank, base=describe_base(model, name))
+    trained = sum(router.directions.numel() for router in attached.groups.values() if isinstance(router, TokenRouter))
     with writing_folder(output) as folder:
         run = RunFolder(folder, {})
         run.start(
@@ -82,20 +96,28 @@ def route_tokens(
                 **({"subtracted": [source.name for source in general]} if general else {}),
             },
             notes=[],
-            parameters={"trained": 0, "all": sum(p.numel() for p in model.parameters())},
+            parameters={"trained": 0 if own is None else trained, "all": sum(p.numel() for p in model.parameters())},
         )
+        if own is not None:
+            train_gates(model, tokenizer, own, config, asked, folder / GATES, progress=progress)
+            gates = {name: tensor.clone() for name, tensor in attached.rows_of_tasks().items()}
+            bank = dataclasses.replace(bank, tensors={**bank.tensors, **gates})
         write_adapter(bank, run.adapter)
-        run.write(status="done", steps=0)
+        run.write(status="done", steps=0 if own is None else asked.steps)
     return RunFolder.open(output)
 
 
 def with_directions(bank: AdapterCheckpoint) -> AdapterCheckpoint:
-    """A bank of LoRAs with the directions that its method finds in these, [S, I] in each layer."""
-    of = routers[bank.config.method].directions_of  # type: ignore[attr-defined]
+    """A bank of LoRAs with the directions that its method finds in these, [S, I] in each layer; zeros where they are trained."""
+    router = routers[bank.config.method]
+    assert issubclass(router, TokenRouter)
     found: dict[str, Tensor] = {}
     for layer, group in bank.groups.items():
         a, b = (bank.tensors[f"layers.{layer}.{name}"][0] for name in ("bank_a", "bank_b"))
-        found[f"routers.{group}.directions"] = of(a, b)
+        directions = router.directions_of(a, b)
+        if directions is None:  # which are trained
+            directions = torch.zeros(a.shape[:2], dtype=accumulator(a.dtype))
+        found[f"routers.{group}.directions"] = directions
     return dataclasses.replace(bank, tensors={**bank.tensors, **found})
 
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from mhr.routing import adamix, arrow, context_mhr, hash, hydra, mtl_lora, private, random, shared_heads, skill, uniform
+from mhr.routing import (
+    adamix,
+    arrow,
+    context_mhr,
+    hash,
+    hydra,
+    mtl_lora,
+    phatgoose,
+    private,
+    random,
+    shared_heads,
+    skill,
+    uniform,
+)
 from mhr.routing.batch import RoutingBatch, RoutingState
 from mhr.routing.contexts import Contexts
 from mhr.routing.parameters import ParameterGroup

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mhr.errors import ConfigError
 from mhr.methods import BY_TOKEN, listed
 from mhr.runs.adapt_settings import EXPERTS_OF_BANKS
-from mhr.setting import Settings, as_in, setting
+from mhr.setting import MOST_SEED, Settings, as_in, setting
 from mhr.token_settings import TokenSettings
+
+OF_GATES = ("tasks", "steps", "batch_size", "lr", "seed")
+"""Settings of methods that train gates."""
 
 
 @dataclass
@@ -29,6 +33,16 @@ class RouteConfig(Settings):
         choices=EXPERTS_OF_BANKS,
         flag="--experts",
     )
+    tasks: str | None = setting(
+        None,
+        "Collection with the LoRAs' own tasks, on which gates are trained. Unset: that of the first input that is a run.",
+        flag="--tasks",
+        metavar="PATH",
+    )
+    steps: int = setting(100, "Optimizer steps of each gate.", at_least=1, flag="--steps")
+    batch_size: int = setting(16, "Examples of a step of a gate.", at_least=1, at_most=2**16, flag="--batch-size")
+    lr: float = setting(5e-3, "Learning rate of gates.", above=0, flag="--lr")
+    seed: int = setting(0, "Seed of the order of a gate's examples.", at_least=0, at_most=MOST_SEED, flag="--seed")
     subtract: list[str] | None = setting(
         None,
         """General LoRAs (folders) whose average is subtracted from each of the others first, factor by factor, as GenKnowSub does.
@@ -37,3 +51,14 @@ class RouteConfig(Settings):
         metavar="FOLDER,...",
         repeated=True,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not BY_TOKEN[self.method].gates:
+            for name in OF_GATES:
+                value = getattr(self, name)
+                if value != getattr(type(self), name):
+                    gated = " or ".join(repr(other) for other, row in BY_TOKEN.items() if row.gates)
+                    raise ConfigError(
+                        f"{name} is {value!r}, but method {self.method!r} trains no gates: use method {gated}, or leave it out"
+                    )

@@ -53,7 +53,7 @@ def pretrain(
     config = with_chat_template(as_begun(config, output) if resume else config)
     if config.adapter is not None and config.adapter.routing.by_token:
         raise ConfigError(
-            f"method {config.method!r} trains nothing: it chooses among LoRAs that are finished, such as those of a run of method "
+            f"method {config.method!r} trains no bank: it chooses among LoRAs that are finished, such as those of a run of method "
             f"{PRIVATE!r}; mhr route RUN --method {config.method}"
         )
     state = processes()

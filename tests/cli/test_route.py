@@ -109,7 +109,7 @@ def test_what_is_no_one_adapter_is_refused_with_the_way_that_works(routed: Path,
     few = ("--task", "init-upper", "--seeds", "0", "--shots", "4", "--steps", "2", *to)
     for mode in ("mhr", "z", "lora", "random"):
         assert "adapt the run that trained them, or use mode 'lorahub'" in refuse("adapt", routed, "--mode", mode, *few)
-    assert "method 'arrow' trains nothing" in refuse("pretrain", "--preset", "demo", "--method", "arrow", *to)
+    assert "method 'arrow' trains no bank" in refuse("pretrain", "--preset", "demo", "--method", "arrow", *to)
     with pytest.raises(mhr.MhrError, match="no weights of a plain model do"):
         fold_bank(load_model(routed))
     assert not (tmp_path / "x").exists()
@@ -132,7 +132,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(private: Path, tmp_path: P
         "does not adapt layer": (one, tmp_path / "q"),
         "is an IA3": (one, tmp_path / "ia3"),
         "no adapter at": (tmp_path / "nothing",),
-        "method is 'mhr', expected one of arrow": (private, "--method", "mhr"),
+        "method is 'mhr', expected one of arrow, phatgoose": (private, "--method", "mhr"),
         "experts is 'tasks', but no input is a bank": (one, one, "--experts", "tasks"),
     }
     before = sorted(entry.name for entry in tmp_path.iterdir())
