@@ -50,4 +50,7 @@ PYBIND11_MODULE(_autograd, m) {
         });
   mhr::serve_the_cpu("mhr::routed_bottleneck_forward", &mhr::bottleneck_of_parts);
   mhr::serve_the_cpu("mhr::routed_bottleneck_backward", &mhr::bottleneck_grads_of_parts);
+  mhr::serve_the_cpu("mhr::mix_beside", &mhr::mix_beside_of_parts);
+  mhr::serve_the_cpu("mhr::routed_linears_forward", &mhr::linears_of_parts);
+  mhr::serve_the_cpu("mhr::routed_linears_backward", &mhr::linears_grads_of_parts);
 }

@@ -94,6 +94,35 @@ Tensor room(const Tensor& bank, const Tensor& weights, int64_t head_dim, int64_t
   return at::empty({weights.size(0), rows, (columns + vector - 1) / vector * vector}, options);
 }
 
+// Of the CPU, whose kernel makes one factor a tensor.
+void mix_beside_of_parts(at::TensorList mixed, at::TensorList banks, at::TensorList weights, at::IntArrayRef head_dims,
+                         at::IntArrayRef runs) {
+  static const auto op = find_op<MixForward>("mhr::mix");
+  int64_t total = 0;
+  for (const int64_t each : runs) total += each;
+  TORCH_CHECK(total == int64_t(banks.size()) && runs.size() == mixed.size(), "mhr::mix_beside: got ", banks.size(),
+              " banks and ", mixed.size(), " results for runs of ", total, " banks");
+  size_t i = 0;
+  for (size_t run = 0; run < runs.size(); run++) {
+    const size_t n = size_t(runs[run]);
+    const Tensor& room = mixed[run];
+    const std::vector<Tensor> parts =
+        op.call(banks.slice(i, n), weights.slice(i, n), head_dims.slice(i, n), room.scalar_type());
+    int64_t column = 0;
+    for (const Tensor& part : parts) {
+      TORCH_CHECK(n == 1 || head_dims[i] == 1, "mhr::mix_beside: only factors A lie side by side");
+      TORCH_CHECK(room.dim() == 3 && room.size(0) == part.size(0) && room.size(1) == part.size(1) &&
+                      column + part.size(2) <= room.size(2),
+                  "mhr::mix_beside: mixed has room for ", room.sizes(), ", bank ", i, " gives ", part.sizes(),
+                  " from column ", column, " on");
+      room.narrow(2, column, part.size(2)).copy_(part);
+      column += part.size(2);
+      i++;
+    }
+    room.narrow(2, column, room.size(2) - column).zero_();
+  }
+}
+
 // `runs` says how many banks lie side by side in one result each; none: every bank has its own.
 std::vector<Tensor> mix(std::optional<at::ScalarType> out_dtype, std::vector<int64_t> head_dims,
                         std::vector<int64_t> rows, std::vector<int64_t> runs, const std::vector<Tensor>& inputs) {

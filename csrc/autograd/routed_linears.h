@@ -1,6 +1,7 @@
 // routed_linears: frozen linears that read the same x, in one node.
 #pragma once
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linear.h>
@@ -19,6 +20,72 @@ std::vector<int64_t> sizes_beside(const Tensor& x, int64_t columns) {
   auto sizes = x.sizes().vec();
   sizes.back() = columns;
   return sizes;
+}
+
+// The CPU has no kernels that do all in one: one adapter after the other, each by its own kernel or reference.
+std::vector<int64_t> ranks_of(at::TensorList b) {
+  std::vector<int64_t> ranks;
+  for (const Tensor& factor : b) {
+    TORCH_CHECK(factor.dim() == 3, "mhr::routed_linears: B must have shape (U, R, O), got ", factor.sizes());
+    ranks.push_back(factor.size(1));
+  }
+  return ranks;
+}
+
+void check_linears(const Tensor& x, const Tensor& a, const std::vector<int64_t>& ranks) {
+  TORCH_CHECK(a.dim() == 3, "mhr::routed_linears: A must have shape (U, I, R), got ", a.sizes());
+  int64_t total = 0;
+  for (const int64_t rank : ranks) total += rank;
+  TORCH_CHECK(a.size(2) == total, "mhr::routed_linears: A has rank ", a.size(2), ", the factors B together ", total);
+  TORCH_CHECK(x.dim() > 0 && x.size(-1) == a.size(1), "mhr::routed_linears: x must have I = ", a.size(1),
+              " columns, as A adapts, got ", x.sizes());
+}
+
+Tensor linears_of_parts(at::TensorList ys, const Tensor& x, const c10::List<OptionalTensor>& biases, const Tensor& a,
+                        at::TensorList b, const Tensor& rows, const OptionalTensor& rows_b,
+                        const OptionalTensor& offsets, double scale, bool accumulate) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+                     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, c10::string_view, double)>(
+          "mhr::routed_adapter_forward");
+  const std::vector<int64_t> ranks = ranks_of(b);
+  check_linears(x, a, ranks);
+  const Tensors parts = a.split_with_sizes(ranks, 2);
+  Tensors found;
+  for (size_t i = 0; i < ys.size(); i++) {
+    const OptionalTensor bias = biases.get(i);
+    TORCH_CHECK(!accumulate || !bias, "mhr::routed_linears: biases are for a y that is not accumulated into");
+    Tensor y = ys[i];
+    if (!accumulate) bias ? y.copy_(*bias) : y.zero_();
+    found.push_back(
+        op.call(y, x, parts[i].contiguous(), b[i], rows, rows_b, offsets, std::nullopt, std::nullopt, "none", scale));
+  }
+  return at::cat(found, 1);
+}
+
+Tensor linears_grads_of_parts(const OptionalTensor& dx, at::TensorList d_b, at::TensorList dys, const Tensor& x,
+                              const Tensor& h, const Tensor& a, at::TensorList b, const Tensor& rows,
+                              const OptionalTensor& rows_b, const OptionalTensor& offsets, double scale,
+                              bool accumulate) {
+  static const auto backward_dy =
+      find_op<std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                                 const OptionalTensor&, c10::string_view, double, bool)>(
+          "mhr::routed_adapter_backward_dy");
+  static const auto backward_x =
+      find_op<std::tuple<Tensor, Tensor>(const OptionalTensor&, const Tensor&, const Tensor&, const Tensor&,
+                                         const Tensor&, const OptionalTensor&, bool, bool)>(
+          "mhr::routed_adapter_backward_x");
+  const std::vector<int64_t> ranks = ranks_of(b);
+  check_linears(x, a, ranks);
+  const Tensors z = h.split_with_sizes(ranks, 1);
+  Tensors dz;
+  for (size_t i = 0; i < dys.size(); i++) {
+    auto [part, of_b, none] =
+        backward_dy.call(dys[i], z[i].contiguous(), b[i], rows_b ? *rows_b : rows, offsets, "none", scale, false);
+    dz.push_back(part);
+    d_b[i].copy_(of_b);
+  }
+  return std::get<0>(backward_x.call(dx, x, at::cat(dz, 1), a.contiguous(), rows, offsets, accumulate, false));
 }
 
 struct RoutedLinears : Node {

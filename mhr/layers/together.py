@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SHARDED = ("FSDP", "FullySharded")
 """How the classes of modules begin whose parameters torch gathers for the length of their own call."""
 
-PARTS = 4
+MIX_PARTS = 4
 """Of the layers, where several processes train: each has a mix of its own, so that the gradients of the last layers are complete, and
 averaged over the processes, while those of the layers before them are computed."""
 
@@ -67,7 +67,7 @@ def mix_together(model: nn.Module, bank: AdapterBank, weights: Sequence[Tensor])
     sides: dict[int, tuple[Tensor, Tensor]] = {}
     found = Mixed({}, {})
     units = list(_units(bank))
-    size = -(-len(units) // (PARTS if several else 1))
+    size = -(-len(units) // (MIX_PARTS if several else 1))
     for begin in range(0, len(units), size):
         of_dtype: dict[torch.dtype | None, list[list[RoutedLayer]]] = {}
         for unit in units[begin : begin + size]:

@@ -126,14 +126,16 @@ def test_processes_that_train_together_get_their_gradients_part_by_part(monkeypa
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     with Counting() as count:
         parts = results(model)
-    assert count.calls["mhr::mix_backward"] == mixes(count.calls) == together.PARTS
+    assert count.calls["mhr::mix_backward"] == mixes(count.calls) == together.MIX_PARTS
     for key, expected in alone.items():
         torch.testing.assert_close(parts[key], expected)
     order: list[str] = []
     for name, layer in model.mhr.layers.items():
         layer.bank_a.register_hook(lambda grad, name=name: order.append(name))
     results(model)
-    assert order.index(next(reversed(model.mhr.layers))) < len(order) // together.PARTS, "the last layers' come first"
+    assert order.index(next(reversed(model.mhr.layers))) < len(order) // together.MIX_PARTS, (
+        "the last layers' come first"
+    )
 
 
 def test_banks_that_are_not_at_hand_are_left_to_their_layers(monkeypatch: pytest.MonkeyPatch) -> None:
