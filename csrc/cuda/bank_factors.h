@@ -79,6 +79,7 @@ struct Factor {
     MixItem i = item();
     i.mixed = scratch.at<void>(mixed_at);
     i.stride = stride();
+    if (i.stride) i.zeros = int16_t(i.stride - shape.q);
     return i;
   }
   MixItem grad_item(const Scratch& scratch, const Tensor& d_weights) const {

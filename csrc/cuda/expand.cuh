@@ -24,6 +24,7 @@ struct ExpandArgs {
   float scale;
   Activation activation;
   bool y_vectors, z_vectors, bias_is_float;
+  int z_stride;  // of a row of z, R or more
 };
 
 template <class T, int RP, int TOKENS, bool TRANSPOSED>
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
 
   // Calls use(token, r, v) for four neighbours v of z, from rank r on, zeros past the end.
   auto take_z = [&](auto use) {
-    const size_t at = size_t(tile.begin) * p.rank + p.first_rank, part = size_t(p.segments.n_tokens) * p.rank;
+    const size_t at = size_t(tile.begin) * p.z_stride + p.first_rank, part = size_t(p.segments.n_tokens) * p.z_stride;
     constexpr int kFours = S::kTokens * RP / 4;
     for (int first = 0; first < rank_tiles * RP; first += RP)
 #pragma unroll
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
         const int q = int(threadIdx.x) + i * S::kThreads, token = q / (RP / 4), r = first + q % (RP / 4) * 4;
         if (kFours % S::kThreads != 0 && q >= kFours) break;
         const int left = token < tile.tokens ? p.ranks - r : 0;
-        const float* z = p.z + at + size_t(token) * p.rank + r;
+        const float* z = p.z + at + size_t(token) * p.z_stride + r;
         float v[4];
         load_four(v, z, left, p.z_vectors);
         for (int k = 1; k < p.n_parts; ++k) {
@@ -92,7 +93,8 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
 #pragma unroll
           for (int e = 0; e < 4; ++e) v[e] += more[e];
         }
-        if (p.whole_z && blockIdx.y == 0) store_four(p.whole_z + at + size_t(token) * p.rank + r, v, left, p.z_vectors);
+        if (p.whole_z && blockIdx.y == 0)
+          store_four(p.whole_z + at + size_t(token) * p.z_stride + r, v, left, p.z_vectors);
         use(token, r, v);
       }
   };

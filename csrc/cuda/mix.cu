@@ -29,14 +29,14 @@ MixEntry entry(const MixItem& i) {
           int(stride(i)), int(i.heads * i.p * stride(i)),
           int(i.rows),    0,
           i.joins_rows,   fours,
-          i.bank_dtype,   i.mixed_dtype,
-          i.scale};
+          i.zeros,        i.bank_dtype,
+          i.mixed_dtype,  i.scale};
 }
 
 const char* check(const MixItem& i) {
   constexpr int64_t kMost = 1 << 30;
   if (i.bank_dtype == Dtype::kFp64 || i.mixed_dtype == Dtype::kFp64) return "float64 runs on the CPU only";
-  if (stride(i) < i.q) return "rows of a mixed factor overlap";
+  if (stride(i) < i.q + i.zeros) return "rows of a mixed factor overlap";
   if (i.heads * i.p * stride(i) > kMost || i.rows > kMost / std::max<int64_t>(1, i.heads * i.skills))
     return "more than 2^30 elements in a factor or in the weights";
   return nullptr;

@@ -28,6 +28,7 @@ struct MixEntry {
   float* dots;                                           // [runs of a head, U, H, S]
   int heads, skills, block, q, stride, size, rows, end;  // block = P Q; end = first thread block of the next entry
   bool joins_rows, fours;  // fours: rows are whole fours of elements, and every tensor is aligned to such
+  int16_t zeros;           // behind a row
   Dtype bank_dtype, mixed_dtype;
   float scale;
 };
@@ -114,13 +115,13 @@ __device__ __forceinline__ int64_t mixed_index(const MixEntry& m, int h, int e) 
   return int64_t(e / m.q) * m.heads * m.q + h * m.q + e % m.q;
 }
 
-// Elements from e on of a head; after the last one of a row that is longer, the row's zeros.
+// Elements from e on of a head; after the last one of a row, the row's zeros.
 template <int EACH>
 __device__ __forceinline__ void store_mixed(const MixEntry& m, int64_t at, int e, const float (&v)[EACH]) {
   store_any(m.mixed, m.mixed_dtype, at, v);
-  if (m.stride == m.q || e % m.q != m.q - EACH) return;
+  if (!m.zeros || e % m.q != m.q - EACH) return;
   constexpr float kZeros[EACH] = {};
-  for (int past = EACH; past <= m.stride - m.q; past += EACH) store_any(m.mixed, m.mixed_dtype, at + past, kZeros);
+  for (int past = EACH; past <= m.zeros; past += EACH) store_any(m.mixed, m.mixed_dtype, at + past, kZeros);
 }
 
 // What both mix and the gradient of its banks are: sums over `terms` tensors, `apart` elements from one another, for

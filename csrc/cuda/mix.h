@@ -21,7 +21,8 @@ struct MixItem {
   bool joins_rows;
   Dtype bank_dtype, mixed_dtype;
   float scale = 1.0f;
-  int64_t stride = 0;  // of a row of `mixed`, where rows are joined: zeros fill it up beyond Q. 0: Q
+  int64_t stride = 0;  // of a row of `mixed` or `mixed_grad`, where rows are joined; 0: Q
+  int16_t zeros = 0;   // that mix writes behind each row
 };
 
 // Items that name the same weights_grad (and so the same U, H and S) add up in it, in their order.

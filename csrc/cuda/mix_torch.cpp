@@ -66,6 +66,60 @@ std::vector<Tensor> mix(std::vector<Tensor> banks, std::vector<Tensor> weights, 
   return mixed;
 }
 
+// The factors of run i side by side into mixed[i] [U, P, C], zeros into the columns that are left.
+void mix_beside(std::vector<Tensor> mixed, std::vector<Tensor> banks, std::vector<Tensor> weights,
+                std::vector<int64_t> head_dims, std::vector<int64_t> runs) {
+  const char* op = "mix_beside";
+  std::vector<MixItem> items = items_of(op, banks, weights, head_dims);
+  int64_t total = 0;
+  for (const int64_t each : runs) {
+    STD_TORCH_CHECK(each > 0, "mhr::", op, ": a run of ", each, " banks");
+    total += each;
+  }
+  STD_TORCH_CHECK(total == int64_t(items.size()) && runs.size() == mixed.size(), "mhr::", op, ": got ", items.size(),
+                  " banks and ", mixed.size(), " results for runs of ", total, " banks");
+  if (items.empty()) return;
+  const CallOn call(op, banks[0]);
+  size_t i = 0;
+  for (size_t run = 0; run < runs.size(); ++run) {
+    const Tensor& room = mixed[run];
+    check_dim(op, "mixed", room, "U, P, C", 3);
+    check_contiguous(op, "mixed", room);
+    check_same_device(op, "mixed", room, banks[0]);
+    const int64_t width = room.size(2);
+    int64_t column = 0;
+    for (int64_t k = 0; k < runs[run]; ++k, ++i) {
+      MixItem& item = items[i];
+      const auto [rows, columns] = mixed_shape(item);
+      STD_TORCH_CHECK(runs[run] == 1 || item.joins_rows, "mhr::", op, ": only factors A lie side by side");
+      STD_TORCH_CHECK(room.size(0) == item.rows && room.size(1) == rows && column + columns <= width &&
+                          (item.joins_rows || columns == width),
+                      "mhr::", op, ": mixed has room for ", shape_of(room), ", bank ", i, " gives ", item.rows, " x ",
+                      rows, " x ", columns, " from column ", column, " on");
+      item.mixed_dtype = dtype_of(op, room);
+      item.mixed = static_cast<char*>(room.mutable_data_ptr()) + column * item_size(item.mixed_dtype);
+      item.stride = item.joins_rows ? width : 0;
+      column += columns;
+      if (k + 1 < runs[run]) continue;
+      STD_TORCH_CHECK(width - column <= 64, "mhr::", op, ": mixed has ", width, " columns for ", column);
+      item.zeros = int16_t(width - column);
+    }
+  }
+  check_launch(op, launch_mix(items.data(), items.size(), call.stream()));
+}
+
+// Of a gradient [U, P, Q], which may be columns of a wider one: from one row to the next.
+int64_t row_stride(const char* op, const Tensor& grad, const MixItem& item) {
+  if (grad.is_contiguous() || !item.joins_rows) {
+    check_contiguous(op, "grads", grad);
+    return 0;
+  }
+  STD_TORCH_CHECK((grad.stride(2) == 1 || grad.size(2) == 1) && grad.stride(1) >= grad.size(2) &&
+                      (grad.stride(0) == grad.size(1) * grad.stride(1) || grad.size(0) == 1),
+                  "mhr::", op, ": grads must be contiguous, or columns of a contiguous tensor");
+  return grad.stride(1);
+}
+
 std::vector<Tensor> mix_backward(std::vector<Tensor> grads, std::vector<Tensor> banks, std::vector<Tensor> weights,
                                  std::vector<int64_t> rows, std::vector<int64_t> head_dims, bool need_banks,
                                  bool need_weights) {
@@ -82,7 +136,7 @@ std::vector<Tensor> mix_backward(std::vector<Tensor> grads, std::vector<Tensor> 
     MixItem& item = items[i];
     const auto [height, columns] = mixed_shape(item);
     check_shape(op, "grads", grads[i], "U, P, Q", {item.rows, height, columns});
-    check_contiguous(op, "grads", grads[i]);
+    item.stride = row_stride(op, grads[i], item);
     check_same_device(op, "grads", grads[i], banks[0]);
     item.mixed_grad = grads[i].const_data_ptr();
     item.mixed_dtype = dtype_of(op, grads[i]);
@@ -103,5 +157,6 @@ std::vector<Tensor> mix_backward(std::vector<Tensor> grads, std::vector<Tensor> 
 
 MHR_CUDA_LIBRARY(m) {
   m.impl("mix", TORCH_BOX(&mhr::cuda::mix));
+  m.impl("mix_beside", TORCH_BOX(&mhr::cuda::mix_beside));
   m.impl("mix_backward", TORCH_BOX(&mhr::cuda::mix_backward));
 }

@@ -28,6 +28,7 @@ struct OuterArgs {
   int columns, rank, chunk, blocks_per_group;
   Activation activation;
   bool d_vectors, z_vectors, inner_pairs;
+  int z_stride;  // of a row of z, R or more
 };
 
 template <class T, int RP>
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
   const int all = p.columns - first_column, group = p.blocks_per_group * S::kColumns;
   const int columns = all < group ? all : group, ranks = p.rank - first_rank < RP ? p.rank - first_rank : RP;
   const T* const d = static_cast<const T*>(p.d) + size_t(chunk.begin) * p.columns + first_column;
-  const float* const z = p.z + size_t(chunk.begin) * p.rank + first_rank;
+  const float* const z = p.z + size_t(chunk.begin) * p.z_stride + first_rank;
   float* inner = nullptr;
   if constexpr (INNER) inner = p.inner + (size_t(blockIdx.y) * p.segments.n_tokens + chunk.begin) * p.rank + first_rank;
   if (u < 0) {  // nobody gathers its parts
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
       const int q = int(threadIdx.x) + i * S::kThreads, token = first + q / (RP / 4), r = q % (RP / 4) * 4;
-      load_four(next_z[i], z + size_t(token) * p.rank + r, token < chunk.tokens ? ranks - r : 0, p.z_vectors);
+      load_four(next_z[i], z + size_t(token) * p.z_stride + r, token < chunk.tokens ? ranks - r : 0, p.z_vectors);
     }
   };
   auto store_z = [&](int slot) {

@@ -14,7 +14,7 @@ struct alignas(4 * EACH) Floats {
 };
 
 // dz of the partial ones: out[i] = scale * act'(z[i]) * sum_k parts[k, i]; act' = 1 where z is null. `out` may be the
-// only part.
+// only part. Where rows of `out` are longer than the rank, they are `stride` apart.
 struct FinishArgs {
   const float* parts;
   const float* z;
@@ -23,6 +23,7 @@ struct FinishArgs {
   int n_parts;
   float scale;
   Activation activation;
+  int rank, stride;
 };
 
 template <int THREADS, int EACH>
@@ -39,7 +40,8 @@ __global__ void __launch_bounds__(THREADS) finish_kernel(FinishArgs p) {
   }
 #pragma unroll
   for (int e = 0; e < EACH; ++e) sum.v[e] *= p.scale * (p.z ? activate_slope(p.z[i + e], p.activation) : 1.0f);
-  *reinterpret_cast<F*>(p.out + i) = sum;
+  const int64_t at = p.stride == p.rank ? i : i / p.rank * p.stride + i % p.rank;
+  *reinterpret_cast<F*>(p.out + at) = sum;
 }
 
 // out[u] = scale * sum of the parts, `size` floats each, of all chunks of all runs whose row is u. Rows without a

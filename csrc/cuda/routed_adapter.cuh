@@ -117,13 +117,15 @@ const char* with_shape(int64_t rank, const Segments& segments, F f) {
   });
 }
 
+inline int64_t z_rank(const RoutedAdapterForward& p) { return p.z_rank ? p.z_rank : p.rank; }
+
 template <class T>
 struct ForwardPlan {
   int lines, steps, per_range, ranges;
   ForwardPlan(const RoutedAdapterForward& p, const Segments& segments)
-      : lines(lines_per_step(padded_rank(p.rank), tile_tokens(segments))),
+      : lines(lines_per_step(padded_rank(z_rank(p)), tile_tokens(segments))),
         steps(ceil_div(p.in_features, kLine<T> * lines)),
-        per_range(steps_per_range(steps, lines, max_tiles(segments, tile_tokens(segments)) * rank_tiles(p.rank),
+        per_range(steps_per_range(steps, lines, max_tiles(segments, tile_tokens(segments)) * rank_tiles(z_rank(p)),
                                   p.routing.blocks_at_once)),
         ranges(ceil_div(steps, per_range)) {}
 };
@@ -167,7 +169,8 @@ struct OuterPlan {
 };
 
 inline const char* finish(const FinishArgs& p, Stream stream) {
-  const bool fours = p.size % 4 == 0 && is_aligned(p.parts) && is_aligned(p.out);
+  const bool flat = p.stride == p.rank, whole = flat ? p.size % 4 == 0 : p.rank % 4 == 0 && p.stride % 4 == 0;
+  const bool fours = whole && is_aligned(p.parts) && is_aligned(p.out);
   auto* const kernel = fours ? finish_kernel<kReduceThreads, 4> : finish_kernel<kReduceThreads, 1>;
   const dim3 grid(unsigned(ceil_div(p.size, int64_t(kReduceThreads) * (fours ? 4 : 1))));
   return MHR_LAUNCH(kernel, grid, dim3(kReduceThreads), 0, stream, p);
@@ -233,9 +236,9 @@ struct ForwardPass {
   Workspace workspace;
   Segments segments_a, segments_b;
   ForwardPlan<T> plan;
+  float* parts;
   AdapterFactors<T> factors;
   Factor a, b;
-  float* parts;
 
   ForwardPass(const RoutedAdapterForward& p, void* memory)
       : p(p),
@@ -243,17 +246,19 @@ struct ForwardPass {
         segments_a(segments_of(p.routing, p.rows_a, p.n_rows_a)),
         segments_b(segments_of(p.routing, p.rows_b, p.n_rows_b)),
         plan(p, segments_a),
+        parts(plan.ranges > 1 ? workspace.take<float>(plan.ranges * p.routing.n_tokens * z_rank(p)) : p.z),
         factors(workspace, p.routing),
-        a(factors.add(p.a, p.factors_are_float, p.rows_a, p.n_rows_a, p.in_features, p.rank, p.a_stride)),
-        b(factors.add(p.b, p.factors_are_float, p.rows_b, p.n_rows_b, p.rank, p.out_features)),
-        parts(plan.ranges > 1 ? workspace.take<float>(plan.ranges * p.routing.n_tokens * p.rank) : p.z) {}
+        a(p.shrinks ? factors.add(p.a, p.factors_are_float, p.rows_a, p.n_rows_a, p.in_features, z_rank(p), p.a_stride)
+                    : Factor{}),
+        b(factors.add(p.b, p.factors_are_float, p.rows_b, p.n_rows_b, p.rank, p.out_features)) {}
 
   const char* run(Stream stream) {
     if (p.routing.n_tokens == 0) return nullptr;
     MHR_TRY(factors.make(stream));
-    MHR_TRY(with_shape(p.rank, segments_a, [&](auto rp, auto tokens) {
-      return shrink<decltype(rp)::value, decltype(tokens)::value>(stream);
-    }));
+    if (p.shrinks)
+      MHR_TRY(with_shape(z_rank(p), segments_a, [&](auto rp, auto tokens) {
+        return shrink<decltype(rp)::value, decltype(tokens)::value>(stream);
+      }));
     return with_shape(p.rank, segments_b, [&](auto rp, auto tokens) {
       return expand_z<decltype(rp)::value, decltype(tokens)::value>(stream);
     });
@@ -263,7 +268,7 @@ struct ForwardPass {
   template <int RP, int TOKENS>
   const char* shrink(Stream stream) {
     using S = ShrinkShape<T, RP, TOKENS>;
-    const int rank = int(p.rank), n_in = int(p.in_features);
+    const int rank = int(z_rank(p)), n_in = int(p.in_features);
     const ShrinkArgs args{p.x,
                           a,
                           p.bias_a,
@@ -282,12 +287,14 @@ struct ForwardPass {
 
   template <int RP, int TOKENS>
   const char* expand_z(Stream stream) {
-    const int rank = int(p.rank), n_out = int(p.out_features);
+    const int rank = int(p.rank), z_stride = int(z_rank(p)), n_out = int(p.out_features);
     const bool y_vectors = is_aligned(p.y, size_t(n_out) * sizeof(T));
     const bool split = plan.ranges > 1;
-    const bool z_vectors = are_fours(p.z, rank) && are_fours(parts, rank);
-    const ExpandArgs args{parts,
-                          split ? p.z : nullptr,
+    const float* const from = parts ? parts + p.z_first : nullptr;
+    float* const z = p.z + p.z_first;
+    const bool z_vectors = are_fours(z, z_stride) && are_fours(from, z_stride);
+    const ExpandArgs args{from,
+                          split ? z : nullptr,
                           b,
                           p.bias_b,
                           p.base,
@@ -303,7 +310,8 @@ struct ForwardPass {
                           p.activation,
                           y_vectors,
                           z_vectors,
-                          p.factors_are_float};
+                          p.factors_are_float,
+                          z_stride};
     return expand<T, RP, TOKENS, false>(args, !p.writes_y, p.routing.blocks_at_once, stream);
   }
 };
@@ -327,7 +335,10 @@ struct BackwardDyPass {
         b(factors.add(p.b, p.factors_are_float, p.rows_b, p.n_rows_b, p.rank, p.out_features)),
         parts(workspace.take<float>(plan.chunks * p.rank * p.out_features)),
         sums(p.dbias_b ? workspace.take<float>(plan.chunks * p.out_features) : nullptr),
-        inner(plan.groups > 1 ? workspace.take<float>(plan.groups * p.routing.n_tokens * p.rank) : p.dz) {}
+        inner(plan.groups > 1 || stride() != p.rank ? workspace.take<float>(plan.groups * p.routing.n_tokens * p.rank)
+                                                    : p.dz) {}
+
+  int64_t stride() const { return p.z_stride ? p.z_stride : p.rank; }
 
   const char* run(Stream stream) {
     if (plan.chunks) {
@@ -346,12 +357,15 @@ struct BackwardDyPass {
                            plan.blocks_per_group,
                            p.activation,
                            is_aligned(p.dy, size_t(p.out_features) * sizeof(T)),
-                           are_fours(p.z, p.rank),
-                           are_pairs(inner, p.rank)};
+                           are_fours(p.z, stride()),
+                           are_pairs(inner, p.rank),
+                           int(stride())};
       MHR_TRY(
           with_padded_rank(p.rank, [&](auto rp) { return outer<T, decltype(rp)::value, true>(args, plan, stream); }));
       const float* const z = p.activation == Activation::kNone ? nullptr : p.z;
-      MHR_TRY(finish({inner, z, p.dz, p.routing.n_tokens * p.rank, plan.groups, p.scale, p.activation}, stream));
+      MHR_TRY(finish(
+          {inner, z, p.dz, p.routing.n_tokens * p.rank, plan.groups, p.scale, p.activation, int(p.rank), int(stride())},
+          stream));
     }
     if (p.dbias_b)
       MHR_TRY(gather({sums, p.dbias_b, segments, plan.chunk, plan.chunks, p.out_features, p.scale}, stream));
@@ -398,7 +412,8 @@ struct BackwardXPass {
                            Activation::kNone,
                            is_aligned(p.x, size_t(columns) * sizeof(T)),
                            are_fours(p.dz, rank),
-                           false};
+                           false,
+                           rank};
       MHR_TRY(
           with_padded_rank(p.rank, [&](auto rp) { return outer<T, decltype(rp)::value, false>(args, plan, stream); }));
     }
@@ -424,7 +439,8 @@ struct BackwardXPass {
                           Activation::kNone,
                           dx_vectors,
                           are_fours(p.dz, rank),
-                          false};
+                          false,
+                          rank};
     return with_shape(p.rank, segments, [&](auto rp, auto tokens) {
       return expand<T, decltype(rp)::value, decltype(tokens)::value, true>(args, p.accumulate, p.routing.blocks_at_once,
                                                                            stream);

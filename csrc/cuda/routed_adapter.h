@@ -35,6 +35,11 @@ struct RoutedAdapterForward {
   bool writes_y = false;
   const void* base = nullptr;  // [O] of `dtype`, only with writes_y
   int64_t a_stride = 0;        // of a row of A, zeros beyond R (see mix.h); 0: R
+  // Adapters that read the same x and whose A lie side by side, R_0 + R_1 + ... columns, have z side by side: the first
+  // one's launch makes all of it, into the workspace too, which stays as it is for the launches of the others.
+  int64_t z_rank = 0;   // columns of z and of A together; 0: R
+  int64_t z_first = 0;  // this adapter's first one
+  bool shrinks = true;  // makes z
 };
 
 // dz = scale * (dy B_v^T) * act'(z); db[v] = scale * sum act(z)^T dy; dbias_b[v] = scale * sum dy.
@@ -49,6 +54,7 @@ struct RoutedAdapterBackwardDy {
   float *dz, *db, *dbias_b;  // dbias_b may be null
   float scale;
   Activation activation;
+  int64_t z_stride = 0;  // of a row of z and dz, without an activation; 0: R
 };
 
 // dx (+)= dz A_u^T; da[u] = sum x^T dz; dbias_a[u] = sum dz.

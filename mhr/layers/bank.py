@@ -51,6 +51,10 @@ class AdapterBank(nn.Module):
         self._next_draw = 0, 0, 0  # seed, step, pass
         self.base_fingerprint: str | None = None
         """What the base is known by, where its weights are sharded over processes and so cannot be read any more."""
+        self.apart: set[str] = set()
+        """Layers whose names say that they read the same x as others, and that do not; see `mhr.layers.siblings`."""
+        self.around: list[tuple[nn.Module, str, nn.Module]] = []
+        """What holds the layers in the model: see `mhr.layers.together`."""
         # What attach did to the model, for detach to undo.
         self.frozen: list[nn.Parameter] = []
         self.hooks: list[RemovableHandle] = []

@@ -12,7 +12,7 @@ from torch import nn
 
 from mhr.layers.bank import AdapterBank, bank_of
 from mhr.layers.rows import check_rows
-from mhr.layers.together import mix_together
+from mhr.layers.together import compute_together
 from mhr.routing import RoutingBatch
 
 TASK_IDS = inspect.Parameter("task_ids", inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -73,15 +73,17 @@ def _enter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         batch = check_rows(model, batch, args, kwargs)
     bank.state.enter(batch)
     # Hooks are compiled apart from the model: there, each layer asks its router within the model's one graph.
-    if batch is not None and not batch.drawn and not bank.config.routing.by_token and not torch.compiler.is_compiling():
-        bank.state.weights = bank.weigh(batch)
-        bank.state.factors = mix_together(model, bank, bank.state.weights)
+    if batch is not None and not torch.compiler.is_compiling():
+        compute_together(model, bank, batch)
     return args, kwargs
 
 
 def _leave(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     bank: AdapterBank = model.mhr  # type: ignore[assignment]
-    bank.state.leave()
+    state = bank.state
+    if state.shared is not None and output is not None:  # None is what an exception leaves
+        state.shared.finish()
+    state.leave()
 
 
 def _forward(model: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -89,10 +91,12 @@ def _forward(model: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs
     if "task_ids" not in kwargs:
         return forward(*args, **kwargs)
     args, kwargs = _enter(model, args, kwargs)
+    output = None
     try:
-        return forward(*args, **kwargs)
+        output = forward(*args, **kwargs)
+        return output
     finally:
-        _leave(model, args, None)
+        _leave(model, args, output)
 
 
 def _generate(model: nn.Module, generate: Callable[..., Any], *args: Any, task_ids: Any = None, **kwargs: Any) -> Any:

@@ -2,7 +2,8 @@
 
 A block is computed again during backward, when the model may already be at another batch (gradient accumulation, a second
 stochastic pass) or at none. So each call of the checkpoint function carries its batch with it, whatever the mode
-(`use_reentrant` or not).
+(`use_reentrant` or not). What the layers of the call computed together goes along where the second computation is for its saved tensors
+alone; the re-entrant one has a backward pass of its own, which would run through the one mix of all blocks once for each.
 """
 
 from __future__ import annotations
@@ -26,11 +27,19 @@ class RoutedCheckpoint:
         self.state = state
 
     def __call__(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        batch, disabled = self.state.batch, self.state.disabled
+        state = self.state
+        batch, disabled, weights, factors = state.batch, state.disabled, state.weights, state.factors
+        shared = None if state.shared is None else state.shared.again()
+        if getattr(self.function, "keywords", {}).get("use_reentrant") is not False:
+            weights = factors = shared = None
 
         def routed(*block_args: Any, **block_kwargs: Any) -> Any:
-            with self.state.use(batch, disabled):
-                return block(*block_args, **block_kwargs)
+            own = None if shared is None else shared.again()
+            with state.use(batch, disabled, (weights, factors, own)):
+                output = block(*block_args, **block_kwargs)
+                if own is not None:
+                    own.finish()
+                return output
 
         return self.function(routed, *args, **kwargs)
 

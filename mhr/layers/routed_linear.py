@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -65,11 +65,19 @@ class RoutedLinear(RoutedLayer):
         a = torch.empty(heads, n_drawn, fan_in // heads, rank, **self.place()).uniform_(-bound, bound)
         return a.repeat(1, n_skills // n_drawn, 1, 1)
 
+    def forward(self, x: Tensor, *more: Any) -> Tensor:
+        shared = self.state.shared
+        if shared is not None and not more and not self.state.disabled:
+            y = shared.output(self, x)
+            if y is not None:
+                return y
+        return super().forward(x, *more)
+
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
         weights, rows, rows_b, offsets, transform = segments
         base = self.base
         dropout = self.config.dropout if self.training else 0.0
-        if not dropout and _is_plain(base):
+        if not dropout and is_plain(base):
             mixed = self.mixed_before(x, segments)
             if mixed is not None:
                 factors = mixed[0], mixed[1], None
@@ -101,7 +109,7 @@ class RoutedLinear(RoutedLayer):
 
     def mixed_before(self, x: Tensor, segments: Segments) -> list[Tensor] | None:
         """Factors [U, I, R] and [U, R, O] in the dtype that is computed in on x; None where the layer's kernel is to mix them."""
-        dtype = _computed_in(x)
+        dtype = computed_in(x)
         if segments.transform is not None:
             return [factor.to(dtype) for factor in self.transformed(segments.weights, segments.transform)]
         together = self.together(segments.weights)
@@ -125,7 +133,7 @@ class RoutedLinear(RoutedLayer):
         if self.config.routing.transforms:
             return None
         dropout = self.config.dropout if self.training else 0.0
-        return _computed_in(self.base.weight) if not dropout and _is_plain(self.base) else None
+        return computed_in(self.base.weight) if not dropout and is_plain(self.base) else None
 
     def one_hot(self) -> Tensor:
         """Weights [S, 1, S] that make each skill a row of its own: little work beside a product that is fused."""
@@ -133,7 +141,7 @@ class RoutedLinear(RoutedLayer):
         return torch.eye(self.router.n_skills, dtype=even.dtype, device=even.device)[:, None]
 
 
-def _computed_in(x: Tensor) -> torch.dtype:
+def computed_in(x: Tensor) -> torch.dtype:
     """The dtype in which F.linear computes on x, or on what has its dtype: under autocast not x's."""
     device = x.device.type
     if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
@@ -141,7 +149,7 @@ def _computed_in(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _is_plain(base: nn.Module) -> TypeGuard[nn.Linear]:
+def is_plain(base: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling `base` is F.linear(x, weight, bias) and nothing else."""
     return (
         type(base) is nn.Linear

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mhr.data.choice_collators import CausalChoicesCollator, Seq2SeqChoicesCollator
 from mhr.data.collators import IGNORED, Batch
 from mhr.layers import AdapterBank
-from mhr.layers.together import mix_together
+from mhr.layers.together import compute_together
 from mhr.objectives.causal import next_labels
 from mhr.objectives.heads import States, states_at
 from mhr.objectives.objective import Distributions, Objective, PassLosses, objectives, sums_of, token_losses
@@ -152,12 +152,11 @@ class _Routing:
             yield
             return
         with self.bank.routing(self.batch):
-            if not self.batch.drawn:
-                # As the model does at its own call: all routers at once, not one at each layer.
-                weights = self.bank.weigh(self.batch)
-                self.bank.state.weights = weights
-                self.bank.state.factors = mix_together(self.model, self.bank, weights)
+            # As the model does at its own call: all layers at once.
+            compute_together(self.model, self.bank, self.batch)
             yield
+            if self.bank.state.shared is not None:
+                self.bank.state.shared.finish()
 
     @contextmanager
     def answers(self) -> Iterator[None]:

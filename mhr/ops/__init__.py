@@ -9,6 +9,7 @@ from mhr.ops.route_all import route_all
 from mhr.ops.routed_adapter import routed_adapter
 from mhr.ops.routed_bottleneck import routed_bottleneck
 from mhr.ops.routed_linear import routed_linear
+from mhr.ops.routed_linears import routed_linears
 from mhr.ops.token_adapter import token_adapter
 from mhr.ops.weighted_average import weighted_average
 
@@ -21,6 +22,7 @@ __all__ = [
     "routed_adapter",
     "routed_bottleneck",
     "routed_linear",
+    "routed_linears",
     "token_adapter",
     "weighted_average",
 ]

@@ -18,6 +18,7 @@ def mix(
     weights: Sequence[Tensor],
     head_dims: Sequence[int],
     out_dtype: torch.dtype | None = None,
+    runs: Sequence[int] | None = None,
 ) -> list[Tensor]:
     """mixed[u, block h] = sum_s weights[u, h, s] * bank[h, s], for each bank of the list.
 
@@ -32,6 +33,8 @@ def mix(
         head_dims: where the heads' blocks are joined. 1 joins them along P into `[U, H*P, Q]` (factor A: P = I/H, Q = R);
             2 joins them along Q into `[U, P, H*Q]` (factor B: P = R, Q = O/H; a bias or an IA3 vector is P = 1).
         out_dtype: of the result; None keeps each bank's dtype.
+        runs: how many banks, one behind the other, lie side by side in one result, `[U, H*P, Q_1 + Q_2 + ...]`, whose rows begin at
+            multiples of 16 bytes: the factors A of layers that read the same x (`routed_linears`). None means that each has its own.
 
     Sums are held in float32 (float64 for float64) and differentiable in banks and weights. One call may mix banks of
     different sizes, and any number of them. Raises RuntimeError where shapes or dtypes do not fit.
@@ -54,7 +57,7 @@ def mix(
         if row > last:
             distinct.append(w)
         rows.append(row)
-    return list(apply(_Mix, out_dtype, tuple(head_dims), tuple(rows), *banks, *distinct))
+    return list(apply(_Mix, out_dtype, tuple(head_dims), tuple(rows), tuple(runs or ()), *banks, *distinct))
 
 
 class _Mix(torch.autograd.Function):
@@ -62,28 +65,49 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, out_dtype: torch.dtype | None, head_dims: tuple[int, ...], rows: tuple[int, ...], *tensors: Tensor
+        ctx: Any,
+        out_dtype: torch.dtype | None,
+        head_dims: tuple[int, ...],
+        rows: tuple[int, ...],
+        runs: tuple[int, ...],
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         n = len(tensors) - (max(rows) + 1 if rows else 0)
         tensors = tuple(t.contiguous() for t in tensors)
-        ctx.head_dims, ctx.rows = head_dims, rows
+        banks, weights = tensors[:n], [tensors[n + i] for i in rows]
+        ctx.head_dims, ctx.rows, ctx.runs = head_dims, rows, runs
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        return tuple(_forward(tensors[:n], [tensors[n + i] for i in rows], head_dims, out_dtype))
+        if not runs:
+            return tuple(_forward(banks, weights, head_dims, out_dtype))
+        check(sum(runs) == n, f"mhr::mix: runs must add up to the {n} banks, got {list(runs)}")
+        shapes = check_banks("mix", banks, weights, head_dims)
+        first = [sum(runs[:i]) for i in range(len(runs))]
+        columns = [sum(shape[2] for shape in shapes[i : i + n]) for i, n in zip(first, runs, strict=True)]
+        rooms = [
+            banks[i].new_empty(
+                *shapes[i][:2], _padded(width, out_dtype or banks[i].dtype) if n > 1 else width, dtype=out_dtype
+            )
+            for i, n, width in zip(first, runs, columns, strict=True)
+        ]
+        _beside(rooms, banks, weights, head_dims, runs)
+        return tuple(_columns(room, width) for room, width in zip(rooms, columns, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_order("mix")
         n, tensors, found = len(ctx.head_dims), ctx.saved_tensors, [None] * len(ctx.saved_tensors)
+        if ctx.runs:
+            grads = tuple(_by_bank(grads, tensors[:n], ctx.runs))
         # Factors that nothing was made of have no gradient, and weights that served none of the others.
         mixed = [i for i in range(n) if grads[i] is not None]
         distinct = list(dict.fromkeys(ctx.rows[i] for i in mixed))
         if not mixed:
-            return None, None, None, *found
-        need = ctx.needs_input_grad[3:]
+            return None, None, None, None, *found
+        need = ctx.needs_input_grad[4:]
         need_banks, need_weights = any(need[i] for i in mixed), any(need[n + i] for i in distinct)
         values = _backward(
-            [g.contiguous() for g in grads if g is not None],
+            [g if g.is_cuda and ctx.runs else g.contiguous() for g in grads if g is not None],
             [tensors[i] for i in mixed],
             [tensors[n + i] for i in distinct],
             [distinct.index(ctx.rows[i]) for i in mixed],
@@ -94,7 +118,31 @@ class _Mix(torch.autograd.Function):
         at = (mixed if need_banks else []) + ([n + i for i in distinct] if need_weights else [])
         for i, value in zip(at, values, strict=True):
             found[i] = value
-        return None, None, None, *found
+        return None, None, None, None, *found
+
+
+def _padded(columns: int, dtype: torch.dtype) -> int:
+    """Columns of a row that is a multiple of 16 bytes, as the adapter's kernels read it."""
+    vector = 16 // dtype.itemsize
+    return -(-columns // vector) * vector
+
+
+def _columns(room: Tensor, width: int) -> Tensor:
+    """The first columns of a tensor that nobody else knows, as a tensor of its own."""
+    if room.shape[-1] == width:
+        return room
+    return room.new_empty(0).set_(room.untyped_storage(), 0, (*room.shape[:-1], width), room.stride())
+
+
+def _by_bank(grads: Sequence[Tensor | None], banks: Sequence[Tensor], runs: Sequence[int]) -> list[Tensor | None]:
+    """The gradient of each bank's factor, out of those of the runs: views, where a run is longer than one."""
+    found: list[Tensor | None] = []
+    for grad, n in zip(grads, runs, strict=True):
+        if grad is None or n == 1:
+            found += [grad] * n
+        else:
+            found += grad.contiguous().split([bank.shape[3] for bank in banks[len(found) : len(found) + n]], -1)
+    return found
 
 
 def check_banks(
@@ -130,6 +178,35 @@ def mix_reference(
         blocks = torch.einsum(equation, w, bank.to(w.dtype))
         mixed.append(blocks.reshape(shape).to(out_dtype or bank.dtype).contiguous())
     return mixed
+
+
+def mix_beside_reference(
+    mixed: Sequence[Tensor],
+    banks: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    head_dims: Sequence[int],
+    runs: Sequence[int],
+) -> None:
+    """Writes the factors of run i side by side into mixed[i] `[U, P, C]`, and zeros into the columns that are left."""
+    op = "mix_beside"
+    shapes = check_banks(op, banks, weights, head_dims)
+    check(
+        sum(runs) == len(banks) and len(runs) == len(mixed),
+        f"mhr::{op}: got {len(banks)} banks and {len(mixed)} results for the runs {list(runs)}",
+    )
+    i = 0
+    for room, n in zip(mixed, runs, strict=True):
+        width = sum(shape[2] for shape in shapes[i : i + n])
+        for k in range(i, i + n):
+            check(n == 1 or head_dims[k] == 1, f"mhr::{op}: only factors A lie side by side")
+            check(
+                room.dim() == 3 and shapes[k][:2] == tuple(room.shape[:2]) and width <= room.shape[2],
+                f"mhr::{op}: mixed has room for {tuple(room.shape)}, banks[{k}] gives {shapes[k]} of {width} columns",
+            )
+        parts = torch.ops.mhr.mix(banks[i : i + n], weights[i : i + n], head_dims[i : i + n], room.dtype)
+        room[..., :width] = torch.cat(parts, -1)
+        room[..., width:] = 0
+        i += n
 
 
 def mix_backward_reference(
@@ -169,6 +246,10 @@ def _fake(
     return [b.new_empty(shape, dtype=out_dtype or b.dtype) for b, shape in zip(banks, shapes, strict=True)]
 
 
+def _beside_fake(*_: Any) -> None:
+    return None
+
+
 def _backward_fake(
     grads: Sequence[Tensor],
     banks: Sequence[Tensor],
@@ -184,6 +265,11 @@ def _backward_fake(
 
 _forward = register_op(
     "mix(Tensor[] banks, Tensor[] weights, int[] head_dims, ScalarType? out_dtype) -> Tensor[]", mix_reference, _fake
+)
+_beside = register_op(
+    "mix_beside(Tensor(a!)[] mixed, Tensor[] banks, Tensor[] weights, int[] head_dims, int[] runs) -> ()",
+    mix_beside_reference,
+    _beside_fake,
 )
 _backward = register_op(
     "mix_backward(Tensor[] grads, Tensor[] banks, Tensor[] weights, int[] rows, int[] head_dims, bool need_banks,"

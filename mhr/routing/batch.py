@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +87,7 @@ class RoutingState:
     weights   of every router for the call under way, by the routers' index, where they were computed together; a layer
               that finds none (its block is computed again, or it was called without the model) asks its router
     factors   of every layer for the call under way, by the layers' names, where they were mixed together
+    shared    what layers that read the same x compute for one another in it; see `mhr.layers.siblings`
     disabled  whether the layers answer as their base layers do; see `mhr.disabled`
     """
 
@@ -94,6 +96,7 @@ class RoutingState:
         self.block: RoutingBatch | None = None
         self.weights: list[Tensor] | None = None
         self.factors: dict[str, list[Tensor]] | None = None
+        self.shared: Any = None
         self.disabled = False
 
     def current(self) -> RoutingBatch:
@@ -110,16 +113,25 @@ class RoutingState:
 
     def leave(self) -> None:
         """The call ends."""
-        self.batch, self.weights, self.factors = self.block, None, None
+        self.batch, self.weights, self.factors, self.shared = self.block, None, None, None
 
     @contextmanager
-    def use(self, batch: RoutingBatch | None, disabled: bool | None = None) -> Iterator[None]:
-        """Route by `batch` inside the block (or, if `disabled`, by nothing), and as before after it, also when it raises."""
-        before = self.batch, self.block, self.weights, self.factors, self.disabled
-        self.batch, self.block, self.weights, self.factors = batch, batch, None, None
+    def use(
+        self,
+        batch: RoutingBatch | None,
+        disabled: bool | None = None,
+        together: tuple[list[Tensor] | None, dict[str, list[Tensor]] | None, Any] = (None, None, None),
+    ) -> Iterator[None]:
+        """Route by `batch` inside the block (or, if `disabled`, by nothing), and as before after it, also when it raises.
+
+        together: weights, factors and shared, where the block belongs to a call that has computed them.
+        """
+        before = self.batch, self.block, self.weights, self.factors, self.shared, self.disabled
+        self.batch = self.block = batch
+        self.weights, self.factors, self.shared = together
         if disabled is not None:
             self.disabled = disabled
         try:
             yield
         finally:
-            self.batch, self.block, self.weights, self.factors, self.disabled = before
+            self.batch, self.block, self.weights, self.factors, self.shared, self.disabled = before

@@ -222,12 +222,13 @@ std::vector<mhr::cuda::MixItem> mix_items(Call& c, bool backward) {
     i.mixed_dtype = mhr::cuda::Dtype(c.integer());
     i.bank = c.input();
     i.weights = c.input<float>();
+    i.stride = c.integer();
     if (backward) {
       i.mixed_grad = c.input();
       i.bank_grad = c.output();
       i.weights_grad = c.output<float>();
     } else {
-      i.stride = c.integer();
+      if (i.stride) i.zeros = int16_t(i.stride - i.q);
       i.mixed = c.output();
     }
   }

@@ -301,7 +301,7 @@ MUTANTS = (
         "row0 + j < m.rows ? row0 + j : m.rows - 1",
         "row0 + j",
     ),
-    Mutant("mix: rows are not filled up", "plain", "mix.cuh", "past <= m.stride - m.q", "past < 0"),
+    Mutant("mix: rows are not filled up", "plain", "mix.cuh", "past <= m.zeros", "past < 0"),
     Mutant(
         "mix: absent rows written", "address", "mix.cuh", "if (row0 + j < m.rows) store_mixed", "if (true) store_mixed"
     ),

@@ -88,7 +88,9 @@ def backward_call(
     arguments: list = [len(items)]
     for item in items:
         bank, weights, grad = item.tensors()
-        arguments += [*item.numbers(), bank, weights, grad]
+        if item.stride:  # columns of a wider gradient
+            grad = torch.nn.functional.pad(grad, (0, item.stride - item.q), value=torch.nan)
+        arguments += [*item.numbers(), bank, weights, item.stride, grad]
         arguments.append(Output(tuple(bank.shape), item.bank_dtype) if need_banks else None)
         arguments.append(Output(tuple(weights.shape)) if need_weights else None)
     return Call("mix_backward", arguments, seed, shift)

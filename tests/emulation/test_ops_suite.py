@@ -13,7 +13,16 @@ from tests.emulation import emulator
 
 pytestmark = [pytest.mark.emulation, pytest.mark.slow]
 
-FILES = ("mix", "route", "route_all", "routed_adapter", "routed_bottleneck", "routed_linear", "weighted_average")
+FILES = (
+    "mix",
+    "route",
+    "route_all",
+    "routed_adapter",
+    "routed_bottleneck",
+    "routed_linear",
+    "routed_linears",
+    "weighted_average",
+)
 
 
 def test_ops_pass_their_tests_on_the_cuda_kernels() -> None:

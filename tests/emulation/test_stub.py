@@ -25,6 +25,7 @@ TILED = {"shrink_kernel", "expand_kernel"}
 # number of 16 bytes.
 LAUNCHES = {
     "mix": 3,  # of 40 banks each
+    "mix_beside": 3,
     "mix_backward": 9,
     "mix_backward of shared weights": 7,
     "route": 1,
@@ -38,6 +39,8 @@ LAUNCHES = {
     "routed_linear_backward": 10,
     "routed_linear_forward of factors": 3,
     "routed_linear_backward of factors": 7,
+    "routed_linears_forward": 4,  # of three layers: x is read once,
+    "routed_linears_backward": 12,  # and once more, and dx is written once
     "routed_bottleneck_forward": 4,
     "routed_bottleneck_backward": 12,
     "weighted_average": 5,  # of 64 tensors each
@@ -109,7 +112,8 @@ def check_launches(calls: list[dict[str, Any]]) -> None:
     assert {call["name"] for call in calls} == set(LAUNCHES)
     for call in calls:
         pads = sum(r.kind == "pad_kernel" for r in call["records"])
-        assert pads <= (1 if call["name"].endswith("_x") else 2), f"{call['name']} {call['sizes']}: {pads} copies"
+        most = 1 if call["name"].endswith("_x") else 4 if call["name"].startswith("routed_linears") else 2
+        assert pads <= most, f"{call['name']} {call['sizes']}: {pads} copies"
         launches = len(call["records"]) - pads
         if call["sizes"] is not None and call["sizes"]["r"] > 64:
             launches -= max(0, sum(r.kind == "expand_kernel" for r in call["records"]) - 1)

@@ -51,6 +51,10 @@ def results(model: PreTrainedModel) -> dict[str, Tensor]:
     return {"out": out.detach(), **gradients}
 
 
+def mixes(calls: Counter[str]) -> int:
+    return calls["mhr::mix"] + calls["mhr::mix_beside"]
+
+
 def both(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Counter[str]]:
@@ -80,7 +84,7 @@ def test_outputs_and_gradients_are_the_same(name: str, config: dict[str, Any], m
     alone, at_once, calls = both(adapted(name, **config), monkeypatch)
     for key, expected in alone.items():
         torch.testing.assert_close(at_once[key], expected, msg=lambda m, key=key: f"{key}: {m}")
-    assert calls["mhr::mix"] == 1, "one mix for all layers"
+    assert mixes(calls) == 1, "one mix for all layers"
     assert calls["mhr::mix_backward"] <= 1, "one gradient of all banks"
     assert sum(calls[f"mhr::route{more}"] for more in ("", "_all")) <= 1, "one routing for all layers"
 
@@ -88,7 +92,7 @@ def test_outputs_and_gradients_are_the_same(name: str, config: dict[str, Any], m
 def test_factors_take_the_dtype_that_their_layer_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted("llama", torch.bfloat16)
     alone, at_once, calls = both(model, monkeypatch)
-    assert calls["mhr::mix"] == 1
+    assert mixes(calls) == 1
     for key, expected in alone.items():
         error = (at_once[key].double() - expected.double()).norm() / expected.double().norm()
         assert error < 0.02, f"{key}: {error}"
@@ -97,14 +101,41 @@ def test_factors_take_the_dtype_that_their_layer_computes_in(monkeypatch: pytest
     assert all(p.grad.dtype == torch.float32 and not torch.equal(p.grad, p.grad.bfloat16().float()) for p in banks)
 
 
-def test_gradient_checkpointing_mixes_again_in_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_gradient_checkpointing(name: str, reentrant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks take the one mix of their call where they can, and mix again where a backward pass of their own would run through it."""
+    model = adapted(name)
+    alone = results(model)
+    monkeypatch.setattr(together, "wanted", lambda bank: True)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    with Counting() as count:
+        at_once = results(model)
+    for key, expected in alone.items():
+        torch.testing.assert_close(at_once[key], expected)
+    assert mixes(count.calls) == 1
+    assert bool(count.calls["mhr::routed_linears_backward"]) is not reentrant
+    again = results(model)
+    assert all(torch.equal(again[key], at_once[key]) for key in alone)
+
+
+def test_processes_that_train_together_get_their_gradients_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted("llama")
     alone = results(model)
     monkeypatch.setattr(together, "wanted", lambda bank: True)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    at_once = results(model)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with Counting() as count:
+        parts = results(model)
+    assert count.calls["mhr::mix_backward"] == mixes(count.calls) == together.MIX_PARTS
     for key, expected in alone.items():
-        torch.testing.assert_close(at_once[key], expected)
+        torch.testing.assert_close(parts[key], expected)
+    order: list[str] = []
+    for name, layer in model.mhr.layers.items():
+        layer.bank_a.register_hook(lambda grad, name=name: order.append(name))
+    results(model)
+    assert order.index(next(reversed(model.mhr.layers))) < len(order) // together.MIX_PARTS, (
+        "the last layers' come first"
+    )
 
 
 def test_banks_that_are_not_at_hand_are_left_to_their_layers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,5 +152,24 @@ def test_banks_that_are_not_at_hand_are_left_to_their_layers(monkeypatch: pytest
     layer.bank_a = whole
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     assert together.mix_together(model, bank, weights) is not None, "processes with whole copies of the model"
-    monkeypatch.setattr(together, "SHARDED", ("RoutedLinear",))
+    block = model.model.layers[0]
+    kind = type(block)
+    block.__class__ = type("FSDP" + kind.__name__, (kind,), {})  # as torch's fully_shard does
     assert together.mix_together(model, bank, weights) is None, "a sharded model"
+    block.__class__ = kind
+    assert together.mix_together(model, bank, weights) is not None, "whole again"
+    model.model.layers[0] = type("FullyShardedDataParallel", (nn.Sequential,), {})(block)
+    assert together.mix_together(model, bank, weights) is None, "a wrapped block"
+
+
+def test_what_is_around_the_layers_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted("llama")
+    bank = model.mhr
+    assert not together._is_sharded(model, bank)
+    found = bank.around
+    assert {child for *_, child in found} > set(bank.layers.values())
+    assert not together._is_sharded(model, bank)
+    assert bank.around is found
+    model.model.layers = nn.ModuleList(model.model.layers)
+    assert not together._is_sharded(model, bank)
+    assert bank.around is not found

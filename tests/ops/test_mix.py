@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mhr.ops import mix
+from mhr.ops import mix, native
 from mhr.ops.checks import accumulator
 from tests.helpers import DTYPES, assert_close
 from tests.ops.cases import double, mix_formula, values, with_gradients
@@ -134,3 +134,42 @@ def test_refuses_vmap() -> None:
     bank, weights = torch.randn(2, 3, 4, 5), torch.rand(6, 1, 2, 3)
     with pytest.raises(RuntimeError, match="mhr::mix does not support torch.func"):
         torch.func.vmap(lambda w: mix([bank], [w], [1])[0])(weights)
+
+
+@pytest.mark.parametrize("python", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_factors_of_a_run_lie_side_by_side(dtype: torch.dtype, python: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of layers that read the same x; with other banks before, between and behind them."""
+    if python:
+        monkeypatch.setattr(native, "nodes", None)
+    # H, P, Q of each bank, and where its heads are joined
+    given = [(2, 3, 4, 2), (2, 8, 3, 1), (2, 8, 5, 1), (4, 2, 7, 2), (4, 4, 1, 1), (2, 8, 2, 1), (1, 16, 9, 1)]
+    runs = [1, 2, 1, 3]
+    # All of a run have the same rows, H P = 16.
+    banks = [values(h, 3, p, q, dtype=dtype).requires_grad_() for h, p, q, _ in given]
+    weights = [torch.rand(5, h, 3, dtype=accumulator(dtype)).requires_grad_() for h, *_ in given]
+    dims = [dim for *_, dim in given]
+    alone = mix(banks, weights, dims)
+    expected = [alone[0], torch.cat(alone[1:3], -1), alone[3], torch.cat(alone[4:], -1)]
+    found = mix(banks, weights, dims, runs=runs)
+    assert len(found) == len(expected)
+    upstream = [torch.randn_like(t) for t in expected]
+    for got, wanted in zip(found, expected, strict=True):
+        assert torch.equal(got, wanted)
+        assert got.stride(1) * got.element_size() % 16 == 0 or got.is_contiguous()
+    leaves = [*banks, *weights]
+    got_grads = torch.autograd.grad(found, leaves, upstream)
+    wanted_grads = torch.autograd.grad(expected, leaves, upstream)
+    for got, wanted in zip(got_grads, wanted_grads, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_refuses_runs_that_do_not_fit() -> None:
+    banks = [torch.randn(2, 3, 4, 2), torch.randn(2, 3, 6, 2)]
+    weights = [torch.rand(1, 2, 3)] * 2
+    with pytest.raises(RuntimeError, match="mixed has room for"):
+        mix(banks, weights, [1, 1], runs=[2])
+    with pytest.raises(RuntimeError, match="only factors A lie side by side"):
+        mix(banks[:1] * 2, weights, [2, 2], runs=[2])
+    with pytest.raises(RuntimeError, match="runs must add up to the 2 banks"):
+        mix(banks, weights, [1, 1], runs=[1])

@@ -18,6 +18,7 @@ BUILT = importlib.util.find_spec("mhr._C") is not None and os.environ.get("MHR_N
 OPS = {
     "mix",
     "mix_backward",
+    "mix_beside",
     "route",
     "route_all",
     "route_all_backward",
@@ -29,6 +30,8 @@ OPS = {
     "routed_bottleneck_forward",
     "routed_linear_backward",
     "routed_linear_forward",
+    "routed_linears_backward",
+    "routed_linears_forward",
     "weighted_average",
 }
 

@@ -39,6 +39,7 @@ class Sizes:
     ragged: bool = True
 
 
+GROUP = 3  # layers that read the same x
 SIZES = (
     Sizes(1, 1, 64, 64, 4, ragged=False),
     Sizes(1000, 7, 512, 1024, 1),
@@ -81,11 +82,30 @@ def calls(z: Sizes) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "routed_bottleneck_backward", lambda: ops.routed_bottleneck_backward(dx, x, hidden, *parts, True)
 
 
+def group_calls(z: Sizes) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Of three layers that read the same x; `z.r` are their ranks together."""
+    each = z.r // GROUP
+    x, dx, hidden = torch.empty(z.n, z.i, dtype=z.dtype), torch.empty(z.n, z.i, dtype=z.dtype), torch.empty(z.n, z.r)
+    wide = [torch.empty(z.n, z.o, dtype=z.dtype) for _ in range(GROUP)]
+    a = torch.empty(z.u, z.i, -(-z.r // 8) * 8, dtype=z.dtype)[..., : z.r]  # as mix leaves it
+    b = [torch.empty(z.u, each, z.o, dtype=z.dtype) for _ in range(GROUP)]
+    d_b = [torch.empty(z.u, each, z.o) for _ in range(GROUP)]
+    rows = torch.zeros(z.g, dtype=torch.int64)
+    factors = a, b, rows, None, torch.zeros(z.g + 1, dtype=torch.int64) if z.ragged else None
+    yield "routed_linears_forward", lambda: ops.routed_linears_forward(wide, x, [None] * GROUP, *factors, 1.0, False)
+    yield (
+        "routed_linears_backward",
+        lambda: ops.routed_linears_backward(dx, d_b, wide, x, hidden, *factors, 1.0, False),
+    )
+
+
 def small_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
     n = 100
     banks, weights = [torch.empty(2, 8, 64, 16) for _ in range(n)], [torch.empty(3, 2, 8) for _ in range(n)]
     grads = [torch.empty(3, 128, 16) for _ in range(n)]
     yield "mix", lambda: ops.mix(banks, weights, [1] * n, None)
+    rooms, runs = [torch.empty(3, 128, 4 * 16) for _ in range(n // 4)], [4] * (n // 4)
+    yield "mix_beside", lambda: ops.mix_beside(rooms, banks, weights, [1] * n, runs)
     yield "mix_backward", lambda: ops.mix_backward(grads, banks, weights, list(range(n)), [1] * n, True, True)
     shared = grads, banks, weights[:1], [0] * n, [1] * n, True, True
     yield "mix_backward of shared weights", lambda: ops.mix_backward(*shared)
@@ -102,11 +122,13 @@ def small_calls() -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def record(stub: Stub) -> list[dict[str, Any]]:
     found = []
-    for sizes in SIZES:
-        for name, call in calls(sizes):
-            with stub.recording() as records:
-                call()
-            found.append({"name": name, "sizes": dataclasses.asdict(sizes), "records": records})
+    each = [(z, call) for z in SIZES for call in calls(z)]
+    together = [dataclasses.replace(z, r=GROUP * z.r) for z in SIZES]
+    each += [(z, call) for z in together for call in group_calls(z)]
+    for sizes, (name, call) in each:
+        with stub.recording() as records:
+            call()
+        found.append({"name": name, "sizes": dataclasses.asdict(sizes), "records": records})
     for name, call in small_calls():
         with stub.recording() as records:
             call()
