@@ -133,7 +133,7 @@ def align(
     model.eval()
     try:
         tasks = [TaskLoss(model, bank, task, drawn, collator) for task, drawn in examples.items()]
-        groups = {name: list(layer.bank().values()) for name, layer in bank.layers.items()}
+        groups = {name: list(parameters.values()) for name, parameters in bank.banks().items()}
         gram, layers = gram_matrices([task.gradient for task in tasks], groups, budget)
         losses = {task.name: task.loss for task in tasks}
     finally:

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from mhr.routing import adamix, context_mhr, hash, hydra, mtl_lora, private, random, shared_heads, skill, uniform
+from mhr.routing import (
+    adamix,
+    context_mhr,
+    hash,
+    hydra,
+    hyperformer,
+    mtl_lora,
+    private,
+    random,
+    shared_heads,
+    skill,
+    uniform,
+)
 from mhr.routing.batch import RoutingBatch, RoutingState
 from mhr.routing.contexts import Contexts
 from mhr.routing.parameters import ParameterGroup
-from mhr.routing.router import Router, make_router, routers
+from mhr.routing.router import Router, make_contexts, make_router, routers
 
-__all__ = ["Contexts", "ParameterGroup", "Router", "RoutingBatch", "RoutingState", "make_router", "routers"]
+__all__ = [
+    "Contexts",
+    "ParameterGroup",
+    "Router",
+    "RoutingBatch",
+    "RoutingState",
+    "make_contexts",
+    "make_router",
+    "routers",
+]
