@@ -45,7 +45,7 @@ def _of_bank(inspection: Inspection) -> Iterator[Text | Table]:
     if not inspection.routed:
         yield Text("All tasks are routed alike: there is no routing to show.")
         return
-    yield _heading("Routing weights, mean over layers and heads; white is 1/S")
+    yield _heading(f"Routing weights, mean over layers and heads; white is {'1/S' if routing.convex else '0'}")
     yield _heat_map(inspection)
     yield _heading("By layer: entropy (1 is uniform, 0 one skill), effective skills, discreteness")
     yield _sharpness(inspection)
@@ -83,7 +83,7 @@ def _heat_map(inspection: Inspection) -> Table:
     for skill in range(n_skills):
         table.add_column(f"{skill:^6}", width=6, no_wrap=True)
     rows = inspection.routing.by_skill.tolist()
-    even = 1 / n_skills
+    even = inspection.routing.even
     reach = max(max(abs(w - even) for row in rows for w in row), 1e-3)
     for task, row in _first(zip(inspection.tasks, rows, strict=True)):
         table.add_row(f"{task} ", *(_cell(weight, (weight - even) / reach) for weight in row))

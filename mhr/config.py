@@ -127,6 +127,12 @@ class AdapterConfig(Settings):
         words=("none",),
         of_method=True,
     )
+    norm: bool | None = setting(
+        None,
+        """A layer norm behind the up projection of a bottleneck, whose scale and shift are routed with it: y = h + LN(up(gelu(down(h)))).
+        Unset, as published: of hyperformer and hyperformer++.""",
+        of_method=True,
+    )
     router: dict[str, Any] = setting(
         {},
         """Settings of the routing method's own, by their names; most methods have none. `RoutingMethod.settings` declares them; in
@@ -142,6 +148,8 @@ class AdapterConfig(Settings):
             self.n_skills = routing.n_skills
         if self.share is None:
             self.share = (routing is not None and self.adapter in RANKED and routing.share) or "none"
+        if self.norm is None:
+            self.norm = routing is not None and self.adapter == "bottleneck" and routing.norm
         super().__post_init__()
         routing = self.routing
         self._check_router()
@@ -161,6 +169,17 @@ class AdapterConfig(Settings):
             raise ConfigError(
                 f"adapter is {self.adapter!r}, but method {self.method!r} has a matrix between the two factors of a lora: set adapter to "
                 "'lora'"
+            )
+        if self.norm and self.adapter != "bottleneck":
+            raise ConfigError(f"norm is true, which is for bottlenecks, but adapter is {self.adapter!r}: leave it out")
+        if not routing.convex and self.adapter == "ia3":
+            raise ConfigError(
+                f"adapter is 'ia3', but method {self.method!r} takes sums of skills, and scalings by 1 have none: set adapter to 'film', "
+                "'lora' or 'bottleneck'"
+            )
+        if not routing.convex and self.parts is not None:
+            raise ConfigError(
+                f"parts is {self.parts}, which method {self.method!r} generates no LoRAs for: leave it out"
             )
         self._check_parts()
         if self.share != "none" and (routing.share is None or self.adapter not in RANKED):

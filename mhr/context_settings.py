@@ -12,6 +12,7 @@ BACKBONE_ENCODER = "backbone"
 
 CONTEXT_KINDS = ("definition", "shots", "learnt")
 LEARNT_SIZE = 64
+"""Length of a vector that is learnt: a context, or what stands for a block or a place in it."""
 
 
 @dataclass
@@ -48,3 +49,18 @@ class ContextSettings(Settings):
     def width(self) -> int:
         """C, the length of a context: as set."""
         return LEARNT_SIZE if self.size is None else self.size
+
+
+@dataclass
+class HyperSettings(ContextSettings):
+    """The same of a hypernetwork, whose contexts are learnt unless set otherwise."""
+
+    context: str = setting(
+        "learnt",
+        """What a task's context is: learnt, definition or shots. learnt: a vector trained with the bank, which says nothing of new tasks;
+        definition: an embedding of the task's definition; shots: the mean of the embeddings of some training examples, each an input with
+        its answer.""",
+        choices=CONTEXT_KINDS,
+    )
+    hidden: int = setting(128, "Hidden units of the network.", at_least=1)
+    network_lr: float = setting(1e-3, "Learning rate of the network.", above=0)

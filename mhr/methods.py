@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mhr.context_settings import ContextSettings
+from mhr.context_settings import ContextSettings, HyperSettings
 from mhr.hydra_settings import HydraSettings, MtlLoraSettings
 from mhr.setting import Settings
 from mhr.shared_heads_settings import SharedHeadsSettings
@@ -40,6 +40,10 @@ class RoutingMethod:
     share           the projection that all skills have in common, unless `AdapterConfig.share` says otherwise; None where they never do
     transforms      whether each task has a matrix [R, R] of its own between factors A and B (`Router.transform`), which makes the method one
                     for LoRAs
+    convex          whether weights are shares, at least 0 and together 1, so that skills are adapters with an average; otherwise they are any
+                    numbers, and skills are directions of which a task takes a sum
+    tied            whether layers of one shape share a bank (`mhr.layers.tied`)
+    norm            whether bottlenecks have a layer norm, unless `AdapterConfig.norm` says otherwise
     needs_tasks     whether tasks are routed differently; if not, a model may be called without task ids
     unused          settings of a bank that change nothing with it, beside those that follow from the above (`idle`)
     settings        settings of its own (`mhr.setting`): the keys of `AdapterConfig.router`, and `Router.settings` to the router
@@ -60,6 +64,9 @@ class RoutingMethod:
     by_token: bool = False
     share: str | None = None
     transforms: bool = False
+    convex: bool = True
+    tied: bool = False
+    norm: bool = False
     needs_tasks: bool = True
     unused: tuple[str, ...] = ()
     settings: type[Settings] | None = None
@@ -186,6 +193,31 @@ ROUTING_METHODS = {
             settings=SharedHeadsSettings,
         ),
         RoutingMethod(
+            "hyperformer",
+            "adapters generated from a vector of the task, in each layer by a generator of its own",
+            one_head=True,
+            n_skills=64,
+            learned=True,
+            contexts=True,
+            convex=False,
+            norm=True,
+            unused=("granularity",),
+            settings=HyperSettings,
+        ),
+        RoutingMethod(
+            "hyperformer++",
+            "adapters generated from vectors of the task and of the layer, by one generator for all layers of a shape",
+            one_head=True,
+            n_skills=64,
+            learned=True,
+            contexts=True,
+            convex=False,
+            tied=True,
+            norm=True,
+            unused=("granularity",),
+            settings=HyperSettings,
+        ),
+        RoutingMethod(
             SHARED, "one adapter for all tasks", n_skills=1, one_skill=True, needs_tasks=False, unused=UNROUTED
         ),
         RoutingMethod("private", "one adapter for each task", skill_per_task=True, unused=UNROUTED),
@@ -236,6 +268,19 @@ METHODS = {
             "mtl-lora", "MTL-LoRA", "the same, with a matrix of each task's own between the factors", "mtl-lora", "lora"
         ),
         Method("shared-heads", "Shared heads", "some heads routed by task, the others alike for all", "shared-heads"),
+        Method(
+            "hyperformer", "HyperFormer", "bottlenecks generated from a vector of the task", "hyperformer", "bottleneck"
+        ),
+        Method(
+            "hyperformer++",
+            "HyperFormer++",
+            "the same, with one generator for all layers",
+            "hyperformer++",
+            "bottleneck",
+        ),
+        Method(
+            "hyper-lora", "HyperLoRA", "LoRAs generated so, with one generator for all layers", "hyperformer++", "lora"
+        ),
         Method("lora", "shared LoRA", "one for all tasks", SHARED, "lora"),
         Method("private", "private LoRA", "one per task", "private"),
         Method("ia3", "IA3", "one for all tasks", SHARED, "ia3"),
@@ -308,6 +353,8 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
     if routed is None:
         return None if asked.begins == BACKBONE else f"it trained all weights and has no adapter: use mode {WHOLE!r}"
     routing = ROUTING_METHODS[routed]
+    if asked.begins in (AVERAGE, ONE) and not routing.convex:
+        return "its skills are directions that tasks take sums of, and have no average: use mode 'mhr' or 'z'"
     if asked.searches and (averaged or routing.one_skill):
         return "it has one adapter, which leaves nothing to weigh: use mode 'lora'"
     if routing.by_token and asked.begins in (BANK, ONE, FRESH):

@@ -154,8 +154,11 @@ def random_batch(
 def randomise(bank: AdapterBank, seed: int = 0, size: float = 0.3) -> None:
     """Give the skills and the routing logits of a bank normal values, as after training: B starts at 0, Z next to it.
 
-    The skills get the spread `size`, around 0 (LoRA) or 1 (IA3); the logits the spread 1.
+    The skills get the spread `size`, around 0 (LoRA) or 1 (IA3); the logits the spread 1. Skills that a task takes a sum of get less, so
+    that the sum has that spread.
     """
+    if not bank.config.routing.convex:
+        size *= next(iter(bank.groups.values())).n_skills ** -0.5
     generator = torch.Generator().manual_seed(seed)
 
     def normal(p: Tensor) -> Tensor:

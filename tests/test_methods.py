@@ -96,7 +96,9 @@ def test_a_name_is_found(text: str) -> None:
 def test_a_row_says_what_its_router_is() -> None:
     for name, row in ROUTING_METHODS.items():
         router = routers[name](AdapterConfig(method=name), ["boolq", "rte"])
-        assert row.learned == bool(list(router.parameters())), name
+        contexts = getattr(router, "contexts", None)
+        learnt = [*router.parameters(), *(() if contexts is None else contexts.parameters())]
+        assert row.learned == bool(learnt), name
         assert row.needs_tasks == (router.table()[0] != router.table()[1]).any() or row.noisy, name
         assert set(router.per_task) <= router.state_dict().keys(), name
         assert all(len(router.state_dict()[tensor]) == 2 for tensor in router.per_task), name
@@ -106,7 +108,7 @@ def test_every_method_can_be_adapted_in_some_mode_and_says_why_not_in_others() -
     for name, method in METHODS.items():
         allowed = {mode for mode in MODES if refusal(mode, name, averaged=False) is None}
         assert "full" in allowed
-        assert ("mu" in allowed) == (method.routing is not None)
+        assert ("mu" in allowed) == bool(method.routing and ROUTING_METHODS[method.routing].convex)
         assert ("z" in allowed) == bool(method.routing and ROUTING_METHODS[method.routing].learned)
         assert ("lora" in allowed) == bool(method.routing and ROUTING_METHODS[method.routing].one_adapter)
 

@@ -12,6 +12,7 @@ from mhr.adapters.checkpoint import (
     attach_checkpoint,
     checkpoint_of,
     context_state,
+    empty_contexts,
     is_adapter,
     load_adapter,
     load_checkpoint,

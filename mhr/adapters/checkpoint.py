@@ -31,8 +31,9 @@ from mhr.errors import CheckpointError, ConfigError
 from mhr.files import make_folder, read_json, write_bytes_atomically, write_json_atomically
 from mhr.layers import AdapterBank, attach, detach
 from mhr.layers.attach import bank_of
+from mhr.layers.tied import bank_name
 from mhr.loading import Loading
-from mhr.routing import Contexts, Router, RoutingBatch, make_router
+from mhr.routing import Contexts, Router, RoutingBatch, make_contexts, make_router
 from mhr.task_heads import TaskHeads
 
 FORMAT = "mhr-adapter"
@@ -49,7 +50,7 @@ class AdapterCheckpoint:
 
     config   how tasks are routed; `tasks` the names of the routing table's rows
     layers   adapted layer -> (in, out) features
-    groups   adapted layer -> group of layers whose routing table it uses
+    groups   adapted layer -> group of layers whose routing table it uses; of a part of the layers, those of all
     modules  names of the modules that are stored whole
     heads    what the outputs of the model stand for, where it has heads; their layer is in one of the modules
     tensors  `AdapterBank.tensors()`, on the CPU; a `TensorFile` where they are read when they are asked for
@@ -67,6 +68,10 @@ class AdapterCheckpoint:
     info: dict[str, Any] = field(default_factory=dict)
     name: str = "the adapter"
     heads: TaskHeads | None = None
+
+    def bank_of(self, layer: str) -> str:
+        """What the tensors of the layer's bank begin with, in `tensors`."""
+        return f"layers.{bank_name(self.config, layer, self.layers[layer])}."
 
     def state(self, module: str) -> dict[str, Tensor]:
         """The state of a module that is stored whole, by the names that it has in the module."""
@@ -241,9 +246,12 @@ def _routers(checkpoint: AdapterCheckpoint) -> Iterator[tuple[str, Router]]:
     # Routers draw themselves at random before they are filled: the caller's random state is kept.
     with torch.random.fork_rng(devices=[]):
         contexts = _contexts(checkpoint, wide)
-    for group in dict.fromkeys(checkpoint.groups.values()):
+    used = {checkpoint.groups[layer] for layer in checkpoint.layers}
+    for index, group in enumerate(dict.fromkeys(checkpoint.groups.values())):
+        if group not in used:
+            continue
         with torch.random.fork_rng(devices=[]):
-            router = make_router(checkpoint.config, checkpoint.tasks, contexts=contexts)
+            router = make_router(checkpoint.config, checkpoint.tasks, index, contexts)
         _fill(router, states.get(group, {}), wide, f"routing of group {group!r}")
         yield group, router
 
@@ -256,11 +264,15 @@ def context_state(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
 
 def _contexts(checkpoint: AdapterCheckpoint, wide: bool) -> Contexts | None:
     """The contexts that a checkpoint holds, where routing is computed from such."""
-    if not checkpoint.config.routing.contexts:
-        return None
-    contexts = Contexts(checkpoint.config, checkpoint.tasks)
-    _fill(contexts, context_state(checkpoint), wide, "contexts")
+    contexts = empty_contexts(checkpoint)
+    if contexts is not None:
+        _fill(contexts, context_state(checkpoint), wide, "contexts")
     return contexts
+
+
+def empty_contexts(checkpoint: AdapterCheckpoint) -> Contexts | None:
+    """Contexts as the checkpoint's bank has them, without its values; None where it has none."""
+    return make_contexts(checkpoint.config, checkpoint.tasks, list(dict.fromkeys(checkpoint.groups.values())))
 
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], wide: bool, what: str) -> None:

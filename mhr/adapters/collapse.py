@@ -12,11 +12,12 @@ from mhr.adapters.checkpoint import AdapterCheckpoint, routing_transforms, routi
 from mhr.adapters.heads import with_head
 from mhr.adapters.layer import AdapterLayer, BottleneckFactors, FilmVectors, IA3Vector, LoraFactors
 from mhr.adapters.plain import PlainAdapter
-from mhr.errors import TaskError, nearest
+from mhr.errors import MergeError, TaskError, nearest
 from mhr.ops import mix
 from mhr.ops.checks import accumulator
 
 BANK_HEAD_DIMS = {"bank_a": 1, "bank_b": 2, "bank_v": 2, "bank_scale": 2, "bank_shift": 2, "bias_a": 1, "bias_b": 2}
+BANK_HEAD_DIMS |= {"scale_b": 2, "shift_b": 2}
 """Axis of each of a bank's parameters along which the heads' blocks are joined."""
 
 
@@ -33,20 +34,26 @@ def collapse(
     approximation of it. Sums in float32 (float64 for float64 banks). An IA3 or FiLM bank yields its averaged vectors, a bank of
     bottlenecks their averaged weights and biases. A factor that all skills share (`AdapterConfig.share`) is taken as it is.
 
+    Raises MergeError for None as `check_average`.
+
     transforms  group of layers -> what A is multiplied by, [R, R], where the method has such (`Router.transform`)
     """
-    banks: dict[tuple[str, str], Tensor] = {}
+    if weights is None:
+        check_average(checkpoint)
+    parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in checkpoint.tensors.items():
-        layer, _, name = key.removeprefix("layers.").rpartition(".")
+        bank, _, name = key.rpartition(".")
         if key.startswith("layers."):
-            banks[layer, name] = tensor
+            parts.setdefault(f"{bank}.", {})[name] = tensor
+    banks = {(layer, name): t for layer in checkpoint.layers for name, t in parts[checkpoint.bank_of(layer)].items()}
     used = [
         _like(bank, None if weights is None else weights[checkpoint.groups[layer]])
         for (layer, _), bank in banks.items()
     ]
     mixed = dict(zip(banks, mix(list(banks.values()), used, [BANK_HEAD_DIMS[name] for _, name in banks]), strict=True))
     if transforms:
-        for layer, group in checkpoint.groups.items():
+        for layer in checkpoint.layers:
+            group = checkpoint.groups[layer]
             a = mixed[layer, "bank_a"]
             mixed[layer, "bank_a"] = (a.double() @ transforms[group].double()).to(a.dtype)
     layers = {layer: _layer(checkpoint, layer, mixed) for layer in checkpoint.layers}
@@ -74,12 +81,22 @@ def collapse_task(checkpoint: AdapterCheckpoint, task: str) -> PlainAdapter:
 
 
 def take_skill(checkpoint: AdapterCheckpoint, skill: int) -> PlainAdapter:
-    """One skill of a bank as an adapter of its own. A factor that all skills share is there once."""
+    """One skill of a bank as an adapter of its own. A factor that all skills share is there once. Raises MergeError as `check_average`."""
+    check_average(checkpoint)
     tensors = {
         key: t[:, min(skill, t.shape[1] - 1), None] if key.startswith("layers.") else t
         for key, t in checkpoint.tensors.items()
     }
     return collapse(dataclasses.replace(checkpoint, tensors=tensors), None)
+
+
+def check_average(checkpoint: AdapterCheckpoint) -> None:
+    """Raise MergeError, naming what can be merged, for a bank whose skills are no adapters and have no average."""
+    if not checkpoint.config.routing.convex:
+        raise MergeError(
+            f"{checkpoint.name} has method {checkpoint.config.method!r}, whose skills are directions that tasks take sums of, and have no "
+            f"average: merge one task, with --method task --task {checkpoint.tasks[0]}, or all with --each-task"
+        )
 
 
 def _layer(checkpoint: AdapterCheckpoint, layer: str, mixed: Mapping[tuple[str, str], Tensor]) -> AdapterLayer:
@@ -89,7 +106,8 @@ def _layer(checkpoint: AdapterCheckpoint, layer: str, mixed: Mapping[tuple[str, 
         return FilmVectors(mixed[layer, "bank_scale"][0, 0], mixed[layer, "bank_shift"][0, 0])
     a, b = mixed[layer, "bank_a"][0], mixed[layer, "bank_b"][0]
     if checkpoint.config.adapter == "bottleneck":
-        return BottleneckFactors(a, b, mixed[layer, "bias_a"][0].mean(0), mixed[layer, "bias_b"][0, 0])
+        norm = [mixed[layer, name][0, 0] for name in ("scale_b", "shift_b")] if checkpoint.config.norm else []
+        return BottleneckFactors(a, b, mixed[layer, "bias_a"][0].mean(0), mixed[layer, "bias_b"][0, 0], *norm)
     return LoraFactors(a, b, float(checkpoint.config.alpha))
 
 

@@ -25,6 +25,7 @@ class Shape:
     kind     of its adapter
     rank     hidden units; 1 where there are none. alpha / rank is what the update is multiplied by
     inputs   whether an IA3 scales the inputs of its layer rather than the outputs
+    norm     whether a bottleneck has a layer norm
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Shape:
     rank: int = 1
     alpha: float = 1.0
     inputs: bool = False
+    norm: bool = False
 
     @property
     def scaling(self) -> float:
@@ -176,7 +178,10 @@ class FilmVectors(AdapterLayer):
 
 @dataclass(frozen=True)
 class BottleneckFactors(AdapterLayer):
-    """The update `h -> gelu(h A + a) B + b` of a layer's output h (arXiv 2205.12410): a [O, R], b [R, O], bias_a [R], bias_b [O]."""
+    """The update `h -> gelu(h A + a) B + b` of a layer's output h (arXiv 2205.12410): a [O, R], b [R, O], bias_a [R], bias_b [O].
+
+    With scale and shift [O], which come together, `scale * LN(gelu(h A + a) B + b) + shift` (arXiv 2106.04489).
+    """
 
     kind = "bottleneck"
     title = "a bottleneck adapter"
@@ -185,14 +190,18 @@ class BottleneckFactors(AdapterLayer):
     b: Tensor
     bias_a: Tensor
     bias_b: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
 
     @property
     def shape(self) -> Shape:
-        return Shape(self.kind, (None, self.a.shape[0]), self.a.dtype, self.a.shape[1])
+        norm = self.scale is not None
+        return Shape(self.kind, (None, self.a.shape[0]), self.a.dtype, self.a.shape[1], norm=norm)
 
     def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
         biases = {"bias_a": self.bias_a[None], "bias_b": self.bias_b[None]}
-        return _padded(self.rank, rank, bank_a=self.a, bank_b=self.b, **biases)
+        norm = {f"{key}_b": t[None, None, None] for key, t in self.tensors().items() if key in ("scale", "shift")}
+        return _padded(self.rank, rank, bank_a=self.a, bank_b=self.b, **biases) | norm
 
 
 ADAPTER_LAYERS: dict[str, type[Any]] = {

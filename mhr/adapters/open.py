@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mhr.adapters.checkpoint import CONTEXTS, AdapterCheckpoint, is_adapter, open_adapter, routing_keys
-from mhr.adapters.collapse import collapse_task, take_skill
+from mhr.adapters.collapse import check_average, collapse_task, take_skill
 from mhr.adapters.find import find_adapter, run_of
 from mhr.adapters.heads import with_head
 from mhr.adapters.layer import AdapterLayer, Shape
@@ -19,6 +19,7 @@ from mhr.adapters.peft_poly import is_poly, open_poly
 from mhr.adapters.plain import Lazy, PlainAdapter, plain_checkpoint
 from mhr.adapters.tensor_file import TensorFile, digest_of
 from mhr.errors import MergeError, TaskError, nearest
+from mhr.layers.tied import bank_name
 
 
 def open_bank(path: Path) -> AdapterCheckpoint | None:
@@ -87,7 +88,9 @@ def plain_of(bank: AdapterCheckpoint, task: str | None = None) -> PlainAdapter:
 
 
 def open_skills(bank: AdapterCheckpoint) -> list[PlainAdapter]:
-    """The skills of a bank, each as an adapter of its own; where every task has its own, under the task's name."""
+    """The skills of a bank, each as an adapter of its own; where every task has its own, under the task's name. Raises MergeError as
+    `check_average`."""
+    check_average(bank)
     named = bank.config.routing.skill_per_task
     found: list[PlainAdapter] = []
     for skill in range(bank.config.skills_for(len(bank.tasks))):
@@ -107,13 +110,14 @@ def collapsed(
     """
     file, config = bank.tensors, bank.config
     assert isinstance(file, TensorFile)
-    keys: dict[str, list[str]] = {layer: [] for layer in bank.layers}
+    keys: dict[str, list[str]] = {}
     tables = routing_keys(bank, file.shapes)
     contexts = [key for key in file.shapes if key.startswith(CONTEXTS)]
     for key in file.shapes:
         part, _, rest = key.partition(".")
         if part == "layers":
-            keys[rest.rpartition(".")[0]].append(key)
+            keys.setdefault(rest.rpartition(".")[0], []).append(key)
+    owned = {name: keys[bank_name(config, name, sizes)] for name, sizes in bank.layers.items()}
     size = {"lora": (config.rank, float(config.alpha)), "bottleneck": (config.rank, 1.0)}.get(config.adapter, (1, 1.0))
     states = {module: _under(f"modules.{module}.", file) for module in bank.modules}
 
@@ -122,9 +126,8 @@ def collapsed(
         alone = dataclasses.replace(
             bank,
             layers={name: bank.layers[name]},
-            groups={name: group},
             modules=[],
-            tensors=file.read([*keys[name], *tables.get(group, {}).values(), *contexts]),
+            tensors=file.read([*owned[name], *tables.get(group, {}).values(), *contexts]),
         )
         return collapse(alone).layers[name]
 
@@ -137,7 +140,8 @@ def collapsed(
         base=bank.base,
         modules=Lazy(states, module),
         shapes={
-            name: Shape(config.adapter, sizes, file.dtypes[keys[name][0]], *size) for name, sizes in bank.layers.items()
+            name: Shape(config.adapter, sizes, file.dtypes[owned[name][0]], *size, norm=bool(config.norm))
+            for name, sizes in bank.layers.items()
         },
         states=states,
         name=bank.name,

@@ -138,6 +138,7 @@ def describe_plain(plain: PlainAdapter, task: str = "merged") -> AdapterCheckpoi
         alpha=alpha,
         targets=list(plain.shapes),
         parts=plain.parts,
+        norm=next(iter(plain.shapes.values())).norm,
         modules_to_save=list(plain.modules),
     )
     return AdapterCheckpoint(

@@ -41,7 +41,7 @@ class Alignment:
     gram     float64 [T, T], `g_i . g_j` over all skills of the bank
     layers   adapted layer -> mean cosine over pairs of tasks, of the layer's own gradients; None where no pair has two that
              are not 0
-    mixed_gram, mixed_layers   the same of the mixed factors' gradients
+    mixed_gram, mixed_layers   the same of the mixed factors' gradients; None and empty where weights do not sum to 1
     losses   task -> loss of its examples, per target token (per example for encoders)
     """
 
@@ -49,7 +49,7 @@ class Alignment:
     tasks: list[str]
     gram: Tensor
     layers: dict[str, float | None]
-    mixed_gram: Tensor
+    mixed_gram: Tensor | None
     mixed_layers: dict[str, float | None]
     losses: dict[str, float]
 
@@ -61,7 +61,7 @@ class Alignment:
     @property
     def mixed(self) -> float | None:
         """Mean cosine over pairs of tasks, of the mixed factors' gradients."""
-        return mean_cosine(self.mixed_gram)
+        return None if self.mixed_gram is None else mean_cosine(self.mixed_gram)
 
     @property
     def loss(self) -> float:
@@ -153,10 +153,15 @@ def align(
     model.eval()
     try:
         tasks = [TaskLoss(model, bank, task, drawn, collator) for task, drawn in examples.items()]
-        groups = {name: list(layer.bank().values()) for name, layer in bank.layers.items()}
+        groups = {name: list(parameters.values()) for name, parameters in bank.banks().items()}
         gradients = [task.gradient for task in tasks]
         gram, layers = gram_matrices(gradients, groups, budget)
-        mixed_gram, mixed_layers = gram_matrices(*mixed(gradients, groups), budget)
+        mixed_gram: Tensor | None = None
+        mixed_layers: dict[str, float | None] = {}
+        if (
+            checkpoint.config.routing.convex
+        ):  # where weights do not sum to 1, the sum over skills is no gradient of a mixture
+            mixed_gram, mixed_layers = gram_matrices(*mixed(gradients, groups), budget)
         losses = {task.name: task.loss for task in tasks}
     finally:
         detach(model)

@@ -15,6 +15,7 @@ from torch import Tensor
 from mhr.adapters import (
     AdapterCheckpoint,
     context_state,
+    empty_contexts,
     find_adapter,
     read_bank,
     routing_states,
@@ -137,7 +138,9 @@ def inspect_run(path: str | Path) -> Inspection:
         n_layers=len(checkpoint.layers),
         parameters=_parameters(checkpoint, run.get("mode")),
         per_task=_per_task(checkpoint),
-        routing=Routing(checkpoint.tasks, {} if config.routing.by_token else routing_weights(checkpoint)),
+        routing=Routing(
+            checkpoint.tasks, {} if config.routing.by_token else routing_weights(checkpoint), config.routing.convex
+        ),
         run=run,
     )
 
@@ -165,7 +168,7 @@ def _per_task(checkpoint: AdapterCheckpoint) -> int:
 def _routing_parameters(checkpoint: AdapterCheckpoint, adapted: bool) -> tuple[int, int]:
     """How many parameters routers have for their tasks' rows, and how many that all tasks share."""
     with torch.random.fork_rng(devices=[]):  # a router draws itself at random
-        contexts = Contexts(checkpoint.config, checkpoint.tasks) if checkpoint.config.routing.contexts else None
+        contexts = empty_contexts(checkpoint)
         router = make_router(checkpoint.config, checkpoint.tasks, contexts=contexts)
     parts: list[tuple[Router | Contexts, dict[str, Tensor]]] = [
         (router, state) for state in routing_states(checkpoint).values()

@@ -15,10 +15,24 @@ class Routing:
 
     tasks    names, T
     weights  group -> routing weights [T, H, S], without noise; over S they sum to 1. Empty: no weights by task, as of one skill for all
+    convex   whether they do sum to 1; otherwise they are any numbers, each skill's share is |w| / sum_s |w|, and a task that has 0 of all
+             is what stands in the place of a uniform one
     """
 
     tasks: list[str]
     weights: dict[str, Tensor]
+    convex: bool = True
+
+    @property
+    def even(self) -> float:
+        """The weight that says nothing."""
+        return 1 / self.n_skills if self.convex else 0.0
+
+    @property
+    def shares(self) -> Tensor:
+        """The share of each skill [T, G, H, S], at least 0 and over S 1: the weights themselves where they are such."""
+        size = self.stacked.double().abs()
+        return self.stacked.double() if self.convex else size / size.sum(-1, keepdim=True).clamp(min=1e-300)
 
     @property
     def n_heads(self) -> int:
@@ -31,7 +45,7 @@ class Routing:
     @property
     def varied(self) -> bool:
         """Whether tasks can differ in how they are routed, so that the rest of this class says something."""
-        return self.n_skills > 1 and bool((self.stacked != 1 / self.n_skills).any())
+        return self.n_skills > 1 and bool((self.stacked != self.even).any())
 
     @property
     def columns(self) -> list[tuple[str, int, int]]:
@@ -71,7 +85,7 @@ class Routing:
         if self.n_skills == 1:
             return dict.fromkeys(self.weights, 1.0)
         even = 1 / self.n_skills
-        return self._by_group((self.stacked.double().amax(-1) - even) / (1 - even))
+        return self._by_group((self.shares.amax(-1) - even) / (1 - even))
 
     @property
     def by_task(self) -> dict[str, dict[str, float]]:
@@ -87,12 +101,12 @@ class Routing:
 
     @cached_property
     def similarity(self) -> Tensor:
-        """Cosine [T, T] of `w - 1/S` over all layers, heads and skills.
+        """Cosine [T, T] of `w - even` over all layers, heads and skills.
 
         Uniform routing is the origin: 1 is two tasks that leave it in the same direction, 0 in unrelated ones, and a task
         that is routed uniformly is like no other. (The weights themselves, all positive, have cosines near 1.)
         """
-        away = (self.stacked - 1 / self.n_skills).flatten(1)
+        away = (self.stacked - self.even).flatten(1)
         norms = away.norm(dim=1, keepdim=True)
         # What is left of a uniform row is rounding, which has a direction but no meaning.
         unit = torch.where(norms > 1e-6 * self.stacked.flatten(1).norm(dim=1, keepdim=True), away / norms, 0.0)
@@ -119,7 +133,7 @@ class Routing:
     @property
     def _nats(self) -> Tensor:
         """Entropy `-sum_s w log w` [T, G, H]."""
-        w = self.stacked.double()
+        w = self.shares
         return -torch.special.xlogy(w, w).sum(-1)
 
     def _by_group(self, values: Tensor) -> dict[str, float]:
@@ -127,7 +141,7 @@ class Routing:
         return dict(zip(self.weights, values.mean((0, 2)).tolist(), strict=True)) if self.weights else {}
 
     def _only(self, row: int) -> Routing:
-        return Routing([self.tasks[row]], {group: w[row : row + 1] for group, w in self.weights.items()})
+        return Routing([self.tasks[row]], {group: w[row : row + 1] for group, w in self.weights.items()}, self.convex)
 
 
 def _mean(values: dict[str, float]) -> float:

@@ -236,7 +236,7 @@ def _by_gradients(
         for parameter, _ in skills:
             parameter.requires_grad_(True)
         losses = [TaskLoss(model, bank, name, examples, collator, row=-1) for name, examples in drawn]
-        groups = {name: list(layer.bank().values()) for name, layer in bank.layers.items()}
+        groups = {name: list(parameters.values()) for name, parameters in bank.banks().items()}
         gram, _ = gram_matrices([one.gradient for one in losses], groups)
     finally:
         model.train(training)

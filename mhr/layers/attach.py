@@ -22,7 +22,8 @@ from mhr.layers.routed_film import RoutedFilm
 from mhr.layers.routed_ia3 import RoutedIA3
 from mhr.layers.routed_linear import RoutedLinear
 from mhr.layers.targets import by_structure, find_targets, in_list, routing_group, unadapted
-from mhr.routing import RoutingState, make_router
+from mhr.layers.tied import bank_name
+from mhr.routing import RoutingState, make_contexts, make_router
 
 LAYERS: dict[str, type[RoutedLayer]] = {
     "lora": RoutedLinear,
@@ -55,9 +56,12 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
     bank = AdapterBank(config, tasks, state, saved)
     bank.notes = unadapted(model, config.targets, outside=list(saved))
     placed = by_structure(config.targets)
+    group_of = {name: routing_group(model, name, config.granularity) for name in names}
+    bank.contexts = make_contexts(config, bank.tasks, list(dict.fromkeys(group_of.values())))
+    owners: dict[str, RoutedLayer] = {}
     # Built before the model is touched, so that a layer that does not fit leaves it as it was.
     for name in names:
-        group = routing_group(model, name, config.granularity)
+        group = group_of[name]
         base = model.get_submodule(name)
         if group not in bank.groups:
             if bank.contexts is not None and not bank.groups:
@@ -65,6 +69,9 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
             router = make_router(config, bank.tasks, len(bank.groups), bank.contexts, features(base)[0])
             bank.add_router(group, router.to(**place(base)))
         layer = LAYERS[config.adapter](name, base, config, bank.groups[group], state)
+        owner = owners.setdefault(bank_name(config, name, (layer.in_features, layer.out_features)), layer)
+        if owner is not layer:
+            layer.tie(owner)
         if config.parts is not None:
             assert isinstance(layer, RoutedLinear)
             layer.keep_to(part_mask(model, name, config.parts, config.rank))

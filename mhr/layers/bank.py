@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError, TaskError, nearest
 from mhr.layers.routed import RoutedLayer
+from mhr.layers.tied import bank_name
 from mhr.routing import Contexts, Router, RoutingBatch, RoutingState, routers
 from mhr.routing.adamix import BANK_INFERENCE, draw, seeded
 
@@ -43,7 +44,7 @@ class AdapterBank(nn.Module):
         self.originals = {name: tensor.detach().clone() for name, tensor in self.saved_tensors().items()}
         self.groups: dict[str, Router] = {}
         self.routers = nn.ModuleList()
-        self.contexts = Contexts(config, self.tasks) if config.routing.contexts else None
+        self.contexts: Contexts | None = None
         self.notes: list[str] = []
         self._inference = "average"
         # Share u in [0, 1] of the uniform weights in the routing: (1 - u) w + u / S.
@@ -278,7 +279,15 @@ class AdapterBank(nn.Module):
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """Parameters of the skills, layer by layer."""
-        return [p for layer in self.layers.values() for p in layer.bank().values()]
+        return [p for bank in self.banks().values() for p in bank.values()]
+
+    def banks(self) -> dict[str, dict[str, nn.Parameter]]:
+        """The banks of the layers by their names (`mhr.layers.tied.bank_name`), each once, and their parameters by theirs."""
+        return {
+            bank_name(self.config, name, (layer.in_features, layer.out_features)): layer.bank()
+            for name, layer in self.layers.items()
+            if not layer.tied
+        }
 
     def router_parameters(self) -> list[nn.Parameter]:
         """Parameters of the routers; none for methods that learn no routing."""
@@ -286,7 +295,8 @@ class AdapterBank(nn.Module):
 
     def shared_router_parameters(self) -> list[nn.Parameter]:
         """Those of `router_parameters` that belong to no task."""
-        contexts = () if self.contexts is None else self.contexts.first.parameters()
+        own = () if self.contexts is None else self.contexts.named_parameters()
+        contexts = [parameter for name, parameter in own if name not in Contexts.per_task]
         return [*(p for router in self.groups.values() for p in router.shared_parameters()), *contexts]
 
     def shared_routing(self) -> dict[str, Tensor]:
@@ -326,8 +336,8 @@ class AdapterBank(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint of the bank holds, by a name that does not depend on this class."""
         named: dict[str, Tensor] = {}
-        for name, layer in self.layers.items():
-            named.update({f"layers.{name}.{key}": p.data for key, p in layer.bank().items()})
+        for name, bank in self.banks().items():
+            named.update({f"layers.{name}.{key}": p.data for key, p in bank.items()})
         named.update({name: tensor for name, tensor, _ in self._routing()})
         for name, module in self.saved.items():
             named.update({f"modules.{name}.{key}": t for key, t in module.state_dict().items()})

@@ -9,6 +9,8 @@ from torch import nn
 
 from mhr.config import RANKED, AdapterConfig
 from mhr.errors import ConfigError
+from mhr.layers.linear import features
+from mhr.layers.tied import bank_name
 
 BYTES = 4
 """Of a parameter: banks are float32."""
@@ -20,8 +22,9 @@ def check_size(model: nn.Module, names: Sequence[str], config: AdapterConfig, n_
     layers = [model.get_submodule(name) for name in names]
     if config.adapter not in RANKED or any(p.device.type != "cpu" for layer in layers for p in layer.parameters()):
         return
-    features = sum(_features(layer) for layer in layers)
-    needed = config.skills_for(n_tasks) * config.rank * features * BYTES
+    banks = {bank_name(config, name, features(layer)): layer for name, layer in zip(names, layers, strict=True)}
+    total = sum(_features(layer) for layer in banks.values())
+    needed = config.skills_for(n_tasks) * config.rank * total * BYTES
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         raise ConfigError(

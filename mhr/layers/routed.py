@@ -66,6 +66,7 @@ class RoutedLayer(nn.Module, ABC):
         self.config = config
         self.state = state
         self._router = (router,)  # in a tuple, so that nn.Module does not register it
+        self._owner: tuple[RoutedLayer, ...] = ()  # likewise
         self.in_features, self.out_features = features(base)
         self.register_state_dict_post_hook(_without_base)
         self.register_load_state_dict_pre_hook(_with_base)
@@ -85,21 +86,39 @@ class RoutedLayer(nn.Module, ABC):
 
     def bank(self) -> dict[str, nn.Parameter]:
         """The bank's parameters by name."""
+        for owner in self._owner:
+            return owner.bank()
         return {name: self._parameters[name] for name in self.bank_names}  # type: ignore[misc]
+
+    def tie(self, owner: RoutedLayer) -> None:
+        """Have no bank but that of `owner`, a layer of the same kind and shape."""
+        self._owner = (owner,)
+        for name in self.bank_names:
+            delattr(self, name)
+
+    @property
+    def tied(self) -> bool:
+        """Whether its bank is another layer's."""
+        return bool(self._owner)
 
     @abstractmethod
     def fresh(self, name: str, n_skills: int) -> Tensor:
         """Initial values of the bank parameter `name` for `n_skills` skills, on the device of the base layer."""
 
     def reset(self) -> None:
-        """Draw the bank again."""
-        for name in self.bank_names:
+        """Draw the bank again, unless it is another layer's."""
+        for name in () if self.tied else self.bank_names:
             self.register_parameter(name, nn.Parameter(self.fresh(name, self.skills_of(name))))
 
     def skills_of(self, name: str) -> int:
         """Skills of the bank parameter `name`: one where all of them share it."""
         shared = {"up": "_b", "down": "_a"}.get(self.config.share or "none")
         return 1 if shared is not None and name.endswith(shared) else self.router.n_skills
+
+    @property
+    def skill_size(self) -> float:
+        """What initial skills are scaled by: 1; where S of them are summed with weights of size 1, 1 / sqrt(S)."""
+        return 1.0 if self.config.routing.convex else self.router.n_skills**-0.5
 
     @property
     def sides(self) -> tuple[int, int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer, Segments
-from mhr.ops import routed_bottleneck
+from mhr.layers.routed_ia3 import grouped, spread
+from mhr.ops import routed_adapter, routed_bottleneck
 from mhr.routing import Router, RoutingState
 
 INIT_STD = 0.02
@@ -23,10 +25,13 @@ class RoutedBottleneck(RoutedLayer):
         A, a = torch.einsum("hs,hsir->hir", w, bank_a).flatten(0, 1), torch.einsum("hs,hsxr->r", w, bias_a) / H
         B, b = (torch.einsum("hs,hsro->hro", w, t).permute(1, 0, 2).flatten(1) for t in (bank_b, bias_b))
         y = h + F.gelu(h @ A + a) @ B + b
+
+    With `AdapterConfig.norm` a layer norm stands before the sum, `y = h + LN(gelu(h A_t + a_t) B_t + b_t)`, whose scale and shift are
+    the task's too (HyperFormer, arXiv 2106.04489): scale_b and shift_b [H, S, 1, O/H], as b; scale_b ~ N(0, 0.02), shift_b 0.
     """
 
-    bank_names = ("bank_a", "bias_a", "bank_b", "bias_b")
-    head_dims = (1, 1, 2, 2)
+    bank_names: tuple[str, ...] = ("bank_a", "bias_a", "bank_b", "bias_b")
+    head_dims: tuple[int, ...] = (1, 1, 2, 2)
     bank_a: nn.Parameter
     bias_a: nn.Parameter
     bank_b: nn.Parameter
@@ -35,23 +40,49 @@ class RoutedBottleneck(RoutedLayer):
     def __init__(self, name: str, base: nn.Module, config: AdapterConfig, router: Router, state: RoutingState):
         super().__init__(name, base, config, router, state)
         self.check_heads(output=self.out_features)
+        if config.norm:
+            self.bank_names, self.head_dims = (*self.bank_names, "scale_b", "shift_b"), (*self.head_dims, 2, 2)
         self.reset()
 
     def fresh(self, name: str, n_skills: int) -> Tensor:
         heads, rank = self.router.n_heads, self.config.rank
         width = self.out_features // heads
-        sizes = {"bank_a": (width, rank), "bank_b": (rank, width), "bias_a": (1, rank), "bias_b": (1, width)}[name]
+        sizes = {"bank_a": (width, rank), "bank_b": (rank, width), "bias_a": (1, rank)}.get(name, (1, width))
         values = torch.zeros(heads, n_skills, *sizes, **self.place())
-        return values.normal_(0.0, INIT_STD) if name in ("bank_a", "bank_b") else values
+        return values.normal_(0.0, INIT_STD * self.skill_size) if name in ("bank_a", "bank_b", "scale_b") else values
 
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
         weights, rows, rows_b, offsets = segments[:4]
         h = self.base_output(x)
+        if self.config.norm:
+            return self.normalised(h, segments)
         together = self.together(weights)
         if together is not None:
             factor_a, bias_a, factor_b, bias_b = together  # [U, O, R], [U, H, R], [U, R, O], [U, 1, O]
             mixed = factor_a[None], bias_a.mean(1, keepdim=True)[None], factor_b[None], bias_b[None]
             return routed_bottleneck(h, *mixed, None, rows, rows_b=rows_b, offsets=offsets)
         a, b = (None, None) if weights is None else self.by_side(weights)
-        bank = self.bank_a, self.bias_a, self.bank_b, self.bias_b
+        bank_a, bias_a, bank_b, bias_b = self.factors().values()
+        bank = bank_a, bias_a, bank_b, bias_b
         return routed_bottleneck(h, *bank, a, rows, weights_b=None if a is b else b, rows_b=rows_b, offsets=offsets)
+
+    def normalised(self, h: Tensor, segments: Segments) -> Tensor:
+        """The output with a layer norm, for h = base(x)."""
+        weights, rows, rows_b, offsets = segments[:4]
+        a, bias_a, b, bias_b, scale, shift = self.mixed(weights)
+        update = routed_adapter(
+            torch.zeros_like(h),
+            h,
+            a,
+            b,
+            rows,
+            rows_b=rows_b,
+            offsets=offsets,
+            bias_a=bias_a.mean(1),
+            bias_b=bias_b.squeeze(1),
+            activation="gelu",
+        )
+        tokens = grouped(F.layer_norm(update, update.shape[-1:]), rows.shape[0], offsets)
+        at = rows if rows_b is None else rows_b
+        scale, shift = (spread(t.squeeze(1)[at].to(h.dtype), tokens, offsets) for t in (scale, shift))
+        return h + (tokens * scale + shift).view(h.shape)

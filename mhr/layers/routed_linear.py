@@ -47,7 +47,7 @@ class RoutedLinear(RoutedLayer):
         """Let factor B [R, O] be other than 0 only where `mask` is true: what is 0 elsewhere stays so, for it has no gradient there."""
         rank, heads = self.config.rank, self.router.n_heads
         by_head = mask.view(rank, heads, -1).transpose(0, 1)[:, None]  # [H, 1, R, O/H]
-        self.mask = by_head.to(self.bank_b)
+        self.mask = by_head.to(self.bank()["bank_b"])
 
     def factors(self) -> dict[str, Tensor]:
         bank = super().factors()
@@ -60,6 +60,7 @@ class RoutedLinear(RoutedLayer):
         if name == "bank_b":
             return torch.zeros(heads, n_skills, rank, self.out_features // heads, **self.place())
         bound = math.sqrt(heads / fan_in) if self.config.init == "peft" else math.sqrt(1 / 3 / fan_in)
+        bound *= self.skill_size
         # Skills that are drawn (AdaMix) begin as copies of one.
         n_drawn = 1 if self.config.routing.drawn else n_skills
         a = torch.empty(heads, n_drawn, fan_in // heads, rank, **self.place()).uniform_(-bound, bound)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from mhr.adapters.checkpoint import AdapterCheckpoint, routing_transforms, routing_weights
-from mhr.adapters.collapse import collapse, collapse_task
+from mhr.adapters.collapse import check_average, collapse, collapse_task
 from mhr.adapters.plain import PlainAdapter
 from mhr.errors import MergeError, TaskError, nearest
 from mhr.merging.combination import Combination, combines, merge_methods
@@ -57,6 +57,7 @@ def merge_weighted(checkpoint: AdapterCheckpoint, *, weights: Mapping[str, float
             for found in (routing_weights(checkpoint), routing_transforms(checkpoint))
         ]
         return collapse(checkpoint, *averaged)
+    check_average(checkpoint)
     n_skills = checkpoint.config.skills_for(len(checkpoint.tasks))
     if len(weights) != n_skills:
         raise MergeError(

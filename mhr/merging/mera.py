@@ -41,7 +41,8 @@ def aligned(layer: AdapterLayer, to: AdapterLayer) -> AdapterLayer:
     """The layer with its hidden units in the order, and in a LoRA with the signs, that bring them nearest to those of `to`."""
     if isinstance(layer, BottleneckFactors):
         order = torch.tensor(assign((_units(to).T @ _units(layer)).numpy()))
-        return BottleneckFactors(layer.a[:, order], layer.b[order], layer.bias_a[order], layer.bias_b)
+        moved = {"a": layer.a[:, order], "b": layer.b[order], "bias_a": layer.bias_a[order]}
+        return layer.with_tensors(moved)
     assert isinstance(layer, LoraFactors)
     gains = _units(to.scaled(1.0)).T @ _units(layer.scaled(1.0))
     order = torch.tensor(assign(gains.abs().numpy()))

@@ -51,14 +51,14 @@ def plot_skills(routing: Routing) -> Figure:
     n_tasks, n_skills = values.shape
     figure = _tall_figure(2.2 + 0.45 * n_skills, n_tasks)
     axes = figure.add_subplot()
-    reach = heat_map(axes, values, 1 / n_skills, "routing weight")
+    reach = heat_map(axes, values, routing.even, "routing weight")
     axes.set_xlabel("skill")
     name_ticks(axes, [str(s) for s in range(n_skills)], routing.tasks)
     axes.set_title("Routing, mean over layers and heads")
     if n_tasks * n_skills <= 240:
         for t, row in enumerate(values.tolist()):
             for s, value in enumerate(row):
-                strong: dict[str, Any] = {"color": "white"} if abs(value - 1 / n_skills) > 0.65 * reach else {}
+                strong: dict[str, Any] = {"color": "white"} if abs(value - routing.even) > 0.65 * reach else {}
                 axes.text(s, t, f"{value:.2f}", ha="center", va="center", fontsize=7, **strong)
     return figure
 
@@ -70,7 +70,7 @@ def plot_layers(routing: Routing) -> Figure:
     n_tasks, n_groups, n_skills = values.shape
     figure = _tall_figure(4 + 0.05 * n_groups * n_skills, n_tasks)
     axes = figure.add_subplot()
-    heat_map(axes, values.flatten(1), 1 / n_skills, "routing weight")
+    heat_map(axes, values.flatten(1), routing.even, "routing weight")
     name_ticks(axes, without_common_parts(list(routing.weights)), routing.tasks, step=n_skills)
     if n_groups <= MAX_TICKS:
         for g in range(1, n_groups):

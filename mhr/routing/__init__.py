@@ -8,6 +8,7 @@ from mhr.routing import (
     context_mhr,
     hash,
     hydra,
+    hyperformer,
     mtl_lora,
     phatgoose,
     private,
@@ -19,7 +20,7 @@ from mhr.routing import (
 from mhr.routing.batch import RoutingBatch, RoutingState
 from mhr.routing.contexts import Contexts
 from mhr.routing.parameters import ParameterGroup
-from mhr.routing.router import Router, make_router, routers
+from mhr.routing.router import Router, make_contexts, make_router, routers
 from mhr.routing.tokens import TokenRouter
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "RoutingBatch",
     "RoutingState",
     "TokenRouter",
+    "make_contexts",
     "make_router",
     "routers",
 ]

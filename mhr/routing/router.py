@@ -20,7 +20,8 @@ from mhr.routing.parameters import ParameterGroup
 class Router(nn.Module, ABC):
     """Routing weights `w [U, H, S]`, float32 or float64, for the distinct tasks of a batch; over S they sum to 1.
 
-    A task id of -1 (a task that the table does not hold) gets the uniform weights 1/S, whatever the method.
+    A task id of -1 (a task that the table does not hold) gets the uniform weights 1/S, whatever the method. Where weights are no shares
+    (`RoutingMethod.convex`) they may be any numbers, and such a task has zeros.
     Subclasses are registered in `routers` under the name of their row in `mhr.methods.ROUTING_METHODS`, which says what the
     method is; `settings` are those of its own. `index` is the position of this router among the routers of its model: where
     the noise meant for it lies in `RoutingBatch.noise`.
@@ -31,7 +32,7 @@ class Router(nn.Module, ABC):
     finds them as they are."""
 
     even: Tensor
-    """The uniform weights [H, S]."""
+    """The uniform weights [H, S]; zeros where weights are no shares."""
 
     def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0):
         super().__init__()
@@ -45,7 +46,11 @@ class Router(nn.Module, ABC):
         self.n_tasks = n_tasks
         self.n_skills = self.config.skills_for(n_tasks)
         self.n_heads = self.config.n_heads or 1
-        self.even = self.even.new_full((self.n_heads, self.n_skills), 1.0 / self.n_skills)
+        self.even = self.even.new_full((self.n_heads, self.n_skills), self._share)
+
+    @property
+    def _share(self) -> float:
+        return 1.0 / self.n_skills if self.config.routing.convex else 0.0
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         # Routing tables are small, and weights that were rounded to bfloat16 no longer sum to 1: whatever half-precision
@@ -56,7 +61,7 @@ class Router(nn.Module, ABC):
             return new if not new.is_floating_point() or new.dtype == wide else t.to(new.device, wide)
 
         super()._apply(widest, recurse)
-        self.even.fill_(1.0 / self.n_skills)  # which has more digits in a wider dtype
+        self.even.fill_(self._share)  # which has more digits in a wider dtype
         return self
 
     @abstractmethod
@@ -67,6 +72,11 @@ class Router(nn.Module, ABC):
         """Matrices [U, R, R] between factors A and B, `A <- A M_u`, for `batch.tasks`, where the method has such
         (`RoutingMethod.transforms`); None otherwise."""
         return None
+
+    @classmethod
+    def contexts_of(cls, config: AdapterConfig, tasks: Sequence[str], groups: Sequence[str]) -> Contexts | None:
+        """The contexts that the routers of a bank share, where the method routes by such; groups: the names of its groups of layers."""
+        return Contexts(config, tasks) if config.routing.contexts else None
 
     @classmethod
     def together(cls, routers: Sequence[Router], batch: RoutingBatch) -> list[Tensor]:
@@ -129,6 +139,11 @@ class TableRouter(Router):
 
 
 routers: Registry[type[Router]] = Registry("routing method")
+
+
+def make_contexts(config: AdapterConfig, tasks: Sequence[str], groups: Sequence[str]) -> Contexts | None:
+    """The contexts of a bank, None for a method without. groups: the names of its groups of layers, in their order."""
+    return routers[config.method].contexts_of(config, tasks, groups)
 
 
 def make_router(

@@ -537,8 +537,21 @@ class RunConfig(Settings):
                 f"{name} is given, but method {self.method!r} routes no skills by task, so there is nothing to average: "
                 f"use it with {', '.join(fitting[:-1])} or {fitting[-1]}"
             )
+        if self.adapter is not None and not self.adapter.routing.convex:
+            self._check_directions()
         self._check_consistency()
         self._check_mask()
+
+    def _check_directions(self) -> None:
+        """Raise ConfigError for what takes each skill for an adapter, where skills are directions that tasks take sums of."""
+        asked = {"init_skills": self.init_skills, "continue_as": self.continue_as == AS_AVERAGE}
+        asked |= {name: getattr(self.train, name) is not None for name in ("switch_to_mu_at", "anneal_to_mu")}
+        for name, given in asked.items():
+            if given:
+                raise ConfigError(
+                    f"{name} is given, but the skills of method {self.method!r} are no adapters, only directions that tasks take sums of: "
+                    "leave it out"
+                )
 
     @property
     def answers_with(self) -> str:

@@ -18,6 +18,9 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mtl-lora": ("z", "mhr", ("--n-skills", "2", "--rank", "2")),
     "shared-heads": ("z", "mhr", ("--n-heads", "4", "--n-skills", "2", "--rank", "2")),
     "film": ("random", "mu", ()),
+    "hyperformer": ("z", "mhr", ("--n-skills", "8", "--rank", "2")),
+    "hyperformer++": ("mhr", "random", ("--n-skills", "8", "--set", "adapter.router.context=definition")),
+    "hyper-lora": ("random", "z", ("--n-skills", "8", "--targets", "attention")),
 }
 """Method -> modes to adapt and to sweep in, and settings."""
 
