@@ -9,6 +9,7 @@ from mhr.routing import (
     hydra,
     hyperformer,
     mtl_lora,
+    pha,
     private,
     random,
     shared_heads,
