@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mhr.errors import ConfigError
 from mhr.setting import Settings, setting
@@ -17,7 +18,14 @@ LEARNT_SIZE = 64
 
 @dataclass
 class ContextSettings(Settings):
-    """What a context is made of, and the network that turns it into routing."""
+    """What a context is made of, and the network that turns it into routing.
+
+    answers  whether a shot is embedded with its answer
+    pooled   whether the embeddings of several shots are averaged
+    """
+
+    answers: ClassVar[bool] = True
+    pooled: ClassVar[bool] = True
 
     context: str = setting(
         "definition",
@@ -40,10 +48,29 @@ class ContextSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Raise ConfigError for settings that the kind of context has no use for."""
         if self.context == "learnt" and self.encoder != BACKBONE_ENCODER:
             raise ConfigError(f"encoder is {self.encoder!r}, but a learnt context is no embedding: leave it out")
         if self.context != "shots" and self.shots != type(self).shots:
             raise ConfigError(f"shots is {self.shots}, but the context is {self.context!r}: leave it out")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether something of a task is embedded."""
+        return self.context != "learnt"
+
+    @property
+    def told(self) -> str:
+        """What a new task is routed by, in words."""
+        return self.context
+
+    @property
+    def size_name(self) -> str:
+        """The setting that is the length of an embedding."""
+        return "size"
 
     @property
     def width(self) -> int:
@@ -64,3 +91,46 @@ class HyperSettings(ContextSettings):
     )
     hidden: int = setting(128, "Hidden units of the network.", at_least=1)
     network_lr: float = setting(1e-3, "Learning rate of the network.", above=0)
+
+
+@dataclass
+class PhaSettings(HyperSettings):
+    """The same where learnt contexts are prototypes of tasks, near to embeddings of their examples."""
+
+    answers: ClassVar[bool] = False
+    pooled: ClassVar[bool] = False
+
+    context: str = setting(
+        "learnt", "What a task's context is: learnt, a vector trained with the bank.", choices=("learnt",)
+    )
+    encoder: str = setting(
+        BACKBONE_ENCODER,
+        """What embeds the inputs of examples: backbone (the base model itself), or a hub id or folder of a sentence encoder. An embedding is
+        the mean of the last hidden states, without the bank.""",
+    )
+    shots: int = setting(32, "Training examples of each task that its prototype is kept near to.", at_least=2)
+    instance_size: int | None = setting(
+        None, "Length of an example's embedding (unset: as the encoder has it).", at_least=1
+    )
+    contrast: float = setting(0.1, "Weight of the two contrastive losses.", above=0)
+    tau: float = setting(0.1, "Temperature that cosines are divided by.", above=0)
+
+    def _check_kind(self) -> None:
+        """Its contexts are learnt, and its examples embedded."""
+
+    @property
+    def embedded(self) -> bool:
+        return True
+
+    @property
+    def instance_width(self) -> int:
+        """X, the length of an example's embedding."""
+        return LEARNT_SIZE if self.instance_size is None else self.instance_size
+
+    @property
+    def told(self) -> str:
+        return "examples, which find the nearest prototype"
+
+    @property
+    def size_name(self) -> str:
+        return "instance_size"

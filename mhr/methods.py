@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mhr.context_settings import ContextSettings, HyperSettings
+from mhr.context_settings import ContextSettings, HyperSettings, PhaSettings
 from mhr.hydra_settings import HydraSettings, MtlLoraSettings
 from mhr.setting import Settings
 from mhr.shared_heads_settings import SharedHeadsSettings
@@ -218,6 +218,18 @@ ROUTING_METHODS = {
             settings=HyperSettings,
         ),
         RoutingMethod(
+            "pha",
+            "adapters generated as by hyperformer++, from prototypes of tasks that examples of a new task find",
+            one_head=True,
+            n_skills=64,
+            learned=True,
+            contexts=True,
+            convex=False,
+            tied=True,
+            unused=("granularity",),
+            settings=PhaSettings,
+        ),
+        RoutingMethod(
             SHARED, "one adapter for all tasks", n_skills=1, one_skill=True, needs_tasks=False, unused=UNROUTED
         ),
         RoutingMethod("private", "one adapter for each task", skill_per_task=True, unused=UNROUTED),
@@ -280,6 +292,9 @@ METHODS = {
         ),
         Method(
             "hyper-lora", "HyperLoRA", "LoRAs generated so, with one generator for all layers", "hyperformer++", "lora"
+        ),
+        Method(
+            "pha", "PHA", "bottlenecks generated from prototypes, which examples of new tasks find", "pha", "bottleneck"
         ),
         Method("lora", "shared LoRA", "one for all tasks", SHARED, "lora"),
         Method("private", "private LoRA", "one per task", "private"),

@@ -175,6 +175,7 @@ def _routing_parameters(checkpoint: AdapterCheckpoint, adapted: bool) -> tuple[i
     ]
     if contexts is not None:
         # Contexts that are no embeddings are trained with the bank; an adaptation trains that of its task in any case.
+        contexts.requires_grad_(True)  # in training, what has nothing to learn from until there are tasks too
         contexts.vectors.requires_grad_(contexts.learnt or adapted)
         parts.append((contexts, context_state(checkpoint)))
     rows = shared = 0

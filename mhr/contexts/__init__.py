@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from mhr.contexts.encoders import Encoder, encoder_of
-from mhr.contexts.tasks import attach_to_tasks, embed_task, embed_tasks, embeds, give_contexts
+from mhr.contexts.tasks import attach_to_tasks, embed_task, embed_tasks, embeds, give_contexts, give_examples
 
-__all__ = ["Encoder", "attach_to_tasks", "embed_task", "embed_tasks", "embeds", "encoder_of", "give_contexts"]
+__all__ = [
+    "Encoder",
+    "attach_to_tasks",
+    "embed_task",
+    "embed_tasks",
+    "embeds",
+    "encoder_of",
+    "give_contexts",
+    "give_examples",
+]

@@ -21,8 +21,8 @@ from mhr.layers.bank import bank_of
 
 
 def embeds(bank: AdapterBank) -> bool:
-    """Whether a bank routes by embeddings of what is known of a task."""
-    return bank.contexts is not None and not bank.contexts.learnt
+    """Whether a bank routes new tasks by embeddings of what is known of them."""
+    return bank.contexts is not None and bank.contexts.embedded
 
 
 def texts_of(task: Task, settings: ContextSettings, shots: Sequence[Example] | None = None) -> list[str]:
@@ -46,22 +46,27 @@ def texts_of(task: Task, settings: ContextSettings, shots: Sequence[Example] | N
                 f"made of: set adapter.router.shots to {max(len(task.train), 1)} or fewer"
             )
         shots = shot_order(task.train, task.name, 0)[: settings.shots]
-    return [running_text(shot.input, shot.targets[0]) for shot in shots]
+    return [running_text(shot.input, shot.targets[0]) if settings.answers else shot.input for shot in shots]
 
 
 def embed_tasks(tasks: Iterable[Task], settings: ContextSettings, encoder: Encoder) -> dict[str, Tensor]:
-    """The embedding [C] of each task, the mean of those of its texts. Raises DataError as `texts_of`."""
+    """The embedding [C] of each task, the mean of those of its texts; of each text [N, C] where they are not pooled. Raises DataError as
+    `texts_of`."""
     texts = {task.name: texts_of(task, settings) for task in tasks}  # refused before anything is read
-    return {name: encoder.embed(own).mean(0) for name, own in texts.items()}
+    return {name: _pooled(encoder.embed(own), settings) for name, own in texts.items()}
+
+
+def _pooled(embeddings: Tensor, settings: ContextSettings) -> Tensor:
+    return embeddings.mean(0) if settings.pooled else embeddings
 
 
 def embed_task(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, shots: Sequence[Example]
 ) -> Tensor:
-    """The embedding [C] of one task for the bank on a model, from its definition or from these shots, whatever their number.
+    """The embedding [C] (not pooled, [N, C]) of one task for the bank on a model, from its definition or from these shots, whatever their number.
     Raises DataError for a task without a definition, ConfigError for an encoder that cannot be loaded."""
     settings = bank_of(model).config.own_settings()
-    return encoder_of(settings, model, tokenizer).embed(texts_of(task, settings, shots)).mean(0)
+    return _pooled(encoder_of(settings, model, tokenizer).embed(texts_of(task, settings, shots)), settings)
 
 
 def attach_to_tasks(
@@ -73,13 +78,15 @@ def attach_to_tasks(
     its own.
     """
     settings: Any = config.own_settings() if config.routing.contexts else None
-    if settings is None or settings.context == "learnt":
+    if settings is None or not settings.embedded:
         return attach(model, config, list(tasks))
     embeddings = embed_tasks(tasks.values(), settings, encoder_of(settings, model, tokenizer))
-    size = next(iter(embeddings.values())).shape[0]
-    if settings.size not in (None, size):
-        raise ConfigError(f"router.size is {settings.size}, but embeddings of the encoder have {size}: leave it out")
-    bank = attach(model, dataclasses.replace(config, router={**config.router, "size": size}), list(tasks))
+    size, name = next(iter(embeddings.values())).shape[-1], settings.size_name
+    if getattr(settings, name) not in (None, size):
+        raise ConfigError(
+            f"router.{name} is {getattr(settings, name)}, but embeddings of the encoder have {size}: leave it out"
+        )
+    bank = attach(model, dataclasses.replace(config, router={**config.router, name: size}), list(tasks))
     bank.set_contexts(embeddings, center=True)
     return bank
 
@@ -101,3 +108,15 @@ def give_contexts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ta
     bank.add_tasks([task.name for task in new])
     bank.set_contexts(embeddings)
     return list(embeddings)
+
+
+def give_examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Iterable[Task]) -> None:
+    """Have the bank on a model, all of whose tasks these are, learn contexts from their examples again, as `attach_to_tasks` does, where its
+    method does that while contexts are learnt.
+
+    Raises DataError as `texts_of`, ConfigError for an encoder that cannot be loaded.
+    """
+    bank = bank_of(model)
+    settings: Any = bank.config.own_settings()
+    if bank.contexts is not None and bank.contexts.learnt and bank.contexts.embedded:
+        bank.set_contexts(embed_tasks(tasks, settings, encoder_of(settings, model, tokenizer)), center=True)

@@ -200,7 +200,7 @@ def _meet(loaded: LoadedModel, collection: TaskCollection, plans: Mapping[str, P
         return []
     judged = [task for task in collection.values() if plans[task.name].rank or plans[task.name].generate]
     names = give_contexts(loaded.model, loaded.tokenizer, judged)
-    what = loaded.bank.config.own_settings().context if names else ""
+    what = loaded.bank.config.own_settings().told if names else ""
     return [f"{len(names)} tasks that the bank was not trained on are routed by their {what}, without training"] * bool(
         names
     )

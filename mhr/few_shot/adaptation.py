@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import TrainerCallback
@@ -277,9 +278,17 @@ class _Work:
             selection=self.run.info.get("selection"),
             shots=[example.id for example in self.shots.shots],
             head=describe_head(self.prepared.kind, self.heads),
-            **({} if self.first_row is None else {"start": self.first_row.told}),
+            **self._found(),
             parameters=count_parameters(self.start.model),
         )
+
+    def _found(self) -> dict[str, Any]:
+        """Where its routing begins, for run.json, unless that is a fresh row."""
+        if self.first_row is not None:
+            return {"start": self.first_row.told}
+        contexts = None if self.start.bank is None else self.start.bank.contexts
+        nearest = {} if contexts is None else contexts.nearest
+        return {"start": {"row": "prototype", "task": nearest[self.task.name]}} if self.task.name in nearest else {}
 
     def return_to_start(self) -> None:
         """Put the model where every training of this adaptation begins."""

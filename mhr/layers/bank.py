@@ -229,6 +229,10 @@ class AdapterBank(nn.Module):
         sides = next(iter(self.layers.values())).sides
         return draw(generator, len(self.groups), sides, n), None
 
+    def own_loss(self, seed: int, step: int) -> Tensor | None:
+        """What a step of training adds to the loss of its batch (`Contexts.own_loss`), the same in every process; None where it adds nothing."""
+        return None if self.contexts is None else self.contexts.own_loss(seeded(seed, step, 0))
+
     # ---- tasks ---------------------------------------------------------------------------------------------------
 
     @property
@@ -295,8 +299,7 @@ class AdapterBank(nn.Module):
 
     def shared_router_parameters(self) -> list[nn.Parameter]:
         """Those of `router_parameters` that belong to no task."""
-        own = () if self.contexts is None else self.contexts.named_parameters()
-        contexts = [parameter for name, parameter in own if name not in Contexts.per_task]
+        contexts = () if self.contexts is None else self.contexts.trained()
         return [*(p for router in self.groups.values() for p in router.shared_parameters()), *contexts]
 
     def shared_routing(self) -> dict[str, Tensor]:

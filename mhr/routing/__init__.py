@@ -10,6 +10,7 @@ from mhr.routing import (
     hydra,
     hyperformer,
     mtl_lora,
+    pha,
     phatgoose,
     private,
     random,

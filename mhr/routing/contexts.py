@@ -47,11 +47,27 @@ class Contexts(nn.Module):
         self.first = nn.Linear(size, self.settings.hidden)
         self.vectors = nn.Parameter(self._fresh(len(tasks)), requires_grad=self.learnt)
         self._known = [self.learnt] * len(tasks)
+        self.nearest: dict[str, str] = {}
+        """New task -> the task whose context it was given, where that is how new tasks begin."""
 
     @property
     def learnt(self) -> bool:
         """Whether contexts are trained with the bank, and not computed from what is known of a task."""
         return self.settings.context == "learnt"
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the context of a new task is found by embeddings of what is known of it."""
+        return not self.learnt
+
+    def trained(self) -> list[nn.Parameter]:
+        """What all tasks share and trains with the bank."""
+        return [parameter for name, parameter in self.named_parameters() if name not in self.per_task]
+
+    def own_loss(self, generator: torch.Generator) -> Tensor | None:
+        """A loss of the contexts' own, which a step of training adds to that of its batch; None where there is none. generator: of what it
+        draws."""
+        return None
 
     @property
     def size(self) -> int:

@@ -25,11 +25,14 @@ class HyperRouter(Router):
     contexts  those of its bank; None makes some of its own
     """
 
+    network: type[Projections] = Projections
+    """What makes e of contexts."""
+
     def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0, contexts: Contexts | None = None):
         super().__init__(config, tasks, index)
         self._alone = contexts is None
         # In a tuple, so that nn.Module does not register it: the bank owns it, if there is one.
-        self._contexts = (contexts if contexts is not None else Projections(config, tasks),)
+        self._contexts = (contexts if contexts is not None else self.network(config, tasks),)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         if self._alone:
@@ -44,7 +47,7 @@ class HyperRouter(Router):
 
     @classmethod
     def contexts_of(cls, config: AdapterConfig, tasks: Sequence[str], groups: Sequence[str]) -> Contexts | None:
-        return Projections(config, tasks, groups)
+        return cls.network(config, tasks, groups)
 
     def forward(self, batch: RoutingBatch) -> Tensor:
         return self.together([self], batch)[0]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.adapters import kind_of
 from mhr.backbones import load_backbone, take_heads, untrained_modules
-from mhr.contexts import attach_to_tasks
+from mhr.contexts import attach_to_tasks, give_examples
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler, weights_of
 from mhr.loading import Loading
@@ -114,6 +114,7 @@ def prepare(
             targets = attach_to_tasks(model, tokenizer, config.adapter, tasks).notes
         else:
             targets = [attach_source(model, source, config, list(tasks), heads)]
+            give_examples(model, tokenizer, tasks.values())
         check_masters(model)
         if config.init_skills and seeded:
             seed_bank(model, config.init_skills)

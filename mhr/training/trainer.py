@@ -67,7 +67,8 @@ class RoutedTrainer(Trainer):
 
     The loss of an optimizer step is the sum over all processes and accumulated passes, divided by the number of target tokens
     (examples for encoders) in all of them: how a global batch is split changes nothing. Skills that are drawn (AdaMix) are
-    drawn once for the whole optimizer step, and a second time for a second pass where consistency has a weight.
+    drawn once for the whole optimizer step, and a second time for a second pass where consistency has a weight. A loss that the bank has of
+    its own (`AdapterBank.own_loss`) is added to it.
     """
 
     optimizer: Any
@@ -239,7 +240,9 @@ class RoutedTrainer(Trainer):
             total = total + self.consistency * divergence
         self._losses.append(replace(losses, sums=losses.sums.detach(), predicted=None))
         # The gradients of the processes are averaged, so each one's share counts as many times as there are processes.
-        return total / num_items_in_batch * self.accelerator.num_processes
+        loss = total / num_items_in_batch * self.accelerator.num_processes
+        own = None if self.bank is None else self.bank.own_loss(self.config.seed, self.state.global_step)
+        return loss if own is None else loss + own / self.args.gradient_accumulation_steps
 
     def _pass(self, model: torch.nn.Module, inputs: dict[str, Any], number: int) -> PassLosses:
         """The losses of pass `number` over a batch; where skills are drawn, all batches and processes draw the same."""

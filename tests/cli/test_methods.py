@@ -20,6 +20,7 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "film": ("random", "mu", ()),
     "hyperformer": ("z", "mhr", ("--n-skills", "8", "--rank", "2")),
     "hyperformer++": ("mhr", "random", ("--n-skills", "8", "--set", "adapter.router.context=definition")),
+    "pha": ("z", "mhr", ("--n-skills", "8", "--set", "adapter.router.shots=4")),
     "hyper-lora": ("random", "z", ("--n-skills", "8", "--targets", "attention")),
 }
 """Method -> modes to adapt and to sweep in, and settings."""

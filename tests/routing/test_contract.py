@@ -39,6 +39,7 @@ CASES["context-mhr, learnt"] = {"method": "context-mhr", "router": {"context": "
 CASES["hyperformer, bottlenecks"] = {"method": "hyperformer", "adapter": "bottleneck", "n_skills": 6}
 CASES["hyperformer++, definitions"] = {"method": "hyperformer++", "adapter": "bottleneck", "n_skills": 6}
 CASES["hyperformer++, definitions"] |= {"router": {"context": "definition", "size": 32}}
+CASES["pha"] = {"method": "pha", "router": {"shots": 8, "instance_size": 32}}
 CASES["film"] = {"method": "private", "adapter": "film"}
 LEARNED = [case for case, settings in CASES.items() if case == NAME or ROUTING_METHODS[settings["method"]].learned]
 
