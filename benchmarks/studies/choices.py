@@ -18,17 +18,17 @@ def best(trials: Mapping[float, float]) -> float:
     return max(trials, key=lambda value: (trials[value], -value))
 
 
-def freeze(file: Path, plan: Mapping[str, Any], methods: Mapping[str, Any]) -> Path:
-    """Write what was decided for each method, with the plan of the trials that it comes from. A file that is there is refused:
+def freeze(file: Path, plan: Mapping[str, Any], chosen: Mapping[str, Any]) -> Path:
+    """Write what was decided, with the plan of the trials that it comes from. A file that is there is refused:
     a choice is made once."""
     if file.exists():
         raise SystemExit(f"{file} is there already: choices are made once; delete it to make them again")
     make_folder(file.parent)
-    return write_json_atomically(file, {"plan": plan, "methods": methods})
+    return write_json_atomically(file, {"plan": plan, "chosen": chosen})
 
 
 def frozen(file: Path, plan: Mapping[str, Any], *, committed: bool = True) -> dict[str, Any] | None:
-    """What was decided for each method; None where the file is not there yet.
+    """What was decided; None where the file is not there yet.
 
     Ends the program where the file comes from trials of another plan and, with `committed`, where git does not hold it as it is.
     """
@@ -41,7 +41,7 @@ def frozen(file: Path, plan: Mapping[str, Any], *, committed: bool = True) -> di
         )
     if committed and not is_committed(file):
         raise SystemExit(f"{file} is not committed as it is: commit it, then the same command runs the test seeds")
-    return dict(held["methods"])
+    return dict(held["chosen"])
 
 
 def is_committed(file: Path) -> bool:

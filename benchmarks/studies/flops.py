@@ -11,7 +11,7 @@ from torch import nn
 from mhr.adapters import attach_checkpoint, kind_of, read_adapter
 from mhr.backbones import load_backbone
 from mhr.data import TaskCollection
-from mhr.data.collators import IGNORED, Batch
+from mhr.data.collators import Batch
 from mhr.layers import AdapterBank
 from mhr.layers.routed import RoutedLayer
 from mhr.objectives import Objective, make_objective
@@ -52,17 +52,17 @@ def flops_of_step(model: nn.Module, bank: AdapterBank, objective: Objective, bat
 
 
 def flops_of_run(run: RunFolder, tasks: TaskCollection, size: int) -> dict[str, float]:
-    """Of a step of a run, the mean over ten batches of `size` examples, the same for every run: "flops", and "tokens", inputs and
-    targets without padding."""
+    """Of a step of a run, the mean over ten batches of `size` examples, the same for every run: "flops", and "tokens", those of
+    the inputs, without padding."""
     checkpoint = read_adapter(run.adapter)
     model, tokenizer = load_backbone(checkpoint.base.name_or_path, checkpoint.base.kind)
     bank = attach_checkpoint(checkpoint, model)
-    objective = make_objective(kind_of(model))
+    objective = make_objective(kind_of(model), heads=checkpoint.heads)
     data = run.config().data
     collate = objective.collator(tokenizer, data.max_input_length, data.max_target_length, data.chat)
     examples = [example for task in tasks.values() for example in task.train]
     drawing = random.Random(0)
     batches = [collate(drawing.sample(examples, min(size, len(examples)))) for _ in range(10)]
-    tokens = [int(batch["attention_mask"].sum() + (batch["labels"] != IGNORED).sum()) for batch in batches]
+    tokens = [sum(int(batch[name].sum()) for name in batch if name.endswith("attention_mask")) for batch in batches]
     flops = [flops_of_step(model, bank, objective, batch) for batch in batches]
     return {"flops": mean(flops), "tokens": mean(tokens)}

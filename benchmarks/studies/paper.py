@@ -1,12 +1,12 @@
-"""The questions of the MHR paper on the skills suite: `python -m mhr_benchmarks.studies.paper --output DIR`.
+"""The questions of the MHR paper at small size: `python -m mhr_benchmarks.studies.paper --output DIR [--setting real --tasks PATH]`.
 
-What is trained stands in paper_plan.py, what is asked in paper_claims.py; both were written down before the runs. Three stages, of
-which --workers processes of one thread each do the pieces side by side:
+What is trained stands in paper_plan.py, on what in paper_settings.py, what is asked in paper_claims.py; all was written down before the
+runs. Three stages, of which --workers processes of one thread each do the pieces side by side:
 
-    trials   every variant with every learning rate on the validation tasks, one seed; what they decide is written to
-             benchmarks/studies/choices/paper.json, and the command ends: that file is to be committed
-    seeds    every variant with the rates that are committed there, seed by seed, on the test tasks
-    page     benchmarks/results/study_suite.json with every score, and docs/study.md
+    trials   every variant with every learning rate on tasks that judge nothing else, one seed; what they decide is written to
+             benchmarks/studies/choices/paper_SETTING.json, and the command ends: that file is to be committed
+    seeds    every variant with the rates that are committed there, seed by seed
+    page     benchmarks/results/study_SETTING.json with every score, and docs/study.md (real: docs/study_real.md)
 
 What is done is kept, so the same command takes up an interrupted study; with --only-publish it makes the page of what is done. With --quick
 all of it is small, and the choices and the page go into the output folder.
@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -28,42 +27,49 @@ from mhr.files import read_json
 
 from . import RESULTS
 from .choices import FOLDER, best, freeze, frozen
-from .paper_plan import QUICK, VARIANTS, Plan, Tasks, Unit, further_trials, rates_of, suite, trials, units
+from .paper_plan import TEST, TRIAL, Setting, Unit, further_trials, rates_of, screening, trials, units
+from .paper_settings import default_tasks, real, suite
 from .stages import Stages
 from .workers import side_by_side
 
 ROOT = Path(__file__).resolve().parents[2]
+LEAST, MOST = 0.1, 0.95
+"""Headroom of a task: how far the shared LoRA has to be above the most frequent answer, and its highest score."""
 
 
 def do(unit: Unit, output: Path) -> None:
     """Make one unit, or what is missing of it."""
     from mhr.data import load_tasks
 
+    plan = unit.setting.plan
     stages = Stages(output / unit.folder, {"unit": unit.name, "plan": asked(unit)})
-    tasks = load_tasks(unit.tasks.file, limit_test=max(unit.plan.test, unit.plan.validation))
-    run = _pretrained(unit, stages, "run", unit.plan.steps)
-    judged = tasks.select(list(unit.tasks.validation if unit.trial else unit.tasks.test))
-    if not unit.trial:
+    tasks = load_tasks(unit.tasks.file, limit_test=plan.test)
+    run = _pretrained(unit, stages, "run", plan.steps)
+    judged = tasks.select(list(unit.judged))
+    zero_shot = unit.kind == TEST and plan.more_steps > 0
+    if unit.kind == TEST:
         _losses(unit, stages, run, tasks.select(list(unit.tasks.training)))
+    if zero_shot:
         stages.score("zero-shot", run.path, judged, unit.seed)
     for mode, rates in unit.rates.items():
         for rate in rates:
             _adapted(unit, stages, run, mode, rate, judged)
-    if not unit.trial and unit.variant.continued:
+    if zero_shot and unit.variant.continued:
         more = {"continue_from": str(run.path), "continue_as": unit.variant.continued}
-        further = _pretrained(unit, stages, "further", unit.plan.more_steps, **more)
+        further = _pretrained(unit, stages, "further", plan.more_steps, **more)
         stages.score("further zero-shot", further.path, judged, unit.seed)
     stages.state["status"] = "done"
     stages.save()
 
 
 def asked(unit: Unit) -> dict[str, Any]:
-    """What decides the results of a unit, but for the rates of its adaptations, of which a trial gets more as it goes on."""
-    plan = dataclasses.asdict(unit.plan)
+    """What decides the results of a unit, but for the rates of a trial's adaptations, of which it gets more as it goes on."""
+    plan = dataclasses.asdict(unit.setting.plan)
     for name in ("seeds", "rates", "router_rates", "trial_seed"):
         del plan[name]
-    rates = {} if unit.trial else {mode: list(rates) for mode, rates in unit.rates.items()}
-    return {"method": unit.variant.method, "settings": unit.variant.settings, "lr": unit.lr, "rates": rates, **plan}
+    rates = {} if unit.kind == TRIAL else {mode: list(rates) for mode, rates in unit.rates.items()}
+    known = {"method": unit.variant.method, "settings": unit.variant.settings, "lr": unit.lr, "rates": rates}
+    return {**known, "judged": list(unit.judged), **plan}
 
 
 def _pretrained(unit: Unit, stages: Stages, name: str, steps: int, **more: Any) -> Any:
@@ -71,21 +77,18 @@ def _pretrained(unit: Unit, stages: Stages, name: str, steps: int, **more: Any) 
     from mhr.runs import load_config
     from mhr.training import pretrain
 
-    plan = unit.plan
+    plan = unit.setting.plan
     rates = {} if "router_lr" in idle_rates("mhr", unit.variant.method) else {"router_lr": plan.router_lr}
     config = load_config(
-        model="builtin:t5-tiny",
         tasks=unit.tasks.file,
         method=unit.variant.method,
-        max_input_length=32,
-        max_target_length=16,
-        sampler="uniform",
         steps=steps,
         save_every=plan.save_every,
         keep_checkpoints=max(plan.steps // plan.save_every, 1),
         batch_size=plan.batch,
         lr=unit.lr,
         seed=unit.seed,
+        **unit.setting.base,
         **unit.variant.settings,
         **rates,
         **more,
@@ -104,7 +107,7 @@ def _losses(unit: Unit, stages: Stages, run: Any, seen: Any) -> None:
     if "losses" not in stages.state:
         found = stages.timed("losses", partial(seen_losses, run, seen))
         stages.state["losses"] = {str(step): losses for step, losses in found.items()}
-        stages.state["flops"] = flops_of_run(run, seen, unit.plan.batch)
+        stages.state["flops"] = flops_of_run(run, seen, unit.setting.plan.batch)
         stages.save()
 
 
@@ -113,8 +116,8 @@ def _adapted(unit: Unit, stages: Stages, run: Any, mode: str, rate: float, judge
     from mhr.few_shot import adapt
     from mhr.methods import idle_rates
 
-    plan = unit.plan
-    row = f"{mode} {rate:g}" if unit.trial else mode
+    plan = unit.setting.plan
+    row = f"{mode} {rate:g}" if unit.kind == TRIAL else mode
     rates = {"router_lr": plan.adapt_router_lr} | {rates_of(plan, mode)[0]: rate}
     idle = idle_rates(mode, unit.variant.method)
     work = partial(
@@ -142,16 +145,17 @@ def _adapted(unit: Unit, stages: Stages, run: Any, mode: str, rate: float, judge
 # ---- what is chosen --------------------------------------------------------------------------------------------------
 
 
-def choose(plan: Plan, tasks: Tasks, output: Path, file: Path, workers: int) -> None:
-    """Run the trials and freeze what they decide: for each variant the rate of pretraining and of each mode."""
-    first = trials(plan, tasks)
+def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
+    """Run the trials and freeze what they decide: for each variant the rate of pretraining and of each mode, and the tasks that are
+    tested."""
+    plan, first = setting.plan, trials(setting)
     run_all(first, output, workers)
     scores = {unit.name: trial_scores(unit, output) for unit in first}
-    chosen = {}
-    for variant in VARIANTS:
-        own = {lr: max(scores[f"{variant.name}-{lr:g}"][variant.modes[0]].values()) for lr in plan.rates}
-        chosen[variant.name] = best(own)
-    further = further_trials(plan, tasks, chosen)
+    chosen = {
+        variant.name: best({lr: max(scores[f"{variant.name}-{lr:g}"][variant.modes[0]].values()) for lr in plan.rates})
+        for variant in setting.variants
+    }
+    further = further_trials(setting, chosen)
     run_all(further, output, workers)
     scores |= {unit.name: trial_scores(unit, output) for unit in further}
     methods = {
@@ -166,13 +170,18 @@ def choose(plan: Plan, tasks: Tasks, output: Path, file: Path, workers: int) -> 
                 for lr in plan.rates
             },
         }
-        for variant in VARIANTS
+        for variant in setting.variants
     }
-    freeze(file, plan_of_trials(plan, tasks), methods)
+    decided: dict[str, Any] = {"methods": methods}
+    if setting.screens:
+        looked_at = screening(setting, methods)
+        run_all(looked_at, output, workers)
+        decided |= screened(looked_at, output)
+    freeze(file, plan_of_trials(setting), decided)
 
 
 def trial_scores(unit: Unit, output: Path) -> dict[str, dict[float, float]]:
-    """Mode -> rate -> mean score over the validation tasks."""
+    """Mode -> rate -> mean score over the tasks of the trials."""
     scores = read_json(output / unit.folder / "state.json")["scores"]
     return {
         mode: {
@@ -182,12 +191,29 @@ def trial_scores(unit: Unit, output: Path) -> dict[str, dict[float, float]]:
     }
 
 
-def plan_of_trials(plan: Plan, tasks: Tasks) -> dict[str, Any]:
+def screened(looked_at: Iterable[Unit], output: Path) -> dict[str, Any]:
+    """Every task's score, and those that are kept: with at least LEAST above the most frequent answer, and at most MOST."""
+    found = {}
+    for unit in looked_at:
+        (scores,) = read_json(output / unit.folder / "state.json")["scores"].values()
+        for task, seeds in scores.items():
+            measures = seeds[str(unit.seed)]
+            found[task] = {"score": measures["score"], "majority": measures["majority"]}
+    kept = [task for task, own in found.items() if own["majority"] + LEAST <= own["score"] <= MOST]
+    return {"screening": found, "kept": kept}
+
+
+def plan_of_trials(setting: Setting) -> dict[str, Any]:
     """What the trials depend on, for the file that their choices are frozen in: not the test seeds."""
-    known = dataclasses.asdict(plan)
+    known = dataclasses.asdict(setting.plan)
     for name in ("seeds", "test", "seen", "more_steps"):
         del known[name]
-    return {**known, "validation": list(tasks.validation), "variants": [dataclasses.asdict(v) for v in VARIANTS]}
+    return {
+        **known,
+        "judged": list(setting.trials.judged),
+        "folds": [list(tasks.judged) for tasks in setting.folds],
+        "variants": [dataclasses.asdict(variant) for variant in setting.variants],
+    }
 
 
 def run_all(pieces: Iterable[Unit], output: Path, workers: int) -> None:
@@ -199,6 +225,12 @@ def run_all(pieces: Iterable[Unit], output: Path, workers: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
+    parser.add_argument(
+        "--setting", choices=("suite", "real"), default="suite", help="the tasks and the model (default suite)"
+    )
+    parser.add_argument(
+        "--tasks", help="of real: a folder in the layout of Super-NaturalInstructions; default: ../shared/data/superni"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes side by side, of one thread each (default 2)")
     parser.add_argument("--seeds", type=int, help="only the first so many test seeds; default: all")
     parser.add_argument("--quick", action="store_true", help="a few steps and tasks: to see that everything runs")
@@ -208,32 +240,33 @@ def main() -> None:
         "--results", type=Path, help="where the results go (default benchmarks/results; --quick: the output)"
     )
     args = parser.parse_args()
-    plan = QUICK if args.quick else Plan()
-    tasks = suite(plan, args.output)
-    file = (args.output if args.quick else FOLDER) / "paper.json"
+    if args.setting == "suite":
+        setting = suite(args.output, args.quick)
+    else:
+        setting = real(args.output, args.tasks or str(default_tasks()), args.quick)
+    file = (args.output if args.quick else FOLDER) / f"paper_{setting.name}.json"
     try:
-        choices = frozen(file, plan_of_trials(plan, tasks), committed=not args.quick)
+        choices = frozen(file, plan_of_trials(setting), committed=not args.quick)
         if choices is None:
             if args.only_publish:
                 sys.exit(f"{file} is not there: nothing was chosen, so there is nothing to publish")
-            choose(plan, tasks, args.output, file, args.workers)
+            choose(setting, args.output, file, args.workers)
             print(f"Written: {file}")
             if not args.quick:
                 print("Commit it; then the same command runs the test seeds.")
                 return
-            choices = frozen(file, plan_of_trials(plan, tasks), committed=False)
+            choices = frozen(file, plan_of_trials(setting), committed=False)
         assert choices is not None
-        wanted = replace(plan, seeds=plan.seeds[: args.seeds])
         if not args.only_publish:
-            run_all(units(wanted, tasks, choices), args.output, args.workers)
+            run_all(units(setting, choices, args.seeds), args.output, args.workers)
     except KeyboardInterrupt:
         sys.exit("Interrupted: the same command goes on where it was.")
     from .paper_page import publish
 
-    command = f"python -m mhr_benchmarks.studies.paper --output DIR{' --quick' * args.quick}"
+    command = f"python -m mhr_benchmarks.studies.paper --output DIR --setting {setting.name}{' --quick' * args.quick}"
     results = args.results or (args.output if args.quick else RESULTS)
     docs = args.docs or (args.output if args.quick else ROOT / "docs")
-    for line in publish(plan, units(plan, tasks, choices), choices, args.output, results, docs, command):
+    for line in publish(setting, units(setting, choices), choices, args.output, results, docs, command):
         print(line)
 
 

@@ -15,10 +15,9 @@ from mhr.runs.run import versions
 from ..measure import machine
 from . import paper_claims, paper_plan
 from .paper_claims import Answer, Values, answers
-from .paper_plan import VARIANTS, Plan, Unit
+from .paper_plan import Setting, Unit, rates_of
 from .seen_loss import at_budget
 
-TITLE = "Skills suite, built-in T5"
 NAMES = {
     "lora lora": "shared LoRA",
     "wide lora": "shared LoRA, rank x 8",
@@ -42,7 +41,8 @@ NAMES = {
 class Results:
     """The units that are done, and what they found."""
 
-    def __init__(self, units: Sequence[Unit], output: Path):
+    def __init__(self, setting: Setting, units: Sequence[Unit], output: Path):
+        self.setting = setting
         self.units: dict[Unit, dict[str, Any]] = {}
         for unit in units:
             file = output / unit.folder / "state.json"
@@ -50,9 +50,9 @@ class Results:
             if state.get("status") == "done":
                 self.units[unit] = state
 
-    def of(self, variant: str) -> dict[int, dict[str, Any]]:
-        """Seed -> what a variant's unit found."""
-        return {unit.seed: state for unit, state in self.units.items() if unit.variant.name == variant}
+    def of(self, variant: str) -> dict[Unit, dict[str, Any]]:
+        """What the units of a variant found."""
+        return {unit: state for unit, state in self.units.items() if unit.variant.name == variant}
 
     @property
     def seeds(self) -> list[int]:
@@ -68,17 +68,20 @@ class Results:
         return float(state["flops"]["flops"]) * max(map(int, state["losses"]))
 
     def values(self, name: str) -> Values:
-        """(task, seed) -> score; of "VARIANT loss" the loss at the end, of "VARIANT loss at budget" when `budget` is spent."""
+        """(task, seed) -> score; of "VARIANT loss" the loss at the end, of "VARIANT loss at budget" when `budget` is spent, with
+        the fold behind the name of the task where there are several."""
         variant, _, row = name.partition(" ")
         found: dict[tuple[str, int], float] = {}
-        for seed, state in self.of(variant).items():
-            if row == "loss":
+        for unit, state in self.of(variant).items():
+            if row in ("loss", "loss at budget"):
                 own = state["losses"][max(state["losses"], key=int)]
-            elif row == "loss at budget":
-                own = at_budget(state["losses"], state["flops"]["flops"], self.budget)
+                if row == "loss at budget":
+                    own = at_budget(state["losses"], state["flops"]["flops"], self.budget)
+                fold = f" {unit.fold}" if len(self.setting.folds) > 1 else ""
+                own = {task + fold: loss for task, loss in own.items()}
             else:
-                own = {task: seeds[str(seed)]["score"] for task, seeds in state["scores"].get(row, {}).items()}
-            found |= {(task, seed): value for task, value in own.items()}
+                own = {task: seeds[str(unit.seed)]["score"] for task, seeds in state["scores"].get(row, {}).items()}
+            found |= {(task, unit.seed): value for task, value in own.items()}
         return found
 
     def mean(self, name: str) -> tuple[float, float | None]:
@@ -93,7 +96,7 @@ class Results:
         """What is known of the run behind a row, of the first seed that has it."""
         variant, _, row = name.partition(" ")
         key = {"zero-shot": "pretrained", "further zero-shot": "further"}.get(row, f"adapted {row}")
-        return next(state["runs"][key] for state in self.of(variant).values())
+        return next(state["runs"][key] for state in self.of(variant).values() if key in state["runs"])
 
     @property
     def rows(self) -> list[str]:
@@ -110,7 +113,7 @@ class Results:
 
 
 def publish(
-    plan: Plan,
+    setting: Setting,
     units: Sequence[Unit],
     choices: Mapping[str, Any],
     output: Path,
@@ -118,8 +121,8 @@ def publish(
     docs: Path,
     command: str,
 ) -> list[str]:
-    """Write study_suite.json and study.md of the units that are done; returns lines on what came out."""
-    found = Results(units, output)
+    """Write study_SETTING.json and the page of the units that are done; returns lines on what came out."""
+    found, plan = Results(setting, units, output), setting.plan
     if not found.units:
         return ["No test seed is done: there is nothing to publish."]
     made = machine()  # before its files change what the commit is said to be
@@ -128,7 +131,7 @@ def publish(
         "command": command,
         "machine": made,
         "versions": versions(),
-        "tasks": TITLE,
+        "tasks": setting.title,
         "plan": {"seeds": list(plan.seeds), "steps": plan.steps, "adapt_steps": plan.adapt_steps, "shots": plan.shots},
         "done": len(found.units),
         "of": len(units),
@@ -141,44 +144,38 @@ def publish(
     }
     make_folder(results)
     make_folder(docs)
-    file = write_json_atomically(results / "study_suite.json", record)
-    page = write_text_atomically(docs / "study.md", _page(plan, units, found, told, choices, command, made))
+    file = write_json_atomically(results / f"study_{setting.name}.json", record)
+    page = docs / ("study.md" if setting.name == "suite" else f"study_{setting.name}.md")
+    write_text_atomically(page, _page(found, units, told, choices, command, made))
     lines = [f"Claim {answer.claim.number}: {answer.verdict}" for answer in told if answer.verdict]
     return [*lines, f"Written: {file}", f"Written: {page}"]
 
 
 def _page(
-    plan: Plan,
-    units: Sequence[Unit],
     found: Results,
+    units: Sequence[Unit],
     told: Sequence[Answer],
     choices: Mapping[str, Any],
     command: str,
     made: Mapping[str, Any],
 ) -> str:
-    first = next(iter(found.units.values()))
-    n_tasks, n_seen = len(first["scores"]["zero-shot"]), len(next(iter(first["losses"].values())))
+    setting, plan = found.setting, found.setting.plan
+    n_tasks = len({task for unit in units for task in unit.judged})
     partial = (
         ""
         if len(found.units) == len(units)
         else f" **Not finished: {len(found.units)} of {len(units)} runs are done.**"
     )
-    verdicts_table = Table(
-        "claims",
-        "Claims",
-        ["claim", TITLE],
-        [[text(f"{a.claim.number}. {a.claim.text}"), text(a.verdict or "not asked")] for a in told],
-        names=2,
-    )
+    said = [[text(f"{a.claim.number}. {a.claim.text}"), text(a.verdict or "not asked")] for a in told]
     lines = [
         "# The claims of the MHR paper, asked again at small size",
         "",
         f"`{command}` ({made['cpu']}, one thread a process, commit {made['commit']})",
         "",
-        "MHR is arXiv 2211.03831. The model here has one million parameters and trains for minutes: what is found says something about "
-        f"this size, and whatever came out stands here.{partial}",
+        "MHR is arXiv 2211.03831. The model here is small and trains for minutes: what is found says something about this size, and whatever "
+        f"came out stands here.{partial}",
         "",
-        verdicts_table.to_markdown(),
+        Table("claims", "Claims", ["claim", setting.title], said, names=2).to_markdown(),
         "## How it was decided",
         "",
         *(paper_claims.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
@@ -189,15 +186,18 @@ def _page(
         "",
         *(paper_plan.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
         "",
-        f"{plan.steps} steps of {plan.batch} examples on {n_seen} tasks; {n_tasks} test tasks, adapted from {plan.shots} examples in up to "
-        f"{plan.adapt_steps} steps and judged on {plan.test} examples; {len(found.seeds)} of {len(plan.seeds)} seeds. Score: accuracy by "
-        f"ranking where a task has choices, otherwise exact match. The zero-shot comparison is after {plan.more_steps} more steps.",
+        setting.about,
+        "",
+        f"{plan.steps} steps of {plan.batch} examples; {n_tasks} test tasks, adapted from {plan.shots} examples in up to {plan.adapt_steps} "
+        f"steps and judged on {plan.test} examples; {len(found.seeds)} of {len(plan.seeds)} seeds. Score: accuracy where a task has "
+        "choices, otherwise exact match."
+        + (f" The zero-shot comparison is after {plan.more_steps} more steps." if plan.more_steps else ""),
         "",
         _findings_table(told).to_markdown(),
         _scores_table(found).to_markdown(),
         _losses_table(found).to_markdown(),
-        _budget_table(plan, found).to_markdown(),
-        _trials_table(plan, choices).to_markdown(),
+        _budget_table(found).to_markdown(),
+        _trials_table(setting, choices["methods"]).to_markdown(),
     ]
     return "\n".join(lines)
 
@@ -241,7 +241,7 @@ def _scores_table(found: Results) -> Table:
 
 
 def _losses_table(found: Results) -> Table:
-    known = [variant.name for variant in VARIANTS if found.of(variant.name)]
+    known = [variant.name for variant in found.setting.variants if found.of(variant.name)]
     steps = sorted({int(step) for state in found.units.values() for step in state["losses"]})
     rows = []
     for name in known:
@@ -254,15 +254,15 @@ def _losses_table(found: Results) -> Table:
     return Table("losses", "Loss on unseen examples of the training tasks", columns, rows, note=note)
 
 
-def _budget_table(plan: Plan, found: Results) -> Table:
-    rows = []
-    for variant in VARIANTS:
+def _budget_table(found: Results) -> Table:
+    plan, rows = found.setting.plan, []
+    for variant in found.setting.variants:
         states = list(found.of(variant.name).values())
         if not states:
             continue
         flops, tokens = (statistics.mean(s["flops"][key] for s in states) for key in ("flops", "tokens"))
         minutes = statistics.mean(sum(s["cpu_seconds"].values()) for s in states) / 60
-        n_trials = len(plan.rates) * len(rates_tried(plan, variant.modes[0]))
+        n_trials = len(plan.rates) * len(rates_of(plan, variant.modes[0])[1])
         rows.append(
             [
                 text(_title(variant.name)),
@@ -274,22 +274,17 @@ def _budget_table(plan: Plan, found: Results) -> Table:
                 Cell(f"{minutes:.1f}", minutes),
             ]
         )
-    columns = ["method", "pretraining trains", "steps", "million tokens", "TFLOP", "trials", "CPU minutes of a seed"]
+    columns = ["method", "pretraining trains", "steps", "million tokens", "TFLOP", "trials", "CPU minutes of a run"]
     note = (
-        "CPU minutes: of all that is made from one pretraining run, its adaptations and evaluations too. Trials: rates of pretraining x "
+        "CPU minutes: of all that is made from one pretraining run, its adaptations and evaluations too; parameters with those of heads. Trials: rates of pretraining x "
         "rates of adaptation in the first mode; the other modes of MHR have as many as they have rates."
     )
     return Table("budget", "What it cost", columns, rows, note=note)
 
 
-def rates_tried(plan: Plan, mode: str) -> tuple[float, ...]:
-    """The rates of a mode's trials."""
-    return paper_plan.rates_of(plan, mode)[1]
-
-
-def _trials_table(plan: Plan, choices: Mapping[str, Any]) -> Table:
+def _trials_table(setting: Setting, methods: Mapping[str, Any]) -> Table:
     rows = []
-    for name, chosen in choices.items():
+    for name, chosen in methods.items():
         for mode, rate in chosen["modes"].items():
             for lr, modes in chosen["trials"].items():
                 if mode not in modes:
@@ -298,9 +293,10 @@ def _trials_table(plan: Plan, choices: Mapping[str, Any]) -> Table:
                 mark = float(lr) == chosen["lr"]
                 rows.append([text(_title(name)), text(mode), text(lr), text(tried), text(f"{rate:g}" if mark else "")])
     columns = ["method", "mode", "rate of pretraining", "rate of adaptation: score", "chosen"]
-    note = f"Mean score over the validation tasks, per cent, seed {plan.trial_seed}. Mode z: rates of the routing."
+    note = f"Mean score over the {len(setting.trials.judged)} tasks of the trials, per cent, seed {setting.plan.trial_seed}. Mode z: rates of the routing."
     return Table("trials", "Trials", columns, rows, note=note, names=5)
 
 
 def _title(variant: str) -> str:
-    return next(NAMES[f"{v.name} {v.modes[0]}"] for v in VARIANTS if v.name == variant)
+    """What people call a variant: the name of its first mode."""
+    return next(name for row, name in NAMES.items() if row.startswith(f"{variant} "))

@@ -1,7 +1,7 @@
-"""What the study trains: the variants that are compared, the tasks, and how large all of it is.
+"""What the study trains: the variants that are compared, and how large all of it is.
 
-All variants have the same backbone, tasks, steps, batches, shots and scaling alpha / rank of what a task is given, and each has the
-same number of trials of its learning rates. What its bank holds differs:
+All variants of a setting have the same backbone, tasks, steps, batches, shots and scaling alpha / rank of what a task is given, and each
+has the same number of trials of its learning rates. What its bank holds differs:
 
     lora      one shared LoRA of rank 2: parameter-matched to one merged task of a bank
     wide      one shared LoRA of rank 16 with the same alpha: parameter-matched to a bank of 8 skills
@@ -10,25 +10,16 @@ same number of trials of its learning rates. What its bank holds differs:
     uniform   8 skills of rank 2 with fixed weights 1/8: as many parameters, no routing
     random    8 skills of rank 2, 8 heads, under routing that is drawn at random and never trained
 
-Of the skills suite's training tasks 12 are validation tasks: they are trained on by no run, and trials are judged on them alone. All its
-held-out tasks are test tasks. A run that is adapted keeps the best of the steps that are looked at, judged on a quarter of its shots.
+A run that is adapted keeps the best of the steps that are looked at, judged on a quarter of its shots.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from mhr.data import Task
-from mhr.data.skills import skills_suite
-
-from .task_files import write_collection
-
 HEADS, SKILLS, RANK = 8, 8, 2
-RATES = (1e-3, 3e-3, 1e-2)
-ROUTER_RATES = (0.1, 0.3, 1.0)
-"""In mode z, where the routing alone is trained."""
+TRIAL, SCREEN, TEST = "trials", "screen", "units"
 
 
 @dataclass(frozen=True)
@@ -44,39 +35,6 @@ class Variant:
     seeds: int | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Sizes of the study. test, validation: examples that a task of each kind is judged on; seen: of each training task."""
-
-    steps: int = 600
-    save_every: int = 100
-    batch: int = 32
-    more_steps: int = 100
-    """Of the phase before the zero-shot comparison."""
-    router_lr: float = 0.1
-    shots: int = 32
-    adapt_steps: int = 200
-    look_every: int = 40
-    adapt_batch: int = 16
-    adapt_router_lr: float = 0.5
-    rates: tuple[float, ...] = RATES
-    router_rates: tuple[float, ...] = ROUTER_RATES
-    test: int = 400
-    validation: int = 100
-    seen: int = 20
-    trial_seed: int = 100
-    seeds: tuple[int, ...] = tuple(range(1, 17))
-    n_training: int | None = None
-    n_validation: int = 12
-    n_test: int | None = None
-    """Tasks of each kind; None takes all that there are."""
-
-
-QUICK = Plan(
-    steps=4, save_every=2, batch=4, more_steps=2, adapt_steps=2, look_every=1, adapt_batch=4, rates=RATES[:2],
-    router_rates=ROUTER_RATES[:1], test=3, validation=3, seen=2, seeds=(1, 2), n_training=6, n_validation=2, n_test=2,
-)  # fmt: skip
-
 AS_BANK = {"rank": RANK, "alpha": float(RANK)}
 VARIANTS = (
     Variant("lora", "lora", AS_BANK, ("lora",), "bank"),
@@ -89,33 +47,62 @@ VARIANTS = (
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Sizes of the study in a setting.
+
+    more_steps   of the phase before the zero-shot comparison; 0 where a new task cannot be judged without adapting
+    look_every   steps of an adaptation between two looks for the best one
+    rates        of pretraining and of adaptation that are tried; router_rates: in mode z, where the routing alone is trained
+    seen, test   examples that a training task, and a task that is adapted to, is judged on
+    """
+
+    steps: int = 600
+    save_every: int = 100
+    batch: int = 32
+    more_steps: int = 100
+    router_lr: float = 0.1
+    shots: int = 32
+    adapt_steps: int = 200
+    look_every: int = 40
+    adapt_batch: int = 16
+    adapt_router_lr: float = 0.5
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    router_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+    seen: int = 20
+    test: int = 400
+    trial_seed: int = 100
+    seeds: tuple[int, ...] = tuple(range(1, 17))
+
+
+@dataclass(frozen=True)
 class Tasks:
-    """The tasks of the study by kind, and the file that runs read them from."""
+    """The file that runs read, the tasks of it that are trained on, and those that are adapted to and judged."""
 
     file: str
     training: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...]
+    judged: tuple[str, ...]
 
 
-def suite(plan: Plan, output: Path) -> Tasks:
-    """The skills suite: every few training tasks along its order, category by category, is a validation task."""
-    tasks = skills_suite(0, 400, plan.test)
-    held_out = [task.name for task in tasks.held_out().values()][: plan.n_test]
-    known = list(tasks.training().values())
-    validation = _spread(known, plan.n_validation)
-    training = [task.name for task in known if task.name not in validation][: plan.n_training]
-    sizes = dict.fromkeys(training, (400, plan.seen))
-    sizes |= dict.fromkeys(validation, (100, plan.validation)) | dict.fromkeys(held_out, (100, plan.test))
-    kept = [replace(task, held_out=task.name not in training) for task in tasks.values() if task.name in sizes]
-    file = write_collection(output / "tasks.jsonl", kept, sizes)
-    return Tasks(file, tuple(training), tuple(validation), tuple(held_out))
+@dataclass(frozen=True)
+class Setting:
+    """A backbone with its tasks.
 
+    base     settings of every pretraining run: the model, and how examples are read
+    trials   the tasks of the trials, of which none that is judged is judged in a fold
+    folds    the tasks of the test seeds; every seed trains each variant once for every fold
+    screens  of each fold, the same tasks judged on examples that nothing else is judged on: those without headroom are left out; empty
+             where no task is
+    """
 
-def _spread(tasks: list[Task], n: int) -> list[str]:
-    """The names of `n` tasks, evenly spaced in the order of their categories."""
-    ordered = sorted(tasks, key=lambda task: task.category)
-    return [ordered[round((i + 0.5) * len(ordered) / n - 0.5)].name for i in range(n)]
+    name: str
+    title: str
+    about: str
+    plan: Plan
+    base: dict[str, Any]
+    trials: Tasks
+    folds: tuple[Tasks, ...]
+    screens: tuple[Tasks, ...] = ()
+    variants: tuple[Variant, ...] = VARIANTS
 
 
 def rates_of(plan: Plan, mode: str) -> tuple[str, tuple[float, ...]]:
@@ -127,64 +114,86 @@ def rates_of(plan: Plan, mode: str) -> tuple[str, tuple[float, ...]]:
 class Unit:
     """One pretraining run with everything that is made from it: what a worker does at a time.
 
-    rates   of pretraining (None), and of each mode: those that are tried, or the one that was chosen
-    trial   whether it is judged on the validation tasks, and nothing else is made of it
+    kind    TRIAL: judged on the tasks of the trials; SCREEN: on examples that nothing else is judged on; TEST
+    rates   of the adaptations by mode: those that are tried, or the one that was chosen
+    judged  the tasks that are adapted to
     """
 
-    plan: Plan
-    tasks: Tasks
+    setting: Setting
     variant: Variant
     seed: int
     lr: float
     rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    trial: bool = False
+    kind: str = TEST
+    fold: int = 0
+    judged: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> Tasks:
+        if self.kind == TRIAL:
+            return self.setting.trials
+        return (self.setting.screens if self.kind == SCREEN else self.setting.folds)[self.fold]
 
     @property
     def name(self) -> str:
-        return f"{self.variant.name}-{self.lr:g}" if self.trial else f"{self.variant.name}-{self.seed}"
+        if self.kind == TRIAL:
+            return f"{self.variant.name}-{self.lr:g}"
+        return f"{self.variant.name}-{self.seed}" + (f"-{self.fold}" if len(self.setting.folds) > 1 else "")
 
     @property
     def folder(self) -> str:
-        return f"{'trials' if self.trial else 'units'}/{self.name}"
+        return f"{self.setting.name}/{self.kind}/{self.name}"
 
 
-def trials(plan: Plan, tasks: Tasks) -> list[Unit]:
+def trials(setting: Setting) -> list[Unit]:
     """Every rate of pretraining, with every rate of the first mode of adaptation."""
+    plan = setting.plan
     return [
-        Unit(
-            plan,
-            tasks,
-            variant,
-            plan.trial_seed,
-            lr,
-            {variant.modes[0]: rates_of(plan, variant.modes[0])[1]},
-            trial=True,
-        )
-        for variant in VARIANTS
+        _trial(setting, variant, lr, {variant.modes[0]: rates_of(plan, variant.modes[0])[1]})
+        for variant in setting.variants
         for lr in plan.rates
     ]
 
 
-def further_trials(plan: Plan, tasks: Tasks, chosen: dict[str, float]) -> list[Unit]:
+def further_trials(setting: Setting, chosen: dict[str, float]) -> list[Unit]:
     """Every rate of the other modes, from the run with the chosen rate of pretraining, whose trial it goes on with."""
     return [
-        Unit(
-            plan, tasks, variant, plan.trial_seed, chosen[variant.name],
-            {mode: rates_of(plan, mode)[1] for mode in variant.modes}, trial=True,
-        )
-        for variant in VARIANTS
+        _trial(setting, variant, chosen[variant.name], {m: rates_of(setting.plan, m)[1] for m in variant.modes})
+        for variant in setting.variants
         if len(variant.modes) > 1
-    ]  # fmt: skip
+    ]
 
 
-def units(plan: Plan, tasks: Tasks, choices: dict[str, Any]) -> list[Unit]:
+def _trial(setting: Setting, variant: Variant, lr: float, rates: dict[str, tuple[float, ...]]) -> Unit:
+    return Unit(setting, variant, setting.plan.trial_seed, lr, rates, TRIAL, judged=setting.trials.judged)
+
+
+def screening(setting: Setting, methods: dict[str, Any]) -> list[Unit]:
+    """Every fold with the first variant, a shared LoRA, which is none of those that a claim is about alone."""
+    variant = setting.variants[0]
+    own = methods[variant.name]
+    rates = {mode: (own["modes"][mode],) for mode in variant.modes[:1]}
+    return [
+        Unit(setting, variant, setting.plan.trial_seed, own["lr"], rates, SCREEN, fold, tasks.judged)
+        for fold, tasks in enumerate(setting.screens)
+    ]
+
+
+def units(setting: Setting, choices: dict[str, Any], seeds: int | None = None) -> list[Unit]:
     """Seed by seed, so that a study that is stopped early can compare all variants on the seeds that it has."""
+    methods, kept = choices["methods"], choices.get("kept")
     return [
         Unit(
-            plan, tasks, variant, seed, choices[variant.name]["lr"],
-            {mode: (choices[variant.name]["modes"][mode],) for mode in variant.modes},
+            setting,
+            variant,
+            seed,
+            methods[variant.name]["lr"],
+            {mode: (methods[variant.name]["modes"][mode],) for mode in variant.modes},
+            fold=fold,
+            judged=tuple(task for task in tasks.judged if kept is None or task in kept),
         )
-        for i, seed in enumerate(plan.seeds)
-        for variant in VARIANTS
+        for i, seed in enumerate(setting.plan.seeds[:seeds])
+        for variant in setting.variants
         if variant.seeds is None or i < variant.seeds
-    ]  # fmt: skip
+        for fold, tasks in enumerate(setting.folds)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import pytest
 
 from mhr.analysis.verdicts import Question
 from mhr.data import load_tasks
+from mhr.data.skills import skills_suite
 from mhr.report.sources import read_sources
-from mhr_benchmarks.studies import paper
+from mhr_benchmarks.studies import paper, paper_settings
 from mhr_benchmarks.studies.choices import frozen
 from mhr_benchmarks.studies.paper import choose, do, plan_of_trials
 from mhr_benchmarks.studies.paper_claims import CLAIMS, Claim, answers
 from mhr_benchmarks.studies.paper_page import publish
-from mhr_benchmarks.studies.paper_plan import QUICK, RANK, SKILLS, VARIANTS, Plan, Unit, suite, units
+from mhr_benchmarks.studies.paper_plan import RANK, SCREEN, SKILLS, TRIAL, VARIANTS, Plan, Setting, Unit, units
+from mhr_benchmarks.studies.paper_settings import suite
 
 TASKS = [(f"t{i}", seed) for i in range(6) for seed in range(8)]
 
@@ -52,6 +55,11 @@ def test_a_lower_loss_is_the_better_one() -> None:
     assert told.findings[0].paired.difference > 0
 
 
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    return suite(tmp_path_factory.mktemp("study"), quick=True)
+
+
 def test_every_question_names_what_the_plan_makes() -> None:
     known = set()
     for variant in VARIANTS:
@@ -69,33 +77,81 @@ def test_banks_and_the_wide_lora_hold_equal_numbers() -> None:
     assert {own["alpha"] for own in settings.values()} == {float(RANK)}
 
 
-def test_validation_tasks_are_trained_on_by_no_run_and_judge_no_claim(tmp_path: Path) -> None:
-    plan = replace(Plan(), test=20, seen=2)
-    tasks = suite(plan, tmp_path)
-    assert (len(tasks.training), len(tasks.validation), len(tasks.test)) == (59, 12, 15)
-    assert not set(tasks.training) & set(tasks.validation)
-    read = load_tasks(tasks.file)
-    assert set(read.training()) == set(tasks.training)
-    assert set(read.held_out()) == {*tasks.validation, *tasks.test}
-    assert len({read[name].category for name in tasks.validation}) == 3
-    assert len(read[tasks.test[0]].test) == 20
-    chosen = {v.name: {"lr": 0.1, "modes": dict.fromkeys(v.modes, 0.2)} for v in VARIANTS}
-    made = units(plan, tasks, chosen)
+def chosen(setting: Setting, lr: float = 3e-3, rate: float = 0.1) -> dict[str, Any]:
+    """Choices that no trial made."""
+    methods = {
+        v.name: {
+            "lr": lr,
+            "modes": dict.fromkeys(v.modes, rate),
+            "trials": {f"{lr:g}": {mode: {f"{rate:g}": 0.5} for mode in v.modes}},
+        }
+        for v in setting.variants
+    }
+    return {"methods": methods}
+
+
+def test_tasks_of_the_trials_are_trained_on_by_no_run_and_judge_no_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paper_settings, "skills_suite", lambda *sizes: skills_suite(0, 30, 110))
+    full = suite(tmp_path)
+    (test,) = full.folds
+    assert (len(test.training), len(full.trials.judged), len(test.judged)) == (59, 12, 15)
+    assert full.trials.training == test.training
+    assert not {*test.training} & {*full.trials.judged, *test.judged}
+    read = load_tasks(test.file, limit_test=400)
+    assert set(read.training()) == set(test.training)
+    assert set(read.held_out()) == {*full.trials.judged, *test.judged}
+    assert len({read[name].category for name in full.trials.judged}) == 3
+    assert (len(read[test.judged[0]].test), len(read[test.training[0]].test)) == (110, 20)
+    made = units(full, chosen(full))
     assert len({unit.folder for unit in made}) == len(made) == 16 * 4 + 8 * 2
     assert [unit.seed for unit in made[:6]] == [1] * 6
+    assert len(units(full, chosen(full), seeds=2)) == 12
 
 
-def test_trials_choose_for_each_variant_and_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rate of pretraining by the best rate of the first mode, those of other modes from that run."""
-    plan, tasks, asked = Plan(seeds=(1,)), suite(QUICK, tmp_path), []
+def test_every_real_task_is_tested_once_by_runs_that_never_saw_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paper_settings, "encoder", lambda: "a folder")
+    rows = [
+        {"task": f"t{t:02}", "input": f"{t} {i}", "targets": ["no", "yes"][i % 2], "choices": ["no", "yes"], "split": split,
+         "category": f"c{t % 4}"}
+        for t in range(17)
+        for split, first, last in (("train", 0, 250), ("test", 250, 260))
+        for i in range(first, last)
+    ]  # fmt: skip
+    file = tmp_path / "source.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = paper_settings.real(tmp_path, str(file))
+    judged = [task for fold in made.folds for task in fold.judged]
+    assert len(made.folds) == 5
+    assert len(judged) == len(set(judged)) == 17 - len(made.trials.judged) == 11
+    for fold, screen in zip(made.folds, made.screens, strict=True):
+        assert not set(fold.judged) & set(fold.training)
+        assert set(made.trials.judged) <= set(fold.training)
+        assert (fold.judged, fold.training) == (screen.judged, screen.training)
+    fold, screen = made.folds[0], made.screens[0]
+    held, other = (load_tasks(tasks.file).held_out() for tasks in (fold, screen))
+    assert set(held) == set(fold.judged)
+    first = fold.judged[0]
+    assert not {e.input for e in held[first].test} & {e.input for e in other[first].test}  # nothing is looked at twice
+    assert not {e.input for e in other[first].train} & {e.input for e in other[first].test}
+    kept = judged[:4]
+    made_units = units(made, chosen(made) | {"kept": kept})
+    assert {task for unit in made_units for task in unit.judged} == set(kept)
+    assert len({unit.folder for unit in made_units}) == 5 * 5 * 5
 
-    def made_up(pieces: list[Unit], output: Path, workers: int) -> None:
+
+def made_up(asked: list[tuple[str, ...]], score: Callable[[Unit, float], float]) -> Callable[..., None]:
+    """In place of the runs: scores that a function gives."""
+
+    def run_all(pieces: list[Unit], output: Path, workers: int) -> None:
         for unit in pieces:
             asked.append((unit.folder, *unit.rates))
             scores = {
-                f"{mode} {rate:g}": {
-                    task: {str(unit.seed): {"score": 0.5 + 0.1 * (unit.lr == 0.003) - abs(rate - 0.003)}}
-                    for task in tasks.validation
+                f"{mode} {rate:g}" if unit.kind == TRIAL else mode: {
+                    task: {str(unit.seed): {"score": score(unit, rate), "majority": 0.5}} for task in unit.judged
                 }
                 for mode, rates in unit.rates.items()
                 for rate in rates
@@ -103,38 +159,60 @@ def test_trials_choose_for_each_variant_and_mode(tmp_path: Path, monkeypatch: py
             (output / unit.folder).mkdir(parents=True, exist_ok=True)
             (output / unit.folder / "state.json").write_text(json.dumps({"scores": scores}))
 
-    monkeypatch.setattr(paper, "run_all", made_up)
-    choose(plan, tasks, tmp_path, tmp_path / "paper.json", 1)
-    assert asked[-1] == ("trials/mhr-0.003", "mhr", "z", "mu")
+    return run_all
+
+
+def test_trials_choose_for_each_variant_and_mode(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate of pretraining by the best rate of the first mode, those of other modes from that run."""
+    asked: list[tuple[str, ...]] = []
+    setting = replace(setting, plan=Plan(seeds=(1,)))
+    monkeypatch.setattr(
+        paper, "run_all", made_up(asked, lambda unit, rate: 0.5 + 0.1 * (unit.lr == 0.003) - abs(rate - 0.003))
+    )
+    choose(setting, tmp_path, tmp_path / "paper.json", 1)
+    assert asked[-1] == ("suite/trials/mhr-0.003", "mhr", "z", "mu")
     assert len(asked) == 6 * 3 + 1
-    methods = frozen(tmp_path / "paper.json", plan_of_trials(plan, tasks), committed=False)
-    assert methods is not None
-    assert {name: own["lr"] for name, own in methods.items()} == {v.name: 0.003 for v in VARIANTS}
-    assert methods["mhr"]["modes"] == {"mhr": 0.003, "z": 0.1, "mu": 0.003}
-    assert set(methods["lora"]["trials"]) == {"0.001", "0.003", "0.01"}
+    decided = frozen(tmp_path / "paper.json", plan_of_trials(setting), committed=False)
+    assert decided is not None
+    assert {name: own["lr"] for name, own in decided["methods"].items()} == {v.name: 0.003 for v in VARIANTS}
+    assert decided["methods"]["mhr"]["modes"] == {"mhr": 0.003, "z": 0.1, "mu": 0.003}
+    assert set(decided["methods"]["lora"]["trials"]) == {"0.001", "0.003", "0.01"}
+    assert "kept" not in decided
     # More test seeds are no other plan.
-    assert frozen(tmp_path / "paper.json", plan_of_trials(replace(plan, seeds=(1, 2)), tasks), committed=False)
+    more = replace(setting, plan=Plan(seeds=(1, 2)))
+    assert frozen(tmp_path / "paper.json", plan_of_trials(more), committed=False)
+
+
+def test_tasks_without_headroom_are_left_out(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    fold = setting.folds[0]
+    folds = (replace(fold, judged=fold.judged[:1]), replace(fold, judged=fold.judged[1:]))
+    setting = replace(setting, folds=folds, screens=folds)
+    by_fold = {0: 0.7, 1: 0.55}
+    monkeypatch.setattr(
+        paper, "run_all", made_up(asked, lambda unit, rate: by_fold[unit.fold] if unit.kind == SCREEN else 0.5)
+    )
+    choose(setting, tmp_path, tmp_path / "paper.json", 1)
+    assert [folder for folder, *_ in asked[-2:]] == ["suite/screen/lora-100-0", "suite/screen/lora-100-1"]
+    decided = frozen(tmp_path / "paper.json", plan_of_trials(setting), committed=False)
+    assert decided is not None
+    assert decided["kept"] == list(fold.judged[:1])
+    assert decided["screening"][fold.judged[1]] == {"score": 0.55, "majority": 0.5}
 
 
 @pytest.mark.slow
-def test_a_small_study_from_training_to_its_page(tmp_path: Path) -> None:
-    tasks = suite(QUICK, tmp_path)
-    chosen: dict[str, Any] = {
-        v.name: {
-            "lr": 3e-3,
-            "modes": dict.fromkeys(v.modes, 0.1),
-            "trials": {"0.003": {m: {"0.1": 0.5} for m in v.modes}},
-        }
-        for v in VARIANTS
-    }
-    planned = units(replace(QUICK, seeds=(1,)), tasks, chosen)
+def test_a_small_study_from_training_to_its_page(setting: Setting, tmp_path: Path) -> None:
+    decided = chosen(setting)
+    planned = units(setting, decided, seeds=1)
     made = [unit for unit in planned if unit.variant.name in ("lora", "mhr")]
     for unit in made:
         do(unit, tmp_path)
         kept = (tmp_path / unit.folder / "state.json").read_text()
         do(unit, tmp_path)
         assert (tmp_path / unit.folder / "state.json").read_text() == kept  # nothing is done twice
-    told = publish(QUICK, planned, chosen, tmp_path, tmp_path / "results", tmp_path / "docs", "the command")
+    told = publish(setting, planned, decided, tmp_path, tmp_path / "results", tmp_path / "docs", "the command")
     assert "Claim 4: undecided" in told
     record = json.loads((tmp_path / "results" / "study_suite.json").read_text())
     assert set(record["scores"]) == {
@@ -142,7 +220,7 @@ def test_a_small_study_from_training_to_its_page(tmp_path: Path) -> None:
         "mhr further zero-shot",
     }  # fmt: skip
     assert record["losses"]["mhr-1"].keys() == {"2", "4"}
-    assert len(record["losses"]["mhr-1"]["4"]) == QUICK.n_training
+    assert len(record["losses"]["mhr-1"]["4"]) == len(setting.folds[0].training)
     page = (tmp_path / "docs" / "study.md").read_text()
     for line in (
         "`the command`",
