@@ -16,6 +16,7 @@ from . import (
     demo_llm,
     doctor,
     evaluate,
+    extract,
     import_,
     inspect,
     merge,
@@ -107,3 +108,4 @@ _add(demo.demo, demo.EXAMPLES)
 _add(demo_llm.demo_llm, demo_llm.EXAMPLES)
 _add(import_.import_, import_.EXAMPLES)
 _add(route.route, route.EXAMPLES)
+_add(extract.extract, extract.EXAMPLES)

@@ -30,6 +30,7 @@ OUTPUT_MARKS = (
     "demo_llm.json",
     "mhr_config.json",
     "merge_report.json",
+    "extract_report.json",
     "evaluation.json",
     "harness.json",
     "inspection.json",

@@ -20,6 +20,7 @@ import typer
 from mhr.analysis.settings import InspectConfig
 from mhr.errors import ConfigError
 from mhr.loading import Loading
+from mhr.merging.extract_settings import ExtractConfig
 from mhr.merging.methods import MergeConfig, own_settings
 from mhr.prediction.settings import PredictConfig
 from mhr.runs.config import Said, all_settings, assignments, typed
@@ -45,6 +46,7 @@ PANELS = {
     "predict": "Answers",
     "sweep": "Settings",
     "import": "Settings",
+    "extract": "Settings",
     "route": "Settings",
 }
 """Section -> the heading of its flags in help."""
@@ -58,6 +60,7 @@ OF_COMMANDS: dict[str, type] = {
     "predict": PredictConfig,
     "sweep": SweepConfig,
     "import": ImportConfig,
+    "extract": ExtractConfig,
     "route": RouteConfig,
 }
 """Sections that no file of settings has."""

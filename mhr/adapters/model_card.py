@@ -75,6 +75,7 @@ class Origin:
     scores      task -> "score" in [0, 1] (correlations in [-1, 1]), its "metric" and "n", the number of examples
     collection  what it was scored on, and of which split
     name        what the folder is called where it is read: its own name, or OWNER/NAME on the hub
+    cites       whether a method of this library made it, whose paper is to be cited
     """
 
     tasks: Sequence[str] = ()
@@ -84,6 +85,7 @@ class Origin:
     collection: str = ""
     split: str = ""
     name: str = ""
+    cites: bool = True
 
 
 def write_card(written: PeftFolder, plain: PlainAdapter, origin: Origin) -> Path:
@@ -125,7 +127,7 @@ def write_card(written: PeftFolder, plain: PlainAdapter, origin: Origin) -> Path
         collection=_code(name_for_others(origin.collection)),
         split=origin.split,
         remarks=[_inline(remark) for remark in written.remarks],
-        papers=_papers(origin.runs),
+        papers=_papers(origin.runs) if origin.cites else [],
     )
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")
     return write_text_atomically(folder / CARD_FILE, str(card))

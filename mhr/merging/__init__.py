@@ -34,6 +34,8 @@ _HOME = {
     "merge_uniform": "mhr.merging.averages",
     "merge_weighted": "mhr.merging.averages",
     "read_report": "mhr.merging.report",
+    "ExtractConfig": "mhr.merging.extract_settings",
+    "extract": "mhr.merging.extraction",
     "find_weights": "mhr.merging.weight_search",
     "serving_lines": "mhr.merging.serving",
 }
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from mhr.merging.averages import combine_uniform, combine_weighted, merge_task, merge_uniform, merge_weighted
     from mhr.merging.combination import Combination, combines
     from mhr.merging.each_task import merge_each_task
+    from mhr.merging.extract_settings import ExtractConfig
+    from mhr.merging.extraction import extract
     from mhr.merging.fisher import combine_fisher
     from mhr.merging.mera import combine_mera
     from mhr.merging.methods import FORMS, MERGE_METHODS, SPACES, MergeConfig, MergeMethod
