@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer, Segments
-from mhr.ops import routed_adapter, routed_linear, token_adapter
+from mhr.ops import routed_adapter, routed_linear
 from mhr.routing import Router, RoutingState, TokenRouter
 
 
@@ -125,10 +125,8 @@ class RoutedLinear(RoutedLayer):
     def by_token(self, x: Tensor) -> Tensor:
         router = self.router
         assert isinstance(router, TokenRouter)
-        chosen, shares = router.choose(x.reshape(-1, x.shape[-1]))
-        y = self.base_output(x)
         a, b = (bank.squeeze(0) for bank in self.factors().values())
-        return token_adapter(y, x.to(y.dtype), a, b, chosen, shares, self.scaling)
+        return router.add_to(self.base_output(x), x, a, b, self.scaling)
 
     def mixed_dtype(self) -> torch.dtype | None:
         if self.config.routing.transforms:

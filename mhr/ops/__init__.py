@@ -10,7 +10,7 @@ from mhr.ops.routed_adapter import routed_adapter
 from mhr.ops.routed_bottleneck import routed_bottleneck
 from mhr.ops.routed_linear import routed_linear
 from mhr.ops.routed_linears import routed_linears
-from mhr.ops.token_adapter import token_adapter
+from mhr.ops.token_adapter import token_adapter, token_routed_adapter
 from mhr.ops.weighted_average import weighted_average
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "routed_linear",
     "routed_linears",
     "token_adapter",
+    "token_routed_adapter",
     "weighted_average",
 ]

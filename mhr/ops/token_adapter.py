@@ -1,11 +1,13 @@
-"""token_adapter: low-rank adapters chosen token by token, k of S, added to y."""
+"""token_adapter: low-rank adapters chosen token by token, k of S; token_routed_adapter: with the choice, for inference."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mhr.ops.checks import check, check_shape
+from mhr.ops.autograd import refuse_transforms
+from mhr.ops.checks import accumulator, check, check_shape
+from mhr.ops.native import register_op
 from mhr.ops.routed_adapter import n_tokens, routed_adapter
 
 
@@ -45,3 +47,115 @@ def token_adapter(
     update = routed_adapter(given.new_zeros(n * k, B.shape[-1]), given, A, B, adapters, scale, offsets=offsets)
     update = update * shares.flatten().index_select(0, order)[:, None].to(update.dtype)
     return y.reshape(n, B.shape[-1]).index_add(0, tokens, update).view(y.shape)
+
+
+def token_scores(x: Tensor, directions: Tensor, normalised: bool = False) -> Tensor:
+    """Scores [N, S] of tokens x `[N, I]` by directions `[S, I]`, in the directions' dtype: `|x . d|`, or, normalised,
+    `x . d / sqrt(var(x) + 1e-5)`, var over the I features. Differentiable."""
+    x = x.to(directions.dtype)
+    found = x @ directions.T
+    if not normalised:
+        return found.abs()
+    return found * (x.var(-1, keepdim=True, unbiased=False) + 1e-5).rsqrt()
+
+
+def token_shares(scores: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """What tokens with these scores `[N, S]` take: the adapters of the k highest, int64 [N, k], and the softmax over these, [N, k]."""
+    best, chosen = scores.topk(top_k, dim=-1)
+    return chosen, torch.softmax(best / temperature, -1)
+
+
+def token_routed_adapter(
+    y: Tensor,
+    x: Tensor,
+    directions: Tensor,
+    A: Tensor,
+    B: Tensor,
+    *,
+    top_k: int,
+    temperature: float = 1.0,
+    normalised: bool = False,
+    scale: float = 1.0,
+) -> Tensor:
+    """`token_adapter` by the shares that `token_shares` gives to `token_scores`; IN PLACE in y, which it returns. Not differentiable.
+
+    On the CPU one kernel does all of it, tile by tile: x and y come from memory once, whatever k is.
+
+    Args:
+        y: `[..., O]`, contiguous; x: `[..., I]`, the same leading dimensions and dtype.
+        directions: `[S, I]`, float32 (float64 for float64).
+        A: `[S, I, R]`; B: `[S, R, O]`; the dtype of x or float32.
+
+    Raises RuntimeError where shapes or dtypes do not fit, and for a top_k outside 1..S.
+    """
+    refuse_transforms("token_routed_adapter")
+    with torch.no_grad():
+        _forward(
+            y,
+            x.contiguous(),
+            directions.contiguous(),
+            A.contiguous(),
+            B.contiguous(),
+            top_k,
+            temperature,
+            normalised,
+            scale,
+        )
+    return y
+
+
+def token_routed_adapter_reference(
+    y: Tensor,
+    x: Tensor,
+    directions: Tensor,
+    A: Tensor,
+    B: Tensor,
+    top_k: int,
+    temperature: float,
+    normalised: bool,
+    scale: float,
+) -> None:
+    _check(y, x, directions, A, B, top_k)
+    scores = token_scores(x.reshape(n_tokens(x), x.shape[-1]), directions, normalised)
+    chosen, shares = token_shares(scores, top_k, temperature)
+    tokens, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    for s in range(A.shape[0]):
+        token, j = (chosen == s).nonzero(as_tuple=True)
+        update = tokens[token] @ A[s].to(x.dtype) @ B[s].to(x.dtype)
+        out.index_add_(0, token, update * (scale * shares[token, j, None]).to(update.dtype))
+
+
+def _check(y: Tensor, x: Tensor, directions: Tensor, A: Tensor, B: Tensor, top_k: int) -> None:
+    op = "token_routed_adapter"
+    check(A.dim() == 3 and B.dim() == 3, f"mhr::{op}: A and B must have three axes, got {A.dim()} and {B.dim()}")
+    check_shape(op, "A", A, "S I R", (A.shape[0], x.shape[-1], A.shape[2]))
+    check_shape(op, "B", B, "S R O", (A.shape[0], A.shape[2], B.shape[2]))
+    check_shape(op, "directions", directions, "S I", (A.shape[0], x.shape[-1]))
+    check(
+        directions.dtype == accumulator(x.dtype),
+        f"mhr::{op}: directions must be {accumulator(x.dtype)} beside x of {x.dtype}, got {directions.dtype}",
+    )
+    check_shape(op, "y", y, "... O", (*x.shape[:-1], B.shape[2]))
+    check(1 <= top_k <= A.shape[0], f"mhr::{op}: top_k must lie in 1..{A.shape[0]}, got {top_k}")
+
+
+def _fake(
+    y: Tensor,
+    x: Tensor,
+    directions: Tensor,
+    A: Tensor,
+    B: Tensor,
+    top_k: int,
+    temperature: float,
+    normalised: bool,
+    scale: float,
+) -> None:
+    _check(y, x, directions, A, B, top_k)
+
+
+_forward = register_op(
+    "token_routed_adapter(Tensor(a!) y, Tensor x, Tensor directions, Tensor A, Tensor B, int top_k, float temperature,"
+    " bool normalised, float scale) -> ()",
+    token_routed_adapter_reference,
+    _fake,
+)

@@ -29,7 +29,4 @@ def arrow_directions(A: Tensor, B: Tensor) -> Tensor:
 class ArrowRouter(TokenRouter):
     """`score(x, v_s) = |x . v_s|`, v_s the input direction that LoRA s changes most: see `arrow_directions`."""
 
-    def scores(self, x: Tensor) -> Tensor:
-        return (x @ self.directions.T).abs()
-
     directions_of = staticmethod(arrow_directions)

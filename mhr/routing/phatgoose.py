@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mhr.config import AdapterConfig
+from mhr.ops import token_adapter
 from mhr.routing.router import routers
 from mhr.routing.tokens import TokenRouter
 
@@ -22,6 +23,7 @@ class PhatgooseRouter(TokenRouter):
     adds `sigmoid(x . v_s) (alpha / R) (x A_s) B_s` for all tokens: see `gating`.
     """
 
+    normalised = True
     gate: nn.Parameter | None
 
     def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0, inputs: int = 0):
@@ -29,9 +31,10 @@ class PhatgooseRouter(TokenRouter):
         self.gated = 0
         self.register_parameter("gate", None)
 
-    def scores(self, x: Tensor) -> Tensor:
-        size = (x.shape[-1],)
-        return F.layer_norm(x, size) @ F.layer_norm(self.directions, size).T / x.shape[-1] ** 0.5
+    def scored_by(self) -> Tensor:
+        # The mean of x falls out, since a normalised gate adds up to 0.
+        size = self.directions.shape[1]
+        return F.layer_norm(self.directions, (size,)) / size**0.5
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.gate is None:
@@ -39,6 +42,11 @@ class PhatgooseRouter(TokenRouter):
         with torch.autocast(x.device.type, enabled=False):
             shares = torch.sigmoid(x.to(self.gate.dtype) @ self.gate)[:, None]
         return torch.full_like(shares, self.gated, dtype=torch.long), shares
+
+    def add_to(self, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        if self.gate is None:
+            return super().add_to(y, x, A, B, scale)
+        return token_adapter(y, x.to(y.dtype), A, B, *self.choose(x.reshape(-1, x.shape[-1])), scale)
 
     @contextmanager
     def gating(self, skill: int) -> Iterator[nn.Parameter]:

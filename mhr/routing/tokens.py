@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor
 
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError
+from mhr.ops import token_adapter, token_routed_adapter
+from mhr.ops.token_adapter import token_scores, token_shares
 from mhr.routing.batch import RoutingBatch
 from mhr.routing.router import Router
 
@@ -17,6 +18,7 @@ from mhr.routing.router import Router
 class TokenRouter(Router):
     """A router of one layer that scores skills by its input x [N, I] and takes the k best of each token:
 
+        score(x, d) = |x . d|, or, `normalised`, x . d / sqrt(var(x) + 1e-5)
         chosen[n] = top_k_s score(x[n], d_s),    shares[n, j] = softmax_j(score(x[n], d_chosen[n, j]) / temperature)
 
     `directions` d [S, I] has a row for each skill. Skills are LoRAs, named as the tasks of the bank. A layer adds
@@ -28,6 +30,7 @@ class TokenRouter(Router):
     """
 
     per_task = ("directions",)
+    normalised = False
     directions: Tensor
 
     def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0, inputs: int = 0):
@@ -49,22 +52,45 @@ class TokenRouter(Router):
         """The directions [S, I] of LoRAs A [S, I, R], B [S, R, O], where they follow from these; None where they are trained."""
         return None
 
-    @abstractmethod
-    def scores(self, x: Tensor) -> Tensor:
-        """Scores [N, S] of tokens x [N, I], in the dtype of the directions."""
+    def scored_by(self) -> Tensor:
+        """What `token_scores` takes as the directions [S, I]."""
+        return self.directions
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The skills that tokens x [N, I] take, int64 [N, k], and how much of each, [N, k] in the dtype of the directions, 1 in all.
 
         Raises ConfigError where the directions were never found.
         """
+        self._check_known()
+        with torch.autocast(x.device.type, enabled=False):  # rounded, two scores that lie close would be one
+            scores = token_scores(x, self.scored_by(), self.normalised)
+            return token_shares(scores, self.settings.top_k, self.settings.temperature)
+
+    def add_to(self, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
+        """What the layer adds to y [..., O] for its input x [..., I], by skills A [S, I, R] and B [S, R, O]. Where nothing is
+        differentiated, on the CPU, y itself is changed."""
+        fused = x.device.type == "cpu" and x.dtype == y.dtype and y.is_contiguous()
+        if not fused or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            chosen, shares = self.choose(x.reshape(-1, x.shape[-1]))
+            return token_adapter(y, x.to(y.dtype), A, B, chosen, shares, scale)
+        self._check_known()
+        return token_routed_adapter(
+            y,
+            x,
+            self.scored_by(),
+            A,
+            B,
+            top_k=self.settings.top_k,
+            temperature=self.settings.temperature,
+            normalised=self.normalised,
+            scale=scale,
+        )
+
+    def _check_known(self) -> None:
         if not self.known:
             raise ConfigError(
                 f"method {self.config.method!r} has no directions yet by which to choose: mhr route makes them, or load_adapter reads them"
             )
-        with torch.autocast(x.device.type, enabled=False):  # rounded, two scores that lie close would be one
-            best, chosen = self.scores(x.to(self.directions.dtype)).topk(self.settings.top_k, dim=-1)
-            return chosen, torch.softmax(best / self.settings.temperature, -1)
 
     def fill(self, directions: Tensor) -> None:
         """Choose by these directions [S, I]."""

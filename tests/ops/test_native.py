@@ -32,6 +32,7 @@ OPS = {
     "routed_linear_forward",
     "routed_linears_backward",
     "routed_linears_forward",
+    "token_routed_adapter",
     "weighted_average",
 }
 

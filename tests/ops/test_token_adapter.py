@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mhr.ops import token_adapter
+from mhr.ops import token_adapter, token_routed_adapter
+from mhr.ops.token_adapter import token_routed_adapter_reference
 from tests.helpers import DTYPES, assert_close
 
 SCALE = 0.7
@@ -95,3 +96,75 @@ def test_work_does_not_grow_with_the_adapters_to_choose_from(monkeypatch: pytest
 def test_shapes_that_do_not_fit(changed: dict[str, Tensor], said: str) -> None:
     with pytest.raises(RuntimeError, match=said):
         token_adapter(**{**case(9, 2), **changed})
+
+
+# ---- with the choice, for inference -----------------------------------------------------------------------------------
+
+
+def routed_case(n: int, dtype: torch.dtype, sizes: tuple[int, int, int], skills: int = 5) -> dict[str, Tensor]:
+    given = case(n, 1, dtype, skills=skills, sizes=sizes)
+    torch.manual_seed(n)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    given["directions"] = torch.randn(skills, sizes[0], dtype=torch.float64).to(wide) / sizes[0] ** 0.5
+    return {name: given[name] for name in ("y", "x", "directions", "A", "B")}
+
+
+def routed_formula(
+    y: Tensor, x: Tensor, directions: Tensor, A: Tensor, B: Tensor, top_k: int, temperature: float, normalised: bool
+) -> Tensor:
+    """Token by token, in the dtype of what is given."""
+    out = y.clone()
+    for n, token in enumerate(x):
+        scores = directions @ token
+        scores = scores / (token.var(unbiased=False) + 1e-5).sqrt() if normalised else scores.abs()
+        best = scores.topk(top_k).indices
+        shares = torch.softmax(scores[best] / temperature, 0)
+        out[n] += SCALE * sum(shares[j] * (token @ A[s] @ B[s]) for j, s in enumerate(best))
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize(("n", "top_k", "sizes"), [(1, 1, (6, 7, 3)), (300, 2, (65, 31, 16)), (70, 5, (130, 192, 33))])
+def test_accuracy_with_the_choice(
+    dtype: torch.dtype, normalised: bool, n: int, top_k: int, sizes: tuple[int, int, int]
+) -> None:
+    given = routed_case(n, dtype, sizes)
+    how = {"top_k": top_k, "temperature": 0.6, "normalised": normalised}
+    truth = routed_formula(**{name: t.double() for name, t in given.items()}, **how)  # type: ignore[arg-type]
+    same = {name: t.clone() for name, t in given.items()}
+    token_routed_adapter_reference(**same, **how, scale=SCALE)  # type: ignore[arg-type]
+    found = token_routed_adapter(**given, **how, scale=SCALE)  # type: ignore[arg-type]
+    assert found is given["y"]
+    assert_close({"y": found}, {"y": truth}, dtype)
+    assert_close({"y": same["y"]}, {"y": truth}, dtype)
+
+
+def test_banks_of_float32_beside_half_precision_leading_dimensions_and_no_tokens() -> None:
+    given = routed_case(24, torch.bfloat16, (65, 31, 4))
+    given |= {name: given[name].float() for name in ("A", "B")}
+    truth = routed_formula(
+        **{name: t.double() for name, t in given.items()}, top_k=2, temperature=1.0, normalised=False
+    )
+    shaped = {name: t.view(2, 3, 4, -1) if name in ("x", "y") else t for name, t in given.items()}
+    shaped["x"] = torch.stack([shaped["x"], shaped["x"]], -1)[..., 0]  # strided
+    found = token_routed_adapter(**shaped, top_k=2, scale=SCALE)
+    assert_close({"y": found.view(24, -1)}, {"y": truth}, torch.bfloat16)
+    none = {name: t[:0] if name in ("x", "y") else t for name, t in given.items()}
+    assert token_routed_adapter(**none, top_k=2).shape == (0, 31)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"top_k": 6}, r"top_k must lie in 1\.\.5, got 6"),
+        ({"top_k": 0}, r"top_k must lie in 1\.\.5, got 0"),
+        ({"directions": torch.zeros(4, 6, dtype=torch.float64)}, r"directions must have shape \(S, I\)"),
+        ({"directions": torch.zeros(5, 6)}, "directions must be"),
+        ({"B": torch.zeros(5, 2, 7, dtype=torch.float64)}, r"B must have shape \(S, R, O\)"),
+        ({"y": torch.zeros(9, 6, dtype=torch.float64)}, "y must have"),
+    ],
+)
+def test_a_choice_that_does_not_fit(changed: dict[str, Tensor], said: str) -> None:
+    with pytest.raises(RuntimeError, match=said):
+        token_routed_adapter(**{"top_k": 2, **routed_case(9, torch.float64, (6, 7, 3)), **changed})  # type: ignore[arg-type]
