@@ -330,3 +330,12 @@ def test_two_calls_before_one_backward_pass() -> None:
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     assert_same(both(), alone(both))
+
+
+def test_a_compiled_block_inside_a_model_computes_its_layers_one_by_one() -> None:
+    model = model_of(*ALL)
+    expected = step(model)
+    model.layers[0].compile(backend="eager", fullgraph=True)
+    found, calls = counted(lambda: step(model))
+    assert calls == 0
+    assert_same(found, expected)
