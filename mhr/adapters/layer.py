@@ -180,7 +180,7 @@ class FilmVectors(AdapterLayer):
 class BottleneckFactors(AdapterLayer):
     """The update `h -> gelu(h A + a) B + b` of a layer's output h (arXiv 2205.12410): a [O, R], b [R, O], bias_a [R], bias_b [O].
 
-    With scale and shift [O], which come together, `scale * LN(gelu(h A + a) B + b) + shift` (arXiv 2106.04489).
+    With scale_b and shift_b [O], which come together, `scale_b * LN(gelu(h A + a) B + b) + shift_b` (arXiv 2106.04489).
     """
 
     kind = "bottleneck"
@@ -190,17 +190,17 @@ class BottleneckFactors(AdapterLayer):
     b: Tensor
     bias_a: Tensor
     bias_b: Tensor
-    scale: Tensor | None = None
-    shift: Tensor | None = None
+    scale_b: Tensor | None = None
+    shift_b: Tensor | None = None
 
     @property
     def shape(self) -> Shape:
-        norm = self.scale is not None
+        norm = self.scale_b is not None
         return Shape(self.kind, (None, self.a.shape[0]), self.a.dtype, self.a.shape[1], norm=norm)
 
     def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
         biases = {"bias_a": self.bias_a[None], "bias_b": self.bias_b[None]}
-        norm = {f"{key}_b": t[None, None, None] for key, t in self.tensors().items() if key in ("scale", "shift")}
+        norm = {key: t[None, None, None] for key, t in self.tensors().items() if key in ("scale_b", "shift_b")}
         return _padded(self.rank, rank, bank_a=self.a, bank_b=self.b, **biases) | norm
 
 

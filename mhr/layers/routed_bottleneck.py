@@ -85,4 +85,4 @@ class RoutedBottleneck(RoutedLayer):
         tokens = grouped(F.layer_norm(update, update.shape[-1:]), rows.shape[0], offsets)
         at = rows if rows_b is None else rows_b
         scale, shift = (spread(t.squeeze(1)[at].to(h.dtype), tokens, offsets) for t in (scale, shift))
-        return h + (tokens * scale + shift).view(h.shape)
+        return h + (tokens * scale + shift).to(h.dtype).view(h.shape)

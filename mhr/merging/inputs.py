@@ -35,6 +35,10 @@ def check_sources(sources: Sequence[PlainAdapter], space: str, base: str | None 
             raise MergeError(
                 f"{one.name} is {ADAPTER_LAYERS[one.kind].title}, {other.name} is {ADAPTER_LAYERS[other.kind].title}: expected adapters of one kind"
             )
+        if next(iter(one.shapes.values())).norm != next(iter(other.shapes.values())).norm:
+            raise MergeError(
+                f"of {one.name} and {other.name} one has bottlenecks with a layer norm and the other without: expected adapters of one kind"
+            )
         _check_base(one, other, base)
         for name, difference in (
             (other.name, one.shapes.keys() - other.shapes.keys()),

@@ -52,11 +52,12 @@ class Projections(Contexts):
 
     def project(self, tasks: Tensor, groups: slice) -> Tensor:
         """e [G, U, E] of the tasks int64 [U] for the groups of these numbers, zeros for a task of -1 and one whose context is not known."""
-        hidden = self.first(self.vectors[tasks.clamp(min=0)])[None]
-        if self.blocks is not None and self.places is not None and self.third is not None:
-            block, place = self.at[groups].unbind(1)
-            hidden = hidden + self.third(torch.cat([self.blocks(block), self.places(place)], 1))[:, None]
-        found = self.norm(self.second(torch.relu(hidden)))
+        with torch.autocast(tasks.device.type, enabled=False):  # e is summed with, so that it keeps its digits
+            hidden = self.first(self.vectors[tasks.clamp(min=0)])[None]
+            if self.blocks is not None and self.places is not None and self.third is not None:
+                block, place = self.at[groups].unbind(1)
+                hidden = hidden + self.third(torch.cat([self.blocks(block), self.places(place)], 1))[:, None]
+            found = self.norm(self.second(torch.relu(hidden)))
         return torch.where(self.known(tasks)[:, None], found, 0.0).expand(groups.stop - groups.start, -1, -1)
 
     def parameter_groups(self, routing: ParameterGroup) -> list[ParameterGroup]:

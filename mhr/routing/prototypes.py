@@ -111,7 +111,9 @@ class Prototypes(Projections):
         device = self.vectors.device
         drawn, which = drawn.to(device), which.to(device)
         weight: float = self.settings.contrast
-        return weight * contrast(self.retrieve(self.instances[drawn, which]), self.vectors, drawn, self.settings.tau)
+        with torch.autocast(device.type, enabled=False):
+            z = self.retrieve(self.instances[drawn, which])
+            return weight * contrast(z, self.vectors, drawn, self.settings.tau)
 
 
 def contrast(z: Tensor, prototypes: Tensor, tasks: Tensor, tau: float) -> Tensor:

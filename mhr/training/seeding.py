@@ -111,5 +111,5 @@ def _put(layer: RoutedLayer, skill: int, given: AdapterLayer) -> None:
         # The heads' biases of the hidden units are averaged, so each head gets all of it.
         bank["bias_a"][..., :rank].copy_(given.bias_a.expand(heads, 1, -1))
         bank["bias_b"].copy_(given.bias_b.view(heads, 1, -1))
-        for name in ("scale", "shift") if layer.config.norm else ():
-            bank[f"{name}_b"].copy_(given.tensors()[name].view(heads, 1, -1))
+        for name in ("scale_b", "shift_b") if layer.config.norm else ():
+            bank[name].copy_(given.tensors()[name].view(heads, 1, -1))

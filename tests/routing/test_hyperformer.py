@@ -21,6 +21,7 @@ from mhr.adapters.plain import attach_plain
 from mhr.errors import ConfigError, MergeError
 from mhr.layers.parameter_groups import parameter_groups
 from mhr.merging.averages import merge_weighted
+from mhr.merging.inputs import check_sources
 from mhr.methods import refusal
 from mhr.routing.projections import Projections
 from mhr.runs import load_config
@@ -222,7 +223,7 @@ def test_generated_adapters_begin_as_small_as_others() -> None:
         for factor in (layer.a, layer.b):
             assert 0.015 < factor.std() < 0.025
         assert not layer.bias_a.any()
-        assert not layer.shift.any()
+        assert not layer.shift_b.any()
     mhr.detach(model)
     mhr.attach(model, AdapterConfig(method="hyperformer++", adapter="lora", rank=16), TASKS)
     layer = next(iter(collapse_task(checkpoint_of(model, "tiny"), "rte").layers.values()))
@@ -261,6 +262,34 @@ def test_hyperformer_plus_plus_trains_as_many_parameters_as_its_paper_says() -> 
     assert len(bank.layers) == 48
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert f"{trained / 8 / whole:.2%}" == "0.29%"
+
+
+@pytest.mark.parametrize("adapter", ["bottleneck", "lora", "film"])
+def test_under_autocast_and_in_bfloat16_it_is_close_and_of_the_same_dtype(adapter: str) -> None:
+    model = tiny_model("bert-encoder")
+    bank = mhr.attach(model, AdapterConfig(method="hyperformer++", adapter=adapter), TASKS)
+    randomise(bank, size=0.1)
+    batch = random_batch(model)
+    exact = model(**batch, task_ids=IDS)[0]
+    layer = next(iter(bank.layers.values()))
+    with torch.autocast("cpu", torch.bfloat16):
+        under = model(**batch, task_ids=IDS)[0]
+        with bank.routing(IDS):
+            assert layer(torch.randn(4, 3, layer.in_features)).dtype == torch.bfloat16
+        assert bank.weigh(bank.for_batch(IDS))[0].dtype == torch.float32
+    assert (under - exact).norm() / exact.norm() < 0.05
+    rounded = model.to(torch.bfloat16)(**batch, task_ids=IDS)[0]
+    assert (rounded - exact).norm() / exact.norm() < 0.05
+
+
+def test_bottlenecks_with_and_without_a_norm_do_not_merge(tmp_path: Path) -> None:
+    for name, norm in (("with", True), ("without", False)):
+        model = tiny_model("bert-encoder")
+        mhr.attach(model, AdapterConfig(method="shared", adapter="bottleneck", norm=norm), ["rte"])
+        save_adapter(model, tmp_path / name, base="tiny")
+    sources = [plain_of(open_bank(tmp_path / name)) for name in ("with", "without")]
+    with pytest.raises(MergeError, match="one has bottlenecks with a layer norm and the other without"):
+        check_sources(sources, "factor")
 
 
 @pytest.mark.parametrize(
