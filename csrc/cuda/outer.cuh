@@ -82,8 +82,10 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
     chunk_tokens = chunk.tokens;
     first_token = chunk.begin;
   }
-  if (threadIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0) p.chunk_rows[blockIdx.x] = found && u >= 0 ? u : -1;
-  if (!found) return;
+  const auto mark = [&](int row) {
+    if (threadIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0) p.chunk_rows[blockIdx.x] = row;
+  };
+  if (!found) return mark(-1);
   const auto token_at = [&](int i) {
     if constexpr (BY_ROWS) return size_t(tokens_of[i]);
     return size_t(i);
@@ -99,7 +101,7 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
     if constexpr (INNER)
       for (int q = int(threadIdx.x); q < chunk_tokens * ranks; q += S::kThreads)
         inner[token_at(q / ranks) * p.rank + q % ranks] = product_without(u);
-    return;
+    return mark(-1);
   }
 
   auto load_b = [&](int column) {
@@ -302,6 +304,7 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
     }
   }
 
+  mark(u);
   if constexpr (!INNER) {
     if (add_ranks && t == 0) {
 #pragma unroll

@@ -17,7 +17,7 @@ import torch
 
 from tests.emulation.adapter_cases import CASES, SPARSE, Case, Problem, check, with_wrong_offsets
 from tests.emulation.bounds import Bounded, product, worst
-from tests.emulation.emulator import CSRC, FLAVOURS, ROOT, build_changed, run
+from tests.emulation.emulator import CSRC, FLAVOURS, ROOT, build, build_changed, run
 from tests.emulation.test_mix import ITEMS, SUMS, backward_call, forward_call
 from tests.emulation.test_route import calls as route_calls
 from tests.emulation.test_route import compare as compare_route
@@ -438,6 +438,9 @@ def examine(driver: Path, mutant: Mutant) -> None:
         examine_adapter(driver, mutant.build, mutant.dtype)
 
 
+own = functools.cache(build)  # the driver as it is
+
+
 def try_mutant(mutant: Mutant, scratch: Path) -> str:
     """What noticed the bug; empty where nothing did."""
     path = scratch / "csrc" / "cuda" / mutant.file
@@ -445,7 +448,9 @@ def try_mutant(mutant: Mutant, scratch: Path) -> str:
     assert mutant.old in original, f"{mutant.name}: the text to change is not in {mutant.file}"
     path.write_text(original.replace(mutant.old, mutant.new, 1))
     try:
-        driver = build_changed(mutant.build, scratch / "csrc" / "cuda" / mutant.source, scratch / mutant.build)
+        driver = build_changed(
+            own(mutant.build), mutant.build, scratch / "csrc" / "cuda" / mutant.source, scratch / mutant.build
+        )
         examine(driver, mutant)
     except AssertionError as fault:
         lines = [line for line in str(fault).splitlines() if "ERROR:" in line or "WARNING:" in line]
