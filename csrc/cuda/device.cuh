@@ -127,6 +127,9 @@ struct SharedCarver {
   }
 };
 
+// Adds to an integer in shared memory that other threads add to as well: the sum is the same in any order.
+__device__ __forceinline__ void add_shared(int* to, int v) { atomicAdd(to, v); }
+
 using Stream = cudaStream_t;
 
 // What a call of the runtime said, which is taken from it: the next one who asks for the last error gets his own.

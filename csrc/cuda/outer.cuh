@@ -4,7 +4,8 @@
 // and on the way, for dy, its product with B (partial over groups of columns) and its column sums:
 //   inner[group, n, r] = sum_{c in group} D[n, c] B_u[r, c],   column_sums[chunk, c] = sum_n D[n, c]
 // or, for x, the sums of dz over the chunk: rank_sums[chunk, r] = sum_n t[n, r].
-// A block takes one chunk of one run, a group of column blocks one after the other, and up to RP of the rank. A thread
+// A block takes one chunk of one run or, where runs are short beside chunks, of the tokens that have one row in common,
+// a group of column blocks one after the other, and up to RP of the rank. A thread
 // adds what a column block gives of `inner` to what it wrote itself of the one before, which the L2 cache still has: so
 // there are few partial ones. Everything is added later in a fixed order by reduce.cuh: no atomics, the same bits in
 // every run.
@@ -24,12 +25,16 @@ struct OuterArgs {
   float* inner;        // [groups, N, R], only with INNER
   float* column_sums;  // [chunks, C] or null, only with INNER
   float* rank_sums;    // [chunks, R] or null, only without INNER
+  int* chunk_rows;     // [chunks]: the row that takes the chunk's sums, or -1
   Segments segments;
   int columns, rank, chunk, blocks_per_group;
   Activation activation;
   bool d_vectors, z_vectors, inner_pairs;
   int z_stride;  // of a row of z, R or more
 };
+
+// What a chunk of one row's tokens may have, and how many rows there may then be: their counts lie where D comes later.
+constexpr int kMostChunkTokens = 1024, kMostChunkRows = 8192;
 
 template <class T, int RP>
 struct OuterShape {
@@ -46,10 +51,11 @@ struct OuterShape {
   }
 };
 
-template <class T, int RP, bool INNER>
+template <class T, int RP, bool INNER, bool BY_ROWS>
 __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>::kBlocks) outer_kernel(OuterArgs p) {
   using S = OuterShape<T, RP>;
   using M = Matrix<T>;
+  static_assert((kMostChunkRows + 2) * sizeof(int) <= S::kStages * S::kTileD * sizeof(T));
   [[maybe_unused]] constexpr int kUnroll =
       sizeof(T) == 2 ? 2 : 1;  // split float32 fragments are as many registers as there are
   SharedCarver carve;
@@ -58,19 +64,44 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
   T* tile_b = nullptr;
   if constexpr (INNER) tile_b = carve.template take<T>(S::kTileB);
 
-  Tile chunk;
-  if (!find_tile(p.segments, int(blockIdx.x), p.chunk, chunk)) return;
-  const int u = factor_row(p.segments, chunk.segment);
+  // Token i of the chunk is token first_token + i of the tensors, or tokens_of[i].
+  int u, chunk_tokens, first_token = 0;
+  bool found;
+  [[maybe_unused]] int* tokens_of = nullptr;
+  if constexpr (BY_ROWS) {
+    tokens_of = carve.template take<int>(p.chunk);
+    RowChunk chunk;
+    found = find_row_chunk(p.segments, int(blockIdx.x), p.chunk, reinterpret_cast<int*>(tiles_d), tokens_of, chunk);
+    const int none = chunk.row - p.segments.n_rows;
+    u = none < 0 ? chunk.row : none == 0 ? kNoAdapter : kNoSuchRow;
+    chunk_tokens = chunk.tokens;
+  } else {
+    Tile chunk;
+    found = find_tile(p.segments, int(blockIdx.x), p.chunk, chunk);
+    if (found) u = factor_row(p.segments, chunk.segment);
+    chunk_tokens = chunk.tokens;
+    first_token = chunk.begin;
+  }
+  const auto mark = [&](int row) {
+    if (threadIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0) p.chunk_rows[blockIdx.x] = row;
+  };
+  if (!found) return mark(-1);
+  const auto token_at = [&](int i) {
+    if constexpr (BY_ROWS) return size_t(tokens_of[i]);
+    return size_t(i);
+  };
   const int first_column = int(blockIdx.y) * p.blocks_per_group * S::kColumns, first_rank = int(blockIdx.z) * RP;
   const int all = p.columns - first_column, group = p.blocks_per_group * S::kColumns;
   const int columns = all < group ? all : group, ranks = p.rank - first_rank < RP ? p.rank - first_rank : RP;
-  const T* const d = static_cast<const T*>(p.d) + size_t(chunk.begin) * p.columns + first_column;
-  const float* const z = p.z + size_t(chunk.begin) * p.z_stride + first_rank;
+  const T* const d = static_cast<const T*>(p.d) + size_t(first_token) * p.columns + first_column;
+  const float* const z = p.z + size_t(first_token) * p.z_stride + first_rank;
   float* inner = nullptr;
-  if constexpr (INNER) inner = p.inner + (size_t(blockIdx.y) * p.segments.n_tokens + chunk.begin) * p.rank + first_rank;
+  if constexpr (INNER) inner = p.inner + (size_t(blockIdx.y) * p.segments.n_tokens + first_token) * p.rank + first_rank;
   if (u < 0) {  // nobody gathers its parts
-    if constexpr (INNER) fill_tile(inner, p.rank, chunk.tokens, ranks, product_without(u));
-    return;
+    if constexpr (INNER)
+      for (int q = int(threadIdx.x); q < chunk_tokens * ranks; q += S::kThreads)
+        inner[token_at(q / ranks) * p.rank + q % ranks] = product_without(u);
+    return mark(-1);
   }
 
   auto load_b = [&](int column) {
@@ -82,11 +113,18 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
   int load_token = 0, load_column = 0, fill = 0;
   auto load_next = [&] {
     if (load_column < columns) {
-      load_tile<T, S::kTokens, S::kColumns, S::kThreads>(tiles_d + fill * S::kTileD, S::kPitchD,
-                                                         d + size_t(load_token) * p.columns + load_column, p.columns,
-                                                         chunk.tokens - load_token, columns - load_column, p.d_vectors);
+      T* const to = tiles_d + fill * S::kTileD;
+      if constexpr (BY_ROWS) {
+        load_rows<T, S::kTokens, S::kColumns, S::kThreads>(to, S::kPitchD, d + load_column, p.columns,
+                                                           tokens_of + load_token, chunk_tokens - load_token,
+                                                           columns - load_column, p.d_vectors);
+      } else {
+        load_tile<T, S::kTokens, S::kColumns, S::kThreads>(
+            to, S::kPitchD, d + size_t(load_token) * p.columns + load_column, p.columns, chunk_tokens - load_token,
+            columns - load_column, p.d_vectors);
+      }
       load_token += S::kTokens;
-      if (load_token >= chunk.tokens) {
+      if (load_token >= chunk_tokens) {
         load_token = 0;
         load_column += S::kColumns;
       }
@@ -101,7 +139,9 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
       const int q = int(threadIdx.x) + i * S::kThreads, token = first + q / (RP / 4), r = q % (RP / 4) * 4;
-      load_four(next_z[i], z + size_t(token) * p.z_stride + r, token < chunk.tokens ? ranks - r : 0, p.z_vectors);
+      const bool present = token < chunk_tokens;
+      load_four(next_z[i], z + (BY_ROWS && !present ? 0 : token_at(token)) * p.z_stride + r, present ? ranks - r : 0,
+                p.z_vectors);
     }
   };
   auto store_z = [&](int slot) {
@@ -135,7 +175,7 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
   for (int column = 0; column < columns; column += S::kColumns) {
     const bool first_block = column == 0, last_block = column + S::kColumns >= columns;
     Accumulator sums[S::kRankTiles][S::kColumnTiles] = {}, column_sums[INNER ? S::kColumnTiles : 1] = {};
-    for (int token = 0; token < chunk.tokens; token += S::kTokens) {
+    for (int token = 0; token < chunk_tokens; token += S::kTokens) {
       cp_async_wait<S::kStages - 2>();
       __syncthreads();  // step s is there, t included, and nobody reads the slot that is filled next
       const bool new_b = INNER && token == 0 && !first_block;
@@ -146,7 +186,7 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
         }
       }
       load_next();
-      const int next = token + S::kTokens < chunk.tokens ? token + S::kTokens : 0;
+      const int next = token + S::kTokens < chunk_tokens ? token + S::kTokens : 0;
       const bool more = next || !last_block;
       if (more) fetch_z(next);
       const T* const td = tiles_d + slot * S::kTileD;
@@ -198,8 +238,8 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
               const int at = token + row + g + half * 8, r = first + n * 8 + 2 * t;
-              if (at < chunk.tokens)
-                earlier[n][half] = load_two(inner + size_t(at) * p.rank + r, ranks - r, p.inner_pairs);
+              if (at < chunk_tokens)
+                earlier[n][half] = load_two(inner + token_at(at) * p.rank + r, ranks - r, p.inner_pairs);
             }
         }
         Accumulator product[S::kInnerTiles] = {};
@@ -225,7 +265,7 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
           for (int half = 0; half < 2; ++half) {
             const float2 v{product[n][2 * half] + earlier[n][half].x, product[n][2 * half + 1] + earlier[n][half].y};
             const int at = token + row + g + half * 8, r = first + n * 8 + 2 * t;
-            if (at < chunk.tokens) store_two(inner + size_t(at) * p.rank + r, v.x, v.y, ranks - r, p.inner_pairs);
+            if (at < chunk_tokens) store_two(inner + token_at(at) * p.rank + r, v.x, v.y, ranks - r, p.inner_pairs);
           }
       }
       if (more) store_z(slot_z);  // into the slot that was read before this step's barrier
@@ -264,6 +304,7 @@ __global__ void __launch_bounds__(OuterShape<T, RP>::kThreads, OuterShape<T, RP>
     }
   }
 
+  mark(u);
   if constexpr (!INNER) {
     if (add_ranks && t == 0) {
 #pragma unroll

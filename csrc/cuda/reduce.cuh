@@ -1,7 +1,6 @@
 // Partial sums added in a fixed order, each thread EACH neighbours: four where sizes and addresses allow.
 #pragma once
 #include "cuda/activation.cuh"
-#include "cuda/segments.cuh"
 #include "cuda/tiles.cuh"
 
 namespace mhr::cuda {
@@ -44,13 +43,12 @@ __global__ void __launch_bounds__(THREADS) finish_kernel(FinishArgs p) {
   *reinterpret_cast<F*>(p.out + at) = sum;
 }
 
-// out[u] = scale * sum of the parts, `size` floats each, of all chunks of all runs whose row is u. Rows without a
-// segment get zeros. Wrong offsets may promise more chunks than the n_parts that exist.
+// out[u] = scale * sum of the parts, `size` floats each, of all chunks whose row is u. Rows without a chunk get zeros.
 struct GatherArgs {
   const float* parts;
   float* out;
-  Segments segments;
-  int chunk, n_parts;
+  const int* chunk_rows;  // [n_parts]
+  int n_parts;
   int64_t size;
   float scale;
 };
@@ -58,24 +56,22 @@ struct GatherArgs {
 template <int THREADS, int EACH>
 __global__ void __launch_bounds__(THREADS) gather_kernel(GatherArgs p) {
   using F = Floats<EACH>;
-  const int u = int(blockIdx.y);
+  const int u = int(blockIdx.y), lane = int(threadIdx.x & 31);
   const int64_t i = (int64_t(blockIdx.x) * THREADS + threadIdx.x) * EACH;
   F sum{};
-  RunScan scan;
-  for (int base = 0; base < p.segments.count; base += 32) {  // whole warps, also where i is past the end
-    scan.next(p.segments, p.chunk, base);
-    uint32_t mine = __ballot_sync(~0u, scan.tiles && scan.row == u);
-    for (; mine; mine &= mine - 1) {
-      const int source = __ffs(int(mine)) - 1;
-      const int last = __shfl_sync(~0u, scan.through, source), begin = last - __shfl_sync(~0u, scan.tiles, source);
-      const int end = last < p.n_parts ? last : p.n_parts;
-      if (i >= p.size) continue;
+  for (int base = 0; base < p.n_parts; base += 32) {  // whole warps, also where i is past the end
+    uint32_t mine = __ballot_sync(~0u, base + lane < p.n_parts && p.chunk_rows[base + lane] == u);
+    if (i >= p.size) continue;
+    while (mine) {  // chunks of one row follow one another
+      const int first = __ffs(int(mine)) - 1, stop = __ffs(int(~(mine >> first)));
+      const int n = stop ? stop - 1 : 32;
 #pragma unroll 4
-      for (int k = begin; k < end; ++k) {
-        const F part = *reinterpret_cast<const F*>(p.parts + k * p.size + i);
+      for (int k = 0; k < n; ++k) {
+        const F part = *reinterpret_cast<const F*>(p.parts + (base + first + k) * p.size + i);
 #pragma unroll
         for (int e = 0; e < EACH; ++e) sum.v[e] += part.v[e];
       }
+      mine = first + n < 32 ? mine >> (first + n) << (first + n) : 0;
     }
   }
   if (i >= p.size) return;

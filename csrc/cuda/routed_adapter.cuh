@@ -130,16 +130,18 @@ struct ForwardPlan {
         ranges(ceil_div(steps, per_range)) {}
 };
 
-// About `tokens`, in whole steps of 32, such that a segment of mean length falls into equal pieces.
-inline int even_pieces(int64_t tokens, const Segments& s) {
-  const int64_t mean = s.count ? s.n_tokens / s.count : 0;
+// About `tokens`, in whole steps of 32, such that `parts` of n tokens of mean length each fall into equal pieces.
+inline int even_pieces(int64_t tokens, int64_t n, int64_t parts) {
+  const int64_t mean = parts ? n / parts : 0;
   if (mean > tokens) tokens = ceil_div(mean, (mean + tokens / 2) / tokens);
   return int((std::min<int64_t>(tokens, 1 << 29) + 31) / 32 * 32);
 }
 
-// How an outer product is cut: tokens into chunks, columns into groups of column blocks.
+// How an outer product is cut: tokens into chunks, columns into groups of column blocks. Chunks are of runs or, where
+// that makes a quarter of them less, of all tokens of a row.
 struct OuterPlan {
   int column_blocks, chunk, chunks, blocks_per_group = 1, groups;
+  bool by_rows = false;
 
   OuterPlan(const Segments& segments, int block, int64_t columns, int64_t rank, bool inner, int blocks_at_once)
       : column_blocks(ceil_div(columns, block)) {
@@ -152,8 +154,18 @@ struct OuterPlan {
         inner ? int64_t(std::sqrt(double(n) * double(columns) / double(at_once))) : work / (2 * at_once);
     // Short chunks only where there would else be less than a block for each multiprocessor.
     const int64_t least = std::clamp<int64_t>(2 * work / blocks_at_once, 64, 256);
-    chunk = even_pieces(std::max(wanted, least), segments);
+    const int64_t tokens = std::max(wanted, least);
+    chunk = even_pieces(tokens, n, segments.count);
     chunks = n ? max_tiles(segments, chunk) : 0;
+    if (tokens <= kMostChunkTokens && segments.n_rows <= kMostChunkRows) {
+      const int of_a_row = std::min(even_pieces(tokens, n, segments.n_rows), kMostChunkTokens);
+      const int64_t most = n / of_a_row + std::min(segments.n_rows + 2, segments.count);
+      if (4 * most <= 3 * int64_t(chunks)) {
+        by_rows = true;
+        chunk = of_a_row;
+        chunks = int(most);
+      }
+    }
     if (inner) {  // The longest way of a block, in column blocks; of nearly equal ways the one with the fewest groups.
       const int64_t full = ceil_div(n, chunk) * tiles;
       const auto way = [&](int each) {
@@ -176,8 +188,7 @@ inline const char* finish(const FinishArgs& p, Stream stream) {
   return MHR_LAUNCH(kernel, grid, dim3(kReduceThreads), 0, stream, p);
 }
 
-inline const char* gather(const GatherArgs& p, Stream stream) {
-  const int64_t n_rows = p.segments.n_rows;
+inline const char* gather(const GatherArgs& p, int64_t n_rows, Stream stream) {
   if (n_rows == 0) return nullptr;
   if (n_rows > 65535) return "at most 65535 rows of factors can take gradients in one call";
   const bool fours = p.size % 4 == 0 && is_aligned(p.parts) && is_aligned(p.out);
@@ -220,13 +231,21 @@ const char* expand(ExpandArgs p, bool accumulate, int blocks_wanted, Stream stre
   return nullptr;
 }
 
-template <class T, int RP, bool INNER>
-const char* outer(const OuterArgs& p, const OuterPlan& plan, Stream stream) {
+template <class T, int RP, bool INNER, bool BY_ROWS>
+const char* outer_once(const OuterArgs& p, const OuterPlan& plan, Stream stream) {
   using S = OuterShape<T, RP>;
-  static_assert(S::shared_bytes(true) <= kMostShared);
-  auto* const kernel = outer_kernel<T, RP, INNER>;
+  static_assert(S::shared_bytes(true) + kMostChunkTokens * int(sizeof(int)) <= kMostShared);
+  auto* const kernel = outer_kernel<T, RP, INNER, BY_ROWS>;
   const dim3 grid(unsigned(plan.chunks), unsigned(plan.groups), unsigned(ceil_div(p.rank, RP)));
-  return MHR_LAUNCH(kernel, grid, dim3(S::kThreads), S::shared_bytes(INNER), stream, p);
+  const int shared = S::shared_bytes(INNER) + (BY_ROWS ? plan.chunk * int(sizeof(int)) : 0);
+  return MHR_LAUNCH(kernel, grid, dim3(S::kThreads), shared, stream, p);
+}
+template <class T, bool INNER>
+const char* outer(const OuterArgs& p, const OuterPlan& plan, Stream stream) {
+  return with_padded_rank(p.rank, [&](auto rp) {
+    return plan.by_rows ? outer_once<T, decltype(rp)::value, INNER, true>(p, plan, stream)
+                        : outer_once<T, decltype(rp)::value, INNER, false>(p, plan, stream);
+  });
 }
 
 // What one call does, planned: `workspace.used` bytes of it, then run().
@@ -325,6 +344,7 @@ struct BackwardDyPass {
   AdapterFactors<T> factors;
   Factor b;
   float *parts, *sums, *inner;
+  int* chunk_rows;
 
   BackwardDyPass(const RoutedAdapterBackwardDy& p, void* memory)
       : p(p),
@@ -336,7 +356,8 @@ struct BackwardDyPass {
         parts(workspace.take<float>(plan.chunks * p.rank * p.out_features)),
         sums(p.dbias_b ? workspace.take<float>(plan.chunks * p.out_features) : nullptr),
         inner(plan.groups > 1 || stride() != p.rank ? workspace.take<float>(plan.groups * p.routing.n_tokens * p.rank)
-                                                    : p.dz) {}
+                                                    : p.dz),
+        chunk_rows(workspace.take<int>(plan.chunks)) {}
 
   int64_t stride() const { return p.z_stride ? p.z_stride : p.rank; }
 
@@ -350,6 +371,7 @@ struct BackwardDyPass {
                            inner,
                            sums,
                            nullptr,
+                           chunk_rows,
                            segments,
                            int(p.out_features),
                            int(p.rank),
@@ -360,16 +382,15 @@ struct BackwardDyPass {
                            are_fours(p.z, stride()),
                            are_pairs(inner, p.rank),
                            int(stride())};
-      MHR_TRY(
-          with_padded_rank(p.rank, [&](auto rp) { return outer<T, decltype(rp)::value, true>(args, plan, stream); }));
+      MHR_TRY((outer<T, true>(args, plan, stream)));
       const float* const z = p.activation == Activation::kNone ? nullptr : p.z;
       MHR_TRY(finish(
           {inner, z, p.dz, p.routing.n_tokens * p.rank, plan.groups, p.scale, p.activation, int(p.rank), int(stride())},
           stream));
     }
     if (p.dbias_b)
-      MHR_TRY(gather({sums, p.dbias_b, segments, plan.chunk, plan.chunks, p.out_features, p.scale}, stream));
-    return gather({parts, p.db, segments, plan.chunk, plan.chunks, p.rank * p.out_features, p.scale}, stream);
+      MHR_TRY(gather({sums, p.dbias_b, chunk_rows, plan.chunks, p.out_features, p.scale}, p.n_rows_b, stream));
+    return gather({parts, p.db, chunk_rows, plan.chunks, p.rank * p.out_features, p.scale}, p.n_rows_b, stream);
   }
 };
 
@@ -382,6 +403,7 @@ struct BackwardXPass {
   AdapterFactors<T> factors;
   Factor a;
   float *parts, *sums;
+  int* chunk_rows;
 
   BackwardXPass(const RoutedAdapterBackwardX& p, void* memory)
       : p(p),
@@ -392,7 +414,8 @@ struct BackwardXPass {
         a(p.dx ? factors.add(p.a, p.factors_are_float, p.rows_a, p.n_rows_a, p.in_features, p.rank, p.a_stride)
                : Factor{}),
         parts(workspace.take<float>(plan.chunks * p.rank * p.in_features)),
-        sums(p.dbias_a ? workspace.take<float>(plan.chunks * p.rank) : nullptr) {}
+        sums(p.dbias_a ? workspace.take<float>(plan.chunks * p.rank) : nullptr),
+        chunk_rows(workspace.take<int>(plan.chunks)) {}
 
   const char* run(Stream stream) {
     const int columns = int(p.in_features), rank = int(p.rank);
@@ -404,6 +427,7 @@ struct BackwardXPass {
                            nullptr,
                            nullptr,
                            sums,
+                           chunk_rows,
                            segments,
                            columns,
                            rank,
@@ -414,11 +438,10 @@ struct BackwardXPass {
                            are_fours(p.dz, rank),
                            false,
                            rank};
-      MHR_TRY(
-          with_padded_rank(p.rank, [&](auto rp) { return outer<T, decltype(rp)::value, false>(args, plan, stream); }));
+      MHR_TRY((outer<T, false>(args, plan, stream)));
     }
-    if (p.dbias_a) MHR_TRY(gather({sums, p.dbias_a, segments, plan.chunk, plan.chunks, p.rank, 1.0f}, stream));
-    MHR_TRY(gather({parts, p.da, segments, plan.chunk, plan.chunks, p.rank * p.in_features, 1.0f}, stream));
+    if (p.dbias_a) MHR_TRY(gather({sums, p.dbias_a, chunk_rows, plan.chunks, p.rank, 1.0f}, p.n_rows_a, stream));
+    MHR_TRY(gather({parts, p.da, chunk_rows, plan.chunks, p.rank * p.in_features, 1.0f}, p.n_rows_a, stream));
     if (!p.dx || !plan.chunks) return nullptr;
     MHR_TRY(factors.make(stream));
     const bool dx_vectors = is_aligned(p.dx, size_t(columns) * sizeof(T));

@@ -104,6 +104,65 @@ __device__ __forceinline__ bool find_tile(const Segments& s, int index, int size
   return false;
 }
 
+// Tokens of one row of the factors, wherever they lie: its segments one after the other, cut into chunks as one.
+struct RowChunk {
+  int row, tokens;  // n_rows: those that have no adapter, n_rows + 1: those whose row does not exist
+};
+
+// Chunk number `index` of all rows cut into chunks of `size` tokens, and in `tokens_of` [size] which tokens they are;
+// false when there are fewer. `counts` [n_rows + 2] is used on the way; both are shared memory. Whole blocks call it.
+__device__ __forceinline__ bool find_row_chunk(const Segments& s, int index, int size, int* counts, int* tokens_of,
+                                               RowChunk& chunk) {
+  const int n_counts = s.n_rows + 2, lane = int(threadIdx.x & 31);
+  const auto count_of = [&](int g) {
+    const int64_t row = s.rows[g];
+    return row >= 0 && row < s.n_rows ? int(row) : s.n_rows + (row == -1 ? 0 : 1);
+  };
+  for (int r = int(threadIdx.x); r < n_counts; r += int(blockDim.x)) counts[r] = 0;
+  __syncthreads();
+  for (int g = int(threadIdx.x); g < s.count; g += int(blockDim.x)) {
+    int begin, end;
+    segment_bounds(s, g, begin, end);
+    add_shared(&counts[count_of(g)], end - begin);
+  }
+  __syncthreads();
+
+  int first = -1;  // of the row's tokens
+  for (int base = 0, before = 0; base < n_counts && first < 0; base += 32) {
+    // Wrong offsets may count tokens more than once.
+    const int given = base + lane < n_counts ? counts[base + lane] : 0;
+    const int tokens = given < 0 ? 0 : given > s.n_tokens ? s.n_tokens : given, chunks = (tokens + size - 1) / size;
+    const int through = before + scan_warp(chunks);
+    const uint32_t found = __ballot_sync(~0u, through > index);
+    before = __shfl_sync(~0u, through, 31);
+    if (!found) continue;
+    const int source = __ffs(int(found)) - 1;
+    first = (index - __shfl_sync(~0u, through - chunks, source)) * size;
+    const int left = __shfl_sync(~0u, tokens, source) - first;
+    chunk = {base + source, left < size ? left : size};
+  }
+  if (first < 0) return false;
+
+  const int last = first + chunk.tokens;
+  for (int base = 0, before = 0; base < s.count && before < last; base += 32) {
+    int begin = 0, end = 0;
+    if (base + lane < s.count && count_of(base + lane) == chunk.row) segment_bounds(s, base + lane, begin, end);
+    const int through = before + scan_warp(end - begin), start = through - (end - begin);
+    before = __shfl_sync(~0u, through, 31);
+    uint32_t mine = __ballot_sync(~0u, end > begin && start < last && through > first);
+    for (; mine; mine &= mine - 1) {
+      const int source = __ffs(int(mine)) - 1;
+      const int from = __shfl_sync(~0u, start, source), to = __shfl_sync(~0u, through, source);
+      const int token = __shfl_sync(~0u, begin, source) - from;
+      const int stop = to < last ? to : last;
+      for (int i = (from > first ? from : first) + int(threadIdx.x); i < stop; i += int(blockDim.x))
+        tokens_of[i - first] = token + i;
+    }
+  }
+  __syncthreads();
+  return true;
+}
+
 // The row of a factor that a segment uses, or one of the negative ones. A trap would end the process's whole context
 // for one bad row: what comes of a row that does not exist is NaN instead, which nothing downstream can take for a
 // result.

@@ -41,7 +41,31 @@ __device__ __forceinline__ void load_vectors(T* to, int pitch, const T* from, si
   }
 }
 
-// The same, or element by element and at once where rows do not start at multiples of 16 bytes.
+// The same of rows that lie anywhere: row i of the tile is row rows_of[i] of the matrix.
+template <class T, int ROWS, int COLS, int THREADS>
+__device__ __forceinline__ void load_rows(T* to, int pitch, const T* from, size_t stride, const int* rows_of, int rows,
+                                          int cols, bool vectors) {
+  constexpr int kAcross = COLS / kVector<T>, kDown = THREADS / kAcross;
+  static_assert(THREADS % kAcross == 0 && ROWS % kDown == 0);
+  if (vectors) {
+    const int first = int(threadIdx.x) / kAcross, col = int(threadIdx.x) % kAcross * kVector<T>;
+    const int valid = col < cols ? rows : 0;
+    to += first * pitch + col;
+#pragma unroll
+    for (int i = 0; i < ROWS; i += kDown) {
+      const bool present = first + i < valid;
+      cp_async_16(to + i * pitch, from + (present ? size_t(rows_of[first + i]) * stride + col : 0), present ? 16 : 0);
+    }
+    return;
+  }
+#pragma unroll 4
+  for (int i = 0; i < ROWS * COLS / THREADS; ++i) {
+    const int q = int(threadIdx.x) + i * THREADS, row = q / COLS, col = q % COLS;
+    to[row * pitch + col] = row < rows && col < cols ? from[size_t(rows_of[row]) * stride + col] : from_float<T>(0.0f);
+  }
+}
+
+// The first, or element by element and at once where rows do not start at multiples of 16 bytes.
 template <class T, int ROWS, int COLS, int THREADS>
 __device__ __forceinline__ void load_tile(T* to, int pitch, const T* from, size_t stride, int rows, int cols,
                                           bool vectors) {

@@ -225,6 +225,8 @@ struct SharedCarver {
   }
 };
 
+inline void add_shared(int* to, int v) { __atomic_fetch_add(to, v, __ATOMIC_RELAXED); }
+
 using Stream = void*;
 // The emulator has no default limit to raise and reports faults by exceptions: a launch that returns was right.
 #define MHR_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                  \

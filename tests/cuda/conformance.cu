@@ -115,6 +115,14 @@ __global__ void conformance_kernel(const uint32_t* input, uint32_t* output) {
   r.add(uint32_t(__shfl_up_sync(~0u, int(word), 3)));
   r.add(__ballot_sync(~0u, int(word & 1)));
   r.add(uint32_t(__ffs(int(word))));
+  r.add(uint32_t(__clz(int(word))));
+
+  auto* const counts = reinterpret_cast<int*>(landed);
+  counts[lane] = lane;
+  __syncthreads();
+  add_shared(counts + (word & 3), int(word >> 8));
+  __syncthreads();
+  r.add(uint32_t(counts[lane % 4]));
   while (r.row < kWordsOut / 32) r.add(0u);
 }
 

@@ -263,6 +263,17 @@ SHORT_CASES = (
     Case(SHORT, 72, 64, 3, FP32, shift=8, bottleneck=True),
     Case(SHORT, 72, 64, 3, FP32, a_stride=4),
 )
-CASES += SHORT_CASES
+# Segments of one row that are no neighbours, in one chunk and over several.
+MIXED = (30, 7, 50, 0, 21)
+ROW_CASES = (
+    Case(MIXED * 5, 72, 300, 16, bottleneck=True),
+    Case(MIXED * 3, 64, 520, 5, absent=True, blocks=2),
+    Case((20,) * 12, 64, 264, 32, bottleneck=True, equal_segments=True),
+    Case(MIXED * 3, 72, 136, 64, bottleneck=True, blocks=4),
+    Case(MIXED * 2, 33, 35, 100, absent=True),
+    Case(MIXED * 2, 72, 264, 16, FP16),
+    Case(MIXED * 2, 36, 140, 33, FP32, bottleneck=True, absent=True),
+)
+CASES += SHORT_CASES + ROW_CASES
 # Tensors of more than 2^31 elements, of which a few tokens at the end are used.
 SPARSE = Case((8,), 16384, 16384, 4, bottleneck=True, left_out=1 << 17)

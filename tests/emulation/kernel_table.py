@@ -33,12 +33,14 @@ KERNELS = (
     ("expand, adds, biases", "expand bf16 {} 64 0 1 1", "expand"),
     ("expand, writes y", "expand bf16 {} 64 0 0 1", "expand"),
     ("expand of dX", "expand bf16 {} 64 1 1 0", "expand_transposed"),
-    ("outer of dY", "outer bf16 {} 1", "outer_dy"),
-    ("outer of x", "outer bf16 {} 0", "outer_x"),
+    ("outer of dY", "outer bf16 {} 1 0", "outer_dy"),
+    ("outer of x", "outer bf16 {} 0 0", "outer_x"),
     ("shrink, short", "shrink bf16 {} 16", "shrink_short"),
     ("expand, short, adds", "expand bf16 {} 16 0 1 1", "expand_short"),
     ("expand, short, writes", "expand bf16 {} 16 0 0 1", "expand_short"),
     ("expand of dX, short", "expand bf16 {} 16 1 1 0", "expand_transposed_short"),
+    ("outer of dY, by rows", "outer bf16 {} 1 1", "outer_dy_by_rows"),
+    ("outer of x, by rows", "outer bf16 {} 0 1", "outer_x_by_rows"),
 )
 
 

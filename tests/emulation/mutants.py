@@ -17,7 +17,7 @@ import torch
 
 from tests.emulation.adapter_cases import CASES, SPARSE, Case, Problem, check, with_wrong_offsets
 from tests.emulation.bounds import Bounded, product, worst
-from tests.emulation.emulator import CSRC, ROOT, build_changed, run
+from tests.emulation.emulator import CSRC, FLAVOURS, ROOT, build, build_changed, run
 from tests.emulation.test_mix import ITEMS, SUMS, backward_call, forward_call
 from tests.emulation.test_route import calls as route_calls
 from tests.emulation.test_route import compare as compare_route
@@ -152,9 +152,7 @@ MUTANTS = (
         "expand: bias once a launch", "plain", "routed_adapter.cuh", "p.bias = p.base = nullptr;", "p.base = nullptr;"
     ),
     Mutant("expand: later launches overwrite", "plain", "routed_adapter.cuh", "    accumulate = true;\n", ""),
-    Mutant(
-        "outer: z of absent tokens read", "address", "outer.cuh", "token < chunk.tokens ? ranks - r : 0", "ranks - r"
-    ),
+    Mutant("outer: z of absent tokens read", "address", "outer.cuh", "present ? ranks - r : 0", "ranks - r"),
     Mutant(
         "outer: both halves of the rank alike",
         "plain",
@@ -170,7 +168,7 @@ MUTANTS = (
         "p.inner + (size_t(0) *",
     ),
     Mutant("reduce: one part left out", "plain", "reduce.cuh", "k < p.n_parts", "k < p.n_parts - 1"),
-    Mutant("reduce: first chunk of a segment only", "plain", "reduce.cuh", "k < end; ++k", "k < begin + 1; ++k"),
+    Mutant("reduce: first of a row's chunks only", "plain", "reduce.cuh", "k < n; ++k", "k < 1; ++k"),
     Mutant(
         "outer: dA not transposed",
         "plain",
@@ -226,6 +224,70 @@ MUTANTS = (
         "S::kShared + 102400, stream",
     ),
     Mutant(
+        "segments: rows are counted before all counts are cleared",
+        "race",
+        "segments.cuh",
+        "counts[r] = 0;\n  __syncthreads();",
+        "counts[r] = 0;",
+    ),
+    Mutant(
+        "segments: chunks are sought before all rows are counted",
+        "race",
+        "segments.cuh",
+        "end - begin);\n  }\n  __syncthreads();",
+        "end - begin);\n  }",
+    ),
+    Mutant(
+        "segments: a row's tokens are read before they are written",
+        "race",
+        "segments.cuh",
+        "token + i;\n    }\n  }\n  __syncthreads();",
+        "token + i;\n    }\n  }",
+    ),
+    Mutant(
+        "segments: every chunk of a row is its first",
+        "plain",
+        "segments.cuh",
+        "i - first] = token + i",
+        "i - first] = token + i - first",
+    ),
+    Mutant("segments: row -1 has its chunks with the bad ones", "plain", "segments.cuh", "(row == -1 ? 0 : 1)", "1"),
+    Mutant(
+        "segments: no chunk goes past 32 segments",
+        "plain",
+        "segments.cuh",
+        "before = __shfl_sync(~0u, through, 31);\n    uint32_t mine",
+        "before = 0;\n    uint32_t mine",
+    ),
+    Mutant(
+        "outer: fewer chunks than rows may have",
+        "plain",
+        "routed_adapter.cuh",
+        "n / of_a_row + std::min(segments.n_rows + 2, segments.count)",
+        "n / of_a_row + 1",
+    ),
+    Mutant(
+        "outer: dz of a row's chunks where the first tokens are",
+        "plain",
+        "outer.cuh",
+        "store_two(inner + token_at(at) * p.rank",
+        "store_two(inner + size_t(at) * p.rank",
+    ),
+    Mutant(
+        "tiles: rows anywhere, one after the other",
+        "plain",
+        "tiles.cuh",
+        "size_t(rows_of[first + i]) * stride",
+        "size_t(rows_of[0] + first + i) * stride",
+    ),
+    Mutant(
+        "tiles: rows anywhere, not bounded",
+        "address",
+        "tiles.cuh",
+        "present = first + i < valid",
+        "present = valid > 0",
+    ),
+    Mutant(
         "segments: neighbours of one row join whatever it is", "plain", "segments.cuh", "s.rows[g + 1] != row", "false"
     ),
     Mutant(
@@ -257,11 +319,11 @@ MUTANTS = (
         "0",
     ),
     Mutant(
-        "reduce: chunks that wrong offsets promise",
+        "reduce: rows of chunks past the last",
         "address",
         "reduce.cuh",
-        "last < p.n_parts ? last : p.n_parts",
-        "last",
+        "base + lane < p.n_parts && ",
+        "",
     ),
     Mutant("outer: the next B is not waited for", "plain", "outer.cuh", "          cp_async_wait<1>();", "         "),
     Mutant(
@@ -284,13 +346,13 @@ MUTANTS = (
             f"{file}: token offset in 32 bits",
             "address",
             f"{file}.cuh",
-            f"size_t({name}.begin) * p.{width}",
-            f"size_t({name}.begin * p.{width})",
+            f"size_t({token}) * p.{width}",
+            f"size_t({token} * p.{width})",
         )
-        for file, name, width in (
-            ("shrink", "tile", "in_features"),
-            ("expand", "tile", "columns"),
-            ("outer", "chunk", "columns"),
+        for file, token, width in (
+            ("shrink", "tile.begin", "in_features"),
+            ("expand", "tile.begin", "columns"),
+            ("outer", "first_token", "columns"),
         )
     ),
     Mutant("activation: tanh form of GELU's slope", "plain", "activation.cuh", "+ z * 0.39894228f", "+ z * 0.4f"),
@@ -376,6 +438,9 @@ def examine(driver: Path, mutant: Mutant) -> None:
         examine_adapter(driver, mutant.build, mutant.dtype)
 
 
+own = functools.cache(build)  # the driver as it is
+
+
 def try_mutant(mutant: Mutant, scratch: Path) -> str:
     """What noticed the bug; empty where nothing did."""
     path = scratch / "csrc" / "cuda" / mutant.file
@@ -383,7 +448,9 @@ def try_mutant(mutant: Mutant, scratch: Path) -> str:
     assert mutant.old in original, f"{mutant.name}: the text to change is not in {mutant.file}"
     path.write_text(original.replace(mutant.old, mutant.new, 1))
     try:
-        driver = build_changed(mutant.build, scratch / "csrc" / "cuda" / mutant.source, scratch / mutant.build)
+        driver = build_changed(
+            own(mutant.build), mutant.build, scratch / "csrc" / "cuda" / mutant.source, scratch / mutant.build
+        )
         examine(driver, mutant)
     except AssertionError as fault:
         lines = [line for line in str(fault).splitlines() if "ERROR:" in line or "WARNING:" in line]
@@ -401,7 +468,11 @@ def main() -> int:
     scratch = ROOT / "build" / "emulation" / "mutants"
     shutil.rmtree(scratch / "csrc", ignore_errors=True)
     shutil.copytree(CSRC, scratch / "csrc", ignore=shutil.ignore_patterns("cpu"))
-    wanted = [m for m in sorted(MUTANTS, key=lambda m: m.build)[options.skip :] if options.only in m.name]
+    wanted = [
+        m
+        for m in sorted(MUTANTS, key=lambda m: list(FLAVOURS).index(m.build))[options.skip :]
+        if options.only in m.name
+    ]
     survivors = []
     for i, mutant in enumerate(wanted, 1):
         noticed = try_mutant(mutant, scratch)

@@ -30,6 +30,9 @@ void shapes() {
   expand_shape<ExpandShape<bf16, RP, kLongTile, true>>("expand_transposed");
   expand_shape<ExpandShape<bf16, RP, kShortTile, true>>("expand_transposed_short");
   shape("outer_dy", O::kThreads, O::shared_bytes(true), O::kTokens * O::kColumns);
+  constexpr int kMostTokens = kMostChunkTokens * int(sizeof(int));
+  shape("outer_dy_by_rows", O::kThreads, O::shared_bytes(true) + kMostTokens, O::kTokens * O::kColumns);
+  shape("outer_x_by_rows", O::kThreads, O::shared_bytes(false) + kMostTokens, O::kTokens * O::kColumns);
   std::printf("\"outer_x\": [%d, %d, %d]}", O::kThreads, O::shared_bytes(false), O::kTokens * O::kColumns);
 }
 

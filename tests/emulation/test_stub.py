@@ -94,9 +94,13 @@ def check_grids(calls: list[dict[str, Any]]) -> None:
     seen = set()
     for call in calls:
         for r in call["records"]:
+            z = call["sizes"]
+            if r.kind == "outer_kernel":
+                # Chunks have 64 tokens or more, but for the last of each row; those of runs may be a third more.
+                most = z["n"] // 64 + min(z["g"], z["u"] + 2)
+                assert 3 * r.grid[0] <= 4 * most, f"{call['name']} {z}: {r.grid[0]} chunks, at most {most} do"
             if r.kind not in TILED:
                 continue
-            z = call["sizes"]
             # As short as runs are where rows come in any order.
             size = 16 if z["n"] * z["u"] <= 16 * z["g"] * (z["u"] - 1) else 64
             # Each segment may end in a tile that is not full; of equal ones it is known how many tiles each has.
