@@ -38,7 +38,7 @@ clients: .venv/smollm2 .venv-clients/installed
 	$(BIN)/python -m mhr_benchmarks.clients --clients .venv-clients --output runs/clients
 
 # Bugs planted in the CUDA kernels, then in their launchers, one after the other: what notices none of them? ONLY=shrink plants those of that
-# name; those of the launchers need nvcc. An hour on a core.
+# name; those of the launchers need nvcc.
 mutants: install
 	$(BIN)/python -m tests.emulation.mutants $(if $(ONLY),--only "$(ONLY)")
 	$(if $(ONLY),,$(BIN)/python -m tests.emulation.stub.mutants)

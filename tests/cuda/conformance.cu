@@ -138,7 +138,9 @@ std::vector<uint32_t> run(const std::vector<uint32_t>& input) {
   must(cudaMalloc(&in, input.size() * 4));
   must(cudaMalloc(&out, output.size() * 4));
   must(cudaMemcpy(in, input.data(), input.size() * 4, cudaMemcpyHostToDevice));
-  const char* error = MHR_LAUNCH(conformance_kernel, dim3(blocks), dim3(32), shared, nullptr, in, out);
+  const uint32_t* const given = in;
+  const Stream stream = nullptr;
+  const char* error = MHR_LAUNCH(conformance_kernel, dim3(blocks), dim3(32), shared, stream, given, out);
   if (error) std::fprintf(stderr, "%s\n", error), std::exit(1);
   must(cudaMemcpy(output.data(), out, output.size() * 4, cudaMemcpyDeviceToHost));
 #else

@@ -137,8 +137,8 @@ MUTANTS = (
         "expand: every block of columns writes z",
         "race",
         "expand.cuh",
-        "if (p.whole_z && blockIdx.y == 0) store_four",
-        "if (p.whole_z) store_four",
+        "if (p.whole_z && blockIdx.y == 0)\n          store_four",
+        "if (p.whole_z)\n          store_four",
     ),
     Mutant("expand: scale forgotten", "plain", "expand.cuh", "value.y + p.scale * sums", "value.y + sums"),
     Mutant(

@@ -133,6 +133,15 @@ assert torch.equal(mhr.ops.weighted_average([x, x], [0.5, 0.5]), x)
     assert loaded.returncode == 0, loaded.stderr[-4000:]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not NVCC, reason=WITHOUT)
+def test_what_a_gpu_runs_first_compiles(tmp_path: Path) -> None:
+    """The program that compares each PTX wrapper with its emulation: nothing else reads its half for nvcc."""
+    command = [str(NVCC), "-std=c++17", "-arch=sm_80", f"-I{ROOT / 'csrc'}", "-c", "-o", str(tmp_path / "object")]
+    done = subprocess.run([*command, str(ROOT / "tests/cuda/conformance.cu")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def script(path: Path, text: str) -> str:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
