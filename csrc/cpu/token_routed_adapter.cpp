@@ -15,6 +15,8 @@ namespace {
 
 // Tokens whose pairs with adapters are sorted together: few enough for x and y to stay in the second-level cache.
 constexpr int64_t kTile = 4 * kBlock;
+// Rank up to which gathering tokens costs more than it saves: an adapter's factors stay in the first-level cache.
+constexpr int64_t kAlone = 4;
 
 // What stands in a tensor [rows][rank][columns], or [rows][columns][rank] where it is transposed, for the rows in
 // `used`.
@@ -85,6 +87,49 @@ struct Pairs {
   std::vector<C> shares;
 };
 
+// What one thread adds to y: of used adapter u, for up to kBlock tokens.
+template <class T>
+struct Work {
+  using C = acc_t<T>;
+  Work(const T* x, T* y, C scale, const Factors<T>& a, const Factors<T>& b)
+      : x(x),
+        y(y),
+        scale(scale),
+        a(a),
+        b(b),
+        rows(kBlock * a.columns),
+        out(kBlock * b.columns),
+        h(kBlock * a.rank),
+        scratch(token_scratch(a.rank)) {}
+
+  void add(int64_t u, const int64_t* tokens, const C* shares, int64_t n) const {
+    const TokenKernels<T>& kernel = token_kernels<T>();
+    const int64_t n_in = a.columns, n_out = b.columns, rank = a.rank;
+    const T* from = x + tokens[0] * n_in;  // a token alone is read and written where it is
+    T* to = y + tokens[0] * n_out;
+    if (n > 1) {
+      from = rows.data();
+      to = out.data();
+      for (int64_t i = 0; i < n; i++) {
+        std::memcpy(rows.data() + i * n_in, x + tokens[i] * n_in, n_in * sizeof(T));
+        std::memcpy(out.data() + i * n_out, y + tokens[i] * n_out, n_out * sizeof(T));
+      }
+    }
+    kernel.shrink(from, n, a.row(u), rank, n_in, h.data(), Ahead{});
+    for (int64_t i = 0; i < n; i++)
+      for (int64_t r = 0; r < rank; r++) h.data()[i * rank + r] *= scale * shares[i];
+    kernel.expand(to, n, b.row(u), rank, n_out, h.data(), scratch.data(), false, Ahead{});
+    for (int64_t i = 0; n > 1 && i < n; i++) std::memcpy(y + tokens[i] * n_out, to + i * n_out, n_out * sizeof(T));
+  }
+
+  const T* x;
+  T* y;
+  C scale;
+  const Factors<T>&a, &b;
+  Buffer<T> rows, out;
+  Buffer<C> h, scratch;
+};
+
 void token_routed_adapter(Tensor y, Tensor x, Tensor directions, Tensor A, Tensor B, int64_t top_k, double temperature,
                           bool normalised, double scale) {
   const char* op = "token_routed_adapter";
@@ -106,7 +151,6 @@ void token_routed_adapter(Tensor y, Tensor x, Tensor directions, Tensor A, Tenso
   dispatch_float(op, dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = acc_t<T>;
-    const TokenKernels<T>& kernel = token_kernels<T>();
     const bool wider = sizeof(T) != sizeof(C);  // scores are those of x in the precision of sums
     const T* from = pointer<T>(x);
     T* to = mutable_pointer<T>(y);
@@ -137,26 +181,16 @@ void token_routed_adapter(Tensor y, Tensor x, Tensor directions, Tensor A, Tenso
     const Factors<T> a = factors_of<T>(op, A, rank, n_in, true, used, Use::shrink);
     const Factors<T> b = factors_of<T>(op, B, rank, n_out, false, used, Use::expand);
     parallel((n + kTile - 1) / kTile, kTile * top_k * rank * (n_in + n_out), [&](int64_t begin, int64_t end) {
-      const Buffer<T> rows(kBlock * n_in), out(kBlock * n_out);
-      const Buffer<C> h(kBlock * rank), scratch(token_scratch(rank));
+      const Work<T> work{from, to, C(scale), a, b};
       Pairs<C> pairs(count, top_k);
       for (int64_t t = begin * kTile; t < std::min(end * kTile, n); t += kTile) {
         pairs.sort(chosen.data(), shares.data(), t, std::min(kTile, n - t), top_k);
-        for (int64_t s : used)
-          for (int64_t p = pairs.first[s]; p < pairs.first[s + 1]; p += kBlock) {
-            const int64_t block = std::min(kBlock, pairs.first[s + 1] - p);
-            const int64_t* token = &pairs.tokens[p];
-            for (int64_t i = 0; i < block; i++) {
-              std::memcpy(rows.data() + i * n_in, from + token[i] * n_in, n_in * sizeof(T));
-              std::memcpy(out.data() + i * n_out, to + token[i] * n_out, n_out * sizeof(T));
-            }
-            kernel.shrink(rows.data(), block, a.row(place[s]), rank, n_in, h.data(), Ahead{});
-            for (int64_t i = 0; i < block; i++)
-              for (int64_t r = 0; r < rank; r++) h.data()[i * rank + r] *= C(scale) * pairs.shares[p + i];
-            kernel.expand(out.data(), block, b.row(place[s]), rank, n_out, h.data(), scratch.data(), false, Ahead{});
-            for (int64_t i = 0; i < block; i++)
-              std::memcpy(to + token[i] * n_out, out.data() + i * n_out, n_out * sizeof(T));
-          }
+        for (size_t u = 0; u < used.size(); u++) {
+          const int64_t first = pairs.first[used[u]], last = pairs.first[used[u] + 1];
+          const int64_t step = rank <= kAlone ? 1 : kBlock;
+          for (int64_t p = first; p < last; p += step)
+            work.add(u, &pairs.tokens[p], &pairs.shares[p], std::min(step, last - p));
+        }
       }
     });
   });
