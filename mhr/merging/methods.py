@@ -212,6 +212,14 @@ class MergeConfig(Settings):
         at_least=1,
         flag="--rank",
     )
+    rank_energy: float | None = setting(
+        None,
+        """With --space delta: of each layer the least rank that keeps this share of the squared Frobenius norm of the merged update, as in
+        0.95, up to --rank.""",
+        above=0,
+        at_most=1,
+        flag="--rank-energy",
+    )
     to: str = setting(
         "mhr",
         """mhr (an adapter for this library), peft-lora (a folder that PEFT loads), peft-poly (a whole bank of Poly or MHR, its routing
