@@ -64,13 +64,14 @@ class Merging:
         layers = [source.layers[name] for source in self.sources]
         if self.watch is not None:
             self.watch(layers)
-        layers = [layers[i] for i in self.used]
+        used = [layers[i] for i in self.used]
         if self._is_copy(name):
-            return layers[0]
+            return used[0]
         if self.space == "delta":
-            return self._merge_products(name, [layer for layer in layers if isinstance(layer, LoraFactors)])
+            return self._merge_products(name, [layer for layer in used if isinstance(layer, LoraFactors)])
         if self.combination.align is not None:
-            layers = self.combination.align(layers)
+            layers = self.combination.align(name, layers)
+        layers = [layers[i] for i in self.used]
         first = layers[0].scaled(self.shapes[name].scaling)
         by_name = [layer.scaled(self.shapes[name].scaling).tensors() for layer in layers]
         weights = self._weights_of(name, layers)

@@ -311,13 +311,14 @@ def _of_sources(order: Order, method: MergeMethod, sources: list[PlainAdapter]) 
 def _space(order: Order, method: MergeMethod, source: PlainAdapter) -> str:
     """The space that is asked for, or the method's own; what has no products is merged as it is."""
     space = order.space or (method.spaces[0] if source.kind == "lora" else "factor")
-    if source.kind == "bottleneck" and method.spaces == ("delta",):
+    ranked = ADAPTER_LAYERS[source.kind].ranked
+    if ranked and source.kind != "lora" and method.spaces == ("delta",):
         raise MergeError(
             f"merge method {order.method!r} merges weight updates, and {source.name} is {ADAPTER_LAYERS[source.kind].title}, which is none: "
             "choose uniform, weighted or mera"
         )
-    own = source.kind == "ia3" and space == "factor" and "delta" in method.spaces  # its vector is its update
-    if space not in method.spaces and not own:
+    updates = not ranked and space == "factor" and "delta" in method.spaces  # vectors are their own updates
+    if space not in method.spaces and not updates:
         raise MergeError(f"merge method {order.method!r} does not work in space {space!r}: leave --space out")
     if space == "delta" and source.kind != "lora":
         raise MergeError(f"{source.name} is no LoRA, so it has no products of factors: leave --space out")
