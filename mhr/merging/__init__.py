@@ -17,6 +17,7 @@ _HOME = {
     "SPACES": "mhr.merging.methods",
     "combine_fisher": "mhr.merging.fisher",
     "combine_mera": "mhr.merging.mera",
+    "combine_mera_activations": "mhr.merging.mera",
     "combine_model_stock": "mhr.merging.angles",
     "combine_sce": "mhr.merging.sce",
     "combine_search": "mhr.merging.soups",
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from mhr.merging.extract_settings import ExtractConfig
     from mhr.merging.extraction import extract
     from mhr.merging.fisher import combine_fisher
-    from mhr.merging.mera import combine_mera
+    from mhr.merging.mera import combine_mera, combine_mera_activations
     from mhr.merging.methods import FORMS, MERGE_METHODS, SPACES, MergeConfig, MergeMethod
     from mhr.merging.plan import merge_methods
     from mhr.merging.report import REPORT_FILE, MergeReport, read_report

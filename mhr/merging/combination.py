@@ -29,7 +29,7 @@ class Combination:
     weights  one for each input: of the weighted sum that the merge is, and of the average of modules that are stored whole
     tensors  merges tensors that no weighted sum can; None where `weighted_average` of all tensors is the merge
     module   merges a tensor of a module that is stored whole; None takes `weighted_average`
-    align    makes the inputs' layers alike before they are merged, which must not change what each computes
+    align    the name of a layer and the inputs' layers of it -> these, made alike without changing what each computes
     notes    what the report is to say
     shares   weights of modules that are stored whole, adding up to 1, where `weights` do not; None takes these
     by_layer  the name of a layer and the inputs' layers of it -> weights of the sum there, in place of `weights`
@@ -38,7 +38,7 @@ class Combination:
     weights: list[float]
     tensors: MergeTensors | None = None
     module: MergeTensors | None = None
-    align: Callable[[list[AdapterLayer]], list[AdapterLayer]] | None = None
+    align: Callable[[str, list[AdapterLayer]], list[AdapterLayer]] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     shares: list[float] | None = None
     by_layer: Callable[[str, Sequence[AdapterLayer]], list[float]] | None = None

@@ -163,7 +163,7 @@ class _Source:
         """The merge for a task; None: for none of them, the average."""
         method = "uniform" if task is None else "task"
         settings = {} if task is None else {"task": task}
-        order = Order([self.bank.name], method, [], None, None, None, settings, self.base, self.kind)
+        order = Order([self.bank.name], method, [], None, None, None, None, settings, self.base, self.kind)
         plain = collapsed(self.bank, merge_uniform, method) if task is None else plain_of(self.bank, task)
         plain.task, plain.name = task, self.bank.name
         report = report_of(order, "factor", [plain], [1.0], {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +12,18 @@ from transformers.pytorch_utils import Conv1D
 
 from mhr.adapters.base import BaseModel
 from mhr.adapters.base_name import name_as_given
-from mhr.adapters.layer import AdapterLayer, LoraFactors
+from mhr.adapters.layer import LoraFactors
 from mhr.adapters.model_card import Origin, name_for_others, write_card
 from mhr.adapters.peft_export import PeftWriter
 from mhr.adapters.plain import Lazy, PlainAdapter
 from mhr.adapters.refactor import Loss, refactor_dense
-from mhr.adapters.tensor_file import TensorFile, TensorWriter
 from mhr.errors import ConfigError, MergeError, nearest
 from mhr.files import prepare_output, write_json_atomically, writing_folder
 from mhr.layers.linear import is_linear
 from mhr.locks import one_writer
 from mhr.merging.extract_settings import ExtractConfig
 from mhr.merging.model_files import ModelFiles, model_files
+from mhr.merging.on_disk import held_on_disk
 from mhr.ops.checks import accumulator
 
 EXTRACT_REPORT = "extract_report.json"
@@ -98,34 +97,34 @@ def extract(
         raise MergeError(
             f"{theirs.name} differs from {ours.name} in no Linear layer outside modules_to_save: without a LoRA there is no adapter to write"
         )
-    with tempfile.TemporaryDirectory(prefix="mhr-extract-") as place:
-        layers, losses = _factored(theirs, ours, found.layers, Path(place) / "factors.safetensors", rank, rank_energy)
-        plain = PlainAdapter(
-            layers=layers,
-            base=BaseModel(ours.name, ours.kind, ours.config.model_type),
-            modules=Lazy(whole, lambda name: {key: theirs.read(f"{name}.{key}") for key in whole[name]}),
-            shapes={name: layer.shape for name, layer in layers.items()},
-            states=whole,
-            name=f"the difference of {theirs.name} and {ours.name}",
-        )
-        plain = plain if dtype is None else plain.cast(getattr(torch, dtype))
-        writer = PeftWriter(base=name_as_given(plain.base, given=str(base)), patterns=patterns)
-        total = Loss()
-        for loss in losses.values():
-            total.add(loss)
-        report = {
-            "full": str(full),
-            "base": str(base),
-            "error": {"overall": total.relative, "layers": {name: loss.relative for name, loss in losses.items()}},
-            "ranks": {name: shape.rank for name, shape in plain.shapes.items()},
-            "modules_to_save": list(whole),
-            "ignored": found.ignored,
-        }
-        how = f"the difference of {name_for_others(str(full))} and the base model, factored by singular value decomposition"
-        with writing_folder(output) as folder:
-            written = writer.write(plain, folder)
-            write_card(written, plain, Origin(how=how, name=output.name, cites=False))
-            write_json_atomically(folder / EXTRACT_REPORT, report | {"remarks": written.remarks})
+    losses: dict[str, Loss] = {}
+    layers, shapes = held_on_disk(_factored(theirs, ours, found.layers, rank, rank_energy, losses))
+    plain = PlainAdapter(
+        layers=layers,
+        base=BaseModel(ours.name, ours.kind, ours.config.model_type),
+        modules=Lazy(whole, lambda name: {key: theirs.read(f"{name}.{key}") for key in whole[name]}),
+        shapes=shapes,
+        states=whole,
+        name=f"the difference of {theirs.name} and {ours.name}",
+    )
+    plain = plain if dtype is None else plain.cast(getattr(torch, dtype))
+    writer = PeftWriter(base=name_as_given(plain.base, given=str(base)), patterns=patterns)
+    total = Loss()
+    for loss in losses.values():
+        total.add(loss)
+    report = {
+        "full": str(full),
+        "base": str(base),
+        "error": {"overall": total.relative, "layers": {name: loss.relative for name, loss in losses.items()}},
+        "ranks": {name: shape.rank for name, shape in plain.shapes.items()},
+        "modules_to_save": list(whole),
+        "ignored": found.ignored,
+    }
+    how = f"the difference of {name_for_others(str(full))} and the base model, factored by singular value decomposition"
+    with writing_folder(output) as folder:
+        written = writer.write(plain, folder)
+        write_card(written, plain, Origin(how=how, name=output.name, cites=False))
+        write_json_atomically(folder / EXTRACT_REPORT, report | {"remarks": written.remarks})
     return output
 
 
@@ -192,28 +191,27 @@ def compare_models(
 
 
 def _factored(
-    full: ModelFiles, base: ModelFiles, layers: Sequence[str], path: Path, rank: int | None, energy: float | None
-) -> tuple[Mapping[str, AdapterLayer], dict[str, Loss]]:
-    """The factors of every layer, in a file at `path` and read from it when they are asked for, and what each lost."""
-    modules, losses, alphas = dict(full.skeleton.named_modules()), {}, {}
-    with TensorWriter(path) as file:
-        for name in layers:
-            other, own = _pair(full, base, f"{name}.weight")
-            stored = other.dtype
-            wide = accumulator(stored)
-            delta = other.to(wide) - own.to(wide)
-            if not delta.isfinite().all():
-                raise MergeError(f"layer {name!r} of {full.name} or {base.name} holds values that are not finite")
-            delta = delta if isinstance(modules[name], Conv1D) else delta.T
-            factors, losses[name] = refactor_dense(delta, rank or min(delta.shape), stored, energy)
-            alphas[name] = factors.alpha
-            file.add_all({f"{name}.a": factors.a, f"{name}.b": factors.b})
-    held = TensorFile(path)
+    full: ModelFiles,
+    base: ModelFiles,
+    layers: Sequence[str],
+    rank: int | None,
+    energy: float | None,
+    losses: dict[str, Loss],
+) -> Mapping[str, LoraFactors]:
+    """The factors of every layer, computed when they are asked for; `losses` gets what each lost."""
+    modules = dict(full.skeleton.named_modules())
 
-    def read(name: str) -> AdapterLayer:
-        return LoraFactors(held[f"{name}.a"], held[f"{name}.b"], alphas[name])
+    def factor(name: str) -> LoraFactors:
+        other, own = _pair(full, base, f"{name}.weight")
+        wide = accumulator(other.dtype)
+        delta = other.to(wide) - own.to(wide)
+        if not delta.isfinite().all():
+            raise MergeError(f"layer {name!r} of {full.name} or {base.name} holds values that are not finite")
+        delta = delta if isinstance(modules[name], Conv1D) else delta.T
+        factors, losses[name] = refactor_dense(delta, rank or min(delta.shape), other.dtype, energy)
+        return factors
 
-    return Lazy(layers, read), losses
+    return Lazy(layers, factor)
 
 
 def _pair(full: ModelFiles, base: ModelFiles, name: str) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mhr.adapters.layer import ADAPTER_LAYERS, AdapterLayer, BottleneckFactors, LoraFactors
-from mhr.adapters.plain import PlainAdapter
+from mhr.adapters.plain import PlainAdapter, plain_checkpoint
+from mhr.data import Example
 from mhr.errors import MergeError
 from mhr.merging.combination import Combination, combines
+from mhr.merging.judge import Judge
 
 
 @combines("mera")
@@ -26,25 +28,100 @@ def combine_mera(sources: Sequence[PlainAdapter], weights: list[float]) -> Combi
 
     Raises MergeError for IA3 and FiLM, which have no hidden units.
     """
-    kind = ADAPTER_LAYERS[sources[0].kind]
-    if not kind.ranked:
-        raise MergeError(f"mera aligns hidden units, and {kind.title} has none: use uniform or weighted")
-    reference = max(range(len(weights)), key=weights.__getitem__)
+    reference = _reference(sources, weights)
 
-    def align(layers: list[AdapterLayer]) -> list[AdapterLayer]:
+    def align(name: str, layers: list[AdapterLayer]) -> list[AdapterLayer]:
         return [layer if i == reference else aligned(layer, layers[reference]) for i, layer in enumerate(layers)]
 
     return Combination(weights, align=align, notes={"aligned to": sources[reference].name})
 
 
+@combines("mera-activations")
+def combine_mera_activations(
+    sources: Sequence[PlainAdapter], weights: list[float], *, judge: Judge, examples: int
+) -> Combination:
+    """`combine_mera` with the P_k that bring the activations of hidden units nearest to those of the heaviest input, `||H_1 - H_k P||^2`.
+
+    H_k [N, R] are `x A_k` of a LoRA (at one scaling), `gelu(x A_k + a_k)` of a bottleneck, for the N tokens of `examples` examples of each
+    input's tasks, where the base model with the heaviest input computes x: what units do, not what they are made of. Signs may turn in a
+    LoRA.
+
+    Raises MergeError for IA3 and FiLM, DataError where an input has no examples.
+    """
+    reference = _reference(sources, weights)
+    if len(sources) == 1:
+        return Combination(weights)
+    shown = {(e.task, e.id, e.input): e for source in sources for e in judge.examples_of(source, examples)}
+    gains = activation_gains(judge, sources, reference, list(shown.values()))
+
+    def align(name: str, layers: list[AdapterLayer]) -> list[AdapterLayer]:
+        if name not in gains:  # no token came to it
+            return [aligned(layer, layers[reference]) for layer in layers]
+        return [layer if i == reference else reordered(layer, gains[name][i]) for i, layer in enumerate(layers)]
+
+    notes = {"aligned to": sources[reference].name, "examples": len(shown)}
+    return Combination(weights, align=align, notes=notes)
+
+
+def _reference(sources: Sequence[PlainAdapter], weights: Sequence[float]) -> int:
+    """The heaviest input. Raises MergeError for kinds of adapters without hidden units."""
+    kind = ADAPTER_LAYERS[sources[0].kind]
+    if not kind.ranked:
+        raise MergeError(f"mera aligns hidden units, and {kind.title} has none: use uniform or weighted")
+    return max(range(len(weights)), key=weights.__getitem__)
+
+
+def activation_gains(
+    judge: Judge, sources: Sequence[PlainAdapter], reference: int, examples: Sequence[Example]
+) -> dict[str, Tensor]:
+    """Of each layer, for every input k, the inner products over tokens of the activations of the reference's units with those of its
+    own, `H_1^T H_k` [K, R, R], in float64. The base model wears the reference meanwhile; all inputs are in memory."""
+    every = {name: [source.layers[name].scaled(1.0) for source in sources] for name in sources[0].shapes}
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str, x: Tensor) -> None:
+        hidden = [_activations(layer, x.reshape(-1, x.shape[-1]).double().cpu()) for layer in every[name]]
+        gains = torch.stack([hidden[reference].T @ h for h in hidden])
+        found[name] = found[name] + gains if name in found else gains
+
+    with judge.wearing(plain_checkpoint(sources[reference].read())) as loaded, torch.no_grad():
+        assert loaded.bank is not None
+        judge.loss(loaded, examples[0])  # a model that is called for the first time may be tried on tokens of no meaning
+        handles = []
+        for name, layer in loaded.bank.layers.items():
+            if sources[0].kind == "lora":
+                handles.append(layer.register_forward_pre_hook(lambda _, args, name=name: watch(name, args[0])))
+            else:  # it stands behind its layer
+                handles.append(layer.base.register_forward_hook(lambda _, args, out, name=name: watch(name, out)))
+        try:
+            for example in examples:
+                judge.loss(loaded, example)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return found
+
+
+def _activations(layer: AdapterLayer, x: Tensor) -> Tensor:
+    """Of the hidden units [N, R] for inputs [N, I], in float64."""
+    assert isinstance(layer, LoraFactors | BottleneckFactors)
+    hidden = x @ layer.a.double()
+    return hidden if isinstance(layer, LoraFactors) else nn.functional.gelu(hidden + layer.bias_a.double())
+
+
 def aligned(layer: AdapterLayer, to: AdapterLayer) -> AdapterLayer:
     """The layer with its hidden units in the order, and in a LoRA with the signs, that bring them nearest to those of `to`."""
+    return reordered(layer, _units(to.scaled(1.0)).T @ _units(layer.scaled(1.0)))
+
+
+def reordered(layer: AdapterLayer, gains: Tensor) -> AdapterLayer:
+    """The layer with its hidden units in the order, and in a LoRA with the signs, of the highest sum of gains [R, R]: what each unit of
+    the reference has in common with each of the layer's own."""
     if isinstance(layer, BottleneckFactors):
-        order = torch.tensor(assign((_units(to).T @ _units(layer)).numpy()))
+        order = torch.tensor(assign(gains.numpy()))
         moved = {"a": layer.a[:, order], "b": layer.b[order], "bias_a": layer.bias_a[order]}
         return layer.with_tensors(moved)
     assert isinstance(layer, LoraFactors)
-    gains = _units(to.scaled(1.0)).T @ _units(layer.scaled(1.0))
     order = torch.tensor(assign(gains.abs().numpy()))
     signs = torch.where(gains[torch.arange(len(order)), order] < 0, -1.0, 1.0).to(layer.a.dtype)
     return LoraFactors(layer.a[:, order] * signs, layer.b[order] * signs[:, None], layer.alpha)

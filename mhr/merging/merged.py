@@ -24,7 +24,8 @@ class Merging:
     """Adapters and how they are combined; `adapter` is what they become. Nothing is merged before a layer is asked for.
 
     space "factor" merges the tensors of LoRAs as they are, scalings that differ taken up evenly by both factors; "delta" merges
-    the weight updates `(alpha / R) A B` and factors the result again to `rank` (None: the largest rank of the inputs).
+    the weight updates `(alpha / R) A B` and factors the result again to `rank` (None: the largest rank of the inputs), or to the least rank of
+    this `energy` up to it (None: all), see `refactor_sum`: then `shapes` have the highest that is possible.
 
     errors   layer -> what re-factoring lost, as far as layers were asked for; empty where none is needed
     watch    called with the inputs' layers, layer by layer
@@ -37,9 +38,11 @@ class Merging:
         space: str,
         rank: int | None = None,
         watch: Callable[[list[AdapterLayer]], None] | None = None,
+        energy: float | None = None,
     ):
         first = sources[0]
         self.sources, self.combination, self.space, self.rank, self.watch = sources, combination, space, rank, watch
+        self.energy = energy
         # What has weight 0 is still checked, but it is kept out of the sums, where 0 * inf would do harm.
         self.used = [i for i, w in enumerate(combination.weights) if w != 0 or combination.tensors]
         self.errors: dict[str, Loss] = {}
@@ -61,13 +64,14 @@ class Merging:
         layers = [source.layers[name] for source in self.sources]
         if self.watch is not None:
             self.watch(layers)
-        layers = [layers[i] for i in self.used]
+        used = [layers[i] for i in self.used]
         if self._is_copy(name):
-            return layers[0]
+            return used[0]
         if self.space == "delta":
-            return self._merge_products(name, [layer for layer in layers if isinstance(layer, LoraFactors)])
+            return self._merge_products(name, [layer for layer in used if isinstance(layer, LoraFactors)])
         if self.combination.align is not None:
-            layers = self.combination.align(layers)
+            layers = self.combination.align(name, layers)
+        layers = [layers[i] for i in self.used]
         first = layers[0].scaled(self.shapes[name].scaling)
         by_name = [layer.scaled(self.shapes[name].scaling).tensors() for layer in layers]
         weights = self._weights_of(name, layers)
@@ -110,7 +114,7 @@ class Merging:
         """Whether a layer comes out as the one input has it, bit for bit."""
         fits = self.space == "factor" or min(self.rank or 1 << 31, *self._most(layer)) >= self._first(layer).rank
         whole = len(self.used) == 1 and _averages(self._weights) and self.combination.tensors is None
-        return whole and fits
+        return whole and fits and self.energy is None
 
     def _first(self, layer: str) -> Shape:
         return self.sources[self.used[0]].shapes[layer]
@@ -127,7 +131,8 @@ class Merging:
         if self.space == "factor":
             alpha = first.alpha if len({s.alpha for s in shapes}) == 1 else first.rank * max(s.scaling for s in shapes)
             return dataclasses.replace(first, alpha=alpha)
-        most = [self.rank or max(s.rank for s in shapes), *self._most(layer)]
+        highest = max(s.rank for s in shapes) if self.energy is None else sum(self._most(layer))
+        most = [self.rank or highest, *self._most(layer)]
         # A sum of products has no more than the sum of their ranks; what other methods yield may have any.
         rank = min([*most, sum(s.rank for s in shapes)] if self.combination.tensors is None else most)
         return dataclasses.replace(first, rank=rank, alpha=float(rank))
@@ -135,10 +140,10 @@ class Merging:
     def _merge_products(self, name: str, layers: list[LoraFactors]) -> LoraFactors:
         rank = self.shapes[name].rank
         if self.combination.tensors is None:
-            factors, self.errors[name] = refactor_sum(layers, self._weights_of(name, layers), rank)
+            factors, self.errors[name] = refactor_sum(layers, self._weights_of(name, layers), rank, self.energy)
         else:
             delta = self.combination.tensors(name, _Products(layers))
-            factors, self.errors[name] = refactor_dense(delta, rank, layers[0].a.dtype)
+            factors, self.errors[name] = refactor_dense(delta, rank, layers[0].a.dtype, self.energy)
         return factors
 
     def _merge(self, name: str, tensors: list[Tensor], weights: list[float], origin: float) -> Tensor:

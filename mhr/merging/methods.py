@@ -74,10 +74,8 @@ class DellaSettings(ScaledDareSettings):
 
 
 @dataclass
-class FisherSettings(Settings):
-    examples: int = setting(
-        64, "Examples of each input's task that its Fisher information is estimated on.", at_least=1
-    )
+class ExampleSettings(Settings):
+    examples: int = setting(64, "Examples of each input's task that are looked at.", at_least=1)
 
 
 @dataclass
@@ -161,13 +159,16 @@ MERGE_METHODS = {
         MergeMethod("task", "the mixture of one task of one bank, exactly", ()),
         MergeMethod("soup-uniform", "the average, also of whole banks", ("factor", "delta")),
         MergeMethod("soup-greedy", "adds what improves the dev score", ("factor", "delta")),
-        MergeMethod("fisher", "by Fisher information", ("factor",), "optional", FisherSettings),
+        MergeMethod("fisher", "by Fisher information", ("factor",), "optional", ExampleSettings),
         MergeMethod("search", "weights found on the dev score", ("factor", "delta"), "optional", SearchSettings),
         *_TASK_VECTORS,
         MergeMethod("sce", "selects by variance, elects signs", BOTH, settings=DensitySettings),
         MergeMethod("model_stock", "averages, nearer to the base the wider the angles", UPDATES),
         MergeMethod("slerp", "turns from one to the other", UPDATES, "optional", n_inputs=2),
         MergeMethod("mera", "aligns hidden units first", ("factor",), "optional"),
+        MergeMethod(
+            "mera-activations", "aligns them by what they do on examples", ("factor",), "optional", ExampleSettings
+        ),
     )
 }
 
@@ -212,6 +213,14 @@ class MergeConfig(Settings):
         at_least=1,
         flag="--rank",
     )
+    rank_energy: float | None = setting(
+        None,
+        """With --space delta: of each layer the least rank that keeps this share of the squared Frobenius norm of the merged update, as in
+        0.95, up to --rank.""",
+        above=0,
+        at_most=1,
+        flag="--rank-energy",
+    )
     to: str = setting(
         "mhr",
         """mhr (an adapter for this library), peft-lora (a folder that PEFT loads), peft-poly (a whole bank of Poly or MHR, its routing
@@ -229,7 +238,7 @@ class MergeConfig(Settings):
     evaluate: bool = setting(False, "Score the inputs and the merged adapter on the test examples.", flag="--evaluate")
     dev_tasks: list[str] | None = setting(
         None,
-        """Tasks of the collection to score on, for soup-greedy, search, fisher and --evaluate. Unset: the tasks that the inputs stand for,
+        """Tasks of the collection to score on, for soup-greedy, search, fisher, mera-activations and --evaluate. Unset: the tasks that the inputs stand for,
         otherwise the held-out ones.""",
         flag="--dev-task",
         metavar="NAME,...",

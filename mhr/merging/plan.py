@@ -27,6 +27,7 @@ from mhr.merging.inputs import check_sources
 from mhr.merging.judge import Judge
 from mhr.merging.merged import Merging
 from mhr.merging.methods import MERGE_METHODS, MergeMethod, own_settings
+from mhr.merging.on_disk import held_on_disk
 from mhr.merging.report import Gram, MergeReport
 from mhr.runs.run import RunFolder
 from mhr.setting import settings_of
@@ -47,6 +48,7 @@ class Order:
     weights: Weights
     space: str | None
     rank: int | None
+    rank_energy: float | None
     settings: dict[str, Any]
     base: str | None
     kind: str | None
@@ -70,6 +72,7 @@ def _mend(name: str) -> str:
     takers = {
         "weights": ["weighted", *(n for n, m in MERGE_METHODS.items() if m.weights == "optional")],
         "rank": ["any other (with --space delta)"],
+        "rank_energy": ["any other (with --space delta)"],
     }
     found = takers.get(name) or own_settings()[name][2]
     return f"leave it out, or choose {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}"
@@ -155,7 +158,7 @@ def make_plan(order: Order) -> MergePlan:
 def _within(order: Order, bank: AdapterCheckpoint) -> MergePlan:
     """The merge of one bank by fixed routing weights, exactly."""
     assert order.method is not None
-    order.refuse(rank=order.rank, **order.settings)
+    order.refuse(rank=order.rank, rank_energy=order.rank_energy, **order.settings)
     function = merge_methods[order.method]
     tasks = bank.tasks
     if order.method == "task" and not order.tasks and len(tasks) == 1:
@@ -210,7 +213,7 @@ def _whole(order: Order, paths: Sequence[Path]) -> MergePlan:
 
 
 def _of_banks(order: Order, method: MergeMethod, banks: list[AdapterCheckpoint]) -> MergePlan:
-    order.refuse(rank=order.rank, weights=order.weights, **order.settings)
+    order.refuse(rank=order.rank, rank_energy=order.rank_energy, weights=order.weights, **order.settings)
     if order.space == "delta":
         raise MergeError(
             "banks are merged skill by skill, in factor space: name a task with --task to merge its products"
@@ -287,36 +290,43 @@ def _of_sources(order: Order, method: MergeMethod, sources: list[PlainAdapter]) 
     judge = _judge(order, sources)
 
     def load(weights: Sequence[float]) -> AdapterCheckpoint:
-        return plain_checkpoint(Merging(unique, Combination(list(weights)), space, order.rank).adapter)
+        return plain_checkpoint(
+            Merging(unique, Combination(list(weights)), space, order.rank, None, order.rank_energy).adapter
+        )
 
     combination = _combine(order, method, unique, weights, judge, load)
     gram = Gram(len(unique))
-    merging = Merging(unique, combination, space, order.rank, gram.add)
+    merging = Merging(unique, combination, space, order.rank, gram.add, order.rank_energy)
+    result = merging.adapter
+    if order.rank_energy is not None:
+        layers, shapes = held_on_disk(result.layers)
+        result = dataclasses.replace(result, layers=layers, shapes=shapes)
     report = report_of(order, space, sources, _shared_out(combination.weights, places), combination.notes)
     before = {source.name: partial(plain_checkpoint, source) for source in sources}
     tasks = {source.task for source in sources}
     task = (tasks.pop() if len(tasks) == 1 else None) or "merged"
-    return MergePlan(merging.adapter, report, judge, before, task, None, merging, gram, places, runs_of(sources))
+    return MergePlan(result, report, judge, before, task, None, merging, gram, places, runs_of(sources))
 
 
 def _space(order: Order, method: MergeMethod, source: PlainAdapter) -> str:
     """The space that is asked for, or the method's own; what has no products is merged as it is."""
     space = order.space or (method.spaces[0] if source.kind == "lora" else "factor")
-    if source.kind == "ia3" and space == "factor" and "delta" in method.spaces:
-        return space  # its vector is its update
-    if source.kind == "bottleneck" and method.spaces == ("delta",):
+    ranked = ADAPTER_LAYERS[source.kind].ranked
+    if ranked and source.kind != "lora" and method.spaces == ("delta",):
         raise MergeError(
             f"merge method {order.method!r} merges weight updates, and {source.name} is {ADAPTER_LAYERS[source.kind].title}, which is none: "
             "choose uniform, weighted or mera"
         )
-    if space not in method.spaces:
+    updates = not ranked and space == "factor" and "delta" in method.spaces  # vectors are their own updates
+    if space not in method.spaces and not updates:
         raise MergeError(f"merge method {order.method!r} does not work in space {space!r}: leave --space out")
     if space == "delta" and source.kind != "lora":
         raise MergeError(f"{source.name} is no LoRA, so it has no products of factors: leave --space out")
-    if order.rank is not None and space != "delta":
-        raise MergeError(
-            f"rank is {order.rank}, but factors are merged as they are: leave it out, or use --space delta"
-        )
+    for name in ("rank", "rank_energy"):
+        if getattr(order, name) is not None and space != "delta":
+            raise MergeError(
+                f"{name} is {getattr(order, name)}, but factors are merged as they are: leave it out, or use --space delta"
+            )
     return space
 
 
@@ -430,7 +440,7 @@ def report_of(
         for source, weight in zip(sources, weights, strict=True)
     ]
     assert order.method is not None
-    given = {"rank": order.rank, **order.settings}
+    given = {"rank": order.rank, "rank_energy": order.rank_energy, **order.settings}
     return MergeReport(
         order.method, space, "", None, {k: v for k, v in given.items() if v is not None}, inputs, notes=dict(notes)
     )

@@ -45,6 +45,7 @@ def merge(
     weights: Mapping[str, float] | Sequence[float] | None = None,
     space: str | None = None,
     rank: int | None = None,
+    rank_energy: float | None = None,
     evaluate: bool = False,
     tasks: str | None = None,
     dev_tasks: Sequence[str] | None = None,
@@ -74,7 +75,8 @@ def merge(
     task      what each input stands for, one for all or one each: the mixture that is taken of a bank, the task that Fisher
               information is estimated on. Several for a single bank merge its mixtures for these tasks
     weights   one for each input in their order, or by name of input or task; within one bank, of its tasks or skills
-    space     one of SPACES; None takes the method's own. rank: of the factors that products get, None: the largest one
+    space     one of SPACES; None takes the method's own. rank: of the factors that products get, None: the largest one; rank_energy: the least
+              of each layer that keeps this share of the squared Frobenius norm, up to `rank`
     evaluate  score every input, and the merged adapter, on the test examples; in the report
     tasks, dev_tasks, split, limit, batch_size, on_bad_row    what is scored on, see `Judge`
     to        one of FORMS
@@ -92,7 +94,7 @@ def merge(
     named = [task] if isinstance(task, str) else None if task is None else list(task)
     dev_tasks = None if dev_tasks is None else list(dev_tasks)
     own = {"rank_multiple": rank_multiple, "patterns": patterns, "push": push, "public": public}
-    MergeConfig(method, named, weights, space, rank, to, dtype, evaluate, dev_tasks, split, **own)  # type: ignore[arg-type]
+    MergeConfig(method, named, weights, space, rank, rank_energy, to, dtype, evaluate, dev_tasks, split, **own)  # type: ignore[arg-type]
     if push is not None:
         check_push(push)
     known = own_settings()
@@ -110,6 +112,7 @@ def merge(
         weights=weights,
         space=space,
         rank=rank,
+        rank_energy=rank_energy,
         settings=settings,
         base=base,
         kind=kind,

@@ -12,7 +12,7 @@ from mhr.merging import MERGE_METHODS, MergeReport, merge, read_report
 from mhr.merging.plan import combiners
 from tests.merging.loras import deltas, error, ia3, load, lora, same, save
 
-NEEDS_DATA = ("fisher", "search", "soup-greedy")
+NEEDS_DATA = ("fisher", "mera-activations", "search", "soup-greedy")
 COMBINATIONS = [
     (name, space) for name, method in MERGE_METHODS.items() for space in method.spaces if name not in NEEDS_DATA
 ]
@@ -39,7 +39,7 @@ def test_the_contract_covers_every_method() -> None:
     several = {name for name, method in MERGE_METHODS.items() if method.spaces}
     assert {name for name, _ in COMBINATIONS} | set(NEEDS_DATA) == several == set(combiners)
     named = {name for name, method in MERGE_METHODS.items() if method.consensus is None and method.spaces}
-    averages = {"uniform", "weighted", "soup-uniform", "soup-greedy", "fisher", "search", "mera"}
+    averages = {"uniform", "weighted", "soup-uniform", "soup-greedy", "fisher", "search", "mera", "mera-activations"}
     assert named == averages | {"sce", "model_stock", "slerp"}
 
 

@@ -63,6 +63,20 @@ def test_scalings_do_not_hide_what_is_alike(tmp_path):
     assert error(deltas(load(output)), deltas(given)) < 1e-6
 
 
+@pytest.mark.parametrize("heaviest", range(3))
+def test_an_input_of_weight_0_is_left_out_wherever_it_stands(heaviest, tmp_path):
+    """Whichever of the three is sorted first, second and third."""
+    adapters = [lora(seed, rank=4) for seed in (1, 2, 3)]
+    folders = save(tmp_path, *adapters)
+    weights = [0.7 if i == heaviest else 0.3 if i == (heaviest + 1) % 3 else 0.0 for i in range(3)]
+    found = load(merge(folders, method="mera", weights=weights, output=tmp_path / "three"))
+    two = [i for i in range(3) if weights[i] > 0]
+    expected = merge(
+        [folders[i] for i in two], method="mera", weights=[weights[i] for i in two], output=tmp_path / "two"
+    )
+    assert error(deltas(found), deltas(load(expected))) < 1e-6
+
+
 def test_aligning_changes_nothing_by_itself() -> None:
     one, two = lora(1).layers["block.0.q"], lora(2, alpha=7.0).layers["block.0.q"]
     assert error(aligned(two, one).delta(), two.delta()) < 1e-6

@@ -15,6 +15,7 @@ from mhr.adapters import (
     BaseModel,
     LoraFactors,
     PlainAdapter,
+    attach_plain,
     checkpoint_of,
     load_checkpoint,
     load_peft,
@@ -26,13 +27,15 @@ from mhr.data import load_tasks
 from mhr.data.skills import draw_examples
 from mhr.errors import CheckpointError, ConfigError, DataError, MergeError, TaskError
 from mhr.evaluation import evaluate
-from mhr.merging import combine_search, combine_soup_greedy, merge, merge_uniform, read_report
+from mhr.merging import combine_mera_activations, combine_search, combine_soup_greedy, merge, merge_uniform, read_report
 from mhr.merging.fisher import diagonal_fisher
 from mhr.merging.judge import Judge
+from mhr.merging.mera import activation_gains
 from mhr.runs.config import dump_config, load_config
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
-from tests.merging.loras import Named, load, same, save
+from tests.merging.loras import Named, deltas, error, load, same, save
+from tests.merging.test_mera import shuffled
 from tests.models import randomise, tiny_model
 
 BASE = "builtin:t5-tiny"
@@ -284,6 +287,63 @@ def test_a_head_that_was_trained_whole_has_fisher_information_too(tmp_path):
     assert read_report(tmp_path / "out").scores["merged"]["tasks"].keys() == {"t"}
 
 
+# ---- alignment by activations ------------------------------------------------------------------------------------------
+
+
+def test_gains_are_products_of_activations_over_tokens(judge):
+    plains = [adapter(7), adapter(8)]
+    examples = judge.collection[TASK].train[:2]
+    found = activation_gains(judge, plains, 1, examples)
+    model, tokenizer = load_backbone(BASE)
+    attach_plain(model, plains[1])
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in plains[0].layers}
+    for name, layer in model.mhr.layers.items():
+        layer.register_forward_hook(
+            lambda _, args, out, name=name: inputs[name].append(args[0].flatten(0, -2).double())
+        )
+    for example in examples:
+        text = tokenizer(example.input, text_target=example.targets[0], return_tensors="pt")
+        with torch.no_grad():
+            model(**text)
+    assert found.keys() == inputs.keys()
+    for name, gains in found.items():
+        x = torch.cat(inputs[name])
+        hidden = [x @ (p.layers[name].a.double() * p.layers[name].scaling ** 0.5) for p in plains]
+        for k in (0, 1):
+            torch.testing.assert_close(gains[k], hidden[1].T @ hidden[k], rtol=1e-4, atol=1e-6)
+
+
+def test_units_that_do_the_same_are_found_by_what_they_do(tmp_path):
+    plain = adapter(9)
+    folders = save(tmp_path, plain, shuffled(plain, 1), shuffled(plain, 2))
+    output = merge(folders, method="mera-activations", examples=2, **DATA, output=tmp_path / "out")
+    assert error(deltas(load(output)), deltas(plain)) < 1e-5
+    assert read_report(output).notes["examples"] == 2
+    assert error(deltas(load(merge(folders, output=tmp_path / "uniform"))), deltas(plain)) > 0.1
+    one = merge(folders[:1], method="mera-activations", **DATA, output=tmp_path / "one")
+    assert same(load(one), load_peft(folders[0]))
+
+
+def test_bottlenecks_are_aligned_by_activations_and_leave_no_hook(judge):
+    model, _ = load_backbone(BASE)
+    attach(model, AdapterConfig(method="shared", adapter="bottleneck", rank=5, targets=["wo"]), [TASK])
+    randomise(model.mhr, 1)
+    plain = merge_uniform(checkpoint_of(model, BASE))
+    order = torch.tensor([3, 0, 4, 1, 2])
+    moved = {
+        n: f.with_tensors({"a": f.a[:, order], "b": f.b[order], "bias_a": f.bias_a[order]})
+        for n, f in plain.layers.items()
+    }
+    combination = combine_mera_activations(
+        [plain, PlainAdapter(moved, plain.base)], [0.6, 0.4], judge=judge, examples=1
+    )
+    for name, layer in plain.layers.items():
+        back = combination.align(name, [layer, moved[name]])[1]
+        for key, tensor in layer.tensors().items():
+            assert torch.equal(back.tensors()[key], tensor), key
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in judge._parts[0].modules())
+
+
 # ---- what is scored on -----------------------------------------------------------------------------------------------
 
 
@@ -329,8 +389,14 @@ def test_an_adapted_run_brings_its_own_task(tmp_path):
 
 def test_what_cannot_be_scored(tmp_path):
     folders = save(tmp_path, adapter(1), adapter(2))
-    for settings, error, line in (
+    for settings, error_type, line in (
         ({"method": "soup-greedy"}, ConfigError, "no task collection is given"),
+        ({"method": "mera-activations"}, ConfigError, "no task collection is given"),
+        (
+            {"method": "mera", "examples": 3},
+            MergeError,
+            "'mera' takes no examples: .* choose fisher or mera-activations",
+        ),
         ({"method": "fisher"}, ConfigError, "no task collection is given"),
         ({"method": "search"}, ConfigError, "no task collection is given"),
         ({"method": "search", **DATA, "tries": 0}, ConfigError, "tries is 0, expected an integer of at least 1"),
@@ -341,7 +407,7 @@ def test_what_cannot_be_scored(tmp_path):
         ({"dev_tasks": [TASK]}, MergeError, "--dev-task is given, but nothing is scored"),
         ({"method": "soup-greedy", **DATA, "split": "dev"}, ConfigError, "split is 'dev', expected one of train, test"),
     ):
-        with pytest.raises(error, match=line):
+        with pytest.raises(error_type, match=line):
             merge(folders, **settings, output=tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
