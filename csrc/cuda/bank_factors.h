@@ -14,7 +14,7 @@ namespace mhr::cuda {
 inline void* place() { return reinterpret_cast<void*>(uintptr_t(256)); }
 
 // One factor or bias of a call: mixed out of its bank, or, without weights, the bank itself, whose skills are the rows.
-struct Factor {
+struct BankFactor {
   BankShape shape;
   const Tensor& bank;
   const Tensor* weights;  // or null
@@ -24,7 +24,7 @@ struct Factor {
   size_t mixed_at = 0, grad_at = 0;
   Tensor d_bank = {};
 
-  Factor(const char* op, const BankShape& shape, const Tensor& bank, const Tensor* weights, const Tensor& x)
+  BankFactor(const char* op, const BankShape& shape, const Tensor& bank, const Tensor* weights, const Tensor& x)
       : shape(shape),
         bank(bank),
         weights(weights),
@@ -95,7 +95,7 @@ struct Factor {
 template <class... Factors>
 inline void mix_factors(const char* op, const Scratch& scratch, void* stream, const Factors&... factors) {
   std::vector<MixItem> items;
-  const auto add = [&](const Factor& f) {
+  const auto add = [&](const BankFactor& f) {
     if (f.weights) items.push_back(f.mix_item(scratch));
   };
   items.reserve(sizeof...(factors));
@@ -107,7 +107,7 @@ inline void mix_factors(const char* op, const Scratch& scratch, void* stream, co
 struct WeightsGrads {
   Tensor a, b;
   WeightsGrads(const Tensor& like, const OptionalTensor& weights, const OptionalTensor& weights_b)
-      : a(of(like, weights)), b(of(like, weights_b)) {}
+      : a(of(like, weights)), b(weights ? of(like, weights_b) : a) {}
   static Tensor of(const Tensor& like, const OptionalTensor& w) {
     return w ? empty(*w, {w->size(0), w->size(1), w->size(2)}, ScalarType::Float) : empty(like, {0}, ScalarType::Float);
   }

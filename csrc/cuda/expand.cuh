@@ -24,7 +24,8 @@ struct ExpandArgs {
   float scale;
   Activation activation;
   bool y_vectors, z_vectors, bias_is_float;
-  int z_stride;  // of a row of z, R or more
+  int z_stride;       // of a row of z, R or more
+  const void* given;  // [N, C], what ACCUMULATE adds to: y itself or another tensor
 };
 
 template <class T, int RP, int TOKENS, bool TRANSPOSED>
@@ -55,7 +56,7 @@ __device__ __forceinline__ float2 biases_at(const ExpandArgs& p, int u, int colu
   return {v[0], v[1]};
 }
 
-// ACCUMULATE: y is read and added to. BIASED: there is a bias, a base or both.
+// ACCUMULATE: `given` is read and added to. BIASED: there is a bias, a base or both.
 template <class T, int RP, int TOKENS, bool TRANSPOSED, bool ACCUMULATE, bool BIASED>
 __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
   using S = ExpandShape<T, RP, TOKENS, TRANSPOSED>;
@@ -72,7 +73,9 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
   const int first_column = int(blockIdx.y) * p.steps_per_range * S::kStep;
   const int columns_left = p.columns - first_column, range = p.steps_per_range * S::kStep;
   const int columns = columns_left < range ? columns_left : range;
-  T* const y = static_cast<T*>(p.y) + size_t(tile.begin) * p.columns + first_column;
+  const size_t start = size_t(tile.begin) * p.columns + first_column;
+  T* const y = static_cast<T*>(p.y) + start;
+  const T* const given = static_cast<const T*>(p.given) + start;
 
   // Calls use(token, r, v) for four neighbours v of z, from rank r on, zeros past the end.
   auto take_z = [&](auto use) {
@@ -102,7 +105,12 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
   if (u < 0) {
     if (p.whole_z && blockIdx.y == 0) take_z([](int, int, const float (&)[4]) {});
     const T* const base = u == kNoAdapter ? static_cast<const T*>(p.base) : nullptr;
-    if (ACCUMULATE && u == kNoAdapter) return;
+    if (ACCUMULATE && u == kNoAdapter) {
+      for (int c = int(threadIdx.x); given != y && c < columns; c += S::kThreads)
+        for (int token = 0; token < tile.tokens; ++token)
+          y[size_t(token) * p.columns + c] = given[size_t(token) * p.columns + c];
+      return;
+    }
     if (!base) return fill_tile(y, p.columns, tile.tokens, columns, product_without(u));
     for (int c = int(threadIdx.x); c < columns; c += S::kThreads)
       for (int token = 0; token < tile.tokens; ++token) y[size_t(token) * p.columns + c] = base[first_column + c];
@@ -130,7 +138,7 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
       load_rank += RP;
       if (RP < 64 || load_rank >= p.ranks) {
         if constexpr (ACCUMULATE)
-          load_tile<T, S::kTokens, S::kStep, S::kThreads>(tiles_y + fill * S::kTileY, S::kPitchY, y + load_column,
+          load_tile<T, S::kTokens, S::kStep, S::kThreads>(tiles_y + fill * S::kTileY, S::kPitchY, given + load_column,
                                                           p.columns, tile.tokens, columns_left - load_column,
                                                           p.y_vectors);
         w += TRANSPOSED ? S::kStep * size_t(p.w.stride) : size_t(S::kStep);

@@ -226,6 +226,7 @@ const char* expand(ExpandArgs p, bool accumulate, int blocks_wanted, Stream stre
       MHR_TRY((expand_once<T, RP, TOKENS, TRANSPOSED, false, !TRANSPOSED>(p, stream)));
     }
     p.bias = p.base = nullptr;
+    p.given = p.y;
     accumulate = true;
   }
   return nullptr;
@@ -307,7 +308,8 @@ struct ForwardPass {
   template <int RP, int TOKENS>
   const char* expand_z(Stream stream) {
     const int rank = int(p.rank), z_stride = int(z_rank(p)), n_out = int(p.out_features);
-    const bool y_vectors = is_aligned(p.y, size_t(n_out) * sizeof(T));
+    const void* const given = p.given ? p.given : p.y;
+    const bool y_vectors = is_aligned(p.y, size_t(n_out) * sizeof(T)) && is_aligned(given);
     const bool split = plan.ranges > 1;
     const float* const from = parts ? parts + p.z_first : nullptr;
     float* const z = p.z + p.z_first;
@@ -330,7 +332,8 @@ struct ForwardPass {
                           y_vectors,
                           z_vectors,
                           p.factors_are_float,
-                          z_stride};
+                          z_stride,
+                          given};
     return expand<T, RP, TOKENS, false>(args, !p.writes_y, p.routing.blocks_at_once, stream);
   }
 };
@@ -444,7 +447,8 @@ struct BackwardXPass {
     MHR_TRY(gather({parts, p.da, chunk_rows, plan.chunks, p.rank * p.in_features, 1.0f}, p.n_rows_a, stream));
     if (!p.dx || !plan.chunks) return nullptr;
     MHR_TRY(factors.make(stream));
-    const bool dx_vectors = is_aligned(p.dx, size_t(columns) * sizeof(T));
+    const void* const given = p.given ? p.given : p.dx;
+    const bool dx_vectors = is_aligned(p.dx, size_t(columns) * sizeof(T)) && is_aligned(given);
     const ExpandArgs args{p.dz,
                           nullptr,
                           a,
@@ -463,7 +467,8 @@ struct BackwardXPass {
                           dx_vectors,
                           are_fours(p.dz, rank),
                           false,
-                          rank};
+                          rank,
+                          given};
     return with_shape(p.rank, segments, [&](auto rp, auto tokens) {
       return expand<T, decltype(rp)::value, decltype(tokens)::value, true>(args, p.accumulate, p.routing.blocks_at_once,
                                                                            stream);

@@ -33,8 +33,9 @@ struct RoutedAdapterForward {
   float scale;
   Activation activation;
   bool writes_y = false;
-  const void* base = nullptr;  // [O] of `dtype`, only with writes_y
-  int64_t a_stride = 0;        // of a row of A, zeros beyond R (see mix.h); 0: R
+  const void* given = nullptr;  // [N, O], to be added to in place of y, which need not hold anything then
+  const void* base = nullptr;   // [O] of `dtype`, only with writes_y
+  int64_t a_stride = 0;         // of a row of A, zeros beyond R (see mix.h); 0: R
   // Adapters that read the same x and whose A lie side by side, R_0 + R_1 + ... columns, have z side by side: the first
   // one's launch makes all of it, into the workspace too, which stays as it is for the launches of the others.
   int64_t z_rank = 0;   // columns of z and of A together; 0: R
@@ -68,8 +69,9 @@ struct RoutedAdapterBackwardX {
   const float* dz;
   void* dx;  // may be null
   bool accumulate;
-  float *da, *dbias_a;   // dbias_a may be null
-  int64_t a_stride = 0;  // as above
+  float *da, *dbias_a;          // dbias_a may be null
+  int64_t a_stride = 0;         // as above
+  const void* given = nullptr;  // [N, I], with accumulate, in place of dx
 };
 
 // Bytes of scratch that a launch of the same arguments needs: partial sums, which no multiple of [N, O] or [N, I] is

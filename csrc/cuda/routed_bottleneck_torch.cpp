@@ -11,7 +11,7 @@ namespace {
 // The four factors A, a, B and b of a call.
 struct Bottleneck {
   LinearSizes sizes;
-  Factor a, bias_a, b, bias_b;
+  BankFactor a, bias_a, b, bias_b;
 
   Bottleneck(const char* op, const Tensor& x, const Tensor& bank_a, const Tensor& bank_bias_a, const Tensor& bank_b,
              const Tensor& bank_bias_b, const Tensor* weights_a, const Tensor* weights_b, const LinearSizes& sizes)
@@ -25,10 +25,10 @@ struct Bottleneck {
   }
 
   void plan_mixed(Plan& plan) {
-    for (Factor* f : {&a, &bias_a, &b, &bias_b}) f->plan_mixed(plan);
+    for (BankFactor* f : {&a, &bias_a, &b, &bias_b}) f->plan_mixed(plan);
   }
   void plan_grads(Plan& plan) {
-    for (Factor* f : {&a, &bias_a, &b, &bias_b}) f->plan_grad(plan);
+    for (BankFactor* f : {&a, &bias_a, &b, &bias_b}) f->plan_grad(plan);
   }
 };
 
@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor> routed_bottleneck_forward(Tensor x, Tensor bank_a, Te
   Bottleneck f(op, x, bank_a, bias_a, bank_b, bias_b, pointer_to(weights), pointer_to(weights_b ? weights_b : weights),
                sizes);
   const CallOn call(op, x);
-  Tensor y = torch::stable::clone(x);
+  Tensor y = torch::stable::empty_like(x);
   Tensor z = empty(x, {sizes.tokens, sizes.a.rank()}, ScalarType::Float);
   RoutedAdapterForward p{};
   p.dtype = dtype_of(op, x);
@@ -71,6 +71,7 @@ std::tuple<Tensor, Tensor> routed_bottleneck_forward(Tensor x, Tensor bank_a, Te
   p.in_features = p.out_features = sizes.a.columns();
   p.rank = sizes.a.rank();
   p.x = x.const_data_ptr();
+  p.given = x.const_data_ptr();
   p.y = y.mutable_data_ptr();
   p.a = f.a.place();
   p.a_stride = f.a.stride();
@@ -104,8 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> routed_bottle
   Bottleneck f(op, x, bank_a, bias_a, bank_b, bias_b, pointer_to(weights), pointer_to(weights_b ? weights_b : weights),
                sizes);
   const CallOn call(op, x);
-  // It begins as the gradient of the residual.
-  Tensor dx = need_x ? torch::stable::clone(dy) : empty(x, {0}, x.scalar_type());
+  Tensor dx = need_x ? torch::stable::empty_like(x) : empty(x, {0}, x.scalar_type());
   Plan plan;
   f.plan_mixed(plan);
   f.plan_grads(plan);
@@ -139,6 +139,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> routed_bottle
   of_x.dz = of_x.da = of_x.dbias_a = static_cast<float*>(place());
   of_x.dx = need_x ? dx.mutable_data_ptr() : nullptr;
   of_x.accumulate = true;
+  of_x.given = dy.const_data_ptr();  // the gradient of the residual
   std::vector<MixItem> grads;
   if (weights) grads = {f.a.item(), f.bias_a.item(), f.b.item(), f.bias_b.item()};
   for (MixItem& i : grads) i.weights_grad = floats_of(d_weights.a);

@@ -17,8 +17,8 @@ Tensor routed_linear_forward(Tensor y, Tensor x, OptionalTensor bias, Tensor ban
   check_routing(op, sizes.tokens, rows, rows_b, offsets, x);
   check_same_device(op, "y", y, x);
   if (bias) check_same_device(op, "bias", *bias, x);
-  Factor a(op, sizes.a, bank_a, pointer_to(weights), x);
-  Factor b(op, sizes.b, bank_b, pointer_to(weights_b ? weights_b : weights), x);
+  BankFactor a(op, sizes.a, bank_a, pointer_to(weights), x);
+  BankFactor b(op, sizes.b, bank_b, pointer_to(weights_b ? weights_b : weights), x);
   const CallOn call(op, x);
   Tensor h = empty(x, {sizes.tokens, sizes.a.rank()}, ScalarType::Float);
   const Dtype dtype = dtype_of(op, x);
@@ -65,12 +65,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> routed_linear_backward(OptionalTensor
   check_routing(op, sizes.tokens, rows, rows_b, offsets, x);
   for (const Tensor* t : {&dy, &h}) check_same_device(op, "every tensor", *t, x);
   if (dx) check_same_device(op, "dx", *dx, x);
-  Factor a(op, sizes.a, bank_a, pointer_to(weights), x);
-  Factor b(op, sizes.b, bank_b, pointer_to(weights_b ? weights_b : weights), x);
+  BankFactor a(op, sizes.a, bank_a, pointer_to(weights), x);
+  BankFactor b(op, sizes.b, bank_b, pointer_to(weights_b ? weights_b : weights), x);
   const CallOn call(op, x);
   const Dtype dtype = dtype_of(op, x);
   Plan plan;
-  for (Factor* f : {&a, &b}) {
+  for (BankFactor* f : {&a, &b}) {
     f->plan_mixed(plan);
     f->plan_grad(plan);
   }

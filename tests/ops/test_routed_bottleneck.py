@@ -100,6 +100,27 @@ def test_accuracy_with_weights_of_its_own_for_b_and_float32_banks(dtype: torch.d
     assert_close(found, with_gradients(formula(tokens, tokens), double(given)), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_accuracy_of_a_rank_beyond_one_launch(dtype: torch.dtype) -> None:
+    given = inputs(RAGGED, (1, 2, 24, 270), dtype)
+    rows, offsets = RAGGED.tensors()
+    tokens = RAGGED.row_of_token()
+    found = with_gradients(lambda **t: routed_bottleneck(**t, rows=rows, offsets=offsets), given)
+    assert_close(found, with_gradients(formula(tokens, tokens), double(given)), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_segments_without_an_adapter_are_the_residual_alone(dtype: torch.dtype) -> None:
+    given = inputs(EQUAL, SIZES[2], dtype)
+    given["x"].requires_grad_()
+    y = routed_bottleneck(**given, rows=torch.tensor([-1, 1, -1]))
+    upstream = torch.randn_like(y)
+    (dx,) = torch.autograd.grad(y, given["x"], upstream)
+    for found, residual in ((y, given["x"]), (dx, upstream)):
+        assert torch.equal(found[[0, 2]], residual[[0, 2]])
+        assert not torch.equal(found[1], residual[1])
+
+
 @pytest.mark.parametrize("weighed", [True, False])
 def test_non_contiguous_inputs(weighed: bool) -> None:
     given = inputs(RAGGED, (1, RAGGED.n_rows, 6, 2), torch.float32)
