@@ -9,7 +9,7 @@ the tasks are trained for three times the steps too, with the first seed. Matrix
 The tasks are those of two labels that an n-gram classifier trained on all of their examples solves neither perfectly nor not at
 all (a manifest beside the tasks says so), the twelve with the shortest inputs. Three further ones have no part in the results:
 the learning rate of each method is the one of three with the best mean accuracy on them. The runs come seed by seed; after each
-of them the page in --results (JSON and Markdown) is written anew, and the same command takes an interrupted study up.
+of them the page in --results (JSON and Markdown) is written again, and the same command takes an interrupted study up.
 """
 
 from __future__ import annotations

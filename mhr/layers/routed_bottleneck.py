@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer, Segments
-from mhr.layers.routed_ia3 import grouped, spread
+from mhr.layers.routed_ia3 import grouped, per_token
 from mhr.ops import routed_adapter, routed_bottleneck
 from mhr.routing import Router, RoutingState
 
@@ -84,5 +84,5 @@ class RoutedBottleneck(RoutedLayer):
         )
         tokens = grouped(F.layer_norm(update, update.shape[-1:]), rows.shape[0], offsets)
         at = rows if rows_b is None else rows_b
-        scale, shift = (spread(t.squeeze(1)[at].to(h.dtype), tokens, offsets) for t in (scale, shift))
+        scale, shift = (per_token(t.squeeze(1)[at].to(h.dtype), tokens, offsets) for t in (scale, shift))
         return h + (tokens * scale + shift).to(h.dtype).view(h.shape)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer, Segments
-from mhr.layers.routed_ia3 import grouped, spread
+from mhr.layers.routed_ia3 import grouped, per_token
 from mhr.routing import Router, RoutingState
 
 
@@ -40,5 +40,5 @@ class RoutedFilm(RoutedLayer):
         y = self.base_output(x)
         scale, shift = (found.squeeze(1) for found in self.mixed(weights))
         tokens = grouped(y, rows.shape[0], offsets)
-        scale, shift = (spread(t[rows].to(y.dtype), tokens, offsets) for t in (1 + scale, shift))
+        scale, shift = (per_token(t[rows].to(y.dtype), tokens, offsets) for t in (1 + scale, shift))
         return (tokens * scale + shift).view(y.shape)

@@ -37,7 +37,7 @@ class RoutedIA3(RoutedLayer):
         y = self.base_output(x)
         scale = self.vectors(weights).to(y.dtype)[rows]  # [G, O]
         tokens = grouped(y, scale.shape[0], offsets)
-        return (tokens * spread(scale, tokens, offsets)).view(y.shape)
+        return (tokens * per_token(scale, tokens, offsets)).view(y.shape)
 
     def vectors(self, weights: Tensor | None) -> Tensor:
         """The scalings [U, O] that `weights` [U, H, S] amount to; without weights, those of every skill."""
@@ -51,7 +51,7 @@ def grouped(y: Tensor, segments: int, offsets: Tensor | None) -> Tensor:
     return y.reshape(segments, -1, y.shape[-1]) if offsets is None else y.reshape(-1, y.shape[-1])
 
 
-def spread(values: Tensor, tokens: Tensor, offsets: Tensor | None) -> Tensor:
+def per_token(values: Tensor, tokens: Tensor, offsets: Tensor | None) -> Tensor:
     """A vector for each segment, `values` [G, O], as it is broadcast over `grouped` tokens."""
     if offsets is None:
         return values[:, None]

@@ -113,7 +113,7 @@ def extract(
     for loss in losses.values():
         total.add(loss)
     report = {
-        "full": str(full),
+        "fine_tuned": str(full),
         "base": str(base),
         "error": {"overall": total.relative, "layers": {name: loss.relative for name, loss in losses.items()}},
         "ranks": {name: shape.rank for name, shape in plain.shapes.items()},
