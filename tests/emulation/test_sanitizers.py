@@ -28,6 +28,7 @@ RACE_CASES = (
     Case((9,), 576, 520, 16),
     Case((5, 9, 1, 20), 520, 264, 16, bottleneck=True, blocks=4),
     Case((5, 9, 1, 20), 136, 72, 33, FP32),
+    Case((30, 7, 5, 0, 11) * 2, 72, 264, 16, bottleneck=True, absent=True),
 )
 
 
