@@ -139,9 +139,8 @@ def activation_gains(
 
     with judge.wearing(plain_checkpoint(sources[reference].read())) as loaded, torch.no_grad():
         assert loaded.bank is not None
-        judge.loss(
-            loaded, examples[0]
-        )  # a model that is called for the first time may be tried on tokens of no meaning
+        # A model that is called for the first time may be tried on tokens of no meaning, which are not to count.
+        judge.loss(loaded, examples[0])
         handles = []
         for name, layer in loaded.bank.layers.items():
             if sources[0].kind == "lora":

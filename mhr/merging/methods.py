@@ -169,15 +169,13 @@ MERGE_METHODS = {
         MergeMethod("soup-uniform", "the average, also of whole banks", ("factor", "delta")),
         MergeMethod("soup-greedy", "adds what improves the dev score", ("factor", "delta")),
         MergeMethod("fisher", "by Fisher information", ("factor",), "optional", ExampleSettings),
-        MergeMethod("search", "weights found on the dev score", ("factor", "delta"), "optional", SearchSettings),
+        MergeMethod("search", "by the dev score", ("factor", "delta"), "optional", SearchSettings),
         *_TASK_VECTORS,
         MergeMethod("sce", "selects by variance", BOTH, settings=DensitySettings),
-        MergeMethod("model_stock", "averages, less of wide angles", UPDATES),
-        MergeMethod("slerp", "turns from one to the other", UPDATES, "optional", n_inputs=2),
+        MergeMethod("model_stock", "by angles", UPDATES),
+        MergeMethod("slerp", "of two, by angle", UPDATES, "optional", n_inputs=2),
         MergeMethod("mera", "aligns hidden units first", ("factor",), "optional", TrackSettings),
-        MergeMethod(
-            "mera-activations", "by what they do", ("factor",), "optional", ExampleSettings
-        ),
+        MergeMethod("mera-activations", "by what they do", ("factor",), "optional", ExampleSettings),
     )
 }
 
