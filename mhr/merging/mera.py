@@ -36,7 +36,7 @@ def combine_mera(sources: Sequence[PlainAdapter], weights: list[float], *, track
     Raises MergeError for IA3 and FiLM, which have no hidden units.
     """
     reference = _reference(sources, weights)
-    groups = [list(range(len(sources)))] if tracks is None else grouped(sources, tracks)
+    groups = [list(range(len(sources)))] if tracks is None else tracks_of(sources, tracks)
     groups.sort(key=lambda group: reference not in group)
 
     def align(name: str, layers: list[AdapterLayer]) -> list[AdapterLayer]:
@@ -48,7 +48,7 @@ def combine_mera(sources: Sequence[PlainAdapter], weights: list[float], *, track
     return Combination(weights, align=align, notes=notes)
 
 
-def grouped(sources: Sequence[PlainAdapter], n: int) -> list[list[int]]:
+def tracks_of(sources: Sequence[PlainAdapter], n: int) -> list[list[int]]:
     """Inputs in n groups by the cosines of their updates over all layers: average linkage, cut where n are left.
 
     Raises MergeError for more groups than inputs.

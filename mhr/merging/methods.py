@@ -213,7 +213,7 @@ class MergeConfig(Settings):
     )
     space: str | None = setting(
         None,
-        f"""factor (merge the low-rank factors as they are) or delta (merge their products, and factor the result again). Unset:
+        """factor (merge the low-rank factors as they are) or delta (merge their products, and factor the result again). Unset:
         delta for sparsifiers, sign election, angles, otherwise factor.""",
         choices=SPACES,
         flag="--space",
