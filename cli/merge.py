@@ -58,7 +58,7 @@ Sources = Annotated[
     "scoring.batch_size",
     *("loading.base", "loading.kind", "loading.quantize", "loading.revision", "loading.trust_remote_code"),
     common=(
-        *("--output", "--method", "--task", "--each-task", "--weights", "--to", "--rank", "--rank-energy", "--evaluate", "--tasks", "--dtype"),
+        *("--output", "--method", "--task", "--each-task", "--weights", "--to", "--rank", "--evaluate", "--tasks", "--dtype"),
         "--overwrite",
     ),
     of_run=("tasks", "data.on_bad_row"),

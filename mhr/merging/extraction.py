@@ -27,8 +27,8 @@ from mhr.merging.on_disk import held_on_disk
 from mhr.ops.checks import accumulator
 
 EXTRACT_REPORT = "extract_report.json"
-"""Beside an extracted LoRA: `full`, `base`, the relative `error` "overall" and by "layers", the `ranks` of layers, `modules_to_save`, and of
-what was `ignored` how far FULL is from BASE, `||F - B||_F / ||B||_F`."""
+"""Beside an extracted LoRA: names of the `fine_tuned` model and its `base`, the relative `error` "overall" and by "layers", the `ranks` of
+layers, `modules_to_save`, and of what was `ignored` how far the fine-tuned F is from the base B, `||F - B||_F / ||B||_F`."""
 
 
 @dataclass

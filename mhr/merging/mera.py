@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.cluster.hierarchy import cut_tree, linkage
 from torch import Tensor, nn
 
 from mhr.adapters.layer import ADAPTER_LAYERS, AdapterLayer, BottleneckFactors, LoraFactors
@@ -15,10 +18,11 @@ from mhr.data import Example
 from mhr.errors import MergeError
 from mhr.merging.combination import Combination, combines
 from mhr.merging.judge import Judge
+from mhr.merging.report import Gram
 
 
 @combines("mera")
-def combine_mera(sources: Sequence[PlainAdapter], weights: list[float]) -> Combination:
+def combine_mera(sources: Sequence[PlainAdapter], weights: list[float], *, tracks: int | None) -> Combination:
     """`A = sum_k w_k A_k P_k`, `B = sum_k w_k P_k^T B_k`, with the P_k that bring each input nearest to the heaviest one.
 
     A hidden unit is a rank of a LoRA or a unit of a bottleneck: a column of A, a row of B and, in a bottleneck, a bias between
@@ -26,14 +30,63 @@ def combine_mera(sources: Sequence[PlainAdapter], weights: list[float]) -> Combi
     minimises `||A_1 - A_k P||^2 + ||B_1 - P^T B_k||^2` (+ the biases'), an optimal transport problem with equal marginals,
     which `assign` solves exactly. Without this, units that do the same in different places average away.
 
+    With `tracks`, inputs are grouped by the cosines of their updates first (the paper's same-track setting; tasks of one bank that are
+    routed alike come into one), each group is merged so, and the groups are brought nearest to the heaviest one and merged.
+
     Raises MergeError for IA3 and FiLM, which have no hidden units.
     """
     reference = _reference(sources, weights)
+    groups = [list(range(len(sources)))] if tracks is None else tracks_of(sources, tracks)
+    groups.sort(key=lambda group: reference not in group)
 
     def align(name: str, layers: list[AdapterLayer]) -> list[AdapterLayer]:
-        return [layer if i == reference else aligned(layer, layers[reference]) for i, layer in enumerate(layers)]
+        return _by_tracks(layers, groups, weights)
 
-    return Combination(weights, align=align, notes={"aligned to": sources[reference].name})
+    notes: dict[str, Any] = {"aligned to": sources[reference].name}
+    if tracks is not None:
+        notes["tracks"] = [[sources[i].name for i in group] for group in groups]
+    return Combination(weights, align=align, notes=notes)
+
+
+def tracks_of(sources: Sequence[PlainAdapter], n: int) -> list[list[int]]:
+    """Inputs in n groups by the cosines of their updates over all layers: average linkage, cut where n are left.
+
+    Raises MergeError for more groups than inputs.
+    """
+    if n > len(sources):
+        raise MergeError(f"tracks is {n}, but there are {len(sources)} different inputs: choose no more than these")
+    if len(sources) == 1:
+        return [[0]]
+    gram = Gram(len(sources))
+    for name in sources[0].shapes:
+        gram.add([source.layers[name] for source in sources])
+    distances = (1 - np.array(gram.cosine)).clip(min=0)
+    tree = linkage(distances[np.triu_indices(len(sources), 1)], "average")
+    labels = cut_tree(tree, n_clusters=n)[:, 0].tolist()
+    return [[i for i, label in enumerate(labels) if label == one] for one in dict.fromkeys(labels)]
+
+
+def _by_tracks(
+    layers: Sequence[AdapterLayer], groups: Sequence[Sequence[int]], weights: Sequence[float]
+) -> list[AdapterLayer]:
+    """Inputs aligned to the heaviest of their group, and each group as a whole to the first."""
+    found, first = list(layers), None
+    for group in groups:
+        heaviest = max(group, key=weights.__getitem__)
+        for i in group:
+            if i != heaviest:
+                found[i] = aligned(layers[i], layers[heaviest])
+        share = math.fsum(weights[i] for i in group)
+        if share == 0:  # it is left out
+            continue
+        middle = sum((weights[i] / share * _units(found[i].scaled(1.0)) for i in group), torch.zeros(()))
+        if first is None:
+            first = middle
+            continue
+        gains = first.T @ middle
+        for i in group:
+            found[i] = reordered(found[i], gains)
+    return found
 
 
 @combines("mera-activations")
@@ -86,9 +139,8 @@ def activation_gains(
 
     with judge.wearing(plain_checkpoint(sources[reference].read())) as loaded, torch.no_grad():
         assert loaded.bank is not None
-        judge.loss(
-            loaded, examples[0]
-        )  # a model that is called for the first time may be tried on tokens of no meaning
+        # A model that is called for the first time may be tried on tokens of no meaning, which are not to count.
+        judge.loss(loaded, examples[0])
         handles = []
         for name, layer in loaded.bank.layers.items():
             if sources[0].kind == "lora":

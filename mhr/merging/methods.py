@@ -79,6 +79,15 @@ class ExampleSettings(Settings):
 
 
 @dataclass
+class TrackSettings(Settings):
+    tracks: int | None = setting(
+        None,
+        "Groups of inputs most alike (cosine of their updates) that are merged first, and then with one another. Unset: one group.",
+        at_least=1,
+    )
+
+
+@dataclass
 class DensitySettings(Settings):
     density: float = setting(0.2, "The fraction of each tensor's elements that is kept.", above=0, at_most=1)
 
@@ -160,17 +169,20 @@ MERGE_METHODS = {
         MergeMethod("soup-uniform", "the average, also of whole banks", ("factor", "delta")),
         MergeMethod("soup-greedy", "adds what improves the dev score", ("factor", "delta")),
         MergeMethod("fisher", "by Fisher information", ("factor",), "optional", ExampleSettings),
-        MergeMethod("search", "weights found on the dev score", ("factor", "delta"), "optional", SearchSettings),
+        MergeMethod("search", "by the dev score", ("factor", "delta"), "optional", SearchSettings),
         *_TASK_VECTORS,
-        MergeMethod("sce", "selects by variance, elects signs", BOTH, settings=DensitySettings),
-        MergeMethod("model_stock", "averages, nearer to the base the wider the angles", UPDATES),
-        MergeMethod("slerp", "turns from one to the other", UPDATES, "optional", n_inputs=2),
-        MergeMethod("mera", "aligns hidden units first", ("factor",), "optional"),
-        MergeMethod(
-            "mera-activations", "aligns them by what they do on examples", ("factor",), "optional", ExampleSettings
-        ),
+        MergeMethod("sce", "selects by variance", BOTH, settings=DensitySettings),
+        MergeMethod("model_stock", "by angles", UPDATES),
+        MergeMethod("slerp", "of two, by angle", UPDATES, "optional", n_inputs=2),
+        MergeMethod("mera", "aligns hidden units first", ("factor",), "optional", TrackSettings),
+        MergeMethod("mera-activations", "by what they do", ("factor",), "optional", ExampleSettings),
     )
 }
+
+
+def _told(row: MergeMethod) -> str:
+    """A row in help; of sparsifier x consensus the name alone, for these are many."""
+    return row.name if row.consensus is not None else f"{row.name} ({row.summary})"
 
 
 @dataclass
@@ -179,8 +191,8 @@ class MergeConfig(Settings):
 
     method: str | None = setting(
         None,
-        f"""How inputs become one: {", ".join(f"{row.name} ({row.summary})" for row in MERGE_METHODS.values())}. Unset: task for a
-        bank with one task, otherwise uniform.""",
+        f"""How inputs become one: {", ".join(_told(row) for row in MERGE_METHODS.values())}. Unset: task for a bank with one task, otherwise
+        uniform.""",
         flag="--method",
     )
     task: list[str] | None = setting(
@@ -201,9 +213,8 @@ class MergeConfig(Settings):
     )
     space: str | None = setting(
         None,
-        f"""factor (merge the low-rank factors as they are) or delta (merge their products, and factor the result again). Unset:
-        delta for methods of updates ({", ".join(row.name for row in MERGE_METHODS.values() if row.spaces[:1] == ("delta",))}), otherwise
-        factor.""",
+        """factor (merge the low-rank factors as they are) or delta (merge their products, and factor the result again). Unset:
+        delta for sparsifiers, sign election, angles, otherwise factor.""",
         choices=SPACES,
         flag="--space",
     )

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mhr.adapters import BottleneckFactors, LoraFactors, PlainAdapter, plain_checkpoint, write_adapter
+from mhr.errors import MergeError
 from mhr.merging import merge, read_report
 from mhr.merging.mera import aligned, assign
 from tests.merging.loras import BASE, deltas, error, load, lora, save
@@ -75,6 +76,43 @@ def test_an_input_of_weight_0_is_left_out_wherever_it_stands(heaviest, tmp_path)
         [folders[i] for i in two], method="mera", weights=[weights[i] for i in two], output=tmp_path / "two"
     )
     assert error(deltas(found), deltas(load(expected))) < 1e-6
+
+
+def near(plain: PlainAdapter, seed: int, size: float = 0.05) -> PlainAdapter:
+    """The same with some noise, its units in another order."""
+    noise = lora(seed, rank=next(iter(plain.layers.values())).rank)
+    layers = {
+        n: LoraFactors(f.a + size * noise.layers[n].a, f.b + size * noise.layers[n].b, f.alpha)
+        for n, f in plain.layers.items()
+    }
+    return shuffled(PlainAdapter(layers, plain.base), seed)
+
+
+def test_tracks_hold_what_is_alike_and_are_merged_one_after_the_other(tmp_path):
+    one, two = lora(1, rank=6), lora(2, rank=6)
+    folders = save(tmp_path, near(one, 11), near(two, 12), near(one, 13), near(two, 14))
+    weights = [0.4, 0.3, 0.2, 0.1]
+    output = merge(folders, method="mera", tracks=2, weights=weights, output=tmp_path / "out")
+    names = [str(folder) for folder in folders]
+    tracks = [set(track) for track in read_report(output).notes["tracks"]]
+    assert tracks == [{names[0], names[2]}, {names[1], names[3]}]
+    # Each track by itself, and then both: the same as at once.
+    parts = [
+        merge(
+            [folders[i] for i in pair], method="mera", weights=[weights[i] for i in pair], output=tmp_path / str(pair)
+        )
+        for pair in ((0, 2), (1, 3))
+    ]
+    expected = merge(parts, method="mera", weights=[0.6, 0.4], output=tmp_path / "parts")
+    assert error(deltas(load(output)), deltas(load(expected))) < 1e-5
+    plain = merge(folders, method="mera", weights=weights, output=tmp_path / "plain")
+    assert same_as(plain, merge(folders, method="mera", tracks=1, weights=weights, output=tmp_path / "one"))
+    with pytest.raises(MergeError, match="tracks is 5, but there are 4 different inputs"):
+        merge(folders, method="mera", tracks=5, output=tmp_path / "no")
+
+
+def same_as(one, other) -> bool:
+    return torch.equal(deltas(load(one)), deltas(load(other)))
 
 
 def test_aligning_changes_nothing_by_itself() -> None:

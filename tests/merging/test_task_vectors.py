@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mhr.adapters import LoraFactors, PlainAdapter
+from mhr.adapters import FilmVectors, LoraFactors, PlainAdapter, plain_checkpoint, write_adapter
 from mhr.errors import ConfigError, MergeError
 from mhr.merging import MERGE_METHODS, combine_task_vectors, merge, read_report
 from mhr.merging.plan import combiners
@@ -247,3 +247,16 @@ def test_what_does_not_go_together(name, given, error_, match, tmp_path):
     with pytest.raises(error_, match=match):
         merge(folders, method=name, output=tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sum_of_film_vectors_is_one_of_scales_and_shifts(tmp_path):
+    adapters = []
+    for seed in (1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        vectors = [torch.randn(8, generator=generator) for _ in range(2)]
+        adapters.append(PlainAdapter({"out": FilmVectors(*vectors)}, BASE))
+    folders = [write_adapter(plain_checkpoint(a), tmp_path / f"{i}") for i, a in enumerate(adapters)]
+    found = load(merge(folders, method="task_arithmetic", weights=[1, -2], output=tmp_path / "out")).layers["out"]
+    for key, tensor in found.tensors().items():
+        one, two = (a.layers["out"].tensors()[key] for a in adapters)
+        torch.testing.assert_close(tensor, one - 2 * two)
