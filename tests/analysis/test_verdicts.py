@@ -46,9 +46,9 @@ def test_questions_that_belong_together_are_corrected_for_their_number() -> None
     together = judge([(asked, weak)] * 4)
     assert together[0].verdict == "undecided"
     assert weak.p is not None
-    assert weak.spread is not None
+    assert weak.expected_spread is not None
     assert together[0].p == pytest.approx(4 * weak.p)
-    assert together[0].power == pytest.approx(power(0.006, weak.spread, 5, 0.05 / 4))
+    assert together[0].power == pytest.approx(power(0.006, weak.expected_spread, 5, 0.05 / 4))
 
 
 def test_what_is_written_down() -> None:
