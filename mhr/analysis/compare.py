@@ -53,6 +53,12 @@ class Paired:
         """Standard deviation of the seeds' means; None for a single seed."""
         return statistics.stdev(self.by_seed) if self.seeds > 1 else None
 
+    @property
+    def expected_spread(self) -> float | None:
+        """The same as `parts` have it, for planning: never less than what the residual alone makes, as few seeds may happen to be alike.
+        That of a single task is `spread`."""
+        return self.spread if self.parts is None else self.parts.of_seed_means(self.tasks)
+
 
 def compare(a: Mapping[tuple[str, Drawn], float], b: Mapping[tuple[str, Drawn], float]) -> Paired | None:
     """`a - b` over the (task, seed) pairs that both have; None where they have none in common.

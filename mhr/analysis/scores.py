@@ -139,8 +139,8 @@ class Scores:
         return statistics.mean(by_seed), spread, len(by_seed)
 
     def paired(self, a: str, b: str, tasks: Sequence[str]) -> Paired | None:
-        """`a - b`, paired over tasks and seeds. A score that no seed was drawn for stands beside every seed of the other;
-        scores of seeds that are not the other's are averaged over them."""
+        """`a - b`, paired over tasks and the seeds that both have. A score that no seed was drawn for stands beside every seed of the
+        other; where no seed is common, each is averaged over its own."""
         first: dict[tuple[str, Seed], float] = {}
         second: dict[tuple[str, Seed], float] = {}
         for task in tasks:
@@ -149,7 +149,7 @@ class Scores:
                 x = dict.fromkeys(y, x[None])
             elif y.keys() == {None}:
                 y = dict.fromkeys(x, y[None])
-            elif x.keys() != y.keys():
+            elif not x.keys() & y.keys():
                 x, y = {None: statistics.mean(x.values())}, {None: statistics.mean(y.values())}
             first |= {(task, seed): value for seed, value in x.items()}
             second |= {(task, seed): value for seed, value in y.items()}

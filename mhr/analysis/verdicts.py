@@ -118,8 +118,9 @@ def _adjusted(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def _power(question: Question, found: Paired, level: float) -> float | None:
-    if found.spread is None or question.matters is None:
+    sd = found.expected_spread
+    if sd is None or question.matters is None:
         return None
     if question.kind == SAME:
-        return power_of_equivalence(question.matters, found.spread, found.seeds, level=level)
-    return power(question.matters, found.spread, found.seeds, level)
+        return power_of_equivalence(question.matters, sd, found.seeds, level=level)
+    return power(question.matters, sd, found.seeds, level)

@@ -126,7 +126,8 @@ def _standings_table(standings: list[Standing], n_tasks: int, material: Material
         ],
         rows,
         names=1 + with_protocol,
-        note="Per cent ± standard deviation over seeds. Interval of the difference: crossed bootstrap over seeds and tasks. p: t test "
+        note="Per cent ± standard deviation over seeds. Interval of the difference: over the seeds that both have, by "
+        "a crossed bootstrap over seeds and tasks. p: t test "
         "over the seeds' means, in which the tasks of a seed count once, adjusted (Holm) for the number of contestants. Seeds that share "
         "a pretrained model say nothing about other pretrained models.",
     )
@@ -158,7 +159,7 @@ def plans(looked: Looked) -> Iterator[Block]:
 
 
 def _plan_row(contestant: str, behind: Paired) -> list[Cell]:
-    sd, parts = behind.spread, behind.parts
+    sd, parts = behind.expected_spread, behind.parts
     assert sd is not None, "there are two seeds"
     needed, seen = seeds_for(MATTERS, sd), seeds_for(behind.difference, sd) if behind.difference else None
     return [

@@ -16,6 +16,8 @@ def test_pairs_that_both_have() -> None:
     assert found.by_seed == pytest.approx((0.0, 0.15))
     assert found.difference == pytest.approx(0.075)
     assert found.spread == pytest.approx(0.15 / 2**0.5)
+    assert found.parts is not None
+    assert found.expected_spread == pytest.approx(found.parts.of_seed_means(2))
     assert found.p == pytest.approx(0.5)
     assert found.interval is not None
     assert found.interval[0] < 0.075 < found.interval[1]
@@ -41,3 +43,11 @@ def test_tasks_with_seeds_of_their_own_are_one_seed() -> None:
     found = compare(a, dict.fromkeys(a, 0.0))
     assert found is not None
     assert found.by_seed == pytest.approx((0.45,))
+
+
+def test_seeds_that_happen_to_be_alike_are_not_expected_to_be_so_again() -> None:
+    a = {("x", 1): 0.1, ("y", 1): 0.3, ("x", 2): 0.3, ("y", 2): 0.1}
+    found = compare(a, dict.fromkeys(a, 0.0))
+    assert found is not None
+    assert found.spread == pytest.approx(0.0)
+    assert found.expected_spread == pytest.approx(0.2 / 2**0.5)

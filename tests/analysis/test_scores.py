@@ -64,6 +64,10 @@ def test_what_no_seed_was_drawn_for_stands_beside_every_seed() -> None:
     other = found.paired("a", "c", ["x"])  # seeds that have nothing to do with each other
     assert other is not None
     assert (other.seeds, other.difference) == (1, pytest.approx(-0.1))
+    found = scores({"a": {"x": {"1": 0.2, "2": 0.6, "3": 0.9}}, "b": {"x": {"1": 0.1, "2": 0.4, "4": 0.0}}})
+    shared = found.paired("a", "b", ["x"])
+    assert shared is not None
+    assert shared.by_seed == pytest.approx((0.1, 0.2))
 
 
 def test_categories_count_once() -> None:
