@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 import mhr
-from mhr.ops import mix, route, route_all, routed_adapter, routed_bottleneck, routed_linear, weighted_average
+from mhr.ops import (
+    mix,
+    route,
+    route_all,
+    routed_adapter,
+    routed_bottleneck,
+    routed_linear,
+    routed_linears,
+    weighted_average,
+)
 from tests.models import tiny_model
 
 Inputs = dict[str, Tensor]
@@ -62,6 +71,10 @@ OPS = {
         lambda one, other, weights: mix([one, other], [weights, weights], [1, 2]),
         {"one": (4, 3, 16, 5), "other": (4, 3, 5, 12), "weights": (3, 4, 3)},
     ),
+    "mix, side by side": Op(
+        lambda one, other, weights: mix([one, other], [weights, weights], [1, 1], runs=[2]),
+        {"one": (4, 3, 16, 5), "other": (4, 3, 16, 2), "weights": (3, 4, 3)},
+    ),
     "route": Op(lambda logits, tasks: route(logits, tasks, None, 0.7), {"logits": (3, 4, 6)}, ("tasks",)),
     "route_all": Op(
         lambda one, other, tasks: route_all([one, other], tasks), {"one": (3, 4, 6), "other": (3, 4, 6)}, ("tasks",)
@@ -81,6 +94,14 @@ OPS = {
             routed_linear(x, weight.detach(), None, bank_a, bank_b, weights, rows, 0.7) + 0 * weight.sum()
         ),
         {"x": (3, 32, 64), "weight": (64, 64), **BANKS},
+        ("rows",),
+    ),
+    "routed_linears": Op(
+        lambda x, weight, A, B, other, rows: [
+            y + 0 * weight.sum()
+            for y in routed_linears(x, [weight.detach()[:48], weight.detach()], [None] * 2, A, [B, other], rows, 0.7)
+        ],
+        {"x": (3, 32, 64), "weight": (64, 64), **FACTORS, "A": (3, 64, 8), "other": (3, 3, 64)},
         ("rows",),
     ),
     "routed_bottleneck": Op(
