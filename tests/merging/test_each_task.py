@@ -74,15 +74,23 @@ def test_the_index_names_the_commit_of_a_base_from_the_hub(base, tmp_path, monke
 @pytest.mark.parametrize("method", [name for name, row in ROUTING_METHODS.items() if row.needs_tasks])
 def test_each_folder_holds_what_a_single_merge_writes(base, tmp_path, to, method):
     source = bank(base, tmp_path / "bank", method=method, n_heads=None, n_skills=None)
-    index = merge_each_task(source, to=to, with_average=True, output=tmp_path / "all", progress=False)
+    averaged = ROUTING_METHODS[method].convex
+    index = merge_each_task(source, to=to, with_average=averaged, output=tmp_path / "all", progress=False)
     assert list(index.tasks) == TASKS
     assert len({json.dumps(entry) for entry in index.tasks.values()}) == 3
     for task in TASKS:
         one = merge(source, method="task", task=task, to=to, output=tmp_path / "one" / task, progress=False)
         assert files_of(tmp_path / "all" / index.tasks[task]["folder"]) == files_of(one)
-    mean = merge(source, method="uniform", to=to, output=tmp_path / "one" / "average", progress=False)
-    assert files_of(tmp_path / "all" / "average") == files_of(mean)
-    alike = ROUTING_METHODS[method].contexts  # no task was given one
+    if averaged:
+        mean = merge(source, method="uniform", to=to, output=tmp_path / "one" / "average", progress=False)
+        assert files_of(tmp_path / "all" / "average") == files_of(mean)
+    else:
+        with pytest.raises(
+            MergeError, match="whose skills are directions .* merge one task, with --method task --task rte"
+        ):
+            merge_each_task(source, to=to, with_average=True, output=tmp_path / "mean", progress=False)
+        assert not (tmp_path / "mean").exists()
+    alike = ROUTING_METHODS[method].contexts and averaged  # no task was given one, or each has learnt its own
     assert same(load(tmp_path / "all" / "rte"), load(tmp_path / "all" / "wic")) == alike
 
 
