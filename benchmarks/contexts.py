@@ -1,4 +1,4 @@
-"""A training step of context-mhr beside one of MHR, on the same T5 and batch in turn: `python -m mhr_benchmarks.contexts`.
+"""A training step of context-mhr, or of generated adapters, beside one of MHR, on the same T5 and batch in turn: `python -m mhr_benchmarks.contexts`.
 
 The shapes of `mhr benchmark train`. One thread; its CPU time, so that other work on the machine counts for little.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +22,23 @@ SIZE = 384
 """Length of a context: that of MiniLM's embeddings."""
 
 
-def stepping(method: str, width: int, router: dict[str, int]) -> Callable[[], None]:
+METHODS: dict[str, dict[str, Any]] = {
+    "mhr": {"n_heads": HEADS, "n_skills": SKILLS},
+    "context-mhr": {"n_heads": HEADS, "n_skills": SKILLS, "router": {"size": SIZE}},
+    "hyper-lora": {"method": "hyperformer++"},
+}
+"""What may be compared with mhr -> its settings; those of the method itself are its defaults."""
+
+
+def stepping(method: str, width: int) -> Callable[[], None]:
     """A function that takes a training step: routing, forward, backward to the embeddings, AdamW."""
     setting = small(width)
     model = backbone(setting)
     names = [f"task{i}" for i in range(TASKS)]
-    config = mhr.AdapterConfig(
-        method=method, n_heads=HEADS, n_skills=SKILLS, rank=RANK, targets=TARGETS["t5"], router=dict(router)
-    )
+    config = mhr.AdapterConfig(**{"method": method, **METHODS[method]}, rank=RANK, targets=TARGETS["t5"])
     bank = mhr.attach(model, config, names)
     torch.manual_seed(0)
-    if bank.contexts is not None:
+    if bank.contexts is not None and bank.contexts.embedded:
         bank.set_contexts({name: torch.randn(SIZE) for name in names}, center=True)
     for layer in bank.layers.values():
         nn.init.normal_(layer.bank()["bank_b"], std=width**-0.5)
@@ -55,21 +62,20 @@ def stepping(method: str, width: int, router: dict[str, int]) -> Callable[[], No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=512, help="d of the T5; default: %(default)s")
+    others = [method for method in METHODS if method != "mhr"]
+    parser.add_argument("--method", choices=others, default=others[0], help="beside mhr; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=20, help="steps of each; default: %(default)s")
     asked = parser.parse_args()
     with quiet_machine():
-        steps = {
-            "mhr": stepping("mhr", asked.width, {}),
-            "context-mhr": stepping("context-mhr", asked.width, {"size": SIZE}),
-        }
+        steps = {method: stepping(method, asked.width) for method in ("mhr", asked.method)}
         times = interleave(steps, budget=0.0, least=asked.rounds)
-    ratios = sorted(b / a for a, b in zip(times["mhr"], times["context-mhr"], strict=True))
+    ratios = sorted(b / a for a, b in zip(times["mhr"], times[asked.method], strict=True))
     print(f"T5 of d {asked.width}, 4 + 4 blocks, {BATCH} examples of {DISTINCT} tasks, {asked.rounds} rounds")
     for method, own in times.items():
         print(f"{method}: {statistics.median(own) * 1e3:.0f} ms a step")
     quarter = len(ratios) // 4
     print(
-        f"context-mhr / mhr: {statistics.median(ratios):.3f} (middle half {ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})"
+        f"{asked.method} / mhr: {statistics.median(ratios):.3f} (middle half {ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f})"
     )
 
 

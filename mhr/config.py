@@ -129,7 +129,7 @@ class AdapterConfig(Settings):
     )
     norm: bool | None = setting(
         None,
-        """A layer norm behind the up projection of a bottleneck, whose scale and shift are routed with it: y = h + LN(up(gelu(down(h)))).
+        """A layer norm behind the up projection of a bottleneck. Its scale and shift are routed with it: y = h + LN(up(gelu(down(h)))).
         Unset, as published: of hyperformer and hyperformer++.""",
         of_method=True,
     )

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mhr.adapters.base_name import commit_here
 from mhr.adapters.checkpoint import AdapterCheckpoint
+from mhr.adapters.collapse import check_average
 from mhr.adapters.find import find_adapters, run_of
 from mhr.adapters.index import AdapterIndex, folders_for, read_index
 from mhr.adapters.model_card import name_for_others
@@ -173,7 +174,8 @@ class _Source:
         return MergePlan(result, report, None, {}, task or "merged", runs=runs_of([plain]))
 
     def check_average(self) -> None:
-        """Raise MergeError where the average of the skills is no one adapter."""
+        """Raise MergeError where the average of the skills is no one adapter, or none at all."""
+        check_average(self.bank)
         heads = self.bank.heads
         if heads is not None and len(heads.heads) > 1:
             raise MergeError(

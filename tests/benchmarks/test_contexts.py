@@ -10,10 +10,13 @@ from mhr_benchmarks import contexts
 from mhr_benchmarks.train import Setting
 
 
-def test_both_methods_take_a_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("method", [name for name in contexts.METHODS if name != "mhr"])
+def test_both_methods_take_a_step(
+    method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(contexts, "small", lambda width: Setting(width, 1, 4, contexts.VOCABULARY, 8, 8, 4))
-    monkeypatch.setattr("sys.argv", ["contexts", "--width", "32", "--rounds", "4"])
+    monkeypatch.setattr("sys.argv", ["contexts", "--method", method, "--width", "32", "--rounds", "4"])
     contexts.main()
     said = capsys.readouterr().out
-    assert "context-mhr / mhr: " in said
+    assert f"{method} / mhr: " in said
     assert "4 rounds" in said

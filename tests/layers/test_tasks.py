@@ -21,7 +21,7 @@ TASKS = ["boolq", "rte", "copa"]
 
 def adapted(method: str = "mhr") -> tuple[PreTrainedModel, AdapterBank]:
     model = tiny_model("bert-encoder")
-    heads = 4 if method not in ("poly", "private", "shared", "adamix") else 1
+    heads = 1 if ROUTING_METHODS[method].one_head or method in ("private", "shared") else 4
     bank = mhr.attach(model, AdapterConfig(method=method, n_heads=heads), TASKS)
     randomise(bank)
     return model, bank
