@@ -19,7 +19,7 @@ LEVELS = [
     {"errors", "lazy"},
     {"setting"},
     {"checks", "context_settings", "hydra_settings", "shared_heads_settings", "token_settings"},
-    {"registry", "methods", "files", "locks"},
+    {"registry", "methods", "files", "locks", "weight_search"},
     {"config", "loading", "task_heads"},
     {"ops"},
     {"routing", "data"},

@@ -2,13 +2,14 @@
 
     A = sum_k w_k A_k, B = sum_k w_k B_k,    w = argmin loss(shots; A, B) + 0.05 mean_k |w_k|,    -1.5 <= w_k <= 1.5
 
-The penalty is that of the released code; the paper sums |w_k|. The paper searches with nevergrad, which would be one more dependency; here it is a
-(1 + 1) evolution strategy with the one-fifth success rule.
+The penalty is that of the released code; the paper sums |w_k|. The paper searches with nevergrad, which would be one more dependency; here it is
+`mhr.weight_search`, beginning with w = 0, the base model, and w = 1/K, the average.
 """
 
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,44 +27,10 @@ from mhr.few_shot.starts import Start
 from mhr.layers import AdapterBank
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
+from mhr.weight_search import WeightSearch
 
 PENALTY = 0.05
 BOUND = 1.5
-SPREAD = 0.2
-"""Standard deviation of the first steps from the best weights so far."""
-
-
-class Search:
-    """A (1 + 1) evolution strategy over weights [K]: `w = clip(best + sigma N(0, 1), -1.5, 1.5)`, in float64.
-
-    sigma grows by 1.5 with each better candidate and shrinks by 1.5 ** -0.25 with each other one, so that it stays where one in five
-    is better (Rechenberg). The first candidate is 0, the base model, and the second 1/K, the average.
-    """
-
-    def __init__(self, size: int, seed: int):
-        self.generator = torch.Generator().manual_seed(seed)
-        self.first = [torch.zeros(size, dtype=torch.float64), torch.full((size,), 1 / size, dtype=torch.float64)]
-        self.best, self.value, self.sigma = self.first[0], float("inf"), SPREAD
-        self.asked, self.drawn = self.first[0], False
-
-    def ask(self) -> Tensor:
-        """The next candidate."""
-        self.drawn = not self.first
-        if self.first:
-            self.asked = self.first.pop(0)
-        else:
-            step = torch.randn(len(self.best), generator=self.generator, dtype=torch.float64)
-            self.asked = (self.best + self.sigma * step).clamp(-BOUND, BOUND)
-        return self.asked
-
-    def tell(self, value: float) -> bool:
-        """What the candidate was worth, the lower the better; whether it is the best."""
-        better = value < self.value
-        if better:
-            self.best, self.value = self.asked, value
-        if self.drawn:
-            self.sigma *= 1.5 if better else 1.5**-0.25
-        return better
 
 
 @dataclass(frozen=True)
@@ -96,12 +63,12 @@ class Hub:
         return cls(names_of(sources), layers)
 
     @torch.no_grad()
-    def put(self, bank: AdapterBank, weights: Tensor) -> None:
+    def put(self, bank: AdapterBank, weights: Sequence[float]) -> None:
         """Make the one skill of a bank the sum of the LoRAs by weights [K]."""
         for name, layer in bank.layers.items():
             for key, parameter in layer.bank().items():
                 factors = self.layers[name][key].to(parameter)
-                parameter[0, 0] = torch.einsum("k,kpq->pq", weights.to(parameter), factors)
+                parameter[0, 0] = torch.einsum("k,kpq->pq", parameter.new_tensor(weights), factors)
 
 
 def search_weights(
@@ -123,7 +90,8 @@ def search_weights(
     assert start.bank is not None
     few = settings.adapt
     judge = Validation(start, kind, task, examples, settings)
-    search = Search(len(hub.names), few.seeds[0])
+    size = len(hub.names)
+    search = WeightSearch(size, [[0.0] * size, [1 / size] * size], seed=few.seeds[0], bounds=(-BOUND, BOUND))
     found: dict[str, Any] = {}
     control = TrainerControl()
     arguments: Any = None  # which no callback of an adaptation reads
@@ -135,10 +103,10 @@ def search_weights(
             raise TrainingError(
                 f"the loss of candidate {step} is {loss}: the model or its LoRAs hold values that are not finite"
             )
-        search.tell(loss + PENALTY * float(weights.abs().mean()))
-        found = {"objective": search.value, "weights": dict(zip(hub.names, search.best.tolist(), strict=True))}
+        search.tell(-loss - PENALTY * statistics.fmean(map(abs, weights)))
+        found = {"objective": -search.score, "weights": dict(zip(hub.names, search.weights, strict=True))}
         log.log({"step": step, "loss": loss, **found})
-        hub.put(start.bank, search.best)
+        hub.put(start.bank, search.weights)
         for callback in callbacks:
             callback.on_step_end(arguments, TrainerState(global_step=step), control)
         if control.should_training_stop:

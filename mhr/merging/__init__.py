@@ -37,7 +37,7 @@ _HOME = {
     "read_report": "mhr.merging.report",
     "ExtractConfig": "mhr.merging.extract_settings",
     "extract": "mhr.merging.extraction",
-    "find_weights": "mhr.merging.weight_search",
+    "find_weights": "mhr.weight_search",
     "serving_lines": "mhr.merging.serving",
 }
 
@@ -60,6 +60,6 @@ if TYPE_CHECKING:
     from mhr.merging.soups import combine_search, combine_soup_greedy, combine_soup_uniform
     from mhr.merging.task_vectors import combine_task_vectors
     from mhr.merging.to_folder import merge
-    from mhr.merging.weight_search import find_weights
+    from mhr.weight_search import find_weights
 
 __getattr__ = lazy(__name__, _HOME)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from mhr.adapters.plain import PlainAdapter
 from mhr.merging.combination import Combination, combines
-from mhr.merging.weight_search import find_weights
+from mhr.weight_search import find_weights
 
 
 @combines("soup-uniform")

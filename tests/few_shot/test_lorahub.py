@@ -15,7 +15,7 @@ from mhr.errors import ConfigError
 from mhr.evaluation import load_model
 from mhr.experts import route_tokens
 from mhr.few_shot import adapt
-from mhr.few_shot.lorahub import BOUND, SPREAD, Hub, Search
+from mhr.few_shot.lorahub import Hub
 from mhr.few_shot.shots import draw_shots
 from mhr.merging import merge
 from mhr.runs import RunFolder
@@ -23,40 +23,6 @@ from mhr.runs.tasks import read_tasks
 
 Source = Callable[[str], RunFolder]
 TASK = "next-first"
-
-
-def run_search(objective: Callable[[torch.Tensor], float], size: int, steps: int, seed: int = 0) -> Search:
-    search = Search(size, seed)
-    for _ in range(steps):
-        search.tell(objective(search.ask()))
-    return search
-
-
-def test_the_search_finds_a_minimum_in_its_bounds_and_repeats_itself() -> None:
-    goal = torch.tensor([0.9, -0.4, 0.1, 3.0], dtype=torch.float64)
-
-    def objective(w: torch.Tensor) -> float:
-        assert w.abs().max() <= BOUND
-        return float((w - goal).square().sum())
-
-    found = run_search(objective, 4, 400)
-    torch.testing.assert_close(found.best, goal.clamp(max=BOUND), atol=0.02, rtol=0)
-    assert found.value == objective(found.best)
-    assert torch.equal(run_search(objective, 4, 400).best, found.best)
-    assert not torch.equal(run_search(objective, 4, 400, seed=1).best, found.best)
-
-
-def test_it_begins_with_the_base_model_and_the_average_and_keeps_its_step_at_one_success_in_five() -> None:
-    search = Search(4, 0)
-    assert not search.ask().any()
-    search.tell(1.0)
-    assert torch.equal(search.ask(), torch.full((4,), 0.25, dtype=torch.float64))
-    search.tell(2.0)
-    assert not search.best.any()
-    for value in (0.9, 1.0, 1.0, 1.0, 1.0):
-        search.ask()
-        search.tell(value)
-    assert search.sigma == pytest.approx(SPREAD)
 
 
 @pytest.fixture

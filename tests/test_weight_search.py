@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mhr.errors import ConfigError, MergeError
-from mhr.merging.weight_search import find_weights
+from mhr.weight_search import WeightSearch, find_weights
 
 TRUTH = np.array([0.7, 0.1, 0.45, 0.0])
 
@@ -23,6 +23,16 @@ def test_it_finds_the_best_of_a_smooth_score(seed):
     assert found.weights == pytest.approx(TRUTH, abs=0.05)
     assert found.score == max(found.scores) == smooth(found.weights)
     assert len(found.scores) == 150
+
+
+def test_it_stays_within_its_bounds():
+    goal = np.array([0.9, -0.4, 0.1, 3.0])
+    search = WeightSearch(4, [[0.0] * 4, [0.25] * 4], bounds=(-1.5, 1.5))
+    for _ in range(400):
+        weights = np.array(search.ask())
+        assert np.abs(weights).max() <= 1.5
+        search.tell(-float(np.square(weights - goal).sum()))
+    assert search.weights == pytest.approx(goal.clip(max=1.5), abs=0.02)
 
 
 def test_few_tries_are_better_than_as_many_drawn_at_random():
@@ -43,6 +53,25 @@ def test_the_start_is_the_first_try_and_the_first_of_equal_ones_is_taken():
     assert tries[0] == found.weights == [0, 0, 0]
     assert all(abs(w) <= 1.5 for one in tries for w in one)
     assert find_weights(lambda w: 0.0, 4, steps=1).weights == [0.25] * 4
+
+
+def test_it_begins_at_the_best_of_its_starts_and_tries_the_other_side_of_a_step_that_was_worse():
+    search = WeightSearch(4, [[0.0] * 4, [0.25] * 4], bounds=(-1.5, 1.5))
+    assert search.ask() == [0.0] * 4
+    search.tell(-1.0)
+    assert search.ask() == [0.25] * 4
+    search.tell(-2.0)
+    assert search.weights == [0.0] * 4
+    assert search.score == -1.0
+    tries = []
+    for score in (-0.9, -1.0, -1.0, 0.0):
+        tries.append(np.array(search.ask()))
+        search.tell(score)
+    here, one, other = tries[:3]
+    inside = (np.abs(one) < 1.5) & (np.abs(other) < 1.5)  # neither was cut off
+    assert inside.any()
+    np.testing.assert_allclose((other - here)[inside], -math.exp(-0.2) * (one - here)[inside])
+    assert search.score == 0.0
 
 
 def test_the_same_seed_makes_the_same_tries():
