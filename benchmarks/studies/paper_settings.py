@@ -59,7 +59,7 @@ def real(output: Path, path: str, quick: bool = False) -> Setting:
     no shots.
     """
     plan = SMALL if quick else Plan(
-        steps=330, save_every=110, batch=16, more_steps=0, adapt_steps=60, look_every=12, adapt_batch=8, seen=6,
+        steps=330, save_every=110, batch=16, more_steps=0, adapt_steps=60, look_every=12, adapt_batch=8, seen=20,
         test=100, seeds=(1, 2, 3, 4, 5), rates=(5e-4, 1e-3, 3e-3),
     )  # fmt: skip
     tasks = [task for task in load_tasks(path, definitions=False).values() if 2 <= len(task.choices) <= 6]

@@ -19,20 +19,21 @@ def seen_losses(run: RunFolder, tasks: TaskCollection) -> dict[int, dict[str, fl
     """Step -> task -> mean loss per target token over the task's test examples, routed by the task's own row, without noise."""
     config = run.config()
     found: dict[int, dict[str, float]] = {}
-    for step, path in points(run):
-        checkpoint = read_adapter(path)
-        model, tokenizer = load_backbone(checkpoint.base.name_or_path, checkpoint.base.kind)
-        objective = make_objective(kind_of(model), heads=checkpoint.heads)
-        collate = objective.collator(
-            tokenizer, config.data.max_input_length, config.data.max_target_length, config.data.chat
-        )
-        attach_checkpoint(checkpoint, model)
+    kept = points(run)
+    first = read_adapter(kept[0][1])
+    model, tokenizer = load_backbone(first.base.name_or_path, first.base.kind)
+    objective = make_objective(kind_of(model), heads=first.heads)
+    collate = objective.collator(
+        tokenizer, config.data.max_input_length, config.data.max_target_length, config.data.chat
+    )
+    examples = [example for task in tasks.values() for example in task.test]
+    for step, path in kept:
+        attach_checkpoint(read_adapter(path), model)
         model.eval()
         sums: dict[str, list[float]] = {}
-        examples = [example for task in tasks.values() for example in task.test]
         with torch.no_grad():
-            for first in range(0, len(examples), BATCH):
-                losses = objective(model, collate(examples[first : first + BATCH]))
+            for start in range(0, len(examples), BATCH):
+                losses = objective(model, collate(examples[start : start + BATCH]))
                 for task, total, n in zip(losses.tasks, losses.sums.tolist(), losses.counts.tolist(), strict=True):
                     own = sums.setdefault(task, [0.0, 0.0])
                     own[0], own[1] = own[0] + total, own[1] + n
