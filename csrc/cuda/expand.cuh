@@ -12,21 +12,22 @@
 
 namespace mhr::cuda {
 
+// Of at most 128 bytes: larger ones nvcc copies, and the kernel's loops grow by a fifth.
 struct ExpandArgs {
   const float* z;    // [n_parts, N, R]
   float* whole_z;    // [N, R], or null where z is whole
   Factor w;          // [U, R, C], or [U, C, R] to be transposed
   const void* bias;  // [U, C] or null
-  const void* base;  // [C] or null
+  const void* base;  // ACCUMULATE: [N, C], y or what takes its place; else [C] or null
   void* y;           // [N, C]
   Segments segments;
   int n_parts, columns, rank, first_rank, ranks, steps_per_range;  // ranks [first_rank, first_rank + ranks) are added
   float scale;
   Activation activation;
   bool y_vectors, z_vectors, bias_is_float;
-  int z_stride;       // of a row of z, R or more
-  const void* given;  // [N, C], what ACCUMULATE adds to: y itself or another tensor
+  int z_stride;  // of a row of z, R or more
 };
+static_assert(sizeof(ExpandArgs) <= 128);
 
 template <class T, int RP, int TOKENS, bool TRANSPOSED>
 struct ExpandShape {
@@ -44,19 +45,19 @@ struct ExpandShape {
 };
 
 // base + scale * bias of two neighbouring columns, of which `left` exist.
-template <class T>
+template <class T, bool BASED>
 __device__ __forceinline__ float2 biases_at(const ExpandArgs& p, int u, int column, int left) {
   float v[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     if (i >= left) continue;
     if (p.bias) v[i] = p.scale * bias_at<T>(p.bias, p.bias_is_float, size_t(u) * p.columns + column + i);
-    if (p.base) v[i] += to_float(static_cast<const T*>(p.base)[column + i]);
+    if (BASED && p.base) v[i] += to_float(static_cast<const T*>(p.base)[column + i]);
   }
   return {v[0], v[1]};
 }
 
-// ACCUMULATE: `given` is read and added to. BIASED: there is a bias, a base or both.
+// ACCUMULATE: a tensor is read and added to. BIASED: there is a bias, a base or both.
 template <class T, int RP, int TOKENS, bool TRANSPOSED, bool ACCUMULATE, bool BIASED>
 __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
   using S = ExpandShape<T, RP, TOKENS, TRANSPOSED>;
@@ -73,9 +74,9 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
   const int first_column = int(blockIdx.y) * p.steps_per_range * S::kStep;
   const int columns_left = p.columns - first_column, range = p.steps_per_range * S::kStep;
   const int columns = columns_left < range ? columns_left : range;
-  const size_t start = size_t(tile.begin) * p.columns + first_column;
-  T* const y = static_cast<T*>(p.y) + start;
-  const T* const given = static_cast<const T*>(p.given) + start;
+  T* const y = static_cast<T*>(p.y) + size_t(tile.begin) * p.columns + first_column;
+  const T* given = y;
+  if constexpr (ACCUMULATE) given = static_cast<const T*>(p.base) + size_t(tile.begin) * p.columns + first_column;
 
   // Calls use(token, r, v) for four neighbours v of z, from rank r on, zeros past the end.
   auto take_z = [&](auto use) {
@@ -198,7 +199,7 @@ __global__ void __launch_bounds__(128, 3) expand_kernel(ExpandArgs p) {
     for (int n = 0; n < S::kWarpStep / 8; ++n) {
       const int c = n * 8 + 2 * t;
       float2 bias{0.0f, 0.0f};
-      if constexpr (BIASED) bias = biases_at<T>(p, u, first_column + column + own_column + c, left - c);
+      if constexpr (BIASED) bias = biases_at<T, !ACCUMULATE>(p, u, first_column + column + own_column + c, left - c);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         auto* const cell = reinterpret_cast<typename M::Pair*>(ty + (g + 8 * half) * S::kPitchY + c);

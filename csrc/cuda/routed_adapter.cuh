@@ -225,8 +225,8 @@ const char* expand(ExpandArgs p, bool accumulate, int blocks_wanted, Stream stre
     } else {
       MHR_TRY((expand_once<T, RP, TOKENS, TRANSPOSED, false, !TRANSPOSED>(p, stream)));
     }
-    p.bias = p.base = nullptr;
-    p.given = p.y;
+    p.bias = nullptr;
+    p.base = p.y;
     accumulate = true;
   }
   return nullptr;
@@ -308,8 +308,8 @@ struct ForwardPass {
   template <int RP, int TOKENS>
   const char* expand_z(Stream stream) {
     const int rank = int(p.rank), z_stride = int(z_rank(p)), n_out = int(p.out_features);
-    const void* const given = p.given ? p.given : p.y;
-    const bool y_vectors = is_aligned(p.y, size_t(n_out) * sizeof(T)) && is_aligned(given);
+    const void* const base = p.writes_y ? p.base : p.given ? p.given : p.y;
+    const bool y_vectors = is_aligned(p.y, size_t(n_out) * sizeof(T)) && (p.writes_y || is_aligned(base));
     const bool split = plan.ranges > 1;
     const float* const from = parts ? parts + p.z_first : nullptr;
     float* const z = p.z + p.z_first;
@@ -318,7 +318,7 @@ struct ForwardPass {
                           split ? z : nullptr,
                           b,
                           p.bias_b,
-                          p.base,
+                          base,
                           p.y,
                           segments_b,
                           plan.ranges,
@@ -332,8 +332,7 @@ struct ForwardPass {
                           y_vectors,
                           z_vectors,
                           p.factors_are_float,
-                          z_stride,
-                          given};
+                          z_stride};
     return expand<T, RP, TOKENS, false>(args, !p.writes_y, p.routing.blocks_at_once, stream);
   }
 };
@@ -447,13 +446,13 @@ struct BackwardXPass {
     MHR_TRY(gather({parts, p.da, chunk_rows, plan.chunks, p.rank * p.in_features, 1.0f}, p.n_rows_a, stream));
     if (!p.dx || !plan.chunks) return nullptr;
     MHR_TRY(factors.make(stream));
-    const void* const given = p.given ? p.given : p.dx;
+    const void* const given = p.accumulate ? p.given ? p.given : p.dx : nullptr;
     const bool dx_vectors = is_aligned(p.dx, size_t(columns) * sizeof(T)) && is_aligned(given);
     const ExpandArgs args{p.dz,
                           nullptr,
                           a,
                           nullptr,
-                          nullptr,
+                          given,
                           p.dx,
                           segments,
                           1,
@@ -467,8 +466,7 @@ struct BackwardXPass {
                           dx_vectors,
                           are_fours(p.dz, rank),
                           false,
-                          rank,
-                          given};
+                          rank};
     return with_shape(p.rank, segments, [&](auto rp, auto tokens) {
       return expand<T, decltype(rp)::value, decltype(tokens)::value, true>(args, p.accumulate, p.routing.blocks_at_once,
                                                                            stream);
