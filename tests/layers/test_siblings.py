@@ -155,7 +155,6 @@ ALL = ("q_proj", "k_proj", "v_proj")
         (("q_proj", "q_proj", "k_proj", "v_proj"), (1, 0), ("k_proj", "v_proj")),
         (("q_proj", doubled, "k_proj", doubled, "v_proj"), (1, 0), ("q_proj", "k_proj")),
     ],
-    ids=str,
 )
 def test_layers_that_come_with_another_x_or_not_at_all_compute_alone(
     calls: tuple[Any, ...], shared: tuple[int, int], apart: tuple[str, ...]
