@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mhr.errors import ConfigError
+from mhr.method_settings.shared_heads import SharedHeadsSettings
 from mhr.methods import ROUTING_METHODS, RoutingMethod, listed
 from mhr.setting import Settings, convert, expected, setting, settings_of
-from mhr.shared_heads_settings import SharedHeadsSettings
 
 MODEL_KINDS = ("seq2seq", "causal", "encoder", "masked")
 """What a model is asked to do: answer after reading, go on writing, answer through a head, or say the word at a mask."""

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mhr.context_settings import ContextSettings, HyperSettings, PhaSettings
-from mhr.hydra_settings import HydraSettings, MtlLoraSettings
+from mhr.method_settings.contexts import ContextSettings, HyperSettings, PhaSettings
+from mhr.method_settings.hydra import HydraSettings, MtlLoraSettings
+from mhr.method_settings.shared_heads import SharedHeadsSettings
+from mhr.method_settings.tokens import TokenSettings
 from mhr.setting import Settings
-from mhr.shared_heads_settings import SharedHeadsSettings
-from mhr.token_settings import TokenSettings
 
 
 @dataclass(frozen=True, slots=True)

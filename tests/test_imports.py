@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     {"errors", "lazy"},
     {"setting"},
-    {"checks", "context_settings", "hydra_settings", "shared_heads_settings", "token_settings"},
+    {"checks", "method_settings"},
     {"registry", "methods", "files", "locks", "weight_search"},
     {"config", "loading", "task_heads"},
     {"ops"},

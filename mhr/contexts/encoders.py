@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.backbones import load_backbone
-from mhr.context_settings import BACKBONE_ENCODER, ContextSettings
 from mhr.data.special_tokens import pad_token
 from mhr.data.tokens import pad, tokenise
 from mhr.errors import ConfigError, DataError, MhrError
 from mhr.layers import AdapterBank
 from mhr.layers.disabled import disabled
+from mhr.method_settings.contexts import BACKBONE_ENCODER, ContextSettings
 from mhr.objectives.lengths import positions
 
 LONGEST = 512

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.config import AdapterConfig
-from mhr.context_settings import ContextSettings
 from mhr.contexts.encoders import Encoder, encoder_of
 from mhr.data.drawing import shot_order
 from mhr.data.example import Example, Task
@@ -18,6 +17,7 @@ from mhr.data.tokens import running_text
 from mhr.errors import ConfigError, DataError
 from mhr.layers import AdapterBank, attach
 from mhr.layers.bank import bank_of
+from mhr.method_settings.contexts import ContextSettings
 
 
 def embeds(bank: AdapterBank) -> bool:

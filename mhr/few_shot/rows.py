@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from mhr.config import AdapterConfig
-from mhr.context_settings import ContextSettings
 from mhr.contexts import encoder_of
 from mhr.contexts.tasks import texts_of
 from mhr.data import Example, Task, TaskCollection
@@ -22,6 +21,7 @@ from mhr.data.drawing import shot_order
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation.gradients import TaskLoss, cosines, gram_matrices
 from mhr.few_shot.starts import Start
+from mhr.method_settings.contexts import ContextSettings
 from mhr.methods import GENERATED
 from mhr.ops import route
 from mhr.routing import Contexts, make_router

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mhr.config import AdapterConfig
-from mhr.context_settings import LEARNT_SIZE
+from mhr.method_settings.contexts import LEARNT_SIZE
 from mhr.routing.contexts import Contexts
 from mhr.routing.parameters import ParameterGroup
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mhr.context_settings import BACKBONE_ENCODER
 from mhr.errors import ConfigError, nearest
+from mhr.method_settings.contexts import BACKBONE_ENCODER
 from mhr.setting import MOST_SEED, Settings, as_in, setting, settings_of
 
 SCHEDULERS = ("linear", "cosine", "constant")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mhr.errors import ConfigError
+from mhr.method_settings.tokens import TokenSettings
 from mhr.methods import BY_TOKEN, listed
 from mhr.runs.adapt_settings import EXPERTS_OF_BANKS
 from mhr.setting import MOST_SEED, Settings, as_in, setting
-from mhr.token_settings import TokenSettings
 
 OF_GATES = ("tasks", "steps", "batch_size", "lr", "seed")
 """Settings of methods that train gates."""

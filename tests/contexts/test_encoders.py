@@ -11,9 +11,9 @@ import torch
 import mhr
 from mhr import AdapterConfig
 from mhr.backbones import load_backbone
-from mhr.context_settings import ContextSettings
 from mhr.contexts import Encoder, encoder_of
 from mhr.errors import ConfigError, DataError
+from mhr.method_settings.contexts import ContextSettings
 from tests.models import randomise
 
 TEXTS = ["reverse it", "sort the letters of the string", "a"]
