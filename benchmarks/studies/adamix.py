@@ -17,29 +17,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.resources
-import json
-import multiprocessing
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-import transformers
-
-from mhr.data import Example, TaskCollection, load_tasks
+from mhr.data import TaskCollection, load_tasks
 from mhr.evaluation import Inference
 from mhr.files import make_folder, write_text_atomically
 from mhr.runs import RunFolder, load_config
-from mhr.runs.settings import RunConfig
-from mhr.training import pretrain
 
 from . import RESULTS
 from .adamix_page import page
+from .jobs import Job, train
 from .stages import Stages
+from .task_files import lines_of
 
 INFERENCE = {
     "average": Inference(),
@@ -132,24 +125,6 @@ QUICK: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run to be trained: what a worker does at a time."""
-
-    name: str
-    config: RunConfig
-    folder: str
-
-    def run(self) -> tuple[Path, float]:
-        """Train, unless that is done; the run's folder, and the seconds of CPU time that it took this time."""
-        start = time.process_time()
-        torch.set_num_threads(1)
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        run = pretrain(self.config, self.folder, resume=True, progress=False)
-        return run.path, time.process_time() - start
-
-
 class Study:
     """The stages of the study; `Stages` keeps what is done."""
 
@@ -177,7 +152,7 @@ class Study:
         plan = self.plan
         tried = [(name, rate, task) for name in METHODS for rate in METHODS[name].rates for task in plan.trial_tasks]
         jobs = [self.job(name, rate, task, plan.trial_seed, plan.steps, "trials") for name, rate, task in tried]
-        for (name, rate, task), (_, run) in zip(tried, self.train(jobs), strict=True):
+        for (name, rate, task), run in zip(tried, self.train(jobs), strict=True):
             self.score(f"trial {name} at {rate:g}", run, task, plan.trial_seed)
         scores = self.stages.state["scores"]
         found = {
@@ -215,7 +190,7 @@ class Study:
     ) -> None:
         chosen = [(name, task) for task in tasks for name in methods]
         jobs = [self.job(name, rates[name], task, seed, steps, f"runs-{steps}") for name, task in chosen]
-        for (name, task), (_, run) in zip(chosen, self.train(jobs), strict=True):
+        for (name, task), run in zip(chosen, self.train(jobs), strict=True):
             self.stages.keep(name, run)
             for way, inference in INFERENCE.items():
                 if way == "average":
@@ -223,7 +198,7 @@ class Study:
                 elif METHODS[name].draws and not kind:
                     self.score(f"{name}: {way}", run, task, seed, inference)
 
-    def job(self, name: str, rate: float, task: str, seed: int, steps: int, folder: str) -> Job:
+    def job(self, name: str, rate: float, task: str, seed: int, steps: int, folder: str) -> Job[str]:
         plan, method = self.plan, METHODS[name]
         config = load_config(
             model=self.base,
@@ -242,15 +217,11 @@ class Study:
         where = name.replace(", ", "-").replace(" ", "-")
         return Job(name, config, str(self.output / folder / where / f"{rate:g}" / task / str(seed)))
 
-    def train(self, jobs: list[Job]) -> Iterator[tuple[Job, RunFolder]]:
-        """The runs, in the order of their jobs; what is done is only opened."""
-        seconds = self.stages.state["seconds"]
-        spawned = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=spawned) as pool:
-            for job, (path, taken) in zip(jobs, pool.map(Job.run, jobs), strict=True):
-                key = f"{job.name} {Path(job.folder).relative_to(self.output)}"
-                seconds.setdefault(key, taken)
-                yield job, RunFolder.open(path)
+    def train(self, jobs: list[Job[str]]) -> Iterator[RunFolder]:
+        """The runs, in the order of their jobs."""
+        for job, run, taken in train(jobs, self.workers):
+            self.stages.state["seconds"].setdefault(f"{job.key} {Path(job.folder).relative_to(self.output)}", taken)
+            yield run
 
     def score(self, row: str, run: RunFolder, task: str, seed: int, inference: Inference | None = None) -> None:
         settings = {"limit": self.plan.limit, "max_input_length": self.plan.max_length, "inference": inference}
@@ -264,14 +235,9 @@ class Study:
             both = task.train + task.test
             train, rest = both[: plan.n_train], both[plan.n_train :]
             parts = {"train": train, "validation": rest[: plan.n_validation], "test": rest[plan.n_validation :]}
-            text = "".join(_lines(part, split) for split, part in parts.items())
+            text = "".join(lines_of(part, split) for split, part in parts.items())
             write_text_atomically(folder / f"{name}.jsonl", text)
         return load_tasks(str(folder))
-
-
-def _lines(examples: Sequence[Example], split: str) -> str:
-    rows = [{**dataclasses.asdict(e), "split": split} for e in examples]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def main() -> None:
