@@ -148,9 +148,7 @@ MUTANTS = (
         "token < tile.tokens ? p.ranks - r : 0",
         "p.ranks - r",
     ),
-    Mutant(
-        "expand: bias once a launch", "plain", "routed_adapter.cuh", "p.bias = p.base = nullptr;", "p.base = nullptr;"
-    ),
+    Mutant("expand: bias once a launch", "plain", "routed_adapter.cuh", "    p.bias = nullptr;\n", ""),
     Mutant("expand: later launches overwrite", "plain", "routed_adapter.cuh", "    accumulate = true;\n", ""),
     Mutant("outer: z of absent tokens read", "address", "outer.cuh", "present ? ranks - r : 0", "ranks - r"),
     Mutant(

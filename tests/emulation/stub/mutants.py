@@ -15,7 +15,7 @@ from tests.emulation.test_stub import CHECKS, records_of
 # name, file, what is there, what is planted
 MUTANTS = (
     ("forward on the default stream", "routed_linear_torch.cpp", "scratch.at<void>(parts), call.stream()", "scratch.at<void>(parts), nullptr"),
-    ("mix on the default stream", "mix.cu", "dim3(kMixThreads), 0, stream, args", "dim3(kMixThreads), 0, nullptr, args"),
+    ("mix on the default stream", "mix.cu", "dim3(unsigned(threads)), 0, stream, args", "dim3(unsigned(threads)), 0, nullptr, args"),
     ("a copy on the default stream", "weighted_average.cu", "p.tensors[0], bytes, st)", "p.tensors[0], bytes, nullptr)"),
     ("no device guard", "torch_device.h", "guard_(t.get_device_index())", "guard_(7)"),
     ("shrink: 100 KB too much shared memory", "routed_adapter.cuh", "S::kShared, stream", "S::kShared + 100 * 1024, stream"),
