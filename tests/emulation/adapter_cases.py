@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from tests.emulation.bounds import Bounded, gelu, gelu_slope, product, worst
-from tests.emulation.emulator import DTYPES, Call, Output, Updated, run
+from tests.emulation.emulator import DTYPES, Argument, Call, Output, Updated, run
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Case:
     absent: bool = False  # some segments have row -1
     a_stride: int = 0  # of a row of A, where it is not the rank
     left_out: int = 0  # tokens before the first segment: tensors larger than the memory
+    given: bool = False  # y and dx are written, what they add to is another tensor
+    given_shift: int = 0  # bytes by which that one alone misses its alignment
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.") + ("-float-factors" if self.float_factors else "")
@@ -39,9 +41,9 @@ class Case:
 class Problem:
     """The tensors of a case. Rows of A and B repeat, come unsorted, and one row of each serves no segment."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, seed: int = 0) -> None:
         self.case = case
-        generator = torch.Generator().manual_seed(len(str(case)))
+        generator = torch.Generator().manual_seed(1000 * seed + len(str(case)))
         factor_dtype = torch.float32 if case.float_factors else case.dtype
         n_segments, self.n_rows_a, self.n_rows_b = len(case.lengths), 3, 4
 
@@ -66,21 +68,31 @@ class Problem:
         self.dz = normal(self.n_tokens, case.rank, dtype=torch.float32)
         self.scale = 0.75
 
+    def sums(self, tensor: torch.Tensor) -> tuple[Updated, torch.Tensor | None, int]:
+        """What becomes the sum, what is added to in its place if anything is, and at which of its bytes that begins."""
+        c = self.case
+        if not c.given:
+            return Updated(tensor), None, 0
+        before = torch.zeros(c.given_shift // tensor.itemsize, dtype=tensor.dtype)
+        return Updated(torch.full_like(tensor, torch.nan)), torch.cat([before, tensor.flatten()]), c.given_shift
+
     def calls(self, seed: int) -> list[Call]:
         c = self.case
+        y, *given_y = self.sums(self.y)
+        dx, *given_x = self.sums(self.dx)
         kind = (DTYPES[c.dtype], int(c.float_factors), c.left_out + self.n_tokens, c.left_out, len(c.lengths), c.blocks)
         offsets = None if c.equal_segments else self.offsets + c.left_out
         activation = int(c.bottleneck)
         forward = (*kind, self.n_rows_a, self.n_rows_b, c.n_in, c.n_out, c.rank, activation, self.scale, offsets)
         a = torch.nn.functional.pad(self.a, (0, c.a_stride - c.rank)) if c.a_stride else self.a
         biases = self.bias_a, self.bias_b
-        forward += (self.rows_a, self.rows_b, self.x, a, c.a_stride, self.b, *biases, Updated(self.y))
-        forward += (int(c.overwrite), self.base)
+        forward += (self.rows_a, self.rows_b, self.x, a, c.a_stride, self.b, *biases, y)
+        forward += (int(c.overwrite), self.base, *given_y)
         backward_dy = (*kind, self.n_rows_b, c.n_out, c.rank, activation, self.scale, offsets, self.rows_b)
         backward_dy += (self.dy, self.b, self.z, Output((self.n_tokens, c.rank)))
         backward_dy += (Output((self.n_rows_b, c.rank, c.n_out)),)
         backward_x = (*kind, self.n_rows_a, c.n_in, c.rank, int(not c.overwrite), offsets, self.rows_a)
-        backward_x += (self.x, a, c.a_stride, self.dz, Updated(self.dx), Output((self.n_rows_a, c.n_in, c.rank)))
+        backward_x += (self.x, a, c.a_stride, self.dz, dx, *given_x, Output((self.n_rows_a, c.n_in, c.rank)))
         return [
             Call("routed_adapter_forward", (*forward, Output((self.n_tokens, c.rank))), seed, c.shift),
             Call(
@@ -166,16 +178,77 @@ class Problem:
         return [{"y": y, "z": z}, dy_pass, x_pass]
 
 
+@dataclass(frozen=True)
+class Group:
+    """Layers that read the same x: `case` but for the rank and the output features, which each has of its own."""
+
+    case: Case
+    layers: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        return f"{self.case}-{'+'.join(f'r{rank}to{n_out}' for rank, n_out in self.layers)}"
+
+
+class Siblings:
+    """The tensors of a group: the layers' A and z lie side by side. Their backward pass through x is that of one layer."""
+
+    def __init__(self, group: Group) -> None:
+        self.case = group.case
+        self.layers = [
+            Problem(replace(group.case, rank=rank, n_out=n_out), seed)
+            for seed, (rank, n_out) in enumerate(group.layers, 1)
+        ]
+        for layer in self.layers:
+            layer.x = self.layers[0].x
+        self.z = torch.cat([layer.z for layer in self.layers], -1)
+
+    def calls(self, seed: int) -> list[Call]:
+        c, first = self.case, self.layers[0]
+        a = torch.cat([layer.a for layer in self.layers], -1)
+        if c.a_stride:
+            a = torch.nn.functional.pad(a, (0, c.a_stride - a.shape[-1]))
+        n, rank = self.z.shape
+        kind = (DTYPES[c.dtype], int(c.float_factors), n, len(c.lengths), c.blocks)
+        offsets = None if c.equal_segments else first.offsets
+        forward: list[Argument] = [*kind, first.n_rows_a, first.n_rows_b, c.n_in, rank, first.scale, int(c.overwrite)]
+        forward += [offsets, first.rows_a, first.rows_b, first.x, a, c.a_stride, Output((n, rank)), len(self.layers)]
+        backward: list[Argument] = [*kind, first.n_rows_b, rank, first.scale, offsets, first.rows_b, self.z]
+        backward += [Output((n, rank)), len(self.layers)]
+        for layer in self.layers:
+            own = layer.case
+            forward += [own.rank, own.n_out, layer.b, Updated(layer.y), layer.base]
+            backward += [own.rank, own.n_out, layer.dy, layer.b, Output((layer.n_rows_b, own.rank, own.n_out))]
+        return [
+            Call("routed_linears_forward", forward, seed, c.shift),
+            Call("routed_linears_backward_dy", backward, seed, c.shift),
+        ]
+
+    def expected(self) -> list[dict[str, Bounded]]:
+        each = [layer.expected() for layer in self.layers]
+
+        def beside(call: int, name: str) -> dict[str, Bounded]:
+            parts = [calls[call][name] for calls in each]
+            return {name: Bounded(torch.cat([p.value for p in parts], -1), torch.cat([p.error for p in parts], -1))}
+
+        ys = {f"y of layer {i}": calls[0]["y"] for i, calls in enumerate(each)}
+        dbs = {f"db of layer {i}": calls[1]["db"] for i, calls in enumerate(each)}
+        return [beside(0, "z") | ys, beside(1, "dz") | dbs]
+
+
 def check(driver: Path, case: Case, seeds: Sequence[int]) -> None:
     """Every output within its bound, and the same bits whatever order the threads ran in."""
-    problem = Problem(case)
+    check_problem(driver, Problem(case), seeds)
+
+
+def check_problem(driver: Path, problem: Problem | Siblings, seeds: Sequence[int]) -> None:
     expected = problem.expected()
+    n = len(expected)
     results = run(driver, [call for seed in seeds for call in problem.calls(seed)])
     for i, outputs in enumerate(results):
-        names = expected[i % 3]
+        names = expected[i % n]
         assert len(outputs) == len(names)
-        for (name, bound), actual, first in zip(names.items(), outputs, results[i % 3], strict=True):
-            assert worst(actual, bound) <= 1, f"{name}, seed {seeds[i // 3]}"
+        for (name, bound), actual, first in zip(names.items(), outputs, results[i % n], strict=True):
+            assert worst(actual, bound) <= 1, f"{name}, seed {seeds[i // n]}"
             assert torch.equal(actual, first), f"{name} differs between seeds"
 
 
@@ -274,6 +347,28 @@ ROW_CASES = (
     Case(MIXED * 2, 72, 264, 16, FP16),
     Case(MIXED * 2, 36, 140, 33, FP32, bottleneck=True, absent=True),
 )
-CASES += SHORT_CASES + ROW_CASES
+# What is added to is not what is written.
+GIVEN_CASES = (
+    Case((70, 1, 0, 33), 72, 200, 16, bottleneck=True, given=True),
+    Case((70, 3), 64, 136, 300, given=True),
+    Case((20, 9, 70, 5, 3, 40), 264, 520, 16, absent=True, blocks=4, given=True),
+    Case((20, 50), 64, 128, 16, given=True, given_shift=8),
+    Case(SHORT, 264, 260, 16, bottleneck=True, absent=True, given=True),
+    Case(SHORT, 136, 264, 300, blocks=4, given=True),
+    Case((40, 9), 33, 35, 5, FP16, given=True),
+    Case((33, 20), 36, 140, 150, FP32, absent=True, given=True),
+)
+# Runs that end in tiles of one token: more tiles than long ones there could be.
+MANY_TILES = Case((17, 0, 17, 1), 264, 136, 16)
+CASES += (*SHORT_CASES, *ROW_CASES, *GIVEN_CASES, MANY_TILES)
+GROUPS = (
+    Group(Case((20, 9, 1), 576, 0, 0), ((16, 72), (16, 136), (16, 40))),
+    Group(Case(SHORT, 1096, 0, 0, blocks=4), ((4, 64), (5, 37), (3, 264))),
+    Group(Case((70, 3), 64, 0, 0, overwrite=True), ((4, 64), (100, 72), (4, 64))),
+    Group(Case((30, 7, 50, 0, 21) * 2, 72, 0, 0, absent=True, a_stride=40, blocks=4), ((20, 264), (16, 520))),
+    Group(Case((17, 40), 80, 0, 0, float_factors=True), ((6, 40), (300, 48))),
+    Group(Case((30, 20), 576, 0, 0, FP16, shift=8), ((8, 40), (8, 40))),
+    Group(Case((40, 3), 576, 0, 0, FP32, absent=True, overwrite=True), ((4, 33), (12, 64))),
+)
 # Tensors of more than 2^31 elements, of which a few tokens at the end are used.
 SPARSE = Case((8,), 16384, 16384, 4, bottleneck=True, left_out=1 << 17)

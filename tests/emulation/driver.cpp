@@ -6,6 +6,7 @@
 // sees every step outside, the comparison every element that was not written.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -130,6 +131,13 @@ using Launch = const char* (*)(Call&);
 
 int64_t size_of(mhr::cuda::Dtype dtype) { return dtype == mhr::cuda::Dtype::kFp32 ? 4 : 2; }
 
+// A tensor, and at which of its bytes it begins.
+const void* given(Call& c, int64_t row_bytes) {
+  const char* const p = c.input<char>(row_bytes);
+  const int64_t begin = c.integer();
+  return p ? p + begin : nullptr;
+}
+
 const char* routed_adapter_forward(Call& c) {
   mhr::cuda::RoutedAdapterForward p{};
   p.dtype = mhr::cuda::Dtype(c.integer());
@@ -157,6 +165,7 @@ const char* routed_adapter_forward(Call& c) {
   p.y = c.updated(p.out_features * size_of(p.dtype));
   p.writes_y = c.integer();
   p.base = c.input();
+  p.given = given(c, p.out_features * size_of(p.dtype));
   p.z = c.output<float>(p.rank * 4);
   return launch_routed_adapter_forward(p, c.scratch(workspace_bytes(p)), nullptr);
 }
@@ -204,9 +213,77 @@ const char* routed_adapter_backward_x(Call& c) {
   p.a_stride = c.integer();
   p.dz = c.input<float>(p.rank * 4);
   p.dx = c.updated(p.in_features * size_of(p.dtype));
+  p.given = given(c, p.in_features * size_of(p.dtype));
   p.da = c.output<float>();
   p.dbias_a = c.output<float>();
   return launch_routed_adapter_backward_x(p, c.scratch(workspace_bytes(p)), nullptr);
+}
+
+// Launches of layers that read the same x, as routed_linears makes them.
+const char* routed_linears_forward(Call& c) {
+  mhr::cuda::RoutedAdapterForward p{};
+  p.dtype = mhr::cuda::Dtype(c.integer());
+  p.factors_are_float = c.integer();
+  p.routing.n_tokens = c.integer();
+  p.routing.n_segments = c.integer();
+  p.routing.blocks_at_once = int(c.integer());
+  p.n_rows_a = c.integer();
+  p.n_rows_b = c.integer();
+  p.in_features = c.integer();
+  p.z_rank = c.integer();
+  p.scale = float(c.real());
+  p.writes_y = c.integer();
+  p.routing.offsets = c.input<int64_t>();
+  p.rows_a = c.input<int64_t>();
+  p.rows_b = c.input<int64_t>();
+  p.x = c.input();
+  p.a = c.input();
+  p.a_stride = c.integer();
+  p.z = c.output<float>();
+  std::vector<mhr::cuda::RoutedAdapterForward> layers(size_t(c.integer()));
+  size_t bytes = 0;
+  for (auto& layer : layers) {
+    p.rank = c.integer();
+    p.out_features = c.integer();
+    p.b = c.input();
+    p.y = c.updated();
+    p.base = c.input();
+    layer = p;
+    bytes = std::max(bytes, workspace_bytes(p));
+    p.z_first += p.rank;
+    p.shrinks = false;
+  }
+  void* const workspace = c.scratch(bytes);
+  for (auto& layer : layers)
+    if (const char* error = launch_routed_adapter_forward(layer, workspace, nullptr)) return error;
+  return nullptr;
+}
+
+const char* routed_linears_backward_dy(Call& c) {
+  mhr::cuda::RoutedAdapterBackwardDy p{};
+  p.dtype = mhr::cuda::Dtype(c.integer());
+  p.factors_are_float = c.integer();
+  p.routing.n_tokens = c.integer();
+  p.routing.n_segments = c.integer();
+  p.routing.blocks_at_once = int(c.integer());
+  p.n_rows_b = c.integer();
+  p.z_stride = c.integer();
+  p.scale = float(c.real());
+  p.routing.offsets = c.input<int64_t>();
+  p.rows_b = c.input<int64_t>();
+  p.z = c.input<float>();
+  p.dz = c.output<float>();
+  for (int64_t left = c.integer(); left > 0; --left) {
+    p.rank = c.integer();
+    p.out_features = c.integer();
+    p.dy = c.input();
+    p.b = c.input();
+    p.db = c.output<float>();
+    if (const char* error = launch_routed_adapter_backward_dy(p, c.scratch(workspace_bytes(p)), nullptr)) return error;
+    p.z += p.rank;
+    p.dz += p.rank;
+  }
+  return nullptr;
 }
 
 std::vector<mhr::cuda::MixItem> mix_items(Call& c, bool backward) {
@@ -296,6 +373,8 @@ constexpr struct {
     {"routed_adapter_forward", routed_adapter_forward},
     {"routed_adapter_backward_dy", routed_adapter_backward_dy},
     {"routed_adapter_backward_x", routed_adapter_backward_x},
+    {"routed_linears_forward", routed_linears_forward},
+    {"routed_linears_backward_dy", routed_linears_backward_dy},
     {"mix", mix},
     {"mix_backward", mix_backward},
     {"route", route},

@@ -15,13 +15,24 @@ from pathlib import Path
 
 import torch
 
-from tests.emulation.adapter_cases import CASES, SPARSE, Case, Problem, check, with_wrong_offsets
+from tests.emulation.adapter_cases import (
+    CASES,
+    GROUPS,
+    SPARSE,
+    Case,
+    Group,
+    Problem,
+    Siblings,
+    check,
+    check_problem,
+    with_wrong_offsets,
+)
 from tests.emulation.bounds import Bounded, product, worst
 from tests.emulation.emulator import CSRC, FLAVOURS, ROOT, build, build_changed, run
 from tests.emulation.test_mix import ITEMS, SUMS, backward_call, forward_call
 from tests.emulation.test_route import calls as route_calls
 from tests.emulation.test_route import compare as compare_route
-from tests.emulation.test_sanitizers import RACE_CASES
+from tests.emulation.test_sanitizers import RACE_CASES, RACE_GROUPS
 from tests.emulation.test_weighted_average import call as average_call
 
 
@@ -149,6 +160,166 @@ MUTANTS = (
         "p.ranks - r",
     ),
     Mutant("expand: bias once a launch", "plain", "routed_adapter.cuh", "    p.bias = nullptr;\n", ""),
+    Mutant(
+        "given: forgotten",
+        "plain",
+        "routed_adapter.cuh",
+        "p.writes_y ? p.base : p.given ? p.given : p.y",
+        "p.writes_y ? p.base : p.y",
+    ),
+    Mutant(
+        "given: forgotten by the gradient",
+        "plain",
+        "routed_adapter.cuh",
+        "p.accumulate ? p.given ? p.given : p.dx : nullptr",
+        "p.accumulate ? p.dx : nullptr",
+    ),
+    Mutant("given: added to by every launch anew", "plain", "routed_adapter.cuh", "    p.base = p.y;\n", ""),
+    Mutant("given: added twice", "plain", "expand.cuh", "value.x += given.x;", "value.x += 2 * given.x;"),
+    Mutant(
+        "given: of the first columns for every block",
+        "plain",
+        "expand.cuh",
+        "static_cast<const T*>(p.base) + size_t(tile.begin) * p.columns + first_column",
+        "static_cast<const T*>(p.base) + size_t(tile.begin) * p.columns",
+    ),
+    Mutant(
+        "given: of the first tokens for every tile",
+        "plain",
+        "expand.cuh",
+        "static_cast<const T*>(p.base) + size_t(tile.begin) * p.columns + first_column",
+        "static_cast<const T*>(p.base) + first_column",
+    ),
+    Mutant(
+        "given: past the last token",
+        "address",
+        "expand.cuh",
+        "p.columns, tile.tokens, columns_left - load_column,",
+        "p.columns, S::kTokens, columns_left - load_column,",
+    ),
+    Mutant("given: left out where there is no adapter", "plain", "expand.cuh", "given != y && c < columns", "false"),
+    Mutant(
+        "given: not looked at whether it is aligned",
+        "address",
+        "routed_adapter.cuh",
+        "(p.writes_y || is_aligned(base))",
+        "true",
+    ),
+    Mutant(
+        "given: not looked at whether the gradient is aligned",
+        "address",
+        "routed_adapter.cuh",
+        "sizeof(T)) && is_aligned(given)",
+        "sizeof(T))",
+    ),
+    Mutant(
+        "given: every block of columns writes all of them",
+        "race",
+        "expand.cuh",
+        "given != y && c < columns; c += S::kThreads)",
+        "given != y && c < p.columns - first_column; c += S::kThreads)",
+    ),
+    Mutant(
+        "group: a layer's z begins as if it were alone",
+        "plain",
+        "expand.cuh",
+        "at = size_t(tile.begin) * p.z_stride + p.first_rank",
+        "at = size_t(tile.begin) * p.rank + p.first_rank",
+    ),
+    Mutant(
+        "group: rows of z as far apart as one layer's",
+        "plain",
+        "expand.cuh",
+        "p.z + at + size_t(token) * p.z_stride + r",
+        "p.z + at + size_t(token) * p.rank + r",
+    ),
+    Mutant(
+        "group: parts of z as far apart as one layer's",
+        "plain",
+        "expand.cuh",
+        "part = size_t(p.segments.n_tokens) * p.z_stride",
+        "part = size_t(p.segments.n_tokens) * p.rank",
+    ),
+    Mutant(
+        "group: z is kept as if the layer were alone",
+        "plain",
+        "expand.cuh",
+        "p.whole_z + at + size_t(token) * p.z_stride + r",
+        "p.whole_z + at + size_t(token) * p.rank + r",
+    ),
+    Mutant(
+        "group: rows of z too far apart",
+        "address",
+        "expand.cuh",
+        "p.z + at + size_t(token) * p.z_stride + r",
+        "p.z + at + size_t(token) * (p.z_stride + 4) + r",
+    ),
+    Mutant(
+        "group: every layer reads the first one's z",
+        "plain",
+        "routed_adapter.cuh",
+        "parts ? parts + p.z_first : nullptr",
+        "parts",
+    ),
+    Mutant(
+        "group: every layer keeps its z as the first one's", "plain", "routed_adapter.cuh", "p.z + p.z_first;", "p.z;"
+    ),
+    Mutant(
+        "group: z of the first layer only",
+        "plain",
+        "routed_adapter.cuh",
+        "rank = int(z_rank(p)), n_in",
+        "rank = int(p.rank), n_in",
+    ),
+    Mutant(
+        "group: scratch for the parts of one layer",
+        "address",
+        "routed_adapter.cuh",
+        "plan.ranges * p.routing.n_tokens * z_rank(p)",
+        "plan.ranges * p.routing.n_tokens * p.rank",
+    ),
+    Mutant(
+        "group: fours of z that are not aligned",
+        "address",
+        "routed_adapter.cuh",
+        "are_fours(z, z_stride) && are_fours(from, z_stride)",
+        "are_fours(z, rank) && are_fours(from, rank)",
+    ),
+    Mutant(
+        "group: fours of the kept z that are not aligned",
+        "address",
+        "routed_adapter.cuh",
+        "are_fours(p.z, stride())",
+        "are_fours(p.z, p.rank)",
+    ),
+    Mutant(
+        "group: the gradient of B reads z as if the layer were alone",
+        "plain",
+        "routed_adapter.cuh",
+        "int(stride())};",
+        "int(p.rank)};",
+    ),
+    Mutant(
+        "group: dz as if the layer were alone",
+        "plain",
+        "routed_adapter.cuh",
+        "int(p.rank), int(stride())},",
+        "int(p.rank), int(p.rank)},",
+    ),
+    Mutant(
+        "group: dz is brought to its place from within it",
+        "race",
+        "routed_adapter.cuh",
+        "plan.groups > 1 || stride() != p.rank ?",
+        "plan.groups > 1 ?",
+    ),
+    Mutant(
+        "group: dz past the last layer's",
+        "address",
+        "reduce.cuh",
+        "i / p.rank * p.stride + i % p.rank",
+        "i / p.rank * p.stride + i % p.rank + (p.stride - p.rank)",
+    ),
     Mutant("expand: later launches overwrite", "plain", "routed_adapter.cuh", "    accumulate = true;\n", ""),
     Mutant("outer: z of absent tokens read", "address", "outer.cuh", "present ? ranks - r : 0", "ranks - r"),
     Mutant(
@@ -395,7 +566,17 @@ def cases(flavour: str, dtype: torch.dtype) -> tuple[Case, ...]:
     return tuple(sorted(found, key=cost))
 
 
+def groups(flavour: str, dtype: torch.dtype) -> list[Group]:
+    return [g for g in (RACE_GROUPS if flavour == "race" else GROUPS) if g.case.dtype == dtype]
+
+
 def examine_adapter(driver: Path, flavour: str, dtype: torch.dtype) -> None:
+    for group in groups(flavour, dtype):
+        siblings = Siblings(group)
+        if flavour == "race":
+            run(driver, siblings.calls(7))
+        else:
+            check_problem(driver, siblings, (7,) if flavour == "address" else (0, 7))
     for case in cases(flavour, dtype):
         if flavour == "race":
             run(driver, Problem(case).calls(7))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.emulation.adapter_cases import CASES, SPARSE, Case, Problem, check
+from tests.emulation.adapter_cases import CASES, GROUPS, SPARSE, Case, Group, Problem, Siblings, check, check_problem
 from tests.emulation.emulator import EmulatorFault, run
 
 pytestmark = pytest.mark.emulation
@@ -16,6 +16,11 @@ pytestmark = pytest.mark.emulation
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_float64(plain: Path, case: Case) -> None:
     check(plain, case, (0, 1, 7))
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+def test_layers_side_by_side_match_float64(plain: Path, group: Group) -> None:
+    check_problem(plain, Siblings(group), (0, 7))
 
 
 def test_offsets_beyond_32_bits(plain: Path) -> None:

@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from tests.emulation import emulator
-from tests.emulation.adapter_cases import BF16, CASES, FP32, SPARSE, Case, Problem, with_wrong_offsets
+from tests.emulation.adapter_cases import (
+    BF16,
+    CASES,
+    FP32,
+    GROUPS,
+    SPARSE,
+    Case,
+    Group,
+    Problem,
+    Siblings,
+    with_wrong_offsets,
+)
 from tests.emulation.emulator import Call, run
 from tests.emulation.test_mix import ITEMS, backward_call, forward_call
 from tests.emulation.test_route import calls as route_calls
@@ -29,6 +40,12 @@ RACE_CASES = (
     Case((5, 9, 1, 20), 520, 264, 16, bottleneck=True, blocks=4),
     Case((5, 9, 1, 20), 136, 72, 33, FP32),
     Case((30, 7, 5, 0, 11) * 2, 72, 264, 16, bottleneck=True, absent=True),
+    Case((20, 9, 33), 72, 264, 16, absent=True, given=True),
+    Case((5, 9, 1), 72, 136, 300, bottleneck=True, blocks=4, given=True),
+)
+RACE_GROUPS = (
+    Group(Case((20, 9, 1), 576, 0, 0, blocks=4), ((16, 72), (5, 520))),
+    Group(Case((5, 9, 1, 20), 136, 0, 0, FP32), ((4, 72), (33, 40))),
 )
 
 
@@ -49,6 +66,8 @@ def test_every_access_is_inside_and_aligned() -> None:
     path = driver("address")
     for case in (*CASES, SPARSE):
         run(path, Problem(case).calls(7))
+    for group in GROUPS:
+        run(path, Siblings(group).calls(7))
     run(path, other_calls())
 
 
@@ -61,4 +80,6 @@ def test_no_two_accesses_race() -> None:
     path = driver("race")
     for case in RACE_CASES:
         run(path, Problem(case).calls(7))
+    for group in RACE_GROUPS:
+        run(path, Siblings(group).calls(7))
     run(path, other_calls())
