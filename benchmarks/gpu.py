@@ -2,7 +2,7 @@
 
 `kernels`: the time of each kernel at nine shapes. `shapes`: the routed adapter alone against its floor, cuBLAS and vLLM, and
 the whole adapted layer against PEFT's Poly and LoRA, eager torch and torch.compile, over tokens N, width d, rank r and tasks
-T, after mixing and averaging; the shape of the targets first, then its neighbours, as far as the time goes. `steps`: training
+T, after mixing and averaging, three layers of one x in one call and in three, and short segments; the shape of the targets first, then its neighbours, as far as the time goes. `steps`: training
 steps of T5-large's and of a Llama-1B's shape. `once`: each op once, for a profiler.
 
 gpu.json and gpu.md are written after every shape. Errors are against float64 on the same inputs and stand beside the times.
@@ -25,7 +25,7 @@ from mhr.files import read_json
 from mhr.ops import native_ops
 
 from .gpu_adapter import Adapter, adapter, kernels
-from .gpu_layer import COMPILED, averaging, layer, mixing
+from .gpu_layer import COMPILED, averaging, layer, mixing, together
 from .gpu_steps import STEPS, TINY, steps
 from .gpu_tables import tables
 from .gpu_timer import Row, Timer, attempt, first_line
@@ -39,9 +39,11 @@ KERNELS = (
     *((8192, 4096, 16), (2048, 1024, 16), (2048, 4096, 16), (8192, 1024, 4), (8192, 4096, 4), (8192, 4096, 64)),
     *((8192, 8192, 16), (32768, 4096, 16), (32768, 8192, 64)),
 )
+SHORT = ((8192, 4096, 16, 8, 512), (8192, 4096, 16, 16, 512))  # N, d, r, tasks, segments
+TINY_SHORT = ((64, 64, 4, 2, 16),)
 TINY_AXES = ((64, 128), (64,), (1, 4), (1, 8))
 PARTS = ("kernels", "shapes", "steps", "once")
-LIST_SECTIONS = ("kernels", "ops", "shapes", "steps")
+LIST_SECTIONS = ("kernels", "ops", "shapes", "short", "together", "steps")
 
 
 class Results:
@@ -122,6 +124,9 @@ def measure_shapes(results: Results, timer: Timer, bandwidth: float, quick: bool
         if at == 0:
             size = 1000 if tiny else 100 << 20
             results.attempt("average", partial(averaging, timer, bandwidth, 8, size), "ops")
+            results.attempt("together", partial(together, timer, bandwidth, *shape), "together")
+            for short in TINY_SHORT if tiny else SHORT:
+                results.attempt(f"short segments {short}", partial(adapter, timer, bandwidth, *short), "short")
 
 
 def one_shape(timer: Timer, bandwidth: float, n: int, d: int, rank: int, tasks: int) -> Row:

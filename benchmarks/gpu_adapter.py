@@ -9,7 +9,7 @@ import copy
 import importlib.util
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -22,17 +22,19 @@ AGREEMENT = 2e-2
 
 
 class Adapter:
-    """One routed adapter with N tokens in T equal segments."""
+    """One routed adapter with N tokens in equal segments, as many as tasks or more, which take turns."""
 
-    def __init__(self, device: str, n: int, d: int, rank: int, tasks: int):
+    def __init__(self, device: str, n: int, d: int, rank: int, tasks: int, n_segments: int | None = None):
         def normal(*shape: int, spread: float = 1.0) -> Tensor:
             return (torch.randn(*shape, device=device) * spread).bfloat16()
 
         torch.manual_seed(0)
         self.x, self.y, self.dy, self.dx = (normal(n, d) for _ in range(4))
         self.a, self.b = normal(tasks, d, rank, spread=d**-0.5), normal(tasks, rank, d, spread=rank**-0.5)
-        self.rows = torch.arange(tasks, device=device)
-        self.segments = [slice(i * (n // tasks), (i + 1) * (n // tasks)) for i in range(tasks)]
+        n_segments = n_segments or tasks
+        self.length = n // n_segments
+        self.rows = torch.arange(n_segments, device=device) % tasks
+        self.segments = [(i % tasks, slice(i * self.length, (i + 1) * self.length)) for i in range(n_segments)]
         self.z: Tensor = self.forward(self.y.clone())
 
     def forward(self, y: Tensor) -> Tensor:
@@ -48,26 +50,27 @@ class Adapter:
         return da, db
 
     def forward_cublas(self, y: Tensor) -> None:
-        for t, s in enumerate(self.segments):
+        for t, s in self.segments:
             y[s].addmm_(self.x[s] @ self.a[t], self.b[t])
 
-    def backward_cublas(self, dx: Tensor) -> tuple[Tensor, Tensor]:
+    def backward_cublas(self, dx: Tensor) -> tuple[Tensor, ...]:
         da, db = [], []
-        for t, s in enumerate(self.segments):
+        for t, s in self.segments:
             dz = self.dy[s] @ self.b[t].mT
             db.append((self.x[s] @ self.a[t]).mT @ self.dy[s])
             da.append(self.x[s].mT @ dz)
             dx[s].addmm_(dz, self.a[t].mT)
-        return torch.stack(da), torch.stack(db)
+        tasks = len(self.a)
+        return tuple(torch.stack([reduce(torch.add, parts[t::tasks]) for t in range(tasks)]) for parts in (da, db))
 
     def forward_vllm(self) -> Callable[[Tensor], None]:
         """vLLM's shrink and expand, made ready."""
         from vllm.lora.ops.triton_ops import LoRAKernelMeta, lora_expand, lora_shrink
 
-        n, tasks = len(self.x), len(self.rows)
+        n, tasks = len(self.x), len(self.a)
         device = self.x.device
         meta = LoRAKernelMeta.make(max_loras=tasks, max_num_tokens=n, device=device)
-        meta.prepare_tensors(self.rows.to(torch.int32).repeat_interleave(n // tasks))
+        meta.prepare_tensors(self.rows.to(torch.int32).repeat_interleave(self.length))
         # Later releases ask whether kernels are specialised to the number of adapters.
         more = [False] if len(inspect.signature(meta.meta_args).parameters) > 1 else []
         given = meta.meta_args(n, *more)
@@ -109,11 +112,13 @@ class Adapter:
         }
 
 
-def adapter(timer: Timer, bandwidth: float, n: int, d: int, rank: int, tasks: int) -> Row:
+def adapter(
+    timer: Timer, bandwidth: float, n: int, d: int, rank: int, tasks: int, n_segments: int | None = None
+) -> Row:
     """Times of the op alone beside its floor: `of_floor` counts `bytes_moved`, `of_moved` also the partial sums, which are
     written and read once, as the allocator tells them."""
-    case = Adapter(timer.device, n, d, rank, tasks)
-    result: Row = {"N": n, "d": d, "r": rank, "T": tasks, "errors": case.errors()}
+    case = Adapter(timer.device, n, d, rank, tasks, n_segments)
+    result: Row = {"N": n, "d": d, "r": rank, "T": tasks, "G": len(case.segments), "errors": case.errors()}
     result["agrees"] = result["errors"]["ours"] <= AGREEMENT
     moved = case.bytes_moved()
     for name, ours, peer, target in (

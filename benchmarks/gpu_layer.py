@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mhr.ops import mix, routed_linear, weighted_average
+from mhr.ops import mix, routed_linear, routed_linears, weighted_average
 
 from .gpu_adapter import AGREEMENT
 from .gpu_timer import Row, Timer, attempt
@@ -186,6 +186,97 @@ def _peer(timer: Timer, case: Layer, name: str, result: Row) -> None:
         found["over_us"] = found["us"] - linear["us"]
         found["called_over_us"] = found["called_us"] - linear["called_us"]
         result[mode][name] = found
+
+
+N_TOGETHER = 3  # q, k and v
+
+
+class Together:
+    """Frozen linears of the same x, N tokens in T equal segments, adapted by factors that are there: in one call, and in one each."""
+
+    def __init__(self, device: str, n: int, d: int, rank: int, tasks: int):
+        def normal(*shape: int, spread: float) -> Tensor:
+            return (torch.randn(*shape, device=device) * spread).bfloat16()
+
+        torch.manual_seed(0)
+        self.x = normal(n, d, spread=1).requires_grad_()
+        self.weights = [normal(d, d, spread=d**-0.5) for _ in range(N_TOGETHER)]
+        self.dys = [normal(n, d, spread=1) for _ in range(N_TOGETHER)]
+        self.a = normal(tasks, d, N_TOGETHER * rank, spread=d**-0.5).requires_grad_()
+        self.a_each = [a.detach().contiguous().requires_grad_() for a in self.a.split(rank, -1)]
+        self.b = [normal(tasks, rank, d, spread=rank**-0.5).requires_grad_() for _ in range(N_TOGETHER)]
+        self.rows = torch.arange(tasks, device=device)
+
+    def frozen(self) -> list[Tensor]:
+        return [F.linear(self.x, weight) for weight in self.weights]
+
+    def together(self) -> list[Tensor]:
+        return routed_linears(self.x, self.weights, [None] * N_TOGETHER, self.a, self.b, self.rows)
+
+    def apart(self) -> list[Tensor]:
+        each = zip(self.weights, self.a_each, self.b, strict=True)
+        return [routed_linear(self.x, weight, None, a, b, None, self.rows) for weight, a, b in each]
+
+    def leaves(self, how: str) -> list[Tensor]:
+        return [self.x, *{"frozen": [], "together": [self.a, *self.b], "apart": [*self.a_each, *self.b]}[how]]
+
+    def results(self, how: str) -> list[Tensor]:
+        """y of each, dX, dA side by side, dB of each."""
+        ys = getattr(self, how)()
+        dx, *grads = torch.autograd.grad(ys, self.leaves(how), self.dys)
+        d_a = torch.cat(grads[:-N_TOGETHER], -1)
+        return [*(y.detach() for y in ys), dx, d_a, *grads[-N_TOGETHER:]]
+
+    def exact(self) -> list[Tensor]:
+        """The same in float64, by matrix products."""
+        with torch.no_grad():
+            segments, n = len(self.rows), len(self.x)
+            x, a = self.x.double().view(segments, n // segments, -1), self.a.double()
+            dx, ys, d_a, d_b = torch.zeros_like(x), [], [], []
+            for weight, a_i, b, dy in zip(self.weights, a.chunk(N_TOGETHER, -1), self.b, self.dys, strict=True):
+                w, b, dy = weight.double(), b.double(), dy.double().view(segments, n // segments, -1)
+                ys.append((x @ w.T + x @ a_i @ b).flatten(0, 1))
+                dz = dy @ b.mT
+                dx += dy @ w + dz @ a_i.mT
+                d_a.append(x.mT @ dz)
+                d_b.append((x @ a_i).mT @ dy)
+        return [*ys, dx.flatten(0, 1), torch.cat(d_a, -1), *d_b]
+
+    def bytes_moved(self) -> dict[str, int]:
+        """The least that the adapters of one call read and write beyond the frozen linears, forward and forward + backward.
+
+        Forward reads x once, every y, A and B, writes every y and z. Backward reads x, every dy, dX, z, A and B, writes dX and, in
+        float32, dA and dB.
+        """
+        activation = self.x.nbytes
+        factors = self.a.nbytes + sum(b.nbytes for b in self.b)
+        kept = len(self.x) * self.a.shape[-1] * 4
+        forward = (1 + 2 * N_TOGETHER) * activation + factors + kept
+        return {"forward": forward, "train": forward + (3 + N_TOGETHER) * activation + 3 * factors + kept}
+
+
+def together(timer: Timer, bandwidth: float, n: int, d: int, rank: int, tasks: int) -> Row:
+    """Overheads over the frozen linears of one call for all of them, and of a call for each."""
+    case = Together(timer.device, n, d, rank, tasks)
+    truth = case.exact()
+    errors = {how: worst_error(case.results(how), truth) for how in ("together", "apart")}
+    result: Row = {"N": n, "d": d, "r": rank, "T": tasks, "errors": errors}
+    result["agrees"] = errors["together"] <= AGREEMENT
+    moved = case.bytes_moved()
+    for mode in ("forward", "train"):
+        found = {}
+        for how in ("frozen", "together", "apart"):
+            forward, leaves = getattr(case, how), case.leaves(how)
+            train = partial(_gradients, forward, leaves, case.dys)
+            found[how] = timer.times(torch.no_grad()(forward) if mode == "forward" else train)
+        over = {how: found[how]["us"] - found["frozen"]["us"] for how in ("together", "apart")}
+        floor = moved[mode] / bandwidth / 1e3
+        result[mode] = {**found, "over_us": over, "floor_us": floor, "of_floor": over["together"] / floor}
+    return result
+
+
+def _gradients(forward: Callable[[], list[Tensor]], leaves: list[Tensor], dys: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(forward(), leaves, dys)
 
 
 def mixing(timer: Timer, bandwidth: float, n_layers: int, d: int, rank: int, tasks: int) -> Row:

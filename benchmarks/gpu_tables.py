@@ -9,7 +9,8 @@ Table = dict[str, Any]
 
 
 def tables(record: Row) -> list[Table]:
-    made = [_targets(record), _steps(record), _adapters(record), _layers(record), _kernels(record), _ops(record)]
+    made = [_targets(record), _steps(record), _adapters(record), _short(record), _layers(record), _together(record)]
+    made += [_kernels(record), _ops(record)]
     if record["failed"]:
         made.append(
             {
@@ -87,24 +88,52 @@ def _steps(record: Row) -> Table:
     }
 
 
-def _adapters(record: Row) -> Table:
+ADAPTER_COLUMNS = (
+    *(f"{mode}{n}" for mode in ("forward", "backward") for n in ("", ", floor", " / floor", " / moved", " / cuBLAS")),
+    *("vLLM, forward", "error", ""),
+)
+
+
+def _adapter_cells(row: Row) -> list[Any]:
     keys = ("us", "floor_us", "of_floor", "of_moved", "of_cublas")
-    rows = []
-    for shape in record["shapes"]:
-        row = shape["adapter"]
-        cells = [row[mode][key] for mode in ("forward", "backward") for key in keys]
-        vllm = row["forward"]["vllm"]
-        cells.append(vllm["us"] if isinstance(vllm, dict) else "")
-        rows.append([*(row[key] for key in "NdrT"), *cells, row["errors"]["ours"], _mark(row)])
-    names = ("", ", floor", " / floor", " / moved", " / cuBLAS")
+    cells = [row[mode][key] for mode in ("forward", "backward") for key in keys]
+    vllm = row["forward"]["vllm"]
+    return [*cells, vllm["us"] if isinstance(vllm, dict) else "", row["errors"]["ours"], _mark(row)]
+
+
+def _short(record: Row) -> Table:
+    return {
+        "title": "The same of short segments, G of them",
+        "columns": [*"NdrTG", *ADAPTER_COLUMNS],
+        "rows": [[*(row[key] for key in "NdrTG"), *_adapter_cells(row)] for row in record.get("short", ())],
+    }
+
+
+def _together(record: Row) -> Table:
+    rows = [
+        [*(row[key] for key in "NdrT"), mode, found["frozen"]["us"], *found["over_us"].values()]
+        + [found["floor_us"], found["of_floor"]]
+        + [found["together"]["called_us"], found["apart"]["called_us"], row["errors"]["together"], _mark(row)]
+        for row in record.get("together", ())
+        for mode, found in ((mode, row[mode]) for mode in ("forward", "train"))
+    ]
+    what = ("", "linears", "one call", "three calls", "floor", "one call / floor")
+    return {
+        "title": "Three layers of the same x in one call of routed_linears and in three of routed_linear, microseconds over the frozen linears",
+        "columns": [*"NdrT", *what, "one call, as called", "three calls, as called", "error", ""],
+        "rows": rows,
+        "note": "The floor counts x once. As called: with the linears and the host's time, calls in a row.",
+    }
+
+
+def _adapters(record: Row) -> Table:
+    rows = [
+        [*(shape["adapter"][key] for key in "NdrT"), *_adapter_cells(shape["adapter"])] for shape in record["shapes"]
+    ]
     peers = {shape["adapter"]["forward"]["vllm"] for shape in record["shapes"] if not _timed_vllm(shape)}
     return {
         "title": "The routed adapter alone, microseconds in a graph with a cold L2",
-        "columns": [
-            *"NdrT",
-            *(f"{mode}{name}" for mode in ("forward", "backward") for name in names),
-            *("vLLM, forward", "error", ""),
-        ],
+        "columns": [*"NdrT", *ADAPTER_COLUMNS],
         "rows": rows,
         "note": f"{len(rows)} of {record.get('shapes_of_grid', 0)} shapes in the time there was. The floor counts activations, "
         "factors, their gradients and what forward keeps; moved also the partial sums, written and read."

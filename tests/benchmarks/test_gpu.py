@@ -37,6 +37,27 @@ def test_the_floor_counts_factors_their_gradients_and_what_forward_keeps() -> No
     assert moved["backward"] == 4 * activations + factors + kept + 2 * factors  # gradients in float32
 
 
+def test_rows_of_short_segments_take_turns() -> None:
+    case = gpu_adapter.Adapter("cpu", 24, 32, 4, 2, 6)
+    assert case.rows.tolist() == [0, 1, 0, 1, 0, 1]
+    assert case.bytes_moved()["forward"] == 3 * 24 * 32 * 2 + 2 * 2 * 32 * 4 * 2 + 24 * 4 * 4
+    assert max(case.errors().values()) < gpu_adapter.AGREEMENT
+
+
+def test_layers_in_one_call_count_x_once(timer: Timer) -> None:
+    n, d, rank, tasks = SHAPE
+    activation, factors, kept = n * d * 2, 3 * 2 * tasks * d * rank * 2, n * 3 * rank * 4
+    moved = gpu_layer.Together("cpu", *SHAPE).bytes_moved()
+    assert moved["forward"] == 7 * activation + factors + kept
+    assert moved["train"] - moved["forward"] == 6 * activation + factors + kept + 2 * factors
+    row = gpu_layer.together(timer, 10.0, *SHAPE)
+    assert row["agrees"]
+    assert row["errors"]["apart"] <= gpu_adapter.AGREEMENT
+    record = {"steps": [], "shapes": [], "kernels": [], "ops": [], "failed": [], "together": [row]}
+    (table,) = tables(record)
+    assert [len(cells) for cells in table["rows"]] == [len(table["columns"])] * 2
+
+
 def test_where_ours_is_off_the_times_stand_beside_it(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = gpu_adapter.Adapter.forward
 
@@ -186,6 +207,7 @@ def test_the_first_shape_is_that_of_the_targets_and_time_cuts_off_the_rest(
     results = gpu.Results(tmp_path, "one", {})
     gpu.measure_shapes(results, timer, 10.0, quick=False, end=0.0)
     assert len(seen) == 1
+    assert len(record(tmp_path)["together"]) == len(record(tmp_path)["short"]) == 1
     assert [row["what"].partition(",")[0] for row in record(tmp_path)["ops"]] == ["mix", "weighted_average"]
 
 
