@@ -90,6 +90,11 @@ def extract(
     found = compare_models(theirs, ours, whole, skipped)
     _refuse_others(found, theirs, ours)
     if not found.layers and not whole:
+        if found.ignored:
+            raise MergeError(
+                f"{theirs.name} differs from {ours.name} in nothing but what --ignore leaves as in the base: there is no difference to make a "
+                "LoRA of; ignore less"
+            )
         raise MergeError(
             f"{theirs.name} and {ours.name} hold the same weights: there is no difference to make a LoRA of"
         )

@@ -42,3 +42,29 @@ def test_what_is_refused_in_one_line(models: tuple[Path, Path], tmp_path: Path) 
     assert "'model.norm.weight': take their modules whole with --modules-to-save norm, or leave them" in line
     assert "neither rank nor rank_energy is given" in refuse("extract", *models, *output)
     assert not (tmp_path / "lora").exists()
+
+
+def test_all_that_differs_may_not_be_ignored(models: tuple[Path, Path], tmp_path: Path) -> None:
+    line = refuse("extract", *models, "--rank", 2, "--ignore", "norm,up_proj", "--output", tmp_path / "lora")
+    assert "in nothing but what --ignore leaves as in the base" in line
+    assert not (tmp_path / "lora").exists()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"hidden_size": "big"}, {"hidden_size": -3}, {"num_attention_heads": 0}, {"model_type": ["llama"]}]
+)
+def test_a_damaged_configuration_is_one_line(
+    changed: dict[str, object], models: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config = models[0] / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    line = refuse("extract", *models, "--rank", 2, "--output", tmp_path / "lora")
+    assert f"{models[0]} is no model that transformers can read" in line
+    assert not (tmp_path / "lora").exists()
+
+
+def test_an_index_without_names_of_files_is_one_line(models: tuple[Path, Path], tmp_path: Path) -> None:
+    (models[0] / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": ["a file"]}}')
+    line = refuse("extract", *models, "--rank", 2, "--output", tmp_path / "lora")
+    assert "names no files of weights (weight_map)" in line
+    assert not (tmp_path / "lora").exists()
