@@ -203,7 +203,7 @@ def mix_beside_reference(
                 room.dim() == 3 and shapes[k][:2] == tuple(room.shape[:2]) and width <= room.shape[2],
                 f"mhr::{op}: mixed has room for {tuple(room.shape)}, banks[{k}] gives {shapes[k]} of {width} columns",
             )
-        parts = torch.ops.mhr.mix(banks[i : i + n], weights[i : i + n], head_dims[i : i + n], room.dtype)
+        parts = mix_reference(banks[i : i + n], weights[i : i + n], head_dims[i : i + n], room.dtype)
         room[..., :width] = torch.cat(parts, -1)
         room[..., width:] = 0
         i += n

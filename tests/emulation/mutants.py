@@ -174,7 +174,7 @@ MUTANTS = (
         "p.accumulate ? p.given ? p.given : p.dx : nullptr",
         "p.accumulate ? p.dx : nullptr",
     ),
-    Mutant("given: added to by every launch anew", "plain", "routed_adapter.cuh", "    p.base = p.y;\n", ""),
+    Mutant("given: added to by every launch again", "plain", "routed_adapter.cuh", "    p.base = p.y;\n", ""),
     Mutant("given: added twice", "plain", "expand.cuh", "value.x += given.x;", "value.x += 2 * given.x;"),
     Mutant(
         "given: of the first columns for every block",
