@@ -541,7 +541,7 @@ MUTANTS = (
         "address",
         "mix.cu",
         "return is_aligned(p, 0, dtype == Dtype::kFp32 ? 16 : 8);",
-        "true",
+        "return true;",
     ),
     Mutant("mix: fours that go past a row", "plain", "mix.cu", "i.q % 4 == 0 && stride(i) % 4 == 0", "true"),
     Mutant("mix: one lane's dots of four", "plain", "mix.cuh", "step < 32; step *= 2", "step < 16; step *= 2"),
