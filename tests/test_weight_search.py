@@ -68,7 +68,7 @@ def test_it_begins_at_the_best_of_its_starts_and_tries_the_other_side_of_a_step_
         tries.append(np.array(search.ask()))
         search.tell(score)
     here, one, other = tries[:3]
-    inside = (np.abs(one) < 1.5) & (np.abs(other) < 1.5)  # neither was cut off
+    inside = (np.abs(one) < 1.5) & (np.abs(other) < 1.5)  # neither was clipped
     assert inside.any()
     np.testing.assert_allclose((other - here)[inside], -math.exp(-0.2) * (one - here)[inside])
     assert search.score == 0.0
