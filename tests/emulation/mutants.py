@@ -28,7 +28,7 @@ from tests.emulation.adapter_cases import (
     with_wrong_offsets,
 )
 from tests.emulation.bounds import Bounded, product, worst
-from tests.emulation.emulator import CSRC, FLAVOURS, ROOT, build, build_changed, run
+from tests.emulation.emulator import CSRC, FLAVOURS, ROOT, BuildFailed, build, build_changed, run
 from tests.emulation.test_mix import ITEMS, SUMS, backward_call, forward_call
 from tests.emulation.test_route import calls as route_calls
 from tests.emulation.test_route import compare as compare_route
@@ -654,9 +654,13 @@ def main() -> int:
     ]
     survivors = []
     for i, mutant in enumerate(wanted, 1):
-        noticed = try_mutant(mutant, scratch)
-        if not noticed:
-            survivors.append(mutant.name)
+        try:
+            noticed = try_mutant(mutant, scratch)
+        except BuildFailed:
+            noticed = ""
+            survivors.append(f"{mutant.name}: it does not build")
+        else:
+            survivors += [] if noticed else [mutant.name]
         where = f"{i}/{len(wanted)} {mutant.build}"
         print(f"{where:16s} {mutant.name:52s} {noticed or 'NOT NOTICED'}", flush=True)
     print(f"{len(wanted) - len(survivors)} of {len(wanted)} noticed", *survivors, sep="\nnot noticed: ")
