@@ -33,7 +33,7 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for table in measured["tables"]:
         assert {len(row) for row in table["rows"]} == {len(table["columns"])}
     titles = [line for line in (tmp_path / "gpu.md").read_text().splitlines() if line.startswith("## ")]
-    assert len(titles) == len(measured["tables"]) == 6
+    assert len(titles) == len(measured["tables"]) == 8
     with tarfile.open(tmp_path / "gpu_check_logs.tar.gz") as archive:
         assert len(archive.getnames()) == 3
 
