@@ -363,7 +363,7 @@ MANY_TILES = Case((17, 0, 17, 1), 264, 136, 16)
 CASES += (*SHORT_CASES, *ROW_CASES, *GIVEN_CASES, MANY_TILES)
 GROUPS = (
     Group(Case((20, 9, 1), 576, 0, 0), ((16, 72), (16, 136), (16, 40))),
-    Group(Case(SHORT, 1096, 0, 0, blocks=4), ((4, 64), (5, 37), (3, 264))),
+    Group(Case(SHORT, 1096, 0, 0, blocks=4), ((4, 64), (5, 37), (4, 264))),
     Group(Case((70, 3), 64, 0, 0, overwrite=True), ((4, 64), (100, 72), (4, 64))),
     Group(Case((30, 7, 50, 0, 21) * 2, 72, 0, 0, absent=True, a_stride=40, blocks=4), ((20, 264), (16, 520))),
     Group(Case((17, 40), 80, 0, 0, float_factors=True), ((6, 40), (300, 48))),

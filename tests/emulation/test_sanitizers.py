@@ -40,7 +40,7 @@ RACE_CASES = (
     Case((5, 9, 1, 20), 520, 264, 16, bottleneck=True, blocks=4),
     Case((5, 9, 1, 20), 136, 72, 33, FP32),
     Case((30, 7, 5, 0, 11) * 2, 72, 264, 16, bottleneck=True, absent=True),
-    Case((20, 9, 33), 72, 264, 16, absent=True, given=True),
+    Case((70, 60, 33, 80), 72, 1032, 16, absent=True, given=True),
     Case((5, 9, 1), 72, 136, 300, bottleneck=True, blocks=4, given=True),
 )
 RACE_GROUPS = (
