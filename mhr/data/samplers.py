@@ -163,8 +163,9 @@ class LengthGroups:
             if not len(window):
                 return
             # Draws of one example side by side, examples of one length in an order that is drawn.
-            ties = np.random.default_rng([self.seed, number, 1]).permutation(len(self.lengths))
-            ordered = window[np.lexsort((ties[window], self.lengths[window]))]
+            held, which = np.unique(window, return_inverse=True)
+            ties = np.random.default_rng([self.seed, number, 1]).permutation(len(held))
+            ordered = window[np.lexsort((ties[which], self.lengths[window]))]
             batches = list(_of_different(ordered.tolist(), self.batch))
             # A last batch that is not full stays last: in another place it would shift the borders of those behind it.
             full = batches if len(batches[-1]) == self.batch else batches[:-1]
