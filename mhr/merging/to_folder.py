@@ -262,9 +262,8 @@ def _folded(
     own = None
     if getattr(model, "is_quantized", False) and hasattr(model, "dequantize"):
         own = model.dtype
-        with contextlib.suppress(
-            NotImplementedError
-        ):  # a scheme that transformers cannot dequantise is refused below, by its layer
+        # A scheme that transformers cannot dequantise is refused by `fold_into`, which names the layer.
+        with contextlib.suppress(NotImplementedError):
             model = load_backbone(name, kind, replace(loading, dtype="float32"))[0].dequantize().float()
     fold_into(model, plain)
     stored = own if dtype is None else getattr(torch, dtype)
