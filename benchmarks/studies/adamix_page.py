@@ -14,7 +14,7 @@ BASELINE = "one bottleneck"
 def page(record: Mapping[str, Any]) -> str:
     """Tables in Markdown: accuracy in per cent, mean ± standard deviation over the seeds that are done."""
     plan, scores, methods, tasks = record["plan"], record["scores"], record["methods"], record["plan"]["tasks"]
-    seeds = _done(scores, [name for name, method in methods.items() if not method["ablation"]], tasks)
+    seeds = _done(scores, [name for name, method in methods.items() if not method["once"]], tasks)
     of = {name: [seed for seed in seeds if _complete(scores[name], tasks, [seed])] for name in methods}
     counts = sorted({measures["n"] for own in scores[BASELINE].values() for measures in own.values()})
     majority = statistics.mean(next(iter(scores[BASELINE][task].values()))["majority"] for task in tasks)
@@ -26,7 +26,7 @@ def page(record: Mapping[str, Any]) -> str:
         f"{record['machine']['cpu']}, commit {record['machine']['commit']}. Each task alone: {plan['n_train']} training examples, batches "
         f"of {plan['batch']}, a classification head, {plan['precision']}, the last step; {len(tasks)} tasks of two labels, {counts[0]} to {counts[-1]} test "
         f"examples each, {len(seeds)} of {len(plan['seeds'])} seeds. Accuracy in per cent, mean over tasks, then mean over seeds ± standard "
-        f"deviation; the difference to {BASELINE} is taken seed by seed, and the ablation has the first seed alone. Always giving the most frequent training answer: "
+        f"deviation; the difference to {BASELINE} is taken seed by seed; rows of one seed have the first alone. Always giving the most frequent training answer: "
         f"{100 * majority:.1f}.",
         "",
         "| | seeds | accuracy | difference | learning rate | steps | passes | trained parameters | served parameters | CPU seconds of a run |",
@@ -68,7 +68,7 @@ def page(record: Mapping[str, Any]) -> str:
         "",
         "## Learning rates",
         "",
-        f"Mean accuracy on the {len(plan['trial_tasks'])} tasks that have no part above, seed {plan['trial_seed']}.",
+        f"Mean accuracy on the {len(plan['trial_tasks'])} tasks that have no part above, after {plan['trial_steps']} steps, seed {plan['trial_seed']}.",
         "",
         "| | " + " | ".join(rates) + " |",
         "|---" * (len(rates) + 1) + "|",
@@ -83,14 +83,13 @@ def _longer(record: Mapping[str, Any]) -> list[str]:
     """The table of the longer runs; empty before they are done."""
     plan, scores, methods = record["plan"], record["scores"], record["methods"]
     ending, tasks = f", {plan['long_steps']} steps", plan["long_tasks"]
-    if not all(name + ending in scores for name in methods):
-        return []
-    seeds = _done(scores, [name + ending for name in methods], tasks)
+    shown = [name for name in methods if name + ending in scores]
+    seeds = _done(scores, [name + ending for name in shown], tasks) if shown else []
     if not seeds:
         return []
     lines = ["", f"## After {plan['long_steps']:,} steps", "", f"Seed {' and '.join(seeds)}.", ""]
     lines += ["| | " + " | ".join(map(_short, tasks)) + " | mean |", "|---" * (len(tasks) + 2) + "|"]
-    for name in methods:
+    for name in shown:
         cells = [_spread(_means(scores[name + ending], part, seeds)) for part in (*([task] for task in tasks), tasks)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
