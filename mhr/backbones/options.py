@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from mhr.errors import ConfigError, MhrError, nearest
-from mhr.loading import Loading
+from mhr.loading import HALF, Loading
 
 FLASH = {
     "flash_attention_2": (is_flash_attn_2_available, "flash-attn"),
@@ -96,6 +96,20 @@ def arguments_of(loading: Loading, config: PretrainedConfig, name: str, whole: S
         llm_int8_skip_modules=spared,
     )
     return found | {"quantization_config": four}
+
+
+def check_precision_of(model: nn.Module, precision: str) -> None:
+    """Raise ConfigError where a model in 16 bits is to compute in the other kind of 16 bits, which its norms cannot.
+
+    precision: "no", "bf16" or "fp16".
+    """
+    held = str(getattr(model, "dtype", torch.float32)).removeprefix("torch.")
+    computed = {"bf16": "bfloat16", "fp16": "float16"}.get(precision, held)
+    if held in HALF and held != computed:
+        raise ConfigError(
+            f"precision is {precision!r}, but the base model is in {held}: leave precision out, which computes in {held}, or load the base "
+            f"with dtype {computed} or float32"
+        )
 
 
 def keep_differentiable(model: nn.Module) -> None:

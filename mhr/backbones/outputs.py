@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from mhr.errors import CheckpointError, ConfigError
+from mhr.ops.checks import accumulator
 from mhr.task_heads import CLASSIFY, CONFIG_KEY, REGRESS, TaskHeads
 
 PROBLEM_TYPES = {CLASSIFY: "single_label_classification", REGRESS: "regression"}
@@ -69,16 +70,17 @@ def set_heads(model: PreTrainedModel, heads: TaskHeads | None) -> TaskHeads | No
     name = output_layer(model)
     layer: Any = model.get_submodule(name)
     size = 1 if heads is None else heads.size
-    fresh = nn.Linear(
-        layer.in_features, size, layer.bias is not None, device=layer.weight.device, dtype=layer.weight.dtype
-    )
+    place = {"device": layer.weight.device, "dtype": accumulator(layer.weight.dtype)}
+    fresh = nn.Linear(layer.in_features, size, layer.bias is not None, **place)
     with torch.no_grad():
         model._init_weights(fresh)
+    fresh.to(layer.weight.dtype)  # drawn in float32, so that a base in 16 bits begins with the same head, rounded
     bank = getattr(model, "mhr", None)
     for key, parameter in fresh.named_parameters():
         setattr(layer, key, nn.Parameter(parameter.detach(), requires_grad=getattr(layer, key).requires_grad))
         if bank is not None and f"{name}.{key}" in bank.originals:
-            bank.originals[f"{name}.{key}"] = parameter.detach().clone()
+            before = bank.originals[f"{name}.{key}"]
+            bank.originals[f"{name}.{key}"] = parameter.detach().to(before.dtype, copy=True)
     layer.out_features = size
     untrained = list(getattr(model, "mhr_untrained", ()))
     if not any(f"{name}.".startswith(f"{other}.") for other in untrained):

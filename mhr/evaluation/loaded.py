@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mhr.backbones import heads_of, untrained_modules
+from mhr.backbones import check_precision_of, heads_of, untrained_modules
 from mhr.data.chat_format import ChatFormat
 from mhr.data.example import Example
 from mhr.data.special_tokens import pad_token
@@ -139,11 +139,12 @@ class LoadedModel:
     def judging(self, precision: str = "no") -> Iterator[None]:
         """The model in evaluation mode, without gradients and under autocast to `precision` inside the block.
 
-        Raises ConfigError for an unknown precision and for a model with parts that were drawn at random.
+        Raises ConfigError for an unknown precision, one that the model cannot have, and a model with parts that were drawn at random.
         """
         self.check_trained()
         if precision not in AUTOCAST_DTYPES:
             raise ConfigError(f"unknown precision {precision!r}: {nearest(precision, AUTOCAST_DTYPES)}")
+        check_precision_of(self.model, precision)
         dtype = AUTOCAST_DTYPES[precision]
         training = self.model.training
         self.model.eval()

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.adapters import attach_plain, collapse, context_state, load_adapter, read_adapter
-from mhr.backbones import fill_heads, heads_of, load_backbone, set_heads
+from mhr.backbones import check_precision_of, fill_heads, heads_of, load_backbone, set_heads
 from mhr.checks import check_choice
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError
@@ -23,7 +23,7 @@ from mhr.objectives.fit import check_fit
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
 from mhr.task_heads import RANK, TaskHeads
-from mhr.training.masters import check_masters, train_whole
+from mhr.training.masters import train_whole
 
 
 class Start:
@@ -141,6 +141,7 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
     set_seed(config.train.seed)  # an untrained classification head is drawn as in pretraining
     kind = run.info["model_kind"]
     model, tokenizer = load_backbone(base, kind, Loading.of(config))
+    check_precision_of(model, config.train.precision)
     check_fit(model, tokenizer, kind)
     begins = MODES[mode].begins
     if MODES[mode].searches:
@@ -156,8 +157,6 @@ def load_start(run: RunFolder, config: RunConfig, mode: str) -> Start:
         load_adapter(result, model)
     if begins == BACKBONE:
         train_whole(model)
-    else:
-        check_masters(model)
     return Start(model, tokenizer, base, mode)
 
 

@@ -13,6 +13,7 @@ from mhr.layers.calls import unwrap_calls, wrap_calls, wrap_method
 from mhr.layers.fused import part_mask
 from mhr.layers.layouts import is_known, layout_of
 from mhr.layers.linear import features
+from mhr.layers.masters import narrow_saved, widen_saved
 from mhr.layers.memory import check_size
 from mhr.layers.positions import split_relative_positions, undo_split_relative_positions
 from mhr.layers.recompute import keep_routing, set_gradient_checkpointing, undo_keep_routing
@@ -43,6 +44,7 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
     keeps the host's work out of a compiled region), and everything else as before. `generate` knows of its beams and
     returned sequences; for other calls with several rows an example, `RoutingBatch.over` and `take` say which. The model
     keeps its class, and the names that its own tensors have in `state_dict` and `save_pretrained`; the bank's come in addition.
+    Modules that are trained whole (`modules_to_save`, heads) are float32 beside a base in 16 bits: `mhr.layers.masters`.
 
     Raises ConfigError if a bank is attached already, TargetError where targets or sizes do not fit, TaskError for
     task names that are missing or repeated; the model is then as it was.
@@ -90,6 +92,7 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
         _replace(model, name, layer)
     model.add_module("mhr", bank.train(model.training))
     wrap_calls(model, bank)
+    bank.hooks += widen_saved(model, bank)
     split_relative_positions(model, state)
     if wrap_method(model, bank, "_set_gradient_checkpointing", set_gradient_checkpointing):
         keep_routing(model, state)
@@ -99,7 +102,7 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
 def detach(model: nn.Module) -> None:
     """Take the bank off: the base layers return to their places, with the gradients they asked for before.
 
-    Modules that were trained whole (`modules_to_save`) keep their trained values. Raises ConfigError without a bank.
+    Modules that were trained whole (`modules_to_save`) keep their trained values, in the dtype that they had. Raises ConfigError without a bank.
     """
     bank = bank_of(model)
     for name, layer in bank.layers.items():
@@ -107,6 +110,7 @@ def detach(model: nn.Module) -> None:
     undo_keep_routing(model)
     undo_split_relative_positions(model)
     unwrap_calls(model, bank)
+    narrow_saved(bank)
     del model.mhr
     for p in model.parameters():
         p.requires_grad_(False)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from mhr.layers.bank import bank_of
+from mhr.layers.masters import narrow_dtype
 
 
 @contextmanager
@@ -17,8 +18,8 @@ def disabled(model: nn.Module) -> Iterator[None]:
         with mhr.disabled(model):
             reference = model(**batch).logits
 
-    Modules that are trained whole (`modules_to_save`) have the values that they had when the bank was attached, and ask for no
-    gradient. Task ids are accepted and not used. Blocks may be nested, and an exception ends them as usual.
+    Modules that are trained whole (`modules_to_save`) have the values and the dtype that they had when the bank was attached, and ask
+    for no gradient. Task ids are accepted and not used. Blocks may be nested, and an exception ends them as usual.
     Raises ConfigError for a model without a bank.
     """
     bank = bank_of(model)
@@ -31,7 +32,8 @@ def disabled(model: nn.Module) -> Iterator[None]:
     try:
         for name, tensor, data, _ in trained:
             tensor.requires_grad_(False)
-            tensor.data = bank.originals[name].to(data)
+            original = bank.originals[name]
+            tensor.data = original.to(data.device, narrow_dtype(data, original))
         yield
     finally:
         state.disabled = False

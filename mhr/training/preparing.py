@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.adapters import kind_of
-from mhr.backbones import load_backbone, take_heads, untrained_modules
+from mhr.backbones import check_precision_of, load_backbone, take_heads, untrained_modules
 from mhr.contexts import attach_to_tasks, give_examples
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler, weights_of
@@ -26,7 +26,7 @@ from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import read_tasks
 from mhr.training.continuing import attach_source
 from mhr.training.feeding import Feed, make_feed
-from mhr.training.masters import check_masters, train_whole
+from mhr.training.masters import train_whole
 from mhr.training.seeding import seed_bank
 from mhr.training.validation import MakeScorer, Validator, hold_validation
 from mhr.training.watch import BarOnDemand
@@ -72,6 +72,7 @@ def prepare(
     """
     set_seed(config.train.seed)
     model, tokenizer = load_backbone(config.model, config.kind, Loading.of(config), config.answers_with)
+    check_precision_of(model, config.train.precision)
     kind = kind_of(model)
     check_fit(model, tokenizer, kind)
     data, lowered = fit_data(model, tokenizer, kind, config.data, config.model)
@@ -115,7 +116,6 @@ def prepare(
         else:
             targets = [attach_source(model, source, config, list(tasks), heads)]
             give_examples(model, tokenizer, tasks.values())
-        check_masters(model)
         if config.init_skills and seeded:
             seed_bank(model, config.init_skills)
     with BarOnDemand(len(examples), "tokenise", progress and state.is_main_process) as told:
