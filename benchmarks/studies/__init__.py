@@ -4,6 +4,10 @@
     jobs.py         runs to be pretrained, as such pieces
     stages.py       what is done and found, on disk, stage by stage
     task_files.py   tasks as a file that every run of a study reads
+    command.py      the command line of studies on real tasks
+    tables.py       tables and cells of their pages
+    fitting.py      which tasks suit a study by the length of their inputs
+    claims.py       questions that are asked beforehand, and what is said of them
     choices.py      what trials decided: frozen in a file of the repository before a test seed runs
     seen_loss.py    loss on held-out examples of the tasks that were trained on
     flops.py        arithmetic of an optimizer step

@@ -37,6 +37,7 @@ from mhr.training import pretrain
 
 from . import RESULTS
 from .decoder_page import page
+from .fitting import fits
 from .stages import Stages
 
 MODEL = "builtin:smollm2-135m"
@@ -222,12 +223,8 @@ class Study:
 
     def fitting(self, tokenizer: Any) -> list[str]:
         """The held-out tasks of which nine of ten inputs fit."""
-        kept = []
-        for task in self.collection.held_out().values():
-            lengths = [len(row) for row in tokenizer([e.input for e in task.train + task.test])["input_ids"]]
-            if sum(length <= MAX_LENGTH for length in lengths) >= 0.9 * len(lengths):
-                kept.append(task.name)
-        return kept
+        held_out = self.collection.held_out().values()
+        return [task.name for task in held_out if fits(task, tokenizer, MAX_LENGTH)]
 
 
 def main() -> None:

@@ -6,10 +6,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from .tables import run_of
+from .tables import Scores, run_of, spread
 
-Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Task -> seed ("None" where nothing is drawn) -> measures."""
 MEASURES = {"accuracy": "rank accuracy", "rouge_l": "Rouge-L"}
 
 
@@ -64,5 +62,4 @@ def _cell(scores: Scores, measure: str) -> str:
             if measure in own[seed]:
                 categories.setdefault(own[seed]["category"], []).append(own[seed][measure])
         found.append(100 * statistics.mean(map(statistics.mean, categories.values())))
-    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.1f}{spread}"
+    return spread(found)

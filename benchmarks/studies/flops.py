@@ -14,6 +14,7 @@ from mhr.data import TaskCollection
 from mhr.data.collators import Batch
 from mhr.layers import AdapterBank
 from mhr.layers.routed import RoutedLayer
+from mhr.loading import Loading
 from mhr.objectives import Objective, make_objective
 from mhr.runs import RunFolder
 
@@ -55,10 +56,11 @@ def flops_of_run(run: RunFolder, tasks: TaskCollection, size: int) -> dict[str, 
     """Of a step of a run, the mean over ten batches of `size` examples, the same for every run: "flops", and "tokens", those of
     the inputs, without padding."""
     checkpoint = read_adapter(run.adapter)
-    model, tokenizer = load_backbone(checkpoint.base.name_or_path, checkpoint.base.kind)
+    config = run.config()
+    model, tokenizer = load_backbone(checkpoint.base.name_or_path, checkpoint.base.kind, Loading.of(config))
     bank = attach_checkpoint(checkpoint, model)
     objective = make_objective(kind_of(model), heads=checkpoint.heads)
-    data = run.config().data
+    data = config.data
     collate = objective.collator(tokenizer, data.max_input_length, data.max_target_length, data.chat)
     examples = [example for task in tasks.values() for example in task.train]
     drawing = random.Random(0)

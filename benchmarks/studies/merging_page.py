@@ -6,8 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Task -> seed ("None" where there is one for all seeds) -> measures."""
+from .tables import Scores, short, spread
 
 
 def page(record: Mapping[str, Any]) -> str:
@@ -31,7 +30,7 @@ def page(record: Mapping[str, Any]) -> str:
         f"{len(plan['seeds'])} seeds ± standard deviation.",
         "",
         "Always giving the most frequent training answer: "
-        + ", ".join(f"{value:.0f} on {_short(task)}" for task, value in zip(tasks, majority, strict=True))
+        + ", ".join(f"{value:.0f} on {short(task)}" for task, value in zip(tasks, majority, strict=True))
         + ".",
     ]
     sections = {
@@ -42,7 +41,7 @@ def page(record: Mapping[str, Any]) -> str:
         "Merging the tasks of each seed": _with_inputs(scores, "over the tasks"),
     }
     for title, rows in sections.items():
-        lines += ["", f"## {title}", "", "| | " + " | ".join([*map(_short, tasks), "mean"]) + " | trained |"]
+        lines += ["", f"## {title}", "", "| | " + " | ".join([*map(short, tasks), "mean"]) + " | trained |"]
         lines.append("|---" * (len(tasks) + 3) + "|")
         for row in rows:
             cells = [_cell(scores[row], [task]) for task in tasks] + [_cell(scores[row], tasks)]
@@ -66,8 +65,7 @@ def _with_inputs(scores: Mapping[str, Scores], ending: str) -> list[str]:
 def _cell(scores: Scores, tasks: Sequence[str]) -> str:
     seeds = list(scores[tasks[0]])
     found = [100 * statistics.mean(scores[task][seed]["score"] for task in tasks) for seed in seeds]
-    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.1f}{spread}"
+    return spread(found)
 
 
 def _trained(record: Mapping[str, Any], row: str) -> str:
@@ -77,8 +75,3 @@ def _trained(record: Mapping[str, Any], row: str) -> str:
             run = record["runs"][f"{row.partition(',')[0]}, {kept}"]
             return f"{run['parameters']['trained']:,}"
     return ""
-
-
-def _short(task: str) -> str:
-    """ "task429_senteval_tense" -> "429 senteval tense"."""
-    return task.removeprefix("task").replace("_", " ").removesuffix(" classification")

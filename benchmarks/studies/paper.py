@@ -1,4 +1,4 @@
-"""The questions of the MHR paper at small size: `python -m mhr_benchmarks.studies.paper --output DIR [--setting real --tasks PATH]`.
+"""The questions of the MHR paper at small size: `python -m mhr_benchmarks.studies.paper --output DIR [--setting real|decoder --tasks PATH]`.
 
 What is trained stands in paper_plan.py, on what in paper_settings.py, what is asked in paper_claims.py; all was written down before the
 runs. Three stages, of which --workers processes of one thread each do the pieces side by side:
@@ -6,7 +6,7 @@ runs. Three stages, of which --workers processes of one thread each do the piece
     trials   every variant with every learning rate on tasks that judge nothing else, one seed; what they decide is written to
              benchmarks/studies/choices/paper_SETTING.json, and the command ends: that file is to be committed
     seeds    every variant with the rates that are committed there, seed by seed
-    page     benchmarks/results/study_SETTING.json with every score, and docs/study.md (real: docs/study_real.md)
+    page     benchmarks/results/study_SETTING.json with every score, and docs/study.md (others: docs/study_SETTING.md)
 
 What is done is kept, so the same command takes up an interrupted study; with --only-publish it makes the page of what is done. With --quick
 all of it is small, and the choices and the page go into the output folder.
@@ -28,7 +28,7 @@ from mhr.files import read_json
 from . import RESULTS
 from .choices import FOLDER, best, freeze, frozen
 from .paper_plan import TEST, TRIAL, Setting, Unit, further_trials, rates_of, screening, trials, units
-from .paper_settings import default_tasks, real, suite
+from .paper_settings import decoder, default_tasks, real, suite
 from .stages import Stages
 from .workers import side_by_side
 
@@ -46,7 +46,7 @@ def do(unit: Unit, output: Path) -> None:
     tasks = load_tasks(unit.tasks.file, limit_test=plan.test)
     run = _pretrained(unit, stages, "run", plan.steps)
     judged = tasks.select(list(unit.judged))
-    zero_shot = unit.kind == TEST and plan.more_steps > 0
+    zero_shot = unit.kind == TEST and unit.setting.zero_shot
     if unit.kind == TEST:
         _losses(unit, stages, run, tasks.select(list(unit.tasks.training)))
     if zero_shot:
@@ -54,7 +54,7 @@ def do(unit: Unit, output: Path) -> None:
     for mode, rates in unit.rates.items():
         for rate in rates:
             _adapted(unit, stages, run, mode, rate, judged)
-    if zero_shot and unit.variant.continued:
+    if zero_shot and plan.more_steps and unit.variant.continued:
         more = {"continue_from": str(run.path), "continue_as": unit.variant.continued}
         further = _pretrained(unit, stages, "further", plan.more_steps, **more)
         stages.score("further zero-shot", further.path, judged, unit.seed)
@@ -226,10 +226,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
     parser.add_argument(
-        "--setting", choices=("suite", "real"), default="suite", help="the tasks and the model (default suite)"
+        "--setting", choices=("suite", "real", "decoder"), default="suite", help="tasks and model (default suite)"
     )
     parser.add_argument(
-        "--tasks", help="of real: a folder in the layout of Super-NaturalInstructions; default: ../shared/data/superni"
+        "--tasks",
+        help="of real and decoder: a folder in the layout of Super-NaturalInstructions; default: ../shared/data/superni",
     )
     parser.add_argument("--workers", type=int, default=2, help="processes side by side, of one thread each (default 2)")
     parser.add_argument("--seeds", type=int, help="only the first so many test seeds; default: all")
@@ -243,7 +244,8 @@ def main() -> None:
     if args.setting == "suite":
         setting = suite(args.output, args.quick)
     else:
-        setting = real(args.output, args.tasks or str(default_tasks()), args.quick)
+        made = real if args.setting == "real" else decoder
+        setting = made(args.output, args.tasks or str(default_tasks()), args.quick)
     file = (args.output if args.quick else FOLDER) / f"paper_{setting.name}.json"
     try:
         choices = frozen(file, plan_of_trials(setting), committed=not args.quick)

@@ -9,12 +9,13 @@ from typing import Any
 
 from mhr.analysis import verdicts
 from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
-from mhr.report.tables import Cell, Table, p_number, score_cell, text, whole
+from mhr.report.tables import Cell, Table, score_cell, text, whole
 from mhr.runs.run import versions
 
 from ..measure import machine
-from . import paper_claims, paper_plan
-from .paper_claims import Answer, Values, answers
+from . import claims, paper_plan
+from .claims import Answer, Values, answers, findings_table
+from .paper_claims import CLAIMS
 from .paper_plan import Setting, Unit, rates_of
 from .seen_loss import at_budget
 
@@ -126,7 +127,7 @@ def publish(
     if not found.units:
         return ["No test seed is done: there is nothing to publish."]
     made = machine()  # before its files change what the commit is said to be
-    told = answers(found.values)
+    told = answers(found.values, CLAIMS)
     record = {
         "command": command,
         "machine": made,
@@ -178,13 +179,15 @@ def _page(
         Table("claims", "Claims", ["claim", setting.title], said, names=2).to_markdown(),
         "## How it was decided",
         "",
-        *(paper_claims.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
+        *(claims.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
         "",
         *(verdicts.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
         "",
         "## What was run",
         "",
         *(paper_plan.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
+        "",
+        *(f"    {variant.name:<10}{paper_plan.ABOUT[variant.name]}" for variant in setting.variants),
         "",
         setting.about,
         "",
@@ -193,42 +196,13 @@ def _page(
         "choices, otherwise exact match."
         + (f" The zero-shot comparison is after {plan.more_steps} more steps." if plan.more_steps else ""),
         "",
-        _findings_table(told).to_markdown(),
+        findings_table(told).to_markdown(),
         _scores_table(found).to_markdown(),
         _losses_table(found).to_markdown(),
         _budget_table(found).to_markdown(),
         _trials_table(setting, choices["methods"]).to_markdown(),
     ]
     return "\n".join(lines)
-
-
-def _findings_table(told: Sequence[Answer]) -> Table:
-    rows = []
-    for answer in told:
-        for found in (*answer.findings, *answer.beside):
-            scale, digits = (1, 3) if found.question.lower else (100, 1)
-            paired = found.paired
-            ends = (
-                "" if paired.interval is None else " to ".join(f"{scale * end:+.{digits}f}" for end in paired.interval)
-            )
-            rows.append(
-                [
-                    text(str(answer.claim.number)),
-                    text(found.question.text),
-                    text(f"{scale * paired.difference:+.{digits}f}"),
-                    text(ends),
-                    text(f"{paired.better} / {paired.worse} of {paired.seeds}"),
-                    text("" if found.p is None else p_number(found.p)),
-                    text("" if found.power is None else f"{100 * found.power:.0f}"),
-                    text(found.verdict if found in answer.findings else f"({found.verdict})"),
-                ]
-            )
-    columns = ["claim", "question", "difference", "95% interval", "seeds for / against", "p", "power", "verdict"]
-    note = (
-        "Differences in points, of losses in nats per token, turned so that above 0 is what is asked for; power in per cent. Verdicts in "
-        "brackets accompany their claim, are judged alone and do not decide it."
-    )
-    return Table("findings", "Questions", columns, rows, note=note, names=8)
 
 
 def _scores_table(found: Results) -> Table:

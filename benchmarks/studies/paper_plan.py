@@ -1,16 +1,8 @@
 """What the study trains: the variants that are compared, and how large all of it is.
 
 All variants of a setting have the same backbone, tasks, steps, batches, shots and scaling alpha / rank of what a task is given, and each
-has the same number of trials of its learning rates. What its bank holds differs:
-
-    lora      one shared LoRA of rank 2: parameter-matched to one merged task of a bank
-    wide      one shared LoRA of rank 16 with the same alpha: parameter-matched to a bank of 8 skills
-    poly      8 skills of rank 2, one head
-    mhr       8 skills of rank 2, 8 heads
-    uniform   8 skills of rank 2 with fixed weights 1/8: as many parameters, no routing
-    random    8 skills of rank 2, 8 heads, under routing that is drawn at random and never trained
-
-A run that is adapted keeps the best of the steps that are looked at, judged on a quarter of its shots.
+has the same number of trials of its learning rates. A run that is adapted keeps the best of the steps that are looked at, judged on a
+quarter of its shots. What its bank holds is what differs.
 """
 
 from __future__ import annotations
@@ -44,13 +36,22 @@ VARIANTS = (
     Variant("uniform", "uniform", {**AS_BANK, "n_skills": SKILLS}, ("mhr",), seeds=8),
     Variant("random", "random", {**AS_BANK, "n_skills": SKILLS, "n_heads": HEADS}, ("mhr",), seeds=8),
 )
+ABOUT = {
+    "lora": "one shared LoRA of rank 2: parameter-matched to one merged task of a bank",
+    "wide": "one shared LoRA of rank 16 with the same alpha: parameter-matched to a bank of 8 skills",
+    "poly": "8 skills of rank 2, one head",
+    "mhr": "8 skills of rank 2, 8 heads",
+    "uniform": "8 skills of rank 2 with fixed weights 1/8: as many parameters, no routing",
+    "random": "8 skills of rank 2, 8 heads, under routing that is drawn at random and never trained",
+}
+"""What a variant's bank holds."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """Sizes of the study in a setting.
 
-    more_steps   of the phase before the zero-shot comparison; 0 where a new task cannot be judged without adapting
+    more_steps   of the phase before the zero-shot comparison; 0 for none
     look_every   steps of an adaptation between two looks for the best one
     rates        of pretraining and of adaptation that are tried; router_rates: in mode z, where the routing alone is trained
     seen, test   examples that a training task, and a task that is adapted to, is judged on
@@ -90,6 +91,7 @@ class Setting:
     base     settings of every pretraining run: the model, and how examples are read
     trials   the tasks of the trials, of which none that is judged is judged in a fold
     folds    the tasks of the test seeds; every seed trains each variant once for every fold
+    zero_shot  whether a task can be judged without adapting to it
     screens  of each fold, the same tasks judged on examples that nothing else is judged on: those without headroom are left out; empty
              where no task is
     """
@@ -103,6 +105,7 @@ class Setting:
     folds: tuple[Tasks, ...]
     screens: tuple[Tasks, ...] = ()
     variants: tuple[Variant, ...] = VARIANTS
+    zero_shot: bool = True
 
 
 def rates_of(plan: Plan, mode: str) -> tuple[str, tuple[float, ...]]:

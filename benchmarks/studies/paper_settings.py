@@ -1,4 +1,4 @@
-"""The two settings of the study: the skills suite with the built-in T5, and real tasks with the MiniLM encoder."""
+"""The settings of the study: the skills suite with the built-in T5, and real tasks with the MiniLM encoder and with SmolLM2."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from mhr.backbones import load_backbone
 from mhr.data import Task, load_tasks
 from mhr.data.skills import skills_suite
 
+from .fitting import fits
 from .paper_plan import VARIANTS, Plan, Setting, Tasks
-from .task_files import write_collection
+from .task_files import spread_over, training_file
 
 SMALL = Plan(
     steps=4, save_every=2, batch=4, more_steps=2, adapt_steps=2, look_every=1, adapt_batch=4, rates=(1e-3, 3e-3),
@@ -21,6 +23,9 @@ SMALL = Plan(
 
 LENGTH = 64
 N_FOLDS = 5
+INPUT, CHAT = 96, 64
+"""Tokens of an input for the decoder, and room for what its chat template adds."""
+DTYPE = "bfloat16"
 REAL_VARIANTS = tuple(
     replace(variant, modes=variant.modes[:1] if variant.name != "mhr" else ("mhr", "mu"), continued=None, seeds=None)
     for variant in VARIANTS
@@ -35,11 +40,11 @@ def suite(output: Path, quick: bool = False) -> Setting:
     tasks = skills_suite(0, 400, plan.test)
     test = [task.name for task in tasks.held_out().values()][: 2 if quick else None]
     known = list(tasks.training().values())
-    validation = _spread(known, 2 if quick else 12)
+    validation = spread_over(known, 2 if quick else 12)
     training = [task.name for task in known if task.name not in validation][: 6 if quick else None]
     sizes = dict.fromkeys(training, (400, plan.seen)) | dict.fromkeys(validation, (100, min(plan.test, 100)))
     sizes |= dict.fromkeys(test, (100, plan.test))
-    file = _file(output, "suite", tasks.values(), training, sizes)
+    file = training_file(output, "suite", tasks.values(), training, sizes)
     return Setting(
         "suite",
         "Skills suite, built-in T5",
@@ -64,7 +69,7 @@ def real(output: Path, path: str, quick: bool = False) -> Setting:
     )  # fmt: skip
     tasks = [task for task in load_tasks(path, definitions=False).values() if 2 <= len(task.choices) <= 6]
     tasks = _fitting(tasks)[: 12 if quick else None]
-    validation = _spread(tasks, 2 if quick else 6)
+    validation = spread_over(tasks, 2 if quick else 6)
     ordered = [task.name for task in sorted(tasks, key=lambda t: t.category) if task.name not in validation]
     parts = [ordered[i::N_FOLDS] for i in range(N_FOLDS)][: 2 if quick else None]
     names = [task.name for task in tasks]
@@ -73,7 +78,7 @@ def real(output: Path, path: str, quick: bool = False) -> Setting:
     def as_tasks(name: str, source: Sequence[Task], judged: Sequence[str]) -> Tasks:
         training = [task for task in names if task not in judged]
         sizes = dict.fromkeys(training, (400, plan.seen)) | dict.fromkeys(judged, (400, plan.test))
-        return Tasks(_file(output, name, source, training, sizes), tuple(training), tuple(judged))
+        return Tasks(training_file(output, name, source, training, sizes), tuple(training), tuple(judged))
 
     return Setting(
         "real",
@@ -93,20 +98,50 @@ def real(output: Path, path: str, quick: bool = False) -> Setting:
         tuple(as_tasks(f"real-{i}", tasks, part) for i, part in enumerate(parts)),
         tuple(as_tasks(f"real-screen-{i}", screened, part) for i, part in enumerate(parts)),
         REAL_VARIANTS,
+        zero_shot=False,  # a new task has no head before it is adapted to
     )
 
 
-def _file(
-    output: Path, name: str, tasks: Sequence[Task], training: Sequence[str], sizes: dict[str, tuple[int, int]]
-) -> str:
-    kept = [replace(task, held_out=task.name not in training) for task in tasks if task.name in sizes]
-    return write_collection(output / "tasks" / f"{name}.jsonl", kept, sizes)
+def decoder(output: Path, path: str, quick: bool = False, model: str = "builtin:smollm2-135m") -> Setting:
+    """Tasks of Super-NaturalInstructions in chat form, definition and input as the user's turn, with SmolLM2.
 
-
-def _spread(tasks: Sequence[Task], n: int) -> list[str]:
-    """The names of `n` tasks, evenly spaced in the order of their categories."""
-    ordered = sorted(tasks, key=lambda task: task.category)
-    return [ordered[round((i + 0.5) * len(ordered) / n - 0.5)].name for i in range(n)]
+    Tasks are those of which nine of ten inputs have at most INPUT tokens, definition included. Trained on are those of the
+    training split but for three with few choices, which judge the trials; those of the held-out split with choices judge the claims.
+    """
+    plan = replace(SMALL, more_steps=0) if quick else Plan(
+        steps=120, save_every=60, batch=8, more_steps=0, adapt_steps=16, look_every=8, adapt_batch=8, seen=4, test=40,
+        seeds=(1, 2, 3), rates=(1e-3, 3e-3, 1e-2),
+    )  # fmt: skip
+    _, tokenizer = load_backbone(model)
+    tasks = [task for task in load_tasks(path).values() if fits(task, tokenizer, INPUT)]
+    test = [task.name for task in tasks if task.held_out and task.choices][: 2 if quick else None]
+    known = [task for task in tasks if not task.held_out]
+    validation = spread_over([task for task in known if 2 <= len(task.choices) <= 12], 2 if quick else 3)
+    training = [task.name for task in known if task.name not in validation][: 6 if quick else None]
+    sizes = dict.fromkeys(training, (400, plan.seen)) | dict.fromkeys((*validation, *test), (100, plan.test))
+    file = training_file(output, "decoder", tasks, training, sizes)
+    return Setting(
+        "decoder",
+        "Super-NaturalInstructions in chat form, SmolLM2-135M-Instruct",
+        f"{len(training)} training tasks with short inputs; {len(validation)} others of the training split judge the trials, {len(test)} held-out "
+        f"tasks with choices the claims. The base is in {DTYPE}.",
+        plan,
+        {
+            "model": model,
+            "dtype": DTYPE,
+            "chat_template": "auto",
+            "max_input_length": INPUT + CHAT,
+            "max_target_length": 48,
+            "sampler": "uniform",
+        },
+        Tasks(file, tuple(training), tuple(validation)),
+        (Tasks(file, tuple(training), tuple(test)),),
+        variants=tuple(
+            replace(variant, modes=variant.modes[:1], continued=None)
+            for variant in VARIANTS
+            if variant.name in ("lora", "poly", "mhr")
+        ),
+    )
 
 
 def _fitting(tasks: Sequence[Task]) -> list[Task]:

@@ -27,6 +27,7 @@ from mhr.runs import RunFolder, load_config
 from mhr.training import pretrain
 
 from . import RESULTS
+from .fitting import fits
 from .stages import Stages
 from .tables import study_table
 
@@ -165,9 +166,9 @@ class Study:
         tokenizer = ByT5Tokenizer() if self.backbone == "t5-tiny" else AutoTokenizer.from_pretrained(base)
         kept = []
         for task in self.collection.held_out().values():
-            lengths = [len(row) for row in tokenizer([e.input for e in task.train + task.test])["input_ids"]]
-            fits = sum(length <= MAX_LENGTH for length in lengths) >= 0.9 * len(lengths)
-            if fits and (self.plan.max_choices is None or 0 < len(task.choices) <= self.plan.max_choices):
+            if fits(task, tokenizer, MAX_LENGTH) and (
+                self.plan.max_choices is None or 0 < len(task.choices) <= self.plan.max_choices
+            ):
                 kept.append(task.name)
         return self.collection.select(kept[:2] if self.quick else kept)
 

@@ -9,6 +9,7 @@ from mhr.analysis.alignment import points
 from mhr.backbones import load_backbone
 from mhr.data import TaskCollection
 from mhr.layers import detach
+from mhr.loading import Loading
 from mhr.objectives import make_objective
 from mhr.runs import RunFolder
 
@@ -21,7 +22,7 @@ def seen_losses(run: RunFolder, tasks: TaskCollection) -> dict[int, dict[str, fl
     found: dict[int, dict[str, float]] = {}
     kept = points(run)
     first = read_adapter(kept[0][1])
-    model, tokenizer = load_backbone(first.base.name_or_path, first.base.kind)
+    model, tokenizer = load_backbone(first.base.name_or_path, first.base.kind, Loading.of(config))
     objective = make_objective(kind_of(model), heads=first.heads)
     collate = objective.collator(
         tokenizer, config.data.max_input_length, config.data.max_target_length, config.data.chat

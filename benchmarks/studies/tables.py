@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -57,10 +57,20 @@ def _cell(scores: Scores, category: Mapping[str, str], categories: list[str]) ->
             for name in categories
         ]
         found.append(100 * statistics.mean(means))
-    spread = f" ± {statistics.stdev(found):.1f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.1f}{spread}"
+    return spread(found)
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and, after ±, standard deviation; of one value that alone."""
+    after = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{after}"
 
 
 def run_of(column: str) -> str:
     """The run that a column's results come from: "32-shot mhr-z" -> "adapted mhr-z"."""
     return column.replace("zero-shot", "pretrained").replace("32-shot", "adapted")
+
+
+def short(task: str) -> str:
+    """ "task429_senteval_tense" -> "429 senteval tense"."""
+    return task.removeprefix("task").replace("_", " ").removesuffix(" classification")

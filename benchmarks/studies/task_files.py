@@ -27,3 +27,17 @@ def write_collection(file: Path, tasks: Iterable[Task], sizes: Mapping[str, tupl
     )
     make_folder(file.parent)
     return str(write_text_atomically(file, text))
+
+
+def training_file(
+    output: Path, name: str, tasks: Iterable[Task], training: Sequence[str], sizes: Mapping[str, tuple[int, int]]
+) -> str:
+    """The tasks that `sizes` names, as `write_collection` writes them into tasks/NAME.jsonl, all of them held out but for `training`."""
+    kept = [dataclasses.replace(task, held_out=task.name not in training) for task in tasks if task.name in sizes]
+    return write_collection(output / "tasks" / f"{name}.jsonl", kept, sizes)
+
+
+def spread_over(tasks: Sequence[Task], n: int) -> list[str]:
+    """The names of `n` tasks, evenly spaced in the order of their categories."""
+    ordered = sorted(tasks, key=lambda task: task.category)
+    return [ordered[round((i + 0.5) * len(ordered) / n - 0.5)].name for i in range(n)]

@@ -16,10 +16,11 @@ from mhr.data.skills import skills_suite
 from mhr.report.sources import read_sources
 from mhr_benchmarks.studies import paper, paper_settings
 from mhr_benchmarks.studies.choices import frozen
+from mhr_benchmarks.studies.claims import Claim, answers
 from mhr_benchmarks.studies.paper import choose, do, plan_of_trials
-from mhr_benchmarks.studies.paper_claims import CLAIMS, Claim, answers
+from mhr_benchmarks.studies.paper_claims import CLAIMS
 from mhr_benchmarks.studies.paper_page import publish
-from mhr_benchmarks.studies.paper_plan import RANK, SCREEN, SKILLS, TRIAL, VARIANTS, Plan, Setting, Unit, units
+from mhr_benchmarks.studies.paper_plan import RANK, SCREEN, SKILLS, TRIAL, VARIANTS, Plan, Setting, Unit, trials, units
 from mhr_benchmarks.studies.paper_settings import suite
 
 TASKS = [(f"t{i}", seed) for i in range(6) for seed in range(8)]
@@ -36,15 +37,15 @@ def test_a_claim_is_as_sure_as_what_it_depends_on() -> None:
         "wide lora": dict.fromkeys(TASKS, 0.7),
         "lora lora": dict.fromkeys(TASKS, 0.85),
     }
-    second = answers(lambda name: found.get(name, {}))[1]
+    second = answers(lambda name: found.get(name, {}), CLAIMS)[1]
     assert second.verdict == "supported"
     assert [finding.verdict for finding in second.beside] == ["not supported", "supported"]
-    others = [answer for answer in answers(lambda name: found.get(name, {})) if answer.claim.number != 2]
+    others = [answer for answer in answers(lambda name: found.get(name, {}), CLAIMS) if answer.claim.number != 2]
     assert {answer.verdict for answer in others} == {""}  # nothing of them was run
     found["lora lora"] = dict.fromkeys(TASKS, 0.95)
-    assert answers(lambda name: found.get(name, {}))[1].verdict == "not supported"
+    assert answers(lambda name: found.get(name, {}), CLAIMS)[1].verdict == "not supported"
     found["lora lora"] = {(task, seed): 0.9 + 0.2 * (seed % 2) - 0.1 for task, seed in TASKS}
-    assert answers(lambda name: found.get(name, {}))[1].verdict == "undecided"
+    assert answers(lambda name: found.get(name, {}), CLAIMS)[1].verdict == "undecided"
 
 
 def test_a_lower_loss_is_the_better_one() -> None:
@@ -141,6 +142,35 @@ def test_every_real_task_is_tested_once_by_runs_that_never_saw_it(
     made_units = units(made, chosen(made) | {"kept": kept})
     assert {task for unit in made_units for task in unit.judged} == set(kept)
     assert len({unit.folder for unit in made_units}) == 5 * 5 * 5
+    assert not made.zero_shot
+
+
+def test_the_decoder_is_judged_on_held_out_tasks_with_choices_and_short_inputs(
+    tmp_path: Path, backbone: Callable[..., str]
+) -> None:
+    kinds = {"train": (6, False), "held": (3, True), "free": (2, True), "long": (2, True)}
+    rows = [
+        {"task": f"{kind}{t}", "input": str(i) * (100 if kind == "long" else 10), "targets": str(i) if kind == "free" else ["no", "yes"][i % 2], "split": split,
+         "category": f"c{t}", "held_out": held_out}
+        | ({"choices": ["no", "yes"]} if kind != "free" else {})
+        for kind, (n, held_out) in kinds.items()
+        for t in range(n)
+        for split, first, last in (("train", 10, 40), ("test", 40, 50))
+        for i in range(first, last)
+    ]  # fmt: skip
+    file = tmp_path / "source.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = paper_settings.decoder(tmp_path, str(file), model=backbone("llama"))
+    (fold,) = made.folds
+    assert fold.judged == ("held0", "held1", "held2")
+    assert len(made.trials.judged) == 3
+    assert set(made.trials.judged) | set(fold.training) == {f"train{t}" for t in range(6)}
+    assert not set(made.trials.judged) & set(fold.training)
+    assert set(load_tasks(fold.file).training()) == set(fold.training)
+    assert made.zero_shot
+    assert [(v.name, v.modes) for v in made.variants] == [("lora", ("lora",)), ("poly", ("mhr",)), ("mhr", ("mhr",))]
+    assert len(trials(made)) == 3 * 3
+    assert len(units(made, chosen(made))) == 3 * 3
 
 
 def made_up(asked: list[tuple[str, ...]], score: Callable[[Unit, float], float]) -> Callable[..., None]:
@@ -225,6 +255,7 @@ def test_a_small_study_from_training_to_its_page(setting: Setting, tmp_path: Pat
     for line in (
         "`the command`",
         "**Not finished: 2 of 6",
+        "    poly      8 skills of rank 2, one head",
         "### Questions",
         "| MHR-z |",
         "### What it cost",
