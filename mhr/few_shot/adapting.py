@@ -198,7 +198,7 @@ def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kin
     given = {name for name, value in few.items() if value is not None}
     grid = few.get("grid") or {}
     for rate in ("lr", "router_lr"):
-        if rate in given | set(grid) and all(rate in idle_rates(mode, config.method) for mode, config in modes):
+        if rate in given | set(grid) and all(rate in idle_rates(mode, config.trained_as) for mode, config in modes):
             what = "the adapter" if rate == "lr" else "routing"
             shown = " or ".join(dict.fromkeys(repr(mode) for mode, _ in modes))
             said = f"{rate} is {few[rate]}" if rate in given else f"grid has {rate} {list(grid[rate])}"
