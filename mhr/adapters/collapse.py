@@ -109,7 +109,7 @@ def _layer(checkpoint: AdapterCheckpoint, layer: str, mixed: Mapping[tuple[str, 
         norm = [mixed[layer, name][0, 0] for name in ("scale_b", "shift_b")] if checkpoint.config.norm else []
         return BottleneckFactors(a, b, mixed[layer, "bias_a"][0].mean(0), mixed[layer, "bias_b"][0, 0], *norm)
     if checkpoint.config.recurrent:
-        return RecurrentFactors(a, *(mixed[layer, name][0, 0] for name in ("carry_a", "bias_a")), b)
+        return RecurrentFactors(a, mixed[layer, "carry_a"][0, 0], mixed[layer, "bias_a"][0, 0], b)
     return LoraFactors(a, b, float(checkpoint.config.alpha))
 
 

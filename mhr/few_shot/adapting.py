@@ -62,6 +62,7 @@ def adapt(
     mode         loaded                                                     trained
     mhr (poly)   the bank, a fresh routing row for the task                 both
     z            the same                                                   that row
+    head         the bank, a fresh head for the task (method hra)           that head
     mu           the bank's uniform factor average: one plain LoRA          that LoRA
     lora         the shared adapter                                         that adapter
     lorahub      LoRAs of the run, averaged                                 their weights, by a search: `mhr.few_shot.lorahub`

@@ -1,8 +1,8 @@
 """Where the state of recurrent adapters begins, in a pass through a model, and which layers it may go through.
 
-The state belongs to the tokens of an encoder or decoder. It begins anew whenever that is called, so that generation, whose every step
-calls the decoder for new tokens, and a part of the model that is called alone need no more than this; a call of the whole model begins anew
-as well (`RoutingState.enter`).
+The state belongs to the tokens of an encoder or decoder. It begins at 0 whenever that is called, so that generation, whose every step
+calls the decoder for new tokens, and a part of the model that is called alone need no more than this; at a call of the whole model it does
+so as well (`RoutingState.enter`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REVERSIBLE = "modeling_reformer.ReformerLayer"
 
 
 def begin_at_stacks(model: nn.Module, layers: Iterable[str], state: RoutingState) -> list[RemovableHandle]:
-    """Have the state begin anew at each call of what holds the lists of blocks that the layers stand in."""
+    """Have the state begin at 0 in each call of what holds the lists of blocks that the layers stand in."""
     stacks = {_stack(model, layer) for layer in layers}
     return [model.get_submodule(name).register_forward_pre_hook(partial(_begin, state)) for name in sorted(stacks)]
 

@@ -171,7 +171,7 @@ def test_generation_with_a_cache_is_that_without(name: str, beams: int) -> None:
     assert torch.equal(alone.sequences[0, : one.sequences.shape[1]], one.sequences[0])
 
 
-def test_a_part_that_is_called_alone_begins_anew() -> None:
+def test_a_part_that_is_called_alone_begins_at_zero() -> None:
     model, bank = adapted(tiny_model("t5"))
     batch = random_batch(model)
     with torch.no_grad():
