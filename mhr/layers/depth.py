@@ -20,8 +20,11 @@ from mhr.layers.siblings import CROSS
 from mhr.layers.structure import block_parts
 from mhr.routing import RoutingState
 
-REVERSIBLE = "modeling_reformer.ReformerLayer"
-"""A block that is computed again in a backward pass of its own."""
+BLOCKS = {
+    "modeling_reformer.ReformerLayer": "is part of a reversible block, which is computed again without the states of its tokens",
+    "modeling_pegasus_x.PegasusXEncoderLayer": "is called with global tokens too",
+}
+"""Classes of blocks whose layers do not see the tokens of a row once, and what they do."""
 
 
 def begin_at_stacks(model: nn.Module, layers: Iterable[str], state: RoutingState) -> list[RemovableHandle]:
@@ -40,8 +43,8 @@ def check_depth(model: nn.Module, layers: Iterable[str]) -> None:
             why = "is part of cross-attention, which reads the tokens of another sequence"
         elif RELATIVE in classes(around[-1]):
             why = "is called with relative positions too, which are no tokens"
-        elif any(REVERSIBLE in classes(module) for module in around):
-            why = "is part of a reversible block, which is computed again without the states of its tokens"
+        elif blocks := [name for module in around for name in classes(module) if name in BLOCKS]:
+            why = BLOCKS[blocks[0]]
         elif chunk:
             why = f"may be called with {chunk} tokens at a time: set chunk_size_feed_forward to 0 in the model's configuration, as"
         else:

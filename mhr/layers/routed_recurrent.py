@@ -81,10 +81,13 @@ class RoutedRecurrent(RoutedLayer):
         if before is None:
             before = bias.new_zeros(bias.shape)  # so that u has a gradient in every model
         elif before.shape[:-1] != x.shape[:-1]:
-            raise TargetError(
-                f"layer {self.name!r} got x {list(x.shape)}, and the recurrent adapter before it had {list(before.shape[:-1])} tokens: expected "
-                "the same tokens in all layers; leave the layer out of targets"
-            )
+            # Tokens that come as [B * L] in some layers (mixtures of experts) and as [B, L] in others are the same.
+            if 2 not in (before.dim(), x.dim()) or before.shape[:-1].numel() != x.shape[:-1].numel():
+                raise TargetError(
+                    f"layer {self.name!r} got x {list(x.shape)}, and the recurrent adapter before it had {list(before.shape[:-1])} tokens: "
+                    "expected the same tokens in all layers; leave the layer out of targets"
+                )
+            before = before.reshape(*x.shape[:-1], -1)
         h = F.relu(F.linear(x, a.T, bias[0]) + u * before.to(x))
         carried[self.chain] = h
         return h

@@ -20,6 +20,8 @@ from mhr.adapters.plain import attach_plain
 from mhr.adapters.write import write_plain
 from mhr.errors import CheckpointError, ConfigError, MergeError, TargetError
 from mhr.few_shot.starts import Start
+from mhr.layers import together
+from mhr.layers.layouts import Layout
 from mhr.merging import merge
 from mhr.methods import idle_rates, refusal
 from mhr.runs import load_config
@@ -243,6 +245,45 @@ def test_in_half_precision_and_under_autocast_it_is_close(dtype: torch.dtype) ->
     rounded = model.to(dtype)(**batch, task_ids=IDS)[0]
     assert rounded.dtype == dtype
     assert 0 < (rounded - exact).norm() / exact.norm() < 0.05
+
+
+class Mixed(Stack):
+    """Its second block sees the tokens one behind the other, as a mixture of experts does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        for i, block in enumerate(self.blocks):
+            x = x.reshape(-1, 6) if i == 1 else x.view(shape)
+            x = x + block(x).tanh()
+        return x.view(shape)
+
+
+def test_tokens_that_a_layer_sees_in_one_line_are_the_same() -> None:
+    (model, _), (flat, _) = adapted(), adapted(Mixed().double(), targets=["0", "1", "2"])
+    flat.mhr.layers["blocks.1"].layout = Layout.TOKENS
+    flat.load_state_dict(model.state_dict())
+    x = torch.randn(4, 3, 6, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(flat(x, task_ids=IDS), model(x, task_ids=IDS))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_where_heads_are_mixed_together(reentrant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, bank = adapted(tiny_model("llama").double())
+    model.train()
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        model(**random_batch(model), task_ids=IDS).loss.backward()
+        return [p.grad.clone() for p in bank.adapter_parameters()]
+
+    plain = gradients()
+    monkeypatch.setattr(together, "wanted", lambda bank: True)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    for one, two in zip(gradients(), plain, strict=True):
+        assert two.any()
+        torch.testing.assert_close(one, two)
 
 
 # ---- tasks ------------------------------------------------------------------------------------------------------------
