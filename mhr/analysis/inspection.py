@@ -105,6 +105,7 @@ class Inspection:
             "parameters": self.parameters
             | {"all": {"stored": self.stored, "trained": self.trained, "bytes": self.bytes}},
             "routing_parameters_per_task": self.per_task,
+            "skill_parameters_per_task": self.per_skill,
             "by_skill": dict(zip(self.tasks, routing.by_skill.tolist(), strict=True)),
             "entropy": routing.entropy,
             "effective_skills": routing.effective_skills,

@@ -25,6 +25,7 @@ from mhr.layers.layouts import Layout
 from mhr.merging import merge
 from mhr.methods import idle_rates, refusal
 from mhr.runs import load_config
+from tests.architectures import build
 from tests.models import WIDTH, random_batch, randomise, tiny_model
 
 TASKS = ["boolq", "rte", "copa"]
@@ -442,6 +443,19 @@ def test_layers_that_no_token_goes_through_once(name: str, config: dict[str, Any
     with pytest.raises(TargetError, match=f"{said}.*or set adapter to 'bottleneck'"):
         mhr.attach(model, AdapterConfig(**HRA, targets=targets), TASKS)
     assert not hasattr(model, "mhr")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("causal", "reformer", "is part of a reversible block"),
+        ("seq2seq", "pegasus_x", "is called with global tokens too"),
+    ],
+)
+def test_blocks_that_do_not_see_the_tokens_once(kind: str, name: str, said: str) -> None:
+    model = build(kind, name)
+    with pytest.raises(TargetError, match=f"{said}.*, and a recurrent adapter follows each token through the layers"):
+        mhr.attach(model, AdapterConfig(**HRA), TASKS)
 
 
 def test_layers_with_other_tokens_are_named() -> None:
