@@ -73,6 +73,8 @@ def _parameters(inspection: Inspection) -> Table:
         table.add_row("all", f"{inspection.trained:,}", f"{inspection.stored:,}", style="bold")
     if inspection.per_task:
         table.add_row("routing of one more task", f"{inspection.per_task:,}", "")
+    if inspection.per_skill:
+        table.add_row("skill of one more task", f"{inspection.per_skill:,}", "")
     return table
 
 

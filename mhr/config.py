@@ -14,9 +14,12 @@ from mhr.setting import Settings, convert, expected, setting, settings_of
 MODEL_KINDS = ("seq2seq", "causal", "encoder", "masked")
 """What a model is asked to do: answer after reading, go on writing, answer through a head, or say the word at a mask."""
 
-ADAPTERS = ("lora", "ia3", "film", "bottleneck")
-RANKED = ("lora", "bottleneck")
+ADAPTERS = ("lora", "ia3", "film", "bottleneck", "recurrent")
+RANKED = ("lora", "bottleneck", "recurrent")
 """Kinds of adapters with two projections and a rank between them; the others are vectors."""
+
+BEHIND = ("bottleneck", "recurrent")
+"""Kinds that stand behind feed-forward blocks, unless targets say otherwise; the others stand in attention."""
 
 GRANULARITIES = ("fine", "layer", "block", "coder", "coarse")
 NOISES = ("off", "per_example", "per_task")
@@ -35,8 +38,9 @@ class AdapterConfig(Settings):
     )
     adapter: str = setting(
         "lora",
-        """Kind of adapter that is routed: lora, ia3, film or bottleneck. lora: two low-rank factors per Linear; ia3: one vector that
-        scales its output; film: one that scales and one that shifts it; bottleneck: down, GELU, up, with biases and a residual, after its output.""",
+        """Kind of adapter that is routed: lora, ia3, film, bottleneck or recurrent. lora: two low-rank factors per Linear; ia3: one vector that
+        scales its output; film: one that scales and one that shifts it; bottleneck: down, GELU, up, with biases and a residual, after its
+        output; recurrent: behind its output a controller that all layers and tasks share, and a routed head.""",
         choices=ADAPTERS,
         flag="--adapter",
         of_method=True,
@@ -60,7 +64,7 @@ class AdapterConfig(Settings):
     )
     rank: int = setting(
         4,
-        "Rank of the low-rank factors; width of a bottleneck.",
+        "Rank of the low-rank factors; width of a bottleneck or controller.",
         at_least=1,
         flag="--rank",
         only={"adapter": RANKED},
@@ -79,7 +83,7 @@ class AdapterConfig(Settings):
         None,
         """Layers to adapt: all-linear, attention, feed-forward, or names or their endings, as in q,v. all-linear: every Linear of
         the transformer blocks. A list holds such words and names ("q", "attention.query"); in a file, a string is one of the words,
-        or a regular expression for the whole name. Unset: attention; for a bottleneck, the outputs of the feed-forward blocks.""",
+        or a regular expression for the whole name. Unset: attention; for bottleneck and recurrent, the outputs of the feed-forward blocks.""",
         flag="--targets",
         metavar="NAME,...",
     )
@@ -121,7 +125,7 @@ class AdapterConfig(Settings):
     share: str | None = setting(
         None,
         """Projection of which there is one for all skills: none, up (factor B) or down (factor A). For methods that take the two
-        separately. Unset, as published: up where they are drawn (adamix), down of hydra.""",
+        separately. Unset, as published: up where they are drawn (adamix), down of hydra and of recurrent adapters.""",
         choices=SHARES,
         switches={"--share-up": "up", "--share-down": "down", "--share-none": "none"},
         words=("none",),
@@ -147,7 +151,8 @@ class AdapterConfig(Settings):
         if routing is not None and self.n_skills is None and not routing.skill_per_task:
             self.n_skills = routing.n_skills
         if self.share is None:
-            self.share = (routing is not None and self.adapter in RANKED and routing.share) or "none"
+            shared = "down" if self.recurrent else routing is not None and self.adapter in RANKED and routing.share
+            self.share = shared or "none"
         if self.norm is None:
             self.norm = routing is not None and self.adapter == "bottleneck" and routing.norm
         super().__post_init__()
@@ -182,7 +187,9 @@ class AdapterConfig(Settings):
                 f"parts is {self.parts}, which method {self.method!r} generates no LoRAs for: leave it out"
             )
         self._check_parts()
-        if self.share != "none" and (routing.share is None or self.adapter not in RANKED):
+        if self.recurrent:
+            self._check_recurrent()
+        elif self.share != "none" and (routing.share is None or self.adapter not in RANKED):
             sharing = " or ".join(name for name, row in ROUTING_METHODS.items() if row.share is not None)
             raise ConfigError(
                 f"share is {self.share!r}, but {self.method} routes {self.adapter} as a whole: only {sharing} takes the two "
@@ -210,6 +217,21 @@ class AdapterConfig(Settings):
         """alpha / rank."""
         return self.alpha / self.rank
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether adapters hand a state from layer to layer."""
+        return self.adapter == "recurrent"
+
+    @property
+    def tied(self) -> bool:
+        """Whether layers of one shape share a bank: by the method, or by the kind of adapter."""
+        return self.routing.tied or self.recurrent
+
+    def in_common(self, name: str) -> bool:
+        """Whether all skills have the parameter `name` of a bank in common (`share`)."""
+        side = {"up": "_b", "down": "_a"}.get(self.share or "none")
+        return side is not None and name.endswith(side)
+
     def skills_for(self, n_tasks: int) -> int:
         """Skills in the bank when it serves `n_tasks` tasks."""
         return n_tasks if self.n_skills is None else self.n_skills
@@ -221,6 +243,24 @@ class AdapterConfig(Settings):
                     f"{name} is {getattr(self, name)!r}, but method {self.method!r} routes each token over finished LoRAs, layer by layer: "
                     f"expected {fixed!r}"
                 )
+
+    def _check_recurrent(self) -> None:
+        """One controller and, for each task, one head serve all layers."""
+        if self.share != "down":
+            raise ConfigError(
+                f"share is {self.share!r}, but the skills of a recurrent adapter share their controller: leave it out"
+            )
+        if not self.routing.convex:
+            raise ConfigError(
+                f"adapter is 'recurrent', but method {self.method!r} generates adapters, and the heads of those are trained: set adapter to "
+                "'bottleneck', or choose another method"
+            )
+        routed = "granularity" not in self.routing.unused
+        if routed and self.granularity not in ("coder", "coarse"):
+            raise ConfigError(
+                f"granularity is {self.granularity!r}, but a recurrent adapter has the same head in all layers: set granularity to 'coarse', "
+                "or to 'coder'"
+            )
 
     def _check_parts(self) -> None:
         if self.parts is None:

@@ -110,6 +110,11 @@ class Method:
         found = {"method": self.routing, "adapter": self.adapter}
         return {name: value for name, value in found.items() if value is not None}
 
+    @property
+    def task_heads(self) -> bool:
+        """Whether each task has a skill of its own that reads what all tasks share, a controller: all that a new task needs."""
+        return self.adapter == "recurrent" and self.routing is not None and ROUTING_METHODS[self.routing].skill_per_task
+
 
 BANK, AVERAGE, ONE, FRESH, BACKBONE = "bank", "average", "one", "fresh", "backbone"
 
@@ -123,7 +128,8 @@ class Mode:
     begins          BANK (the run's, with a fresh row for the task), AVERAGE (its skills' average, one plain adapter), ONE (the one
                     adapter that the run trained), FRESH (a new bank with the run's settings) or BACKBONE
     searches        whether it trains nothing, and finds weights of the run's LoRAs by a search on the shots
-    trains_skills   whether the adapter (or, from BACKBONE, the model) is trained; trains_routing: whether a row of routing is
+    trains_skills   whether the adapter (or, from BACKBONE, the model) is trained; trains_routing: whether a row of routing is; trains_head:
+                    whether of the adapter the task's own head is, and nothing else (`Method.task_heads`)
     """
 
     name: str
@@ -132,12 +138,13 @@ class Mode:
     begins: str
     trains_skills: bool = True
     trains_routing: bool = False
+    trains_head: bool = False
     searches: bool = False
 
     @property
     def idle(self) -> tuple[str, ...]:
         """Learning rates that change nothing: a grid leaves them as they are."""
-        rates = {"lr": self.trains_skills, "router_lr": self.trains_routing}
+        rates = {"lr": self.trains_skills or self.trains_head, "router_lr": self.trains_routing}
         return tuple(name for name, used in rates.items() if not used)
 
 
@@ -300,6 +307,9 @@ METHODS = {
         Method("private", "private LoRA", "one per task", "private"),
         Method("ia3", "IA3", "one for all tasks", SHARED, "ia3"),
         Method("film", "FiLM", "one scale and shift per task", "private", "film"),
+        Method(
+            "hra", "HRA", "one recurrent controller for all layers and tasks, one head per task", "private", "recurrent"
+        ),
         Method("poly-ia3", "Poly-IA3", "one head", "poly", "ia3"),
         Method("bottleneck", "shared bottleneck", "one for all tasks", SHARED, "bottleneck"),
         Method("adamix", "AdaMix", "bottlenecks, one drawn at random for each pass", "adamix", "bottleneck"),
@@ -321,6 +331,7 @@ MODES = {
     for row in (
         Mode("mhr", "the bank and a new routing row", "", BANK, trains_routing=True),
         Mode("z", "the routing row alone", "-z", BANK, trains_skills=False, trains_routing=True),
+        Mode("head", "the task's head alone, of hra", "-head", BANK, trains_skills=False, trains_head=True),
         Mode("mu", "the bank's average, one plain adapter", "-mu", AVERAGE),
         Mode("lora", "the one adapter of a run that trained one for all tasks", "", ONE),
         Mode(
@@ -380,9 +391,15 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
         return None
     if averaged:
         return "it ended as the average of its skills, so there is nothing to route: use mode 'lora' or 'mu'"
-    if not asked.trains_skills and not routing.learned:
-        return "its routing is not learned, so there is no row to train"
-    if routing.skill_per_task:
+    heads = METHODS[method].task_heads
+    if asked.trains_head and not heads:
+        having = " or ".join(name for name, row in METHODS.items() if row.task_heads)
+        return (
+            f"its tasks have no heads over a common controller, as those of {having} have: use mode 'mhr', 'z' or 'mu'"
+        )
+    if not (asked.trains_skills or asked.trains_head or routing.learned):
+        return "its routing is not learned, so there is no row to train" + (": use mode 'head'" if heads else "")
+    if routing.skill_per_task and not heads:
         return "its tasks have adapters of their own and nothing for a new task: use mode 'mu' or 'random'"
     return None
 

@@ -110,6 +110,7 @@ def test_every_method_can_be_adapted_in_some_mode_and_says_why_not_in_others() -
         assert "full" in allowed
         assert ("mu" in allowed) == bool(method.routing and ROUTING_METHODS[method.routing].convex)
         assert ("z" in allowed) == bool(method.routing and ROUTING_METHODS[method.routing].learned)
+        assert ("head" in allowed) == method.task_heads
         assert ("lora" in allowed) == bool(method.routing and ROUTING_METHODS[method.routing].one_adapter)
 
 

@@ -26,7 +26,14 @@ from mhr.adapters.checkpoint import (
 from mhr.adapters.collapse import collapse, collapse_task
 from mhr.adapters.find import find_adapter
 from mhr.adapters.fold import fold_into
-from mhr.adapters.layer import AdapterLayer, BottleneckFactors, FilmVectors, IA3Vector, LoraFactors
+from mhr.adapters.layer import (
+    AdapterLayer,
+    BottleneckFactors,
+    FilmVectors,
+    IA3Vector,
+    LoraFactors,
+    RecurrentFactors,
+)
 from mhr.adapters.open import open_plain, read_bank
 from mhr.adapters.peft import is_peft, load_peft
 from mhr.adapters.peft_export import PeftFolder, PeftWriter, save_peft
@@ -44,6 +51,7 @@ __all__ = [
     "PeftFolder",
     "PeftWriter",
     "PlainAdapter",
+    "RecurrentFactors",
     "attach_checkpoint",
     "attach_plain",
     "check_base",

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from mhr.adapters.checkpoint import AdapterCheckpoint, routing_transforms, routing_weights
 from mhr.adapters.heads import with_head
-from mhr.adapters.layer import AdapterLayer, BottleneckFactors, FilmVectors, IA3Vector, LoraFactors
+from mhr.adapters.layer import AdapterLayer, BottleneckFactors, FilmVectors, IA3Vector, LoraFactors, RecurrentFactors
 from mhr.adapters.plain import PlainAdapter
 from mhr.errors import MergeError, TaskError, nearest
 from mhr.ops import mix
 from mhr.ops.checks import accumulator
 
 BANK_HEAD_DIMS = {"bank_a": 1, "bank_b": 2, "bank_v": 2, "bank_scale": 2, "bank_shift": 2, "bias_a": 1, "bias_b": 2}
-BANK_HEAD_DIMS |= {"scale_b": 2, "shift_b": 2}
+BANK_HEAD_DIMS |= {"scale_b": 2, "shift_b": 2, "carry_a": 2}
 """Axis of each of a bank's parameters along which the heads' blocks are joined."""
 
 
@@ -108,6 +108,8 @@ def _layer(checkpoint: AdapterCheckpoint, layer: str, mixed: Mapping[tuple[str, 
     if checkpoint.config.adapter == "bottleneck":
         norm = [mixed[layer, name][0, 0] for name in ("scale_b", "shift_b")] if checkpoint.config.norm else []
         return BottleneckFactors(a, b, mixed[layer, "bias_a"][0].mean(0), mixed[layer, "bias_b"][0, 0], *norm)
+    if checkpoint.config.recurrent:
+        return RecurrentFactors(a, mixed[layer, "carry_a"][0, 0], mixed[layer, "bias_a"][0, 0], b)
     return LoraFactors(a, b, float(checkpoint.config.alpha))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mhr.adapters.base import check_base, is_quantised
-from mhr.adapters.layer import FilmVectors, IA3Vector, LoraFactors
+from mhr.adapters.layer import ADAPTER_LAYERS, FilmVectors, IA3Vector, LoraFactors
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.sharing import check_agreement
 from mhr.backbones import forget_untrained, wearing_heads
@@ -28,15 +28,14 @@ def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
     computed in float32 (float64 where weight or factors are) and rounded once to the dtype of the weight; for GPT-2's
     Conv1D, which holds its weight transposed, likewise.
 
-    Raises CheckpointError for another base model, MergeError for a bottleneck, for a FiLM on a layer without a bias, for a model with a bank on it, for a layer that is quantised,
+    Raises CheckpointError for another base model, MergeError for a bottleneck and an HRA, for a FiLM on a layer without a bias, for a model with a bank on it, for a layer that is quantised,
     and for one that shares its weight with another part of the model; the model is then as it was.
     """
     if isinstance(getattr(model, "mhr", None), AdapterBank):
         raise MergeError("the model has a bank: call mhr.detach(model) before an adapter is folded into it")
-    if plain.kind == "bottleneck":
-        raise MergeError(
-            "a bottleneck has a GELU inside, which no weight can take up: keep it as an adapter (--to mhr)"
-        )
+    unfit = ADAPTER_LAYERS[plain.kind].unfit
+    if unfit:
+        raise MergeError(f"{unfit}, which no weight can take up: keep it as an adapter (--to mhr)")
     check_base(model, plain.base, plain.sizes, plain.modules, plain.name)
     _check_layers(model, plain)
     with wearing_heads(model, plain.heads, plain.modules):

@@ -28,7 +28,7 @@ class AdapterIndex:
 
     status     "running", or "done" once every folder stands
     made_with  what the folders were made of and how: two merges with the same write the same
-    form       of the folders, one of `mhr.merging.FORMS`; kind: "lora", "ia3", "film" or "bottleneck"
+    form       of the folders, one of `mhr.merging.FORMS`; kind: as `AdapterConfig.adapter` names it
     source     the bank, as it was named; method: its routing method
     base       name of the base model; base_kind: what it is asked to do; revision: of it on the hub, None for its main one;
                commit: of it on the hub, as it was here, None where that is not known

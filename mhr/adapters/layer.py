@@ -1,4 +1,4 @@
-"""One layer of a plain adapter: LoRA factors, an IA3 vector, or a bottleneck. The unit that everything else is made of."""
+"""One layer of a plain adapter: LoRA factors, an IA3 vector, a bottleneck ... The unit that everything else is made of."""
 
 from __future__ import annotations
 
@@ -45,15 +45,19 @@ class Shape:
 class AdapterLayer(ABC):
     """What an adapter does to one layer of its base model.
 
-    kind     "lora", "ia3", "film" or "bottleneck", as `AdapterConfig.adapter` names it
+    kind     as `AdapterConfig.adapter` names it
     title    the kind with its article, for messages
     ranked   whether it has hidden units
+    unfit    what it has that no weight of its base layer could take up; "" where nothing
+    tied     whether layers share their tensors and hand a state on, so that a layer is not merged by itself
     origin   the value of all of its tensors at which an adapter of this kind does nothing
     """
 
     kind: ClassVar[str]
     title: ClassVar[str]
     ranked: ClassVar[bool] = True
+    unfit: ClassVar[str] = ""
+    tied: ClassVar[bool] = False
     origin: ClassVar[float] = 0.0
 
     @property
@@ -185,6 +189,7 @@ class BottleneckFactors(AdapterLayer):
 
     kind = "bottleneck"
     title = "a bottleneck adapter"
+    unfit = "a bottleneck has a GELU inside"
 
     a: Tensor
     b: Tensor
@@ -204,15 +209,39 @@ class BottleneckFactors(AdapterLayer):
         return _padded(self.rank, rank, bank_a=self.a, bank_b=self.b, **biases) | norm
 
 
+@dataclass(frozen=True)
+class RecurrentFactors(AdapterLayer):
+    """The update `x -> h B` of a layer's output x with `h = relu(x A + carry_a * h' + bias_a)`, h' the state h of the adapter before (arXiv
+    2403.19709): a [O, R], carry_a and bias_a [R], b [R, O]. The same in all layers that share a bank."""
+
+    kind = "recurrent"
+    title = "an HRA"
+    unfit = "an HRA has a ReLU inside and a state that goes from layer to layer"
+    tied = True
+
+    a: Tensor
+    carry_a: Tensor
+    bias_a: Tensor
+    b: Tensor
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.kind, (None, self.a.shape[0]), self.a.dtype, self.a.shape[1])
+
+    def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
+        rows = {"carry_a": self.carry_a[None], "bias_a": self.bias_a[None]}
+        return _padded(self.rank, rank, bank_a=self.a, **rows, bank_b=self.b)
+
+
 ADAPTER_LAYERS: dict[str, type[Any]] = {
-    cls.kind: cls for cls in (LoraFactors, IA3Vector, FilmVectors, BottleneckFactors)
+    cls.kind: cls for cls in (LoraFactors, IA3Vector, FilmVectors, BottleneckFactors, RecurrentFactors)
 }
 """Kind of adapter -> a layer of it."""
 
 
 def _padded(own: int, rank: int, **factors: Tensor) -> dict[str, Tensor]:
     """Factors of rank `own` as banks of one head and one skill, filled up with zeros to `rank`; biases are rows."""
-    wider = {"bank_a": (0, 1), "bank_b": (0, 0, 0, 1), "bias_a": (0, 1), "bias_b": (0, 0)}
+    wider = {"bank_a": (0, 1), "bank_b": (0, 0, 0, 1), "bias_a": (0, 1), "bias_b": (0, 0), "carry_a": (0, 1)}
     return {
         name: nn.functional.pad(t, [n * (rank - own) for n in wider[name]])[None, None].contiguous()
         for name, t in factors.items()

@@ -18,6 +18,7 @@ from mhr.adapters.peft import load_peft, open_peft
 from mhr.adapters.peft_poly import is_poly, open_poly
 from mhr.adapters.plain import Lazy, PlainAdapter, plain_checkpoint
 from mhr.adapters.tensor_file import TensorFile, digest_of
+from mhr.config import RANKED
 from mhr.errors import MergeError, TaskError, nearest
 from mhr.layers.tied import bank_name
 
@@ -118,7 +119,7 @@ def collapsed(
         if part == "layers":
             keys.setdefault(rest.rpartition(".")[0], []).append(key)
     owned = {name: keys[bank_name(config, name, sizes)] for name, sizes in bank.layers.items()}
-    size = {"lora": (config.rank, float(config.alpha)), "bottleneck": (config.rank, 1.0)}.get(config.adapter, (1, 1.0))
+    size = config.rank if config.adapter in RANKED else 1, float(config.alpha) if config.adapter == "lora" else 1.0
     states = {module: _under(f"modules.{module}.", file) for module in bank.modules}
 
     def layer(name: str) -> AdapterLayer:

@@ -1,4 +1,4 @@
-"""Plain adapters: one LoRA, one IA3 or one bottleneck with no routing left in it. What every merge takes and yields."""
+"""Plain adapters: one LoRA, one IA3, one bottleneck ... with no routing left in it. What every merge takes and yields."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class PlainAdapter:
 
     @property
     def kind(self) -> str:
-        """ "lora", "ia3", "film" or "bottleneck"."""
+        """Of its layers, as `AdapterConfig.adapter` names it."""
         return next(iter(self.shapes.values())).kind
 
     @property
@@ -156,9 +156,11 @@ def describe_plain(plain: PlainAdapter, task: str = "merged") -> AdapterCheckpoi
 
 def plain_tensors(plain: PlainAdapter) -> Iterator[dict[str, Tensor]]:
     """The tensors of `plain_checkpoint`, by one layer or module after the other."""
-    rank, alpha = bank_size(plain.shapes.values())
-    for name, layer in plain.layers.items():
-        yield {f"layers.{name}.{key}": tensor for key, tensor in layer.as_bank(name, rank, alpha).items()}
+    described = describe_plain(plain)
+    rank, alpha = described.config.rank, described.config.alpha
+    # Layers that share a bank are the same: one stands for all.
+    for bank, name in {described.bank_of(name): name for name in plain.shapes}.items():
+        yield {f"{bank}{key}": tensor for key, tensor in plain.layers[name].as_bank(name, rank, alpha).items()}
     for module, state in plain.modules.items():
         yield {f"modules.{module}.{key}": tensor for key, tensor in state.items()}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mhr.analysis.inspection import Inspection
-from mhr.methods import ROUTING_METHODS
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +28,6 @@ def cost_of(inspection: Inspection) -> Cost:
     each = inspection.bytes / max(inspection.stored, 1)
     if inspection.run.get("kind") == "adapt":
         another = inspection.trained
-    elif inspection.method in ROUTING_METHODS and ROUTING_METHODS[inspection.method].skill_per_task:
-        another = inspection.parameters["skills"]["trained"] // len(inspection.tasks)
     else:
-        another = inspection.per_task
+        another = inspection.per_task + inspection.per_skill
     return Cost(inspection.trained, inspection.bytes, max(len(inspection.tasks), 1), another, round(another * each))

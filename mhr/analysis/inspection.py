@@ -40,7 +40,7 @@ class Inspection:
     method      routing method of the bank; `mhr.methods.WHOLE` where all weights of the model were trained and there is no bank
     adapter     "lora", "ia3", or "" without a bank
     parameters  "skills", "routing", "modules" (or "model") -> {"stored": n, "trained": n, "bytes": stored bytes}
-    per_task    routing parameters of one task, which one more task would add
+    per_task    routing parameters of one task, which one more task would add; per_skill those of its own skill, 0 where it has none
     routing     the routing of its tasks
     run         what run.json says, {} outside a run folder
     """
@@ -54,6 +54,7 @@ class Inspection:
     n_layers: int
     parameters: dict[str, dict[str, int]]
     per_task: int
+    per_skill: int
     routing: Routing
     run: dict[str, Any]
 
@@ -104,6 +105,7 @@ class Inspection:
             "parameters": self.parameters
             | {"all": {"stored": self.stored, "trained": self.trained, "bytes": self.bytes}},
             "routing_parameters_per_task": self.per_task,
+            "skill_parameters_per_task": self.per_skill,
             "by_skill": dict(zip(self.tasks, routing.by_skill.tolist(), strict=True)),
             "entropy": routing.entropy,
             "effective_skills": routing.effective_skills,
@@ -138,6 +140,8 @@ def inspect_run(path: str | Path) -> Inspection:
         n_layers=len(checkpoint.layers),
         parameters=_parameters(checkpoint, run.get("mode")),
         per_task=_per_task(checkpoint),
+        per_skill=sum(tensor.numel() for name, tensor in checkpoint.tensors.items() if _of_a_task(checkpoint, name))
+        // len(checkpoint.tasks),
         routing=Routing(
             checkpoint.tasks, {} if config.routing.by_token else routing_weights(checkpoint), config.routing.convex
         ),
@@ -146,19 +150,26 @@ def inspect_run(path: str | Path) -> Inspection:
 
 
 def _parameters(checkpoint: AdapterCheckpoint, mode: str | None) -> dict[str, dict[str, int]]:
-    """Counts by kind. An adaptation that trains no skills trains rows of routing only; a table that is fixed is only stored, and so
-    are LoRAs that were finished before tokens chose among them."""
+    """Counts by kind. An adaptation that trains no skills trains rows of routing only, or its task's head; a table that is fixed is only
+    stored, and so are LoRAs that were finished before tokens chose among them."""
     all_of_it = not checkpoint.config.routing.by_token and (mode not in MODES or MODES[mode].trains_skills)
     counts = {kind: {"stored": 0, "trained": 0, "bytes": 0} for kind in TENSOR_KINDS.values()}
     for name, tensor in checkpoint.tensors.items():
         kind = TENSOR_KINDS[name.partition(".")[0]]
         counts[kind]["stored"] += tensor.numel()
         counts[kind]["bytes"] += tensor.nbytes
-        if kind != ROUTING and all_of_it:
+        if kind != ROUTING and (all_of_it or _of_a_task(checkpoint, name)):
             counts[kind]["trained"] += tensor.numel()
     rows, shared = _routing_parameters(checkpoint, mode is not None)
     counts[ROUTING]["trained"] = rows + (shared if all_of_it else 0)
     return {kind: count for kind, count in counts.items() if count["stored"]}
+
+
+def _of_a_task(checkpoint: AdapterCheckpoint, name: str) -> bool:
+    """Whether a tensor holds a trained skill for each task, and nothing that tasks share."""
+    routing = checkpoint.config.routing
+    owned = routing.skill_per_task and not routing.by_token
+    return owned and name.startswith("layers.") and not checkpoint.config.in_common(name.rpartition(".")[2])
 
 
 def _per_task(checkpoint: AdapterCheckpoint) -> int:
@@ -204,6 +215,7 @@ def _inspect_model(path: Path, run: dict[str, Any]) -> Inspection:
         n_layers=0,
         parameters={"model": {"stored": n, "trained": n, "bytes": size}},
         per_task=0,
+        per_skill=0,
         routing=Routing(list(run.get("tasks", [])), {}),
         run=run,
     )

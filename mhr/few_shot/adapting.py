@@ -62,6 +62,7 @@ def adapt(
     mode         loaded                                                     trained
     mhr (poly)   the bank, a fresh routing row for the task                 both
     z            the same                                                   that row
+    head         the bank, a fresh head for the task (method hra)           that head
     mu           the bank's uniform factor average: one plain LoRA          that LoRA
     lora         the shared adapter                                         that adapter
     lorahub      LoRAs of the run, averaged                                 their weights, by a search: `mhr.few_shot.lorahub`
@@ -198,7 +199,7 @@ def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kin
     given = {name for name, value in few.items() if value is not None}
     grid = few.get("grid") or {}
     for rate in ("lr", "router_lr"):
-        if rate in given | set(grid) and all(rate in idle_rates(mode, config.method) for mode, config in modes):
+        if rate in given | set(grid) and all(rate in idle_rates(mode, config.trained_as) for mode, config in modes):
             what = "the adapter" if rate == "lr" else "routing"
             shown = " or ".join(dict.fromkeys(repr(mode) for mode, _ in modes))
             said = f"{rate} is {few[rate]}" if rate in given else f"grid has {rate} {list(grid[rate])}"

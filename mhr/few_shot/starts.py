@@ -69,9 +69,10 @@ class Start:
                 if self.bank.contexts is not None:
                     self.bank.contexts.reset()
             trained = MODES[self.mode].trains_skills
+            own = set(self.bank.task_skills().values()) if MODES[self.mode].trains_head else set()
             shared = self.bank.shared_router_parameters()
             for parameter in (*self.bank.adapter_parameters(), *self.bank.saved_parameters(), *shared):
-                parameter.requires_grad_(trained)
+                parameter.requires_grad_(trained or parameter in own)
             if self.bank.contexts is not None:
                 self.bank.contexts.vectors.requires_grad_(MODES[self.mode].trains_routing)
         outputs = self._set_heads(task, heads)
@@ -121,7 +122,7 @@ class Start:
         if self.bank is None:
             return self.model.state_dict()
         fresh = MODES[self.mode].begins == FRESH
-        drawn = {*self.bank.rows_of_tasks(), *(self.bank.shared_routing() if fresh else ())}
+        drawn = {*self.bank.rows_of_tasks(), *self.bank.task_skills(), *(self.bank.shared_routing() if fresh else ())}
         tensors = {name: tensor for name, tensor in self.bank.tensors().items() if name not in drawn}
         return {name: tensor for name, tensor in tensors.items() if not (fresh and name.startswith("layers."))}
 
@@ -200,7 +201,7 @@ def check_mode(mode: str, config: RunConfig, run: str) -> str:
     settings does not allow."""
     mode = MODE_ALIASES.get(mode, mode)
     check_choice("mode", mode, tuple(MODES))
-    reason = refusal(mode, config.method, averaged=config.ends_in_mu)
+    reason = refusal(mode, config.trained_as, averaged=config.ends_in_mu)
     if reason:
         raise ConfigError(f"mode is {mode!r}, but run {run} has method {config.method!r}: {reason}")
     return mode

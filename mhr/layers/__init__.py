@@ -8,6 +8,7 @@ from mhr.layers.routed_bottleneck import RoutedBottleneck
 from mhr.layers.routed_film import RoutedFilm
 from mhr.layers.routed_ia3 import RoutedIA3
 from mhr.layers.routed_linear import RoutedLinear
+from mhr.layers.routed_recurrent import RoutedRecurrent
 
 __all__ = [
     "AdapterBank",
@@ -16,6 +17,7 @@ __all__ = [
     "RoutedIA3",
     "RoutedLayer",
     "RoutedLinear",
+    "RoutedRecurrent",
     "attach",
     "detach",
     "disabled",

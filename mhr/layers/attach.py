@@ -10,6 +10,7 @@ from mhr.config import AdapterConfig
 from mhr.errors import ConfigError, TargetError, nearest
 from mhr.layers.bank import AdapterBank, bank_of
 from mhr.layers.calls import unwrap_calls, wrap_calls, wrap_method
+from mhr.layers.depth import begin_at_stacks, check_depth
 from mhr.layers.fused import part_mask
 from mhr.layers.layouts import is_known, layout_of
 from mhr.layers.linear import features
@@ -22,6 +23,7 @@ from mhr.layers.routed_bottleneck import RoutedBottleneck
 from mhr.layers.routed_film import RoutedFilm
 from mhr.layers.routed_ia3 import RoutedIA3
 from mhr.layers.routed_linear import RoutedLinear
+from mhr.layers.routed_recurrent import RoutedRecurrent
 from mhr.layers.targets import by_structure, find_targets, in_list, routing_group, unadapted
 from mhr.layers.tied import bank_name
 from mhr.routing import RoutingState, make_contexts, make_router
@@ -31,6 +33,7 @@ LAYERS: dict[str, type[RoutedLayer]] = {
     "ia3": RoutedIA3,
     "film": RoutedFilm,
     "bottleneck": RoutedBottleneck,
+    "recurrent": RoutedRecurrent,
 }
 
 # Heads of AutoModelForSequenceClassification, which come untrained.
@@ -53,6 +56,8 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
         raise ConfigError("the model has a bank already: call mhr.detach(model) first")
     saved = {name: model.get_submodule(name) for name in _modules_to_save(model, config)}
     names = find_targets(model, config.targets, outside=list(saved), adapter=config.adapter)
+    if config.recurrent:
+        check_depth(model, names)
     check_size(model, names, config, len(tasks))
     state = RoutingState()
     bank = AdapterBank(config, tasks, state, saved)
@@ -93,6 +98,8 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
     model.add_module("mhr", bank.train(model.training))
     wrap_calls(model, bank)
     bank.hooks += widen_saved(model, bank)
+    if config.recurrent:
+        bank.hooks += begin_at_stacks(model, bank.layers, state)
     split_relative_positions(model, state)
     if wrap_method(model, bank, "_set_gradient_checkpointing", set_gradient_checkpointing):
         keep_routing(model, state)

@@ -293,6 +293,17 @@ class AdapterBank(nn.Module):
             if not layer.tied
         }
 
+    def task_skills(self) -> dict[str, nn.Parameter]:
+        """The parameters of skills, by their names in `tensors`, of which each task has its own: none unless every task has a skill."""
+        if not self.config.routing.skill_per_task:
+            return {}
+        return {
+            f"layers.{name}.{key}": p
+            for name, bank in self.banks().items()
+            for key, p in bank.items()
+            if not self.config.in_common(key)
+        }
+
     def router_parameters(self) -> list[nn.Parameter]:
         """Parameters of the routers; none for methods that learn no routing."""
         return [*self.routers.parameters(), *(() if self.contexts is None else self.contexts.parameters())]

@@ -4,6 +4,7 @@ A block is computed again during backward, when the model may already be at anot
 stochastic pass) or at none. So each call of the checkpoint function carries its batch with it, whatever the mode
 (`use_reentrant` or not). What the layers of the call computed together goes along where the second computation is for its saved tensors
 alone; the re-entrant one has a backward pass of its own, which would run through the one mix of all blocks once for each.
+What recurrent adapters hand on is an input and an output of the block, since gradients run through it.
 """
 
 from __future__ import annotations
@@ -32,16 +33,29 @@ class RoutedCheckpoint:
         shared = None if state.shared is None else state.shared.again()
         if getattr(self.function, "keywords", {}).get("use_reentrant") is not False:
             weights = factors = shared = None
+        given = list(state.carried)
+        handed: list[str] = []
+        several = False
 
         def routed(*block_args: Any, **block_kwargs: Any) -> Any:
+            nonlocal handed, several
             own = None if shared is None else shared.again()
-            with state.use(batch, disabled, (weights, factors, own)):
-                output = block(*block_args, **block_kwargs)
+            carried = dict(zip(given, block_args, strict=False))
+            with state.use(batch, disabled, (weights, factors, own), carried):
+                output = block(*block_args[len(given) :], **block_kwargs)
                 if own is not None:
                     own.finish()
-                return output
+                handed, several = list(state.carried), isinstance(output, tuple)
+                if not handed:
+                    return output
+                # Side by side: of what lies deeper, the re-entrant function sees no gradients.
+                return (*(output if several else [output]), *state.carried.values())
 
-        return self.function(routed, *args, **kwargs)
+        output = self.function(routed, *state.carried.values(), *args, **kwargs)
+        if handed:
+            state.carried = dict(zip(handed, output[-len(handed) :], strict=True))
+            output = output[: -len(handed)] if several else output[0]
+        return output
 
 
 def set_gradient_checkpointing(model: nn.Module, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:

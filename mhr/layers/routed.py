@@ -112,8 +112,12 @@ class RoutedLayer(nn.Module, ABC):
 
     def skills_of(self, name: str) -> int:
         """Skills of the bank parameter `name`: one where all of them share it."""
-        shared = {"up": "_b", "down": "_a"}.get(self.config.share or "none")
-        return 1 if shared is not None and name.endswith(shared) else self.router.n_skills
+        return 1 if self.config.in_common(name) else self.router.n_skills
+
+    @property
+    def own_names(self) -> list[str]:
+        """The bank's parameters of which each skill has its own, unless the bank is another layer's."""
+        return [name for name in self.bank_names if not (self.tied or self.config.in_common(name))]
 
     @property
     def skill_size(self) -> float:
@@ -126,8 +130,9 @@ class RoutedLayer(nn.Module, ABC):
         return self.skills_of("bank_a"), self.skills_of("bank_b")
 
     def select_skills(self, keep: Sequence[int | None]) -> None:
-        """Make skill i what skill `keep[i]` was, or a fresh one where that is None."""
-        for name, old in self.bank().items():
+        """Make skill i what skill `keep[i]` was, or a fresh one where that is None, unless the bank is another layer's."""
+        for name in self.own_names:
+            old = self.bank()[name]
             new = self.fresh(name, len(keep)).to(old)
             for i, k in enumerate(keep):
                 if k is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from mhr.config import BEHIND
 from mhr.errors import ConfigError, TargetError, nearest
 from mhr.layers.layouts import working_targets
 from mhr.layers.linear import is_linear
@@ -28,13 +29,13 @@ def find_targets(
     """Names of the Linear-like layers that `targets` means, in the model's order.
 
     A list matches whole names or their endings at a dot, and a word of `KINDS` what that word says; a string is such a word, or a
-    regular expression for the whole name. None takes the outputs of the feed-forward blocks for "bottleneck", and otherwise the
-    projections of attention. Modules named in `outside`, and what is in them, are left out.
+    regular expression for the whole name. None takes the outputs of the feed-forward blocks for adapters that stand there (`BEHIND`), and
+    otherwise the projections of attention. Modules named in `outside`, and what is in them, are left out.
     Raises TargetError for an entry that matches nothing, or only layers that cannot be adapted.
     """
     everything = [name for name, _ in model.named_modules() if not is_within(name, outside)]
     if targets is None:
-        found = set(_by_structure(model, "outputs" if adapter == "bottleneck" else "attention", outside))
+        found = set(_by_structure(model, "outputs" if adapter in BEHIND else "attention", outside))
         return [name for name in everything if name in found]
     if not targets:
         raise TargetError(f"targets is empty: name at least one layer; Linear layers end in {_endings(model)}")

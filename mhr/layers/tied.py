@@ -1,4 +1,4 @@
-"""Banks that layers of one shape share, where a method ties them (`RoutingMethod.tied`): HyperFormer++ (arXiv 2106.04489)."""
+"""Banks that layers of one shape share (`AdapterConfig.tied`): HyperFormer++ (arXiv 2106.04489), HRA (arXiv 2403.19709)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def bank_name(config: AdapterConfig, layer: str, sizes: tuple[int | None, int | 
 
     sizes  (in, out) features of the layer
     """
-    if not config.routing.tied:
+    if not config.tied:
         return layer
     coder = next((part for part in layer.split(".") if part in CODERS), "all")
     shape = "x".join(map(str, sizes)) if config.adapter == "lora" else str(sizes[1])

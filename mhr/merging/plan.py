@@ -309,7 +309,13 @@ def _of_sources(order: Order, method: MergeMethod, sources: list[PlainAdapter]) 
 
 
 def _space(order: Order, method: MergeMethod, source: PlainAdapter) -> str:
-    """The space that is asked for, or the method's own; what has no products is merged as it is."""
+    """The space that is asked for, or the method's own; what has no products is merged as it is. Raises MergeError for adapters that are not
+    merged layer by layer."""
+    if ADAPTER_LAYERS[source.kind].tied:
+        raise MergeError(
+            f"{source.name} is {ADAPTER_LAYERS[source.kind].title}, whose head reads the state of its own controller, so that it does not merge "
+            "with others: keep it as it is, or merge the heads of one bank with --method task, weighted or uniform"
+        )
     space = order.space or (method.spaces[0] if source.kind == "lora" else "factor")
     ranked = ADAPTER_LAYERS[source.kind].ranked
     if ranked and source.kind != "lora" and method.spaces == ("delta",):

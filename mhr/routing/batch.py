@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -88,6 +89,7 @@ class RoutingState:
               that finds none (its block is computed again, or it was called without the model) asks its router
     factors   of every layer for the call under way, by the layers' names, where they were mixed together
     shared    what layers that read the same x compute for one another in it; see `mhr.layers.siblings`
+    carried   what recurrent adapters hand to the next layer in it: name of the bank -> [..., R]; see `mhr.layers.depth`
     disabled  whether the layers answer as their base layers do; see `mhr.disabled`
     """
 
@@ -97,6 +99,7 @@ class RoutingState:
         self.weights: list[Tensor] | None = None
         self.factors: dict[str, list[Tensor]] | None = None
         self.shared: Any = None
+        self.carried: dict[str, Tensor] = {}
         self.disabled = False
 
     def current(self) -> RoutingBatch:
@@ -110,10 +113,11 @@ class RoutingState:
     def enter(self, batch: RoutingBatch | None) -> None:
         """A call of the model begins: route by `batch`, or as the block around it says where that is None."""
         self.batch = self.block if batch is None else batch
+        self.carried = {}
 
     def leave(self) -> None:
         """The call ends."""
-        self.batch, self.weights, self.factors, self.shared = self.block, None, None, None
+        self.batch, self.weights, self.factors, self.shared, self.carried = self.block, None, None, None, {}
 
     @contextmanager
     def use(
@@ -121,17 +125,20 @@ class RoutingState:
         batch: RoutingBatch | None,
         disabled: bool | None = None,
         together: tuple[list[Tensor] | None, dict[str, list[Tensor]] | None, Any] = (None, None, None),
+        carried: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> Iterator[None]:
         """Route by `batch` inside the block (or, if `disabled`, by nothing), and as before after it, also when it raises.
 
-        together: weights, factors and shared, where the block belongs to a call that has computed them.
+        together: weights, factors and shared, where the block belongs to a call that has computed them; carried: what the layers before
+        have handed on in it.
         """
-        before = self.batch, self.block, self.weights, self.factors, self.shared, self.disabled
+        before = self.batch, self.block, self.weights, self.factors, self.shared, self.carried, self.disabled
         self.batch = self.block = batch
         self.weights, self.factors, self.shared = together
+        self.carried = dict(carried)
         if disabled is not None:
             self.disabled = disabled
         try:
             yield
         finally:
-            self.batch, self.block, self.weights, self.factors, self.shared, self.disabled = before
+            self.batch, self.block, self.weights, self.factors, self.shared, self.carried, self.disabled = before

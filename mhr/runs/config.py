@@ -14,7 +14,7 @@ from typing import Any, get_origin
 
 import yaml
 
-from mhr.config import AdapterConfig
+from mhr.config import BEHIND, AdapterConfig
 from mhr.errors import ConfigError, nearest
 from mhr.methods import METHODS
 from mhr.runs.adapt_settings import AdaptConfig
@@ -63,8 +63,8 @@ def load_config(
     A file may name its preset (`preset: t0`). `settings` are names of settings (lr=1e-3), with their section where that is
     `adapt` or where two sections have the same one ({"data.temperature": 4}); None leaves a setting as it is. `flags` are the
     same by their full names, with where each was set. What belongs to the method of a preset or file (`Setting.of_method`) is
-    dropped where another one is asked for, and its targets where bottlenecks, which have places of their own, take the place of LoRAs or the
-    other way round; `adapter.parts` where the adapter is no LoRA.
+    dropped where another one is asked for, and its targets where adapters with places of their own (`BEHIND`) take the place of LoRAs or the other
+    way round; `adapter.parts` where the adapter is no LoRA.
 
     Raises ConfigError, naming where it was set and the key: a key that is unknown (the nearest is named) or given twice, a
     value of the wrong type or out of range.
@@ -87,7 +87,7 @@ def load_config(
                 for key, value in merged.items()
                 if _typed_in(value) or not (key.startswith("adapter.") if without else _of_method(key))
             }
-        if _has_bottlenecks(merged) != _has_bottlenecks({**merged, **layer}):
+        if _stands_behind(merged) != _stands_behind({**merged, **layer}):
             merged = {key: value for key, value in merged.items() if key != "adapter.targets" or _typed_in(value)}
         if _adapter_of({**merged, **layer}) != "lora":
             merged = {key: value for key, value in merged.items() if key != "adapter.parts" or _typed_in(value)}
@@ -131,8 +131,8 @@ def _of_method(key: str) -> bool:
     return key in all_settings() and all_settings()[key][1].of_method
 
 
-def _has_bottlenecks(said: Mapping[str, Said]) -> bool:
-    return _adapter_of(said) == "bottleneck"
+def _stands_behind(said: Mapping[str, Said]) -> bool:
+    return _adapter_of(said) in BEHIND
 
 
 def _adapter_of(said: Mapping[str, Said]) -> str:

@@ -13,7 +13,7 @@ from mhr.data.faults import ON_BAD_ROW
 from mhr.data.templates import given_templates, read_templates
 from mhr.errors import ConfigError
 from mhr.loading import Loading
-from mhr.methods import METHODS, ROUTING_METHODS, listed
+from mhr.methods import METHODS, ROUTING_METHODS, listed, method_of
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
 from mhr.setting import MOST_SEED, Settings, as_in, setting
 from mhr.task_heads import HEAD_CHOICES, MLM, RANK, REGRESS
@@ -552,6 +552,11 @@ class RunConfig(Settings):
                     f"{name} is given, but the skills of method {self.method!r} are no adapters, only directions that tasks take sums of: "
                     "leave it out"
                 )
+
+    @property
+    def trained_as(self) -> str:
+        """`method`, by its most particular name where the kind of adapter gives it one."""
+        return self.method if self.adapter is None else method_of(self.adapter.method, self.adapter.adapter)
 
     @property
     def answers_with(self) -> str:

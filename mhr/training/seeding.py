@@ -57,8 +57,8 @@ def _check(bank: AdapterBank, sources: Sequence[PlainAdapter]) -> None:
     config = bank.config
     if config.share != "none":
         raise MergeError(
-            f"init_skills cannot start skills that share a projection (share {config.share!r}): use --share-none, or leave "
-            "init_skills out"
+            f"init_skills cannot start skills that share a projection (share {config.share!r}): "
+            f"{'leave' if config.recurrent else 'use --share-none, or leave'} init_skills out"
         )
     for source in sources:
         if source.kind != config.adapter:

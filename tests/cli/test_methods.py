@@ -18,6 +18,7 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mtl-lora": ("z", "mhr", ("--n-skills", "2", "--rank", "2")),
     "shared-heads": ("z", "mhr", ("--n-heads", "4", "--n-skills", "2", "--rank", "2")),
     "film": ("random", "mu", ()),
+    "hra": ("head", "mhr", ("--rank", "4")),
     "hyperformer": ("z", "mhr", ("--n-skills", "8", "--rank", "2")),
     "hyperformer++": ("mhr", "random", ("--n-skills", "8", "--set", "adapter.router.context=definition")),
     "pha": ("z", "mhr", ("--n-skills", "8", "--set", "adapter.router.shots=4")),

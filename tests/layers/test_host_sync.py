@@ -39,10 +39,16 @@ def test_layers_run_where_no_value_can_be_read(name: str, noise: str) -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_every_method_runs_where_no_value_can_be_read(method: str, adapter: str, training: bool) -> None:
     row = ROUTING_METHODS[method]
-    if ((row.by_token or row.transforms) and adapter != "lora") or (not row.convex and adapter == "ia3"):
+    if ((row.by_token or row.transforms) and adapter != "lora") or (not row.convex and adapter in ("ia3", "recurrent")):
         pytest.skip("which AdapterConfig refuses")
     model = tiny_model("bert-encoder").train(training)
-    bank = with_contexts(mhr.attach(model, AdapterConfig(method=method, adapter=adapter), TASKS))
+    bank = with_contexts(
+        mhr.attach(
+            model,
+            AdapterConfig(method=method, adapter=adapter, granularity="coarse" if adapter == "recurrent" else "fine"),
+            TASKS,
+        )
+    )
     for router in bank.groups.values():
         router.look()
     run_without_values(bank, [next(iter(bank.layers.values()))])

@@ -76,6 +76,7 @@ def both(
         ("bert", {"method": "adamix", "adapter": "bottleneck"}),
         ("bert", {"adapter": "bottleneck"}),
         ("bert", {"adapter": "ia3"}),
+        ("t5", {"method": "private", "adapter": "recurrent", "n_heads": None}),
         ("t5", {"method": "uniform", "n_heads": None}),
     ],
     ids=str,

@@ -41,7 +41,12 @@ CASES["hyperformer++, definitions"] = {"method": "hyperformer++", "adapter": "bo
 CASES["hyperformer++, definitions"] |= {"router": {"context": "definition", "size": 32}}
 CASES["pha"] = {"method": "pha", "router": {"shots": 8, "instance_size": 32}}
 CASES["film"] = {"method": "private", "adapter": "film"}
-LEARNED = [case for case, settings in CASES.items() if case == NAME or ROUTING_METHODS[settings["method"]].learned]
+CASES["hra"] = {"method": "private", "adapter": "recurrent"}
+LEARNED = [
+    case
+    for case, settings in CASES.items()
+    if case == NAME or ROUTING_METHODS[settings["method"]].learned or case == "hra"
+]
 
 pytestmark = [
     pytest.mark.usefixtures("network_router"),
