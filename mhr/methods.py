@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mhr.method_settings.contexts import ContextSettings, HyperSettings, PhaSettings
+from mhr.method_settings.generative_adapter import GenerativeSettings
 from mhr.method_settings.hydra import HydraSettings, MtlLoraSettings
 from mhr.method_settings.shared_heads import SharedHeadsSettings
 from mhr.method_settings.tokens import TokenSettings
@@ -41,7 +42,7 @@ class RoutingMethod:
     transforms      whether each task has a matrix [R, R] of its own between factors A and B (`Router.transform`), which makes the method one
                     for LoRAs
     convex          whether weights are shares, at least 0 and together 1, so that skills are adapters with an average; otherwise they are any
-                    numbers, and skills are directions of which a task takes a sum
+                    numbers, and skills are what `skills_are` says
     tied            whether layers of one shape share a bank (`mhr.layers.tied`)
     norm            whether bottlenecks have a layer norm, unless `AdapterConfig.norm` says otherwise
     needs_tasks     whether tasks are routed differently; if not, a model may be called without task ids
@@ -75,6 +76,13 @@ class RoutingMethod:
     def one_adapter(self) -> bool:
         """Whether what is trained is one adapter for all tasks, or its copies."""
         return self.one_skill or self.drawn
+
+    @property
+    def skills_are(self) -> str:
+        """What skills are where they are no adapters (not `convex`), in words."""
+        return (
+            "factors that a task's matrix stands between" if self.transforms else "directions that tasks take sums of"
+        )
 
     @property
     def idle(self) -> tuple[str, ...]:
@@ -237,6 +245,18 @@ ROUTING_METHODS = {
             settings=PhaSettings,
         ),
         RoutingMethod(
+            "generative-adapter",
+            "one adapter for all tasks with a matrix between its factors, which hidden states of a task's shots generate",
+            one_head=True,
+            n_skills=1,
+            one_skill=True,
+            learned=True,
+            contexts=True,
+            transforms=True,
+            convex=False,
+            settings=GenerativeSettings,
+        ),
+        RoutingMethod(
             SHARED, "one adapter for all tasks", n_skills=1, one_skill=True, needs_tasks=False, unused=UNROUTED
         ),
         RoutingMethod("private", "one adapter for each task", skill_per_task=True, unused=UNROUTED),
@@ -302,6 +322,13 @@ METHODS = {
         ),
         Method(
             "pha", "PHA", "bottlenecks generated from prototypes, which examples of new tasks find", "pha", "bottleneck"
+        ),
+        Method(
+            "generative-adapter",
+            "GenerativeAdapter",
+            "LoRAs generated from a task's shots in one forward pass",
+            "generative-adapter",
+            "lora",
         ),
         Method("lora", "shared LoRA", "one for all tasks", SHARED, "lora"),
         Method("private", "private LoRA", "one per task", "private"),
@@ -380,7 +407,7 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
         return None if asked.begins == BACKBONE else f"it trained all weights and has no adapter: use mode {WHOLE!r}"
     routing = ROUTING_METHODS[routed]
     if asked.begins in (AVERAGE, ONE) and not routing.convex:
-        return "its skills are directions that tasks take sums of, and have no average: use mode 'mhr' or 'z'"
+        return f"its skills are {routing.skills_are}, and have no average: use mode 'mhr' or 'z'"
     if asked.searches and (averaged or routing.one_skill):
         return "it has one adapter, which leaves nothing to weigh: use mode 'lora'"
     if routing.by_token and asked.begins in (BANK, ONE, FRESH):

@@ -33,7 +33,7 @@ from mhr.layers import AdapterBank, attach, detach
 from mhr.layers.attach import bank_of
 from mhr.layers.tied import bank_name
 from mhr.loading import Loading
-from mhr.routing import Contexts, Router, RoutingBatch, make_contexts, make_router
+from mhr.routing import Router, RoutingBatch, TaskContexts, make_contexts, make_router
 from mhr.task_heads import TaskHeads
 
 FORMAT = "mhr-adapter"
@@ -41,7 +41,7 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "mhr_config.json"
 TENSORS_FILE = "mhr_adapter.safetensors"
 CONTEXTS = "contexts."
-"""What the names of the tensors of `Contexts` begin with."""
+"""What the names of the tensors of `TaskContexts` begin with."""
 
 
 @dataclass
@@ -257,12 +257,12 @@ def _routers(checkpoint: AdapterCheckpoint) -> Iterator[tuple[str, Router]]:
 
 
 def context_state(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
-    """The tensors of the contexts by their names in `Contexts`; none where routing is computed from no contexts."""
+    """The tensors of the contexts by their names in `TaskContexts`; none where routing is computed from no contexts."""
     found = [key for key in checkpoint.tensors if key.startswith(CONTEXTS)]
     return {key.removeprefix(CONTEXTS): checkpoint.tensors[key] for key in found}
 
 
-def _contexts(checkpoint: AdapterCheckpoint, wide: bool) -> Contexts | None:
+def _contexts(checkpoint: AdapterCheckpoint, wide: bool) -> TaskContexts | None:
     """The contexts that a checkpoint holds, where routing is computed from such."""
     contexts = empty_contexts(checkpoint)
     if contexts is not None:
@@ -270,7 +270,7 @@ def _contexts(checkpoint: AdapterCheckpoint, wide: bool) -> Contexts | None:
     return contexts
 
 
-def empty_contexts(checkpoint: AdapterCheckpoint) -> Contexts | None:
+def empty_contexts(checkpoint: AdapterCheckpoint) -> TaskContexts | None:
     """Contexts as the checkpoint's bank has them, without its values; None where it has none."""
     return make_contexts(checkpoint.config, checkpoint.tasks, list(dict.fromkeys(checkpoint.groups.values())))
 

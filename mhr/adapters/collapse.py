@@ -94,7 +94,7 @@ def check_average(checkpoint: AdapterCheckpoint) -> None:
     """Raise MergeError, naming what can be merged, for a bank whose skills are no adapters and have no average."""
     if not checkpoint.config.routing.convex:
         raise MergeError(
-            f"{checkpoint.name} has method {checkpoint.config.method!r}, whose skills are directions that tasks take sums of, and have no "
+            f"{checkpoint.name} has method {checkpoint.config.method!r}, whose skills are {checkpoint.config.routing.skills_are}, and have no "
             f"average: merge one task, with --method task --task {checkpoint.tasks[0]}, or all with --each-task"
         )
 

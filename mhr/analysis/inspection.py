@@ -26,7 +26,7 @@ from mhr.analysis.routing import Routing
 from mhr.errors import CheckpointError
 from mhr.files import read_json
 from mhr.methods import MODES, WHOLE
-from mhr.routing import Contexts, Router, make_router
+from mhr.routing import Router, TaskContexts, make_router
 
 ROUTING = "routing"
 TENSOR_KINDS = {"layers": "skills", "routers": ROUTING, "contexts": ROUTING, "modules": "modules"}
@@ -181,13 +181,11 @@ def _routing_parameters(checkpoint: AdapterCheckpoint, adapted: bool) -> tuple[i
     with torch.random.fork_rng(devices=[]):  # a router draws itself at random
         contexts = empty_contexts(checkpoint)
         router = make_router(checkpoint.config, checkpoint.tasks, contexts=contexts)
-    parts: list[tuple[Router | Contexts, dict[str, Tensor]]] = [
+    parts: list[tuple[Router | TaskContexts, dict[str, Tensor]]] = [
         (router, state) for state in routing_states(checkpoint).values()
     ]
     if contexts is not None:
-        # Contexts that are no embeddings are trained with the bank; an adaptation trains that of its task in any case.
-        contexts.requires_grad_(True)  # in training, what has nothing to learn from until there are tasks too
-        contexts.vectors.requires_grad_(contexts.learnt or adapted)
+        contexts.train_in(adapted)
         parts.append((contexts, context_state(checkpoint)))
     rows = shared = 0
     for part, state in parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mhr.contexts.encoders import Encoder, encoder_of
-from mhr.contexts.tasks import attach_to_tasks, embed_task, embed_tasks, embeds, give_contexts, give_examples
+from mhr.contexts.tasks import attach_to_tasks, embed_task, embed_tasks, embeds, give_contexts, give_examples, set_apart
 
 __all__ = [
     "Encoder",
@@ -14,4 +14,5 @@ __all__ = [
     "encoder_of",
     "give_contexts",
     "give_examples",
+    "set_apart",
 ]

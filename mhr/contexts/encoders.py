@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.backbones import load_backbone
@@ -17,8 +18,10 @@ from mhr.data.tokens import pad, tokenise
 from mhr.errors import ConfigError, DataError, MhrError
 from mhr.layers import AdapterBank
 from mhr.layers.disabled import disabled
-from mhr.method_settings.contexts import BACKBONE_ENCODER, ContextSettings
+from mhr.method_settings.contexts import BACKBONE_ENCODER, EmbeddingSettings
 from mhr.objectives.lengths import positions
+
+T = TypeVar("T")
 
 LONGEST = 512
 """Tokens of a text that count, or as many as the encoder has positions for."""
@@ -37,20 +40,33 @@ class Encoder:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         self.model, self.tokenizer = model, tokenizer
 
-    @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """The embeddings [N, C] of texts, float32 (float64 of a float64 model) on the model's device."""
+        return torch.cat(
+            self._read(texts, lambda states, kept: (states * kept[..., None]).sum(1) / kept.sum(1, keepdim=True))
+        )
+
+    def states(self, texts: Sequence[str], most: int) -> Tensor:
+        """The last hidden states [N, L, C] of the last L tokens of each text, at most so many, with zeros behind shorter ones; as `embed`."""
+
+        def last(states: Tensor, kept: Tensor) -> list[Tensor]:
+            return [own[there.bool()][-most:] for own, there in zip(states, kept, strict=True)]
+
+        return pad_sequence([own for part in self._read(texts, last) for own in part], batch_first=True)
+
+    @torch.no_grad()
+    def _read(self, texts: Sequence[str], made: Callable[[Tensor, Tensor], T]) -> list[T]:
+        """What is made of the hidden states [B, L, C] of some texts after the other, and of 1 [B, L] where there is a token, otherwise 0."""
         model = self.model
         training = model.training
         model.eval()
         try:
             with disabled(model) if isinstance(getattr(model, "mhr", None), AdapterBank) else nullcontext():
-                parts = [self._embed(texts[i : i + TEXTS_AT_ONCE]) for i in range(0, len(texts), TEXTS_AT_ONCE)]
+                return [made(*self._states(texts[i : i + TEXTS_AT_ONCE])) for i in range(0, len(texts), TEXTS_AT_ONCE)]
         finally:
             model.train(training)
-        return torch.cat(parts)
 
-    def _embed(self, texts: Sequence[str]) -> Tensor:
+    def _states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         rows = tokenise(self.tokenizer, text=list(texts), truncation=True, max_length=self._longest())["input_ids"]
         for text, row in zip(texts, rows, strict=True):
             if not row:
@@ -60,8 +76,7 @@ class Encoder:
         inner: Any = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model.base_model
         states = inner(input_ids=ids, attention_mask=mask)[0]
         states = states if states.dtype == torch.float64 else states.float()
-        kept = mask[..., None].to(states)
-        return (states * kept).sum(1) / kept.sum(1)
+        return states, mask.to(states)
 
     def _longest(self) -> int:
         side = "encoder" if self.model.config.is_encoder_decoder else "decoder"
@@ -69,7 +84,7 @@ class Encoder:
         return LONGEST if found is None else min(found, LONGEST)
 
 
-def encoder_of(settings: ContextSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+def encoder_of(settings: EmbeddingSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
     """The encoder that the settings name: the model itself, or another one. Raises ConfigError for one that cannot be loaded."""
     if settings.encoder == BACKBONE_ENCODER:
         return Encoder(model, tokenizer)

@@ -12,12 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mhr.config import AdapterConfig
 from mhr.contexts.encoders import Encoder, encoder_of
 from mhr.data.drawing import shot_order
-from mhr.data.example import Example, Task
+from mhr.data.example import Example, Task, TaskCollection
 from mhr.data.tokens import running_text
 from mhr.errors import ConfigError, DataError
 from mhr.layers import AdapterBank, attach
 from mhr.layers.bank import bank_of
-from mhr.method_settings.contexts import ContextSettings
+from mhr.method_settings.contexts import EmbeddingSettings
+from mhr.method_settings.generative_adapter import GenerativeSettings
 
 
 def embeds(bank: AdapterBank) -> bool:
@@ -25,10 +26,10 @@ def embeds(bank: AdapterBank) -> bool:
     return bank.contexts is not None and bank.contexts.embedded
 
 
-def texts_of(task: Task, settings: ContextSettings, shots: Sequence[Example] | None = None) -> list[str]:
+def texts_of(task: Task, settings: EmbeddingSettings, shots: Sequence[Example] | None = None) -> list[str]:
     """What of a task is embedded: its definition, or its shots, each an input with its answer.
 
-    shots  None draws them from its training examples, always the same ones
+    shots  None takes those that were set apart (`set_apart`), or draws them from its training examples, always the same ones
 
     Raises DataError for a task without a definition, or with fewer training examples than asked for.
     """
@@ -40,6 +41,8 @@ def texts_of(task: Task, settings: ContextSettings, shots: Sequence[Example] | N
             )
         return [task.definition]
     if shots is None:
+        shots = task.context or None
+    if shots is None:
         if len(task.train) < settings.shots:
             raise DataError(
                 f"task {task.name!r} has {len(task.train)} training examples, fewer than the {settings.shots} shots that its context is "
@@ -49,24 +52,53 @@ def texts_of(task: Task, settings: ContextSettings, shots: Sequence[Example] | N
     return [running_text(shot.input, shot.targets[0]) if settings.answers else shot.input for shot in shots]
 
 
-def embed_tasks(tasks: Iterable[Task], settings: ContextSettings, encoder: Encoder) -> dict[str, Tensor]:
-    """The embedding [C] of each task, the mean of those of its texts; of each text [N, C] where they are not pooled. Raises DataError as
-    `texts_of`."""
+def set_apart(tasks: TaskCollection, config: AdapterConfig | None) -> tuple[TaskCollection, str | None]:
+    """The tasks as they are trained on, and a line for the notes: where adapters are generated from examples, some of each task become its
+    `context`, always the same ones, and are not trained on; nor are others with the same inputs.
+
+    Raises DataError for a task that has too few examples.
+    """
+    settings = None if config is None else config.own_settings()
+    if not isinstance(settings, GenerativeSettings):
+        return tasks, None
+    return tasks.of([_parted(task, settings) for task in tasks.values()]), (
+        f"{settings.apart} training examples of each task are set apart for contexts, and not trained on"
+    )
+
+
+def _parted(task: Task, settings: GenerativeSettings) -> Task:
+    drawn = shot_order(task.train, task.name, 0)[: settings.apart]
+    inputs = {example.input for example in drawn}
+    left = [example for example in task.train if example.input not in inputs]
+    if len(drawn) < settings.apart or not left:
+        raise DataError(
+            f"task {task.name!r} has {len(task.train)} training examples, of which {settings.apart} are set apart for contexts of "
+            f"{settings.shots} shots, so that none is left to train on: set adapter.router.shots and adapter.router.pool lower"
+        )
+    return dataclasses.replace(task, train=left, context=drawn)
+
+
+def embed_tasks(tasks: Iterable[Task], settings: EmbeddingSettings, encoder: Encoder) -> dict[str, Tensor]:
+    """The embedding [C] of each task, the mean of those of its texts; of each text [N, C] where they are not pooled, and where adapters are
+    generated from tokens the hidden states [N, L, C] of each text, with zeros behind shorter ones. Raises DataError as `texts_of`."""
     texts = {task.name: texts_of(task, settings) for task in tasks}  # refused before anything is read
-    return {name: _pooled(encoder.embed(own), settings) for name, own in texts.items()}
+    return {name: _embedded(own, settings, encoder) for name, own in texts.items()}
 
 
-def _pooled(embeddings: Tensor, settings: ContextSettings) -> Tensor:
-    return embeddings.mean(0) if settings.pooled else embeddings
+def _embedded(texts: Sequence[str], settings: EmbeddingSettings, encoder: Encoder) -> Tensor:
+    if isinstance(settings, GenerativeSettings):
+        return encoder.states(texts, settings.tokens)
+    found = encoder.embed(texts)
+    return found.mean(0) if settings.pooled else found
 
 
 def embed_task(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, shots: Sequence[Example]
 ) -> Tensor:
-    """The embedding [C] (not pooled, [N, C]) of one task for the bank on a model, from its definition or from these shots, whatever their number.
+    """The embedding of one task (as of `embed_tasks`) for the bank on a model, from its definition or from these shots, whatever their number.
     Raises DataError for a task without a definition, ConfigError for an encoder that cannot be loaded."""
     settings = bank_of(model).config.own_settings()
-    return _pooled(encoder_of(settings, model, tokenizer).embed(texts_of(task, settings, shots)), settings)
+    return _embedded(texts_of(task, settings, shots), settings, encoder_of(settings, model, tokenizer))
 
 
 def attach_to_tasks(
@@ -111,12 +143,12 @@ def give_contexts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ta
 
 
 def give_examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Iterable[Task]) -> None:
-    """Have the bank on a model, all of whose tasks these are, learn contexts from their examples again, as `attach_to_tasks` does, where its
-    method does that while contexts are learnt.
+    """Have the bank on a model, all of whose tasks these are, learn from their examples again, as `attach_to_tasks` does, where its method
+    does that.
 
     Raises DataError as `texts_of`, ConfigError for an encoder that cannot be loaded.
     """
     bank = bank_of(model)
     settings: Any = bank.config.own_settings()
-    if bank.contexts is not None and bank.contexts.learnt and bank.contexts.embedded:
+    if bank.contexts is not None and bank.contexts.takes_examples:
         bank.set_contexts(embed_tasks(tasks, settings, encoder_of(settings, model, tokenizer)), center=True)

@@ -45,6 +45,7 @@ class Task:
     while training looks at.
     held_out says that the whole task is kept away from pretraining; its "train" examples are where shots are drawn.
     definition says in words what is asked for; empty where nothing does.
+    context holds training examples that were set apart, for its adapter to be generated from while it is trained on the others.
     metrics are those that its data name, the first for its score; empty where they name none (`mhr.runs.scoring.METRICS`).
     """
 
@@ -57,6 +58,7 @@ class Task:
     validation: list[Example] = field(default_factory=list)
     metrics: tuple[str, ...] = ()
     definition: str = ""
+    context: list[Example] = field(default_factory=list)
 
     def split(self, name: str) -> list[Example]:
         if name not in ("train", "test"):

@@ -186,7 +186,7 @@ def _attach_fresh(model: PreTrainedModel, adapter: AdapterConfig, run: RunFolder
         adapter = dataclasses.replace(adapter, router=stored.config.router)
     bank = attach(model, adapter, run.info["tasks"][:1])
     if stored is not None and bank.contexts is not None:
-        bank.contexts.center.copy_(context_state(stored)["center"])
+        bank.contexts.measured_as(context_state(stored))
 
 
 def head_of_run(run: RunFolder, config: RunConfig) -> str:

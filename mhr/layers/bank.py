@@ -14,7 +14,7 @@ from mhr.config import AdapterConfig
 from mhr.errors import ConfigError, TaskError, nearest
 from mhr.layers.routed import RoutedLayer
 from mhr.layers.tied import bank_name
-from mhr.routing import Contexts, Router, RoutingBatch, RoutingState, routers
+from mhr.routing import Router, RoutingBatch, RoutingState, TaskContexts, routers
 from mhr.routing.adamix import BANK_INFERENCE, draw, seeded
 
 
@@ -44,7 +44,7 @@ class AdapterBank(nn.Module):
         self.originals = {name: tensor.detach().clone() for name, tensor in self.saved_tensors().items()}
         self.groups: dict[str, Router] = {}
         self.routers = nn.ModuleList()
-        self.contexts: Contexts | None = None
+        self.contexts: TaskContexts | None = None
         self.notes: list[str] = []
         self._inference = "average"
         # Share u in [0, 1] of the uniform weights in the routing: (1 - u) w + u / S.
@@ -112,6 +112,7 @@ class AdapterBank(nn.Module):
             noise=noise,
             draws=draws,
             source=source,
+            moments=self._moments(distinct),
             average=average,
             examples=None if task_ids is None else len(ids),
         )
@@ -195,10 +196,10 @@ class AdapterBank(nn.Module):
         return self.config.routing.drawn
 
     def seed_draws(self, seed: int, step: int, pass_: int = 0) -> None:
-        """Have the next batch draw its skills as pass `pass_` of a step, and the batches after it as the passes after that.
+        """Have the next batch draw its skills, or the shots of its contexts, as pass `pass_` of a step, and the batches after it as the
+        passes after that.
 
-        The same arguments draw the same skills in every process. A bank begins at 0, 0, 0. Where no skills are drawn it changes
-        nothing.
+        The same arguments draw the same in every process. A bank begins at 0, 0, 0. Where nothing is drawn it changes nothing.
         """
         self._next_draw = seed, step, pass_
 
@@ -215,9 +216,7 @@ class AdapterBank(nn.Module):
         """Skills for a batch of `n` examples (None: unknown), or what each layer is to draw its own with."""
         if not self.draws or (not self.training and self.inference == "average"):
             return None, None
-        seed, step, pass_ = self._next_draw
-        self._next_draw = seed, step, pass_ + 1
-        generator = seeded(seed, step, pass_)
+        generator = self._generator()
         if self.training:
             n = 1
         elif self.inference == "token":
@@ -229,8 +228,20 @@ class AdapterBank(nn.Module):
         sides = next(iter(self.layers.values())).sides
         return draw(generator, len(self.groups), sides, n), None
 
+    def _moments(self, rows: Sequence[int]) -> Tensor | None:
+        """What the contexts of a batch are made of, where they are drawn anew in training; see `TaskContexts.draw`."""
+        if self.contexts is None or not self.contexts.takes_examples:
+            return None
+        return self.contexts.draw(rows, self._generator() if self.training else None)
+
+    def _generator(self) -> torch.Generator:
+        """Of what the next batch draws."""
+        seed, step, pass_ = self._next_draw
+        self._next_draw = seed, step, pass_ + 1
+        return seeded(seed, step, pass_)
+
     def own_loss(self, seed: int, step: int) -> Tensor | None:
-        """What a step of training adds to the loss of its batch (`Contexts.own_loss`), the same in every process; None where it adds nothing."""
+        """What a step of training adds to the loss of its batch (`TaskContexts.own_loss`), the same in every process; None where it adds nothing."""
         return None if self.contexts is None else self.contexts.own_loss(seeded(seed, step, 0))
 
     # ---- tasks ---------------------------------------------------------------------------------------------------
@@ -273,7 +284,7 @@ class AdapterBank(nn.Module):
         self.tasks = list(names)
 
     def set_contexts(self, embeddings: Mapping[str, Tensor], center: bool = False) -> None:
-        """Give tasks of the table their contexts, of embeddings [C]: see `Contexts.put`. Raises ConfigError for a method that routes by
+        """Give tasks of the table their contexts, of embeddings: see `TaskContexts.put`. Raises ConfigError for a method that routes by
         no contexts, TaskError for embeddings that do not fit."""
         if self.contexts is None:
             raise ConfigError(f"contexts are given, but method {self.config.method!r} routes by none: leave them out")
@@ -323,7 +334,9 @@ class AdapterBank(nn.Module):
 
     def _routing(self) -> Iterator[tuple[str, Tensor, bool]]:
         """The part of `tensors` that belongs to routing: name, tensor, and whether its first axis is the task."""
-        parts: dict[str, Router | Contexts] = {f"routers.{name or 'all'}": part for name, part in self.groups.items()}
+        parts: dict[str, Router | TaskContexts] = {
+            f"routers.{name or 'all'}": part for name, part in self.groups.items()
+        }
         if self.contexts is not None:
             parts["contexts"] = self.contexts
         for name, part in parts.items():

@@ -17,8 +17,8 @@ LEARNT_SIZE = 64
 
 
 @dataclass
-class ContextSettings(Settings):
-    """What a context is made of, and the network that turns it into routing.
+class EmbeddingSettings(Settings):
+    """What a context is made of.
 
     answers  whether a shot is embedded with its answer
     pooled   whether the embeddings of several shots are averaged
@@ -43,19 +43,7 @@ class ContextSettings(Settings):
     size: int | None = setting(
         None, f"Length of a context (unset: {LEARNT_SIZE} where learnt, otherwise as the encoder has it).", at_least=1
     )
-    hidden: int = setting(64, "Hidden units of the network.", at_least=1)
     network_lr: float = setting(3e-3, "Learning rate of the network.", above=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_kind()
-
-    def _check_kind(self) -> None:
-        """Raise ConfigError for settings that the kind of context has no use for."""
-        if self.context == "learnt" and self.encoder != BACKBONE_ENCODER:
-            raise ConfigError(f"encoder is {self.encoder!r}, but a learnt context is no embedding: leave it out")
-        if self.context != "shots" and self.shots != type(self).shots:
-            raise ConfigError(f"shots is {self.shots}, but the context is {self.context!r}: leave it out")
 
     @property
     def embedded(self) -> bool:
@@ -76,6 +64,24 @@ class ContextSettings(Settings):
     def width(self) -> int:
         """C, the length of a context: as set."""
         return LEARNT_SIZE if self.size is None else self.size
+
+
+@dataclass
+class ContextSettings(EmbeddingSettings):
+    """The same, and the network that turns a context into routing."""
+
+    hidden: int = setting(64, "Hidden units of the network.", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Raise ConfigError for settings that the kind of context has no use for."""
+        if self.context == "learnt" and self.encoder != BACKBONE_ENCODER:
+            raise ConfigError(f"encoder is {self.encoder!r}, but a learnt context is no embedding: leave it out")
+        if self.context != "shots" and self.shots != type(self).shots:
+            raise ConfigError(f"shots is {self.shots}, but the context is {self.context!r}: leave it out")
 
 
 @dataclass

@@ -6,6 +6,7 @@ from mhr.routing import (
     adamix,
     arrow,
     context_mhr,
+    generative_adapter,
     hash,
     hydra,
     hyperformer,
@@ -22,6 +23,7 @@ from mhr.routing.batch import RoutingBatch, RoutingState
 from mhr.routing.contexts import Contexts
 from mhr.routing.parameters import ParameterGroup
 from mhr.routing.router import Router, make_contexts, make_router, routers
+from mhr.routing.task_contexts import TaskContexts
 from mhr.routing.tokens import TokenRouter
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Router",
     "RoutingBatch",
     "RoutingState",
+    "TaskContexts",
     "TokenRouter",
     "make_contexts",
     "make_router",

@@ -62,7 +62,7 @@ class Projections(Contexts):
 
     def parameter_groups(self, routing: ParameterGroup) -> list[ParameterGroup]:
         network = [p for name, p in self.named_parameters() if name not in self.per_task]
-        return [self.network_group(routing, network), super().parameter_groups(routing)[-1]]
+        return [self.network_group(routing, network), self.row_group(routing)]
 
 
 def _split(group: str) -> tuple[str, str]:

@@ -31,6 +31,7 @@ class Prototypes(Projections):
     instances  [T, N, X], embeddings of N examples of each training task, from `put`; None where there is nothing to contrast
     """
 
+    takes_examples = True
     instances: Tensor | None
 
     def __init__(self, config: AdapterConfig, tasks: Sequence[str], groups: Sequence[str] = ("",)):
@@ -55,6 +56,10 @@ class Prototypes(Projections):
     def trained(self) -> list[nn.Parameter]:
         own = set() if self.instances is not None else {id(p) for p in self.retrieve.parameters()}
         return [p for p in super().trained() if id(p) not in own]
+
+    def train_in(self, adapted: bool) -> None:
+        super().train_in(adapted)
+        self.retrieve.requires_grad_(not adapted)
 
     def prototypes(self) -> tuple[list[str], Tensor]:
         """The tasks that the bank was trained on and their prototypes [T, C]: those before its tasks were changed."""

@@ -15,6 +15,7 @@ from mhr.registry import Registry
 from mhr.routing.batch import RoutingBatch
 from mhr.routing.contexts import Contexts
 from mhr.routing.parameters import ParameterGroup
+from mhr.routing.task_contexts import TaskContexts
 
 
 class Router(nn.Module, ABC):
@@ -74,7 +75,7 @@ class Router(nn.Module, ABC):
         return None
 
     @classmethod
-    def contexts_of(cls, config: AdapterConfig, tasks: Sequence[str], groups: Sequence[str]) -> Contexts | None:
+    def contexts_of(cls, config: AdapterConfig, tasks: Sequence[str], groups: Sequence[str]) -> TaskContexts | None:
         """The contexts that the routers of a bank share, where the method routes by such; groups: the names of its groups of layers."""
         return Contexts(config, tasks) if config.routing.contexts else None
 
@@ -141,13 +142,13 @@ class TableRouter(Router):
 routers: Registry[type[Router]] = Registry("routing method")
 
 
-def make_contexts(config: AdapterConfig, tasks: Sequence[str], groups: Sequence[str]) -> Contexts | None:
+def make_contexts(config: AdapterConfig, tasks: Sequence[str], groups: Sequence[str]) -> TaskContexts | None:
     """The contexts of a bank, None for a method without. groups: the names of its groups of layers, in their order."""
     return routers[config.method].contexts_of(config, tasks, groups)
 
 
 def make_router(
-    config: AdapterConfig, tasks: Sequence[str], index: int = 0, contexts: Contexts | None = None, inputs: int = 0
+    config: AdapterConfig, tasks: Sequence[str], index: int = 0, contexts: TaskContexts | None = None, inputs: int = 0
 ) -> Router:
     """The router of a group of layers. contexts: those of its bank, where the method computes routing from contexts; inputs: the
     features that its one layer reads, where the method routes each token."""

@@ -13,7 +13,7 @@ from mhr.data.faults import ON_BAD_ROW
 from mhr.data.templates import given_templates, read_templates
 from mhr.errors import ConfigError
 from mhr.loading import Loading
-from mhr.methods import METHODS, ROUTING_METHODS, listed, method_of
+from mhr.methods import METHODS, ROUTING_METHODS, RoutingMethod, listed, method_of
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
 from mhr.setting import MOST_SEED, Settings, as_in, setting
 from mhr.task_heads import HEAD_CHOICES, MLM, RANK, REGRESS
@@ -538,18 +538,18 @@ class RunConfig(Settings):
                 f"use it with {', '.join(fitting[:-1])} or {fitting[-1]}"
             )
         if self.adapter is not None and not self.adapter.routing.convex:
-            self._check_directions()
+            self._check_directions(self.adapter.routing)
         self._check_consistency()
         self._check_mask()
 
-    def _check_directions(self) -> None:
-        """Raise ConfigError for what takes each skill for an adapter, where skills are directions that tasks take sums of."""
+    def _check_directions(self, routing: RoutingMethod) -> None:
+        """Raise ConfigError for what takes each skill for an adapter, where skills are none."""
         asked = {"init_skills": self.init_skills, "continue_as": self.continue_as == AS_AVERAGE}
         asked |= {name: getattr(self.train, name) is not None for name in ("switch_to_mu_at", "anneal_to_mu")}
         for name, given in asked.items():
             if given:
                 raise ConfigError(
-                    f"{name} is given, but the skills of method {self.method!r} are no adapters, only directions that tasks take sums of: "
+                    f"{name} is given, but the skills of method {self.method!r} are no adapters, only {routing.skills_are}: "
                     "leave it out"
                 )
 

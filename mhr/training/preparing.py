@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.adapters import kind_of
 from mhr.backbones import check_precision_of, load_backbone, take_heads, untrained_modules
-from mhr.contexts import attach_to_tasks, give_examples
+from mhr.contexts import attach_to_tasks, give_examples, set_apart
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler, weights_of
 from mhr.loading import Loading
@@ -85,6 +85,7 @@ def prepare(
     drawn = untrained_modules(model)
     held = hold_validation(tasks, kind, config.train, heads) if config.train.validates else None
     tasks = tasks if held is None else held.tasks
+    tasks, apart = set_apart(tasks, config.adapter)
     examples = ExampleDataset(tasks)
     targets: list[str] = []
     sampler = TaskSampler(
@@ -130,7 +131,7 @@ def prepare(
         "tasks": list(tasks),
         "categories": {name: task.category for name, task in tasks.items() if task.category},
         "left_out": left_out,
-        "notes": [*filter(None, (lowered, feed.note, held and held.note)), *notes_on(tokenizer, kind), *targets],
+        "notes": [*filter(None, (lowered, feed.note, held and held.note, apart)), *notes_on(tokenizer, kind), *targets],
         "examples": len(examples),
         "validation": None if held is None else {task: len(part) for task, part in held.examples.items()},
         "epochs": epochs,

@@ -40,6 +40,7 @@ CASES["hyperformer, bottlenecks"] = {"method": "hyperformer", "adapter": "bottle
 CASES["hyperformer++, definitions"] = {"method": "hyperformer++", "adapter": "bottleneck", "n_skills": 6}
 CASES["hyperformer++, definitions"] |= {"router": {"context": "definition", "size": 32}}
 CASES["pha"] = {"method": "pha", "router": {"shots": 8, "instance_size": 32}}
+CASES["generative-adapter, learning"] = {"method": "generative-adapter", "router": {"shots": 2, "size": 5}}
 CASES["film"] = {"method": "private", "adapter": "film"}
 CASES["hra"] = {"method": "private", "adapter": "recurrent"}
 LEARNED = [
@@ -60,7 +61,7 @@ def adapted(case: str, model: Any = None, seed: int = 0) -> tuple[Any, AdapterBa
     torch.manual_seed(seed)
     bank = mhr.attach(model, AdapterConfig(**{"n_heads": heads(case), **CASES[case]}), TASKS)
     randomise(bank, seed)
-    return model, with_contexts(bank)
+    return model, with_contexts(bank, learning="learning" in case)
 
 
 def heads(case: str) -> int | None:
@@ -194,7 +195,7 @@ def test_torch_compile_takes_it_whole(case: str) -> None:
         model, AdapterConfig(**{"n_heads": heads(case), **CASES[case]}, targets=["first", "second"], rank=2), TASKS
     )
     randomise(bank)
-    with_contexts(bank)
+    with_contexts(bank, learning="learning" in case)
     x, batch = torch.randn(4, 3, 8), bank.for_batch(IDS)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     expected = gradients(model, loss(model(x, task_ids=batch)))

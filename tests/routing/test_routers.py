@@ -11,7 +11,7 @@ from torch import Tensor
 from mhr.config import AdapterConfig
 from mhr.errors import ConfigError
 from mhr.methods import METHODS, ROUTING_METHODS
-from mhr.routing import Contexts, ParameterGroup, Router, RoutingBatch, routers
+from mhr.routing import ParameterGroup, Router, RoutingBatch, TaskContexts, routers
 from tests.routing.contexts import draw_contexts
 from tests.routing.network import NAME, network_router
 
@@ -36,7 +36,7 @@ def make(method: str, tasks: list[str] = TASKS, **settings: object) -> Router:
 def give_contexts(router: Router, tasks: list[str]) -> None:
     """What routing is computed from, drawn for each task by its name, where it is."""
     contexts = getattr(router, "contexts", None)
-    if isinstance(contexts, Contexts):
+    if isinstance(contexts, TaskContexts):
         contexts.set_tasks(tasks, [contexts.tasks.index(task) if task in contexts.tasks else None for task in tasks])
         draw_contexts(contexts)
 
