@@ -99,7 +99,7 @@ def test_a_row_says_what_its_router_is() -> None:
         contexts = getattr(router, "contexts", None)
         learnt = [*router.parameters(), *(() if contexts is None else contexts.parameters())]
         assert row.learned == bool(learnt), name
-        assert row.needs_tasks == (router.table()[0] != router.table()[1]).any() or row.noisy, name
+        assert row.needs_tasks == (router.table()[0] != router.table()[1]).any() or row.noisy or row.transforms, name
         assert set(router.per_task) <= router.state_dict().keys(), name
         assert all(len(router.state_dict()[tensor]) == 2 for tensor in router.per_task), name
 
