@@ -75,7 +75,7 @@ class RoutingMethod:
     @property
     def one_adapter(self) -> bool:
         """Whether what is trained is one adapter for all tasks, or its copies."""
-        return self.one_skill or self.drawn
+        return self.one_skill and self.convex or self.drawn
 
     @property
     def skills_are(self) -> str:

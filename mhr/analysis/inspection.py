@@ -19,6 +19,7 @@ from mhr.adapters import (
     find_adapter,
     read_bank,
     routing_states,
+    routing_transforms,
     routing_weights,
 )
 from mhr.analysis.agreement import Agreement, agreement, shared_skills
@@ -142,11 +143,17 @@ def inspect_run(path: str | Path) -> Inspection:
         per_task=_per_task(checkpoint),
         per_skill=sum(tensor.numel() for name, tensor in checkpoint.tensors.items() if _of_a_task(checkpoint, name))
         // len(checkpoint.tasks),
-        routing=Routing(
-            checkpoint.tasks, {} if config.routing.by_token else routing_weights(checkpoint), config.routing.convex
-        ),
+        routing=Routing(checkpoint.tasks, _shown(checkpoint), config.routing.convex),
         run=run,
     )
+
+
+def _shown(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
+    """What tasks are told apart by, for `Routing`: weights, or, of one skill with matrices between its factors, those."""
+    routing = checkpoint.config.routing
+    if routing.by_token:
+        return {}
+    return (routing_transforms if routing.one_skill and routing.transforms else routing_weights)(checkpoint)
 
 
 def _parameters(checkpoint: AdapterCheckpoint, mode: str | None) -> dict[str, dict[str, int]]:

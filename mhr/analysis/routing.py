@@ -14,7 +14,8 @@ class Routing:
     """Routing of T tasks over S skills with H heads, in each of G groups of layers that share a table.
 
     tasks    names, T
-    weights  group -> routing weights [T, H, S], without noise; over S they sum to 1. Empty: no weights by task, as of one skill for all
+    weights  group -> routing weights [T, H, S], without noise; over S they sum to 1. Where a task has a matrix between the factors of one
+             adapter, its entries, rows for heads and columns for skills. Empty: no weights by task, as of one skill for all
     convex   whether they do sum to 1; otherwise they are any numbers, each skill's share is |w| / sum_s |w|, and a task that has 0 of all
              is what stands in the place of a uniform one
     """

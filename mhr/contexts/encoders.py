@@ -21,7 +21,7 @@ from mhr.layers.disabled import disabled
 from mhr.method_settings.contexts import BACKBONE_ENCODER, EmbeddingSettings
 from mhr.objectives.lengths import positions
 
-T = TypeVar("T")
+Made = TypeVar("Made")
 
 LONGEST = 512
 """Tokens of a text that count, or as many as the encoder has positions for."""
@@ -55,7 +55,7 @@ class Encoder:
         return pad_sequence([own for part in self._read(texts, last) for own in part], batch_first=True)
 
     @torch.no_grad()
-    def _read(self, texts: Sequence[str], made: Callable[[Tensor, Tensor], T]) -> list[T]:
+    def _read(self, texts: Sequence[str], made: Callable[[Tensor, Tensor], Made]) -> list[Made]:
         """What is made of the hidden states [B, L, C] of some texts after the other, and of 1 [B, L] where there is a token, otherwise 0."""
         model = self.model
         training = model.training

@@ -229,7 +229,7 @@ class AdapterBank(nn.Module):
         return draw(generator, len(self.groups), sides, n), None
 
     def _moments(self, rows: Sequence[int]) -> Tensor | None:
-        """What the contexts of a batch are made of, where they are drawn anew in training; see `TaskContexts.draw`."""
+        """What the contexts of a batch are made of, where each batch makes its own; see `TaskContexts.draw`."""
         if self.contexts is None or not self.contexts.takes_examples:
             return None
         return self.contexts.draw(rows, self._generator() if self.training else None)

@@ -26,7 +26,7 @@ class RoutingBatch:
     draws  int64 [n_routers, 2, G], the skills whose factors A and B each segment takes, where skills are drawn and not
            weighed (AdaMix); segments are then the whole batch or the examples. Or None
     source where each layer draws skills for each token, or None
-    moments  float [U, C, C], what contexts that are made anew for the batch are made of (`TaskContexts.draw`), or None
+    moments  float [U, C, C], what the tasks' contexts are made of where each batch makes its own (`TaskContexts.draw`), or None
     average  share u in [0, 1] of the uniform weights in the routing, a number, or None for 0
     examples   number of examples, or None where it is unknown
     offsets    int64 [G + 1] where segments are runs of tokens of their own lengths, in any number of rows: the first token of each,

@@ -133,6 +133,6 @@ class TaskContexts(nn.Module, ABC):
         """
 
     def draw(self, rows: Sequence[int], generator: torch.Generator | None) -> Tensor | None:
-        """What the contexts of a batch are made of, where they are made anew for each: of these rows of the table, drawn by `generator`, or,
-        without one, always the same. None where they are not."""
+        """What the contexts of a batch are made of, where each batch makes its own, for these rows of the table: drawn by `generator`, or, without
+        one, always the same. None where contexts are as stored."""
         return None

@@ -317,8 +317,14 @@ def test_a_run_is_trained_on_others_than_its_contexts(run: RunFolder) -> None:
         expected = generated(run, task.context[:4], tensors)
         found = tensors["contexts.vectors"][row].view_as(expected)
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
-    assert inspect_run(run.path).trained == run.info["parameters"]["trained"]
-    assert inspect_run(run.path).per_task == tensors["contexts.vectors"].shape[1]
+    inspected = inspect_run(run.path)
+    assert inspected.trained == run.info["parameters"]["trained"]
+    assert inspected.per_task == tensors["contexts.vectors"].shape[1]
+    assert inspected.routed  # by the matrices
+    own = tensors["contexts.vectors"]
+    torch.testing.assert_close(inspected.routing.matrix, own)
+    cosine = torch.nn.functional.cosine_similarity(own[0], own[1], dim=0)
+    torch.testing.assert_close(inspected.routing.similarity[0, 1], cosine)
 
 
 def test_the_generator_learns(run: RunFolder, settings: Make, tmp_path: Path) -> None:
