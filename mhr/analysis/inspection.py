@@ -149,7 +149,7 @@ def inspect_run(path: str | Path) -> Inspection:
 
 
 def _shown(checkpoint: AdapterCheckpoint) -> dict[str, Tensor]:
-    """What tasks are told apart by, for `Routing`: weights, or, of one skill with matrices between its factors, those."""
+    """What `Routing` compares tasks by: weights, or, of one skill with matrices between its factors, those."""
     routing = checkpoint.config.routing
     if routing.by_token:
         return {}
