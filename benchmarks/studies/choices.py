@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,28 @@ def frozen(file: Path, plan: Mapping[str, Any], *, committed: bool = True) -> di
     if committed and not is_committed(file):
         raise SystemExit(f"{file} is not committed as it is: commit it, then the same command runs the test seeds")
     return dict(held["chosen"])
+
+
+def settled(
+    file: Path, plan: Mapping[str, Any], make: Callable[[], None], *, quick: bool = False, publishes: bool = False
+) -> dict[str, Any] | None:
+    """What is frozen, for the test seeds to run with. Where nothing is, `make` runs the trials and freezes it, and None says that the
+    file is to be committed first.
+
+    quick      go on without a commit
+    publishes  nothing is to be trained: ends the program where nothing is frozen
+    """
+    chosen = frozen(file, plan, committed=not quick)
+    if chosen is not None:
+        return chosen
+    if publishes:
+        raise SystemExit(f"{file} is not there: nothing was chosen, so there is nothing to publish")
+    make()
+    print(f"Written: {file}")
+    if not quick:
+        print("Commit it; then the same command runs the test seeds.")
+        return None
+    return frozen(file, plan, committed=False)
 
 
 def is_committed(file: Path) -> bool:

@@ -26,7 +26,7 @@ from typing import Any
 from mhr.files import read_json
 
 from . import RESULTS
-from .choices import FOLDER, best, freeze, frozen
+from .choices import FOLDER, best, freeze, settled
 from .paper_plan import TEST, TRIAL, Setting, Unit, further_trials, rates_of, screening, trials, units
 from .paper_settings import decoder, default_tasks, real, suite
 from .stages import Stages
@@ -248,17 +248,15 @@ def main() -> None:
         setting = made(args.output, args.tasks or str(default_tasks()), args.quick)
     file = (args.output if args.quick else FOLDER) / f"paper_{setting.name}.json"
     try:
-        choices = frozen(file, plan_of_trials(setting), committed=not args.quick)
+        choices = settled(
+            file,
+            plan_of_trials(setting),
+            partial(choose, setting, args.output, file, args.workers),
+            quick=args.quick,
+            publishes=args.only_publish,
+        )
         if choices is None:
-            if args.only_publish:
-                sys.exit(f"{file} is not there: nothing was chosen, so there is nothing to publish")
-            choose(setting, args.output, file, args.workers)
-            print(f"Written: {file}")
-            if not args.quick:
-                print("Commit it; then the same command runs the test seeds.")
-                return
-            choices = frozen(file, plan_of_trials(setting), committed=False)
-        assert choices is not None
+            return
         if not args.only_publish:
             run_all(units(setting, choices, args.seeds), args.output, args.workers)
     except KeyboardInterrupt:

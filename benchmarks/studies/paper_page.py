@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mhr.analysis import verdicts
-from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
+from mhr.files import make_folder, write_json_atomically, write_text_atomically
 from mhr.report.tables import Cell, Table, score_cell, text, whole
 from mhr.runs.run import versions
 
@@ -18,6 +18,7 @@ from .claims import Answer, Values, answers, findings_table
 from .paper_claims import CLAIMS
 from .paper_plan import Setting, Unit, rates_of
 from .seen_loss import at_budget
+from .stages import states_of
 
 NAMES = {
     "lora lora": "shared LoRA",
@@ -44,12 +45,7 @@ class Results:
 
     def __init__(self, setting: Setting, units: Sequence[Unit], output: Path):
         self.setting = setting
-        self.units: dict[Unit, dict[str, Any]] = {}
-        for unit in units:
-            file = output / unit.folder / "state.json"
-            state = read_json(file) if file.is_file() else {}
-            if state.get("status") == "done":
-                self.units[unit] = state
+        self.units = states_of(units, output)
 
     def of(self, variant: str) -> dict[Unit, dict[str, Any]]:
         """What the units of a variant found."""

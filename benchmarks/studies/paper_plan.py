@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .task_files import Tasks
+
 HEADS, SKILLS, RANK = 8, 8, 2
 TRIAL, SCREEN, TEST = "trials", "screen", "units"
 
@@ -73,15 +75,6 @@ class Plan:
     test: int = 400
     trial_seed: int = 100
     seeds: tuple[int, ...] = tuple(range(1, 17))
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """The file that runs read, the tasks of it that are trained on, and those that are adapted to and judged."""
-
-    file: str
-    training: tuple[str, ...]
-    judged: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from mhr.data import Task, load_tasks
 from mhr.data.skills import skills_suite
 
 from .fitting import fits
-from .paper_plan import VARIANTS, Plan, Setting, Tasks
-from .task_files import spread_over, training_file
+from .paper_plan import VARIANTS, Plan, Setting
+from .task_files import Tasks, spread_over, training_file
 
 SMALL = Plan(
     steps=4, save_every=2, batch=4, more_steps=2, adapt_steps=2, look_every=1, adapt_batch=4, rates=(1e-3, 3e-3),
@@ -124,12 +124,13 @@ def decoder(output: Path, path: str, quick: bool = False, model: str = "builtin:
         "decoder",
         "Super-NaturalInstructions in chat form, SmolLM2-135M-Instruct",
         f"{len(training)} training tasks with short inputs; {len(validation)} others of the training split judge the trials, {len(test)} held-out "
-        f"tasks with choices the claims. The base is in {DTYPE}.",
+        f"tasks with choices the claims. The base is in {DTYPE}. Batches are packed; their arithmetic is counted as if they were padded.",
         plan,
         {
             "model": model,
             "dtype": DTYPE,
             "chat_template": "auto",
+            "packing": True,
             "max_input_length": INPUT + CHAT,
             "max_target_length": 48,
             "sampler": "uniform",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import transformers
 
@@ -97,3 +97,20 @@ class Stages:
         write_json_atomically(results / f"{name}.json", record)
         write_text_atomically(results / f"{name}.md", text)
         return text
+
+
+class Piece(Protocol):
+    """What a study does at a time. folder: of its Stages."""
+
+    @property
+    def folder(self) -> str: ...
+
+
+SomePiece = TypeVar("SomePiece", bound=Piece)
+
+
+def states_of(pieces: Iterable[SomePiece], output: Path) -> dict[SomePiece, dict[str, Any]]:
+    """The states of the pieces that say of themselves that they are done: "status" is "done"."""
+    files = {piece: output / piece.folder / "state.json" for piece in pieces}
+    states = {piece: read_json(file) for piece, file in files.items() if file.is_file()}
+    return {piece: state for piece, state in states.items() if state.get("status") == "done"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mhr.data import Example, Task
@@ -21,12 +22,25 @@ def lines_of(examples: Sequence[Example], split: str, **columns: object) -> str:
 def write_collection(file: Path, tasks: Iterable[Task], sizes: Mapping[str, tuple[int, int]]) -> str:
     """Write the first (train, test) examples of each task, as many as `sizes` says; returns the file's path."""
     text = "".join(
-        lines_of(part[:most], split, held_out=task.held_out, category=task.category)
+        lines_of(part[:most], split, held_out=task.held_out, category=task.category, **_definition(task))
         for task in tasks
         for part, split, most in zip((task.train, task.test), ("train", "test"), sizes[task.name], strict=True)
     )
     make_folder(file.parent)
     return str(write_text_atomically(file, text))
+
+
+def _definition(task: Task) -> dict[str, str]:
+    return {"definition": task.definition} if task.definition else {}
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The file that runs read, the tasks of it that are trained on, and those that are adapted to and judged."""
+
+    file: str
+    training: tuple[str, ...]
+    judged: tuple[str, ...]
 
 
 def training_file(

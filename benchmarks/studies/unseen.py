@@ -1,0 +1,238 @@
+"""Tasks that were never trained on: `python -m mhr_benchmarks.studies.unseen --output DIR [--setting minilm|t5 --tasks PATH]`.
+
+What is trained and how it answers stands in unseen_plan.py, on what in unseen_settings.py, what is asked in unseen_claims.py. Three stages, of which
+--workers processes of one thread each do the pieces side by side:
+
+    trials   everything with every learning rate on tasks that no run is trained on and that judge nothing else, one seed; what they decide is
+             written to benchmarks/studies/choices/unseen_SETTING.json, and the command ends: that file is to be committed
+    seeds    everything with the rates that are committed there, seed by seed
+    page     benchmarks/results/unseen_SETTING (JSON and Markdown)
+
+What is done is kept, so the same command takes up an interrupted study; with --only-publish it makes the page of what is done, which says that it
+is not all. With --quick all of it is small, and the choices and the page go into the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from mhr.data import TaskCollection, load_tasks
+from mhr.experts import route_tokens
+from mhr.few_shot import adapt
+from mhr.files import read_json
+from mhr.runs import RunFolder, load_config
+from mhr.training import pretrain
+
+from . import RESULTS
+from .choices import FOLDER, best, freeze, settled
+from .stages import Stages
+from .unseen_page import publish
+from .unseen_plan import (
+    EVALUATED,
+    ROUTED,
+    SEARCHED,
+    TRIAL,
+    Row,
+    Setting,
+    Unit,
+    adapting_trials,
+    few_shot,
+    trials,
+    units,
+    zero_shot,
+)
+from .unseen_settings import SETTINGS
+from .workers import side_by_side
+
+
+def do(unit: Unit, output: Path) -> None:
+    """Make one unit, or what is missing of it."""
+    plan, base = unit.setting.plan, unit.setting.base
+    stages = Stages(output / unit.folder, {"unit": unit.name, "plan": asked(unit)})
+    judged = load_tasks(unit.tasks.file, limit_test=plan.test).select(list(unit.tasks.judged))
+    config = load_config(
+        tasks=unit.tasks.file,
+        method=unit.trained.method,
+        steps=plan.steps,
+        batch_size=plan.batch,
+        save_every=10**6,
+        lr=unit.lr,
+        seed=unit.seed,
+        **base,
+        **unit.trained.settings,
+    )
+    work = partial(pretrain, config, str(stages.output / "run"), resume=True, progress=False)
+    run = stages.timed("pretrain", work)
+    stages.keep("pretrained", run)
+    for row in unit.rows:
+        _answered(unit, stages, run, row, judged)
+    for row in unit.setting.rows(unit.trained):
+        for rate in unit.rates.get(row.name, ()):
+            name = f"{few_shot(row.name)} {rate:g}" if unit.kind == TRIAL else few_shot(row.name)
+            settings = {"lr": rate, "steps": plan.adapt_steps, "batch_size": plan.adapt_batch, **unit.trained.adapting}
+            _adapted(unit, stages, run, row.mode, name, judged, {**settings, **row.settings})
+    stages.state["status"] = "done"
+    stages.save()
+
+
+def asked(unit: Unit) -> dict[str, Any]:
+    """What decides the results of a unit, but for the rates of a trial's adaptations, of which it gets more as it goes on."""
+    plan = dataclasses.asdict(unit.setting.plan)
+    for name in ("seeds", "rates", "adapt_rates", "trial_seed"):
+        del plan[name]
+    rates = {} if unit.kind == TRIAL else {row: list(rates) for row, rates in unit.rates.items()}
+    trained = {"method": unit.trained.method, "settings": unit.trained.settings, "lr": unit.lr, "rates": rates}
+    return {**trained, "judged": list(unit.tasks.judged), **plan}
+
+
+def _answered(unit: Unit, stages: Stages, run: RunFolder, row: Row, judged: TaskCollection) -> None:
+    """Score the unseen tasks without training on them."""
+    name, plan = zero_shot(row.name), unit.setting.plan
+    if row.answers == EVALUATED:
+        stages.score(name, run.path, judged, unit.seed)
+    elif row.answers == ROUTED:
+        folder = stages.output / "routed"
+        if not (folder / "run.json").is_file():
+            work = partial(route_tokens, run.path, output=folder, overwrite=True, progress=False, top_k=plan.top_k)
+            stages.timed(f"route {row.name}", work)
+        stages.score(name, folder, judged, unit.seed)
+    elif row.answers == SEARCHED:
+        _adapted(unit, stages, run, "lorahub", name, judged, {"steps": plan.hub_steps, **row.settings})
+    else:
+        _adapted(unit, stages, run, row.mode, name, judged, {"steps": 0, **row.settings})
+
+
+def _adapted(
+    unit: Unit,
+    stages: Stages,
+    run: RunFolder,
+    mode: str | None,
+    name: str,
+    judged: TaskCollection,
+    settings: dict[str, Any],
+) -> None:
+    """Adapt a run to each of the judged tasks and score what came out as row `name`."""
+    assert mode is not None
+    work = partial(
+        adapt,
+        str(run.path),
+        list(judged),
+        mode=mode,
+        output=str(stages.output / "adapted" / name.replace(", ", "-").replace(" ", "-")),
+        shots=unit.setting.plan.shots,
+        seeds=[unit.seed],
+        resume=True,
+        progress=False,
+        **settings,
+    )
+    runs = stages.timed(f"adapt {name}", work)
+    stages.keep(name, runs[0])
+    for one in runs:
+        stages.score(name, one.path, judged.select(one.info["tasks"]), unit.seed)
+
+
+# ---- what is chosen --------------------------------------------------------------------------------------------------
+
+
+def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
+    """Run the trials and freeze what they decide: the rate of all that is pretrained, and of each row's adaptation."""
+    run_all(trials(setting), output, workers)
+    tried = {
+        one.name: {unit.lr: _mean(unit, output, zero_shot(unit.rows[0].name)) for unit in own}
+        for one in setting.trained
+        for own in ([unit for unit in trials(setting) if unit.trained.name == one.name],)
+    }
+    chosen = {name: best(own) for name, own in tried.items()}
+    further = adapting_trials(setting, chosen)
+    run_all(further, output, workers)
+    adapted = {
+        unit.trained.name: {
+            row: {rate: _mean(unit, output, f"{few_shot(row)} {rate:g}") for rate in rates}
+            for row, rates in unit.rates.items()
+        }
+        for unit in further
+    }
+    decided = {
+        name: {
+            "lr": lr,
+            "trials": {f"{rate:g}": score for rate, score in tried[name].items()},
+            "rows": {row: best(own) for row, own in adapted.get(name, {}).items()},
+            "row_trials": {
+                row: {f"{rate:g}": score for rate, score in own.items()} for row, own in adapted.get(name, {}).items()
+            },
+        }
+        for name, lr in chosen.items()
+    }
+    freeze(file, plan_of_trials(setting), {"trained": decided})
+
+
+def _mean(unit: Unit, output: Path, row: str) -> float:
+    """The mean score over the tasks of the trials."""
+    scores = read_json(output / unit.folder / "state.json")["scores"][row]
+    return mean(own[str(unit.seed)]["score"] for own in scores.values())
+
+
+def plan_of_trials(setting: Setting) -> dict[str, Any]:
+    """What the trials depend on, for the file that their choices are frozen in: not the test seeds, nor where things lie."""
+    known = dataclasses.asdict(setting.plan)
+    for name in ("seeds", "hub_steps"):
+        del known[name]
+    return {
+        **known,
+        "judged": list(setting.trials.judged),
+        "training": list(setting.trials.training),
+        "trained": [{"name": one.name, "rows": [row.name for row in setting.rows(one)]} for one in setting.trained],
+    }
+
+
+def run_all(pieces: Iterable[Unit], output: Path, workers: int) -> None:
+    """Make the units that are not done."""
+    for _ in side_by_side(partial(do, output=output), list(pieces), workers, lambda unit: unit.folder):
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
+    parser.add_argument("--setting", choices=list(SETTINGS), default="suite", help="tasks and model (default suite)")
+    parser.add_argument(
+        "--tasks",
+        help="of minilm and t5: a folder in the layout of Super-NaturalInstructions; default: ../shared/data/superni",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes side by side, of one thread each (default 2)")
+    parser.add_argument("--seeds", type=int, help="only the first so many test seeds; default: all")
+    parser.add_argument("--quick", action="store_true", help="a few steps and tasks: to see that everything runs")
+    parser.add_argument("--only-publish", action="store_true", help="train nothing; publish what is done")
+    parser.add_argument("--results", type=Path, help="where the page goes (default benchmarks/results)")
+    args = parser.parse_args()
+    make: Callable[..., Setting] = SETTINGS[args.setting]
+    setting = make(args.output, args.tasks, args.quick)
+    file = (args.output if args.quick else FOLDER) / f"unseen_{setting.name}.json"
+    try:
+        choices = settled(
+            file,
+            plan_of_trials(setting),
+            partial(choose, setting, args.output, file, args.workers),
+            quick=args.quick,
+            publishes=args.only_publish,
+        )
+        if choices is None:
+            return
+        if not args.only_publish:
+            run_all(units(setting, choices, args.seeds), args.output, args.workers)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: the same command goes on where it was.")
+    command = f"python -m mhr_benchmarks.studies.unseen --output DIR --setting {setting.name}{' --quick' * args.quick}"
+    results = args.results or (args.output if args.quick else RESULTS)
+    print(publish(setting, units(setting, choices), choices, args.output, results, command))
+
+
+if __name__ == "__main__":
+    main()
