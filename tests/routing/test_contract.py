@@ -41,6 +41,7 @@ CASES["hyperformer++, definitions"] = {"method": "hyperformer++", "adapter": "bo
 CASES["hyperformer++, definitions"] |= {"router": {"context": "definition", "size": 32}}
 CASES["pha"] = {"method": "pha", "router": {"shots": 8, "instance_size": 32}}
 CASES["film"] = {"method": "private", "adapter": "film"}
+CASES["bias"] = {"method": "private", "adapter": "bias"}
 CASES["hra"] = {"method": "private", "adapter": "recurrent"}
 LEARNED = [
     case
