@@ -14,12 +14,15 @@ from mhr.setting import Settings, convert, expected, setting, settings_of
 MODEL_KINDS = ("seq2seq", "causal", "encoder", "masked")
 """What a model is asked to do: answer after reading, go on writing, answer through a head, or say the word at a mask."""
 
-ADAPTERS = ("lora", "ia3", "film", "bottleneck", "recurrent")
+ADAPTERS = ("lora", "ia3", "film", "bias", "bottleneck", "recurrent", "prompt", "prefix")
 RANKED = ("lora", "bottleneck", "recurrent")
 """Kinds of adapters with two projections and a rank between them; the others are vectors."""
 
 BEHIND = ("bottleneck", "recurrent")
 """Kinds that stand behind feed-forward blocks, unless targets say otherwise; the others stand in attention."""
+
+VIRTUAL = ("prompt", "prefix")
+"""Kinds of adapters that are virtual tokens in front of what a model reads; the others act on layers."""
 
 GRANULARITIES = ("fine", "layer", "block", "coder", "coarse")
 NOISES = ("off", "per_example", "per_task")
@@ -38,9 +41,11 @@ class AdapterConfig(Settings):
     )
     adapter: str = setting(
         "lora",
-        """Kind of adapter that is routed: lora, ia3, film, bottleneck or recurrent. lora: two low-rank factors per Linear; ia3: one vector that
-        scales its output; film: one that scales and one that shifts it; bottleneck: down, GELU, up, with biases and a residual, after its
-        output; recurrent: behind its output a controller that all layers and tasks share, and a routed head.""",
+        """Kind of adapter that is routed: lora, ia3, film, bias, bottleneck, recurrent, prompt or prefix. lora: two low-rank factors per
+        Linear; ia3: one vector that scales its output; film: one that scales and one that shifts it; bias: one that shifts the biases of
+        Linear layers and layer norms; bottleneck: down, GELU, up, with biases and a residual, after its output; recurrent: behind its
+        output a controller that all layers and tasks share, and a routed head; prompt: embeddings of virtual tokens before the input;
+        prefix: keys and values of such in each self-attention of a decoder.""",
         choices=ADAPTERS,
         flag="--adapter",
         of_method=True,
@@ -69,6 +74,14 @@ class AdapterConfig(Settings):
         flag="--rank",
         only={"adapter": RANKED},
     )
+    virtual_tokens: int = setting(
+        20,
+        "Virtual tokens of a prompt or prefix.",
+        at_least=1,
+        at_most=2**16,
+        flag="--virtual-tokens",
+        only={"adapter": VIRTUAL},
+    )
     alpha: float = setting(
         1.0, "LoRA alpha: the adapter's output is scaled by alpha / rank.", above=0, only={"adapter": ("lora",)}
     )
@@ -81,9 +94,10 @@ class AdapterConfig(Settings):
     )
     targets: list[str] | str | None = setting(
         None,
-        """Layers to adapt: all-linear, attention, feed-forward, or names or their endings, as in q,v. all-linear: every Linear of
-        the transformer blocks. A list holds such words and names ("q", "attention.query"); in a file, a string is one of the words,
-        or a regular expression for the whole name. Unset: attention; for bottleneck and recurrent, the outputs of the feed-forward blocks.""",
+        """Layers to adapt: all-linear, attention, feed-forward, outputs, or names or their endings, as in q,v. all-linear: every Linear of
+        the transformer blocks; outputs: those that attention and feed-forward parts end in. A list holds such words and names ("q",
+        "attention.query"); in a file, a string is one of the words, or a regular expression for the whole name. Unset: attention; for
+        bottleneck and recurrent, the outputs of the feed-forward blocks; for bias, all layers that have one.""",
         flag="--targets",
         metavar="NAME,...",
     )
@@ -177,6 +191,8 @@ class AdapterConfig(Settings):
             )
         if self.norm and self.adapter != "bottleneck":
             raise ConfigError(f"norm is true, which is for bottlenecks, but adapter is {self.adapter!r}: leave it out")
+        if self.adapter in VIRTUAL:
+            self._check_virtual()
         if not routing.convex and self.adapter == "ia3":
             raise ConfigError(
                 f"adapter is 'ia3', but method {self.method!r} takes sums of skills, and scalings by 1 have none: set adapter to 'film', "
@@ -235,6 +251,18 @@ class AdapterConfig(Settings):
     def skills_for(self, n_tasks: int) -> int:
         """Skills in the bank when it serves `n_tasks` tasks."""
         return n_tasks if self.n_skills is None else self.n_skills
+
+    def _check_virtual(self) -> None:
+        if self.routing.drawn:
+            raise ConfigError(
+                f"adapter is {self.adapter!r}, but method {self.method!r} draws projections, which virtual tokens have none of: choose "
+                "another method"
+            )
+
+    @property
+    def prepended(self) -> int:
+        """Virtual tokens in front of what the model reads; 0 for adapters that act on layers."""
+        return self.virtual_tokens if self.adapter in VIRTUAL else 0
 
     def _check_by_token(self) -> None:
         for name, fixed in (("adapter", "lora"), ("granularity", "fine"), ("dropout", 0.0)):

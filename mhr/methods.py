@@ -104,6 +104,7 @@ class Method:
     summary   one line for help
     routing   key of ROUTING_METHODS; None trains all weights, without an adapter
     adapter   the kind of adapter that it fixes; None leaves that to `AdapterConfig.adapter`
+    targets   the layers that it fixes likewise
     """
 
     name: str
@@ -111,11 +112,12 @@ class Method:
     summary: str
     routing: str | None
     adapter: str | None = None
+    targets: str | None = None
 
     @property
     def fixed(self) -> dict[str, str]:
         """The fields of AdapterConfig that it fixes."""
-        found = {"method": self.routing, "adapter": self.adapter}
+        found = {"method": self.routing, "adapter": self.adapter, "targets": self.targets}
         return {name: value for name, value in found.items() if value is not None}
 
     @property
@@ -338,7 +340,17 @@ METHODS = {
             "hra", "HRA", "one recurrent controller for all layers and tasks, one head per task", "private", "recurrent"
         ),
         Method("poly-ia3", "Poly-IA3", "one head", "poly", "ia3"),
+        Method("bitfit", "BitFit", "biases, one set for all tasks", SHARED, "bias"),
         Method("bottleneck", "shared bottleneck", "one for all tasks", SHARED, "bottleneck"),
+        Method("houlsby", "Houlsby", "two in each block, one for all tasks", SHARED, "bottleneck", targets="outputs"),
+        Method(
+            "prompt-tuning",
+            "prompt tuning",
+            "virtual tokens before the input, the same for all tasks",
+            SHARED,
+            "prompt",
+        ),
+        Method("prefix-tuning", "prefix tuning", "virtual keys and values in the decoder, likewise", SHARED, "prefix"),
         Method("adamix", "AdaMix", "bottlenecks, one drawn at random for each pass", "adamix", "bottleneck"),
         Method("adamix-lora", "AdaMix-LoRA", "the same of LoRAs", "adamix", "lora"),
         Method("arrow", "Arrow", "finished LoRAs, chosen token by token: mhr route", "arrow", "lora"),
@@ -395,8 +407,10 @@ def learned_routing(n_heads: int) -> str:
 
 
 def method_of(routing: str, adapter: str) -> str:
-    """What a user calls a routing method with a kind of adapter: the row of METHODS that trains that, the most particular one."""
-    rows = [row for row in METHODS.values() if row.routing == routing and row.adapter in (adapter, None)]
+    """What a user calls a routing method with a kind of adapter on any layers: the row of METHODS that trains that, the most particular
+    one."""
+    anywhere = [row for row in METHODS.values() if row.targets is None]
+    rows = [row for row in anywhere if row.routing == routing and row.adapter in (adapter, None)]
     return max(rows, key=lambda row: row.adapter is not None).name
 
 

@@ -29,6 +29,7 @@ from mhr.adapters.find import find_adapter
 from mhr.adapters.fold import fold_into
 from mhr.adapters.layer import (
     AdapterLayer,
+    BiasShift,
     BottleneckFactors,
     FilmVectors,
     IA3Vector,
@@ -45,6 +46,7 @@ __all__ = [
     "AdapterCheckpoint",
     "AdapterLayer",
     "BaseModel",
+    "BiasShift",
     "BottleneckFactors",
     "FilmVectors",
     "IA3Vector",

@@ -17,7 +17,7 @@ from mhr.backbones import is_builtin, is_gguf, is_masked
 from mhr.errors import CheckpointError
 from mhr.layers import AdapterBank
 from mhr.layers.attach import bank_of
-from mhr.layers.linear import features, is_linear
+from mhr.layers.linear import features, is_adaptable, is_linear
 from mhr.layers.routed import RoutedLayer
 
 # Elements of each parameter that a fingerprint samples: little enough to take well under a second on a large model.
@@ -75,7 +75,7 @@ def check_base(
         raise CheckpointError(f"{wrong}: its architecture is {base.model_type!r}, this model's is {model_type!r}")
     found = dict(model.named_modules())
     for layer, sizes in layers.items():
-        if layer not in found or not is_linear(found[layer]):
+        if layer not in found or not is_adaptable(found[layer]):
             raise CheckpointError(f"{wrong}: it adapts layer {layer!r}, which this model does not have as a Linear")
         here = features(found[layer])
         if any(recorded not in (None, is_) for recorded, is_ in zip(sizes, here, strict=True)):

@@ -10,14 +10,25 @@ from torch import Tensor
 
 from mhr.adapters.checkpoint import AdapterCheckpoint, routing_transforms, routing_weights
 from mhr.adapters.heads import with_head
-from mhr.adapters.layer import AdapterLayer, BottleneckFactors, FilmVectors, IA3Vector, LoraFactors, RecurrentFactors
+from mhr.adapters.layer import (
+    ADAPTER_LAYERS,
+    AdapterLayer,
+    BiasShift,
+    BottleneckFactors,
+    FilmVectors,
+    IA3Vector,
+    LoraFactors,
+    RecurrentFactors,
+    VirtualTokens,
+)
 from mhr.adapters.plain import PlainAdapter
+from mhr.config import VIRTUAL
 from mhr.errors import MergeError, TaskError, nearest
 from mhr.ops import mix
 from mhr.ops.checks import accumulator
 
 BANK_HEAD_DIMS = {"bank_a": 1, "bank_b": 2, "bank_v": 2, "bank_scale": 2, "bank_shift": 2, "bias_a": 1, "bias_b": 2}
-BANK_HEAD_DIMS |= {"scale_b": 2, "shift_b": 2, "carry_a": 2}
+BANK_HEAD_DIMS |= {"scale_b": 2, "shift_b": 2, "carry_a": 2, "bank_tokens": 2}
 """Axis of each of a bank's parameters along which the heads' blocks are joined."""
 
 
@@ -31,7 +42,7 @@ def collapse(
         A = concat_h sum_s w[h,s] A[h,s] over the input, B = concat_h sum_s w[h,s] B[h,s] over the output
 
     The FACTORS are averaged, before their product, as the routed layers do: the result is the routed model, not an
-    approximation of it. Sums in float32 (float64 for float64 banks). An IA3 or FiLM bank yields its averaged vectors, a bank of
+    approximation of it. Sums in float32 (float64 for float64 banks). An IA3, FiLM or bias bank yields its averaged vectors, a bank of
     bottlenecks their averaged weights and biases. A factor that all skills share (`AdapterConfig.share`) is taken as it is.
 
     Raises MergeError for None as `check_average`.
@@ -104,6 +115,11 @@ def _layer(checkpoint: AdapterCheckpoint, layer: str, mixed: Mapping[tuple[str, 
         return IA3Vector(mixed[layer, "bank_v"][0, 0])
     if checkpoint.config.adapter == "film":
         return FilmVectors(mixed[layer, "bank_scale"][0, 0], mixed[layer, "bank_shift"][0, 0])
+    if checkpoint.config.adapter == "bias":
+        return BiasShift(mixed[layer, "bank_shift"][0, 0])
+    if checkpoint.config.adapter in VIRTUAL:
+        tokens: VirtualTokens = ADAPTER_LAYERS[checkpoint.config.adapter](mixed[layer, "bank_tokens"][0])
+        return tokens
     a, b = mixed[layer, "bank_a"][0], mixed[layer, "bank_b"][0]
     if checkpoint.config.adapter == "bottleneck":
         norm = [mixed[layer, name][0, 0] for name in ("scale_b", "shift_b")] if checkpoint.config.norm else []

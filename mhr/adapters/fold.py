@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mhr.adapters.base import check_base, is_quantised
-from mhr.adapters.layer import ADAPTER_LAYERS, FilmVectors, IA3Vector, LoraFactors
+from mhr.adapters.layer import ADAPTER_LAYERS, BiasShift, FilmVectors, IA3Vector, LoraFactors
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.sharing import check_agreement
 from mhr.backbones import forget_untrained, wearing_heads
@@ -23,7 +23,7 @@ def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
     """Add a plain adapter to the weights of `model` in place, and give it the modules that the adapter brings.
 
         LoRA:  W <- W + (alpha / R) (A B)^T        IA3:  W <- diag(v) W, b <- v b; of inputs W <- W diag(v)
-        FiLM:  W <- diag(1 + g) W, b <- (1 + g) b + h
+        FiLM:  W <- diag(1 + g) W, b <- (1 + g) b + h    biases:  b <- b + h
 
     computed in float32 (float64 where weight or factors are) and rounded once to the dtype of the weight; for GPT-2's
     Conv1D, which holds its weight transposed, likewise.
@@ -47,6 +47,8 @@ def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
         if isinstance(update, LoraFactors):
             delta = update.delta().to(weight.device)
             _set(weight, delta if transposed else delta.T, torch.add)
+        elif isinstance(update, BiasShift):
+            _set(layer.bias, update.shift.to(weight.device), torch.add)  # type: ignore[arg-type]
         elif isinstance(update, FilmVectors):
             scale, shift = 1 + update.scale.to(weight.device), update.shift.to(weight.device)
             _set(weight, scale if transposed else scale[:, None], torch.mul)
@@ -77,15 +79,16 @@ def _check_layers(model: nn.Module, plain: PlainAdapter) -> None:
             raise MergeError(
                 f"layer {layer!r} has no bias, which could take up the shift of a FiLM: keep it as an adapter (--to mhr)"
             )
-        weight: Tensor = model.get_submodule(layer).weight  # type: ignore[assignment]
+        part = "bias" if plain.kind == "bias" else "weight"
+        weight: Tensor = getattr(model.get_submodule(layer), part)
         if is_quantised(model.get_submodule(layer)) or weight.dtype not in FLOATS:
             raise MergeError(
                 f"layer {layer!r} is quantised ({weight.dtype}), and no adapter can be folded into it: name the model that was "
                 "quantised, or a dequantised copy of it, with --model, or keep the adapter (--to mhr, --to peft-lora)"
             )
-        others = [name for name in owners[id(weight)] if name != f"{layer}.weight"]
+        others = [name for name in owners[id(weight)] if name != f"{layer}.{part}"]
         if others:
-            raise MergeError(f"layer {layer!r} shares its weight with {others[0]!r}, which folding would change too")
+            raise MergeError(f"layer {layer!r} shares its {part} with {others[0]!r}, which folding would change too")
 
 
 def _check_modules(model: nn.Module, plain: PlainAdapter) -> None:

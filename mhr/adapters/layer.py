@@ -181,6 +181,24 @@ class FilmVectors(AdapterLayer):
 
 
 @dataclass(frozen=True)
+class BiasShift(AdapterLayer):
+    """A shift of a layer's bias (arXiv 2106.10199): `y -> y + shift` [O]."""
+
+    kind = "bias"
+    title = "a shift of biases"
+    ranked = False
+
+    shift: Tensor
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.kind, (None, self.shift.shape[0]), self.shift.dtype)
+
+    def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
+        return {"bank_shift": self.shift[None, None, None]}
+
+
+@dataclass(frozen=True)
 class BottleneckFactors(AdapterLayer):
     """The update `h -> gelu(h A + a) B + b` of a layer's output h (arXiv 2205.12410): a [O, R], b [R, O], bias_a [R], bias_b [O].
 
@@ -233,9 +251,45 @@ class RecurrentFactors(AdapterLayer):
         return _padded(self.rank, rank, bank_a=self.a, **rows, bank_b=self.b)
 
 
-ADAPTER_LAYERS: dict[str, type[Any]] = {
-    cls.kind: cls for cls in (LoraFactors, IA3Vector, FilmVectors, BottleneckFactors, RecurrentFactors)
-}
+@dataclass(frozen=True)
+class VirtualTokens(AdapterLayer):
+    """Embeddings of virtual tokens before what a model reads (arXiv 2104.08691): tokens [P, W]. Their number is the shape's rank."""
+
+    kind = "prompt"
+    title = "a prompt"
+    unfit = "a prompt has virtual tokens in front of the input"
+    ranked = False
+
+    tokens: Tensor
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.kind, (None, None), self.tokens.dtype, self.tokens.shape[0])
+
+    def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
+        return {"bank_tokens": self.tokens[None, None]}
+
+
+@dataclass(frozen=True)
+class PrefixTokens(VirtualTokens):
+    """Keys and values of virtual tokens in a decoder's self-attention (arXiv 2101.00190), likewise."""
+
+    kind = "prefix"
+    title = "a prefix"
+    unfit = "a prefix has virtual tokens in front of the input"
+
+
+_KINDS = (
+    LoraFactors,
+    IA3Vector,
+    FilmVectors,
+    BiasShift,
+    BottleneckFactors,
+    RecurrentFactors,
+    VirtualTokens,
+    PrefixTokens,
+)
+ADAPTER_LAYERS: dict[str, type[Any]] = {cls.kind: cls for cls in _KINDS}
 """Kind of adapter -> a layer of it."""
 
 

@@ -119,7 +119,10 @@ def collapsed(
         if part == "layers":
             keys.setdefault(rest.rpartition(".")[0], []).append(key)
     owned = {name: keys[bank_name(config, name, sizes)] for name, sizes in bank.layers.items()}
-    size = config.rank if config.adapter in RANKED else 1, float(config.alpha) if config.adapter == "lora" else 1.0
+    size = (
+        config.rank if config.adapter in RANKED else config.prepended or 1,
+        float(config.alpha) if config.adapter == "lora" else 1.0,
+    )
     states = {module: _under(f"modules.{module}.", file) for module in bank.modules}
 
     def layer(name: str) -> AdapterLayer:

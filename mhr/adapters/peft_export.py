@@ -15,9 +15,11 @@ from mhr.adapters.base import BaseModel
 from mhr.adapters.layer import AdapterLayer, IA3Vector, LoraFactors
 from mhr.adapters.peft import HEAD_FOLDER, PEFT_CONFIG_FILE, PEFT_TENSORS_FILE, PREFIX, TASK_TYPES
 from mhr.adapters.peft_modules import HEADS, config_of, other_skeletons, outputs_of, skeleton, with_peers
+from mhr.adapters.peft_prompts import prompt_config, prompt_tensors, virtual_tokens
 from mhr.adapters.peft_readers import missing_layers, one_size, remarks, short_names
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.tensor_file import TensorWriter
+from mhr.config import VIRTUAL
 from mhr.errors import CheckpointError, ConfigError
 from mhr.files import make_folder, write_json_atomically
 
@@ -37,7 +39,7 @@ MOVED_TO_EXPERTS = {
 class PeftFolder:
     """A PEFT folder that was written.
 
-    kind         "lora" or "ia3", or "bank" for a whole one with its routing
+    kind         "lora", "ia3", "prompt" or "prefix", or "bank" for a whole one with its routing
     base         name of the base model in it; `revision` the one that is meant on the hub, None its main one
     rank, alpha  those of all layers, None where there is none; with patterns those of most
     patterns     whether layers differ in them
@@ -91,8 +93,14 @@ class PeftWriter:
 
         Raises CheckpointError for what no folder can hold, or no reader take.
         """
+        if plain.kind in VIRTUAL:
+            virtual_tokens(plain)
+            return []
         if plain.kind not in ("lora", "ia3"):
-            raise CheckpointError(f"PEFT has no {plain.kind} adapters: write it as an adapter of ours (--to mhr)")
+            folds = ", or into the model (--to model)" if plain.kind == "bias" else ""
+            raise CheckpointError(
+                f"PEFT has no {plain.kind} adapters: write it as an adapter of ours (--to mhr){folds}"
+            )
         if plain.kind == "lora":
             _check_experts(plain)
             one_size(plain.shapes.values(), self.rank_multiple)
@@ -109,6 +117,8 @@ class PeftWriter:
         """
         missing = self.check(plain)
         empty = self._skeleton(plain)
+        if plain.kind in VIRTUAL:
+            return self._write_tokens(plain, empty, folder)
         plain = with_peers(plain, empty)
         sizes = {name: (shape.rank, shape.alpha) for name, shape in plain.shapes.items()}
         if plain.kind == "lora" and not self.patterns:
@@ -140,6 +150,22 @@ class PeftWriter:
             patterns=differ,
             remarks=remarks(plain, missing, differ, name),
         )
+
+    def _write_tokens(self, plain: PlainAdapter, empty: nn.Module | None, folder: str | Path) -> PeftFolder:
+        """`write` of a prompt or prefix."""
+        if self.rank_multiple is not None:
+            raise CheckpointError(
+                f"{plain.name} is {virtual_tokens(plain).title}, which has no rank: leave --rank-multiple out"
+            )
+        tokens = virtual_tokens(plain)
+        name = plain.base.name_or_path if self.base is None else self.base
+        config = prompt_config(tokens, empty, name, self.revision, of_base(plain.base, ()))
+        folder = make_folder(folder)
+        with TensorWriter(folder / PEFT_TENSORS_FILE) as file:
+            file.add_all(prompt_tensors(tokens, config))
+        write_json_atomically(folder / PEFT_CONFIG_FILE, config)
+        told = remarks(plain, [], False, name)
+        return PeftFolder(folder, plain.kind, name, self.revision, config["task_type"], None, None, False, told)
 
     def _classes(self, plain: PlainAdapter) -> Iterator[nn.Module]:
         """The base model as each class that the adapter may have been trained on, the likeliest first."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mhr.adapters.base import BaseModel
 from mhr.adapters.checkpoint import AdapterCheckpoint, attach_checkpoint
 from mhr.adapters.layer import AdapterLayer, Shape, Sizes
-from mhr.config import AdapterConfig
+from mhr.config import VIRTUAL, AdapterConfig
 from mhr.layers import AdapterBank
 from mhr.methods import SHARED
 from mhr.runs.run import RunFolder
@@ -131,11 +131,11 @@ def plain_checkpoint(plain: PlainAdapter, task: str = "merged") -> AdapterCheckp
 def describe_plain(plain: PlainAdapter, task: str = "merged") -> AdapterCheckpoint:
     """`plain_checkpoint` without its tensors."""
     rank, alpha = bank_size(plain.shapes.values())
+    size = {"virtual_tokens": rank} if plain.kind in VIRTUAL else {"rank": rank, "alpha": alpha}
     config = AdapterConfig(
         method=SHARED,
         adapter=plain.kind,
-        rank=rank,
-        alpha=alpha,
+        **size,
         targets=list(plain.shapes),
         parts=plain.parts,
         norm=next(iter(plain.shapes.values())).norm,

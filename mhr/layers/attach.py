@@ -19,11 +19,13 @@ from mhr.layers.memory import check_size
 from mhr.layers.positions import split_relative_positions, undo_split_relative_positions
 from mhr.layers.recompute import keep_routing, set_gradient_checkpointing, undo_keep_routing
 from mhr.layers.routed import RoutedLayer, place
+from mhr.layers.routed_bias import RoutedBias
 from mhr.layers.routed_bottleneck import RoutedBottleneck
 from mhr.layers.routed_film import RoutedFilm
 from mhr.layers.routed_ia3 import RoutedIA3
 from mhr.layers.routed_linear import RoutedLinear
 from mhr.layers.routed_recurrent import RoutedRecurrent
+from mhr.layers.routed_virtual import RoutedPrefix, RoutedPrompt
 from mhr.layers.targets import by_structure, find_targets, in_list, routing_group, unadapted
 from mhr.layers.tied import bank_name
 from mhr.routing import RoutingState, make_contexts, make_router
@@ -32,8 +34,11 @@ LAYERS: dict[str, type[RoutedLayer]] = {
     "lora": RoutedLinear,
     "ia3": RoutedIA3,
     "film": RoutedFilm,
+    "bias": RoutedBias,
     "bottleneck": RoutedBottleneck,
     "recurrent": RoutedRecurrent,
+    "prompt": RoutedPrompt,
+    "prefix": RoutedPrefix,
 }
 
 # Heads of AutoModelForSequenceClassification, which come untrained.
@@ -61,7 +66,7 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
     check_size(model, names, config, len(tasks))
     state = RoutingState()
     bank = AdapterBank(config, tasks, state, saved)
-    bank.notes = unadapted(model, config.targets, outside=list(saved))
+    bank.notes = unadapted(model, config.targets, outside=list(saved), adapter=config.adapter)
     placed = by_structure(config.targets)
     group_of = {name: routing_group(model, name, config.granularity) for name in names}
     bank.contexts = make_contexts(config, bank.tasks, list(dict.fromkeys(group_of.values())))
@@ -76,6 +81,7 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
             router = make_router(config, bank.tasks, len(bank.groups), bank.contexts, features(base)[0])
             bank.add_router(group, router.to(**place(base)))
         layer = LAYERS[config.adapter](name, base, config, bank.groups[group], state)
+        layer.fit(model)
         owner = owners.setdefault(bank_name(config, name, (layer.in_features, layer.out_features)), layer)
         if owner is not layer:
             layer.tie(owner)

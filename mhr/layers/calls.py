@@ -13,6 +13,7 @@ from torch import nn
 from mhr.layers.bank import AdapterBank, bank_of
 from mhr.layers.rows import check_rows
 from mhr.layers.together import compute_together
+from mhr.layers.virtual import put_before_encoder, put_in_front, virtual_layer
 from mhr.routing import RoutingBatch
 
 TASK_IDS = inspect.Parameter("task_ids", inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -24,6 +25,9 @@ def wrap_calls(model: nn.Module, bank: AdapterBank) -> None:
         model.register_forward_pre_hook(_enter, with_kwargs=True),
         model.register_forward_hook(_leave, always_call=True),
     ]
+    if virtual_layer(bank) is not None and model.config.is_encoder_decoder:  # type: ignore[union-attr]
+        encoder = model.get_encoder()  # type: ignore[operator]
+        bank.hooks.append(encoder.register_forward_pre_hook(partial(put_before_encoder, model), with_kwargs=True))
     wrap_method(model, bank, "generate", _generate)
     wrap_method(model, bank, "_expand_inputs_for_generation", _expand)
     wrap_method(model, bank, "forward", _forward)
@@ -75,7 +79,18 @@ def _enter(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     # Hooks are compiled apart from the model: there, each layer asks its router within the model's one graph.
     if batch is not None and not torch.compiler.is_compiling():
         compute_together(model, bank, batch)
+    layer = virtual_layer(bank)
+    if layer is not None:
+        args, kwargs = (), _named(model, args, kwargs)
+        kwargs = put_in_front(model, layer, bank.state.current(), kwargs)
+        asked = kwargs.get("use_cache")
+        bank.state.drops_cache = not (model.config.use_cache if asked is None else asked)  # type: ignore[union-attr]
     return args, kwargs
+
+
+def _named(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names."""
+    return dict(zip(list(inspect.signature(type(model).forward).parameters)[1:], args, strict=False)) | kwargs
 
 
 def _leave(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -83,6 +98,8 @@ def _leave(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     state = bank.state
     if state.shared is not None and output is not None:  # None is what an exception leaves
         state.shared.finish()
+    if state.drops_cache and getattr(output, "past_key_values", None) is not None:
+        output.past_key_values = None
     state.leave()
 
 

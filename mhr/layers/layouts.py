@@ -29,6 +29,7 @@ SEQUENCE_FIRST = {
     "modeling_longformer.LongformerSelfAttention",
     "modeling_led.LEDEncoderSelfAttention",
     "modeling_xlnet.XLNetFeedForward",
+    "modeling_xlnet.XLNetRelativeAttention",
     "modeling_fsmt.Attention",
     "modeling_fsmt.EncoderLayer",
     "modeling_fsmt.DecoderLayer",
@@ -41,6 +42,8 @@ EXPERTS = re.compile(r"(?!shared)(.*_)?experts")
 
 # Layers that are called with relative positions, one table for all rows, where rows cannot be assigned to examples.
 POSITIONS = {
+    ("modeling_deberta.DebertaEncoder", "LayerNorm"),
+    ("modeling_deberta_v2.DebertaV2Encoder", "LayerNorm"),
     ("modeling_deberta.DisentangledSelfAttention", "pos_proj"),
     ("modeling_deberta.DisentangledSelfAttention", "pos_q_proj"),
 }

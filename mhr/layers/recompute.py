@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from mhr.errors import ConfigError
 from mhr.layers.bank import bank_of
 from mhr.routing import RoutingState
 
@@ -59,9 +60,16 @@ class RoutedCheckpoint:
 
 
 def set_gradient_checkpointing(model: nn.Module, original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """In front of a model's `_set_gradient_checkpointing`: the same switch for a model with a bank."""
+    """In front of a model's `_set_gradient_checkpointing`: the same switch for a model with a bank. Raises ConfigError for virtual tokens,
+    which come in through the cache that blocks have none of when they are computed again."""
+    bank = bank_of(model)
+    if bank.config.prepended:
+        raise ConfigError(
+            f"gradient checkpointing computes blocks again without a cache, in which adapter {bank.config.adapter!r} puts virtual tokens: "
+            "leave it out"
+        )
     original(*args, **kwargs)
-    keep_routing(model, bank_of(model).state)
+    keep_routing(model, bank.state)
 
 
 def keep_routing(model: nn.Module, state: RoutingState) -> None:

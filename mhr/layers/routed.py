@@ -101,6 +101,10 @@ class RoutedLayer(nn.Module, ABC):
         """Whether its bank is another layer's."""
         return bool(self._owner)
 
+    def fit(self, model: nn.Module) -> None:
+        """Learn of the model, before it is changed, what more than the base layer decides of the bank. Raises TargetError for a model that
+        does not fit."""
+
     @abstractmethod
     def fresh(self, name: str, n_skills: int) -> Tensor:
         """Initial values of the bank parameter `name` for `n_skills` skills, on the device of the base layer."""

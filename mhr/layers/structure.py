@@ -32,6 +32,9 @@ MIXERS = re.compile(r"mamba|mixer|ssm|temporal|recurrent|(short_)?conv\d*", re.I
 ROUTERS = re.compile(r"(.*_)?router|gate|shared_expert_gate|indexer")
 """Parts of the names of Linear layers that choose: experts, how much a shared one counts, positions to attend to."""
 
+INTO_ATTENTION = re.compile(r"(.*_)?(q|k|v|z|kv|qkv|query|key|value|gate)(_\w+)?")
+"""Last parts of the names of Linear layers that attention reads with, or that gate what it returns."""
+
 PROJECTS_POSITIONS = re.compile(r"(rel(ative)?_)?pos(ition)?_\w+")
 """Last parts of the names of Linear layers that project positions, and not the features of a token."""
 
@@ -49,6 +52,7 @@ class Structure:
     attention     those of attention modules
     mixers        those of what stands in their place (the mixers of Mamba's family)
     feed_forward  the others
+    attended      of each attention module, the last one that returns to d_model
     outputs       of each block, the one of `feed_forward` that returns to d_model, from the most features
     experts       parameters [E, ..., ...] that hold the weights of E experts, which cannot be adapted
     left_out      other Linear layers of the blocks: name -> what it is or does, so that none of the above holds it
@@ -57,6 +61,7 @@ class Structure:
     attention: list[str] = field(default_factory=list)
     mixers: list[str] = field(default_factory=list)
     feed_forward: list[str] = field(default_factory=list)
+    attended: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     experts: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -69,19 +74,19 @@ class Structure:
 
 def structure_of(model: nn.Module, outside: Sequence[str] = ()) -> Structure:
     """The structure of a model, without the modules named in `outside` and what is in them. `attention` holds nothing of an
-    encoder or decoder whose attention does not read from d_model and return to it, nor does `outputs`."""
+    encoder or decoder whose attention does not read from d_model and return to it, nor do `attended` and `outputs`."""
     found = Structure(experts=[name for name in _experts(model) if not is_within(name, outside)])
-    embedded = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    embedded = tied_parameters(model)
     stacks: dict[str, list[_Place]] = defaultdict(list)  # by what the lists of blocks stand in: an encoder, a decoder
     for name, module in model.named_modules():
         block = block_parts(model, name) if is_linear(module) and not is_within(name, outside) else None
         if block is None:
             continue
-        why = _reason_against(model, name, embedded)
+        why = reason_against(model, name, embedded)
         if why is not None:
             found.left_out[name] = why
         path = name.split(".")
-        place = _Place(name, ".".join(path[:block]), _kind(model, path, block), *features(module))
+        place = _Place(name, ".".join(path[:block]), *_kind(model, path, block), *features(module))
         stacks[".".join(path[: block - 2])].append(place)
     for places in stacks.values():
         usable = [place for place in places if place.name not in found.left_out]
@@ -91,11 +96,16 @@ def structure_of(model: nn.Module, outside: Sequence[str] = ()) -> Structure:
                 found.left_out[place.name] = "is part of attention that does not return to the width of the model"
             else:
                 getattr(found, place.kind).append(place.name)
+        attended: dict[str, _Place] = {}
         outputs: dict[str, _Place] = {}
         for place in places:
-            widest = outputs.get(place.block, place)
-            if place.kind == "feed_forward" and place.outputs == width and place.inputs >= widest.inputs:
+            if place.outputs != width:
+                continue
+            if place.kind == "attention" and not INTO_ATTENTION.fullmatch(place.name.rpartition(".")[2]):
+                attended[place.part] = place
+            elif place.kind == "feed_forward" and place.inputs >= outputs.get(place.block, place).inputs:
                 outputs[place.block] = place
+        found.attended += [place.name for place in attended.values() if place.name not in found.left_out]
         found.outputs += [place.name for place in outputs.values() if place.name not in found.left_out]
     return found
 
@@ -111,28 +121,37 @@ def block_parts(model: nn.Module, layer: str) -> int | None:
 
 
 class _Place(NamedTuple):
-    """A Linear layer of a block: what it is part of, and its features."""
+    """A Linear layer of a block: what it is part of, and its features. part: the attention module that it is in, or else the block."""
 
     name: str
     block: str
     kind: str
+    part: str
     inputs: int
     outputs: int
 
 
-def _kind(model: nn.Module, path: list[str], block: int) -> str:
-    """The list of `Structure` for the layer at the end of `path`, by the modules from the list of blocks down to it."""
+def _kind(model: nn.Module, path: list[str], block: int) -> tuple[str, str]:
+    """The list of `Structure` for the layer at the end of `path`, by the modules from the list of blocks down to it, and what it is
+    part of."""
+    whole = ".".join(path[:block])
     if ATTENTION.search(path[block - 2]):
-        return "attention"
+        return "attention", whole
     for end in range(block + 1, len(path) + 1):
-        class_name = type(model.get_submodule(".".join(path[:end]))).__name__
-        if ATTENTION.search(path[end - 1]) or ATTENTION_CLASS.search(class_name):
-            return "attention"
-    return "mixers" if any(MIXERS.match(part) for part in path[block:]) else "feed_forward"
+        part = ".".join(path[:end])
+        if ATTENTION.search(path[end - 1]) or ATTENTION_CLASS.search(type(model.get_submodule(part)).__name__):
+            return "attention", part
+    return "mixers" if any(MIXERS.match(part) for part in path[block:]) else "feed_forward", whole
 
 
-def _reason_against(model: nn.Module, name: str, embedded: set[int]) -> str | None:
-    """What a Linear layer of a block is or does, so that it is adapted only by its name or not at all; None for others."""
+def tied_parameters(model: nn.Module) -> set[int]:
+    """The parameters of the model's embeddings, by `id`."""
+    return {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+
+
+def reason_against(model: nn.Module, name: str, embedded: set[int]) -> str | None:
+    """What a layer of a model is or does, so that it is adapted only by its name or not at all; None for others. embedded:
+    `tied_parameters`."""
     parts = name.split(".")
     if any(TOWERS.fullmatch(part) for part in parts):
         return "reads no text"

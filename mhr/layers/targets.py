@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from mhr.config import BEHIND
+from mhr.config import BEHIND, VIRTUAL
 from mhr.errors import ConfigError, TargetError, nearest
+from mhr.layers.biases import find_biases, has_bias
 from mhr.layers.layouts import working_targets
 from mhr.layers.linear import is_linear
 from mhr.layers.structure import block_parts, is_within, structure_of
@@ -18,9 +19,12 @@ from mhr.layers.structure import block_parts, is_within, structure_of
 KINDS = {
     "attention": "the projections of attention",
     "feed-forward": "the Linear layers of feed-forward blocks",
+    "outputs": "the Linear layers that return from attention and feed-forward blocks to d_model",
     "all-linear": "every Linear layer of the transformer blocks",
 }
 """Words that stand for layers by where they stand, in place of names."""
+
+FEED_FORWARD_OUTPUTS = "outputs of feed-forward blocks"
 
 
 def find_targets(
@@ -29,23 +33,29 @@ def find_targets(
     """Names of the Linear-like layers that `targets` means, in the model's order.
 
     A list matches whole names or their endings at a dot, and a word of `KINDS` what that word says; a string is such a word, or a
-    regular expression for the whole name. None takes the outputs of the feed-forward blocks for adapters that stand there (`BEHIND`), and
-    otherwise the projections of attention. Modules named in `outside`, and what is in them, are left out.
+    regular expression for the whole name. None takes the outputs of the feed-forward blocks for adapters that stand there (`BEHIND`), every
+    layer that `mhr.layers.biases.find_biases` finds for "bias", and otherwise the projections of attention. Only layers with a bias are
+    taken for "bias". Modules named in `outside`, and what is in them, are left out.
     Raises TargetError for an entry that matches nothing, or only layers that cannot be adapted.
     """
     everything = [name for name, _ in model.named_modules() if not is_within(name, outside)]
+    if adapter in VIRTUAL:
+        return _embeddings(model, targets, adapter)
+    if targets is None and adapter == "bias":
+        return find_biases(model, outside).layers
     if targets is None:
-        found = set(_by_structure(model, "outputs" if adapter in BEHIND else "attention", outside))
+        found = set(_by_structure(model, FEED_FORWARD_OUTPUTS if adapter in BEHIND else "attention", outside))
         return [name for name in everything if name in found]
     if not targets:
         raise TargetError(f"targets is empty: name at least one layer; Linear layers end in {_endings(model)}")
+    fits = has_bias if adapter == "bias" else is_linear
     found = set()
     for target in [targets] if isinstance(targets, str) else targets:
         if target in KINDS:
-            found.update(_by_structure(model, target, outside))
+            found.update(n for n in _by_structure(model, target, outside) if fits(model.get_submodule(n)))
             continue
         names = list(filter(_matches(target, isinstance(targets, str)), everything))
-        layers = [n for n in names if is_linear(model.get_submodule(n))]
+        layers = [n for n in names if fits(model.get_submodule(n))]
         if not layers:
             fused = _fused(model, target, isinstance(targets, str))
             if fused:
@@ -53,11 +63,31 @@ def find_targets(
                     f"target {target!r} is {fused[0]!r}, a parameter that holds the weights of several experts, whose tokens are "
                     f"not the rows of the batch: {working_targets(model)}"
                 )
-            reason = f"matches {names[0]!r}, which is no Linear layer" if names else "matches no layer"
+            lacks = "is no Linear layer" if fits is is_linear else "has no bias"
+            reason = f"matches {names[0]!r}, which {lacks}" if names else "matches no layer"
             known = [*_linear_endings(model), *KINDS]
             raise TargetError(f"target {target!r} {reason}: {nearest(target, known)}")
         found.update(layers)
+    if not found:
+        raise TargetError(
+            f"targets {targets!r} match no layer that has a bias: leave targets out, for all that have one"
+        )
     return [name for name in everything if name in found]
+
+
+def _embeddings(model: nn.Module, targets: Sequence[str] | str | None, adapter: str) -> list[str]:
+    """The input embeddings, which virtual tokens are beside."""
+    found = getattr(model, "get_input_embeddings", lambda: None)()
+    names = [name for name, module in model.named_modules() if module is found]
+    if targets is not None and list(targets) != names[:1]:
+        raise TargetError(
+            f"targets is {targets!r}, but adapter {adapter!r} stands in front of what the model reads: leave targets out"
+        )
+    if not names:
+        raise TargetError(
+            f"the model has no input embeddings, which adapter {adapter!r} is put beside: choose another kind"
+        )
+    return names[:1]
 
 
 def by_structure(targets: Sequence[str] | str | None) -> bool:
@@ -65,7 +95,9 @@ def by_structure(targets: Sequence[str] | str | None) -> bool:
     return targets is None or any(word in KINDS for word in ([targets] if isinstance(targets, str) else targets))
 
 
-def unadapted(model: nn.Module, targets: Sequence[str] | str | None, outside: Sequence[str] = ()) -> list[str]:
+def unadapted(
+    model: nn.Module, targets: Sequence[str] | str | None, outside: Sequence[str] = (), adapter: str = "lora"
+) -> list[str]:
     """One line for each kind of layer of the model's blocks that such targets leave out although they mean it, or might: layers that
     cannot be adapted, and, where all Linear layers are asked for, those that are none of text or choose."""
     words = [targets] if isinstance(targets, str) else list(targets or ())
@@ -80,9 +112,11 @@ def unadapted(model: nn.Module, targets: Sequence[str] | str | None, outside: Se
             f"not adapted: {_shown(experts)}: holds the weights of several experts, whose tokens are not the rows of the batch"
         )
     reasons: dict[str, list[str]] = defaultdict(list)
-    if "all-linear" in words:
-        for name, reason in structure.left_out.items():
-            reasons[reason].append(name)
+    left_out = structure.left_out if "all-linear" in words else {}
+    if targets is None and adapter == "bias":
+        left_out = find_biases(model, outside).left_out
+    for name, reason in left_out.items():
+        reasons[reason].append(name)
     return [*lines, *(f"not adapted: {_shown(names)}: {reason}" for reason, names in reasons.items())]
 
 
@@ -112,12 +146,13 @@ def _by_structure(model: nn.Module, kind: str, outside: Sequence[str]) -> list[s
     structure = structure_of(model, outside)
     found = {
         "attention": structure.attention,
-        "outputs": structure.outputs,
+        FEED_FORWARD_OUTPUTS: structure.outputs,
+        "outputs": [*structure.attended, *structure.outputs],
         "feed-forward": structure.feed_forward,
         "all-linear": structure.linear,
     }[kind]
     if not found:
-        sought = KINDS.get(kind, "outputs of feed-forward blocks")
+        sought = KINDS.get(kind, kind)
         experts = f"; {structure.experts[0]!r} holds the weights of several experts" if structure.experts else ""
         what = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise TargetError(

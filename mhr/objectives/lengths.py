@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.errors import ConfigError
+from mhr.layers import AdapterBank
 from mhr.objectives.objective import objective_of
 from mhr.runs.settings import DataConfig
 
@@ -64,7 +65,7 @@ def fit_lengths(
 
 def positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, side: str) -> int | None:
     """Tokens that one side of a model has positions for; None where it has no such limit (T5). side: "encoder" or "decoder",
-    which are the same for a model that is not both."""
+    which are the same for a model that is not both. Virtual tokens of a bank have positions too."""
     within = {"decoder": True} if side == "decoder" else {}  # a multimodal decoder has one text part for both
     config = getattr(model.config, side, None) or model.config.get_text_config(**within)
     found = getattr(config, f"max_{side}_position_embeddings", None) or getattr(config, "max_position_embeddings", None)
@@ -80,7 +81,9 @@ def positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, side: 
         ),
         default=0,
     )
-    return min(found - set_aside, tokenizer.model_max_length)
+    bank = getattr(model, "mhr", None)
+    prepended = bank.config.prepended if isinstance(bank, AdapterBank) else 0
+    return min(found - set_aside, tokenizer.model_max_length) - prepended
 
 
 def _limits(encoder: int | None, decoder: int | None) -> str:

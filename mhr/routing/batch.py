@@ -92,6 +92,7 @@ class RoutingState:
     factors   of every layer for the call under way, by the layers' names, where they were mixed together
     shared    what layers that read the same x compute for one another in it; see `mhr.layers.siblings`
     carried   what recurrent adapters hand to the next layer in it: name of the bank -> [..., R]; see `mhr.layers.depth`
+    drops_cache  whether the call under way is to return no cache, although it is given one (`mhr.layers.virtual`)
     disabled  whether the layers answer as their base layers do; see `mhr.disabled`
     """
 
@@ -102,6 +103,7 @@ class RoutingState:
         self.factors: dict[str, list[Tensor]] | None = None
         self.shared: Any = None
         self.carried: dict[str, Tensor] = {}
+        self.drops_cache = False
         self.disabled = False
 
     def current(self) -> RoutingBatch:
@@ -120,6 +122,7 @@ class RoutingState:
     def leave(self) -> None:
         """The call ends."""
         self.batch, self.weights, self.factors, self.shared, self.carried = self.block, None, None, None, {}
+        self.drops_cache = False
 
     @contextmanager
     def use(

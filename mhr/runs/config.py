@@ -16,7 +16,7 @@ import yaml
 
 from mhr.config import BEHIND, AdapterConfig
 from mhr.errors import ConfigError, nearest
-from mhr.methods import METHODS
+from mhr.methods import METHODS, Method
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.settings import DataConfig, RunConfig, TrainConfig
 from mhr.runs.yaml_text import file_text, read_settings, read_value
@@ -64,7 +64,7 @@ def load_config(
     `adapt` or where two sections have the same one ({"data.temperature": 4}); None leaves a setting as it is. `flags` are the
     same by their full names, with where each was set. What belongs to the method of a preset or file (`Setting.of_method`) is
     dropped where another one is asked for, and its targets where adapters with places of their own (`BEHIND`) take the place of LoRAs or the other
-    way round; `adapter.parts` where the adapter is no LoRA.
+    way round, and where methods fix others; `adapter.parts` where the adapter is no LoRA.
 
     Raises ConfigError, naming where it was set and the key: a key that is unknown (the nearest is named) or given twice, a
     value of the wrong type or out of range.
@@ -87,7 +87,7 @@ def load_config(
                 for key, value in merged.items()
                 if _typed_in(value) or not (key.startswith("adapter.") if without else _of_method(key))
             }
-        if _stands_behind(merged) != _stands_behind({**merged, **layer}):
+        if _places(merged) != _places({**merged, **layer}):
             merged = {key: value for key, value in merged.items() if key != "adapter.targets" or _typed_in(value)}
         if _adapter_of({**merged, **layer}) != "lora":
             merged = {key: value for key, value in merged.items() if key != "adapter.parts" or _typed_in(value)}
@@ -131,15 +131,21 @@ def _of_method(key: str) -> bool:
     return key in all_settings() and all_settings()[key][1].of_method
 
 
-def _stands_behind(said: Mapping[str, Said]) -> bool:
-    return _adapter_of(said) in BEHIND
+def _places(said: Mapping[str, Said]) -> tuple[bool, str | None]:
+    """What decides which layers are adapted, beside the setting that names them."""
+    method = _method_of(said)
+    return _adapter_of(said) in BEHIND, None if method is None else method.targets
 
 
 def _adapter_of(said: Mapping[str, Said]) -> str:
     """The kind of adapter that these settings ask for."""
-    method = METHODS.get(str(said["method"].value if "method" in said else RunConfig.method))
+    method = _method_of(said)
     chosen = said["adapter.adapter"].value if "adapter.adapter" in said else AdapterConfig.adapter
     return str((method and method.adapter) or chosen)
+
+
+def _method_of(said: Mapping[str, Said]) -> Method | None:
+    return METHODS.get(str(said["method"].value if "method" in said else RunConfig.method))
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -333,11 +339,14 @@ def _build(merged: Mapping[str, Said]) -> RunConfig:
             if row.routing is None:
                 built[section] = None
                 continue
-            if "adapter" in settings and settings["adapter"] != fixed.get("adapter", settings["adapter"]):
-                raise merged["adapter.adapter"].error(
-                    f"adapter.adapter is {settings['adapter']!r}, but method {method!r} trains {fixed['adapter']!r}: leave it "
-                    f"out, or choose {', '.join(name for name, other in METHODS.items() if other.routing and not other.adapter)}"
-                )
+            for name in fixed:
+                if settings.get(name) not in (fixed[name], None):
+                    free = [other for other in METHODS.values() if other.routing and name not in other.fixed]
+                    alike = [other for other in free if (other.routing, other.adapter) == (row.routing, row.adapter)]
+                    raise merged[f"adapter.{name}"].error(
+                        f"adapter.{name} is {settings[name]!r}, but method {method!r} trains {fixed[name]!r}: leave it out, or choose "
+                        f"{', '.join(other.name for other in alike or free)}"
+                    )
             settings = {**settings, **fixed}
         built[section] = _checked(cls, settings, section, merged)
     return _checked(RunConfig, {**values[""], **built}, "", merged)

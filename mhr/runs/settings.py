@@ -539,8 +539,23 @@ class RunConfig(Settings):
             )
         if self.adapter is not None and not self.adapter.routing.convex:
             self._check_directions(self.adapter.routing)
+        if self.adapter is not None and self.adapter.prepended:
+            self._check_virtual(self.adapter)
         self._check_consistency()
         self._check_mask()
+
+    def _check_virtual(self, adapter: AdapterConfig) -> None:
+        """Raise ConfigError for what leaves virtual tokens no place in front of a call."""
+        asked = {"data.packing": self.data.packing}
+        asked |= {
+            f"train.{name}": getattr(self.train, name) for name in ("gradient_checkpointing", "torch_compile", "fsdp")
+        }
+        for name, given in asked.items():
+            if given:
+                raise ConfigError(
+                    f"{name} is true, but method {self.method!r} with adapter {adapter.adapter!r} puts virtual tokens in front of what the model "
+                    "reads, which does not go with it: leave it out"
+                )
 
     def _check_directions(self, routing: RoutingMethod) -> None:
         """Raise ConfigError for what takes each skill for an adapter, where skills are none."""

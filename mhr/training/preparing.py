@@ -14,6 +14,7 @@ from mhr.backbones import check_precision_of, load_backbone, take_heads, untrain
 from mhr.contexts import attach_to_tasks, give_examples, set_apart
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler, weights_of
+from mhr.errors import ConfigError
 from mhr.loading import Loading
 from mhr.objectives import Objective, make_objective
 from mhr.objectives.fit import check_fit, notes_on
@@ -117,6 +118,9 @@ def prepare(
         else:
             targets = [attach_source(model, source, config, list(tasks), heads)]
             give_examples(model, tokenizer, tasks.values())
+        _, room = fit_data(model, tokenizer, kind, data, config.model)
+        if room is not None:
+            raise ConfigError(f"{room}, {config.adapter.prepended} of them before the input: set max_input_length so")
         if config.init_skills and seeded:
             seed_bank(model, config.init_skills)
     with BarOnDemand(len(examples), "tokenise", progress and state.is_main_process) as told:

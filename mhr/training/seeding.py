@@ -10,9 +10,19 @@ from torch import nn
 
 from mhr.adapters.base import check_base
 from mhr.adapters.find import find_adapters
-from mhr.adapters.layer import ADAPTER_LAYERS, AdapterLayer, BottleneckFactors, FilmVectors, IA3Vector, LoraFactors
+from mhr.adapters.layer import (
+    ADAPTER_LAYERS,
+    AdapterLayer,
+    BiasShift,
+    BottleneckFactors,
+    FilmVectors,
+    IA3Vector,
+    LoraFactors,
+    VirtualTokens,
+)
 from mhr.adapters.open import needs_task, open_bank, open_plain
 from mhr.adapters.plain import PlainAdapter
+from mhr.config import VIRTUAL
 from mhr.errors import MergeError
 from mhr.layers import AdapterBank
 from mhr.layers.attach import bank_of
@@ -86,6 +96,10 @@ def _check(bank: AdapterBank, sources: Sequence[PlainAdapter]) -> None:
                 f"init_skills: {source.name} scales inputs of layers (PEFT's feedforward_modules), which no skill of a bank does: "
                 "leave it out"
             )
+        if source.kind in VIRTUAL and rank != config.virtual_tokens:
+            raise MergeError(
+                f"init_skills: {source.name} has {rank} virtual tokens, the bank {config.virtual_tokens}: use --virtual-tokens {rank}"
+            )
         if ADAPTER_LAYERS[source.kind].ranked and rank > config.rank:
             raise MergeError(f"init_skills: {source.name} has rank {rank}, the bank {config.rank}: use --rank {rank}")
 
@@ -95,6 +109,12 @@ def _put(layer: RoutedLayer, skill: int, given: AdapterLayer) -> None:
     bank = {name: p[:, skill] for name, p in layer.bank().items()}  # [H, P, Q] each, views
     if isinstance(given, IA3Vector):
         bank["bank_v"].copy_(given.v.view(layer.router.n_heads, 1, -1))
+        return
+    if isinstance(given, BiasShift):
+        bank["bank_shift"].copy_(given.shift.view(layer.router.n_heads, 1, -1))
+        return
+    if isinstance(given, VirtualTokens):
+        bank["bank_tokens"].copy_(given.tokens.view(given.rank, layer.router.n_heads, -1).transpose(0, 1))
         return
     if isinstance(given, FilmVectors):
         for name, vector in (("bank_scale", given.scale), ("bank_shift", given.shift)):

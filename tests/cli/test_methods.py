@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.running import succeed
+from mhr.runs import load_config
+from tests.cli.running import refuse, succeed
 
 SMALL = ("--batch-size", "4", "--steps", "2", "--lr", "1e-2", "--max-target-length", "4")
 NEW = ("--shots", "4", "--steps", "1", "--seeds", "13")
@@ -17,6 +18,10 @@ NEW = ("--shots", "4", "--steps", "1", "--seeds", "13")
 METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "mtl-lora": ("z", "mhr", ("--n-skills", "2", "--rank", "2")),
     "shared-heads": ("z", "mhr", ("--n-heads", "4", "--n-skills", "2", "--rank", "2")),
+    "bitfit": ("lora", "mu", ()),
+    "houlsby": ("lora", "mu", ("--rank", "2")),
+    "prompt-tuning": ("lora", "mu", ("--virtual-tokens", "4")),
+    "prefix-tuning": ("lora", "random", ("--virtual-tokens", "4")),
     "film": ("random", "mu", ()),
     "hra": ("head", "mhr", ("--rank", "4")),
     "hyperformer": ("z", "mhr", ("--n-skills", "8", "--rank", "2")),
@@ -53,7 +58,7 @@ def test_a_method_goes_through_every_command(
     succeed(
         "pretrain",
         "--model",
-        backbone("t5"),
+        backbone("bart" if method == "bitfit" else "t5"),  # a T5 has no biases
         *SMALL,
         "--method",
         method,
@@ -79,7 +84,11 @@ def test_a_method_goes_through_every_command(
         for one in (run, merged)
     ]
     assert scores[0] == scores[1]
-    succeed("merge", run, "--each-task", "--output", tmp_path / "each")
+    for_each = ("merge", run, "--each-task", "--output", tmp_path / "each")
+    if load_config(run / "config.yaml").adapter.routing.needs_tasks:
+        succeed(*for_each)
+    else:
+        assert "it is one adapter: leave --each-task out" in refuse(*for_each)
     succeed("merge", tmp_path / "adapted", "--output", tmp_path / "of-adapted")
     succeed("report", run, tmp_path / "adapted", tmp_path / "sweep", "--output", tmp_path / "page")
     assert (tmp_path / "page" / "report.html").is_file()

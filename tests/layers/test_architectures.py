@@ -65,11 +65,12 @@ def compare(kind: str, model_type: str) -> tuple[list[str], list[str]]:
                 raise
     else:
         raise AssertionError(f"refused without end: {refused}")
-    for targets, adapter in ((None, "lora"), ("all-linear", "lora"), (None, "bottleneck"), (None, "recurrent")):
+    kinds = ((None, "lora"), ("all-linear", "lora"), (None, "bottleneck"), (None, "recurrent"), (None, "bias"))
+    for targets, adapter in kinds:
         try:
             found = find_targets(model, targets, outside=CLASSIFICATION_HEADS, adapter=adapter)
         except TargetError as error:
-            assert "does not show" in str(error)  # noqa: PT017 - many structures show what is asked for
+            assert re.search("does not show|has no biases", str(error))  # noqa: PT017 - many structures show what is asked for
             continue
         adapted = copy.deepcopy(model)
         config = AdapterConfig(method="private", adapter=adapter, rank=2, targets=found)

@@ -43,6 +43,7 @@ CASES["pha"] = {"method": "pha", "router": {"shots": 8, "instance_size": 32}}
 CASES["generative-adapter"] |= {"router": {"shots": 4, "size": 32}}
 CASES["generative-adapter, learning"] = {"method": "generative-adapter", "router": {"shots": 2, "size": 32}}
 CASES["film"] = {"method": "private", "adapter": "film"}
+CASES["bias"] = {"method": "private", "adapter": "bias"}
 CASES["hra"] = {"method": "private", "adapter": "recurrent"}
 LEARNED = [
     case
