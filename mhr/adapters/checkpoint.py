@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr import __version__
 from mhr.adapters.base import BaseModel, check_base, describe_base
+from mhr.adapters.finite import check_finite
 from mhr.adapters.layer import Sizes
 from mhr.adapters.outputs import check_outputs
 from mhr.adapters.sharing import check_agreement
@@ -358,6 +359,7 @@ def _check_parts(bank: AdapterBank, name: str) -> None:
 
 
 def _copy_tensors(bank: AdapterBank, tensors: Mapping[str, Tensor], name: str) -> None:
+    check_finite(tensors, name)
     targets = bank.tensors()
     for key in targets.keys() | tensors.keys():
         if key not in tensors:

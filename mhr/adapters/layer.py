@@ -79,6 +79,16 @@ class AdapterLayer(ABC):
     def sizes(self) -> Sizes:
         return self.shape.sizes
 
+    def fits(self, said: Shape) -> bool:
+        """Whether it is of this shape, as far as both tell, in whatever dtype."""
+        own = self.shape
+        sizes = zip(own.sizes, said.sizes, strict=True)
+        return own.rank == said.rank and all(None in pair or pair[0] == pair[1] for pair in sizes) and self.agrees()
+
+    def agrees(self) -> bool:
+        """Whether its tensors are of shapes that go together."""
+        return True
+
     def tensors(self) -> dict[str, Tensor]:
         """Its tensors by name."""
         return {f.name: t for f in dataclasses.fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
@@ -111,6 +121,9 @@ class LoraFactors(AdapterLayer):
     @property
     def shape(self) -> Shape:
         return Shape(self.kind, (self.a.shape[0], self.b.shape[1]), self.a.dtype, self.a.shape[1], self.alpha)
+
+    def agrees(self) -> bool:
+        return self.a.shape[1] == self.b.shape[0]
 
     def delta(self) -> Tensor:
         """`(alpha / R) * A B` [I, O], in float32 (float64 for float64 factors)."""
@@ -176,6 +189,9 @@ class FilmVectors(AdapterLayer):
     def shape(self) -> Shape:
         return Shape(self.kind, (None, self.scale.shape[0]), self.scale.dtype)
 
+    def agrees(self) -> bool:
+        return self.scale.shape == self.shift.shape
+
     def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
         return {"bank_scale": self.scale[None, None, None], "bank_shift": self.shift[None, None, None]}
 
@@ -221,6 +237,10 @@ class BottleneckFactors(AdapterLayer):
         norm = self.scale_b is not None
         return Shape(self.kind, (None, self.a.shape[0]), self.a.dtype, self.a.shape[1], norm=norm)
 
+    def agrees(self) -> bool:
+        outputs = {t.shape[-1] for t in (self.b, self.bias_b, self.scale_b, self.shift_b) if t is not None}
+        return outputs == {self.a.shape[0]} and self.bias_a.shape[0] == self.b.shape[0] == self.a.shape[1]
+
     def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
         biases = {"bias_a": self.bias_a[None], "bias_b": self.bias_b[None]}
         norm = {key: t[None, None, None] for key, t in self.tensors().items() if key in ("scale_b", "shift_b")}
@@ -245,6 +265,9 @@ class RecurrentFactors(AdapterLayer):
     @property
     def shape(self) -> Shape:
         return Shape(self.kind, (None, self.a.shape[0]), self.a.dtype, self.a.shape[1])
+
+    def agrees(self) -> bool:
+        return self.b.shape == self.a.T.shape and self.carry_a.shape == self.bias_a.shape == self.a.shape[1:]
 
     def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
         rows = {"carry_a": self.carry_a[None], "bias_a": self.bias_a[None]}

@@ -19,7 +19,7 @@ from mhr.adapters.peft_poly import is_poly, open_poly
 from mhr.adapters.plain import Lazy, PlainAdapter, plain_checkpoint
 from mhr.adapters.tensor_file import TensorFile, digest_of
 from mhr.config import RANKED
-from mhr.errors import MergeError, TaskError, nearest
+from mhr.errors import CheckpointError, MergeError, TaskError, nearest
 from mhr.layers.tied import bank_name
 
 
@@ -63,7 +63,8 @@ def open_plain(path: Path, task: str | None = None) -> PlainAdapter:
     """
     bank = open_bank(path)
     if bank is None:
-        return dataclasses.replace(open_peft(find_adapter(path)), name=str(path), task=task, run=run_of(path))
+        plain = dataclasses.replace(open_peft(find_adapter(path)), name=str(path), task=task, run=run_of(path))
+        return plain.checked()
     return plain_of(bank, task)
 
 
@@ -118,7 +119,17 @@ def collapsed(
         part, _, rest = key.partition(".")
         if part == "layers":
             keys.setdefault(rest.rpartition(".")[0], []).append(key)
-    owned = {name: keys[bank_name(config, name, sizes)] for name, sizes in bank.layers.items()}
+    names = {name: bank_name(config, name, sizes) for name, sizes in bank.layers.items()}
+    lacking = next((name for name, own in names.items() if own not in keys), None)
+    if lacking is not None:
+        raise CheckpointError(f"{bank.name} lacks the tensors of its layer {lacking!r}: copy or train it again")
+    owned = {name: keys[own] for name, own in names.items()}
+    shared = {"up": "_b", "down": "_a"}.get(config.share or "none")
+    for name, own in owned.items():
+        for key in own:
+            skills = 1 if shared is not None and key.endswith(shared) else config.skills_for(len(bank.tasks))
+            if len(file.shapes[key]) != 4 or file.shapes[key][1] != skills:
+                raise _does_not_fit(bank.name, name, file.path)
     size = (
         config.rank if config.adapter in RANKED else config.prepended or 1,
         float(config.alpha) if config.adapter == "lora" else 1.0,
@@ -133,7 +144,13 @@ def collapsed(
             modules=[],
             tensors=file.read([*owned[name], *tables.get(group, {}).values(), *contexts]),
         )
-        return collapse(alone).layers[name]
+        try:
+            found = collapse(alone).layers[name]
+        except (RuntimeError, IndexError, KeyError) as fault:  # what torch raises for shapes
+            raise _does_not_fit(bank.name, name, file.path) from fault
+        if not found.fits(whole.shapes[name]):
+            raise _does_not_fit(bank.name, name, file.path)
+        return found
 
     def module(name: str) -> dict[str, Tensor]:
         prefix = f"modules.{name}."
@@ -153,7 +170,14 @@ def collapsed(
         run=run_of(Path(bank.name)),
         heads=bank.heads,
     )
-    return whole if task is None else with_head(whole, task)
+    return (whole if task is None else with_head(whole, task)).checked()
+
+
+def _does_not_fit(bank: str, layer: str, path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"the tensors of layer {layer!r} of {bank} have other shapes in {path.name} than its configuration says: the two do not belong "
+        "together, copy or train it again"
+    )
 
 
 def _under(prefix: str, file: TensorFile) -> dict[str, tuple[int, ...]]:

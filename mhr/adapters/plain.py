@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mhr.adapters.base import BaseModel
 from mhr.adapters.checkpoint import AdapterCheckpoint, attach_checkpoint
+from mhr.adapters.finite import check_finite
 from mhr.adapters.layer import AdapterLayer, Shape, Sizes
 from mhr.config import VIRTUAL, AdapterConfig
 from mhr.layers import AdapterBank
@@ -89,6 +90,21 @@ class PlainAdapter:
         """The same with all of it in memory."""
         modules = {name: dict(state) for name, state in self.modules.items()}
         return dataclasses.replace(self, layers=dict(self.layers.items()), modules=modules)
+
+    def checked(self) -> PlainAdapter:
+        """The same, which raises CheckpointError where a layer or module that is read holds a value that is not finite."""
+
+        def layer(name: str) -> AdapterLayer:
+            found = self.layers[name]
+            check_finite(found.tensors(), f"layer {name!r} of {self.name}")
+            return found
+
+        def module(name: str) -> Mapping[str, Tensor]:
+            found = self.modules[name]
+            check_finite(found, f"module {name!r} of {self.name}")
+            return found
+
+        return dataclasses.replace(self, layers=Lazy(self.layers, layer), modules=Lazy(self.modules, module))
 
     def cast(self, dtype: torch.dtype) -> PlainAdapter:
         """The same in another dtype; counters and the like stay what they are."""

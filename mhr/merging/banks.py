@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mhr.adapters.checkpoint import AdapterCheckpoint
+from mhr.adapters.finite import check_finite
 from mhr.adapters.tensor_file import TensorFile
 from mhr.errors import MergeError
 from mhr.ops import weighted_average
@@ -28,6 +29,8 @@ class AveragedFile(TensorFile):
         averaged: dict[str, Tensor] = {}
         for name in self.shapes if names is None else names:
             tensors = [file.read([name])[name] for file in self.files]
+            for file, tensor in zip(self.files, tensors, strict=True):
+                check_finite({name: tensor}, str(file.path))
             if tensors[0].is_floating_point():
                 averaged[name] = weighted_average(tensors, self.weights)
             elif all(torch.equal(tensors[0], other) for other in tensors):
