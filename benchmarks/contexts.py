@@ -21,11 +21,15 @@ from .train import BATCH, DISTINCT, HEADS, INPUT, RANK, SKILLS, TARGET, TARGETS,
 SIZE = 384
 """Length of a context: that of MiniLM's embeddings."""
 
+POOL, TOKENS = 64, 64
+"""Examples of a task, and tokens of each, where adapters are generated from them: as unless set otherwise."""
+
 
 METHODS: dict[str, dict[str, Any]] = {
     "mhr": {"n_heads": HEADS, "n_skills": SKILLS},
     "context-mhr": {"n_heads": HEADS, "n_skills": SKILLS, "router": {"size": SIZE}},
     "hyper-lora": {"method": "hyperformer++"},
+    "generative-adapter": {"router": {"size": SIZE}},
 }
 """What may be compared with mhr -> its settings; those of the method itself are its defaults."""
 
@@ -39,7 +43,8 @@ def stepping(method: str, width: int) -> Callable[[], None]:
     bank = mhr.attach(model, config, names)
     torch.manual_seed(0)
     if bank.contexts is not None and bank.contexts.embedded:
-        bank.set_contexts({name: torch.randn(SIZE) for name in names}, center=True)
+        size = (POOL, TOKENS, SIZE) if bank.contexts.takes_examples else (SIZE,)
+        bank.set_contexts({name: torch.randn(size) for name in names}, center=True)
     for layer in bank.layers.values():
         nn.init.normal_(layer.bank()["bank_b"], std=width**-0.5)
     inputs: dict[str, Tensor] = {
