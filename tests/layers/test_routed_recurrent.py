@@ -25,6 +25,7 @@ from mhr.layers.layouts import Layout
 from mhr.merging import merge
 from mhr.methods import idle_rates, refusal
 from mhr.runs import load_config
+from mhr.training.seeding import seed_bank
 from tests.architectures import build
 from tests.models import WIDTH, random_batch, randomise, tiny_model
 
@@ -404,6 +405,8 @@ def test_what_has_no_place_for_it_says_so(tmp_path: Path) -> None:
         ):
             merge(tmp_path / "hra", **settings, output=tmp_path / "merged")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hra"]
+    with pytest.raises(MergeError, match=r"skills that share a projection \(share 'down'\): leave init_skills out"):
+        seed_bank(model, [str(tmp_path / "hra")])
 
 
 @pytest.mark.parametrize(
