@@ -143,6 +143,13 @@ class TableRouter(Router):
         )
 
 
+def kept_rows(fresh: Tensor, old: Tensor, keep: Sequence[int | None]) -> Tensor:
+    """`fresh` [T, ...], in which row i is old row `keep[i]`, where that is not None."""
+    at = [i for i, k in enumerate(keep) if k is not None]
+    fresh[at] = old.detach()[[k for k in keep if k is not None]].to(fresh)
+    return fresh
+
+
 routers: Registry[type[Router]] = Registry("routing method")
 
 

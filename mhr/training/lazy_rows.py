@@ -23,7 +23,7 @@ class Table:
     """A parameter of which each task has a row, `axis` being that of the task.
 
     whole   all rows, T of them
-    slots   those of a step, at most K; what the parameter holds in training
+    slots   those of a step, at most K: what the parameter holds in training, or is to hold again
     states  of the optimizer, by its names, each with room for N rows of tasks that were drawn so far
     """
 
@@ -93,6 +93,7 @@ class LazyRows:
     @torch.no_grad()
     def load(self, rows: Sequence[int]) -> None:
         """Begin a step that draws the tasks of these rows of the table, in any order and any number of times, at most K tasks."""
+        assert not self._open, "a step begins inside a block of `whole`"
         self._rows = sorted(set(rows))
         if len(self._rows) > self.size:
             raise ValueError(f"a step draws {len(self._rows)} tasks, expected at most {self.size}")
@@ -100,12 +101,11 @@ class LazyRows:
         self._at = self._indices(self._rows, places)
         room = self.room(len(self._places))
         for table in self.tables:
-            self._slots(table, table.slots).copy_(table.whole.index_select(table.axis, self._at[0]))
+            self._slots(table, table.parameter.data).copy_(table.whole.index_select(table.axis, self._at[0]))
             for name, state in self._states(table):
                 table.grow(name, room)
                 self._slots(table, state).copy_(table.states[name].index_select(table.axis, self._at[1]))
-        if not self._open:
-            self.bank.slots = {row: slot for slot, row in enumerate(self._rows)}
+        self._show()
 
     def _indices(self, rows: list[int], places: list[int]) -> Tensor:
         """int64 [2, U]: the rows of a step, and their places among the states."""
@@ -148,10 +148,15 @@ class LazyRows:
         for table in self.tables:
             table.parameter.data = table.slots
         self._route_over(self.size)
+        self._show()
+
+    def _show(self) -> None:
+        """Tell the bank which rows its parameters hold."""
         self.bank.slots = {row: slot for slot, row in enumerate(self._rows)}
 
     def _leave(self) -> None:
         for table in self.tables:
+            table.slots = table.parameter.data  # which may have been replaced since
             table.parameter.data = table.whole
         self._route_over(self._tasks)
         self.bank.slots = None
@@ -170,7 +175,7 @@ class LazyRows:
     def _keep(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """After a step: take rows and states out of the slots."""
         for table in self.tables:
-            table.whole.index_copy_(table.axis, self._at[0], self._slots(table, table.slots))
+            table.whole.index_copy_(table.axis, self._at[0], self._slots(table, table.parameter.data))
             for name, state in self._states(table):
                 table.grow(name, self.room(len(self._places)))
                 table.states[name].index_copy_(table.axis, self._at[1], self._slots(table, state))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import (
@@ -212,6 +212,8 @@ class RoutedTrainer(Trainer):
             return
         per_step = self.config.batch_size * self.config.accumulation * self.args.world_size
         self.rows = LazyRows(self.bank, per_step)
+        for table in self.rows.tables:
+            broadcast(table.whole)  # as all else that is trained begins with what the first process has
         try:
             yield
         finally:

@@ -319,13 +319,13 @@ def test_two_processes_give_what_one_gives(settings: Make, tmp_path: Path) -> No
     both = RunFolder.open(tmp_path / "two")
     assert both.info["processes"] == 2
     for a, b in zip(both.metrics(), alone.metrics(), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
     found, expected = read_adapter(both.adapter).tensors, read_adapter(alone.adapter).tensors
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     states = [torch.load(run.checkpoints / "checkpoint-4/optimizer.pt", weights_only=True) for run in (both, alone)]
-    assert set(states[0][ROWS].tolist()) == set(states[1][ROWS].tolist())
+    assert states[0][ROWS].tolist() == states[1][ROWS].tolist()
 
 
 # ---- what does not go ---------------------------------------------------------------------------------------------------
