@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 from mhr.errors import TrainingError
 from mhr.layers import AdapterBank
 
-ROWS = "rows_of_tasks"
+ROWS_DRAWN = "rows_of_tasks"
 """Under which the state of an optimizer says whose rows its states are of, in their order."""
 
 
 @dataclass
-class Table:
+class TaskRows:
     """A parameter of which each task has a row, `axis` being that of the task.
 
     whole   all rows, T of them
@@ -71,7 +71,7 @@ class LazyRows:
         self._tasks = len(bank.tasks)
         self.size = min(slots, self._tasks)
         self.tables = [
-            Table(parameter, axis, parameter.data, parameter.data.new_zeros(_resized(parameter, axis, self.size)))
+            TaskRows(parameter, axis, parameter.data, parameter.data.new_zeros(_resized(parameter, axis, self.size)))
             for parameter, axis in bank.row_parameters()
         ]
         self._rows: list[int] = []
@@ -167,7 +167,7 @@ class LazyRows:
             for router in self.bank.groups.values():
                 router.resize(tasks)
 
-    def _slots(self, table: Table, tensor: Tensor) -> Tensor:
+    def _slots(self, table: TaskRows, tensor: Tensor) -> Tensor:
         """The slots that are in use, of a tensor with K of them."""
         return tensor.narrow(table.axis, 0, len(self._rows))
 
@@ -189,15 +189,15 @@ class LazyRows:
                 table.grow(name, n)
                 # A copy, since a view would be stored with all that lies behind it.
                 state[i] = state[i] | {name: table.states[name].narrow(table.axis, 0, n).clone()}
-        return {**state_dict, "state": state, ROWS: torch.tensor(self.drawn, dtype=torch.long)}
+        return {**state_dict, "state": state, ROWS_DRAWN: torch.tensor(self.drawn, dtype=torch.long)}
 
     def _loaded(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state of an optimizer that `_saved` gave, with slots in place of the rows, which are taken."""
-        if ROWS not in state_dict:
+        if ROWS_DRAWN not in state_dict:
             raise TrainingError(
                 "the state of the optimizer is of a training of whole tables, and rows of tasks are to be trained lazily: go on as it began"
             )
-        rows = state_dict[ROWS].tolist()
+        rows = state_dict[ROWS_DRAWN].tolist()
         self._places = {row: place for place, row in enumerate(rows)}
         state = dict(state_dict["state"])
         for table, i in self._numbered(optimizer):
@@ -207,16 +207,16 @@ class LazyRows:
                     table.grow(name, self.room(len(rows)))
                     table.states[name].narrow(table.axis, 0, len(rows)).copy_(value)
                     state[i] = state[i] | {name: torch.zeros_like(table.slots)}
-        return {**{key: value for key, value in state_dict.items() if key != ROWS}, "state": state}
+        return {**{key: value for key, value in state_dict.items() if key != ROWS_DRAWN}, "state": state}
 
-    def _numbered(self, optimizer: Optimizer) -> Iterator[tuple[Table, int]]:
+    def _numbered(self, optimizer: Optimizer) -> Iterator[tuple[TaskRows, int]]:
         """The tables with their numbers among the parameters of an optimizer."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         numbers = {id(parameter): i for i, parameter in enumerate(parameters)}
         for table in self.tables:
             yield table, numbers[id(table.parameter)]
 
-    def _states(self, table: Table) -> Iterator[tuple[str, Tensor]]:
+    def _states(self, table: TaskRows) -> Iterator[tuple[str, Tensor]]:
         """The states of the optimizer that have an element for each of the parameter's."""
         if self._optimizer is not None:
             for name, state in self._optimizer.state.get(table.parameter, {}).items():

@@ -19,7 +19,7 @@ from mhr.runs.config import assignments, dump_config
 from mhr.runs.settings import LAZY_OPTIMIZERS, RunConfig
 from mhr.runs.unused import refuse_unused
 from mhr.training import pretrain
-from mhr.training.lazy_rows import ROWS, LazyRows
+from mhr.training.lazy_rows import ROWS_DRAWN, LazyRows
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
 from tests.models import random_batch, randomise, tiny_model
@@ -325,7 +325,7 @@ def test_two_processes_give_what_one_gives(settings: Make, tmp_path: Path) -> No
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     states = [torch.load(run.checkpoints / "checkpoint-4/optimizer.pt", weights_only=True) for run in (both, alone)]
-    assert states[0][ROWS].tolist() == states[1][ROWS].tolist()
+    assert states[0][ROWS_DRAWN].tolist() == states[1][ROWS_DRAWN].tolist()
 
 
 # ---- what does not go ---------------------------------------------------------------------------------------------------
