@@ -174,6 +174,12 @@ def measure(width: int, rounds: int, runs: int, steps: int) -> dict[str, Any]:
                 "drawn": tasks if training.rows is None else len(training.rows.drawn),
             }
         )
+    found["run"] = run_times(runs, steps) if runs else []
+    return found
+
+
+def run_times(runs: int, steps: int) -> list[dict[str, Any]]:
+    """What begins a run, and a step of it, for each number of tasks in turn."""
     prepared: dict[int, list[float]] = {tasks: [] for tasks in SIZES}
     seconds: dict[int, list[float]] = {tasks: [] for tasks in SIZES}
     with tempfile.TemporaryDirectory() as name:
@@ -185,8 +191,9 @@ def measure(width: int, rounds: int, runs: int, steps: int) -> dict[str, Any]:
                 begin, step = running(Path(name), tasks, steps)
                 prepared[tasks].append(begin)
                 seconds[tasks].append(step)
+    found: list[dict[str, Any]] = []
     for tasks in SIZES:
-        found["run"].append(
+        found.append(
             {
                 "tasks": tasks,
                 "prepare_s": round(statistics.median(prepared[tasks]), 2),
