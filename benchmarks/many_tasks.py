@@ -111,9 +111,9 @@ class StepTimes(TrainerCallback):
 
 
 def write_tasks(path: Path, tasks: int) -> None:
-    """Sums, two of each task."""
+    """Sums, two of each task and all as long as each other, so that no number of tasks has more tokens."""
     rows = (
-        {"task": f"task{t}", "input": f"{t} + {i}", "targets": str(t + i), "split": "train"}
+        {"task": f"task{t}", "input": f"{t:05} + {i}", "targets": f"{t + i:05}", "split": "train"}
         for t in range(tasks)
         for i in range(2)
     )

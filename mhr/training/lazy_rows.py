@@ -19,7 +19,7 @@ ROWS_DRAWN = "rows_of_tasks"
 
 
 @dataclass
-class TaskRows:
+class LazyTable:
     """A parameter of which each task has a row, `axis` being that of the task.
 
     whole   all rows, T of them
@@ -71,7 +71,7 @@ class LazyRows:
         self._tasks = len(bank.tasks)
         self.size = min(slots, self._tasks)
         self.tables = [
-            TaskRows(parameter, axis, parameter.data, parameter.data.new_zeros(_resized(parameter, axis, self.size)))
+            LazyTable(parameter, axis, parameter.data, parameter.data.new_zeros(_resized(parameter, axis, self.size)))
             for parameter, axis in bank.row_parameters()
         ]
         self._rows: list[int] = []
@@ -167,7 +167,7 @@ class LazyRows:
             for router in self.bank.groups.values():
                 router.resize(tasks)
 
-    def _slots(self, table: TaskRows, tensor: Tensor) -> Tensor:
+    def _slots(self, table: LazyTable, tensor: Tensor) -> Tensor:
         """The slots that are in use, of a tensor with K of them."""
         return tensor.narrow(table.axis, 0, len(self._rows))
 
@@ -209,14 +209,14 @@ class LazyRows:
                     state[i] = state[i] | {name: torch.zeros_like(table.slots)}
         return {**{key: value for key, value in state_dict.items() if key != ROWS_DRAWN}, "state": state}
 
-    def _numbered(self, optimizer: Optimizer) -> Iterator[tuple[TaskRows, int]]:
+    def _numbered(self, optimizer: Optimizer) -> Iterator[tuple[LazyTable, int]]:
         """The tables with their numbers among the parameters of an optimizer."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         numbers = {id(parameter): i for i, parameter in enumerate(parameters)}
         for table in self.tables:
             yield table, numbers[id(table.parameter)]
 
-    def _states(self, table: TaskRows) -> Iterator[tuple[str, Tensor]]:
+    def _states(self, table: LazyTable) -> Iterator[tuple[str, Tensor]]:
         """The states of the optimizer that have an element for each of the parameter's."""
         if self._optimizer is not None:
             for name, state in self._optimizer.state.get(table.parameter, {}).items():
