@@ -341,8 +341,7 @@ class AdapterBank(nn.Module):
         task has one. With `slots` they may hold some of the rows."""
         parts = (*self.groups.values(), *(() if self.contexts is None else [self.contexts]))
         found = [(p, 0) for part in parts for name, p in part.named_parameters() if name in part.per_task]
-        if self.config.routing.skill_per_task:
-            found += [(p, 1) for p in self.adapter_parameters()]
+        found += [(p, 1) for p in self.task_skills().values()]
         return [(parameter, axis) for parameter, axis in found if parameter.requires_grad]
 
     def shared_routing(self) -> dict[str, Tensor]:
