@@ -46,6 +46,7 @@ class RoutingMethod:
     tied            whether layers of one shape share a bank (`mhr.layers.tied`)
     norm            whether bottlenecks have a layer norm, unless `AdapterConfig.norm` says otherwise
     needs_tasks     whether tasks are routed differently; if not, a model may be called without task ids
+    all_rows        whether each step trains what all tasks have of their own, drawn or not
     unused          settings of a bank that change nothing with it, beside those that follow from the above (`idle`)
     settings        settings of its own (`mhr.setting`): the keys of `AdapterConfig.router`, and `Router.settings` to the router
     """
@@ -69,6 +70,7 @@ class RoutingMethod:
     tied: bool = False
     norm: bool = False
     needs_tasks: bool = True
+    all_rows: bool = False
     unused: tuple[str, ...] = ()
     settings: type[Settings] | None = None
 
@@ -92,6 +94,7 @@ class RoutingMethod:
             "router_lr": self.learned,
             "router_weight_decay": self.learned,
             "share": self.share is not None,
+            "lazy_rows": (self.learned or self.skill_per_task) and not self.by_token and not self.all_rows,
         }
         return (*self.unused, *(name for name, used in follow.items() if not used))
 
@@ -243,6 +246,7 @@ ROUTING_METHODS = {
             contexts=True,
             convex=False,
             tied=True,
+            all_rows=True,
             unused=("granularity",),
             settings=PhaSettings,
         ),

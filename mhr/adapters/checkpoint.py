@@ -361,6 +361,8 @@ def _check_parts(bank: AdapterBank, name: str) -> None:
 def _copy_tensors(bank: AdapterBank, tensors: Mapping[str, Tensor], name: str) -> None:
     check_finite(tensors, name)
     targets = bank.tensors()
+    former = {f"routers.{group or 'all'}.{part}" for group, router in bank.groups.items() for part in router.former}
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in former}
     for key in targets.keys() | tensors.keys():
         if key not in tensors:
             raise CheckpointError(f"{name} lacks tensor {key!r}")

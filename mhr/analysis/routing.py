@@ -91,14 +91,14 @@ class Routing:
     @property
     def by_task(self) -> dict[str, dict[str, float]]:
         """Task -> entropy, effective_skills and discreteness, each averaged over layers and heads."""
-        return {
-            task: {
-                "entropy": _mean(alone.entropy),
-                "effective_skills": _mean(alone.effective_skills),
-                "discreteness": _mean(alone.discreteness),
-            }
-            for task, alone in ((task, self._only(i)) for i, task in enumerate(self.tasks))
-        }
+        single = self.n_skills == 1
+        even = 1 / self.n_skills
+        nats = self._nats
+        entropy = torch.zeros_like(nats) if single else nats / torch.tensor(self.n_skills).double().log()
+        discreteness = torch.ones_like(nats) if single else (self.shares.amax(-1) - even) / (1 - even)
+        measures = [t.mean((1, 2)).tolist() for t in (entropy, nats.exp(), discreteness)]
+        names = ("entropy", "effective_skills", "discreteness")
+        return {task: dict(zip(names, own, strict=True)) for task, *own in zip(self.tasks, *measures, strict=True)}
 
     @cached_property
     def similarity(self) -> Tensor:
@@ -141,9 +141,11 @@ class Routing:
         """Mean over tasks and heads of `values` [T, G, H]."""
         return dict(zip(self.weights, values.mean((0, 2)).tolist(), strict=True)) if self.weights else {}
 
-    def _only(self, row: int) -> Routing:
-        return Routing([self.tasks[row]], {group: w[row : row + 1] for group, w in self.weights.items()}, self.convex)
-
-
-def _mean(values: dict[str, float]) -> float:
-    return sum(values.values()) / len(values)
+    def spread(self, most: int) -> Routing:
+        """The routing of at most so many tasks, spread evenly over their order."""
+        n = len(self.tasks)
+        if n <= most:
+            return self
+        rows = [i * n // most for i in range(most)]
+        weights = {group: w[rows] for group, w in self.weights.items()}
+        return Routing([self.tasks[i] for i in rows], weights, self.convex)

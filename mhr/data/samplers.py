@@ -205,8 +205,9 @@ def weights_of(
 
     Raises ConfigError for the weight of a task that is not among them.
     """
+    known = set(tasks)
     for name in weights:
-        if name not in tasks:
+        if name not in known:
             why = (left_out or {}).get(name)
             raise ConfigError(
                 f"data.weights names {name!r}, which is left out of training: {why}; leave its weight out"

@@ -47,6 +47,8 @@ class AdapterBank(nn.Module):
         self.contexts: TaskContexts | None = None
         self.notes: list[str] = []
         self._inference = "average"
+        self.slots: dict[int, int] | None = None
+        """Row of the routing table -> where the parameters have it, while they hold the rows of some tasks alone: see `row_parameters`."""
         # Share u in [0, 1] of the uniform weights in the routing: (1 - u) w + u / S.
         self.toward_average = 0.0
         self._next_draw = 0, 0, 0  # seed, step, pass
@@ -82,7 +84,9 @@ class AdapterBank(nn.Module):
                 raise TaskError(f"task_ids is missing: expected one of the {len(self.tasks)} task names per example")
             ids = [0]
         else:
-            ids = [self._row(t, unseen) for t in (task_ids.tolist() if isinstance(task_ids, Tensor) else task_ids)]
+            ids = [self.row(t, unseen) for t in (task_ids.tolist() if isinstance(task_ids, Tensor) else task_ids)]
+        if self.slots is not None:
+            ids = [self._slot(row, self.slots) for row in ids]
         if not ids:
             raise TaskError("task_ids is empty: expected one task name per example")
         noisy = self.training and self.config.noise != "off"
@@ -135,18 +139,19 @@ class AdapterBank(nn.Module):
     @property
     def ambiguous(self) -> bool:
         """Whether a call without task ids would leave the routing open."""
-        return self.needs_tasks and len(self.tasks) != 1
+        return self.needs_tasks and len(self._tasks) != 1
 
     @property
     def needs_tasks(self) -> bool:
         """Whether tasks are routed differently, so that the model needs task ids."""
         return self.config.routing.needs_tasks
 
-    def _row(self, task: str | int, unseen: str) -> int:
+    def row(self, task: str | int, unseen: str = "error") -> int:
+        """The row of the routing table that a task is routed by; -1 for one without, with unseen="uniform". Raises TaskError."""
         if isinstance(task, int):
-            if not -1 <= task < len(self.tasks):
+            if not -1 <= task < len(self._tasks):
                 raise TaskError(
-                    f"task id {task} is out of range: the bank has {len(self.tasks)} tasks, 0 to {len(self.tasks) - 1}"
+                    f"task id {task} is out of range: the bank has {len(self._tasks)} tasks, 0 to {len(self._tasks) - 1}"
                 )
             row = task
         elif task in self._position:
@@ -163,6 +168,13 @@ class AdapterBank(nn.Module):
             f"task {self._tasks[row]!r} has no context, from which method {self.config.method!r} routes: give it one with "
             "model.mhr.set_contexts({task: embedding}), or compute it with mhr.contexts.give_contexts"
         )
+
+    def _slot(self, row: int, slots: Mapping[int, int]) -> int:
+        if row >= 0 and row not in slots:
+            raise TaskError(
+                f"task {self._tasks[row]!r} is none of the {len(slots)} whose rows are loaded for this step: load those of all its batches"
+            )
+        return slots[row] if row >= 0 else row
 
     def _noise(self, n: int, even: Tensor) -> Tensor:
         """Logistic noise [n_routers, U, H, S] like `even` [H, S]: log(v) - log(1 - v), v uniform in (0, 1)."""
@@ -264,7 +276,7 @@ class AdapterBank(nn.Module):
 
     def remove_tasks(self, names: Sequence[str]) -> None:
         """Remove tasks and their routing rows. At least one must stay."""
-        gone = {self.tasks[self._row(name, "error")] for name in names}
+        gone = {self.tasks[self.row(name, "error")] for name in names}
         self.set_tasks([name for name in self.tasks if name not in gone])
 
     def set_tasks(self, names: Sequence[str], fresh: bool = False) -> None:
@@ -323,6 +335,14 @@ class AdapterBank(nn.Module):
         """Those of `router_parameters` that belong to no task."""
         contexts = () if self.contexts is None else self.contexts.trained()
         return [*(p for router in self.groups.values() for p in router.shared_parameters()), *contexts]
+
+    def row_parameters(self) -> list[tuple[nn.Parameter, int]]:
+        """Trained parameters of which each task has a row of its own, with the axis of the task: those of routing, and skills where each
+        task has one. With `slots` they may hold some of the rows."""
+        parts = (*self.groups.values(), *(() if self.contexts is None else [self.contexts]))
+        found = [(p, 0) for part in parts for name, p in part.named_parameters() if name in part.per_task]
+        found += [(p, 1) for p in self.task_skills().values()]
+        return [(parameter, axis) for parameter, axis in found if parameter.requires_grad]
 
     def shared_routing(self) -> dict[str, Tensor]:
         """The part of `tensors` that belongs to routing and to no task: what is shared between tasks."""

@@ -25,6 +25,9 @@ from mhr.report.figures import (
     without_common_parts,
 )
 
+MOST_TASKS = 1000
+"""Tasks of a figure, at most: a tree of n takes n^3 operations, and no screen has more lines."""
+
 
 def save_plots(inspection: Inspection, folder: str | Path) -> list[Path]:
     """Write routing, layers, similarity and entropy, each as .png and .svg, into `folder`; returns the files.
@@ -47,6 +50,7 @@ def save_plots(inspection: Inspection, folder: str | Path) -> list[Path]:
 @styled
 def plot_skills(routing: Routing) -> Figure:
     """Tasks x skills, averaged over layers and heads."""
+    routing, shown = _drawn(routing)
     values = routing.by_skill
     n_tasks, n_skills = values.shape
     figure = _tall_figure(2.2 + 0.45 * n_skills, n_tasks)
@@ -54,7 +58,7 @@ def plot_skills(routing: Routing) -> Figure:
     reach = heat_map(axes, values, routing.even, "routing weight")
     axes.set_xlabel("skill")
     name_ticks(axes, [str(s) for s in range(n_skills)], routing.tasks)
-    axes.set_title("Routing, mean over layers and heads")
+    axes.set_title(f"Routing, mean over layers and heads{shown}")
     if n_tasks * n_skills <= 240:
         for t, row in enumerate(values.tolist()):
             for s, value in enumerate(row):
@@ -66,6 +70,7 @@ def plot_skills(routing: Routing) -> Figure:
 @styled
 def plot_layers(routing: Routing) -> Figure:
     """Tasks x (layer, skill), averaged over heads; the skills of a layer stand side by side."""
+    routing, shown = _drawn(routing)
     values = routing.by_layer
     n_tasks, n_groups, n_skills = values.shape
     figure = _tall_figure(4 + 0.05 * n_groups * n_skills, n_tasks)
@@ -76,13 +81,14 @@ def plot_layers(routing: Routing) -> Figure:
         for g in range(1, n_groups):
             axes.axvline(g * n_skills - 0.5, color=FAINT, linewidth=0.6)
     axes.set_xlabel(f"layer, with its {n_skills} skills from left to right")
-    axes.set_title("Routing by layer, mean over heads")
+    axes.set_title(f"Routing by layer, mean over heads{shown}")
     return figure
 
 
 @styled
 def plot_similarity(routing: Routing) -> Figure:
     """Tasks x tasks: which are routed alike, ordered by a tree of average linkage (distance 1 - cosine) on the left."""
+    routing, shown = _drawn(routing)
     n_tasks = len(routing.tasks)
     figure = _tall_figure(3.6 + 0.22 * n_tasks, n_tasks, extra=1.2)
     axes, tree = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1))
@@ -91,7 +97,7 @@ def plot_similarity(routing: Routing) -> Figure:
     names = [routing.tasks[i] for i in order]
     heat_map(axes, routing.similarity[order][:, order], 0.0, "cosine", reach=1.0)
     name_ticks(axes, names, names)
-    axes.set_title("Which tasks are routed alike")
+    axes.set_title(f"Which tasks are routed alike{shown}")
     _draw_tree(tree, joins, order)
     return figure
 
@@ -119,6 +125,12 @@ def plot_entropy(routings: dict[str, Routing]) -> Figure:
     if len(routings) > 1:
         axes.figure.legend(loc="outside lower left", ncols=len(routings))
     return figure
+
+
+def _drawn(routing: Routing) -> tuple[Routing, str]:
+    """The routing of the tasks that a figure shows, and what its title says of those that it leaves out."""
+    every, some = len(routing.tasks), routing.spread(MOST_TASKS)
+    return some, "" if some is routing else f", {MOST_TASKS:,} of {every:,} tasks"
 
 
 def _draw_tree(axes: Axes, joins: list[Join], order: list[int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,8 @@ class Contexts(TaskContexts):
         Raises TaskError for an unknown task, one of another length, and one that is not finite or no different from m; nothing is
         then changed.
         """
-        units = {task: self._unit(task, embedding) for task, embedding in embeddings.items()}
+        rows = {task: row for row, task in enumerate(self.tasks)}
+        units = {task: self._unit(task, embedding, rows) for task, embedding in embeddings.items()}
         mean = torch.stack(list(units.values())).mean(0) if center and len(units) > 1 else self.center
         contexts = {}
         for task, unit in units.items():
@@ -78,13 +79,12 @@ class Contexts(TaskContexts):
             contexts[task] = left / length * self.size**0.5
         self.center.copy_(mean)
         for task, context in contexts.items():
-            row = self.tasks.index(task)
-            self.vectors.data[row] = context
-            self._known[row] = True
+            self.vectors.data[rows[task]] = context
+            self._known[rows[task]] = True
 
-    def _unit(self, task: str, embedding: Tensor) -> Tensor:
-        """The embedding at length 1."""
-        if task not in self.tasks:
+    def _unit(self, task: str, embedding: Tensor, rows: Collection[str]) -> Tensor:
+        """The embedding at length 1. rows: the tasks of the bank."""
+        if task not in rows:
             raise TaskError(f"the context of task {task!r} is given, which is no task of the bank: add it first")
         if embedding.shape != self.center.shape:
             raise TaskError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,8 @@ class OuterProducts(TaskContexts):
 
         Raises TaskError for an unknown task, and for states of another length or that are not finite; nothing is then changed.
         """
-        wide = {task: self._checked(task, states) for task, states in embeddings.items()}
+        rows = {task: row for row, task in enumerate(self.tasks)}
+        wide = {task: self._checked(task, states, rows) for task, states in embeddings.items()}
         normed = {task: _normed(states).cpu() for task, states in wide.items()}
         if center:
             self.states = {task: normed[task] for task in self.tasks}
@@ -115,14 +116,13 @@ class OuterProducts(TaskContexts):
             self._store()
             return
         for task, states in normed.items():
-            row = self.tasks.index(task)
             moments = _moments(states.to(self.keys))[None]
-            self.vectors.data[row] = self.generated(moments, slice(None)).flatten()
-            self._known[row] = True
+            self.vectors.data[rows[task]] = self.generated(moments, slice(None)).flatten()
+            self._known[rows[task]] = True
 
-    def _checked(self, task: str, states: Tensor) -> Tensor:
+    def _checked(self, task: str, states: Tensor, rows: Collection[str]) -> Tensor:
         size = self.keys.shape[-1]
-        if task not in self.tasks:
+        if task not in rows:
             raise TaskError(f"shots of task {task!r} are given, which is no task of the bank: add it first")
         if states.dim() != 3 or states.shape[-1] != size:
             raise TaskError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mhr.config import AdapterConfig
 from mhr.ops import route
 from mhr.routing.batch import RoutingBatch
-from mhr.routing.router import Router, routers
+from mhr.routing.router import Router, kept_rows, routers
 from mhr.routing.skill import INIT_BOUND
 
 
@@ -38,8 +38,7 @@ class HydraRouter(Router):
 
     def set_tasks(self, tasks: Sequence[str], keep: Sequence[int | None]) -> None:
         super().set_tasks(tasks, keep)
-        logits = self.even.new_empty(len(tasks), *self.even.shape).uniform_(-INIT_BOUND, INIT_BOUND)
-        for i, k in enumerate(keep):
-            if k is not None:
-                logits[i] = self.logits.data[k]
+        logits = kept_rows(
+            self.even.new_empty(len(tasks), *self.even.shape).uniform_(-INIT_BOUND, INIT_BOUND), self.logits, keep
+        )
         self.logits = nn.Parameter(logits, requires_grad=self.logits.requires_grad)

@@ -11,7 +11,7 @@ from mhr.config import AdapterConfig
 from mhr.routing.batch import RoutingBatch
 from mhr.routing.hydra import HydraRouter
 from mhr.routing.parameters import ParameterGroup
-from mhr.routing.router import routers
+from mhr.routing.router import kept_rows, routers
 
 
 @routers.register("mtl-lora")
@@ -41,8 +41,8 @@ class MtlLoraRouter(HydraRouter):
     def set_tasks(self, tasks: Sequence[str], keep: Sequence[int | None]) -> None:
         super().set_tasks(tasks, keep)
         old = self.transforms
-        new = [self._identity() if k is None else old.data[k] for k in keep]
-        self.transforms = nn.Parameter(torch.stack(new), requires_grad=old.requires_grad)
+        new = kept_rows(self._identity().repeat(len(tasks), 1, 1), old, keep)
+        self.transforms = nn.Parameter(new, requires_grad=old.requires_grad)
 
     def parameter_groups(self, routing: ParameterGroup) -> list[ParameterGroup]:
         return [routing.of([self.logits]), ParameterGroup("transforms", [self.transforms], self.settings.transform_lr)]

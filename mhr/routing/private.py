@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from mhr.routing.router import TableRouter, routers
+from mhr.routing.batch import RoutingBatch
+from mhr.routing.router import Router, routers
 
 
 @routers.register("private")
-class PrivateRouter(TableRouter):
-    """`w[t, h, s] = 1 where s = t, else 0`: one LoRA per task, nothing shared."""
+class PrivateRouter(Router):
+    """`w[t, h, s] = 1 where s = t, else 0`: one LoRA per task, nothing shared.
 
-    def row(self, index: int, task: str) -> Tensor:
-        one = torch.zeros_like(self.even)
-        one[:, index] = 1.0
-        return one
+    The bank's skills move with the tasks, so every task's skill is the one at its own position. A table of these weights would have T^2
+    of them: they are made for the tasks of a batch.
+    """
 
-    def set_tasks(self, tasks: Sequence[str], keep: Sequence[int | None]) -> None:
-        # The bank's skills move with the tasks, so every task's skill is the one at its own position again.
-        super().set_tasks(tasks, [None] * len(tasks))
+    former = ("weights",)
+
+    def forward(self, batch: RoutingBatch) -> Tensor:
+        chosen = batch.tasks.clamp(min=0)[:, None, None].expand(-1, self.n_heads, 1)
+        one = self.even.new_zeros(len(batch.tasks), *self.even.shape).scatter(2, chosen, 1.0)
+        return self.or_even(one, batch.tasks)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in self.former:
+            state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args)

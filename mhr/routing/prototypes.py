@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,8 @@ class Prototypes(Projections):
 
         Raises TaskError for an unknown task, for embeddings of another length, and for some that are not finite; nothing is then changed.
         """
-        wide = {task: self._checked(task, found) for task, found in embeddings.items()}
+        rows = {task: row for row, task in enumerate(self.tasks)}
+        wide = {task: self._checked(task, found, rows) for task, found in embeddings.items()}
         if center:
             self.instances = torch.stack([wide[task] for task in self.tasks])
             self.retrieve.requires_grad_(True)
@@ -90,11 +91,11 @@ class Prototypes(Projections):
             alike = F.normalize(self.retrieve(found), dim=-1) @ F.normalize(known.to(found), dim=-1).T
             best = int(alike.mean(0).argmax())
             self.nearest[task] = names[best]
-            self.vectors.data[self.tasks.index(task)] = known[best]
+            self.vectors.data[rows[task]] = known[best]
 
-    def _checked(self, task: str, found: Tensor) -> Tensor:
+    def _checked(self, task: str, found: Tensor, rows: Collection[str]) -> Tensor:
         size = self.settings.instance_width
-        if task not in self.tasks:
+        if task not in rows:
             raise TaskError(f"examples of task {task!r} are given, which is no task of the bank: add it first")
         if found.dim() != 2 or found.shape[1] != size or not len(found):
             raise TaskError(

@@ -32,6 +32,9 @@ class Router(nn.Module, ABC):
     """Names of its tensors (in `state_dict`) whose first axis is the task. All others are shared by all tasks, and a new task
     finds them as they are."""
 
+    former: tuple[str, ...] = ()
+    """Names of tensors that an earlier release stored for it, and that say nothing."""
+
     even: Tensor
     """The uniform weights [H, S]; zeros where weights are no shares."""
 
@@ -41,9 +44,10 @@ class Router(nn.Module, ABC):
         self.settings: Any = config.own_settings()
         self.index = index
         self.register_buffer("even", torch.empty(0), persistent=False)
-        self._resize(len(tasks))
+        self.resize(len(tasks))
 
-    def _resize(self, n_tasks: int) -> None:
+    def resize(self, n_tasks: int) -> None:
+        """Route over the skills of a bank for so many tasks. Its own tensors stay as they are."""
         self.n_tasks = n_tasks
         self.n_skills = self.config.skills_for(n_tasks)
         self.n_heads = self.config.n_heads or 1
@@ -86,7 +90,7 @@ class Router(nn.Module, ABC):
 
     def set_tasks(self, tasks: Sequence[str], keep: Sequence[int | None]) -> None:
         """Follow a change of the task list: new row i is old row `keep[i]`, or a fresh one where that is None."""
-        self._resize(len(tasks))
+        self.resize(len(tasks))
 
     def look(self) -> None:
         """Take note of what its tensors hold, after they were filled from elsewhere."""
@@ -137,6 +141,13 @@ class TableRouter(Router):
         self.weights = torch.stack(
             [self.row(i, name) if k is None else old[k] for i, (name, k) in enumerate(zip(tasks, keep, strict=True))]
         )
+
+
+def kept_rows(fresh: Tensor, old: Tensor, keep: Sequence[int | None]) -> Tensor:
+    """`fresh` [T, ...], in which row i is old row `keep[i]`, where that is not None."""
+    at = [i for i, k in enumerate(keep) if k is not None]
+    fresh[at] = old.detach()[[k for k in keep if k is not None]].to(fresh)
+    return fresh
 
 
 routers: Registry[type[Router]] = Registry("routing method")

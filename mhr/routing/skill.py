@@ -11,7 +11,7 @@ from mhr.config import AdapterConfig
 from mhr.ops import route, route_all
 from mhr.ops.route import EPSILON
 from mhr.routing.batch import RoutingBatch
-from mhr.routing.router import Router, routers
+from mhr.routing.router import Router, kept_rows, routers
 
 INIT_BOUND = 1e-3
 
@@ -51,10 +51,7 @@ class SkillRouter(Router):
 
     def set_tasks(self, tasks: Sequence[str], keep: Sequence[int | None]) -> None:
         super().set_tasks(tasks, keep)
-        logits = self._fresh(len(tasks))
-        for i, k in enumerate(keep):
-            if k is not None:
-                logits[i] = self.logits.data[k]
+        logits = kept_rows(self._fresh(len(tasks)), self.logits, keep)
         self.logits = nn.Parameter(logits, requires_grad=self.logits.requires_grad)
 
 

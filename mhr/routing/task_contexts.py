@@ -116,9 +116,8 @@ class TaskContexts(nn.Module, ABC):
         """Follow a change of the task list, as `Router.set_tasks`."""
         old, known = self.vectors, self._known
         vectors = self._fresh(old.detach().new_zeros(len(tasks), old.shape[1]))
-        for i, k in enumerate(keep):
-            if k is not None:
-                vectors[i] = old.data[k]
+        at = [i for i, k in enumerate(keep) if k is not None]
+        vectors[at] = old.detach()[[k for k in keep if k is not None]]
         self.tasks = list(tasks)
         self.vectors = nn.Parameter(vectors, requires_grad=old.requires_grad)
         self._known = [self.learnt if k is None else known[k] for k in keep]

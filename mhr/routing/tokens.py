@@ -39,8 +39,8 @@ class TokenRouter(Router):
         self.known = False
         """Whether the directions are those of the skills, and not yet zeros."""
 
-    def _resize(self, n_tasks: int) -> None:
-        super()._resize(n_tasks)
+    def resize(self, n_tasks: int) -> None:
+        super().resize(n_tasks)
         if self.settings.top_k > self.n_skills:
             raise ConfigError(
                 f"router.top_k is {self.settings.top_k}, but there {'is' if self.n_skills == 1 else 'are'} {self.n_skills} to choose from: "

@@ -37,6 +37,8 @@ OPTIMIZERS = (
     *(*BITSANDBYTES_OPTIMIZERS, *TORCHAO_OPTIMIZERS),
 )
 """adamw, which is adamw_torch, and names of transformers.Trainer: those that take groups of parameters with rates of their own."""
+LAZY_OPTIMIZERS = ("adamw", "adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+"""Those that move an element by its own gradient and states, which begin as zeros: rows may be trained without the others."""
 REPORTERS = ("tensorboard", "wandb", "mlflow", "trackio")
 """Where a run can be reported to, by Trainer's names."""
 BEST_BY = ("loss", "score")
@@ -257,6 +259,13 @@ class TrainConfig(OptimizationConfig):
         in runs of tens of thousands of steps.""",
         at_least=0,
     )
+    lazy_rows: bool = setting(
+        False,
+        """Train what a task has of its own (rows of routing, a private adapter) in the steps that draw it alone, as torch.optim.SparseAdam does.
+        Time and memory of a step then do not grow with the number of tasks: for thousands of them. Otherwise rows also move, by momentum and
+        weight decay, in steps without their task.""",
+        flag="--lazy-rows",
+    )
     clip: float = setting(1.0, "Maximum gradient norm, of all parameters together; 0 does not clip.", at_least=0)
     label_smoothing: float = setting(
         0.0,
@@ -372,6 +381,11 @@ class TrainConfig(OptimizationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.lazy_rows and self.optimizer not in LAZY_OPTIMIZERS:
+            raise ConfigError(
+                f"lazy_rows is true, but optimizer is {self.optimizer!r}, whose step on a row depends on others: use "
+                f"{', '.join(LAZY_OPTIMIZERS[:-1])} or {LAZY_OPTIMIZERS[-1]}, or leave lazy_rows out"
+            )
         if self.epochs is not None and self.steps != type(self).steps:
             raise ConfigError(f"epochs is {self.epochs:g}, and steps is {self.steps}: give one of them")
         if self.warmup >= 1 and not float(self.warmup).is_integer():
@@ -541,6 +555,10 @@ class RunConfig(Settings):
             self._check_directions(self.adapter.routing)
         if self.adapter is not None and self.adapter.prepended:
             self._check_virtual(self.adapter)
+        if self.train.lazy_rows and self.adapter is not None and self.adapter.routing.all_rows:
+            raise ConfigError(
+                f"train.lazy_rows is true, but a step of method {self.method!r} trains what each task has of its own, drawn or not: leave it out"
+            )
         self._check_consistency()
         self._check_mask()
 

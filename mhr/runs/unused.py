@@ -39,17 +39,24 @@ def _by_reader(key: str, tasks: str) -> str:
 
 
 def _by_average(key: str, config: RunConfig) -> str:
-    if config.continue_as == AS_AVERAGE and key in ("train.router_lr", "train.router_weight_decay"):
+    if config.continue_as == AS_AVERAGE and key in (
+        "train.router_lr",
+        "train.router_weight_decay",
+        "train.lazy_rows",
+    ):
         return "on one adapter for all tasks: leave it out"
     return ""
 
 
 def _by_contexts(key: str, config: RunConfig) -> str:
-    if key != "train.router_lr" or config.adapter is None or not config.adapter.routing.contexts:
+    of_contexts = key in ("train.router_lr", "train.lazy_rows")
+    if not of_contexts or config.adapter is None or not config.adapter.routing.contexts:
         return ""
     context = config.adapter.own_settings().context
     if context == "learnt":
         return ""
+    if key == "train.lazy_rows":
+        return f"on contexts that are no parameters of the run (adapter.router.context {context}): leave it out"
     return f"on contexts that are no parameters of the run (adapter.router.context {context}): set adapter.router.network_lr instead"
 
 
@@ -64,7 +71,7 @@ def _by_method(key: str, method: str) -> str:
 
 def _idle(method: str) -> tuple[str, ...]:
     routing = METHODS[method].routing
-    return ("router_lr", "router_weight_decay") if routing is None else ROUTING_METHODS[routing].idle
+    return ("router_lr", "router_weight_decay", "lazy_rows") if routing is None else ROUTING_METHODS[routing].idle
 
 
 def _by_others(key: str, config: RunConfig) -> str:

@@ -65,7 +65,8 @@ def attach_source(
         _carry(model, heads)
         return f"begins with the average of the skills of {run.path}, S = {n_skills}"
     if config.adapter.routing.needs_tasks:
-        unknown = [task for task in tasks if task not in checkpoint.tasks]
+        known = set(checkpoint.tasks)
+        unknown = [task for task in tasks if task not in known]
         if unknown:
             raise TaskError(
                 f"task {unknown[0]!r} is not among the {len(checkpoint.tasks)} tasks of run {run.path} (nor are {len(unknown) - 1} more), and its "

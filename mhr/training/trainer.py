@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import (
@@ -40,6 +40,7 @@ from mhr.runs.run import RunFolder
 from mhr.runs.settings import TrainConfig
 from mhr.training.averaging import share_of_average
 from mhr.training.feeding import COUNTS, CountedBatches, Feed
+from mhr.training.lazy_rows import LazyRows
 from mhr.training.optimizers import keep_wide_states, transformers_name
 from mhr.training.processes import on_gpu, over_processes, processes, raise_together
 from mhr.training.sharding import data_parallel, shard_base, without_accelerates_own
@@ -111,6 +112,8 @@ class RoutedTrainer(Trainer):
         """What was truncated of the texts that this process has trained on; with a checkpoint, the first one's of all before."""
         self._sampler = WholeRun(sampler, config.steps * per_step, self.feed.groups)
         self._stop_agreed = False
+        self.rows: LazyRows | None = None
+        """What holds the rows of tasks, while they are trained lazily."""
         self._losses: list[PassLosses] = []
         self._divergences: list[Tensor] = []
         self._use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off
@@ -151,7 +154,7 @@ class RoutedTrainer(Trainer):
         # Each process draws its own dropout and routing noise.
         torch.manual_seed(self.config.seed + self.args.process_index)
         try:
-            with self.stop, self.feed.forking():
+            with self.stop, self.feed.forking(), self._lazy():
                 if not self._ended_early(resume_from):
                     self.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
         finally:
@@ -201,6 +204,26 @@ class RoutedTrainer(Trainer):
             alone = sorted({example.task for example in examples if self.objective.compares_outputs(example)})
             self.run.write(consistency={"weight": self.consistency, "squared_difference": alone})
 
+    @contextmanager
+    def _lazy(self) -> Iterator[None]:
+        """Inside the block rows of tasks are trained lazily, where the settings say so."""
+        if self.bank is None or not self.config.lazy_rows or not self.bank.row_parameters():
+            yield
+            return
+        per_step = self.config.batch_size * self.config.accumulation * self.args.world_size
+        self.rows = LazyRows(self.bank, per_step)
+        for table in self.rows.tables:
+            broadcast(table.whole)  # as all else that is trained begins with what the first process has
+        try:
+            yield
+        finally:
+            self.rows.close()
+            self.rows = None
+
+    def _whole(self) -> AbstractContextManager[None]:
+        """A context in which the bank has the rows of all tasks."""
+        return nullcontext() if self.rows is None else self.rows.whole()
+
     def _checkpoint_blocks(self, on: bool) -> None:
         if self.config.gradient_checkpointing:
             verb = "enable" if on else "disable"
@@ -217,6 +240,8 @@ class RoutedTrainer(Trainer):
         agree whether to stop after it."""
         for batch in batch_samples:
             self.truncation.add(batch.pop(COUNTS))
+        if self.rows is not None:
+            self.rows.load(self._drawn_rows(batch_samples, self.rows.size, device))
         local = sum(self.objective.count(batch) for batch in batch_samples)
         if self.args.world_size == 1:
             return torch.as_tensor(local, device=device)
@@ -224,6 +249,15 @@ class RoutedTrainer(Trainer):
         items, asked = self.accelerator.reduce(both, reduction="sum")
         self._stop_agreed = bool(asked)
         return items
+
+    def _drawn_rows(self, batches: list[dict[str, Any]], most: int, device: torch.device) -> list[int]:
+        """The rows of the tasks that these batches, of one optimizer step, draw in all processes."""
+        assert self.bank is not None
+        rows = sorted({self.bank.row(task) for batch in batches for task in batch["task_ids"]})
+        if self.args.world_size == 1:
+            return rows
+        padded = torch.tensor(rows + [-1] * (most - len(rows)), device=device)
+        return [row for row in self.accelerator.gather(padded).tolist() if row >= 0]
 
     def compute_loss(
         self,
@@ -304,6 +338,8 @@ class RoutedTrainer(Trainer):
                 settings["scale_parameter"] = self.config.scale_parameter
             self.optimizer = optimizer([group.to_optimizer() for group in groups], **settings)
             keep_wide_states(self.optimizer, self.model)
+        if self.rows is not None:
+            self.rows.follow(self.optimizer)
         return self.optimizer
 
     # ---- log -----------------------------------------------------------------------------------------------------
@@ -359,7 +395,8 @@ class RoutedTrainer(Trainer):
         assert self.validation is not None
         if self.bank is not None:
             self.bank.toward_average = share_of_average(self.config, self.state.global_step)
-        self.validated = found = self.validation(self)
+        with self._whole():
+            self.validated = found = self.validation(self)
         spoiled = [task for task, loss in found.losses.items() if not math.isfinite(loss)]
         if spoiled:
             raise TrainingError(
@@ -424,7 +461,8 @@ class RoutedTrainer(Trainer):
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
         else:
-            save_adapter(self.model, folder, base=self.base, info={"step": self.state.global_step})
+            with self._whole():
+                save_adapter(self.model, folder, base=self.base, info={"step": self.state.global_step})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         counts = Path(resume_from_checkpoint) / TRUNCATION_FILE
@@ -434,8 +472,9 @@ class RoutedTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         stored = read_adapter(resume_from_checkpoint).tensors
-        for name, tensor in self.bank.tensors().items():
-            tensor.copy_(stored[name])
+        with self._whole():
+            for name, tensor in self.bank.tensors().items():
+                tensor.copy_(stored[name])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -21,7 +22,7 @@ from mhr.adapters import (
     same_base,
     save_adapter,
 )
-from mhr.adapters.checkpoint import CONFIG_FILE, TENSORS_FILE
+from mhr.adapters.checkpoint import CONFIG_FILE, TENSORS_FILE, attach_checkpoint
 from mhr.backbones import load_backbone
 from mhr.errors import CheckpointError, ConfigError, MhrError
 from tests.layers.test_foreign import quantise
@@ -97,6 +98,25 @@ def test_routing_is_read_without_a_model(method, granularity):
     assert weights.keys() == bank.weights().keys()
     for group, expected in bank.weights().items():
         torch.testing.assert_close(weights[group].to(expected.dtype), expected, rtol=0, atol=0)
+
+
+def test_one_adapter_a_task_is_stored_without_a_table_and_read_with_one():
+    """Earlier releases stored the weights, T^2 of them, which say nothing that the tasks' order does not."""
+    model = tiny_model("t5")
+    bank = attach(model, AdapterConfig(method="private"), TASKS)
+    shake(model)
+    checkpoint = checkpoint_of(model, "tiny")
+    assert not any(name.startswith("routers.") for name in checkpoint.tensors)
+    eye = torch.eye(len(TASKS))[:, None]
+    assert all(torch.equal(table, eye) for table in bank.weights().values())
+    tables = {f"routers.{group}.weights": eye.clone() for group in bank.groups}
+    older = dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, **tables})
+    other = tiny_model("t5")
+    loaded = attach_checkpoint(older, other)
+    batch = random_batch(model)
+    assert torch.equal(model(**batch, task_ids=BATCH_TASKS)[0], other(**batch, task_ids=BATCH_TASKS)[0])
+    assert loaded.tensors().keys() == checkpoint.tensors.keys()
+    assert routing_weights(older).keys() == bank.weights().keys()
 
 
 @pytest.mark.parametrize("share", [None, "none", "up"])

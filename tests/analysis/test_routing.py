@@ -72,3 +72,12 @@ def test_similarity_and_the_most_alike() -> None:
     assert [alike[task][0][0] for task in ("boolq", "wic")] == ["wic", "boolq"]
     assert alike["boolq"][0][1] == pytest.approx(float(similarity[0, 2]))
     assert len(alike["boolq"]) == 2
+
+
+def test_some_of_many_tasks_are_spread_over_their_order() -> None:
+    weights = torch.rand(10, 2, 3)
+    every = Routing([f"task{i}" for i in range(10)], {"a": weights, "b": weights + 1})
+    some = every.spread(4)
+    assert some.tasks == ["task0", "task2", "task5", "task7"]
+    assert torch.equal(some.weights["b"], weights[[0, 2, 5, 7]] + 1)
+    assert every.spread(10) is every

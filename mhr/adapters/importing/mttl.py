@@ -218,7 +218,6 @@ def _routed(layers: Mapping[str, Mapping[str, Tensor]], said: Mapping[str, Any],
         groups = {layer: layer for layer in layers}
         if logits:
             raise CheckpointError(f"{where} has one skill a task and routing logits as well: expected one of both")
-        tensors |= {f"routers.{layer}.weights": torch.eye(skills)[:, None] for layer in layers}
         config = _config(said, where, method=PRIVATE, **common)
         return _bank(config, numbered(int(n_tasks or skills)), said, sizes, groups, tensors, where)
     if not logits:
