@@ -19,6 +19,8 @@ mhr route lora-a lora-b lora-c --model google/flan-t5-base --output runs/arrow
 
 mhr route runs/private --method phatgoose --steps 100 --output runs/gated
 
+mhr route runs/bottlenecks --method adapter-fusion --steps 500 --output runs/fused
+
 mhr evaluate runs/arrow
 """
 
@@ -26,7 +28,7 @@ Sources = Annotated[
     list[Path],
     typer.Argument(
         metavar="INPUT...",
-        help="Runs, adapters (ours or PEFT's LoRAs), or folders of them. A bank stands for a LoRA of each of its tasks.",
+        help="Runs, adapters (ours or PEFT's LoRAs), or folders of them. A bank stands for an adapter of each of its tasks.",
         show_default=False,
     ),
 ]
@@ -60,5 +62,7 @@ def route(
     else:
         tasks = info["tasks"]
         shown = ", ".join(tasks[:4]) + (f" and {len(tasks) - 4} more" if len(tasks) > 4 else "")
-        out.print(f"{info['method']} on {info['base']}, {len(tasks)} LoRAs ({shown})", markup=False, soft_wrap=True)
+        adapter = run.config().adapter
+        kind = "LoRAs" if adapter is None or adapter.adapter == "lora" else f"{adapter.adapter}s"
+        out.print(f"{info['method']} on {info['base']}, {len(tasks)} {kind} ({shown})", markup=False, soft_wrap=True)
     note(f"Routed: {output}")

@@ -265,7 +265,12 @@ class AdapterConfig(Settings):
         return self.virtual_tokens if self.adapter in VIRTUAL else 0
 
     def _check_by_token(self) -> None:
-        for name, fixed in (("adapter", "lora"), ("granularity", "fine"), ("dropout", 0.0)):
+        if self.adapter not in self.routing.over:
+            raise ConfigError(
+                f"adapter is {self.adapter!r}, but method {self.method!r} routes each token over finished adapters of kind "
+                f"{' or '.join(map(repr, self.routing.over))}"
+            )
+        for name, fixed in (("granularity", "fine"), ("dropout", 0.0)):
             if getattr(self, name) != fixed:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}, but method {self.method!r} routes each token over finished LoRAs, layer by layer: "

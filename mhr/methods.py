@@ -36,6 +36,9 @@ class RoutingMethod:
     drawn           whether skills are drawn at random in training, and averaged only otherwise
     contexts        whether routing is computed from contexts of tasks (`mhr.routing.contexts`), its own settings a ContextSettings
     gates           whether what tokens choose by is trained, by mhr route, when the LoRAs are finished
+    joint           whether that is trained on all tasks together, and not for each LoRA on its own task
+    gate_lr         the rate that it is trained at unless `RouteConfig.lr` says otherwise
+    over            kinds of finished adapters that tokens choose among
     by_token        whether each token is routed by itself, by what the layer reads (`mhr.routing.tokens`): such a bank is made of LoRAs that
                     are trained already, and is no one adapter for any task
     share           the projection that all skills have in common, unless `AdapterConfig.share` says otherwise; None where they never do
@@ -63,6 +66,9 @@ class RoutingMethod:
     drawn: bool = False
     contexts: bool = False
     gates: bool = False
+    joint: bool = False
+    gate_lr: float = 5e-3
+    over: tuple[str, ...] = ("lora",)
     by_token: bool = False
     share: str | None = None
     transforms: bool = False
@@ -299,6 +305,20 @@ ROUTING_METHODS = {
             unused=UNROUTED,
             settings=TokenSettings,
         ),
+        RoutingMethod(
+            "adapter-fusion",
+            "each token attends to what all adapters make of it, by matrices trained by mhr route",
+            one_head=True,
+            skill_per_task=True,
+            learned=True,
+            gates=True,
+            joint=True,
+            gate_lr=1e-4,
+            over=("lora", "bottleneck"),
+            by_token=True,
+            needs_tasks=False,
+            unused=UNROUTED,
+        ),
     )
 }
 
@@ -359,6 +379,12 @@ METHODS = {
         Method("adamix-lora", "AdaMix-LoRA", "the same of LoRAs", "adamix", "lora"),
         Method("arrow", "Arrow", "finished LoRAs, chosen token by token: mhr route", "arrow", "lora"),
         Method("phatgoose", "PHATGOOSE", "the same by gates that are trained for each: mhr route", "phatgoose", "lora"),
+        Method(
+            "adapter-fusion",
+            "AdapterFusion",
+            "attention of each token over finished adapters: mhr route",
+            "adapter-fusion",
+        ),
         Method("random", "random routing", "routing drawn once and fixed", "random"),
         Method("uniform", "uniform routing", "uniform weights 1/S", "uniform"),
         Method("hash", "hash routing", "routing fixed by the task's name", "hash"),

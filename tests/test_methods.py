@@ -109,7 +109,8 @@ def test_every_method_can_be_adapted_in_some_mode_and_says_why_not_in_others() -
         allowed = {mode for mode in MODES if refusal(mode, name, averaged=False) is None}
         assert "full" in allowed
         assert ("mu" in allowed) == bool(method.routing and ROUTING_METHODS[method.routing].convex)
-        assert ("z" in allowed) == bool(method.routing and ROUTING_METHODS[method.routing].learned)
+        routing = ROUTING_METHODS.get(method.routing or "")
+        assert ("z" in allowed) == bool(routing and routing.learned and not routing.by_token)
         assert ("head" in allowed) == method.task_heads
         assert ("lora" in allowed) == bool(method.routing and ROUTING_METHODS[method.routing].one_adapter)
 

@@ -20,6 +20,7 @@ from mhr.adapters.peft_modules import CLASSES
 from mhr.adapters.peft_readers import vllm_rank
 from mhr.adapters.plain import PlainAdapter
 from mhr.backbones import is_builtin, is_gguf
+from mhr.config import VIRTUAL
 from mhr.data.chat_format import OWN, PLAIN, ChatFormat, is_file, is_text, packaged_chat_templates, packaged_text
 from mhr.errors import MhrError
 from mhr.files import write_text_atomically
@@ -33,7 +34,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 PIPELINES = {"causal": "text-generation", "encoder": "text-classification", "masked": "fill-mask"}
 """Kind of model -> the hub's name for what it does; the hub has taken back its own for encoder-decoders."""
 
-TITLES = {"lora": "LoRA", "ia3": "IA3", "bank": "Poly bank"}
+TITLES = {"lora": "LoRA", "ia3": "IA3", "prompt": "prompt", "prefix": "prefix", "bank": "Poly bank"}
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,9 @@ def _opening(written: PeftFolder, tasks: Sequence[str]) -> str:
 def _adapter(written: PeftFolder, plain: PlainAdapter) -> str:
     dtypes = sorted({str(shape.dtype).removeprefix("torch.") for shape in plain.shapes.values()})
     size = f"{len(plain.shapes)} layers, {' and '.join(dtypes)}"
+    if written.kind in VIRTUAL:
+        (shape,) = plain.shapes.values()
+        return f"{TITLES[written.kind]} of {shape.rank} virtual tokens, {str(shape.dtype).removeprefix('torch.')}"
     if written.rank is None:
         return f"{TITLES[written.kind]}, {size}"
     if written.alpha is None:
@@ -175,8 +179,9 @@ def _settings(run: RunFolder) -> dict[str, Any]:
     train, adapter = config.train, config.adapter
     found: dict[str, Any] = {}
     if adapter is not None:
-        found |= {"heads": adapter.n_heads, "skills": adapter.n_skills, "rank": adapter.rank, "alpha": adapter.alpha}
-        found["targets"] = adapter.targets
+        found |= {"heads": adapter.n_heads, "skills": adapter.n_skills}
+        size = {"rank": adapter.rank, "alpha": adapter.alpha, "targets": adapter.targets}
+        found |= {"virtual tokens": adapter.prepended} if adapter.prepended else size
     found |= {"optimizer": train.optimizer, "learning rate": train.lr, "routing's learning rate": train.router_lr}
     found |= {"weight decay": train.weight_decay, "optimizer steps": run.info.get("steps", train.steps)}
     found["batch"] = run.info.get("global_batch", train.batch_size * train.accumulation)
@@ -199,11 +204,12 @@ def _loading(written: PeftFolder, plain: PlainAdapter, name: str) -> str:
             f"tokenizer = AutoTokenizer.from_pretrained({base!r}{revision})\n"
             'answer = pipeline("text-classification", model=model, tokenizer=tokenizer)'
         )
-    if is_builtin(base) or is_gguf(base):
+    ours = is_builtin(base) or is_gguf(base)
+    if ours and written.kind not in VIRTUAL:
         return (
             f"import mhr\n\nmodel = mhr.load({name!r}).model  # a folder on disk: mhr knows the base model by its name"
         )
-    if automatic is None or not base:
+    if automatic is None or not base or ours:
         return f"from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, {name!r})  # on the model that it was trained on"
     one = ", num_labels=1" if plain.base.kind == "encoder" else ""  # it ranks
     return (

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mhr.adapters.base import kind_of
 from mhr.data import Task, TaskCollection
 from mhr.data.samplers import ExampleDataset, TaskSampler
-from mhr.errors import TaskError
+from mhr.errors import DataError, TaskError
 from mhr.files import folder_name, make_folder
 from mhr.layers.attach import bank_of
+from mhr.methods import BY_TOKEN
 from mhr.objectives import make_objective
 from mhr.objectives.lengths import fit_data
 from mhr.routing.phatgoose import PhatgooseRouter
@@ -41,6 +42,17 @@ def tasks_of(names: Sequence[str], own: Sequence[str], collection: TaskCollectio
             )
         found.append(_renamed(collection[task], name))
     return TaskCollection(found, collection.source)
+
+
+def together(collection: TaskCollection, name: str) -> TaskCollection:
+    """The training examples of all tasks as those of one, called as one of the adapters, none of which is chosen by a task. Raises
+    DataError where there are none."""
+    examples = [
+        dataclasses.replace(example, task=name) for task in collection.training().values() for example in task.train
+    ]
+    if not examples:
+        raise DataError(f"{collection.source} has no training examples: name a collection that has, with --tasks")
+    return TaskCollection([Task(name, train=examples)], collection.source)
 
 
 def _renamed(task: Task, name: str) -> Task:
@@ -101,5 +113,10 @@ def train_gates(
 
 def _training(config: RunConfig, asked: RouteConfig) -> TrainConfig:
     return dataclasses.replace(
-        config.train, steps=asked.steps, batch_size=asked.batch_size, router_lr=asked.lr, seed=asked.seed, log_every=10
+        config.train,
+        steps=asked.steps,
+        batch_size=asked.batch_size,
+        router_lr=asked.lr or BY_TOKEN[asked.method].gate_lr,
+        seed=asked.seed,
+        log_every=10,
     )

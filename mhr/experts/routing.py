@@ -16,14 +16,14 @@ from mhr.adapters.importing.run import fitted
 from mhr.adapters.plain import PlainAdapter
 from mhr.backbones import load_backbone
 from mhr.errors import ConfigError
-from mhr.experts.gates import tasks_of, train_gates
+from mhr.experts.gates import tasks_of, together, train_gates
 from mhr.experts.sources import bank_of_experts, check_alike
 from mhr.files import prepare_output, writing_folder
 from mhr.loading import Loading
 from mhr.locks import one_writer
 from mhr.methods import BY_TOKEN, method_of
 from mhr.ops.checks import accumulator
-from mhr.routing import TokenRouter, routers
+from mhr.routing import TokenRouter, make_router, routers
 from mhr.runs.route_settings import RouteConfig
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig, TrainConfig
@@ -63,7 +63,7 @@ def route_tokens(
     sources = gather(paths, asked.experts)
     general = gather(asked.subtract) if asked.subtract else []
     check_alike([*sources, *general], asked.method, base)
-    if asked.top_k > len(sources):
+    if "top_k" in asked.own_settings and asked.top_k > len(sources):
         raise ConfigError(
             f"top_k is {asked.top_k}, but {'1 LoRA is' if len(sources) == 1 else f'{len(sources)} LoRAs are'} there to choose from: expected 1 "
             f"to {len(sources)}, or more inputs"
@@ -75,12 +75,15 @@ def route_tokens(
     if BY_TOKEN[asked.method].gates:
         collection = read_tasks(asked.tasks or config.tasks, config.data)
         config = dataclasses.replace(config, tasks=asked.tasks or config.tasks)
-        own = tasks_of(bank.tasks, [names_of([source])[0] for source in sources], collection, asked.method)
+        if BY_TOKEN[asked.method].joint:
+            own = together(collection, bank.tasks[0])
+        else:
+            own = tasks_of(bank.tasks, [names_of([source])[0] for source in sources], collection, asked.method)
     model, tokenizer = load_backbone(name, config.kind, Loading.of(config))
-    bank = with_directions(fitted(bank, model, name))
+    bank = with_directions(fitted(bank, model, name), asked.seed)
     attached = attach_checkpoint(bank, model)  # which raises for another base model
     bank = dataclasses.replace(bank, base=describe_base(model, name))
-    trained = sum(router.directions.numel() for router in attached.groups.values() if isinstance(router, TokenRouter))
+    gates = attached.rows_of_tasks() | attached.shared_routing()
     with writing_folder(output) as folder:
         run = RunFolder(folder, {})
         run.start(
@@ -96,23 +99,34 @@ def route_tokens(
                 **({"subtracted": [source.name for source in general]} if general else {}),
             },
             notes=[],
-            parameters={"trained": 0 if own is None else trained, "all": sum(p.numel() for p in model.parameters())},
+            parameters={
+                "trained": 0 if own is None else sum(t.numel() for t in gates.values()),
+                "all": sum(p.numel() for p in model.parameters()),
+            },
         )
         if own is not None:
             train_gates(model, tokenizer, own, config, asked, folder / GATES, progress=progress)
-            gates = {name: tensor.clone() for name, tensor in attached.rows_of_tasks().items()}
-            bank = dataclasses.replace(bank, tensors={**bank.tensors, **gates})
+            gates = attached.rows_of_tasks() | attached.shared_routing()
+            found = {name: tensor.detach().clone() for name, tensor in gates.items()}
+            bank = dataclasses.replace(bank, tensors={**bank.tensors, **found})
         write_adapter(bank, run.adapter)
         run.write(status="done", steps=0 if own is None else asked.steps)
     return RunFolder.open(output)
 
 
-def with_directions(bank: AdapterCheckpoint) -> AdapterCheckpoint:
-    """A bank of LoRAs with the directions that its method finds in these, [S, I] in each layer; zeros where they are trained."""
+def with_directions(bank: AdapterCheckpoint, seed: int) -> AdapterCheckpoint:
+    """A bank of LoRAs with the directions that its method finds in these, [S, I] in each layer; zeros where they are trained, and what
+    is drawn by the seed where tokens attend to all."""
     router = routers[bank.config.method]
-    assert issubclass(router, TokenRouter)
     found: dict[str, Tensor] = {}
-    for layer, group in bank.groups.items():
+    for index, (layer, group) in enumerate(bank.groups.items()):
+        if not issubclass(router, TokenRouter):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed + index)
+                inputs, outputs = bank.layers[layer]
+                drawn = make_router(bank.config, bank.tasks, index, sizes=(inputs or 0, outputs or 0))
+            found |= {f"routers.{group}.{name}": tensor for name, tensor in drawn.state_dict().items()}
+            continue
         a, b = (bank.tensors[f"layers.{layer}.{name}"][0] for name in ("bank_a", "bank_b"))
         directions = router.directions_of(a, b)
         if directions is None:  # which are trained

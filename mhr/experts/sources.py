@@ -14,6 +14,7 @@ from mhr.adapters.plain import PlainAdapter, bank_size
 from mhr.config import AdapterConfig
 from mhr.errors import MergeError
 from mhr.merging.inputs import check_sources
+from mhr.methods import BY_TOKEN
 from mhr.runs.route_settings import RouteConfig
 
 
@@ -22,9 +23,11 @@ def check_alike(sources: Sequence[PlainAdapter], method: str, base: str | None =
     than LoRAs."""
     one = sources[0]
     for other in sources:
-        if other.kind != "lora":
+        over = BY_TOKEN[method].over
+        if other.kind not in over:
+            among = " or ".join({"lora": "LoRAs", "bottleneck": "bottlenecks"}[kind] for kind in over)
             raise MergeError(
-                f"{other.name} is {ADAPTER_LAYERS[other.kind].title}: method {method!r} chooses among LoRAs"
+                f"{other.name} is {ADAPTER_LAYERS[other.kind].title}: method {method!r} chooses among {among}"
             )
         if other.states:
             raise MergeError(
@@ -65,12 +68,14 @@ def bank_of_experts(
             tensors[f"layers.{layer}.{key}"] = stacked.contiguous()
     config = AdapterConfig(
         method=settings.method,
+        adapter=sources[0].kind,
         rank=rank,
         alpha=alpha,
+        norm=next(iter(sources[0].shapes.values())).norm,
         targets=list(sources[0].shapes),
         parts=sources[0].parts,
         modules_to_save=[],
-        router={"top_k": settings.top_k, "temperature": settings.temperature},
+        router=settings.own_settings,
     )
     names = names_of(sources)
     own = next((source for source in sources if not source.base.foreign), sources[0])

@@ -78,7 +78,7 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
         if group not in bank.groups:
             if bank.contexts is not None and not bank.groups:
                 bank.contexts.to(**place(base))
-            router = make_router(config, bank.tasks, len(bank.groups), bank.contexts, features(base)[0])
+            router = make_router(config, bank.tasks, len(bank.groups), bank.contexts, features(base))
             bank.add_router(group, router.to(**place(base)))
         layer = LAYERS[config.adapter](name, base, config, bank.groups[group], state)
         layer.fit(model)

@@ -16,7 +16,7 @@ from mhr.layers.layouts import Layout
 from mhr.layers.linear import features
 from mhr.ops import mix
 from mhr.ops.checks import accumulator
-from mhr.routing import Router, RoutingBatch, RoutingState
+from mhr.routing import FusionRouter, Router, RoutingBatch, RoutingState
 from mhr.routing.adamix import draw
 
 
@@ -166,6 +166,14 @@ class RoutedLayer(nn.Module, ABC):
 
     def by_token(self, x: Tensor) -> Tensor:
         """The layer's output where each token is routed by itself."""
+        router = self.router
+        assert isinstance(router, FusionRouter)
+        y = self.base_output(x)
+        h = y.reshape(-1, y.shape[-1])
+        return y + router.fuse(h, self.updates(x.reshape(-1, x.shape[-1]), h)).view(y.shape)
+
+    def updates(self, x: Tensor, h: Tensor) -> Tensor:
+        """What each skill adds to the base layer's output h [N, O] of x [N, I], [N, S, O]."""
         raise NotImplementedError  # AdapterConfig refuses it for adapters that have none
 
     def segments(self, x: Tensor) -> Segments:

@@ -66,6 +66,15 @@ class RoutedBottleneck(RoutedLayer):
         bank = bank_a, bias_a, bank_b, bias_b
         return routed_bottleneck(h, *bank, a, rows, weights_b=None if a is b else b, rows_b=rows_b, offsets=offsets)
 
+    def updates(self, x: Tensor, h: Tensor) -> Tensor:
+        a, bias_a, b, bias_b, *norm = (bank.squeeze(0).to(h.dtype) for bank in self.factors().values())
+        hidden = F.gelu(torch.einsum("no,sor->nsr", h, a) + bias_a[:, 0])
+        update = torch.einsum("nsr,sro->nso", hidden, b) + bias_b[:, 0]
+        if norm:
+            scale, shift = (t[:, 0] for t in norm)
+            update = F.layer_norm(update, update.shape[-1:]) * scale + shift
+        return update
+
     def normalised(self, h: Tensor, segments: Segments) -> Tensor:
         """The output with a layer norm, for h = base(x)."""
         weights, rows, rows_b, offsets = segments[:4]

@@ -124,9 +124,14 @@ class RoutedLinear(RoutedLayer):
 
     def by_token(self, x: Tensor) -> Tensor:
         router = self.router
-        assert isinstance(router, TokenRouter)
+        if not isinstance(router, TokenRouter):
+            return super().by_token(x)
         a, b = (bank.squeeze(0) for bank in self.factors().values())
         return router.add_to(self.base_output(x), x, a, b, self.scaling)
+
+    def updates(self, x: Tensor, h: Tensor) -> Tensor:
+        a, b = (bank.squeeze(0).to(h.dtype) for bank in self.factors().values())
+        return self.scaling * torch.einsum("ni,sir,sro->nso", x.to(h.dtype), a, b)
 
     def mixed_dtype(self) -> torch.dtype | None:
         if self.config.routing.transforms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mhr.routing import (
     adamix,
+    adapter_fusion,
     arrow,
     context_mhr,
     generative_adapter,
@@ -19,6 +20,7 @@ from mhr.routing import (
     skill,
     uniform,
 )
+from mhr.routing.adapter_fusion import FusionRouter
 from mhr.routing.batch import RoutingBatch, RoutingState
 from mhr.routing.contexts import Contexts
 from mhr.routing.parameters import ParameterGroup
@@ -28,6 +30,7 @@ from mhr.routing.tokens import TokenRouter
 
 __all__ = [
     "Contexts",
+    "FusionRouter",
     "ParameterGroup",
     "Router",
     "RoutingBatch",

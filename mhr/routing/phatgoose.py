@@ -26,7 +26,7 @@ class PhatgooseRouter(TokenRouter):
     normalised = True
     gate: nn.Parameter | None
 
-    def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0, inputs: int = 0):
+    def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0, inputs: int = 0, outputs: int = 0):
         super().__init__(config, tasks, index, inputs)
         self.gated = 0
         self.register_parameter("gate", None)

@@ -159,11 +159,15 @@ def make_contexts(config: AdapterConfig, tasks: Sequence[str], groups: Sequence[
 
 
 def make_router(
-    config: AdapterConfig, tasks: Sequence[str], index: int = 0, contexts: TaskContexts | None = None, inputs: int = 0
+    config: AdapterConfig,
+    tasks: Sequence[str],
+    index: int = 0,
+    contexts: TaskContexts | None = None,
+    sizes: tuple[int, int] = (0, 0),
 ) -> Router:
-    """The router of a group of layers. contexts: those of its bank, where the method computes routing from contexts; inputs: the
-    features that its one layer reads, where the method routes each token."""
+    """The router of a group of layers. contexts: those of its bank, where the method computes routing from contexts; sizes: (in,
+    out) features of its one layer, where the method routes each token."""
     more: dict[str, Any] = {} if contexts is None else {"contexts": contexts}
     if config.routing.by_token:
-        more["inputs"] = inputs
+        more["inputs"], more["outputs"] = sizes
     return routers[config.method](config, tasks, index, **more)

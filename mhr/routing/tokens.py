@@ -33,7 +33,7 @@ class TokenRouter(Router):
     normalised = False
     directions: Tensor
 
-    def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0, inputs: int = 0):
+    def __init__(self, config: AdapterConfig, tasks: Sequence[str], index: int = 0, inputs: int = 0, outputs: int = 0):
         super().__init__(config, tasks, index)
         self.register_buffer("directions", self.even.new_zeros(self.n_skills, inputs))
         self.known = False

@@ -8,7 +8,10 @@ from mhr.errors import ConfigError
 from mhr.method_settings.tokens import TokenSettings
 from mhr.methods import BY_TOKEN, listed
 from mhr.runs.adapt_settings import EXPERTS_OF_BANKS
-from mhr.setting import MOST_SEED, Settings, as_in, setting
+from mhr.setting import MOST_SEED, Settings, as_in, setting, settings_of
+
+OF_CHOICE = {"top_k", "temperature"}
+"""Settings of methods by which tokens choose some."""
 
 OF_GATES = ("tasks", "steps", "batch_size", "lr", "seed")
 """Settings of methods that train gates."""
@@ -41,7 +44,12 @@ class RouteConfig(Settings):
     )
     steps: int = setting(100, "Optimizer steps of each gate.", at_least=1, flag="--steps")
     batch_size: int = setting(16, "Examples of a step of a gate.", at_least=1, at_most=2**16, flag="--batch-size")
-    lr: float = setting(5e-3, "Learning rate of gates.", above=0, flag="--lr")
+    lr: float | None = setting(
+        None,
+        f"Learning rate of gates. Unset: {', '.join(f'{row.gate_lr:g} ({name})' for name, row in BY_TOKEN.items() if row.gates)}.",
+        above=0,
+        flag="--lr",
+    )
     seed: int = setting(0, "Seed of the order of a gate's examples.", at_least=0, at_most=MOST_SEED, flag="--seed")
     subtract: list[str] | None = setting(
         None,
@@ -54,6 +62,12 @@ class RouteConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        own = self.own_settings
+        for name in OF_CHOICE - own.keys():
+            if getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, but with method {self.method!r} tokens attend to all adapters: leave it out"
+                )
         if not BY_TOKEN[self.method].gates:
             for name in OF_GATES:
                 value = getattr(self, name)
@@ -62,3 +76,9 @@ class RouteConfig(Settings):
                     raise ConfigError(
                         f"{name} is {value!r}, but method {self.method!r} trains no gates: use method {gated}, or leave it out"
                     )
+
+    @property
+    def own_settings(self) -> dict[str, object]:
+        """The settings of the method's own, for `AdapterConfig.router`."""
+        own = BY_TOKEN[self.method].settings
+        return {} if own is None else {name: getattr(self, name) for name in settings_of(own)}

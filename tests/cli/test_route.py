@@ -168,3 +168,18 @@ def another(folder: Path) -> Path:
     model.save_pretrained(folder / "t5")
     tokenizer.save_pretrained(folder / "t5")
     return folder / "t5"
+
+
+def test_bottlenecks_are_fused_evaluated_and_refused_as_loras(tmp_path: Path) -> None:
+    run = bank(tmp_path, method="private", adapter="bottleneck")
+    fused = tmp_path / "fused"
+    asked = ("--method", "adapter-fusion", "--steps", "1", "--batch-size", "2")
+    shown = succeed("route", run, *asked, "--output", fused)
+    assert "adapter-fusion on builtin:t5-tiny, 3 bottlenecks (rev-last, next-first, rev-first)" in shown.stdout
+    judged = json.loads(succeed("evaluate", fused, "--task", "init-upper", "--limit", "2", "--json").stdout)
+    assert judged["tasks"].keys() == {"init-upper"}
+    assert json.loads(succeed("inspect", fused, "--json").stdout)["method"] == "adapter-fusion"
+    assert "is a bottleneck adapter: method 'arrow' chooses among LoRAs" in refuse(
+        "route", run, "--output", tmp_path / "a"
+    )
+    assert "routes each token by itself" in refuse("merge", fused, "--to", "model", "--output", tmp_path / "m")

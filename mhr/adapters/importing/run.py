@@ -16,7 +16,7 @@ from mhr.adapters.importing.source import ForeignPath
 from mhr.backbones import load_backbone
 from mhr.errors import CheckpointError, ConfigError, DataError, TargetError
 from mhr.files import prepare_output, writing_folder
-from mhr.layers.linear import features, is_linear
+from mhr.layers.linear import features, is_adaptable
 from mhr.layers.targets import routing_group
 from mhr.loading import Loading
 from mhr.locks import one_writer
@@ -93,7 +93,7 @@ def fitted(bank: AdapterCheckpoint, model: PreTrainedModel, name: str) -> Adapte
     its layers share routing in another way.
     """
     modules = dict(model.named_modules())
-    missing = [layer for layer in bank.layers if layer not in modules or not is_linear(modules[layer])]
+    missing = [layer for layer in bank.layers if layer not in modules or not is_adaptable(modules[layer])]
     if missing:
         raise CheckpointError(
             f"{bank.name} adapts layer {missing[0]!r}, which base model {name!r} does not have as a Linear ({len(missing)} of its "
