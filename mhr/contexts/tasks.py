@@ -61,19 +61,21 @@ def set_apart(tasks: TaskCollection, config: AdapterConfig | None) -> tuple[Task
     settings = None if config is None else config.own_settings()
     if not isinstance(settings, GenerativeSettings):
         return tasks, None
-    return tasks.of([_parted(task, settings) for task in tasks.values()]), (
-        f"{settings.apart} training examples of each task are set apart for contexts, and not trained on"
-    )
+    parted = tasks.of([_parted(task, settings) for task in tasks.values()])
+    sizes = sorted({len(task.context) for task in parted.values()})
+    some = " to ".join(map(str, dict.fromkeys([sizes[0], sizes[-1]])))
+    return parted, f"{some} training examples of each task are set apart for contexts, and not trained on"
 
 
 def _parted(task: Task, settings: GenerativeSettings) -> Task:
-    drawn = shot_order(task.train, task.name, 0)[: settings.apart]
+    wanted = settings.apart(len(task.train))
+    drawn = shot_order(task.train, task.name, 0)[:wanted]
     inputs = {example.input for example in drawn}
     left = [example for example in task.train if example.input not in inputs]
-    if len(drawn) < settings.apart or not left:
+    if len(drawn) < wanted or not left:
         raise DataError(
-            f"task {task.name!r} has {len(task.train)} training examples, of which {settings.apart} are set apart for contexts of "
-            f"{settings.shots} shots, so that none is left to train on: set adapter.router.shots and adapter.router.pool lower"
+            f"task {task.name!r} has {len(task.train)} training examples, of which {wanted} are set apart for contexts of "
+            f"{settings.shots} shots, so that none is left to train on: set adapter.router.shots lower, or adapter.router.pool"
         )
     return dataclasses.replace(task, train=left, context=drawn)
 

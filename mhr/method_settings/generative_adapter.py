@@ -24,8 +24,8 @@ class GenerativeSettings(EmbeddingSettings):
     shots: int = setting(32, "Examples that a context is made of.", at_least=1)
     pool: int | None = setting(
         None,
-        """Training examples of each task from which each training step draws the context (unset: twice the shots). They are not trained on
-        themselves, so that no context holds the example that is asked for.""",
+        """Training examples of each task from which each training step draws the context (unset: half of them, but at least as many as the
+        shots and at most twice that). They are not trained on themselves, so that no context holds the example that is asked for.""",
         at_least=1,
     )
     tokens: int = setting(64, "Tokens of an example that count, the last ones.", at_least=1)
@@ -34,12 +34,11 @@ class GenerativeSettings(EmbeddingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.apart < self.shots:
+        if self.pool is not None and self.pool < self.shots:
             raise ConfigError(
                 f"pool is {self.pool}, from which {self.shots} shots are drawn: set it to {self.shots} or more"
             )
 
-    @property
-    def apart(self) -> int:
-        """Training examples of a task that contexts are drawn from."""
-        return 2 * self.shots if self.pool is None else self.pool
+    def apart(self, examples: int) -> int:
+        """Training examples that are set apart for contexts, of a task with so many."""
+        return min(2 * self.shots, max(self.shots, examples // 2)) if self.pool is None else self.pool

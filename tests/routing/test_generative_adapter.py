@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -422,8 +423,9 @@ def test_validation_while_training_changes_nothing(run: RunFolder, settings: Mak
 
 def test_too_few_examples_are_refused(settings: Make, tmp_path: Path) -> None:
     for own, said in (
-        ({}, r"has 24 training examples, of which 64 are set apart for contexts of 32 shots, so that none is left"),
-        ({"shots": 12}, r"of which 24 are set apart .*: set adapter\.router\.shots and adapter\.router\.pool lower"),
+        ({}, r"has 24 training examples, of which 32 are set apart for contexts of 32 shots, so that none is left"),
+        ({"shots": 24}, r"of which 24 are set apart .*: set adapter\.router\.shots lower, or adapter\.router\.pool"),
+        ({"shots": 4, "pool": 30}, r"of which 30 are set apart for contexts of 4 shots"),
     ):
         with pytest.raises(DataError, match=said):
             pretrain(settings(method=METHOD, **{"adapter.router": own}), str(tmp_path / "run"), progress=False)
@@ -438,6 +440,22 @@ def test_a_rate_of_rows_that_do_not_train_is_refused(settings: Make) -> None:
     config = settings(method=METHOD, router_lr=0.2, **{"adapter.router": OWN})
     with pytest.raises(ConfigError, match=r"set adapter\.router\.network_lr instead"):
         refuse_unused(assignments(["train.router_lr=0.2"]), config)
+
+
+@pytest.mark.parametrize(("examples", "apart"), [(1000, 8), (12, 6), (9, 4), (6, 4)])
+def test_of_few_examples_no_more_than_half_are_set_apart(examples: int, apart: int, settings: Make) -> None:
+    collection = read_tasks(settings().tasks, settings().data).training()
+    task = next(iter(collection.values()))
+    task.train = [replace(task.train[0], input=f"{i}", id=f"{i}") for i in range(examples)]
+    config = AdapterConfig(method=METHOD, router={"shots": 4})
+    parted, note = set_apart(collection, config)
+    own = parted[task.name]
+    assert (len(own.context), len(own.train)) == (apart, examples - apart)
+    sizes = "8" if apart == 8 else f"{apart} to 8"
+    assert note == f"{sizes} training examples of each task are set apart for contexts, and not trained on"
+    task.train = [replace(e, input="the same") for e in task.train]
+    with pytest.raises(DataError, match="so that none is left to train on"):
+        set_apart(collection, config)
 
 
 def test_states_are_those_of_the_last_tokens(settings: Make) -> None:
