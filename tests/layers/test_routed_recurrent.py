@@ -405,8 +405,10 @@ def test_what_has_no_place_for_it_says_so(tmp_path: Path) -> None:
         ):
             merge(tmp_path / "hra", **settings, output=tmp_path / "merged")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hra"]
+    (tmp_path / "plain").mkdir()
+    write_plain(plain, tmp_path / "plain", "copa")
     with pytest.raises(MergeError, match=r"skills that share a projection \(share 'down'\): leave init_skills out"):
-        seed_bank(model, [str(tmp_path / "hra")])
+        seed_bank(model, [str(tmp_path / "plain")])
 
 
 @pytest.mark.parametrize(
