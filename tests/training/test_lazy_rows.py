@@ -234,7 +234,7 @@ def test_states_are_those_of_the_tasks_drawn() -> None:
 # ---- runs ---------------------------------------------------------------------------------------------------------------
 
 RUNS: dict[str, dict[str, Any]] = {
-    "mhr": {"method": "mhr", "n_heads": 4, "noise": "per_example", "router_weight_decay": 0.1},
+    "mhr": {"method": "mhr", "n_heads": 4, "noise": "per_example", "router_weight_decay": 0.1, "precision": "bf16"},
     "mtl-lora": {"method": "mtl-lora", "batch_size": 1, "accumulation": 2},
     "film": {"method": "film"},
     "annealed": {"method": "poly", "anneal_to_mu": 2},

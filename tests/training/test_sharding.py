@@ -33,7 +33,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "t5": {"model": "t5", "method": "mhr", "n_heads": 2, "mc_loss": 1.0, "gradient_checkpointing": True},
     "adamix": {"model": "llama", "method": "adamix", "gradient_checkpointing": True},
     "lora": {"model": "llama", "method": "lora", "accumulation": 2, "modules_to_save": ["lm_head"]},
-    "bfloat16": {"model": "llama", "method": "mhr", "n_heads": 2},
+    "bfloat16": {"model": "llama", "method": "mhr", "n_heads": 2, "lazy_rows": True},
 }
 
 
