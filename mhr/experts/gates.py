@@ -44,7 +44,7 @@ def tasks_of(names: Sequence[str], own: Sequence[str], collection: TaskCollectio
     return TaskCollection(found, collection.source)
 
 
-def together(collection: TaskCollection, name: str) -> TaskCollection:
+def as_one_task(collection: TaskCollection, name: str) -> TaskCollection:
     """The training examples of all tasks as those of one, called as one of the adapters, none of which is chosen by a task. Raises
     DataError where there are none."""
     examples = [

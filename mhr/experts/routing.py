@@ -16,7 +16,7 @@ from mhr.adapters.importing.run import fitted
 from mhr.adapters.plain import PlainAdapter
 from mhr.backbones import load_backbone
 from mhr.errors import ConfigError
-from mhr.experts.gates import tasks_of, together, train_gates
+from mhr.experts.gates import as_one_task, tasks_of, train_gates
 from mhr.experts.sources import bank_of_experts, check_alike
 from mhr.files import prepare_output, writing_folder
 from mhr.loading import Loading
@@ -76,7 +76,7 @@ def route_tokens(
         collection = read_tasks(asked.tasks or config.tasks, config.data)
         config = dataclasses.replace(config, tasks=asked.tasks or config.tasks)
         if BY_TOKEN[asked.method].joint:
-            own = together(collection, bank.tasks[0])
+            own = as_one_task(collection, bank.tasks[0])
         else:
             own = tasks_of(bank.tasks, [names_of([source])[0] for source in sources], collection, asked.method)
     model, tokenizer = load_backbone(name, config.kind, Loading.of(config))

@@ -11,7 +11,7 @@ from mhr.config import AdapterConfig
 from mhr.routing.batch import RoutingBatch
 from mhr.routing.router import Router, routers
 
-INIT_STD = 0.02
+QUERY_STD = 0.02
 VALUE_STD = 1e-6
 
 
@@ -40,7 +40,7 @@ class FusionRouter(Router):
     @torch.no_grad()
     def reset(self) -> None:
         for parameter in (self.query, self.key):
-            parameter.normal_(0.0, INIT_STD)
+            parameter.normal_(0.0, QUERY_STD)
         self.value.normal_(0.0, VALUE_STD).add_(torch.eye(len(self.value)).to(self.value))
 
     def fuse(self, h: Tensor, updates: Tensor) -> Tensor:
