@@ -28,7 +28,8 @@ class OuterProducts(TaskContexts):
     vectors  [T, G * R * R], S of each task. While there are states it is that of the first shots, as K and V stand, whenever it is stored
     keys, values  K and V [G, R, C], which train while there are states
     states   task -> [N, L, C], the h_i of N shots of each training task, in the memory of the host, with zeros behind shots of fewer
-             tokens; from `put`. A training step draws some of them; otherwise the first ones count. None where S is as stored
+             tokens; from `put`. A training step draws some of them; otherwise the first ones count. None where S is as stored, as after
+             a change of the tasks
     """
 
     takes_examples = True
@@ -79,16 +80,15 @@ class OuterProducts(TaskContexts):
         if self.states is None:
             return None
         shots: int = self.settings.shots
-        drawn: list[Tensor | slice] = [slice(shots)] * len(self.tasks)
-        if generator is not None:
-            n = max(map(len, self.states.values()))
-            lots = torch.rand(len(self.tasks), n, generator=generator)
-            drawn = [lot[: len(self.states[t])].argsort()[:shots] for t, lot in zip(self.tasks, lots, strict=True)]
+        most = max(map(len, self.states.values()))
+        lots = None if generator is None else torch.rand(len(self.tasks), most, generator=generator)
         size = self.keys.shape[-1]
         found = self.keys.detach().new_zeros(len(rows), size, size)
         for i, row in enumerate(rows):
             if row >= 0:
-                found[i] = _moments(self.states[self.tasks[row]][drawn[row]].to(found))
+                states = self.states[self.tasks[row]]
+                drawn = states if lots is None else states[lots[row, : len(states)].argsort()[:shots]]
+                found[i] = _moments(drawn[:shots].to(found))
         return found
 
     def set_tasks(self, tasks: Sequence[str], keep: Sequence[int | None]) -> None:
@@ -104,8 +104,14 @@ class OuterProducts(TaskContexts):
 
         center  they are of all tasks that the bank is trained on, from which K and V then learn
 
-        Raises TaskError for an unknown task, and for states of another length or that are not finite; nothing is then changed.
+        Raises TaskError for an unknown task, with center for one that is left out, and for states of another length or that are not finite;
+        nothing is then changed.
         """
+        missing = [task for task in self.tasks if task not in embeddings] if center else []
+        if missing:
+            raise TaskError(
+                f"no shots are given of task {missing[0]!r}, from which the bank is to learn: give those of all its tasks"
+            )
         rows = {task: row for row, task in enumerate(self.tasks)}
         wide = {task: self._checked(task, states, rows) for task, states in embeddings.items()}
         normed = {task: _normed(states).cpu() for task, states in wide.items()}

@@ -233,6 +233,9 @@ def test_states_that_do_not_fit_change_nothing(given: dict[str, Tensor], said: s
     with pytest.raises(TaskError, match=said):
         bank.set_contexts(given)
     assert torch.equal(contexts.vectors, before)
+    with pytest.raises(TaskError, match="no shots are given of task 'copa', from which the bank is to learn"):
+        bank.set_contexts(states(1, ["boolq", "rte"]), center=True)
+    assert torch.equal(contexts.vectors, before)
 
 
 @pytest.mark.parametrize(
