@@ -23,6 +23,7 @@ from mhr.training.lazy_rows import ROWS_DRAWN, LazyRows
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
 from tests.models import random_batch, randomise, tiny_model
+from tests.routing.test_contract import Block
 from tests.training.test_pretraining import WORKER, start_worker
 from tests.training.test_trainer import trainer_for
 
@@ -204,6 +205,38 @@ def test_a_step_that_is_skipped_changes_nothing() -> None:
     assert rows.drawn == [1, 2, 3, 4]
     with pytest.raises(ValueError, match="draws 4 tasks, expected at most 3"):
         rows.load([0, 1, 2, 3])
+
+
+def test_a_compiled_model_reads_the_rows_of_its_step() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Block()
+    bank = mhr.attach(model, AdapterConfig(n_heads=4, targets=["first", "second"], rank=2), TASKS)
+    randomise(bank)
+    compiled = torch.compile(model, backend="aot_eager")
+    x = torch.randn(4, 3, 8)
+    rows = LazyRows(bank, 3)
+
+    def both(ids: list[str]) -> list[list[Tensor]]:
+        found = []
+        for called in (compiled, model):
+            model.zero_grad()
+            y = called(x, task_ids=bank.for_batch(ids))
+            y.sum().backward()
+            found.append([y.detach(), *(p.grad.clone() for p, _ in bank.row_parameters())])
+        return found
+
+    outputs = []
+    for ids in (["task1", "task2", "task1", "task2"], ["task6", "task0", "task3", "task0"]):
+        rows.load([bank.row(task) for task in ids])
+        one, two = both(ids)
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(a, b)
+        outputs.append(one[0])
+    rows.close()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, task_ids=bank.for_batch(ids)), outputs[1])
+    assert not torch.allclose(outputs[0], outputs[1])
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------------
