@@ -4,7 +4,7 @@
     jobs.py         runs to be pretrained, as such pieces
     stages.py       what is done and found, on disk, stage by stage
     task_files.py   tasks as a file that every run of a study reads
-    command.py      the command line of studies on real tasks
+    command.py      the command lines that studies have in common
     tables.py       tables and cells of their pages
     fitting.py      which tasks suit a study by the length of their inputs
     claims.py       questions that are asked beforehand, and what is said of them

@@ -14,7 +14,6 @@ all of it is small, and the choices and the page go into the output folder.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Iterable
@@ -27,8 +26,9 @@ from mhr.files import read_json
 
 from . import RESULTS
 from .choices import FOLDER, best, freeze, settled
+from .command import parser_of_settings
 from .paper_plan import TEST, TRIAL, Setting, Unit, further_trials, rates_of, screening, trials, units
-from .paper_settings import decoder, default_tasks, real, suite
+from .paper_settings import SETTINGS, default_tasks
 from .stages import Stages
 from .workers import side_by_side
 
@@ -113,33 +113,25 @@ def _losses(unit: Unit, stages: Stages, run: Any, seen: Any) -> None:
 
 def _adapted(unit: Unit, stages: Stages, run: Any, mode: str, rate: float, judged: Any) -> None:
     """Adapt a run to each of the judged tasks and score what came out: as row MODE, of trials as row "MODE RATE"."""
-    from mhr.few_shot import adapt
     from mhr.methods import idle_rates
 
     plan = unit.setting.plan
     row = f"{mode} {rate:g}" if unit.kind == TRIAL else mode
     rates = {"router_lr": plan.adapt_router_lr} | {rates_of(plan, mode)[0]: rate}
     idle = idle_rates(mode, unit.variant.method)
-    work = partial(
-        adapt,
-        str(run.path),
-        list(judged),
-        mode=mode,
-        output=str(stages.output / "adapted" / row.replace(" ", "-")),
+    stages.adapt(
+        row,
+        run,
+        mode,
+        judged,
+        unit.seed,
         shots=plan.shots,
-        seeds=[unit.seed],
         steps=plan.adapt_steps,
         batch_size=plan.adapt_batch,
         select="best",
         eval_every=plan.look_every,
-        resume=True,
-        progress=False,
         **{name: value for name, value in rates.items() if name not in idle},
     )
-    runs = stages.timed(f"adapt {row}", work)
-    stages.keep(f"adapted {row}", runs[0])
-    for one in runs:
-        stages.score(row, one.path, judged.select(one.info["tasks"]), unit.seed)
 
 
 # ---- what is chosen --------------------------------------------------------------------------------------------------
@@ -223,29 +215,10 @@ def run_all(pieces: Iterable[Unit], output: Path, workers: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
-    parser.add_argument(
-        "--setting", choices=("suite", "real", "decoder"), default="suite", help="tasks and model (default suite)"
-    )
-    parser.add_argument(
-        "--tasks",
-        help="of real and decoder: a folder in the layout of Super-NaturalInstructions; default: ../shared/data/superni",
-    )
-    parser.add_argument("--workers", type=int, default=2, help="processes side by side, of one thread each (default 2)")
-    parser.add_argument("--seeds", type=int, help="only the first so many test seeds; default: all")
-    parser.add_argument("--quick", action="store_true", help="a few steps and tasks: to see that everything runs")
-    parser.add_argument("--only-publish", action="store_true", help="train nothing; publish what is done")
+    parser = parser_of_settings(__doc__, SETTINGS)
     parser.add_argument("--docs", type=Path, help="where the page goes (default docs; --quick: the output)")
-    parser.add_argument(
-        "--results", type=Path, help="where the results go (default benchmarks/results; --quick: the output)"
-    )
     args = parser.parse_args()
-    if args.setting == "suite":
-        setting = suite(args.output, args.quick)
-    else:
-        made = real if args.setting == "real" else decoder
-        setting = made(args.output, args.tasks or str(default_tasks()), args.quick)
+    setting = SETTINGS[args.setting](args.output, args.tasks or str(default_tasks()), args.quick)
     file = (args.output if args.quick else FOLDER) / f"paper_{setting.name}.json"
     try:
         choices = settled(

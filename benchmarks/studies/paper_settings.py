@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,8 +33,8 @@ REAL_VARIANTS = tuple(
 )
 
 
-def suite(output: Path, quick: bool = False) -> Setting:
-    """The skills suite. Of its training tasks 12, spread over the categories, are trained on by no run and judge the trials; all its
+def suite(output: Path, path: str = "", quick: bool = False) -> Setting:
+    """The skills suite; `path` is not read. Of its training tasks 12, spread over the categories, are trained on by no run and judge the trials; all its
     held-out tasks judge the claims."""
     plan = SMALL if quick else Plan()
     tasks = skills_suite(0, 400, plan.test)
@@ -143,6 +143,9 @@ def decoder(output: Path, path: str, quick: bool = False, model: str = "builtin:
             if variant.name in ("lora", "poly", "mhr")
         ),
     )
+
+
+SETTINGS: dict[str, Callable[[Path, str, bool], Setting]] = {"suite": suite, "real": real, "decoder": decoder}
 
 
 def _fitting(tasks: Sequence[Task]) -> list[Task]:

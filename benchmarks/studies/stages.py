@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +13,7 @@ import transformers
 
 from mhr.data import TaskCollection
 from mhr.evaluation import evaluate, load_model
+from mhr.few_shot import adapt
 from mhr.files import make_folder, read_json, write_json_atomically, write_text_atomically
 from mhr.loading import Loading
 from mhr.runs import RunFolder
@@ -78,6 +80,15 @@ class Stages:
             known = self.state.setdefault(clock, {})
             known[f"evaluate {row}"] = known.get(f"evaluate {row}", 0.0) + seconds
         self.save()
+
+    def adapt(self, row: str, run: RunFolder, mode: str, tasks: TaskCollection, seed: int, **settings: Any) -> None:
+        """Adapt a run to each of the tasks, and keep the measures of what came out as `row`. settings: of `adapt`."""
+        folder = self.output / "adapted" / row.replace(", ", "-").replace(" ", "-")
+        given = {"mode": mode, "output": str(folder), "seeds": [seed], "resume": True, "progress": False, **settings}
+        runs = self.timed(f"adapt {row}", partial(adapt, str(run.path), list(tasks), **given))
+        self.keep(f"adapted {row}", runs[0])
+        for one in runs:
+            self.score(row, one.path, tasks.select(one.info["tasks"]), seed)
 
     def keep(self, name: str, run: RunFolder) -> None:
         """What a table says of a run."""

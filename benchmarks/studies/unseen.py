@@ -14,10 +14,9 @@ is not all. With --quick all of it is small, and the choices and the page go int
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -25,13 +24,14 @@ from typing import Any
 
 from mhr.data import TaskCollection, load_tasks
 from mhr.experts import route_tokens
-from mhr.few_shot import adapt
 from mhr.files import read_json
 from mhr.runs import RunFolder, load_config
 from mhr.training import pretrain
 
 from . import RESULTS
 from .choices import FOLDER, best, freeze, settled
+from .command import parser_of_settings
+from .paper_settings import default_tasks
 from .stages import Stages
 from .unseen_page import publish
 from .unseen_plan import (
@@ -77,7 +77,7 @@ def do(unit: Unit, output: Path) -> None:
         for rate in unit.rates.get(row.name, ()):
             name = f"{few_shot(row.name)} {rate:g}" if unit.kind == TRIAL else few_shot(row.name)
             settings = {"lr": rate, "steps": plan.adapt_steps, "batch_size": plan.adapt_batch, **unit.trained.adapting}
-            _adapted(unit, stages, run, row.mode, name, judged, {**settings, **row.settings})
+            _adapted(unit, stages, run, row, name, judged, **settings)
     stages.state["status"] = "done"
     stages.save()
 
@@ -104,38 +104,18 @@ def _answered(unit: Unit, stages: Stages, run: RunFolder, row: Row, judged: Task
             stages.timed(f"route {row.name}", work)
         stages.score(name, folder, judged, unit.seed)
     elif row.answers == SEARCHED:
-        _adapted(unit, stages, run, "lorahub", name, judged, {"steps": plan.hub_steps, **row.settings})
+        _adapted(unit, stages, run, row, name, judged, steps=plan.hub_steps)
     else:
-        _adapted(unit, stages, run, row.mode, name, judged, {"steps": 0, **row.settings})
+        _adapted(unit, stages, run, row, name, judged, steps=0)
 
 
 def _adapted(
-    unit: Unit,
-    stages: Stages,
-    run: RunFolder,
-    mode: str | None,
-    name: str,
-    judged: TaskCollection,
-    settings: dict[str, Any],
+    unit: Unit, stages: Stages, run: RunFolder, row: Row, name: str, judged: TaskCollection, **settings: Any
 ) -> None:
-    """Adapt a run to each of the judged tasks and score what came out as row `name`."""
+    """Adapt a run to each of the judged tasks and score what came out as `name`."""
+    mode = "lorahub" if row.answers == SEARCHED else row.mode
     assert mode is not None
-    work = partial(
-        adapt,
-        str(run.path),
-        list(judged),
-        mode=mode,
-        output=str(stages.output / "adapted" / name.replace(", ", "-").replace(" ", "-")),
-        shots=unit.setting.plan.shots,
-        seeds=[unit.seed],
-        resume=True,
-        progress=False,
-        **settings,
-    )
-    runs = stages.timed(f"adapt {name}", work)
-    stages.keep(name, runs[0])
-    for one in runs:
-        stages.score(name, one.path, judged.select(one.info["tasks"]), unit.seed)
+    stages.adapt(name, run, mode, judged, unit.seed, shots=unit.setting.plan.shots, **settings, **row.settings)
 
 
 # ---- what is chosen --------------------------------------------------------------------------------------------------
@@ -199,21 +179,8 @@ def run_all(pieces: Iterable[Unit], output: Path, workers: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
-    parser.add_argument("--setting", choices=list(SETTINGS), default="suite", help="tasks and model (default suite)")
-    parser.add_argument(
-        "--tasks",
-        help="of minilm and t5: a folder in the layout of Super-NaturalInstructions; default: ../shared/data/superni",
-    )
-    parser.add_argument("--workers", type=int, default=2, help="processes side by side, of one thread each (default 2)")
-    parser.add_argument("--seeds", type=int, help="only the first so many test seeds; default: all")
-    parser.add_argument("--quick", action="store_true", help="a few steps and tasks: to see that everything runs")
-    parser.add_argument("--only-publish", action="store_true", help="train nothing; publish what is done")
-    parser.add_argument("--results", type=Path, help="where the page goes (default benchmarks/results)")
-    args = parser.parse_args()
-    make: Callable[..., Setting] = SETTINGS[args.setting]
-    setting = make(args.output, args.tasks, args.quick)
+    args = parser_of_settings(__doc__, SETTINGS).parse_args()
+    setting = SETTINGS[args.setting](args.output, args.tasks or str(default_tasks()), args.quick)
     file = (args.output if args.quick else FOLDER) / f"unseen_{setting.name}.json"
     try:
         choices = settled(

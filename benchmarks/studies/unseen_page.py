@@ -129,7 +129,8 @@ def _scores_table(setting: Setting, done: Mapping[Unit, Mapping[str, Any]]) -> T
             continue
         cells = [_mean(values(done, name), tasks) for name in (zero_shot(row.name), few_shot(row.name))]
         counts = [
-            runs[key]["parameters"]["trained"] if key in runs else None for key in ("pretrained", few_shot(row.name))
+            runs[key]["parameters"]["trained"] if key in runs else None
+            for key in ("pretrained", f"adapted {few_shot(row.name)}")
         ]
         rows.append([text(cell) for cell in (row.name, *cells, *("" if n is None else f"{n:,}" for n in counts))])
     columns = ["", "without a gradient step", "adapted", "pretraining trains", "adaptation trains"]

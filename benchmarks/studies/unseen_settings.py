@@ -13,7 +13,7 @@ from mhr.training import pretrain
 
 from . import paper_settings
 from .fitting import fits
-from .paper_settings import default_tasks, encoder
+from .paper_settings import encoder
 from .task_files import Tasks, spread_over, training_file
 from .unseen_plan import Plan, Setting
 
@@ -26,9 +26,9 @@ ABOUT = " Definitions and shots are embedded by {}."
 BYTES = 128
 
 
-def suite(output: Path, path: str | None = None, quick: bool = False) -> Setting:
+def suite(output: Path, path: str = "", quick: bool = False) -> Setting:
     """The tasks of the study of the paper's claims: 12 of the suite's training tasks judge the trials, its held-out ones the questions."""
-    paper = paper_settings.suite(output, quick)
+    paper = paper_settings.suite(output, quick=quick)
     (tests,) = paper.folds
     return Setting(
         "suite",
@@ -42,7 +42,7 @@ def suite(output: Path, path: str | None = None, quick: bool = False) -> Setting
     )
 
 
-def minilm(output: Path, path: str | None = None, quick: bool = False) -> Setting:
+def minilm(output: Path, path: str, quick: bool = False) -> Setting:
     """Tasks of two choices with short inputs, of which the MiniLM encoder ranks pairs of an input and a choice."""
     plan = Plan(steps=200, batch=16, adapt_steps=24, adapt_batch=8, test=100, rates=(5e-4, 1e-3, 3e-3))
     _, tokenizer = load_backbone(encoder(), "encoder")
@@ -70,7 +70,7 @@ def minilm(output: Path, path: str | None = None, quick: bool = False) -> Settin
     )
 
 
-def t5(output: Path, path: str | None = None, quick: bool = False) -> Setting:
+def t5(output: Path, path: str, quick: bool = False) -> Setting:
     """Tasks with choices and inputs of at most BYTES bytes, for the built-in T5, all of whose weights are trained on the training tasks first:
     here, unless that is done."""
     plan = Plan(steps=300, batch=16, adapt_steps=40, adapt_batch=8, test=100)
@@ -96,11 +96,11 @@ def t5(output: Path, path: str | None = None, quick: bool = False) -> Setting:
     )
 
 
-SETTINGS: dict[str, Callable[..., Setting]] = {"suite": suite, "minilm": minilm, "t5": t5}
+SETTINGS: dict[str, Callable[[Path, str, bool], Setting]] = {"suite": suite, "minilm": minilm, "t5": t5}
 
 
-def _read(path: str | None) -> list[Task]:
-    return list(load_tasks(path or str(default_tasks()), definitions=False).values())
+def _read(path: str) -> list[Task]:
+    return list(load_tasks(path, definitions=False).values())
 
 
 def _shared_out(output: Path, name: str, tasks: list[Task], plan: Plan, quick: bool) -> tuple[Tasks, Tasks]:

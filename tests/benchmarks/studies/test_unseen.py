@@ -160,7 +160,9 @@ def test_the_page_of_what_is_done(setting: Setting, tmp_path: Path) -> None:
             "status": "done",
             "scores": {name: {t: {str(unit.seed): {"score": score}} for t in unit.tasks.judged} for name in names},
             "cpu_seconds": {"pretrain": 60.0},
-            "runs": {name: {"parameters": {"trained": 1234}} for name in ("pretrained", *names)},
+            "runs": {
+                name: {"parameters": {"trained": 1234}} for name in ("pretrained", *map("adapted {}".format, names))
+            },
         }
         (tmp_path / unit.folder).mkdir(parents=True)
         (tmp_path / unit.folder / "state.json").write_text(json.dumps(state))
