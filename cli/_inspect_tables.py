@@ -12,6 +12,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from mhr.methods import BY_TOKEN
+
 if TYPE_CHECKING:
     from mhr.analysis.alignment import Alignment
     from mhr.analysis.inspection import Inspection
@@ -43,7 +45,11 @@ def _of_bank(inspection: Inspection) -> Iterator[Text | Table]:
     yield Text(f"{inspection.n_layers} layers of {inspection.base}, {len(inspection.tasks)} tasks")
     yield _parameters(inspection)
     if not inspection.routed:
-        yield Text("All tasks are routed alike: there is no routing to show.")
+        yield Text(
+            "Each token is routed by itself: there are no weights of tasks to show."
+            if inspection.method in BY_TOKEN
+            else "All tasks are routed alike: there is no routing to show."
+        )
         return
     yield _heading(f"Routing weights, mean over layers and heads; white is {'1/S' if routing.convex else '0'}")
     yield _heat_map(inspection)

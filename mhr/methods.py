@@ -457,7 +457,8 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
     if routing.by_token and asked.begins in (BANK, ONE, FRESH):
         return "it routes each token by itself over finished LoRAs: adapt the run that trained them, or use mode 'lorahub', or 'mu' for their average"
     if asked.begins == ONE and not (averaged or routing.one_adapter):
-        return "its adapter is not shared by all tasks: use mode 'mu' for its average, or 'mhr'"
+        bank = ", or 'mhr'" if refusal("mhr", method, averaged=averaged) is None else ""
+        return f"its adapter is not shared by all tasks: use mode 'mu' for its average{bank}"
     if asked.begins != BANK:
         return None
     if averaged:
@@ -465,9 +466,9 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
     heads = METHODS[method].task_heads
     if asked.trains_head and not heads:
         having = " or ".join(name for name, row in METHODS.items() if row.task_heads)
-        return (
-            f"its tasks have no heads over a common controller, as those of {having} have: use mode 'mhr', 'z' or 'mu'"
-        )
+        allowed = [name for name in ("mhr", "z", "mu") if refusal(name, method, averaged=averaged) is None]
+        use = f": use mode {' or '.join(map(repr, allowed))}" if allowed else ""
+        return f"its tasks have no heads over a common controller, as those of {having} have{use}"
     if not (asked.trains_skills or asked.trains_head or routing.learned):
         return "its routing is not learned, so there is no row to train" + (": use mode 'head'" if heads else "")
     if routing.skill_per_task and not heads:

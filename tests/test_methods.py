@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,6 +114,23 @@ def test_every_method_can_be_adapted_in_some_mode_and_says_why_not_in_others() -
         assert ("z" in allowed) == bool(routing and routing.learned and not routing.by_token)
         assert ("head" in allowed) == method.task_heads
         assert ("lora" in allowed) == bool(method.routing and ROUTING_METHODS[method.routing].one_adapter)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_refusal_names_modes_that_work(averaged: bool) -> None:
+    named = 0
+    for method, row in METHODS.items():
+        routing = ROUTING_METHODS[row.routing] if row.routing else None
+        if averaged and (routing is None or not routing.convex or routing.by_token):
+            continue  # which trains no skills that it could end as the average of
+        for mode in MODES:
+            reason = refusal(mode, method, averaged=averaged)
+            if reason is None or "use mode" not in reason:
+                continue
+            for other in re.findall(r"'(\w+)'", reason.partition("use mode")[2]):
+                assert refusal(other, method, averaged=averaged) is None, f"{method}, {mode}: {reason}"
+                named += 1
+    assert named > 10
 
 
 def test_titles() -> None:

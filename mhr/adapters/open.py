@@ -124,10 +124,9 @@ def collapsed(
     if lacking is not None:
         raise CheckpointError(f"{bank.name} lacks the tensors of its layer {lacking!r}: copy or train it again")
     owned = {name: keys[own] for name, own in names.items()}
-    shared = {"up": "_b", "down": "_a"}.get(config.share or "none")
     for name, own in owned.items():
         for key in own:
-            skills = 1 if shared is not None and key.endswith(shared) else config.skills_for(len(bank.tasks))
+            skills = 1 if config.in_common(key.rpartition(".")[2]) else config.skills_for(len(bank.tasks))
             if len(file.shapes[key]) != 4 or file.shapes[key][1] != skills:
                 raise _does_not_fit(bank.name, name, file.path)
     size = (

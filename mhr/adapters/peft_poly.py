@@ -205,7 +205,7 @@ def check_poly(bank: AdapterCheckpoint) -> None:
     if not config.routing.noisy or config.routing.contexts or config.adapter != "lora":
         raise CheckpointError(
             f"{bank.name} has method {config.method!r} with adapter {config.adapter!r}, but PEFT's Poly holds LoRAs whose routing is "
-            "learnt as logits: write an adapter of ours (--to mhr), or one task with --to peft-lora"
+            f"learnt as logits: write an adapter of ours (--to mhr){', or one task with --to peft-lora' if config.adapter == 'lora' else ''}"
         )
     if bank.heads is not None and not only_ranks(bank.heads.heads):
         raise CheckpointError(

@@ -23,6 +23,7 @@ from mhr.runs.route_settings import RouteConfig
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig, TrainConfig
 from mhr.training.pretraining import fit
+from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
 from mhr.training.watch import ProgressBar
 
@@ -105,7 +106,12 @@ def train_gates(
                     resumable=False,
                     callbacks=[bar],
                 )
-                fit(trainer)
+                try:
+                    fit(trainer)
+                except Interrupted:
+                    raise Interrupted(
+                        f"stopped at gate {skill + 1} of {len(tasks)}; gates are trained in one go, so the same command begins again"
+                    ) from None
     for router in routers:
         router.look()
     model.eval()

@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mhr.adapters.base_name import commit_here
 from mhr.adapters.checkpoint import AdapterCheckpoint
-from mhr.adapters.collapse import check_average
 from mhr.adapters.find import find_adapters, run_of
 from mhr.adapters.index import AdapterIndex, folders_for, read_index
 from mhr.adapters.model_card import name_for_others
@@ -175,7 +174,11 @@ class _Source:
 
     def check_average(self) -> None:
         """Raise MergeError where the average of the skills is no one adapter, or none at all."""
-        check_average(self.bank)
+        if not self.bank.config.routing.convex:
+            raise MergeError(
+                f"{self.bank.name} has method {self.bank.config.method!r}, whose skills are {self.bank.config.routing.skills_are}, and have no "
+                "average: leave --with-average out"
+            )
         heads = self.bank.heads
         if heads is not None and len(heads.heads) > 1:
             raise MergeError(

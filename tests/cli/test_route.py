@@ -15,7 +15,8 @@ from mhr import AdapterConfig
 from mhr.adapters import collapse, read_adapter, read_bank, save_adapter
 from mhr.backbones import load_backbone
 from mhr.evaluation import fold_bank, load_model
-from tests.cli.running import refuse, succeed
+from mhr.training.signals import Interrupted
+from tests.cli.running import invoke, refuse, succeed
 from tests.models import randomise
 
 T5 = "builtin:t5-tiny"
@@ -114,6 +115,24 @@ def test_what_is_no_one_adapter_is_refused_with_the_way_that_works(routed: Path,
         fold_bank(load_model(routed))
     assert not (tmp_path / "x").exists()
     succeed("adapt", routed, "--mode", "mu", *few)  # the average is a LoRA
+
+
+def test_inspect_says_that_tokens_are_routed(routed: Path) -> None:
+    assert "Each token is routed by itself: there are no weights of tasks to show." in succeed("inspect", routed).stdout
+
+
+def test_ctrl_c_while_gates_are_trained_leaves_nothing_and_says_so(
+    private: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(trainer: object) -> None:
+        raise Interrupted("stopped; the same command with --resume goes on")
+
+    monkeypatch.setattr("mhr.experts.gates.fit", stopped)
+    result = invoke("route", private, "--method", "phatgoose", "--steps", "1", "--output", tmp_path / "run")
+    assert result.exit_code == 130
+    assert "stopped at gate 1 of 3; gates are trained in one go, so the same command begins again" in result.stderr
+    assert "--resume" not in result.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(private: Path, tmp_path: Path) -> None:
