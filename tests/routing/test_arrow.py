@@ -167,7 +167,10 @@ def test_what_it_is_not_for_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"router\.top_k is 4, but there are 3 to choose from: expected 1 to 3"):
         make_router(AdapterConfig(method="arrow", router={"top_k": 4}), NAMES)
     for settings, said in (
-        ({"adapter": "ia3"}, "adapter is 'ia3', but method 'arrow' routes each token over finished adapters of kind 'lora'"),
+        (
+            {"adapter": "ia3"},
+            "adapter is 'ia3', but method 'arrow' routes each token over finished adapters of kind 'lora'",
+        ),
         ({"granularity": "coarse"}, "granularity is 'coarse'.*expected 'fine'"),
         ({"dropout": 0.1}, "dropout is 0.1.*expected 0.0"),
         ({"n_skills": 4}, "n_skills is 4, but arrow has one skill per task"),
