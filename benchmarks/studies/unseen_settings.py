@@ -44,7 +44,7 @@ def suite(output: Path, path: str = "", quick: bool = False) -> Setting:
 
 def minilm(output: Path, path: str, quick: bool = False) -> Setting:
     """Tasks of two choices with short inputs, of which the MiniLM encoder ranks pairs of an input and a choice."""
-    plan = Plan(steps=200, batch=16, adapt_steps=24, adapt_batch=8, test=100, rates=(5e-4, 1e-3, 3e-3))
+    plan = Plan(steps=220, batch=8, adapt_steps=24, adapt_batch=8, test=100, rates=(5e-4, 1e-3, 3e-3))
     _, tokenizer = load_backbone(encoder(), "encoder")
     length = paper_settings.LENGTH
     tasks = [task for task in _read(path) if len(task.choices) == 2 and fits(task, tokenizer, length)]
@@ -73,7 +73,7 @@ def minilm(output: Path, path: str, quick: bool = False) -> Setting:
 def t5(output: Path, path: str, quick: bool = False) -> Setting:
     """Tasks with choices and inputs of at most BYTES bytes, for the built-in T5, all of whose weights are trained on the training tasks first:
     here, unless that is done."""
-    plan = Plan(steps=300, batch=16, adapt_steps=40, adapt_batch=8, test=100)
+    plan = Plan(steps=240, batch=16, adapt_steps=40, adapt_batch=8, test=100)
     _, tokenizer = load_backbone("builtin:t5-tiny")
     tasks = [task for task in _read(path) if 2 <= len(task.choices) <= 20 and fits(task, tokenizer, BYTES)]
     trials, tests = _shared_out(output, "t5", tasks, plan, quick)
