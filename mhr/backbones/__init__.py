@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from mhr.backbones.kinds import is_masked
 from mhr.backbones.load import load_backbone
-from mhr.backbones.options import check_loading, check_precision_of
+from mhr.backbones.options import can_dequantise, check_loading, check_precision_of
 from mhr.backbones.outputs import carry_heads, fill_heads, heads_of, name_outputs, set_heads, take_heads, wearing_heads
 from mhr.backbones.source import BUILTIN, is_builtin, is_gguf, source_of
 from mhr.backbones.untrained import forget_untrained, untrained_modules
 
 __all__ = [
     "BUILTIN",
+    "can_dequantise",
     "carry_heads",
     "check_loading",
     "check_precision_of",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig
+from transformers.quantizers import HfQuantizer
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from mhr.errors import ConfigError, MhrError, nearest
@@ -110,6 +111,13 @@ def check_precision_of(model: nn.Module, precision: str) -> None:
             f"precision is {precision!r}, but the base model is in {held}: leave precision out, which computes in {held}, or load the base "
             f"with dtype {computed} or float32"
         )
+
+
+def can_dequantise(model: nn.Module) -> bool:
+    """Whether a model is quantised in a way that transformers can turn back into floating point."""
+    quantiser = getattr(model, "hf_quantizer", None)
+    turns_back = quantiser is not None and type(quantiser)._dequantize is not HfQuantizer._dequantize
+    return bool(getattr(model, "is_quantized", False)) and turns_back
 
 
 def keep_differentiable(model: nn.Module) -> None:

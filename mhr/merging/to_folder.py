@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from mhr.adapters.peft_poly import write_poly
 from mhr.adapters.plain import PlainAdapter
 from mhr.adapters.push import check_push, push_folder
 from mhr.adapters.write import write_bank, write_plain
-from mhr.backbones import load_backbone
+from mhr.backbones import can_dequantise, load_backbone
 from mhr.errors import ConfigError, MergeError, nearest
 from mhr.evaluation import EvaluationResult
 from mhr.files import prepare_output, writing_folder
@@ -260,11 +259,10 @@ def _folded(
     name, kind = plain.base.where(None, plain.name), plain.base.kind or None
     model, tokenizer = load_backbone(name, kind, loading)
     own = None
-    if getattr(model, "is_quantized", False) and hasattr(model, "dequantize"):
+    # One that transformers cannot dequantise is refused by `fold_into`, which names the layer.
+    if can_dequantise(model):
         own = model.dtype
-        # A scheme that transformers cannot dequantise is refused by `fold_into`, which names the layer.
-        with contextlib.suppress(NotImplementedError):
-            model = load_backbone(name, kind, replace(loading, dtype="float32"))[0].dequantize().float()
+        model = load_backbone(name, kind, replace(loading, dtype="float32"))[0].dequantize().float()
     fold_into(model, plain)
     stored = own if dtype is None else getattr(torch, dtype)
     return model if stored is None else model.to(stored), tokenizer

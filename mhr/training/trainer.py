@@ -37,19 +37,18 @@ from mhr.objectives import Objective, PassLosses
 from mhr.objectives.consistency import consistency_weight, example_divergences
 from mhr.runs.checkpoints import MARK, all_checkpoints, keep_newest, mark_complete
 from mhr.runs.run import RunFolder
-from mhr.runs.settings import TrainConfig
+from mhr.training.arguments import trainer_arguments
 from mhr.training.averaging import share_of_average
 from mhr.training.feeding import COUNTS, CountedBatches, Feed
 from mhr.training.lazy_rows import LazyRows
-from mhr.training.optimizers import keep_wide_states, transformers_name
-from mhr.training.processes import on_gpu, over_processes, processes, raise_together
+from mhr.training.optimizers import keep_wide_states
+from mhr.training.processes import over_processes, processes, raise_together
 from mhr.training.sharding import data_parallel, shard_base, without_accelerates_own
 from mhr.training.signals import Interrupted, StopRequest
 from mhr.training.validation import STATE, BestWeights, ValidationResult, Validator, stalled
 
 TRUNCATION_FILE = "truncation.json"
 """Of a checkpoint: what all processes had truncated until then."""
-TRANSFORMERS_SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
 class RoutedTrainer(Trainer):
@@ -120,7 +119,7 @@ class RoutedTrainer(Trainer):
         with without_accelerates_own(), _as_adapted(model):
             super().__init__(
                 model=model,
-                args=_arguments(
+                args=trainer_arguments(
                     config,
                     run,
                     resumable,
@@ -506,43 +505,6 @@ class _StopAndLog(TrainerCallback):
         # A resumed run restarts its averages, so the run it continues has to do the same to log the same numbers.
         control.should_log = control.should_log or control.should_save or state.global_step >= state.max_steps
         return control
-
-
-def _arguments(
-    config: TrainConfig, run: RunFolder, resumable: bool, whole: bool, *, validated: bool, workers: int
-) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(run.checkpoints),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.lr,
-        optim=transformers_name(config.optimizer),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.clip,
-        lr_scheduler_type=TRANSFORMERS_SCHEDULERS[config.scheduler],
-        warmup_steps=config.warmup_steps,
-        bf16=config.precision == "bf16",
-        fp16=config.precision == "fp16",
-        seed=config.seed,
-        save_strategy="steps" if resumable else "no",
-        save_steps=config.save_every,
-        logging_steps=config.log_every,
-        logging_nan_inf_filter=False,
-        remove_unused_columns=False,
-        dataloader_num_workers=workers,
-        dataloader_pin_memory=on_gpu(),
-        use_cpu=not on_gpu(),
-        # A model trained whole may have weights that a task leaves out (a pooler); a bank has none.
-        ddp_find_unused_parameters=whole,
-        eval_strategy="steps" if validated else "no",
-        eval_steps=config.eval_every if validated else None,
-        metric_for_best_model=(config.best_by or "loss") if validated else None,
-        greater_is_better=config.best_by == "score" if validated else None,
-        run_name=run.path.name,
-        report_to=[],
-        disable_tqdm=True,
-    )
 
 
 def _listed(names: Collection[str]) -> str:

@@ -20,30 +20,45 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
 
 from mhr.data import Example, Task, TaskCollection
 from mhr.data.collators import Collator
 from mhr.data.drawing import hold_out
 from mhr.data.truncation import Truncation
 from mhr.errors import ConfigError, DataError
+from mhr.objectives import Objective
 from mhr.runs.checkpoints import all_checkpoints
 from mhr.runs.settings import RunConfig, TrainConfig
 from mhr.task_heads import CLASSIFY, RANK, REGRESS, TaskHeads
 
-if TYPE_CHECKING:
-    from mhr.training.trainer import RoutedTrainer
-
 ROWS = 64
 """Validation examples of a task, at most, unless the settings say otherwise."""
 STATE = "trainer_state.json"
+
+
+class Training(Protocol):
+    """What is validated, as a trainer has it."""
+
+    objective: Objective
+    state: TrainerState
+
+    @property
+    def model(self) -> Any: ...
+
+    @property
+    def args(self) -> TrainingArguments: ...
+
+    @property
+    def accelerator(self) -> Accelerator: ...
 
 
 class Scorer(Protocol):
@@ -180,7 +195,7 @@ class Validator:
             return bool(self.metrics.get(example.task))
         return kind == CLASSIFY or len(example.choices) > 1
 
-    def __call__(self, trainer: RoutedTrainer) -> ValidationResult:
+    def __call__(self, trainer: Training) -> ValidationResult:
         """The losses and scores at this step, the same in every process; each looks at its share of the examples."""
         # Processes that hold a part of the weights each have to call the model equally often, so they look at everything.
         sharded = any(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
@@ -195,7 +210,7 @@ class Validator:
             found, answered = gather_object(found), gather_object(answered)
         return ValidationResult(trainer.state.global_step, _means(found), self._scores(dict(answered)))
 
-    def _losses(self, trainer: RoutedTrainer, examples: Sequence[Example]) -> list[tuple[str, float, float]]:
+    def _losses(self, trainer: Training, examples: Sequence[Example]) -> list[tuple[str, float, float]]:
         """(task, sum, count) of each example."""
         size, found = self.train.batch_size, []
         for first in range(0, len(examples), size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,11 @@ def rows(tmp_path: Path) -> Path:
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return file
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Iterator[Path]:
+    """An output folder that must not come into being."""
+    folder = tmp_path / "output"
+    yield folder
+    assert not folder.exists()

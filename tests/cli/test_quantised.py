@@ -11,6 +11,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
 import mhr
 from mhr.adapters import load_adapter
@@ -117,15 +119,20 @@ def test_what_cannot_be_dequantised_is_not_merged_into_a_model(
     base = backbone("llama", hidden_size=64)
     succeed("pretrain", "--model", base, "--tasks", tasks_file, "--quantize", "4bit", *SMALL, "--output", run)
 
-    def missing(model: PreTrainedModel) -> None:
-        raise NotImplementedError
+    loads = []
 
-    monkeypatch.setattr(PreTrainedModel, "dequantize", missing)
+    def load(*args: object, **more: object) -> object:
+        loads.append(args)
+        return load_backbone(*args, **more)
+
+    monkeypatch.setattr(Bnb4BitHfQuantizer, "_dequantize", HfQuantizer._dequantize)
+    monkeypatch.setattr("mhr.merging.to_folder.load_backbone", load)
     error = refuse(
         "merge", run, "--method", "task", "--task", "rev-last", "--to", "model", "--output", tmp_path / "whole"
     )
     assert "is quantised" in error
     assert "--model" in error
+    assert len(loads) == 1
     assert not (tmp_path / "whole").exists()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.emulation.emulator import ROOT
-from tests.emulation.mutants import MUTANTS
+from tests.emulation.planted import MUTANTS
 from tests.emulation.stub import mutants as launchers
 
 
