@@ -5,8 +5,8 @@
         steps: int = setting(1000, "Optimizer steps.", at_least=1, flag="--steps")
         scheduler: str = setting("linear", "Learning rate after the warm-up.", choices=("linear", "cosine"))
 
-To add one is to write that line, in the class of its section (`mhr.config.AdapterConfig`, `mhr.runs.settings`,
-`mhr.runs.adapt_settings`), or beside a method of its own (`own_settings`). It is checked when the object is made: ConfigError
+To add one is to write that line, in the class of its section (`mhr.config.AdapterConfig`, `mhr.runs.settings` and those
+beside it), or beside a method of its own (`own_settings`). It is checked when the object is made: ConfigError
 says the name, what was got and what was expected. With a flag, the commands that take the section have it. The first sentence
 of the doc is the line of help; all of it is what `--help-all` shows. This module imports no torch.
 """

@@ -21,7 +21,8 @@ from mhr.objectives.lengths import fit_data
 from mhr.routing.phatgoose import PhatgooseRouter
 from mhr.runs.route_settings import RouteConfig
 from mhr.runs.run import RunFolder
-from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.runs.settings import RunConfig
+from mhr.runs.train_settings import TrainConfig
 from mhr.training.pretraining import fit
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer

@@ -26,8 +26,9 @@ from mhr.ops.checks import accumulator
 from mhr.routing import TokenRouter, make_router, routers
 from mhr.runs.route_settings import RouteConfig
 from mhr.runs.run import RunFolder
-from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import NO_TASKS, read_tasks
+from mhr.runs.train_settings import TrainConfig
 
 GATES = "gates"
 """Folder of a run: how each gate was trained."""

@@ -42,7 +42,8 @@ from mhr.objectives import Objective, make_objective
 from mhr.objectives.usable import describe_head, heads_for
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.run import RUN_FILE, RunFolder
-from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.runs.settings import RunConfig
+from mhr.runs.train_settings import TrainConfig
 from mhr.task_heads import RANK, TaskHeads
 from mhr.training.peak import peak_memory
 from mhr.training.preparing import count_parameters

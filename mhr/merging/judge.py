@@ -22,8 +22,8 @@ from mhr.evaluation.scope import tasks_to_judge
 from mhr.layers import detach
 from mhr.loading import Loading
 from mhr.objectives import make_objective
+from mhr.runs.data_settings import DataConfig
 from mhr.runs.run import RunFolder
-from mhr.runs.settings import DataConfig
 
 
 class Judge:

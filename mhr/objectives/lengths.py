@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mhr.errors import ConfigError
 from mhr.layers import AdapterBank
 from mhr.objectives.objective import objective_of
-from mhr.runs.settings import DataConfig
+from mhr.runs.data_settings import DataConfig
 
 
 @dataclass(frozen=True, slots=True)

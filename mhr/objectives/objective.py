@@ -22,7 +22,7 @@ from mhr.objectives.chunks import in_chunks
 from mhr.objectives.heads import States, states_at
 from mhr.objectives.wrapping import bare
 from mhr.registry import Registry
-from mhr.runs.settings import TrainConfig
+from mhr.runs.train_settings import TrainConfig
 from mhr.task_heads import TaskHeads
 
 

@@ -14,7 +14,7 @@ from mhr.data.labels import check_answers, task_head
 from mhr.data.mask_tokens import without_mask
 from mhr.errors import ConfigError, DataError
 from mhr.objectives.objective import make_objective, objective_of
-from mhr.runs.settings import DataConfig
+from mhr.runs.data_settings import DataConfig
 from mhr.task_heads import MLM, RANK, TaskHeads, join_heads, only_ranks
 
 

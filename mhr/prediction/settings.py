@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mhr.errors import ConfigError
+from mhr.runs.data_settings import DataConfig
 from mhr.runs.scoring import ScoringConfig
-from mhr.runs.settings import DataConfig
 from mhr.setting import MOST_SEED, Settings, as_in, setting
 
 

@@ -8,10 +8,10 @@ from mhr.lazy import lazy
 
 _HOME = {
     "AdaptConfig": "mhr.runs.adapt_settings",
-    "DataConfig": "mhr.runs.settings",
+    "DataConfig": "mhr.runs.data_settings",
     "RunConfig": "mhr.runs.settings",
     "RunFolder": "mhr.runs.run",
-    "TrainConfig": "mhr.runs.settings",
+    "TrainConfig": "mhr.runs.train_settings",
     "load_config": "mhr.runs.config",
 }
 
@@ -20,7 +20,9 @@ __all__ = sorted(_HOME)
 if TYPE_CHECKING:
     from mhr.runs.adapt_settings import AdaptConfig
     from mhr.runs.config import load_config
+    from mhr.runs.data_settings import DataConfig
     from mhr.runs.run import RunFolder
-    from mhr.runs.settings import DataConfig, RunConfig, TrainConfig
+    from mhr.runs.settings import RunConfig
+    from mhr.runs.train_settings import TrainConfig
 
 __getattr__ = lazy(__name__, _HOME)

@@ -18,7 +18,9 @@ from mhr.config import BEHIND, AdapterConfig
 from mhr.errors import ConfigError, nearest
 from mhr.methods import METHODS, Method
 from mhr.runs.adapt_settings import AdaptConfig
-from mhr.runs.settings import DataConfig, RunConfig, TrainConfig
+from mhr.runs.data_settings import DataConfig
+from mhr.runs.settings import RunConfig
+from mhr.runs.train_settings import TrainConfig
 from mhr.runs.yaml_text import file_text, read_settings, read_value
 from mhr.setting import Setting, check_setting, convert, expected, settings_of
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from mhr.data import TaskCollection, load_tasks
 from mhr.errors import ConfigError
-from mhr.runs.settings import DataConfig
+from mhr.runs.data_settings import DataConfig
 
 _log = logging.getLogger("mhr")
 _told: set[str] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import TrainingArguments
 
 from mhr.runs.run import RunFolder
-from mhr.runs.settings import TrainConfig
+from mhr.runs.train_settings import TrainConfig
 from mhr.training.optimizers import transformers_name
 from mhr.training.processes import on_gpu
 

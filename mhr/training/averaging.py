@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from mhr.runs.settings import TrainConfig
+from mhr.runs.train_settings import TrainConfig
 
 
 def share_of_average(config: TrainConfig, step: int) -> float:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from mhr.errors import ConfigError
 from mhr.layers import AdapterBank
-from mhr.runs.settings import BITSANDBYTES_OPTIMIZERS, TORCHAO_OPTIMIZERS
+from mhr.runs.train_settings import BITSANDBYTES_OPTIMIZERS, TORCHAO_OPTIMIZERS
 
 PACKAGES = {
     **dict.fromkeys(BITSANDBYTES_OPTIMIZERS, "bitsandbytes"),

@@ -37,7 +37,8 @@ from mhr.data.truncation import Truncation
 from mhr.errors import ConfigError, DataError
 from mhr.objectives import Objective
 from mhr.runs.checkpoints import all_checkpoints
-from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.runs.settings import RunConfig
+from mhr.runs.train_settings import TrainConfig
 from mhr.task_heads import CLASSIFY, RANK, REGRESS, TaskHeads
 
 ROWS = 64

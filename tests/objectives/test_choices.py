@@ -18,7 +18,7 @@ from mhr.objectives import Objective, make_objective
 from mhr.objectives.choices import ChoicesObjective, unlikelihood
 from mhr.objectives.ranking import RankingObjective
 from mhr.objectives.seq2seq import Seq2SeqObjective
-from mhr.runs.settings import TrainConfig
+from mhr.runs.train_settings import TrainConfig
 from tests.architectures import build
 from tests.models import randomise, tiny_model
 from tests.tokenizers import make_word_tokenizer

@@ -14,7 +14,7 @@ from transformers import (
 
 from mhr.errors import ConfigError
 from mhr.objectives.lengths import fit_data, fit_lengths, positions
-from mhr.runs.settings import DataConfig
+from mhr.runs.data_settings import DataConfig
 from tests.models import tiny_model
 
 

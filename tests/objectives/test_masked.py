@@ -21,7 +21,7 @@ from mhr.objectives.fit import check_fit
 from mhr.objectives.heads import head_of
 from mhr.objectives.masked import check_words
 from mhr.objectives.usable import usable_tasks
-from mhr.runs.settings import DataConfig
+from mhr.runs.data_settings import DataConfig
 from tests.models import MASKED, randomise, tiny_model
 from tests.text_tokenizers import make_masked_tokenizer, make_tokenizer
 

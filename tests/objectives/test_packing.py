@@ -18,7 +18,7 @@ from mhr.errors import ConfigError, TargetError, TaskError
 from mhr.objectives import make_objective
 from mhr.objectives.consistency import example_divergences
 from mhr.objectives.packing import packed_collator
-from mhr.runs.settings import TrainConfig
+from mhr.runs.train_settings import TrainConfig
 from tests.architectures import build
 from tests.helpers import assert_close
 from tests.models import randomise, tiny_model

@@ -9,7 +9,7 @@ from mhr.data import Example, Task, TaskCollection
 from mhr.errors import DataError
 from mhr.few_shot.shots import draw_shots
 from mhr.objectives.usable import usable_tasks
-from mhr.runs.settings import DataConfig
+from mhr.runs.data_settings import DataConfig
 
 
 def task(name: str, choices: tuple[str, ...] = (), length: int = 4, n: int = 3) -> Task:

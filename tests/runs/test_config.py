@@ -12,7 +12,7 @@ from mhr.errors import ConfigError
 from mhr.few_shot.shots import shots_of
 from mhr.methods import METHODS
 from mhr.runs.config import Said, dump_config, load_config, presets, to_dict
-from mhr.runs.settings import TrainConfig
+from mhr.runs.train_settings import TrainConfig
 
 
 def test_later_layers_win(tmp_path: Path) -> None:

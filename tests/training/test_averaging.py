@@ -19,7 +19,8 @@ from mhr.evaluation import evaluate, load_model
 from mhr.few_shot import adapt
 from mhr.merging import merge_uniform
 from mhr.runs import RunFolder, load_config
-from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.runs.settings import RunConfig
+from mhr.runs.train_settings import TrainConfig
 from mhr.training import pretrain
 from mhr.training.averaging import share_of_average
 from mhr.training.trainer import RoutedTrainer

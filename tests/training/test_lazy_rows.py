@@ -16,7 +16,8 @@ from mhr.adapters import read_adapter
 from mhr.errors import ConfigError, TaskError, TrainingError
 from mhr.runs import RunFolder
 from mhr.runs.config import assignments, dump_config
-from mhr.runs.settings import LAZY_OPTIMIZERS, RunConfig
+from mhr.runs.settings import RunConfig
+from mhr.runs.train_settings import LAZY_OPTIMIZERS
 from mhr.runs.unused import refuse_unused
 from mhr.training import pretrain
 from mhr.training.lazy_rows import ROWS_DRAWN, LazyRows

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mhr.errors import ConfigError
-from mhr.runs.settings import OPTIMIZERS, RunConfig
+from mhr.runs.settings import RunConfig
+from mhr.runs.train_settings import OPTIMIZERS
 from mhr.training import optimizers, pretrain
 from mhr.training.optimizers import PACKAGES, check_optimizer, transformers_name
 from tests.training.test_trainer import trainer_for

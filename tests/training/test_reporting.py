@@ -14,7 +14,8 @@ from transformers.integrations import integration_utils
 
 from mhr.errors import ConfigError
 from mhr.evaluation import choice_scorer
-from mhr.runs.settings import REPORTERS, RunConfig
+from mhr.runs.settings import RunConfig
+from mhr.runs.train_settings import REPORTERS
 from mhr.training import pretrain
 from mhr.training.reporting import numbers_of, reporting
 from mhr.training.watch import ProgressBar

@@ -23,8 +23,9 @@ from mhr.evaluation import choice_scorer, evaluate, load_model
 from mhr.objectives import make_objective
 from mhr.runs import RunFolder, load_config
 from mhr.runs.config import dump_config
-from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import read_tasks
+from mhr.runs.train_settings import TrainConfig
 from mhr.training import pretrain
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer

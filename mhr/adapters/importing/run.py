@@ -22,8 +22,9 @@ from mhr.loading import Loading
 from mhr.locks import one_writer
 from mhr.methods import method_of
 from mhr.runs.run import RUN_FILE, RunFolder
-from mhr.runs.settings import RunConfig, TrainConfig
+from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import NO_TASKS
+from mhr.runs.train_settings import TrainConfig
 
 UNKNOWN = "how it was trained is not known: the settings of train and data in config.yaml are defaults"
 """What every import has to say."""
