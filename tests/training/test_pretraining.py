@@ -49,7 +49,7 @@ def start_worker(*arguments: Any) -> subprocess.Popen:
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in BY_TOKEN])
 def test_every_method_lowers_the_loss(method: str, settings: Make, tmp_path: Path) -> None:
     lr = 0.1 if "ia3" in method else 1e-2
-    own = {"adapter.router": {"shots": 8}} if method == "pha" else {}
+    own = {"adapter.router": {"shots": 8}} if method in ("pha", "generative-adapter") else {}
     model = ("bart",) if method == "bitfit" else ()  # a T5 has no biases
     run = pretrain(
         settings(*model, method=method, steps=12, lr=lr, save_every=12, **own), str(tmp_path / "run"), progress=False

@@ -34,6 +34,7 @@ def record() -> dict[str, Any]:
             "long_tasks": TASKS[1:],
             "trial_tasks": ["task9"],
             "trial_seed": 7,
+            "trial_steps": 5,
             "seeds": [1, 2, 3],
             "n_train": 200,
             "steps": 10,
@@ -43,11 +44,11 @@ def record() -> dict[str, Any]:
         },
         "methods": {
             "one bottleneck": {"trials": {"0.001": 0.5, "0.002": 0.75}, "rate": "0.002", "longer": 1, "passes": 1,
-                               "served_as": "one bottleneck", "ablation": False},
+                               "served_as": "one bottleneck", "once": False},
             "AdaMix": {"trials": {"0.001": 0.5, "0.002": 0.25}, "rate": "0.001", "longer": 1, "passes": 2,
-                       "served_as": "one bottleneck", "ablation": False},
+                       "served_as": "one bottleneck", "once": False},
             "not sharing": {"trials": {"0.001": 0.5, "0.002": 0.25}, "rate": "0.001", "longer": 1, "passes": 2,
-                            "served_as": "one bottleneck", "ablation": True},
+                            "served_as": "one bottleneck", "once": True},
         },
         "scores": {
             "trial one bottleneck at 0.001": {"task9": {"7": {"accuracy": 0.5}}},
