@@ -150,7 +150,7 @@ class Study:
     def file(self, task: str, seed: int) -> str:
         """A task with the shots that a seed draws and its first test examples."""
         plan, known = self.plan, self.tasks[task]
-        drawn = dataclasses.replace(known, train=draw_shots(known, plan.shots, seed))
+        drawn = dataclasses.replace(known, train=draw_shots(known, plan.shots, seed), held_out=False)
         file = self.output / "tasks" / f"{task}-{seed}.jsonl"
         return write_collection(file, [drawn], {task: (plan.shots, plan.limit)})
 

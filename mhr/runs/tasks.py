@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 
 from mhr.data import TaskCollection, load_tasks
-from mhr.errors import ConfigError
+from mhr.errors import ConfigError, DataError
 from mhr.runs.data_settings import DataConfig
 
 _log = logging.getLogger("mhr")
@@ -38,6 +38,18 @@ def read_tasks(path: str, data: DataConfig, *, quiet: bool = False) -> TaskColle
     if not quiet:
         tell(f"{path}: {note}" for note in collection.notes)
     return collection
+
+
+def training_tasks(path: str, data: DataConfig) -> TaskCollection:
+    """The tasks of the collection that pretraining may see. Raises DataError where all are held out."""
+    collection = read_tasks(path, data)
+    training = collection.training()
+    if not training:
+        raise DataError(
+            f"{path}: all of its {len(collection)} tasks are held out, as {next(iter(collection))!r} is, and pretraining sees none of these: "
+            "set held_out to false in the rows of those to train on, or name them in a split list (data.split_list)"
+        )
+    return training
 
 
 def tell(lines: Iterable[str]) -> None:

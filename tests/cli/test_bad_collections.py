@@ -114,3 +114,12 @@ def test_long_inputs_are_truncated_and_counted(run: Path, rows: Path, tmp_path: 
     succeed("pretrain", *SMALL, "--tasks", rows, "--steps", "2", "--output", trained)
     info = json.loads((trained / "run.json").read_text())
     assert 0 < info["truncated"]["cut"] <= info["truncated"]["of"] == 2 * 8  # inputs and targets
+
+
+def test_a_collection_whose_tasks_are_all_held_out(output: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tasks.jsonl"
+    rows = [{"task": "sst", "input": f"{i}", "targets": "yes", "split": "train", "held_out": True} for i in range(4)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = refuse("pretrain", *SMALL, "--tasks", file, "--output", output)
+    assert f"{file}: all of its 1 tasks are held out, as 'sst' is" in line
+    assert not output.exists()

@@ -45,7 +45,8 @@ def test_a_small_study_from_training_to_its_page(
     backbone: Callable[..., str], small_and_quick: None, tmp_path: Path, at_once: list[str]
 ) -> None:
     rows = [
-        {"task": task, "input": f"the {i} of {task}", "targets": ["no", "yes"][i % 2], "choices": ["no", "yes"], "split": split}
+        {"task": task, "input": f"the {i} of {task}", "targets": ["no", "yes"][i % 2], "choices": ["no", "yes"], "split": split,
+         "held_out": task == "asked"}
         for task in ("trial", "asked")
         for split, first, last in (("train", 0, 8), ("test", 8, 12))
         for i in range(first, last)
