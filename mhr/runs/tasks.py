@@ -40,7 +40,7 @@ def read_tasks(path: str, data: DataConfig, *, quiet: bool = False) -> TaskColle
     return collection
 
 
-def training_tasks(path: str, data: DataConfig) -> TaskCollection:
+def read_training_tasks(path: str, data: DataConfig) -> TaskCollection:
     """The tasks of the collection that pretraining may see. Raises DataError where all are held out."""
     collection = read_tasks(path, data)
     training = collection.training()

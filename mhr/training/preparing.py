@@ -24,7 +24,7 @@ from mhr.objectives.packing import packed_collator
 from mhr.objectives.usable import check_chats, describe_head, heads_for, usable_tasks
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
-from mhr.runs.tasks import training_tasks
+from mhr.runs.tasks import read_training_tasks
 from mhr.training.continuing import attach_source
 from mhr.training.feeding import Feed, make_feed
 from mhr.training.masters import train_whole
@@ -77,7 +77,7 @@ def prepare(
     kind = kind_of(model)
     check_fit(model, tokenizer, kind)
     data, lowered = fit_data(model, tokenizer, kind, config.data, config.model)
-    training = training_tasks(config.tasks, config.data)
+    training = read_training_tasks(config.tasks, config.data)
     tasks, left_out = usable_tasks(training, kind, tokenizer, data, config.answers_with)
     heads = heads_for(tasks, kind, config.answers_with, config.share_heads)
     if kind == "encoder":

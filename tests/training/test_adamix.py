@@ -146,7 +146,7 @@ def test_an_encoder_compares_choices_and_says_where_it_compares_single_logits(
         return Task(name, train=[Example(name, f"text {i}", (target,), choices, f"{name}-{i}") for i in range(8)])
 
     collection = TaskCollection([task("agree", "yes", ("no", "yes")), task("alone", "on", ("on",))])
-    monkeypatch.setattr("mhr.training.preparing.read_tasks", lambda path, data: collection)
+    monkeypatch.setattr("mhr.runs.tasks.read_tasks", lambda path, data: collection)
     run = pretrain(settings("bert", method="adamix", steps=3, head="rank"), str(tmp_path / "run"), progress=False)
     assert run.info["consistency"] == {"weight": 1.0, "squared_difference": ["alone"]}
     assert all(record["consistency"] > 0 for record in run.metrics())
