@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mhr.data import load_tasks
@@ -28,6 +32,24 @@ def test_pieces_come_in_their_order_and_one_that_fails_ends_the_work(capsys: pyt
         next(done)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(";")[0] for line in lines if "minutes passed" in line] == ["1/3 -3", "2/3 2"]
+
+
+def test_workers_end_with_the_process_that_they_work_for() -> None:
+    code = "import time; from mhr_benchmarks.studies.workers import side_by_side; list(side_by_side(time.sleep, [0, 600], 1, str))"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as study:
+        assert study.stderr is not None
+        assert "1/2 0" in study.stderr.readline()  # so that the worker is at the second piece
+        workers = psutil.Process(study.pid).children()
+        try:
+            study.terminate()
+            gone, left = psutil.wait_procs(workers, timeout=30)
+        finally:
+            for worker in workers:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.kill()
+    assert study.returncode == -signal.SIGTERM
+    assert gone
+    assert not left
 
 
 def test_tasks_are_read_back_as_they_were_written(tmp_path: Path) -> None:
