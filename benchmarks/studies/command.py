@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 
 from . import RESULTS
@@ -16,25 +15,6 @@ def parser_of(doc: str | None, page: str = "the page goes") -> argparse.Argument
     parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"where {page}")
     parser.add_argument("--quick", action="store_true", help="a few steps and examples: to see that everything runs")
-    return parser
-
-
-def parser_of_settings(doc: str | None, settings: Iterable[str]) -> argparse.ArgumentParser:
-    """A parser for a study in several settings, whose trials come first. settings: their names, "suite" among them."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, type=Path, help="runs and scores so far; the same folder resumes")
-    parser.add_argument("--setting", choices=list(settings), default="suite", help="tasks and model (default suite)")
-    parser.add_argument(
-        "--tasks",
-        help="but for the suite: a folder in the layout of Super-NaturalInstructions; default: ../shared/data/superni",
-    )
-    parser.add_argument("--seeds", type=int, help="only the first so many test seeds; default: all")
-    parser.add_argument("--quick", action="store_true", help="a few steps and tasks: to see that everything runs")
-    parser.add_argument("--only-publish", action="store_true", help="train nothing; publish what is done")
-    parser.add_argument(
-        "--results", type=Path, help="where the results go (default benchmarks/results; --quick: the output)"
-    )
-    add_workers(parser, 2)
     return parser
 
 

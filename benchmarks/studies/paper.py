@@ -15,7 +15,6 @@ all of it is small, and the choices and the page go into the output folder.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -25,12 +24,11 @@ from typing import Any
 from mhr.files import read_json
 
 from . import RESULTS
-from .choices import FOLDER, best, freeze, settled
-from .command import parser_of_settings
+from .choices import best, freeze
 from .paper_plan import TEST, TRIAL, Setting, Unit, further_trials, rates_of, screening, trials, units
 from .paper_settings import SETTINGS, default_tasks
 from .stages import Stages
-from .workers import side_by_side
+from .trials_first import command_of_setting, parser_of_settings, published_in, run_all, run_study
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST, MOST = 0.1, 0.95
@@ -141,14 +139,14 @@ def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
     """Run the trials and freeze what they decide: for each variant the rate of pretraining and of each mode, and the tasks that are
     tested."""
     plan, first = setting.plan, trials(setting)
-    run_all(first, output, workers)
+    run_all(do, first, output, workers)
     scores = {unit.name: trial_scores(unit, output) for unit in first}
     chosen = {
         variant.name: best({lr: max(scores[f"{variant.name}-{lr:g}"][variant.modes[0]].values()) for lr in plan.rates})
         for variant in setting.variants
     }
     further = further_trials(setting, chosen)
-    run_all(further, output, workers)
+    run_all(do, further, output, workers)
     scores |= {unit.name: trial_scores(unit, output) for unit in further}
     methods = {
         variant.name: {
@@ -167,7 +165,7 @@ def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
     decided: dict[str, Any] = {"methods": methods}
     if setting.screens:
         looked_at = screening(setting, methods)
-        run_all(looked_at, output, workers)
+        run_all(do, looked_at, output, workers)
         decided |= screened(looked_at, output)
     freeze(file, plan_of_trials(setting), decided)
 
@@ -208,37 +206,24 @@ def plan_of_trials(setting: Setting) -> dict[str, Any]:
     }
 
 
-def run_all(pieces: Iterable[Unit], output: Path, workers: int) -> None:
-    """Make the units that are not done."""
-    for _ in side_by_side(partial(do, output=output), list(pieces), workers, lambda unit: unit.folder):
-        pass
-
-
 def main() -> None:
     parser = parser_of_settings(__doc__, SETTINGS)
     parser.add_argument("--docs", type=Path, help="where the page goes (default docs; --quick: the output)")
     args = parser.parse_args()
     setting = SETTINGS[args.setting](args.output, args.tasks or str(default_tasks()), args.quick)
-    file = (args.output if args.quick else FOLDER) / f"paper_{setting.name}.json"
-    try:
-        choices = settled(
-            file,
-            plan_of_trials(setting),
-            partial(choose, setting, args.output, file, args.workers),
-            quick=args.quick,
-            publishes=args.only_publish,
-        )
-        if choices is None:
-            return
-        if not args.only_publish:
-            run_all(units(setting, choices, args.seeds), args.output, args.workers)
-    except KeyboardInterrupt:
-        sys.exit("Interrupted: the same command goes on where it was.")
+    choices = run_study(
+        "paper",
+        args,
+        plan=plan_of_trials(setting),
+        trials=lambda file: choose(setting, args.output, file, args.workers),
+        seeds=lambda chosen: run_all(do, units(setting, chosen, args.seeds), args.output, args.workers),
+    )
+    if choices is None:
+        return
     from .paper_page import publish
 
-    command = f"python -m mhr_benchmarks.studies.paper --output DIR --setting {setting.name}{' --quick' * args.quick}"
-    results = args.results or (args.output if args.quick else RESULTS)
-    docs = args.docs or (args.output if args.quick else ROOT / "docs")
+    results, docs = published_in(args, args.results, RESULTS), published_in(args, args.docs, ROOT / "docs")
+    command = command_of_setting("paper", args)
     for line in publish(setting, units(setting, choices), choices, args.output, results, docs, command):
         print(line)
 

@@ -15,8 +15,6 @@ is not all. With --quick all of it is small, and the choices and the page go int
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -29,10 +27,10 @@ from mhr.runs import RunFolder, load_config
 from mhr.training import pretrain
 
 from . import RESULTS
-from .choices import FOLDER, best, freeze, settled
-from .command import parser_of_settings
+from .choices import best, freeze
 from .paper_settings import default_tasks
 from .stages import Stages
+from .trials_first import command_of_setting, parser_of_settings, published_in, run_all, run_study
 from .unseen_page import publish
 from .unseen_plan import (
     EVALUATED,
@@ -49,7 +47,6 @@ from .unseen_plan import (
     zero_shot,
 )
 from .unseen_settings import SETTINGS
-from .workers import side_by_side
 
 
 def do(unit: Unit, output: Path) -> None:
@@ -123,7 +120,7 @@ def _adapted(
 
 def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
     """Run the trials and freeze what they decide: the rate of all that is pretrained, and of each row's adaptation."""
-    run_all(trials(setting), output, workers)
+    run_all(do, trials(setting), output, workers)
     tried = {
         one.name: {unit.lr: _mean(unit, output, zero_shot(unit.rows[0].name)) for unit in own}
         for one in setting.trained
@@ -131,7 +128,7 @@ def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
     }
     chosen = {name: best(own) for name, own in tried.items()}
     further = adapting_trials(setting, chosen)
-    run_all(further, output, workers)
+    run_all(do, further, output, workers)
     adapted = {
         unit.trained.name: {
             row: {rate: _mean(unit, output, f"{few_shot(row)} {rate:g}") for rate in rates}
@@ -172,32 +169,20 @@ def plan_of_trials(setting: Setting) -> dict[str, Any]:
     }
 
 
-def run_all(pieces: Iterable[Unit], output: Path, workers: int) -> None:
-    """Make the units that are not done."""
-    for _ in side_by_side(partial(do, output=output), list(pieces), workers, lambda unit: unit.folder):
-        pass
-
-
 def main() -> None:
     args = parser_of_settings(__doc__, SETTINGS).parse_args()
     setting = SETTINGS[args.setting](args.output, args.tasks or str(default_tasks()), args.quick)
-    file = (args.output if args.quick else FOLDER) / f"unseen_{setting.name}.json"
-    try:
-        choices = settled(
-            file,
-            plan_of_trials(setting),
-            partial(choose, setting, args.output, file, args.workers),
-            quick=args.quick,
-            publishes=args.only_publish,
-        )
-        if choices is None:
-            return
-        if not args.only_publish:
-            run_all(units(setting, choices, args.seeds), args.output, args.workers)
-    except KeyboardInterrupt:
-        sys.exit("Interrupted: the same command goes on where it was.")
-    command = f"python -m mhr_benchmarks.studies.unseen --output DIR --setting {setting.name}{' --quick' * args.quick}"
-    results = args.results or (args.output if args.quick else RESULTS)
+    choices = run_study(
+        "unseen",
+        args,
+        plan=plan_of_trials(setting),
+        trials=lambda file: choose(setting, args.output, file, args.workers),
+        seeds=lambda chosen: run_all(do, units(setting, chosen, args.seeds), args.output, args.workers),
+    )
+    if choices is None:
+        return
+    results = published_in(args, args.results, RESULTS)
+    command = command_of_setting("unseen", args)
     print(publish(setting, units(setting, choices), choices, args.output, results, command))
 
 

@@ -74,6 +74,8 @@ def route_tokens(
     config = _settings(sources, bank, name, kind, loading)
     own = None
     if BY_TOKEN[asked.method].gates:
+        if asked.tasks is None and all(source.run is None for source in sources):
+            raise ConfigError(_without_tasks(paths, asked.method))
         collection = read_tasks(asked.tasks or config.tasks, config.data)
         config = dataclasses.replace(config, tasks=asked.tasks or config.tasks)
         if BY_TOKEN[asked.method].joint:
@@ -134,6 +136,15 @@ def with_directions(bank: AdapterCheckpoint, seed: int) -> AdapterCheckpoint:
             directions = torch.zeros(a.shape[:2], dtype=accumulator(a.dtype))
         found[f"routers.{group}.directions"] = directions
     return dataclasses.replace(bank, tensors={**bank.tensors, **found})
+
+
+def _without_tasks(paths: Sequence[str | Path], method: str) -> str:
+    shown = ", ".join(map(str, paths[:3])) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+    called = "" if BY_TOKEN[method].joint else " that calls the task of each adapter as its folder is called"
+    return (
+        f"method {method!r} is trained on tasks, and no input is a run, which would say where its tasks are, but adapters alone ({shown}): add "
+        f"--tasks with a collection{called}"
+    )
 
 
 def _settings(

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer, Segments
-from mhr.layers.routed_ia3 import grouped, per_token
+from mhr.layers.routed_vectors import grouped, per_token
 from mhr.ops import routed_adapter, routed_bottleneck
 from mhr.routing import Router, RoutingState
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from mhr.config import AdapterConfig
-from mhr.layers.routed import RoutedLayer, Segments
-from mhr.layers.routed_ia3 import grouped, per_token
-from mhr.routing import Router, RoutingState
+from mhr.layers.routed import Segments
+from mhr.layers.routed_vectors import RoutedVectors, grouped, per_token
 
 
-class RoutedFilm(RoutedLayer):
+class RoutedFilm(RoutedVectors):
     """`y = (1 + g_t) * base(x) + h_t` with `g_t = concat_h sum_s w[t,h,s] g[h,s]` and h_t likewise; bank_scale (g) and bank_shift (h)
     [H, S, 1, O/H], all zeros at first.
 
@@ -25,15 +22,6 @@ class RoutedFilm(RoutedLayer):
     head_dims = (2, 2)
     bank_scale: nn.Parameter
     bank_shift: nn.Parameter
-
-    def __init__(self, name: str, base: nn.Module, config: AdapterConfig, router: Router, state: RoutingState):
-        super().__init__(name, base, config, router, state)
-        self.check_heads(output=self.out_features)
-        self.reset()
-
-    def fresh(self, name: str, n_skills: int) -> Tensor:
-        heads = self.router.n_heads
-        return torch.zeros(heads, n_skills, 1, self.out_features // heads, **self.place())
 
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
         weights, rows, _, offsets = segments[:4]

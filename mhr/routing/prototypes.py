@@ -78,12 +78,13 @@ class Prototypes(Projections):
         center  they are of all tasks that the bank is trained on, whose prototypes then learn from them; otherwise of new tasks, each of
                 which is given the prototype it is nearest to
 
-        Raises TaskError for an unknown task, for embeddings of another length, and for some that are not finite; nothing is then changed.
+        Raises TaskError for an unknown task, for embeddings of another length, for some that are not finite, and with center for a task that
+        is left out or has another number of examples; nothing is then changed.
         """
         rows = {task: row for row, task in enumerate(self.tasks)}
         wide = {task: self._checked(task, found, rows) for task, found in embeddings.items()}
         if center:
-            self.instances = torch.stack([wide[task] for task in self.tasks])
+            self.instances = torch.stack(self._of_all(wide))
             self.retrieve.requires_grad_(True)
             return
         names, known = self.prototypes()
@@ -92,6 +93,21 @@ class Prototypes(Projections):
             best = int(alike.mean(0).argmax())
             self.nearest[task] = names[best]
             self.vectors.data[rows[task]] = known[best]
+
+    def _of_all(self, embeddings: Mapping[str, Tensor]) -> list[Tensor]:
+        """The embeddings of every task of the bank, in its order."""
+        first = self.tasks[0]
+        for task in self.tasks:
+            if task not in embeddings:
+                raise TaskError(
+                    f"no examples are given of task {task!r}, from which the bank is to learn: give those of all its tasks"
+                )
+            n, expected = len(embeddings[task]), len(embeddings[first])
+            if n != expected:
+                raise TaskError(
+                    f"{n} examples of task {task!r} are given, but {expected} of task {first!r}: give as many of each task"
+                )
+        return [embeddings[task] for task in self.tasks]
 
     def _checked(self, task: str, found: Tensor, rows: Collection[str]) -> Tensor:
         size = self.settings.instance_width

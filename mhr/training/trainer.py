@@ -6,12 +6,11 @@ import math
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import broadcast
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import (
@@ -41,6 +40,7 @@ from mhr.training.arguments import trainer_arguments
 from mhr.training.averaging import share_of_average
 from mhr.training.feeding import COUNTS, CountedBatches, Feed
 from mhr.training.lazy_rows import LazyRows
+from mhr.training.log_window import LogWindow
 from mhr.training.optimizers import keep_wide_states
 from mhr.training.processes import over_processes, processes, raise_together
 from mhr.training.sharding import data_parallel, shard_base, without_accelerates_own
@@ -113,8 +113,7 @@ class RoutedTrainer(Trainer):
         self._stop_agreed = False
         self.rows: LazyRows | None = None
         """What holds the rows of tasks, while they are trained lazily."""
-        self._losses: list[PassLosses] = []
-        self._divergences: list[Tensor] = []
+        self._window = LogWindow()
         self._use_cache = getattr(model.config, "use_cache", None)  # the Trainer turns it off
         with without_accelerates_own(), _as_adapted(model):
             super().__init__(
@@ -266,12 +265,11 @@ class RoutedTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         losses = self._pass(model, inputs, 0)
-        total = losses.sums.sum()
+        total, divergence = losses.sums.sum(), None
         if self.consistency:
             divergence = example_divergences(losses, self._pass(model, inputs, 1)).sum()
-            self._divergences.append(divergence.detach())
             total = total + self.consistency * divergence
-        self._losses.append(replace(losses, sums=losses.sums.detach(), predicted=None))
+        self._window.add(losses, divergence)
         # The gradients of the processes are averaged, so each one's share counts as many times as there are processes.
         loss = total / num_items_in_batch * self.accelerator.num_processes
         own = None if self.bank is None else self.bank.own_loss(self.config.seed, self.state.global_step)
@@ -289,10 +287,8 @@ class RoutedTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         if not math.isfinite(loss.item()):
-            losses = self._losses[-1]
-            lost = {t for t, value in zip(losses.tasks, losses.sums.tolist(), strict=True) if not math.isfinite(value)}
             raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in a batch with {_listed(lost or set(losses.tasks))}: "
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, in a batch with {_listed(self._window.spoiled())}: "
                 f"lower the learning rate or use precision 'no'; {self._last_checkpoint()}"
             )
         return loss
@@ -356,36 +352,13 @@ class RoutedTrainer(Trainer):
             "lr": self.config.lr * factor,
             "router_lr": self.config.router_lr * factor if routed else None,
             "grad_norm": logs.get("grad_norm"),
-            "consistency": self._divergence(),
-            "tasks": self._task_losses(),
+            "consistency": self._window.divergence(self.accelerator),
+            "tasks": self._window.task_losses(self.accelerator),
         }
+        self._window.clear()
         if self.is_world_process_zero():
             self.run.log(record)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, record)
-
-    def _divergence(self) -> float | None:
-        """Mean divergence of the passes since the last log, over all processes and before its weight; None where there is none."""
-        divergences, self._divergences = self._divergences, []
-        if not divergences:
-            return None
-        sums = torch.stack([torch.stack(divergences).sum(), torch.cat([part.counts for part in self._losses]).sum()])
-        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-        return total / max(count, 1.0)
-
-    def _task_losses(self) -> dict[str, float]:
-        """Mean loss per task since the last log, over all processes."""
-        logged, self._losses = self._losses, []
-        names = [name for part in logged for name in part.tasks]
-        pairs = torch.stack([torch.cat([p.sums for p in logged]), torch.cat([p.counts for p in logged]).float()])
-        rows = list(zip(names, *pairs.tolist(), strict=True))
-        if self.args.world_size > 1:
-            rows = gather_object(rows)
-        sums: dict[str, list[float]] = {}
-        for name, total, count in rows:
-            task = sums.setdefault(name, [0.0, 0.0])
-            task[0] += total
-            task[1] += count
-        return {name: total / max(count, 1.0) for name, (total, count) in sorted(sums.items())}
 
     # ---- validation ----------------------------------------------------------------------------------------------
 

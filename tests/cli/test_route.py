@@ -179,6 +179,23 @@ def test_bad_input_is_one_line_and_nothing_is_written(private: Path, tmp_path: P
     succeed("route", one, tmp_path / "two", *to)
 
 
+def test_adapters_that_know_no_tasks_are_trained_on_those_that_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "loras"
+    for seed, name in enumerate(NAMES[:2]):
+        lora(folder / name, seed)
+    to = ("--model", T5, "--steps", "1", "--batch-size", "2", "--output", tmp_path / "run")
+    said = refuse("route", folder, "--method", "phatgoose", *to)
+    assert "no input is a run, which would say where its tasks are, but adapters alone" in said
+    assert (
+        f"({folder}): add --tasks with a collection that calls the task of each adapter as its folder is called" in said
+    )
+    some = [folder / name for name in NAMES[:2]] * 2
+    assert f"({some[0]}, {some[1]}, {some[0]} and 1 more): add" in refuse("route", *some, "--method", "phatgoose", *to)
+    assert refuse("route", folder, "--method", "adapter-fusion", *to).rstrip().endswith("add --tasks with a collection")
+    assert not (tmp_path / "run").exists()
+    succeed("route", folder, "--method", "phatgoose", "--tasks", "builtin:skills", *to)
+
+
 def another(folder: Path) -> Path:
     model, tokenizer = load_backbone(T5)
     with torch.no_grad():

@@ -6,7 +6,6 @@ What a router keeps to by itself stands in test_routers.py.
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,12 @@ from mhr.adapters.collapse import collapse_task
 from mhr.adapters.plain import attach_plain
 from mhr.layers.parameter_groups import parameter_groups
 from mhr.methods import ROUTING_METHODS, method_of
-from mhr.runs import RunConfig, RunFolder
-from mhr.training import pretrain
+from mhr.runs import RunConfig
 from tests.models import random_batch, randomise, tiny_model
+from tests.resuming import resumed_after_a_break
 from tests.routing.contexts import with_contexts
 from tests.routing.network import NAME, network_router
+from tests.two_processes import Gradients, gradients_of_half, in_two_processes
 
 __all__ = ["network_router"]
 
@@ -207,45 +207,28 @@ def test_torch_compile_takes_it_whole(case: str) -> None:
 # ---- processes --------------------------------------------------------------------------------------------------------
 
 
-def half(rank: int, folder: Path) -> None:
-    """The gradients of every case in one of two processes, each on two of the four examples; the first one writes what it found."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
+def half(rank: int) -> Gradients:
     found = {}
     for case in CASES:
         model, bank = adapted(case, seed=rank)  # what the first one has is what both begin with
         model.train()
         # A pooler, whose output is not looked at here, has biases that are adapted.
         unused = bank.config.adapter == "bias"
-        parallel = nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
         bank.seed_draws(1, 2)
-        part = {name: t[2 * rank : 2 * rank + 2] for name, t in random_batch(model).items()}
-        out = parallel(**part, task_ids=IDS[2 * rank : 2 * rank + 2])[0]
-        found[case] = {name: 2 * g for name, g in gradients(model, loss(out)).items()}  # DDP takes the mean
-    if rank == 0:
-        torch.save(found, folder / "found")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+        found[case] = gradients_of_half(
+            model, random_batch(model), IDS, rank, lambda out: loss(out[0]), find_unused_parameters=unused
+        )
+    return found
 
 
 def test_two_processes_find_the_gradients_of_one(tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    context = multiprocessing.get_context("fork")  # so that nothing is imported again
-    both = [context.Process(target=half, args=(rank, tmp_path)) for rank in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(120)
-        process.kill()
-    assert [process.exitcode for process in both] == [0, 0]
-    found = torch.load(tmp_path / "found", weights_only=True)
+    found = in_two_processes(half, tmp_path)
     assert found.keys() == CASES.keys()
     for case in CASES:
         model, bank = adapted(case)
         model.train()
         bank.seed_draws(1, 2)
-        expected = gradients(model, loss(outputs(model)))
-        close({name.removeprefix("module."): g for name, g in found[case].items()}, expected)
+        close(found[case], gradients(model, loss(outputs(model))))
 
 
 # ---- runs -------------------------------------------------------------------------------------------------------------
@@ -259,13 +242,6 @@ def test_a_resumed_run_ends_where_one_without_a_break_does(
     if "adapter" in own:  # users name the two together
         own["method"] = method_of(own["method"], own.pop("adapter"))
     config = settings(**{"steps": 4, "save_every": 2, "n_heads": heads(case), **own})
-    whole = pretrain(config, str(tmp_path / "run"), progress=False)
-    expected = read_adapter(whole.adapter).tensors
-    (whole.checkpoints / "checkpoint-4").rename(tmp_path / "gone")
-    RunFolder.open(whole.path).write(status="interrupted")
-    resumed = pretrain(config, str(tmp_path / "run"), resume=True, progress=False)
-    assert resumed.info["resumed_from"] == "checkpoint-2"
-    found = read_adapter(resumed.adapter).tensors
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    resumed = resumed_after_a_break(config, tmp_path)
     model = tiny_model("t5", vocab_size=384)
-    assert attach_checkpoint(read_adapter(resumed.adapter), model).tasks == whole.info["tasks"]
+    assert attach_checkpoint(read_adapter(resumed.adapter), model).tasks == resumed.info["tasks"]

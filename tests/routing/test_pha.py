@@ -135,6 +135,23 @@ def test_embeddings_that_do_not_fit_change_nothing(given: dict[str, Tensor], sai
     assert torch.equal(found.vectors, before)
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"rte": None}, "no examples are given of task 'rte', from which the bank is to learn: give those of all its tasks"),
+        ({"boolq": None}, "no examples are given of task 'boolq'"),
+        ({"copa": torch.ones(2, SIZE)}, "2 examples of task 'copa' are given, but 3 of task 'boolq': give as many of each task"),
+    ],
+)  # fmt: skip
+def test_a_bank_learns_from_as_many_examples_of_each_of_its_tasks(changed: dict[str, Tensor | None], said: str) -> None:
+    found = made()
+    given = {task: x for task, x in {**instances(), **changed}.items() if x is not None}
+    with pytest.raises(TaskError, match=said):
+        found.put(given, center=True)
+    assert found.instances is None
+    assert not any(p.requires_grad for p in found.retrieve.parameters())
+
+
 def test_a_run_keeps_prototypes_near_to_examples_and_new_tasks_find_them(
     settings: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from mhr.data import load_tasks
 from mhr.data.skills import skills_suite
+from mhr_benchmarks.studies import trials_first
 from mhr_benchmarks.studies.choices import best, freeze, frozen, is_committed
 from mhr_benchmarks.studies.task_files import lines_of, write_collection
+from mhr_benchmarks.studies.trials_first import command_of_setting, parser_of_settings, published_in, run_study
 from mhr_benchmarks.studies.workers import side_by_side
 
 PLAN = {"rates": (0.1, 0.3), "seed": 100}
@@ -24,6 +32,24 @@ def test_pieces_come_in_their_order_and_one_that_fails_ends_the_work(capsys: pyt
         next(done)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(";")[0] for line in lines if "minutes passed" in line] == ["1/3 -3", "2/3 2"]
+
+
+def test_workers_end_with_the_process_that_they_work_for() -> None:
+    code = "import time; from mhr_benchmarks.studies.workers import side_by_side; list(side_by_side(time.sleep, [0, 600], 1, str))"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as study:
+        assert study.stderr is not None
+        assert "1/2 0" in study.stderr.readline()  # so that the worker is at the second piece
+        workers = psutil.Process(study.pid).children()
+        try:
+            study.terminate()
+            gone, left = psutil.wait_procs(workers, timeout=30)
+        finally:
+            for worker in workers:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.kill()
+    assert study.returncode == -signal.SIGTERM
+    assert gone
+    assert not left
 
 
 def test_tasks_are_read_back_as_they_were_written(tmp_path: Path) -> None:
@@ -71,3 +97,45 @@ def test_test_seeds_wait_for_the_commit(tmp_path: Path) -> None:
     assert frozen(file, PLAN) == METHODS
     file.write_text(file.read_text().replace("0.1", "0.2", 1))
     assert not is_committed(file)
+
+
+def test_a_study_runs_its_trials_and_then_its_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials_first, "FOLDER", tmp_path / "choices")
+    ran: list[object] = []
+
+    def run(*flags: str, seeds: Callable[[Mapping[str, Any]], None] = ran.append) -> dict[str, Any] | None:
+        args = parser_of_settings("", ["suite", "real"]).parse_args(["--output", str(tmp_path / "output"), *flags])
+
+        def trials(file: Path) -> None:
+            ran.append(file)
+            freeze(file, PLAN, METHODS)
+
+        return run_study("quag", args, plan=PLAN, trials=trials, seeds=seeds)
+
+    with pytest.raises(SystemExit, match="nothing was chosen"):
+        run("--only-publish")
+    assert run("--setting", "real") is None
+    assert ran == [tmp_path / "choices" / "quag_real.json"]
+    with pytest.raises(SystemExit, match="not committed as it is"):
+        run("--setting", "real")
+    ran.clear()
+    assert run("--quick") == METHODS
+    assert ran == [tmp_path / "output" / "quag_suite.json", METHODS]
+    assert run("--quick", "--only-publish") == METHODS
+    assert len(ran) == 2
+
+    def stopped(chosen: Mapping[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        run("--quick", seeds=stopped)
+
+
+def test_a_quick_study_leaves_the_usual_folders_alone(tmp_path: Path) -> None:
+    usual, given = tmp_path / "usual", tmp_path / "given"
+    for flags, folder in (((), usual), (("--quick",), tmp_path)):
+        args = parser_of_settings("", ["suite"]).parse_args(["--output", str(tmp_path), *flags])
+        assert published_in(args, None, usual) == folder
+        assert published_in(args, given, usual) == given
+        command = "python -m mhr_benchmarks.studies.quag --output DIR --setting suite"
+        assert command_of_setting("quag", args) == " ".join([command, *flags])

@@ -176,7 +176,7 @@ def test_the_decoder_is_judged_on_held_out_tasks_with_choices_and_short_inputs(
 def made_up(asked: list[tuple[str, ...]], score: Callable[[Unit, float], float]) -> Callable[..., None]:
     """In place of the runs: scores that a function gives."""
 
-    def run_all(pieces: list[Unit], output: Path, workers: int) -> None:
+    def run_all(do: object, pieces: list[Unit], output: Path, workers: int) -> None:
         for unit in pieces:
             asked.append((unit.folder, *unit.rates))
             scores = {

@@ -99,7 +99,7 @@ def test_all_that_is_trained_has_as_many_trials(setting: Setting) -> None:
 def test_trials_choose_for_what_is_trained_and_for_each_row(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_all(pieces: list[Unit], output: Path, workers: int) -> None:
+    def run_all(do: object, pieces: list[Unit], output: Path, workers: int) -> None:
         """In place of the runs: the best rate of pretraining is 3e-3, of adaptation 1e-2."""
         for unit in pieces:
             assert unit.kind == TRIAL
