@@ -14,8 +14,8 @@ from mhr.setting import Settings, convert, expected, setting, settings_of
 MODEL_KINDS = ("seq2seq", "causal", "encoder", "masked")
 """What a model is asked to do: answer after reading, go on writing, answer through a head, or say the word at a mask."""
 
-ADAPTERS = ("lora", "ia3", "film", "bias", "bottleneck", "recurrent", "prompt", "prefix")
-RANKED = ("lora", "bottleneck", "recurrent")
+ADAPTERS = ("lora", "ia3", "film", "bias", "bottleneck", "recurrent", "prompt", "prefix", "gated")
+RANKED = ("lora", "bottleneck", "recurrent", "gated")
 """Kinds of adapters with two projections and a rank between them; the others are vectors."""
 
 BEHIND = ("bottleneck", "recurrent")
@@ -23,6 +23,9 @@ BEHIND = ("bottleneck", "recurrent")
 
 VIRTUAL = ("prompt", "prefix")
 """Kinds of adapters that are virtual tokens in front of what a model reads; the others act on layers."""
+
+WITH_TOKENS = (*VIRTUAL, "gated")
+"""Kinds that have virtual tokens, also those that have them in their layers alone."""
 
 GRANULARITIES = ("fine", "layer", "block", "coder", "coarse")
 NOISES = ("off", "per_example", "per_task")
@@ -41,11 +44,12 @@ class AdapterConfig(Settings):
     )
     adapter: str = setting(
         "lora",
-        """Kind of adapter that is routed: lora, ia3, film, bias, bottleneck, recurrent, prompt or prefix. lora: two low-rank factors per
+        """Kind of adapter that is routed: lora, ia3, film, bias, bottleneck, recurrent, prompt, prefix or gated. lora: two low-rank factors per
         Linear; ia3: one vector that scales its output; film: one that scales and one that shifts it; bias: one that shifts the biases of
         Linear layers and layer norms; bottleneck: down, GELU, up, with biases and a residual, after its output; recurrent: behind its
         output a controller that all layers and tasks share, and a routed head; prompt: embeddings of virtual tokens before the input;
-        prefix: keys and values of such in each self-attention of a decoder.""",
+        prefix: keys and values of such in each self-attention of a decoder; gated: a lora on q and v, a prefix and a bottleneck in each block,
+        each scaled by a gate.""",
         choices=ADAPTERS,
         flag="--adapter",
         of_method=True,
@@ -80,7 +84,14 @@ class AdapterConfig(Settings):
         at_least=1,
         at_most=2**16,
         flag="--virtual-tokens",
-        only={"adapter": VIRTUAL},
+        only={"adapter": WITH_TOKENS},
+    )
+    width: int | None = setting(
+        None,
+        "Width of the bottlenecks of gated adapters. Unset: that of rank, which their LoRAs have.",
+        at_least=1,
+        flag="--width",
+        only={"adapter": ("gated",)},
     )
     alpha: float = setting(
         1.0, "LoRA alpha: the adapter's output is scaled by alpha / rank.", above=0, only={"adapter": ("lora",)}
@@ -193,6 +204,8 @@ class AdapterConfig(Settings):
             raise ConfigError(f"norm is true, which is for bottlenecks, but adapter is {self.adapter!r}: leave it out")
         if self.adapter in VIRTUAL:
             self._check_virtual()
+        if self.adapter == "gated":
+            self._check_gated()
         if not routing.convex and self.adapter == "ia3":
             raise ConfigError(
                 f"adapter is 'ia3', but method {self.method!r} takes sums of skills, and scalings by 1 have none: set adapter to 'film', "
@@ -258,6 +271,24 @@ class AdapterConfig(Settings):
                 f"adapter is {self.adapter!r}, but method {self.method!r} draws projections, which virtual tokens have none of: choose "
                 "another method"
             )
+
+    def _check_gated(self) -> None:
+        """Its skills are whole: their gates stand between no two factors, and directions have none."""
+        routing = self.routing
+        why = "draws projections" if routing.drawn else "routes one of two projections" if self.share != "none" else ""
+        why = why or ("" if routing.convex else "generates adapters")
+        if why:
+            raise ConfigError(
+                f"adapter is 'gated', but method {self.method!r} {why}, which do not go with gates: choose another method"
+            )
+
+    def size_of(self, part: str) -> int:
+        """Of a part of gated adapters (lora, bottleneck or prefix) the rank, the hidden units or the virtual tokens."""
+        return {
+            "lora": self.rank,
+            "bottleneck": self.rank if self.width is None else self.width,
+            "prefix": self.virtual_tokens,
+        }[part]
 
     @property
     def prepended(self) -> int:

@@ -375,6 +375,9 @@ METHODS = {
             "prompt",
         ),
         Method("prefix-tuning", "prefix tuning", "virtual keys and values in the decoder, likewise", SHARED, "prefix"),
+        Method(
+            "unipelt", "UniPELT", "a LoRA, a bottleneck and a prefix in each block, each with a gate", SHARED, "gated"
+        ),
         Method("adamix", "AdaMix", "bottlenecks, one drawn at random for each pass", "adamix", "bottleneck"),
         Method("adamix-lora", "AdaMix-LoRA", "the same of LoRAs", "adamix", "lora"),
         Method("arrow", "Arrow", "finished LoRAs, chosen token by token: mhr route", "arrow", "lora"),

@@ -16,6 +16,9 @@ from mhr.adapters.layer import (
     BiasShift,
     BottleneckFactors,
     FilmVectors,
+    GatedBottleneck,
+    GatedLora,
+    GatedPrefix,
     IA3Vector,
     LoraFactors,
     RecurrentFactors,
@@ -24,11 +27,13 @@ from mhr.adapters.layer import (
 from mhr.adapters.plain import PlainAdapter
 from mhr.config import VIRTUAL
 from mhr.errors import MergeError, TaskError, nearest
+from mhr.layers.self_attention import part_of
 from mhr.ops import mix
 from mhr.ops.checks import accumulator
 
 BANK_HEAD_DIMS = {"bank_a": 1, "bank_b": 2, "bank_v": 2, "bank_scale": 2, "bank_shift": 2, "bias_a": 1, "bias_b": 2}
 BANK_HEAD_DIMS |= {"scale_b": 2, "shift_b": 2, "carry_a": 2, "bank_tokens": 2}
+BANK_HEAD_DIMS |= {"bank_keys": 2, "bank_values": 2, "gate_a": 1, "gate_bias": 1}
 """Axis of each of a bank's parameters along which the heads' blocks are joined."""
 
 
@@ -120,6 +125,8 @@ def _layer(checkpoint: AdapterCheckpoint, layer: str, mixed: Mapping[tuple[str, 
     if checkpoint.config.adapter in VIRTUAL:
         tokens: VirtualTokens = ADAPTER_LAYERS[checkpoint.config.adapter](mixed[layer, "bank_tokens"][0])
         return tokens
+    if checkpoint.config.adapter == "gated":
+        return _gated(layer, mixed)
     a, b = mixed[layer, "bank_a"][0], mixed[layer, "bank_b"][0]
     if checkpoint.config.adapter == "bottleneck":
         norm = [mixed[layer, name][0, 0] for name in ("scale_b", "shift_b")] if checkpoint.config.norm else []
@@ -127,6 +134,18 @@ def _layer(checkpoint: AdapterCheckpoint, layer: str, mixed: Mapping[tuple[str, 
     if checkpoint.config.recurrent:
         return RecurrentFactors(a, mixed[layer, "carry_a"][0, 0], mixed[layer, "bias_a"][0, 0], b)
     return LoraFactors(a, b, float(checkpoint.config.alpha))
+
+
+def _gated(layer: str, mixed: Mapping[tuple[str, str], Tensor]) -> AdapterLayer:
+    """The part of a gated adapter that stands at a layer."""
+    found = {name: t[0] for (own, name), t in mixed.items() if own == layer}
+    gate = found["gate_a"][:, 0], found["gate_bias"].mean(0)
+    part = part_of(layer)
+    if part == "prefix":
+        return GatedPrefix(*gate, found["bank_keys"], found["bank_values"])
+    if part == "lora":
+        return GatedLora(*gate, found["bank_a"], found["bank_b"])
+    return GatedBottleneck(*gate, found["bank_a"], found["bank_b"], found["bias_a"].mean(0), found["bias_b"][0])
 
 
 def _like(bank: Tensor, weights: Tensor | None) -> Tensor:

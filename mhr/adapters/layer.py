@@ -26,6 +26,7 @@ class Shape:
     rank     hidden units; 1 where there are none. alpha / rank is what the update is multiplied by
     inputs   whether an IA3 scales the inputs of its layer rather than the outputs
     norm     whether a bottleneck has a layer norm
+    part     of a gated adapter, that it is: lora, bottleneck or prefix, of which rank counts the virtual tokens
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Shape:
     alpha: float = 1.0
     inputs: bool = False
     norm: bool = False
+    part: str = ""
 
     @property
     def scaling(self) -> float:
@@ -49,6 +51,7 @@ class AdapterLayer(ABC):
     title    the kind with its article, for messages
     ranked   whether it has hidden units
     unfit    what it has that no weight of its base layer could take up; "" where nothing
+    aligned  whether it has hidden units that can be told apart and matched with another's
     tied     whether layers share their tensors and hand a state on, so that a layer is not merged by itself
     origin   the value of all of its tensors at which an adapter of this kind does nothing
     """
@@ -57,6 +60,7 @@ class AdapterLayer(ABC):
     title: ClassVar[str]
     ranked: ClassVar[bool] = True
     unfit: ClassVar[str] = ""
+    aligned: ClassVar[bool] = False
     tied: ClassVar[bool] = False
     origin: ClassVar[float] = 0.0
 
@@ -113,6 +117,7 @@ class LoraFactors(AdapterLayer):
 
     kind = "lora"
     title = "a LoRA"
+    aligned = True
 
     a: Tensor
     b: Tensor
@@ -224,6 +229,7 @@ class BottleneckFactors(AdapterLayer):
     kind = "bottleneck"
     title = "a bottleneck adapter"
     unfit = "a bottleneck has a GELU inside"
+    aligned = True
 
     a: Tensor
     b: Tensor
@@ -302,6 +308,89 @@ class PrefixTokens(VirtualTokens):
     unfit = "a prefix has virtual tokens in front of the input"
 
 
+@dataclass(frozen=True)
+class GatedPart(AdapterLayer):
+    """A part of a gated adapter (arXiv 2110.07577), scaled by `sigmoid(x gate + gate_bias)` of what it reads: gate [I], gate_bias [1]."""
+
+    kind = "gated"
+    title = "a gated adapter"
+    unfit = "a gated adapter has gates, which depend on what its layers read"
+
+    part: ClassVar[str]
+
+    gate: Tensor
+    gate_bias: Tensor
+
+    def _gates(self) -> dict[str, Tensor]:
+        return {"gate_a": self.gate[None, None, :, None], "gate_bias": self.gate_bias[None, None, None]}
+
+
+@dataclass(frozen=True)
+class GatedLora(GatedPart):
+    """The update `x -> G (x A) B`: a [I, R], b [R, O]."""
+
+    part = "lora"
+
+    a: Tensor
+    b: Tensor
+
+    @property
+    def shape(self) -> Shape:
+        sizes = self.a.shape[0], self.b.shape[1]
+        return Shape(self.kind, sizes, self.a.dtype, self.a.shape[1], part=self.part)
+
+    def agrees(self) -> bool:
+        return self.a.shape[1] == self.b.shape[0] and self.gate.shape == self.a.shape[:1]
+
+    def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
+        return _padded(self.rank, self.rank, bank_a=self.a, bank_b=self.b) | self._gates()
+
+
+@dataclass(frozen=True)
+class GatedBottleneck(GatedPart):
+    """The update `h -> G (gelu(h A + a) B + b)` of a layer's output h: a [O, R], b [R, O], bias_a [R], bias_b [O]."""
+
+    part = "bottleneck"
+
+    a: Tensor
+    b: Tensor
+    bias_a: Tensor
+    bias_b: Tensor
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.kind, (None, self.a.shape[0]), self.a.dtype, self.a.shape[1], part=self.part)
+
+    def agrees(self) -> bool:
+        outputs = {self.b.shape[-1], self.bias_b.shape[0], self.gate.shape[0]}
+        return outputs == {self.a.shape[0]} and self.bias_a.shape[0] == self.b.shape[0] == self.a.shape[1]
+
+    def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
+        biases = {"bias_a": self.bias_a[None], "bias_b": self.bias_b[None]}
+        return _padded(self.rank, self.rank, bank_a=self.a, bank_b=self.b, **biases) | self._gates()
+
+
+@dataclass(frozen=True)
+class GatedPrefix(GatedPart):
+    """Keys and values in front of those of a self-attention, of whose keys this is the layer, times G: keys, values [P, O]."""
+
+    part = "prefix"
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def shape(self) -> Shape:
+        sizes = self.gate.shape[0], self.keys.shape[1]
+        return Shape(self.kind, sizes, self.keys.dtype, self.keys.shape[0], part=self.part)
+
+    def agrees(self) -> bool:
+        return self.keys.shape == self.values.shape
+
+    def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
+        return {"bank_keys": self.keys[None, None], "bank_values": self.values[None, None]} | self._gates()
+
+
 _KINDS = (
     LoraFactors,
     IA3Vector,
@@ -311,6 +400,7 @@ _KINDS = (
     RecurrentFactors,
     VirtualTokens,
     PrefixTokens,
+    GatedPart,
 )
 ADAPTER_LAYERS: dict[str, type[Any]] = {cls.kind: cls for cls in _KINDS}
 """Kind of adapter -> a layer of it."""

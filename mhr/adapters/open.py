@@ -20,6 +20,7 @@ from mhr.adapters.plain import Lazy, PlainAdapter, plain_checkpoint
 from mhr.adapters.tensor_file import TensorFile, digest_of
 from mhr.config import RANKED
 from mhr.errors import CheckpointError, MergeError, TaskError, nearest
+from mhr.layers.self_attention import part_of
 from mhr.layers.tied import bank_name
 
 
@@ -129,10 +130,9 @@ def collapsed(
             skills = 1 if config.in_common(key.rpartition(".")[2]) else config.skills_for(len(bank.tasks))
             if len(file.shapes[key]) != 4 or file.shapes[key][1] != skills:
                 raise _does_not_fit(bank.name, name, file.path)
-    size = (
-        config.rank if config.adapter in RANKED else config.prepended or 1,
-        float(config.alpha) if config.adapter == "lora" else 1.0,
-    )
+    size = config.rank if config.adapter in RANKED else config.prepended or 1
+    alpha = float(config.alpha) if config.adapter == "lora" else 1.0
+    parts = {name: part_of(name) if config.adapter == "gated" else "" for name in bank.layers}
     states = {module: _under(f"modules.{module}.", file) for module in bank.modules}
 
     def layer(name: str) -> AdapterLayer:
@@ -160,7 +160,15 @@ def collapsed(
         base=bank.base,
         modules=Lazy(states, module),
         shapes={
-            name: Shape(config.adapter, sizes, file.dtypes[owned[name][0]], *size, norm=bool(config.norm))
+            name: Shape(
+                config.adapter,
+                sizes,
+                file.dtypes[owned[name][0]],
+                config.size_of(parts[name]) if parts[name] else size,
+                alpha,
+                norm=bool(config.norm),
+                part=parts[name],
+            )
             for name, sizes in bank.layers.items()
         },
         states=states,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +147,10 @@ def plain_checkpoint(plain: PlainAdapter, task: str = "merged") -> AdapterCheckp
 def describe_plain(plain: PlainAdapter, task: str = "merged") -> AdapterCheckpoint:
     """`plain_checkpoint` without its tensors."""
     rank, alpha = bank_size(plain.shapes.values())
-    size = {"virtual_tokens": rank} if plain.kind in VIRTUAL else {"rank": rank, "alpha": alpha}
+    size: dict[str, Any] = {"virtual_tokens": rank} if plain.kind in VIRTUAL else {"rank": rank, "alpha": alpha}
+    if plain.kind == "gated":
+        names = {"lora": "rank", "bottleneck": "width", "prefix": "virtual_tokens"}
+        size = {names[shape.part]: shape.rank for shape in plain.shapes.values()}
     config = AdapterConfig(
         method=SHARED,
         adapter=plain.kind,

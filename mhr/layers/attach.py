@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -17,11 +17,13 @@ from mhr.layers.linear import features
 from mhr.layers.masters import narrow_saved, widen_saved
 from mhr.layers.memory import check_size
 from mhr.layers.positions import split_relative_positions, undo_split_relative_positions
+from mhr.layers.prefix_attention import put_in_attention, see_tokens, take_out_of_attention
 from mhr.layers.recompute import keep_routing, set_gradient_checkpointing, undo_keep_routing
 from mhr.layers.routed import RoutedLayer, place
 from mhr.layers.routed_bias import RoutedBias
 from mhr.layers.routed_bottleneck import RoutedBottleneck
 from mhr.layers.routed_film import RoutedFilm
+from mhr.layers.routed_gated import RoutedGated, RoutedGatedPrefix, routed_gated
 from mhr.layers.routed_ia3 import RoutedIA3
 from mhr.layers.routed_linear import RoutedLinear
 from mhr.layers.routed_recurrent import RoutedRecurrent
@@ -30,7 +32,7 @@ from mhr.layers.targets import by_structure, find_targets, in_list, routing_grou
 from mhr.layers.tied import bank_name
 from mhr.routing import RoutingState, make_contexts, make_router
 
-LAYERS: dict[str, type[RoutedLayer]] = {
+LAYERS: dict[str, Callable[..., RoutedLayer]] = {
     "lora": RoutedLinear,
     "ia3": RoutedIA3,
     "film": RoutedFilm,
@@ -39,6 +41,7 @@ LAYERS: dict[str, type[RoutedLayer]] = {
     "recurrent": RoutedRecurrent,
     "prompt": RoutedPrompt,
     "prefix": RoutedPrefix,
+    "gated": routed_gated,
 }
 
 # Heads of AutoModelForSequenceClassification, which come untrained.
@@ -106,6 +109,9 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
     bank.hooks += widen_saved(model, bank)
     if config.recurrent:
         bank.hooks += begin_at_stacks(model, bank.layers, state)
+    put_in_attention(_prefixes(bank))
+    if any(isinstance(layer, RoutedGated) and not layer.causal for layer in bank.layers.values()):
+        bank.hooks.append(see_tokens(model, state))
     split_relative_positions(model, state)
     if wrap_method(model, bank, "_set_gradient_checkpointing", set_gradient_checkpointing):
         keep_routing(model, state)
@@ -120,6 +126,7 @@ def detach(model: nn.Module) -> None:
     bank = bank_of(model)
     for name, layer in bank.layers.items():
         _replace(model, name, layer.base)
+    take_out_of_attention(_prefixes(bank))
     undo_keep_routing(model)
     undo_split_relative_positions(model)
     unwrap_calls(model, bank)
@@ -129,6 +136,10 @@ def detach(model: nn.Module) -> None:
         p.requires_grad_(False)
     for p in bank.frozen:
         p.requires_grad_(True)
+
+
+def _prefixes(bank: AdapterBank) -> list[RoutedGatedPrefix]:
+    return [layer for layer in bank.layers.values() if isinstance(layer, RoutedGatedPrefix)]
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:

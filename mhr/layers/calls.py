@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mhr.errors import TargetError
 from mhr.layers.bank import AdapterBank, bank_of
 from mhr.layers.rows import check_rows
 from mhr.layers.together import compute_together
@@ -100,7 +101,12 @@ def _leave(model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         state.shared.finish()
     if state.drops_cache and getattr(output, "past_key_values", None) is not None:
         output.past_key_values = None
+    unread = next(iter(state.prefixes), None) if output is not None else None
     state.leave()
+    if unread is not None:
+        raise TargetError(
+            f"the keys of layer {unread!r} went to no attention that a prefix has a place in: choose another kind of adapter"
+        )
 
 
 def _forward(model: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

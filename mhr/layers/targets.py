@@ -14,6 +14,7 @@ from mhr.errors import ConfigError, TargetError, nearest
 from mhr.layers.biases import find_biases, has_bias
 from mhr.layers.layouts import working_targets
 from mhr.layers.linear import is_linear
+from mhr.layers.self_attention import gated_places
 from mhr.layers.structure import block_parts, is_within, structure_of
 
 KINDS = {
@@ -41,6 +42,8 @@ def find_targets(
     everything = [name for name, _ in model.named_modules() if not is_within(name, outside)]
     if adapter in VIRTUAL:
         return _embeddings(model, targets, adapter)
+    if adapter == "gated":
+        return _gated(model, targets, everything, outside)
     if targets is None and adapter == "bias":
         return find_biases(model, outside).layers
     if targets is None:
@@ -88,6 +91,16 @@ def _embeddings(model: nn.Module, targets: Sequence[str] | str | None, adapter: 
             f"the model has no input embeddings, which adapter {adapter!r} is put beside: choose another kind"
         )
     return names[:1]
+
+
+def _gated(model: nn.Module, targets: Sequence[str] | str | None, everything: list[str], outside: Sequence[str]) -> list[str]:
+    """Where the parts of a gated adapter stand."""
+    found = set(gated_places(model, outside))
+    if targets is not None and set(targets) != found:
+        raise TargetError(
+            f"targets is {targets!r}, but the parts of a gated adapter have their places in each block: leave targets out"
+        )
+    return [name for name in everything if name in found]
 
 
 def by_structure(targets: Sequence[str] | str | None) -> bool:

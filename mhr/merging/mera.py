@@ -119,8 +119,8 @@ def combine_mera_activations(
 def _reference(sources: Sequence[PlainAdapter], weights: Sequence[float]) -> int:
     """The heaviest input. Raises MergeError for kinds of adapters without hidden units."""
     kind = ADAPTER_LAYERS[sources[0].kind]
-    if not kind.ranked:
-        raise MergeError(f"mera aligns hidden units, and {kind.title} has none: use uniform or weighted")
+    if not kind.aligned:
+        raise MergeError(f"mera aligns hidden units of LoRAs and bottlenecks, of which {kind.title} is none: use uniform or weighted")
     return max(range(len(weights)), key=weights.__getitem__)
 
 

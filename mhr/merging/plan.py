@@ -105,7 +105,7 @@ class MergePlan:
         report = self.report
         report.layers = len(self.result.shapes)
         report.rank = (
-            sorted({shape.rank for shape in self.result.shapes.values()})
+            sorted({shape.rank for shape in self.result.shapes.values() if shape.part != "prefix"})
             if ADAPTER_LAYERS[self.result.kind].ranked
             else []
         )
@@ -321,7 +321,7 @@ def _space(order: Order, method: MergeMethod, source: PlainAdapter) -> str:
     if ranked and source.kind != "lora" and method.spaces == ("delta",):
         raise MergeError(
             f"merge method {order.method!r} merges weight updates, and {source.name} is {ADAPTER_LAYERS[source.kind].title}, which is none: "
-            "choose uniform, weighted or mera"
+            f"choose uniform{', weighted or mera' if ADAPTER_LAYERS[source.kind].aligned else ' or weighted'}"
         )
     updates = not ranked and space == "factor" and "delta" in method.spaces  # vectors are their own updates
     if space not in method.spaces and not updates:
@@ -437,7 +437,7 @@ def report_of(
             "name": source.name,
             "task": source.task,
             "base": source.base.name_or_path,
-            "rank": sorted({shape.rank for shape in source.shapes.values()})
+            "rank": sorted({shape.rank for shape in source.shapes.values() if shape.part != "prefix"})
             if ADAPTER_LAYERS[source.kind].ranked
             else [],
             "scaling": sorted({shape.scaling for shape in source.shapes.values()}) if source.kind == "lora" else [],

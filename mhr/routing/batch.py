@@ -32,6 +32,7 @@ class RoutingBatch:
     offsets    int64 [G + 1] where segments are runs of tokens of their own lengths, in any number of rows: the first token of each,
                and the end. None where segments are equal
     shape      (rows, length) of such a call, or None
+    mask   [rows, L], 1 where a token that the encoder was called with is one and 0 where it is padding; None where no layer asks for it
     multiples  how many rows each example may have in a call, side by side: (1,); under generate with 3 beams (1, 3), since
                the encoder reads an example once
     """
@@ -46,6 +47,7 @@ class RoutingBatch:
     examples: int | None = None
     offsets: Tensor | None = None
     shape: tuple[int, int] | None = None
+    mask: Tensor | None = None
     multiples: tuple[int, ...] = (1,)
 
     @property
@@ -70,6 +72,10 @@ class RoutingBatch:
         """The same examples, for calls in which each has as many rows, side by side, as one of `multiples` says."""
         return dataclasses.replace(self, multiples=multiples)
 
+    def masked(self, mask: Tensor) -> RoutingBatch:
+        """The same examples, in a call whose encoder has these tokens, [rows, L]."""
+        return dataclasses.replace(self, mask=mask)
+
     def packed(self, offsets: Tensor, shape: tuple[int, int]) -> RoutingBatch:
         """The same examples, for calls in which they stand one behind the other in rows [rows, length] = `shape`; offsets [G + 1]."""
         return dataclasses.replace(self, offsets=offsets, shape=shape)
@@ -92,6 +98,7 @@ class RoutingState:
     factors   of every layer for the call under way, by the layers' names, where they were mixed together
     shared    what layers that read the same x compute for one another in it; see `mhr.layers.siblings`
     carried   what recurrent adapters hand to the next layer in it: name of the bank -> [..., R]; see `mhr.layers.depth`
+    prefixes  what gated prefixes have for the attention that comes next: name of the layer -> keys, values, gates
     drops_cache  whether the call under way is to return no cache, although it is given one (`mhr.layers.virtual`)
     disabled  whether the layers answer as their base layers do; see `mhr.disabled`
     """
@@ -103,6 +110,7 @@ class RoutingState:
         self.factors: dict[str, list[Tensor]] | None = None
         self.shared: Any = None
         self.carried: dict[str, Tensor] = {}
+        self.prefixes: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self.drops_cache = False
         self.disabled = False
 
@@ -117,12 +125,12 @@ class RoutingState:
     def enter(self, batch: RoutingBatch | None) -> None:
         """A call of the model begins: route by `batch`, or as the block around it says where that is None."""
         self.batch = self.block if batch is None else batch
-        self.carried = {}
+        self.carried, self.prefixes = {}, {}
 
     def leave(self) -> None:
         """The call ends."""
         self.batch, self.weights, self.factors, self.shared, self.carried = self.block, None, None, None, {}
-        self.drops_cache = False
+        self.prefixes, self.drops_cache = {}, False
 
     @contextmanager
     def use(

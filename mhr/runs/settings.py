@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from mhr.config import MODEL_KINDS, AdapterConfig
+from mhr.config import MODEL_KINDS, WITH_TOKENS, AdapterConfig
 from mhr.data.chat_format import is_file
 from mhr.errors import ConfigError
 from mhr.loading import Loading
@@ -120,7 +120,7 @@ class RunConfig(Settings):
             )
         if self.adapter is not None and not self.adapter.routing.convex:
             self._check_directions(self.adapter.routing)
-        if self.adapter is not None and self.adapter.prepended:
+        if self.adapter is not None and self.adapter.adapter in WITH_TOKENS:
             self._check_virtual(self.adapter)
         if self.train.lazy_rows and self.adapter is not None and self.adapter.routing.all_rows:
             raise ConfigError(
@@ -130,16 +130,16 @@ class RunConfig(Settings):
         self._check_mask()
 
     def _check_virtual(self, adapter: AdapterConfig) -> None:
-        """Raise ConfigError for what leaves virtual tokens no place in front of a call."""
+        """Raise ConfigError for what leaves virtual tokens no place in front of a call, or in its layers."""
         asked = {"data.packing": self.data.packing}
-        asked |= {
-            f"train.{name}": getattr(self.train, name) for name in ("gradient_checkpointing", "torch_compile", "fsdp")
-        }
+        names = ("torch_compile", "fsdp", *(["gradient_checkpointing"] if adapter.prepended else []))
+        asked |= {f"train.{name}": getattr(self.train, name) for name in names}
+        place = "in front of what the model reads" if adapter.prepended else "in each layer"
         for name, given in asked.items():
             if given:
                 raise ConfigError(
-                    f"{name} is true, but method {self.method!r} with adapter {adapter.adapter!r} puts virtual tokens in front of what the model "
-                    "reads, which does not go with it: leave it out"
+                    f"{name} is true, but method {self.method!r} with adapter {adapter.adapter!r} puts virtual tokens {place}, which does not go "
+                    "with it: leave it out"
                 )
 
     def _check_directions(self, routing: RoutingMethod) -> None:

@@ -16,6 +16,7 @@ from mhr.adapters.layer import (
     BiasShift,
     BottleneckFactors,
     FilmVectors,
+    GatedPart,
     IA3Vector,
     LoraFactors,
     VirtualTokens,
@@ -100,7 +101,13 @@ def _check(bank: AdapterBank, sources: Sequence[PlainAdapter]) -> None:
             raise MergeError(
                 f"init_skills: {source.name} has {rank} virtual tokens, the bank {config.virtual_tokens}: use --virtual-tokens {rank}"
             )
-        if ADAPTER_LAYERS[source.kind].ranked and rank > config.rank:
+        for shape in source.shapes.values() if config.adapter == "gated" else ():
+            own, asked = shape.rank, config.size_of(shape.part)
+            if own != asked:
+                raise MergeError(
+                    f"init_skills: a {shape.part} of {source.name} has size {own}, the bank {asked}: set rank, width and virtual_tokens as there"
+                )
+        if ADAPTER_LAYERS[source.kind].ranked and config.adapter != "gated" and rank > config.rank:
             raise MergeError(f"init_skills: {source.name} has rank {rank}, the bank {config.rank}: use --rank {rank}")
 
 
@@ -119,6 +126,15 @@ def _put(layer: RoutedLayer, skill: int, given: AdapterLayer) -> None:
     if isinstance(given, FilmVectors):
         for name, vector in (("bank_scale", given.scale), ("bank_shift", given.shift)):
             bank[name].copy_(vector.view(layer.router.n_heads, 1, -1))
+        return
+    if isinstance(given, GatedPart):
+        joined = dict(zip(layer.bank_names, layer.head_dims, strict=True))
+        for name, tensor in given.as_bank(layer.name, given.rank, 1.0).items():
+            one = tensor[0, 0]
+            if joined[name] == 2:
+                bank[name].copy_(one.view(one.shape[0], layer.router.n_heads, -1).transpose(0, 1))
+            else:  # the heads' biases are averaged, so each head gets all of it
+                bank[name].copy_(one.expand_as(bank[name]) if "bias" in name else one.view_as(bank[name]))
         return
     given = given.scaled(layer.config.scaling)
     assert isinstance(given, LoraFactors | BottleneckFactors)
