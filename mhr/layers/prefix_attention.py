@@ -34,11 +34,25 @@ FUNCTIONS = ("eager", "sdpa")
 """Implementations of attention whose masks a prefix can be put into."""
 
 
-def can_attend(attention: nn.Module) -> bool:
-    """Whether an attention module computes by the function that its configuration names."""
+def check_attention(name: str, attention: Any) -> None:
+    """Raise TargetError for an attention module that does not compute by the function that its configuration names, or whose function has
+    no place for a prefix."""
     code = getattr(inspect.unwrap(type(attention).forward), "__code__", None)
-    named = code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
-    return named and hasattr(getattr(attention, "config", None), "_attn_implementation")
+    by_name = code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+    if not (by_name and hasattr(getattr(attention, "config", None), "_attn_implementation")):
+        raise TargetError(
+            f"attention {name!r} is a {type(attention).__name__}, which does not compute by a function that a prefix has a place in: choose "
+            "another kind of adapter"
+        )
+    _check_function(name, attention.config._attn_implementation)
+
+
+def _check_function(name: str, implementation: str | None) -> None:
+    if (implementation or "eager") not in FUNCTIONS:
+        raise TargetError(
+            f"attention {name!r} computes by {implementation}, which has no place for a prefix: load the model with attn "
+            f"{' or '.join(FUNCTIONS)}"
+        )
 
 
 def put_in_attention(layers: Iterable[RoutedGatedPrefix]) -> None:
@@ -60,20 +74,23 @@ def take_out_of_attention(layers: Iterable[RoutedGatedPrefix]) -> None:
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     """The attention function of transformers, with the prefix of `module` where its layer has computed one for the call."""
     layer, config = module.__dict__[NAME]
     name = config._attn_implementation or "eager"
-    if name not in FUNCTIONS:
-        raise TargetError(
-            f"attention {name!r} has no place for the prefix of layer {layer.name!r}: load the model with attn {' or '.join(FUNCTIONS)}"
-        )
     eager = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
     function: Callable[..., Any] = AttentionInterface().get_interface(name, eager)
     found = layer.state.prefixes.pop(layer.name, None)
     if found is None:
         return function(module, query, key, value, attention_mask, *args, **kwargs)
+    _check_function(layer.name.rpartition(".")[0], name)
     keys, values, gate = found
     rows, _, length, size = query.shape
     front = [_by_head(t, key, rows).to(key.dtype) for t in (keys, values)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mhr.config import AdapterConfig
 from mhr.errors import TargetError
-from mhr.layers.prefix_attention import can_attend
+from mhr.layers.prefix_attention import check_attention
 from mhr.layers.routed import RoutedLayer, Segments
 from mhr.layers.self_attention import part_of, self_attention_beside
 from mhr.ops import routed_adapter
@@ -34,8 +34,8 @@ class RoutedGated(RoutedLayer):
         G = G if causal else (G * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
     """
 
-    bank_names = ("gate_a", "gate_bias")
-    head_dims = (1, 1)
+    bank_names: tuple[str, ...] = ("gate_a", "gate_bias")
+    head_dims: tuple[int, ...] = (1, 1)
     gate_a: nn.Parameter
     gate_bias: nn.Parameter
 
@@ -128,7 +128,12 @@ class RoutedGatedBottleneck(RoutedGated):
     def fresh(self, name: str, n_skills: int) -> Tensor:
         heads, width = self.router.n_heads, self.config.size_of("bottleneck")
         features = self.out_features // heads
-        sizes = {"bank_a": (features, width), "bank_b": (width, features), "bias_a": (1, width), "bias_b": (1, features)}
+        sizes = {
+            "bank_a": (features, width),
+            "bank_b": (width, features),
+            "bias_a": (1, width),
+            "bias_b": (1, features),
+        }
         if name not in sizes:
             return super().fresh(name, n_skills)
         values = torch.zeros(heads, n_skills, *sizes[name], **self.place())
@@ -137,8 +142,16 @@ class RoutedGatedBottleneck(RoutedGated):
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:
         a, bias_a, b, bias_b, *gate = self.mixed(segments.weights)
         h = self.base_output(x)
-        biases = {"bias_a": bias_a.mean(1), "bias_b": bias_b.squeeze(1)}
-        update = routed_adapter(torch.zeros_like(h), h, a, b, segments.rows, **biases, activation="gelu")
+        update = routed_adapter(
+            torch.zeros_like(h),
+            h,
+            a,
+            b,
+            segments.rows,
+            bias_a=bias_a.mean(1),
+            bias_b=bias_b.squeeze(1),
+            activation="gelu",
+        )
         return h + self.gate(h, gate[0], gate[1], segments) * update
 
 
@@ -156,11 +169,7 @@ class RoutedGatedPrefix(RoutedGated):
         super().fit(model)
         name = self_attention_beside(model, self.name)
         attention = model.get_submodule(name)
-        if not can_attend(attention):
-            raise TargetError(
-                f"attention {name!r} is a {type(attention).__name__}, which does not compute by a function that a prefix has a place in: "
-                "choose another kind of adapter"
-            )
+        check_attention(name, attention)
         self._attention = (attention,)  # in a tuple, so that nn.Module does not register it
 
     @property
@@ -172,9 +181,7 @@ class RoutedGatedPrefix(RoutedGated):
         if name not in ("bank_keys", "bank_values"):
             return super().fresh(name, n_skills)
         heads = self.router.n_heads
-        values = torch.empty(
-            heads, n_skills, self.config.size_of("prefix"), self.out_features // heads, **self.place()
-        )
+        values = torch.empty(heads, n_skills, self.config.size_of("prefix"), self.out_features // heads, **self.place())
         return values.normal_(0.0, INIT_STD)
 
     def adapted(self, x: Tensor, segments: Segments) -> Tensor:

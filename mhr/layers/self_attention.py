@@ -38,7 +38,12 @@ def gated_places(model: nn.Module, outside: Sequence[str] = ()) -> list[str]:
 def part_of(name: str) -> str:
     """What stands at a layer of a gated adapter: the lora of q or v, the prefix of k, or the bottleneck behind a feed-forward part."""
     child = name.rpartition(".")[2]
-    parts = {part for family in QUERY_KEY_VALUE for part, own in zip(("lora", "prefix", "lora"), family, strict=True) if own == child}
+    parts = {
+        part
+        for family in QUERY_KEY_VALUE
+        for part, own in zip(("lora", "prefix", "lora"), family, strict=True)
+        if own == child
+    }
     return parts.pop() if parts else "bottleneck"
 
 

@@ -93,7 +93,9 @@ def _embeddings(model: nn.Module, targets: Sequence[str] | str | None, adapter: 
     return names[:1]
 
 
-def _gated(model: nn.Module, targets: Sequence[str] | str | None, everything: list[str], outside: Sequence[str]) -> list[str]:
+def _gated(
+    model: nn.Module, targets: Sequence[str] | str | None, everything: list[str], outside: Sequence[str]
+) -> list[str]:
     """Where the parts of a gated adapter stand."""
     found = set(gated_places(model, outside))
     if targets is not None and set(targets) != found:

@@ -120,7 +120,9 @@ def _reference(sources: Sequence[PlainAdapter], weights: Sequence[float]) -> int
     """The heaviest input. Raises MergeError for kinds of adapters without hidden units."""
     kind = ADAPTER_LAYERS[sources[0].kind]
     if not kind.aligned:
-        raise MergeError(f"mera aligns hidden units of LoRAs and bottlenecks, of which {kind.title} is none: use uniform or weighted")
+        raise MergeError(
+            f"mera aligns hidden units of LoRAs and bottlenecks, of which {kind.title} is none: use uniform or weighted"
+        )
     return max(range(len(weights)), key=weights.__getitem__)
 
 
