@@ -27,7 +27,7 @@ from mhr.adapters.layer import (
 from mhr.adapters.plain import PlainAdapter
 from mhr.config import VIRTUAL
 from mhr.errors import MergeError, TaskError, nearest
-from mhr.layers.self_attention import part_of
+from mhr.layers.self_attention import gated_part
 from mhr.ops import mix
 from mhr.ops.checks import accumulator
 
@@ -140,7 +140,7 @@ def _gated(layer: str, mixed: Mapping[tuple[str, str], Tensor]) -> AdapterLayer:
     """The part of a gated adapter that stands at a layer."""
     found = {name: t[0] for (own, name), t in mixed.items() if own == layer}
     gate = found["gate_a"][:, 0], found["gate_bias"].mean(0)
-    part = part_of(layer)
+    part = gated_part(layer)
     if part == "prefix":
         return GatedPrefix(*gate, found["bank_keys"], found["bank_values"])
     if part == "lora":

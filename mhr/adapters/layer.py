@@ -51,7 +51,7 @@ class AdapterLayer(ABC):
     title    the kind with its article, for messages
     ranked   whether it has hidden units
     unfit    what it has that no weight of its base layer could take up; "" where nothing
-    aligned  whether it has hidden units that can be told apart and matched with another's
+    aligned  whether it has hidden units that can be matched with another's (mera)
     tied     whether layers share their tensors and hand a state on, so that a layer is not merged by itself
     origin   the value of all of its tensors at which an adapter of this kind does nothing
     """

@@ -20,7 +20,7 @@ from mhr.adapters.plain import Lazy, PlainAdapter, plain_checkpoint
 from mhr.adapters.tensor_file import TensorFile, digest_of
 from mhr.config import RANKED
 from mhr.errors import CheckpointError, MergeError, TaskError, nearest
-from mhr.layers.self_attention import part_of
+from mhr.layers.self_attention import gated_part
 from mhr.layers.tied import bank_name
 
 
@@ -132,7 +132,7 @@ def collapsed(
                 raise _does_not_fit(bank.name, name, file.path)
     size = config.rank if config.adapter in RANKED else config.prepended or 1
     alpha = float(config.alpha) if config.adapter == "lora" else 1.0
-    parts = {name: part_of(name) if config.adapter == "gated" else "" for name in bank.layers}
+    parts = {name: gated_part(name) if config.adapter == "gated" else "" for name in bank.layers}
     states = {module: _under(f"modules.{module}.", file) for module in bank.modules}
 
     def layer(name: str) -> AdapterLayer:

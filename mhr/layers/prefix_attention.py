@@ -39,10 +39,11 @@ def check_attention(name: str, attention: Any) -> None:
     no place for a prefix."""
     code = getattr(inspect.unwrap(type(attention).forward), "__code__", None)
     by_name = code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
-    if not (by_name and hasattr(getattr(attention, "config", None), "_attn_implementation")):
+    told = hasattr(attention, "is_causal") and hasattr(getattr(attention, "config", None), "_attn_implementation")
+    if not (by_name and told):
         raise TargetError(
-            f"attention {name!r} is a {type(attention).__name__}, which does not compute by a function that a prefix has a place in: choose "
-            "another kind of adapter"
+            f"attention {name!r} is a {type(attention).__name__}, which does not compute by a function that a prefix has a place in, or "
+            "does not say whether it is causal: choose another kind of adapter"
         )
     _check_function(name, attention.config._attn_implementation)
 

@@ -12,11 +12,10 @@ from mhr.config import AdapterConfig
 from mhr.errors import TargetError
 from mhr.layers.prefix_attention import check_attention
 from mhr.layers.routed import RoutedLayer, Segments
-from mhr.layers.self_attention import part_of, self_attention_beside
+from mhr.layers.routed_bottleneck import INIT_STD
+from mhr.layers.self_attention import gated_part, self_attention_beside
 from mhr.ops import routed_adapter
 from mhr.routing import Router, RoutingState
-
-INIT_STD = 0.02
 
 
 class RoutedGated(RoutedLayer):
@@ -51,8 +50,17 @@ class RoutedGated(RoutedLayer):
         return self.in_features
 
     def fit(self, model: nn.Module) -> None:
-        attention = model.get_submodule(self_attention_beside(model, self.name))
-        self.causal = bool(getattr(attention, "is_causal", True))
+        name = self_attention_beside(model, self.name)
+        attention: Any = model.get_submodule(name)
+        check_attention(name, attention)
+        # Some decoders say that they are none of which sdpa makes causal masks, since theirs are.
+        self.causal = bool(attention.is_causal or getattr(attention, "is_decoder", False))
+        self._attention = (attention,)  # in a tuple, so that nn.Module does not register it
+
+    @property
+    def attention(self) -> nn.Module:
+        """The self-attention of its block."""
+        return self._attention[0]
 
     def fresh(self, name: str, n_skills: int) -> Tensor:
         heads = self.router.n_heads
@@ -165,18 +173,6 @@ class RoutedGatedPrefix(RoutedGated):
     bank_keys: nn.Parameter
     bank_values: nn.Parameter
 
-    def fit(self, model: nn.Module) -> None:
-        super().fit(model)
-        name = self_attention_beside(model, self.name)
-        attention = model.get_submodule(name)
-        check_attention(name, attention)
-        self._attention = (attention,)  # in a tuple, so that nn.Module does not register it
-
-    @property
-    def attention(self) -> nn.Module:
-        """The self-attention whose keys the base layer computes."""
-        return self._attention[0]
-
     def fresh(self, name: str, n_skills: int) -> Tensor:
         if name not in ("bank_keys", "bank_values"):
             return super().fresh(name, n_skills)
@@ -192,7 +188,7 @@ class RoutedGatedPrefix(RoutedGated):
         return y
 
 
-PARTS: dict[str, type[RoutedGated]] = {
+GATED_LAYERS: dict[str, type[RoutedGated]] = {
     "lora": RoutedGatedLora,
     "bottleneck": RoutedGatedBottleneck,
     "prefix": RoutedGatedPrefix,
@@ -202,4 +198,4 @@ PARTS: dict[str, type[RoutedGated]] = {
 
 def routed_gated(name: str, base: nn.Module, *args: Any) -> RoutedGated:
     """The part of a gated adapter that stands at the layer `name`; other arguments as of a `RoutedLayer`."""
-    return PARTS[part_of(name)](name, base, *args)
+    return GATED_LAYERS[gated_part(name)](name, base, *args)

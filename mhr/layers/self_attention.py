@@ -35,7 +35,7 @@ def gated_places(model: nn.Module, outside: Sequence[str] = ()) -> list[str]:
     return [name for names in found.values() for name in names]
 
 
-def part_of(name: str) -> str:
+def gated_part(name: str) -> str:
     """What stands at a layer of a gated adapter: the lora of q or v, the prefix of k, or the bottleneck behind a feed-forward part."""
     child = name.rpartition(".")[2]
     parts = {

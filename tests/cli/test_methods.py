@@ -22,6 +22,7 @@ METHODS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "houlsby": ("lora", "mu", ("--rank", "2")),
     "prompt-tuning": ("lora", "mu", ("--virtual-tokens", "4")),
     "prefix-tuning": ("lora", "random", ("--virtual-tokens", "4")),
+    "unipelt": ("lora", "mu", ("--virtual-tokens", "4", "--rank", "2", "--width", "3")),
     "film": ("random", "mu", ()),
     "hra": ("head", "mhr", ("--rank", "4")),
     "hyperformer": ("z", "mhr", ("--n-skills", "8", "--rank", "2")),

@@ -132,7 +132,9 @@ def test_outputs_and_every_gradient_are_those_of_the_equations(causal: bool, att
     assert len(trained) == 2 * (2 * 4 + 4 + 6) == len(bank.adapter_parameters())
     for name, gradient in trained.items():
         other = tensors[name].grad
-        assert gradient is not None and other is not None and other.any(), name
+        assert gradient is not None, name
+        assert other is not None, name
+        assert other.any(), name
         torch.testing.assert_close(gradient, other, rtol=1e-7, atol=1e-10, msg=name)
 
 
@@ -388,7 +390,7 @@ class ForeignModel(torch.nn.Module):
 
 def test_attention_of_its_own_kind_is_refused() -> None:
     with pytest.raises(
-        TargetError, match="attention 'blocks.0.attention' is a Foreign, which does not compute by a function"
+        TargetError, match="attention 'blocks.0.attention' is a Foreign, which does not compute by a function that"
     ):
         mhr.attach(ForeignModel(), AdapterConfig(method="shared", adapter="gated", virtual_tokens=2), TASKS)
 

@@ -22,7 +22,14 @@ from tests.two_processes import Gradients, gradients_of_half, in_two_processes
 
 TASKS = ["boolq", "rte", "copa"]
 IDS = ["copa", "boolq", "copa", "rte"]
-CASES = [("houlsby", "t5"), ("bitfit", "bart"), ("prompt-tuning", "t5"), ("prefix-tuning", "llama")]
+CASES = [
+    ("houlsby", "t5"),
+    ("bitfit", "bart"),
+    ("prompt-tuning", "t5"),
+    ("prefix-tuning", "llama"),
+    ("unipelt", "t5"),
+    ("unipelt", "llama"),
+]
 VIRTUAL = [(kind, name) for kind in ("prompt", "prefix") for name in ("t5", "bart", "gpt2", "llama")]
 
 
