@@ -71,7 +71,7 @@ def test_two_processes_find_the_gradients_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(found[f"{kind} {name}"], {key: own}, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "name"), VIRTUAL)
+@pytest.mark.parametrize(("kind", "name"), [*VIRTUAL, *(("gated", name) for name in ("t5", "bart", "llama"))])
 def test_answers_are_as_likely_on_a_shared_cache_as_one_by_one(kind: str, name: str) -> None:
     model = adapted(kind, name).double()
     loaded = LoadedModel(model, make_word_tokenizer(), "seq2seq" if model.config.is_encoder_decoder else "causal", name)
