@@ -94,6 +94,7 @@ def attend(
     _check_function(layer.name.rpartition(".")[0], name)
     keys, values, gate = found
     rows, _, length, size = query.shape
+    gate = gate.to(key.dtype)
     front = [_by_head(t, key, rows).to(key.dtype) for t in (keys, values)]
     count = front[0].shape[2]
     if kwargs.get("position_bias") is not None:
@@ -139,8 +140,8 @@ def _longer(mask: Tensor | None, length: int, count: int) -> Tensor | None:
 
 def see_tokens(model: nn.Module, state: RoutingState) -> RemovableHandle:
     """Have each call of an encoder, or of the encoder of `model`, say which of its tokens are padding (`RoutingBatch.mask`)."""
-    both = model.config.is_encoder_decoder  # type: ignore[union-attr]
-    stack: Any = model.get_encoder() if both else model.base_model  # type: ignore[operator]
+    both = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    stack: Any = model.get_encoder() if both else getattr(model, "base_model", model)  # type: ignore[operator]
     return stack.register_forward_pre_hook(partial(_see, state), with_kwargs=True)
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from mhr.config import AdapterConfig
 from mhr.errors import TargetError
+from mhr.layers.linear import features
 from mhr.layers.prefix_attention import check_attention
 from mhr.layers.routed import RoutedLayer, Segments
 from mhr.layers.routed_bottleneck import INIT_STD
-from mhr.layers.self_attention import gated_part, self_attention_beside
+from mhr.layers.self_attention import gated_part, self_attention_beside, value_layer
 from mhr.ops import routed_adapter
 from mhr.routing import Router, RoutingState
 
@@ -53,7 +54,7 @@ class RoutedGated(RoutedLayer):
         name = self_attention_beside(model, self.name)
         attention: Any = model.get_submodule(name)
         check_attention(name, attention)
-        # Some decoders say that they are none of which sdpa makes causal masks, since theirs are.
+        # A decoder that brings a causal mask may say that its attention itself is not causal (BigBird-Pegasus).
         self.causal = bool(attention.is_causal or getattr(attention, "is_decoder", False))
         self._attention = (attention,)  # in a tuple, so that nn.Module does not register it
 
@@ -172,6 +173,15 @@ class RoutedGatedPrefix(RoutedGated):
     head_dims = (2, 2, *RoutedGated.head_dims)
     bank_keys: nn.Parameter
     bank_values: nn.Parameter
+
+    def fit(self, model: nn.Module) -> None:
+        super().fit(model)
+        values = features(value_layer(self.attention))[1]
+        if values != self.out_features:
+            raise TargetError(
+                f"layer {self.name!r} has {self.out_features} features and the values beside it {values}, of which no prefix has keys and "
+                "values: choose another kind of adapter"
+            )
 
     def fresh(self, name: str, n_skills: int) -> Tensor:
         if name not in ("bank_keys", "bank_values"):

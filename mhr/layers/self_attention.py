@@ -52,6 +52,13 @@ def self_attention_beside(model: nn.Module, layer: str) -> str:
     return _self_attentions(model, _block(model, layer))[0]
 
 
+def value_layer(attention: nn.Module) -> nn.Module:
+    """The layer v of a self-attention that `gated_places` has found."""
+    family = _family(attention)
+    assert family is not None
+    return attention.get_submodule(family[2])
+
+
 def _block(model: nn.Module, layer: str) -> str:
     return ".".join(layer.split(".")[: block_parts(model, layer)])
 

@@ -280,16 +280,25 @@ def test_a_static_cache_is_as_good() -> None:
     assert torch.equal(found, expected)
 
 
-def test_halves_are_computed_in() -> None:
-    for name in ("bert-encoder", "llama"):
-        model = tiny_model(name).to(torch.bfloat16)
-        randomise(mhr.attach(model, AdapterConfig(method="private", adapter="gated", **SIZES), TASKS))
-        wide, _ = adapted(name)
-        batch = random_batch(tiny_model(name))
-        with torch.no_grad():
-            found, expected = (first(m(**batch, task_ids=IDS)) for m in (model, wide))
-        assert found.dtype == torch.bfloat16
-        torch.testing.assert_close(found.double(), expected, rtol=0.1, atol=0.1)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["bert-encoder", "llama", "t5"])
+def test_halves_are_computed_in(name: str, autocast: bool) -> None:
+    model = tiny_model(name).to(torch.float32 if autocast else torch.bfloat16)
+    randomise(mhr.attach(model, AdapterConfig(method="private", adapter="gated", **SIZES), TASKS))
+    wide, _ = adapted(name)
+    batch = random_batch(tiny_model(name))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = first(model(**batch, task_ids=IDS))
+    expected = first(wide(**batch, task_ids=IDS))
+    assert (found.double() - expected).abs().max() < 0.1 * expected.abs().max()
+    for y in (found.float(), expected):
+        (y * torch.linspace(-1, 1, y.shape[-1])).sum().backward()
+    for (key, p), other in zip(model.named_parameters(), wide.parameters(), strict=True):
+        if p.requires_grad:
+            assert p.dtype == torch.float32, key
+            assert p.grad is not None, key
+            assert other.grad is not None, key
+            assert (p.grad - other.grad).norm() < 0.2 * other.grad.norm(), key
 
 
 # ---- what becomes of it -----------------------------------------------------------------------------------------------
