@@ -29,6 +29,7 @@ CASES = [
     ("prefix-tuning", "llama"),
     ("unipelt", "t5"),
     ("unipelt", "llama"),
+    ("unipelt", "bert"),
 ]
 VIRTUAL = [(kind, name) for kind in ("prompt", "prefix") for name in ("t5", "bart", "gpt2", "llama")]
 
