@@ -29,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "mhr": {"n_heads": HEADS, "n_skills": SKILLS},
     "context-mhr": {"n_heads": HEADS, "n_skills": SKILLS, "router": {"size": SIZE}},
     "hyper-lora": {"method": "hyperformer++"},
+    "hyperformer++": {"adapter": "bottleneck"},
     "generative-adapter": {"router": {"size": SIZE}},
 }
 """What may be compared with mhr -> its settings; those of the method itself are its defaults."""

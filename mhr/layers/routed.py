@@ -256,13 +256,20 @@ class RoutedLayer(nn.Module, ABC):
 
     def mixed(self, weights: Tensor | None) -> list[Tensor]:
         """The bank's parameters averaged by `weights` [U, H, S], heads joined: each [U, ...]; or, without weights, one row
-        per skill."""
+        per skill. They are `ready`."""
         if weights is None:
-            return [bank.squeeze(0) for bank in self.factors().values()]  # skills are drawn for one head only
+            # Skills are drawn for one head only.
+            return self.ready([bank.squeeze(0) for bank in self.factors().values()])
         together = self.together(weights)
         if together is not None:
             return together
-        return list(mix(list(self.factors().values()), self.side_of(*self.by_side(weights)), self.head_dims))
+        return self.ready(
+            list(mix(list(self.factors().values()), self.side_of(*self.by_side(weights)), self.head_dims))
+        )
+
+    def ready(self, mixed: list[Tensor]) -> list[Tensor]:
+        """What the layer computes with, of its parameters averaged for any number of rows."""
+        return mixed
 
     def together(self, weights: Tensor | None) -> list[Tensor] | None:
         """What `mixed(weights)` would be, where it was mixed with that of the other layers of the call, in `mixed_dtype`."""

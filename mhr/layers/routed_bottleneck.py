@@ -10,6 +10,8 @@ from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer, Segments
 from mhr.layers.routed_vectors import grouped, per_token
 from mhr.ops import routed_adapter, routed_bottleneck
+from mhr.ops.checks import accumulator
+from mhr.ops.normed_adapter import NORM_EPS, fold_norm, normed_adapter
 from mhr.routing import Router, RoutingState
 
 INIT_STD = 0.02
@@ -72,26 +74,60 @@ class RoutedBottleneck(RoutedLayer):
         update = torch.einsum("nsr,sro->nso", hidden, b) + bias_b[:, 0]
         if norm:
             scale, shift = (t[:, 0] for t in norm)
-            update = F.layer_norm(update, update.shape[-1:]) * scale + shift
+            update = F.layer_norm(update, update.shape[-1:], eps=NORM_EPS) * scale + shift
         return update
+
+    def ready(self, mixed: list[Tensor]) -> list[Tensor]:
+        if not self.config.norm:
+            return mixed
+        a, bias_a, b, bias_b, scale, shift = (t.to(accumulator(t.dtype)) for t in mixed)
+        bias_b, scale, shift = (t.squeeze(1) for t in (bias_b, scale, shift))
+        if not _folds(a):
+            return [a, b, bias_a.mean(1), bias_b, scale, shift]
+        return [a, bias_a.mean(1), *fold_norm(b, bias_b, scale), shift]
 
     def normalised(self, h: Tensor, segments: Segments) -> Tensor:
         """The output with a layer norm, for h = base(x)."""
         weights, rows, rows_b, offsets = segments[:4]
-        a, bias_a, b, bias_b, scale, shift = self.mixed(weights)
-        update = routed_adapter(
-            torch.zeros_like(h),
-            h,
-            a,
-            b,
-            rows,
-            rows_b=rows_b,
-            offsets=offsets,
-            bias_a=bias_a.mean(1),
-            bias_b=bias_b.squeeze(1),
-            activation="gelu",
-        )
-        tokens = grouped(F.layer_norm(update, update.shape[-1:]), rows.shape[0], offsets)
-        at = rows if rows_b is None else rows_b
-        scale, shift = (per_token(t.squeeze(1)[at].to(h.dtype), tokens, offsets) for t in (scale, shift))
-        return h + (tokens * scale + shift).to(h.dtype).view(h.shape)
+        if _folds(h):
+            a, bias_a, deviation, lines, shift = self.mixed(weights)
+            return normed_adapter(h, a, bias_a, deviation, lines, shift, rows, rows_b=rows_b, offsets=offsets)
+        a, b, bias_a, bias_b, scale, shift = self.mixed(weights)
+        return normed_in_steps(h, a, b, bias_a, bias_b, scale, shift, rows, rows_b=rows_b, offsets=offsets)
+
+
+def _folds(at: Tensor) -> bool:
+    """Whether the norm is folded into the factors: beside a tensor on the CPU. A GPU is slow at that, which takes more but smaller steps."""
+    return at.device.type == "cpu"
+
+
+def normed_in_steps(
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    bias_a: Tensor,
+    bias_b: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    rows: Tensor,
+    *,
+    rows_b: Tensor | None = None,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """`normed_adapter` in other steps, one after the other: the adapter, the norm, the scale and the shift."""
+    update = routed_adapter(
+        torch.zeros_like(x),
+        x,
+        A,
+        B,
+        rows,
+        rows_b=rows_b,
+        offsets=offsets,
+        bias_a=bias_a,
+        bias_b=bias_b,
+        activation="gelu",
+    )
+    tokens = grouped(F.layer_norm(update, update.shape[-1:], eps=NORM_EPS), rows.shape[0], offsets)
+    at = rows if rows_b is None else rows_b
+    scale, shift = (per_token(t[at].to(x.dtype), tokens, offsets) for t in (scale, shift))
+    return x + (tokens * scale + shift).to(x.dtype).view(x.shape)

@@ -2,7 +2,7 @@
 
 Routing depends on task ids and never on activations, so that every layer's factors may be mixed before the first of them is used:
 one launch in place of one a layer, and one for the gradients of all banks. The factors are kept until backward. On the CPU a
-layer mixes for itself, into the form its kernels read, and again in backward.
+layer mixes for itself, into the form its kernels read, and again in backward; but for bottlenecks that share a bank.
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ def wanted(bank: AdapterBank) -> bool:
     return next(iter(bank.groups.values())).even.is_cuda
 
 
+def share_mix(bank: AdapterBank) -> bool:
+    """Whether the layers that share a bank mix it together, elsewhere: one pass over it, and one over its gradient, serve them all. Kernels
+    of LoRAs mix by themselves."""
+    return bank.config.tied and bank.config.adapter == "bottleneck"
+
+
 def compute_together(model: nn.Module, bank: AdapterBank, batch: RoutingBatch) -> None:
     """For the call of the model that begins: the routing of all its layers, and their factors where those are mixed together."""
     if batch.drawn or bank.config.routing.by_token:
@@ -59,11 +65,16 @@ def mix_together(model: nn.Module, bank: AdapterBank, weights: Sequence[Tensor])
     That is so for banks that are not at hand before the layer's own call: sharded over processes, or kept elsewhere.
     """
     layers = bank.layers.values()
-    if not wanted(bank) or not all(_at_hand(p, weights[0]) for layer in layers for p in layer.bank().values()):
+    together = wanted(bank)
+    if not (together or share_mix(bank)) or not all(
+        _at_hand(p, weights[0]) for layer in layers for p in layer.bank().values()
+    ):
         return None
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     if several and _is_sharded(model, bank):
         return None
+    if not together:
+        return Mixed(_mix_tied(bank, weights), {})
     sides: dict[int, tuple[Tensor, Tensor]] = {}
     found = Mixed({}, {})
     units = list(_units(bank))
@@ -74,6 +85,23 @@ def mix_together(model: nn.Module, bank: AdapterBank, weights: Sequence[Tensor])
             of_dtype.setdefault(unit[0].mixed_dtype(), []).append(unit)
         for dtype, some in of_dtype.items():
             _mix_units(some, dtype, weights, sides, found)
+    return found
+
+
+def _mix_tied(bank: AdapterBank, weights: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """The factors of every layer, those that share a bank out of one mix."""
+    tied: dict[int, list[RoutedLayer]] = {}
+    for layer in bank.layers.values():
+        tied.setdefault(id(next(iter(layer.bank().values()))), []).append(layer)
+    found: dict[str, list[Tensor]] = {}
+    for layers in tied.values():
+        first = layers[0]
+        a, b = (
+            torch.cat(side) for side in zip(*(one.by_side(weights[one.router.index]) for one in layers), strict=True)
+        )
+        mixed = mix(list(first.factors().values()), first.side_of(a, b), first.head_dims, first.mixed_dtype())
+        parts = zip(*(t.chunk(len(layers)) for t in first.ready(list(mixed))), strict=True)
+        found |= {layer.name: list(own) for layer, own in zip(layers, parts, strict=True)}
     return found
 
 
@@ -120,7 +148,7 @@ def _mix_units(
     mixed = iter(mix(banks, given, dims, dtype, runs if len(runs) < len(banks) else None))
     for unit in units:
         if len(unit) == 1:
-            found.factors[unit[0].name] = [next(mixed) for _ in unit[0].head_dims]
+            found.factors[unit[0].name] = unit[0].ready([next(mixed) for _ in unit[0].head_dims])
             continue
         a, b = next(mixed), [next(mixed) for _ in unit]
         together = Siblings({layer.name: layer for layer in unit}, a, b)  # type: ignore[misc]

@@ -75,6 +75,7 @@ def both(
         ("bert", {"method": "adamix"}),
         ("bert", {"method": "adamix", "adapter": "bottleneck"}),
         ("bert", {"adapter": "bottleneck"}),
+        ("bert", {"adapter": "bottleneck", "norm": True}),
         ("bert", {"adapter": "ia3"}),
         ("t5", {"method": "private", "adapter": "recurrent", "n_heads": None}),
         ("t5", {"method": "uniform", "n_heads": None}),
@@ -88,6 +89,20 @@ def test_outputs_and_gradients_are_the_same(name: str, config: dict[str, Any], m
     assert mixes(calls) == 1, "one mix for all layers"
     assert calls["mhr::mix_backward"] <= 1, "one gradient of all banks"
     assert sum(calls[f"mhr::route{more}"] for more in ("", "_all")) <= 1, "one routing for all layers"
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_layers_that_share_a_bank_mix_it_once(norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside CUDA too: the encoder's bottlenecks and the decoder's have a bank each."""
+    model = adapted("t5", method="hyperformer++", adapter="bottleneck", n_heads=None, norm=norm)
+    with Counting() as count:
+        found = results(model)
+    assert count.calls["mhr::mix"] == count.calls["mhr::mix_backward"] == 2
+    monkeypatch.setattr(together, "share_mix", lambda bank: False)
+    alone = results(model)
+    assert alone.keys() == found.keys()
+    for key, expected in alone.items():
+        torch.testing.assert_close(found[key], expected, msg=lambda m, key=key: f"{key}: {m}")
 
 
 def test_factors_take_the_dtype_that_their_layer_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
