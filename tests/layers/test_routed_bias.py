@@ -185,7 +185,9 @@ def test_what_has_no_place_for_it_says_so(tmp_path: Path) -> None:
     ):
         save_peft(plain, tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
-    with pytest.raises(MergeError, match="mera aligns hidden units, and a shift of biases has none"):
+    with pytest.raises(
+        MergeError, match="mera aligns hidden units of LoRAs and bottlenecks, of which a shift of biases is none"
+    ):
         combine_mera([plain, plain], [0.5, 0.5])
     with pytest.raises(ConfigError, match="dropout is 0.5, which is for lora"):
         AdapterConfig(adapter="bias", dropout=0.5)

@@ -130,7 +130,10 @@ def test_what_has_no_place_for_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="PEFT has no film adapters: write it as an adapter of ours"):
         save_peft(plain, tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
-    with pytest.raises(MergeError, match="mera aligns hidden units, and a FiLM has none: use uniform or weighted"):
+    with pytest.raises(
+        MergeError,
+        match="mera aligns hidden units of LoRAs and bottlenecks, of which a FiLM is none: use uniform or weighted",
+    ):
         combine_mera([plain, plain], [0.5, 0.5])
     with pytest.raises(TargetError, match="n_heads is 5, which does not divide the 32 output features"):
         adapted(method="mhr", n_heads=5)

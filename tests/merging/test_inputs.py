@@ -250,7 +250,7 @@ def test_what_has_no_products_or_hidden_units(tmp_path):
     folders = save(tmp_path, ia3(1), ia3(2))
     with pytest.raises(MergeError, match="is no LoRA, so it has no products of factors: leave --space out"):
         merge(folders, space="delta", output=tmp_path / "out")
-    with pytest.raises(MergeError, match="mera aligns hidden units, and an IA3 has none"):
+    with pytest.raises(MergeError, match="mera aligns hidden units of LoRAs and bottlenecks, of which an IA3 is none"):
         merge(folders, method="mera", output=tmp_path / "out")
 
 
