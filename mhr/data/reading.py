@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mhr.data.example import Example, Task, TaskCollection
@@ -98,6 +98,15 @@ def label_set(examples: Sequence[Example], most: int = 20, uses: int = 10) -> tu
     if len(labels) < 2 or len(examples) < uses * len(labels):
         return ()
     return tuple(sorted(labels))
+
+
+def untaught_labels(train: Iterable[Example], **splits: Sequence[Example]) -> dict[str, tuple[str, ...]]:
+    """Split -> the first targets in it that no training example has, in their order; empty without training examples."""
+    known = {example.targets[0] for example in train}
+    found = {
+        s: tuple(dict.fromkeys(e.targets[0] for e in own if e.targets[0] not in known)) for s, own in splits.items()
+    }
+    return {split: labels for split, labels in found.items() if labels and known}
 
 
 def finish(

@@ -62,6 +62,7 @@ def test_the_head_of_a_task(task: Task, wanted: str, expected: TaskHead) -> None
         ),
         (task_of(("a", ("a",)), ("a", ("a",))), "auto", "has one class only, 'a': expected at least 2"),
         (task_of(("a", ()), ("a", ())), "classify", "has one class only, 'a': expected at least 2"),
+        (task_of(("a", ()), ("a", ())), "auto", "has one class only, 'a': expected at least 2"),
         (task_of(("a", ("a", "b")), ("c", ("c", "d"))), "classify", "choices that vary by example"),
         (task_of(("a", ())), "rank", "no choices to rank"),
         (task_of(("a", ("a", "b")), ("c", ())), "auto", "no choices to rank"),
@@ -115,6 +116,24 @@ def text_rows(*targets: str, split: str = "train") -> list[dict[str, Any]]:
         (text_rows("3", "good", "4"), (), "targets that are numbers ('3') and others that are not ('good')"),
         (text_rows("good", "bad"), ("--head", "regress"), "expected a number for head 'regress'"),
         (text_rows("good", "good"), ("--head", "classify"), "one class only, 'good'"),
+        (text_rows("good", "good"), (), "one class only, 'good'"),
+        (
+            [
+                *text_rows(*("good", "bad") * 12),
+                *text_rows(*("good", "odd") * 8, split="test"),
+            ],  # whose targets are choices
+            (),
+            "classes in its test examples that training lacks: 'odd'; it was trained on 'bad', 'good'",
+        ),
+        (
+            [
+                *text_rows(*("good", "bad") * 12),
+                *text_rows("good", "odd", split="validation"),
+                *text_rows("good", "bad", split="test"),
+            ],
+            (),
+            "classes in its validation examples that training lacks: 'odd'",
+        ),
         (
             [*text_rows("good", "bad"), *text_rows("odd", split="test")],
             ("--head", "classify"),
