@@ -27,6 +27,7 @@ class ReadOptions:
     seed: int = 0
     templates: Templates | None = None
     definition_form: str = "plain"
+    train_seed: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("limit_test", "positives", "max_train"):
@@ -35,10 +36,11 @@ class ReadOptions:
                 raise ConfigError(f"{name} is {value}, expected 0 or more")
 
     def cap(self, task: str, examples: list[Example]) -> list[Example]:
-        """At most `max_train` examples, drawn by the seed and the task's name, in their own order."""
+        """At most `max_train` examples, drawn by `train_seed` (None: `seed`) and the task's name, in their own order."""
         if self.max_train is None or len(examples) <= self.max_train:
             return examples
-        kept = random.Random(f"{task}/{self.seed}").sample(range(len(examples)), self.max_train)
+        seed = self.seed if self.train_seed is None else self.train_seed
+        kept = random.Random(f"{task}/{seed}").sample(range(len(examples)), self.max_train)
         return [examples[i] for i in sorted(kept)]
 
 

@@ -45,8 +45,11 @@ class DataConfig(Settings):
     )
     max_train: int | None = setting(
         None,
-        """Training examples of a task that are read, at most. Drawn by a fixed seed; the others are never trained on. Unset: all.""",
+        """Training examples of a task that are read, at most. Drawn by seed; the others are never trained on. Unset: all.""",
         at_least=1,
+    )
+    seed: int = setting(
+        0, "Seed of the training examples that max_train draws. Those for evaluation are the same with any.", at_least=0
     )
     max_per_task: int | None = setting(
         None,
@@ -164,6 +167,10 @@ class DataConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.seed and self.max_train is None:
+            raise ConfigError(
+                f"seed is {self.seed}, but all training examples are read: set max_train to how many are drawn, or leave seed out"
+            )
         if self.definition_form == "published" and self.positives:
             raise ConfigError(
                 f"positives is {self.positives}, but definition_form is 'published', which shows none: leave one of them out"

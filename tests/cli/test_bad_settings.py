@@ -314,3 +314,8 @@ def test_shots_seeds_and_modes_that_cannot_be(output: Path, run: Path) -> None:
     assert "--shots 400" in refuse(*adapt, "--shots", "4000")
     assert "did you mean" in refuse(*adapt, "--mode", "zz")
     assert "'rev-upper'" in refuse("adapt", run, "--output", output, "--task", "rev-uper")
+
+
+def test_a_seed_of_what_is_not_drawn(output: Path, rows: Path) -> None:
+    line = refuse("pretrain", "--tasks", rows, "--set", "data.seed=13", "--output", output)
+    assert "seed is 13, but all training examples are read: set max_train to how many are drawn" in line
