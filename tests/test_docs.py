@@ -49,5 +49,5 @@ def test_settings_that_are_named_exist() -> None:
     named = {(page, name) for page, text in texts.items() for name in re.findall(word, text) if name != "data.md"}
     own = {field.name for row in ROUTING_METHODS.values() if row.settings for field in fields(row.settings)}
     known = all_settings().keys() | {f"adapter.router.{name}" for name in own}
-    assert ("few-shot.md", "data.seed") in named
+    assert ("few-shot.md", "data.train_seed") in named
     assert not sorted((page, name) for page, name in named if name not in known)

@@ -45,10 +45,10 @@ class DataConfig(Settings):
     )
     max_train: int | None = setting(
         None,
-        """Training examples of a task that are read, at most. Drawn by seed; the others are never trained on. Unset: all.""",
+        """Training examples of a task that are read, at most. Drawn by train_seed; the others are never trained on. Unset: all.""",
         at_least=1,
     )
-    seed: int = setting(
+    train_seed: int = setting(
         0, "Seed of the training examples that max_train draws. Those for evaluation are the same with any.", at_least=0
     )
     max_per_task: int | None = setting(
@@ -167,9 +167,10 @@ class DataConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed and self.max_train is None:
+        if self.train_seed and self.max_train is None:
             raise ConfigError(
-                f"seed is {self.seed}, but all training examples are read: set max_train to how many are drawn, or leave seed out"
+                f"train_seed is {self.train_seed}, but all training examples are read: set max_train to how many are drawn, or leave "
+                "train_seed out"
             )
         if self.definition_form == "published" and self.positives:
             raise ConfigError(

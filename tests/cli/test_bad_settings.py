@@ -317,5 +317,5 @@ def test_shots_seeds_and_modes_that_cannot_be(output: Path, run: Path) -> None:
 
 
 def test_a_seed_of_what_is_not_drawn(output: Path, rows: Path) -> None:
-    line = refuse("pretrain", "--tasks", rows, "--set", "data.seed=13", "--output", output)
-    assert "seed is 13, but all training examples are read: set max_train to how many are drawn" in line
+    line = refuse("pretrain", "--tasks", rows, "--set", "data.train_seed=13", "--output", output)
+    assert "train_seed is 13, but all training examples are read: set max_train to how many are drawn" in line

@@ -71,7 +71,7 @@ def test_a_seed_draws_the_examples_and_leaves_those_for_evaluation(tasks_file: P
     read = {}
     for seed in (0, 13, 21, 13):
         data = load_config(
-            preset="few-shot-adamix", prompt="{input} {mask}", **{"data.seed": seed, "data.max_train": 12}
+            preset="few-shot-adamix", prompt="{input} {mask}", **{"data.train_seed": seed, "data.max_train": 12}
         ).data
         read[seed] = read_tasks(str(tasks_file), data)
     for task in read[0].values():
