@@ -13,6 +13,7 @@ import safetensors.torch
 from mhr.data import Example, Task
 from mhr.data.labels import check_answers, number_of, task_head
 from mhr.errors import CheckpointError, DataError
+from mhr.runs import RunFolder
 from mhr.task_heads import TaskHead, TaskHeads, join_heads
 from tests.cli.running import refuse, succeed
 
@@ -174,6 +175,25 @@ def test_a_head_of_another_size_in_a_checkpoint(run: Path) -> None:
     assert (
         "has 5 outputs in 'modules.classifier.weight', but its heads have 6 (classify 'no', 'yes'; classify 'a'" in line
     )
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [(["a", "b", "c", "d"], "three: classify 'a', 'b', 'c', 'd'"), (["a", "b", "x"], "three: classify 'a', 'b', 'x'")],
+)
+def test_a_run_is_not_resumed_with_another_head(
+    choices: list[str], said: str, run: Path, recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Neither of another size nor of other classes, which a head of that size would take for its own."""
+    RunFolder.open(run).write(status="running")
+    before = (run / "run.json").read_bytes()
+    rows = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
+    changed = [row | {"choices": choices, "targets": "a"} if row["task"] == "three" else row for row in rows]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    line = refuse("pretrain", "--output", run, "--resume")
+    assert "was begun with the heads two: classify 'no', 'yes', three: classify 'a', 'b', 'c', and " in line
+    assert f"tasks.jsonl now gives two: classify 'no', 'yes', {said}: make the collection what it was" in line
+    assert (run / "run.json").read_bytes() == before
 
 
 def test_a_checkpoint_that_lacks_its_heads_tensor(run: Path) -> None:
