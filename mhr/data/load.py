@@ -25,6 +25,7 @@ def load_tasks(
     reader: str | None = None,
     max_train: int | None = None,
     limit_test: int = 100,
+    max_test: int | None = None,
     definitions: bool = True,
     definition_form: str = "plain",
     positives: int = 0,
@@ -46,6 +47,8 @@ def load_tasks(
     max_train    at most this many training examples a task, drawn by `train_seed`; None keeps all (400 of builtin:skills)
     limit_test   at most this many evaluation examples a task, drawn by `seed`, each label by its share (`mhr.data.drawing`);
                  of Super-NaturalInstructions the first ones, as that benchmark defines
+    max_test     as many of a test split that rows have, instead of `limit_test`, which then is of rows without a split alone: what is
+                 trained on does not depend on it
     definitions  Super-NaturalInstructions: put the task's definition before each input
     definition_form  Super-NaturalInstructions: how the input follows it, one of `mhr.data.definition_forms.DEFINITION_FORMS`
     positives    Super-NaturalInstructions: put this many solved examples before each input
@@ -78,6 +81,7 @@ def load_tasks(
         templates,
         definition_form,
         train_seed,
+        max_test,
     )
     faults = faults or Faults(on_bad_row=on_bad_row)
     reader_ = readers[reader or find_reader(str(path))]

@@ -28,9 +28,10 @@ class ReadOptions:
     templates: Templates | None = None
     definition_form: str = "plain"
     train_seed: int | None = None
+    max_test: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("limit_test", "positives", "max_train"):
+        for name in ("limit_test", "positives", "max_train", "max_test"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"{name} is {value}, expected 0 or more")

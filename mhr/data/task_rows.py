@@ -114,7 +114,8 @@ class TaskRows:
     ) -> tuple[list[Example], list[Example]]:
         """Training and evaluation examples. The latter stand in drawn order, so that the first N of them are a fair sample."""
         if test:
-            drawn = draw_order(test, self.name, options.seed)[: options.limit_test]
+            most = options.limit_test if options.max_test is None else options.max_test
+            drawn = draw_order(test, self.name, options.seed)[:most]
             if len(drawn) < len(test):
                 what = f"examples for evaluation were drawn from its test split by seed {options.seed}, each label by its share"
                 notes.add(what, self.name, f"{len(drawn)} of {len(test)}")

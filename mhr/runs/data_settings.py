@@ -48,6 +48,12 @@ class DataConfig(Settings):
         """Training examples of a task that are read, at most. Drawn by train_seed; the others are never trained on. Unset: all.""",
         at_least=1,
     )
+    max_test: int = setting(
+        100,
+        """Examples for evaluation of a task's test split, at most (of its validation split where it has no other). Drawn by a fixed seed, each
+        label by its share; of rows without a split a fifth, at most 100.""",
+        at_least=1,
+    )
     train_seed: int = setting(
         0, "Seed of the training examples that max_train draws. Those for evaluation are the same with any.", at_least=0
     )

@@ -55,6 +55,15 @@ def test_a_task_of_glue_is_judged_by_its_own_metrics(run: Path, tmp_path: Path) 
     assert {"matthews", "accuracy"} <= scores.keys()
 
 
+def test_a_whole_test_split_is_judged_on_where_asked(run: Path, tmp_path: Path) -> None:
+    """As published scores are: the hundred that are drawn otherwise, and all others."""
+    rows = [{"input": f"{i}", "targets": "ab"[i % 2], "choices": ["a", "b"], "split": "test"} for i in range(130)]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("evaluate", run, "--tasks", tmp_path / "many.jsonl", "--json")
+    for more, n in (((), 100), (("--set", "data.max_test=1000"), 130)):
+        assert json.loads(succeed(*asked, *more).stdout)["tasks"]["many"]["n"] == n
+
+
 def test_metrics_that_do_not_fit_are_refused(run: Path, rows: Path, numbers: Path) -> None:
     asked = ("evaluate", run, "--tasks", rows, "--metrics")
     assert "metric 'pearson' does not fit task 'even' (nor does it fit 1 other tasks): it needs numbers" in refuse(
