@@ -142,6 +142,6 @@ def test_every_setting_of_reading_is_heeded_or_of_collections_alone() -> None:
         "data.on_bad_row",
         "data.split_list",
         "data.subset",
+        "data.max_test",
     }
-    of_collections.add("data.max_test")
     assert set(READING) == heeded | of_collections
