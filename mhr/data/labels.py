@@ -66,11 +66,11 @@ def task_head(task: Task, wanted: str = "auto") -> TaskHead:
     if numbers:
         raise DataError(
             f"it has targets that are numbers ({numbers[0]!r}) and others that are not ({text!r:.40}): expected all numbers, to "
-            "regress, or all texts, to classify (--head classify takes every distinct target for a class)"
+            "regress, or all texts, to classify (a run of --head classify takes every distinct target for a class)"
         )
     raise DataError(
-        f"it has no choices to rank, which an encoder needs, and targets in words: --head classify takes its {len(set(targets))} "
-        "distinct targets for classes"
+        "it has no choices to rank, which an encoder needs, and targets in words: give its rows choices, or pretrain with --head "
+        f"classify, which takes its {len(set(targets))} distinct targets for classes"
     )
 
 

@@ -54,7 +54,7 @@ def test_the_head_of_a_task(task: Task, wanted: str, expected: TaskHead) -> None
         (
             task_of(("good", ()), ("bad", ())),
             "auto",
-            "no choices to rank.*--head classify takes its 2 distinct targets",
+            "no choices to rank.*: give its rows choices, or pretrain with --head classify, which takes its 2 distinct targets",
         ),
         (
             task_of(("yes", YES_NO)),
