@@ -14,7 +14,7 @@ from rich.table import Table
 from mhr.errors import ConfigError
 
 from .frame import options
-from .frame.console import note, out, print_json, working
+from .frame.console import note, out, print_json, print_table, working
 from .frame.settings import READING, Given, loading_of, split, takes
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ Target = Annotated[
     ),
 ]
 PANEL = "lm-evaluation-harness"
+WIDTH = 8
+"""Letters of a column of numbers."""
 
 OF_HARNESS = (
     *("--limit", "--batch-size", "--route-as", "--model", "--kind", "--dtype", "--quantize", "--attn", "--device-map"),
@@ -153,13 +155,17 @@ def unescaped(text: str) -> str:
 def _print(result: EvaluationResult) -> None:
     from mhr.evaluation import METRICS
 
-    measures = [m for m in (*METRICS, "majority") if any(m in scores for scores in result.tasks.values())]
+    # Where tasks are judged by different metrics, their scores alone have a mean over all of them.
+    several = len({scores["metric"] for scores in result.tasks.values()}) > 1
+    shown = (*METRICS, *(["score"] if several else []), "majority")
+    measures = [m for m in shown if any(m in scores for scores in result.tasks.values())]
     how = "".join(f", {part}" for part in _how(result.settings))
     out.print(f"{result.model} on {result.source}, {result.split}{how}", style="bold", markup=False, soft_wrap=True)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
     for measure in ("n", *measures):
-        table.add_column(measure.replace("_", " "), justify="right", width=8)
+        head = measure.replace("_", "\n" if len(measure) > WIDTH else " ")
+        table.add_column(head, justify="right", min_width=WIDTH, no_wrap=True)
     for name, scores in result.tasks.items():
         table.add_row(name, str(scores["n"]), *_cells(scores, measures))
     if len(result.categories) > 1:
@@ -170,7 +176,7 @@ def _print(result: EvaluationResult) -> None:
         table.add_row("mean over categories", "", *_cells(result.by_category, measures))
     if len(result.tasks) > 1:
         table.add_row("mean over tasks", f"{len(result.tasks)} tasks", *_cells(result.mean, measures), style="bold")
-    out.print(table)
+    print_table(table)
     for what in ("inputs", "choices", "targets"):
         if result.truncated[what]:
             own = {task: counts[what] for task, counts in result.truncated["tasks"].items() if counts[what]}

@@ -12,7 +12,7 @@ from rich.table import Table
 from mhr.sweeps.settings import SweepConfig
 
 from .frame import few_shot, options
-from .frame.console import note, out, print_json, working
+from .frame.console import note, out, print_json, print_table, working
 from .frame.settings import Given, loading_of, takes
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ def _print(result: SweepResult) -> None:
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
     for run, mode in columns:
-        table.add_column(f"{run}\n{mode}", justify="right")
+        table.add_column(f"{run}\n{mode}", justify="right", no_wrap=True)
     for task in dict.fromkeys(row["task"] for row in summary if row["task"] is not None):
         table.add_row(task, *(_cell(cells.get((*column, task))) for column in columns))
     table.add_section()
     table.add_row("mean", *(_cell(cells.get((*column, None))) for column in columns), style="bold")
-    out.print(table)
+    print_table(table)
 
 
 def _cell(row: dict[str, float] | None) -> str:

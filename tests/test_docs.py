@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import fields
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
-from tests.test_readme import parse
+from mhr.methods import ROUTING_METHODS
+from mhr.runs.config import all_settings, presets
+from tests.test_readme import TEXT, parse
 
 PAGES = {page.name: page.read_text("utf-8") for page in sorted((Path(__file__).parents[1] / "docs").glob("*.md"))}
 
@@ -35,3 +39,15 @@ def test_a_command_parses(page: str, line: str) -> None:
 def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile("\n".join(blocks(page, "python")), page, "exec"), {"__name__": "docs"})
+
+
+def test_settings_that_are_named_exist() -> None:
+    """In the pages, README and presets, in commands and in words; NAME and KEY stand for any."""
+    files = resources.files("mhr.runs").joinpath("presets")
+    texts = PAGES | {"README": TEXT} | {name: files.joinpath(f"{name}.yaml").read_text("utf-8") for name in presets()}
+    word = r"(?<![\w./])((?:train|data|adapt|adapter)\.[a-z_]+(?:\.[a-z_]+)*)(?![\w(/]|\.[a-z])"
+    named = {(page, name) for page, text in texts.items() for name in re.findall(word, text) if name != "data.md"}
+    own = {field.name for row in ROUTING_METHODS.values() if row.settings for field in fields(row.settings)}
+    known = all_settings().keys() | {f"adapter.router.{name}" for name in own}
+    assert ("few-shot.md", "data.train_seed") in named
+    assert not sorted((page, name) for page, name in named if name not in known)

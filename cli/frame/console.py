@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from logging import ERROR, getLogger
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from .others import RANK, said_by_another
@@ -18,6 +21,9 @@ from .others import RANK, said_by_another
 if isinstance(sys.stdout, io.TextIOWrapper):
     # A terminal without Unicode (LC_ALL=C) shows "\xe9" where it has no letter for it, as standard error does by itself.
     sys.stdout.reconfigure(errors="backslashreplace")
+
+NAMES = 24
+"""Letters that names keep in a table, however narrow the terminal is."""
 
 out = Console(highlight=False, quiet=RANK > 0)
 err = Console(stderr=True, highlight=False)
@@ -28,6 +34,16 @@ def print_json(value: Any) -> None:
     if RANK == 0:
         unicode = (sys.stdout.encoding or "").lower().startswith("utf")
         sys.stdout.write(json.dumps(_finite(value), indent=2, ensure_ascii=not unicode) + "\n")
+
+
+def print_table(table: Table) -> None:
+    """A table whose first column is one of names, which are folded into the width of the terminal, down to NAMES letters. Nothing else is
+    cut, nor are they: a terminal that is narrower still breaks the lines."""
+    names = table.columns[0]
+    longest = max(cell_len(line) for cell in (names.header, *names.cells) for line in str(cell).splitlines())
+    whole = Measurement.get(out, out.options.update_width(sys.maxsize), table).maximum
+    least = whole - max(longest - NAMES, 0)
+    Console(highlight=False, quiet=out.quiet, width=max(out.width, least)).print(table)
 
 
 def note(message: str) -> None:

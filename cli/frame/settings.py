@@ -82,11 +82,13 @@ READING = tuple(
     f"data.{name}"
     for name in (
         "definitions",
+        "definition_form",
         "positives",
         "column_map",
         "on_bad_row",
         "split_list",
         "subset",
+        "max_test",
         "template",
         "prompt",
         "verbalizers",

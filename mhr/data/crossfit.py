@@ -24,7 +24,13 @@ def is_crossfit(path: str) -> bool:
     return bool(_files(Path(path)))
 
 
-@reads("crossfit", is_crossfit, "a CrossFit folder (TASK/TASK_16_100_train.tsv)", uses=("column_map",), words=True)
+@reads(
+    "crossfit",
+    is_crossfit,
+    "a CrossFit folder (TASK/TASK_16_100_train.tsv)",
+    uses=("column_map", "max_test"),
+    words=True,
+)
 def read_crossfit(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:
     """One task a folder."""
     notes = Notes()

@@ -47,6 +47,8 @@ class Task:
     definition says in words what is asked for; empty where nothing does.
     context holds training examples that were set apart, for its adapter to be generated from while it is trained on the others.
     metrics are those that its data name, the first for its score; empty where they name none (`mhr.runs.scoring.METRICS`).
+    untaught are labels by split ("validation", "test") that its training split lacks, where the choices were made of its targets and
+    not given: nothing else says that they are among its classes.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Task:
     metrics: tuple[str, ...] = ()
     definition: str = ""
     context: list[Example] = field(default_factory=list)
+    untaught: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def split(self, name: str) -> list[Example]:
         if name not in ("train", "test"):

@@ -66,7 +66,7 @@ def is_glue(path: str) -> bool:
     return bool(_files(Path(path)))
 
 
-@reads("glue", is_glue, "GLUE's own layout (CoLA/train.tsv, MNLI/dev_matched.tsv ...)", words=True)
+@reads("glue", is_glue, "GLUE's own layout (CoLA/train.tsv, MNLI/dev_matched.tsv ...)", uses=("max_test",), words=True)
 def read_glue_files(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:
     """One task a folder."""
     notes = Notes()

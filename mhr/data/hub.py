@@ -31,7 +31,7 @@ def is_dataset(path: str) -> bool:
     "datasets",
     is_dataset,
     "a dataset that save_to_disk wrote, or its hub id owner/name",
-    uses=("column_map", "subset"),
+    uses=("column_map", "subset", "max_test"),
     words=True,
 )
 def read_datasets(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:

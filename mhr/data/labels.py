@@ -60,15 +60,17 @@ def task_head(task: Task, wanted: str = "auto") -> TaskHead:
     numbers = [text for text in targets if number_of(text) is not None]
     if len(numbers) == len(targets):
         return _regress(task)
+    if len(set(targets)) == 1:
+        raise _one_class(targets[0])
     text = next(text for text in targets if number_of(text) is None)
     if numbers:
         raise DataError(
             f"it has targets that are numbers ({numbers[0]!r}) and others that are not ({text!r:.40}): expected all numbers, to "
-            "regress, or all texts, to classify (--head classify takes every distinct target for a class)"
+            "regress, or all texts, to classify (a run of --head classify takes every distinct target for a class)"
         )
     raise DataError(
-        f"it has no choices to rank, which an encoder needs, and targets in words: --head classify takes its {len(set(targets))} "
-        "distinct targets for classes"
+        "it has no choices to rank, which an encoder needs, and targets in words: give its rows choices, or pretrain with --head "
+        f"classify, which takes its {len(set(targets))} distinct targets for classes"
     )
 
 
@@ -83,13 +85,25 @@ def check_answers(task: Task, head: TaskHead, examples: Iterable[Example], split
                     "training targets are"
                 )
     if head.kind == CLASSIFY:
-        unknown = list(dict.fromkeys(target for _, target in answers if target not in head.labels))
-        if unknown:
-            named = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-            raise DataError(
-                f"task {task.name!r} has classes in its {split} examples that training lacks: {named}; it was trained on "
-                f"{', '.join(map(repr, head.labels[:10]))}: add training examples or choices of them, or leave them out"
-            )
+        _refuse_classes(task, dict.fromkeys(target for _, target in answers if target not in head.labels), head, split)
+
+
+def check_classes(task: Task, head: TaskHead) -> None:
+    """Raise DataError where no training example has a class of the head that nothing but targets of other splits speaks of."""
+    if head.kind == CLASSIFY:
+        for split, labels in task.untaught.items():
+            taught = [label for label in head.labels if label not in labels]
+            _refuse_classes(task, labels, TaskHead(CLASSIFY, tuple(taught)), split)
+
+
+def _refuse_classes(task: Task, unknown: Iterable[str], head: TaskHead, split: str) -> None:
+    unknown = list(unknown)
+    if unknown:
+        named = ", ".join(map(repr, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        raise DataError(
+            f"task {task.name!r} has classes in its {split} examples that training lacks: {named}; it was trained on "
+            f"{', '.join(map(repr, head.labels[:10]))}: add training examples or choices of them, or leave them out"
+        )
 
 
 def _is_scale(labels: frozenset[str]) -> bool:
@@ -106,8 +120,12 @@ def _classify(task: Task) -> TaskHead:
         offered = task.choices  # as the collection lists them, whatever order an example has
     labels = tuple(dict.fromkeys(offered)) or tuple(sorted(set(targets)))
     if len(labels) < 2:
-        raise DataError(f"it has one class only, {labels[0]!r:.40}: expected at least 2 to classify")
+        raise _one_class(labels[0])
     return TaskHead(CLASSIFY, labels)
+
+
+def _one_class(label: str) -> DataError:
+    return DataError(f"it has one class only, {label!r:.40}: expected at least 2 to classify")
 
 
 def _regress(task: Task) -> TaskHead:

@@ -25,6 +25,7 @@ def load_tasks(
     reader: str | None = None,
     max_train: int | None = None,
     limit_test: int = 100,
+    max_test: int | None = None,
     definitions: bool = True,
     definition_form: str = "plain",
     positives: int = 0,
@@ -32,6 +33,7 @@ def load_tasks(
     split_list: str | None = None,
     subset: str | None = None,
     seed: int = 0,
+    train_seed: int | None = None,
     template: str | None = None,
     prompt: str | None = None,
     verbalizers: Mapping[str, str] | None = None,
@@ -42,9 +44,11 @@ def load_tasks(
     (`mhr.data.files`), a CrossFit folder, a folder written by datasets' save_to_disk, or the hub id of a dataset.
 
     reader       name of the reader, where the one found by the path is not meant
-    max_train    at most this many training examples a task, drawn by `seed`; None keeps all (400 of builtin:skills)
+    max_train    at most this many training examples a task, drawn by `train_seed`; None keeps all (400 of builtin:skills)
     limit_test   at most this many evaluation examples a task, drawn by `seed`, each label by its share (`mhr.data.drawing`);
                  of Super-NaturalInstructions the first ones, as that benchmark defines
+    max_test     as many of a test split that rows have, instead of `limit_test`, which then is of rows without a split alone: what is
+                 trained on does not depend on it
     definitions  Super-NaturalInstructions: put the task's definition before each input
     definition_form  Super-NaturalInstructions: how the input follows it, one of `mhr.data.definition_forms.DEFINITION_FORMS`
     positives    Super-NaturalInstructions: put this many solved examples before each input
@@ -52,6 +56,7 @@ def load_tasks(
     split_list   Super-NaturalInstructions: folder of splits/ that says what is held out; None takes "default"
     subset       hub: the dataset's configuration ("sst2" of "nyu-mll/glue")
     seed         of what is drawn, and of the suite's strings
+    train_seed   of the examples that `max_train` draws, where those for evaluation are to stay the same; None: `seed`
     template     prompt templates, a YAML file or a packaged name, see `mhr.data.templates`
     prompt, verbalizers    the template of all tasks without a file: its `input` and its `verbalizers`
     on_bad_row   "error" refuses a collection with a faulty row; "skip" leaves such rows out and counts them in its notes
@@ -75,6 +80,8 @@ def load_tasks(
         seed,
         templates,
         definition_form,
+        train_seed,
+        max_test,
     )
     faults = faults or Faults(on_bad_row=on_bad_row)
     reader_ = readers[reader or find_reader(str(path))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mhr.data.example import Example, Task, TaskCollection
@@ -27,18 +27,21 @@ class ReadOptions:
     seed: int = 0
     templates: Templates | None = None
     definition_form: str = "plain"
+    train_seed: int | None = None
+    max_test: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("limit_test", "positives", "max_train"):
+        for name in ("limit_test", "positives", "max_train", "max_test"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"{name} is {value}, expected 0 or more")
 
     def cap(self, task: str, examples: list[Example]) -> list[Example]:
-        """At most `max_train` examples, drawn by the seed and the task's name, in their own order."""
+        """At most `max_train` examples, drawn by `train_seed` (None: `seed`) and the task's name, in their own order."""
         if self.max_train is None or len(examples) <= self.max_train:
             return examples
-        kept = random.Random(f"{task}/{self.seed}").sample(range(len(examples)), self.max_train)
+        seed = self.seed if self.train_seed is None else self.train_seed
+        kept = random.Random(f"{task}/{seed}").sample(range(len(examples)), self.max_train)
         return [examples[i] for i in sorted(kept)]
 
 
@@ -98,6 +101,15 @@ def label_set(examples: Sequence[Example], most: int = 20, uses: int = 10) -> tu
     if len(labels) < 2 or len(examples) < uses * len(labels):
         return ()
     return tuple(sorted(labels))
+
+
+def untaught_labels(train: Iterable[Example], **splits: Sequence[Example]) -> dict[str, tuple[str, ...]]:
+    """Split -> the first targets in it that no training example has, in their order; empty without training examples."""
+    known = {example.targets[0] for example in train}
+    found = {
+        s: tuple(dict.fromkeys(e.targets[0] for e in own if e.targets[0] not in known)) for s, own in splits.items()
+    }
+    return {split: labels for split, labels in found.items() if labels and known}
 
 
 def finish(

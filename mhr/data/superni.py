@@ -17,7 +17,7 @@ from mhr.data.definition_forms import after_definition
 from mhr.data.example import Example, Task, TaskCollection
 from mhr.data.faults import Faults, Notes, has_surrogate
 from mhr.data.opening import FileFault, read_text
-from mhr.data.reading import ReadOptions, finish, label_set, reads
+from mhr.data.reading import ReadOptions, finish, label_set, reads, untaught_labels
 from mhr.errors import nearest
 
 N_EVALUATION = 100
@@ -145,10 +145,13 @@ def _read_task(
         examples = [(i, e) for i, e in examples if e.targets[0] in choices]
     first_train = max(N_EVALUATION, options.limit_test)
     test = [e for i, e in examples if i < options.limit_test]
-    train = options.cap(file.stem, [e for i, e in examples if i >= first_train])
+    rest = [e for i, e in examples if i >= first_train]
+    untaught = {} if labels or not choices else untaught_labels(rest, test=test)
+    train = options.cap(file.stem, rest)
     categories = content.get("Categories") or [""]
     definition = _definition(content)
-    return Task(file.stem, train, test, held_out, str(categories[0]), choices, definition=definition)
+    category = str(categories[0])
+    return Task(file.stem, train, test, held_out, category, choices, definition=definition, untaught=untaught)
 
 
 def _example(file: Path, instance: Any, index: int, lines: _Lines, prompt: _Prompt, faults: Faults) -> Example | None:

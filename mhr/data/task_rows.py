@@ -9,7 +9,7 @@ from mhr.data.answers import Answers
 from mhr.data.drawing import draw_order, hold_out
 from mhr.data.example import Example, Task
 from mhr.data.faults import Faults, Notes
-from mhr.data.reading import ReadOptions, label_set
+from mhr.data.reading import ReadOptions, label_set, untaught_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +68,17 @@ class TaskRows:
         every = train + unsplit + test
         if not every:
             return None
+        untaught: dict[str, tuple[str, ...]] = {}
+        given = train + unsplit  # what is drawn from rows without a split is of a split that has its label
         train, test = self._share_out(train, unsplit, test, options, notes)
         test = _gathered(test) if self.references else test
         choices = every[0].choices if len({e.choices for e in every}) == 1 else ()
         if not self.metrics and not any(e.choices for e in every):
             choices = label_set(every)
             train, test = ([replace(e, choices=choices) for e in part] for part in (train, test))
-            if choices:  # a label that no other split has is none of the task's
-                validation = [replace(e, choices=choices) for e in validation if e.targets[0] in choices]
+            if choices:
+                untaught = untaught_labels(given, validation=validation, test=test)
+                validation = self._of_labels(validation, choices, notes)
         if len(every) >= 10 and len({e.targets for e in every}) == 1:
             notes.add(
                 "all answers are the same, so that there is nothing to learn", self.name, repr(every[0].targets[0])[:40]
@@ -91,7 +94,16 @@ class TaskRows:
             validation,
             self.metrics,
             self._definition(),
+            untaught=untaught,
         )
+
+    def _of_labels(self, validation: list[Example], choices: tuple[str, ...], notes: Notes) -> list[Example]:
+        """Validation examples with these choices: a label that no other split has is none of the task's."""
+        kept = [replace(e, choices=choices) for e in validation if e.targets[0] in choices]
+        if len(kept) < len(validation):
+            what = "validation examples with a label that no other split has were left out"
+            notes.add(what, self.name, str(len(validation) - len(kept)))
+        return kept
 
     def _definition(self) -> str:
         given = self.definitions - {""}
@@ -102,7 +114,8 @@ class TaskRows:
     ) -> tuple[list[Example], list[Example]]:
         """Training and evaluation examples. The latter stand in drawn order, so that the first N of them are a fair sample."""
         if test:
-            drawn = draw_order(test, self.name, options.seed)[: options.limit_test]
+            most = options.limit_test if options.max_test is None else options.max_test
+            drawn = draw_order(test, self.name, options.seed)[:most]
             if len(drawn) < len(test):
                 what = f"examples for evaluation were drawn from its test split by seed {options.seed}, each label by its share"
                 notes.add(what, self.name, f"{len(drawn)} of {len(test)}")

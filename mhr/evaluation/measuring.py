@@ -74,6 +74,8 @@ def plan_task(
             plan.misfits[name] = why
         elif picks and not choices and not number:
             reasons.append(NO_CHOICES if generates else f"{NO_CHOICES}, {NO_GENERATION}")
+        elif asked and metric.judges == TEXT and not generates and (choices or number):
+            plan.misfits[name] = f"is of texts that are generated, {NO_GENERATION}"
         elif not picks and not generates:
             what = "has choices to rank, which no metric asks for" if choices else NO_CHOICES
             what = "has a head that gives numbers" if number else what

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mhr.data import Example, Task, TaskCollection
 from mhr.data.collators import CausalCollator, Collator
-from mhr.data.labels import check_answers, task_head
+from mhr.data.labels import check_answers, check_classes, task_head
 from mhr.data.mask_tokens import without_mask
 from mhr.errors import ConfigError, DataError
 from mhr.objectives.objective import make_objective, objective_of
@@ -79,6 +79,7 @@ def heads_for(
     if only_ranks(found.values()) and not ranks:
         return None
     for task in tasks.values():
+        check_classes(task, found[task.name])
         for split, examples in (("validation", task.validation), ("test", task.test)):
             check_answers(task, found[task.name], examples, split)
     return join_heads(found, share)

@@ -103,8 +103,8 @@ def load_config(
 def _drop_other(pair: tuple[str, str], merged: dict[str, Said], layer: Mapping[str, Said]) -> None:
     """Epochs take the place of steps that a preset or file has, and the other way round. Raises ConfigError where both are said
     in one place, or both on the command line."""
-    said = {key: layer[key] for key in pair if key in layer and layer[key].value not in (None, "none")}
-    before = {key: one for key, one in merged.items() if key in pair and _typed_in(one)}
+    said = {key: one for key, one in layer.items() if key in pair and not _unset(one)}
+    before = {key: one for key, one in merged.items() if key in pair and _typed_in(one) and not _unset(one)}
     if said and len(said | before) == 2:
         steps, epochs = ((said | before)[key] for key in pair)
         raise next(iter(said.values())).error(
@@ -113,6 +113,11 @@ def _drop_other(pair: tuple[str, str], merged: dict[str, Said], layer: Mapping[s
     for key in pair:
         if said and key not in said:
             merged.pop(key, None)
+
+
+def _unset(one: Said) -> bool:
+    """Whether what was said is that a setting is to be left out."""
+    return one.value in (None, "none")
 
 
 def _typed_in(one: Said) -> bool:

@@ -45,8 +45,17 @@ class DataConfig(Settings):
     )
     max_train: int | None = setting(
         None,
-        """Training examples of a task that are read, at most. Drawn by a fixed seed; the others are never trained on. Unset: all.""",
+        """Training examples of a task that are read, at most. Drawn by train_seed; the others are never trained on. Unset: all.""",
         at_least=1,
+    )
+    max_test: int = setting(
+        100,
+        """Examples for evaluation of a task's test split, at most (of its validation split where it has no other). Drawn by a fixed seed, each
+        label by its share; of rows without a split a fifth, at most 100.""",
+        at_least=1,
+    )
+    train_seed: int = setting(
+        0, "Seed of the training examples that max_train draws. Those for evaluation are the same with any.", at_least=0
     )
     max_per_task: int | None = setting(
         None,
@@ -164,6 +173,11 @@ class DataConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.train_seed and self.max_train is None:
+            raise ConfigError(
+                f"train_seed is {self.train_seed}, but all training examples are read: set max_train to how many are drawn, or leave "
+                "train_seed out"
+            )
         if self.definition_form == "published" and self.positives:
             raise ConfigError(
                 f"positives is {self.positives}, but definition_form is 'published', which shows none: leave one of them out"

@@ -24,6 +24,8 @@ def read_tasks(path: str, data: DataConfig, *, quiet: bool = False) -> TaskColle
     collection = load_tasks(
         path,
         max_train=data.max_train,
+        train_seed=data.train_seed,
+        max_test=data.max_test,
         definitions=data.definitions,
         definition_form=data.definition_form,
         positives=data.positives,

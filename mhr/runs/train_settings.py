@@ -28,6 +28,8 @@ OPTIMIZERS = (
     *(*BITSANDBYTES_OPTIMIZERS, *TORCHAO_OPTIMIZERS),
 )
 """adamw, which is adamw_torch, and names of transformers.Trainer: those that take groups of parameters with rates of their own."""
+ADAM_OPTIMIZERS = tuple(name for name in OPTIMIZERS if "adam" in name or "ademamix" in name)
+"""Those that divide by the root of a second moment and adam_epsilon."""
 LAZY_OPTIMIZERS = ("adamw", "adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 """Those that move an element by its own gradient and states, which begin as zeros: rows may be trained without the others."""
 REPORTERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -63,6 +65,13 @@ class TrainConfig(OptimizationConfig):
         bitsandbytes, {" and ".join(TORCHAO_OPTIMIZERS)} torchao. Routing logits keep states of 32 bits.""",
         choices=OPTIMIZERS,
         flag="--optimizer",
+    )
+    adam_epsilon: float = setting(
+        1e-8,
+        """Added to the root of the second moment that adamw and its kin divide by: gradients far below it move little. 1e-6 was published for
+        AdaMix on GPT-2.""",
+        above=0,
+        only={"optimizer": ADAM_OPTIMIZERS},
     )
     weight_decay: float = setting(
         0.0, "Weight decay of the adapters (of all weights but biases and norms with method full).", at_least=0

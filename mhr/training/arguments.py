@@ -27,6 +27,7 @@ def trainer_arguments(
         gradient_accumulation_steps=config.accumulation,
         learning_rate=config.lr,
         optim=transformers_name(config.optimizer),
+        adam_epsilon=config.adam_epsilon,
         weight_decay=config.weight_decay,
         max_grad_norm=config.clip,
         lr_scheduler_type=TRANSFORMERS_SCHEDULERS[config.scheduler],

@@ -66,7 +66,7 @@ def pretrain(
     begins = not (resume and newest_complete(RunFolder(output, {}).checkpoints)[0])
     ready = prepare(config, state, source, seeded=begins, progress=progress, scorer=scorer)
     config = ready.config
-    run, checkpoint = open_run(config, output, state, resume, overwrite)
+    run, checkpoint = open_run(config, output, state, resume, overwrite, ready.facts)
     if run.status == "done":
         return run
     if state.is_main_process:

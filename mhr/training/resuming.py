@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
+from typing import Any
 
 from accelerate import PartialState
 
@@ -13,7 +16,7 @@ from mhr.runs.checkpoints import newest_complete, step_of
 from mhr.runs.config import flat, to_dict
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
-from mhr.task_heads import RANK
+from mhr.task_heads import RANK, TaskHeads
 from mhr.training.processes import raise_together
 
 # Settings that a resumed run may change, because they do not decide what it computes.
@@ -22,11 +25,17 @@ FREE = {
     *("data.workers", "data.cache", "adapt"),
 }
 
+OF_DATA = {"tasks": "the tasks", "head": "the heads", "examples": "a number of examples of"}
+"""What run.json says of the collection that decides what a resumed run computes, in words."""
+
 
 def open_run(
-    config: RunConfig, output: str, state: PartialState, resume: bool, overwrite: bool
+    config: RunConfig, output: str, state: PartialState, resume: bool, overwrite: bool, facts: Mapping[str, Any]
 ) -> tuple[RunFolder, Path | None]:
-    """The run folder, made by the main process, and the checkpoint to go on from."""
+    """The run folder, made by the main process, and the checkpoint to go on from. facts: what run.json is to say of the run.
+
+    Raises TrainingError for a run that was begun with other settings, or on other tasks, heads or numbers of examples.
+    """
     state.wait_for_everyone()
     error = None
     if state.is_main_process:
@@ -34,6 +43,8 @@ def open_run(
             run = RunFolder.create(output, overwrite=overwrite, resume=resume)
             if run.info:
                 _check_same(config, run, state.num_processes)
+                if run.status != "done":
+                    _check_same_data(config, run, facts)
         except MhrError as refused:
             error = refused
     raise_together(error)
@@ -46,6 +57,23 @@ def open_run(
         run.forget_after(0 if checkpoint is None else step_of(checkpoint))
         run.write(skipped=skipped, resumed_from=None if checkpoint is None else checkpoint.name)
     return run, checkpoint
+
+
+def _check_same_data(config: RunConfig, run: RunFolder, facts: Mapping[str, Any]) -> None:
+    for name, what in OF_DATA.items():
+        before, now = run.info.get(name), facts.get(name)
+        if name in run.info and before != now:
+            raise TrainingError(
+                f"run {run.path} was begun with {what} {_told(before)}, and {config.tasks} now gives {_told(now)}: make the collection what "
+                "it was, or choose another output folder"
+            )
+
+
+def _told(fact: Any) -> str:
+    if isinstance(fact, dict):
+        heads = TaskHeads.from_json(fact, "run.json")
+        fact = [f"{task}: {heads.heads[number]}" for task, number in heads.tasks.items()]
+    return shorten(", ".join(fact) if isinstance(fact, list) else str(fact), 200, placeholder=" ...")
 
 
 def as_begun(config: RunConfig, output: str) -> RunConfig:

@@ -28,7 +28,7 @@ from mhr.adapters import check_reopens, read_adapter, save_adapter
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler, WholeRun
 from mhr.data.truncation import Truncation
-from mhr.errors import MhrError, TrainingError
+from mhr.errors import CheckpointError, MhrError, TrainingError
 from mhr.files import read_json, write_json_atomically, writing
 from mhr.layers import AdapterBank
 from mhr.layers.parameter_groups import parameter_groups
@@ -445,7 +445,15 @@ class RoutedTrainer(Trainer):
             return
         stored = read_adapter(resume_from_checkpoint).tensors
         with self._whole():
-            for name, tensor in self.bank.tensors().items():
+            ours = self.bank.tensors()
+            for name, tensor in ours.items():
+                found = None if name not in stored else list(stored[name].shape)
+                if found != list(tensor.shape):
+                    has = "lacks it" if found is None else f"has the shape {found}"
+                    raise CheckpointError(
+                        f"{resume_from_checkpoint} {has} for {name!r}, and the run has {list(tensor.shape)}: it is of another run, or damaged"
+                    )
+            for name, tensor in ours.items():
                 tensor.copy_(stored[name])
 
 

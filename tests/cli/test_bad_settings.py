@@ -314,3 +314,13 @@ def test_shots_seeds_and_modes_that_cannot_be(output: Path, run: Path) -> None:
     assert "--shots 400" in refuse(*adapt, "--shots", "4000")
     assert "did you mean" in refuse(*adapt, "--mode", "zz")
     assert "'rev-upper'" in refuse("adapt", run, "--output", output, "--task", "rev-uper")
+
+
+def test_the_suite_is_judged_on_what_it_has(run: Path) -> None:
+    line = refuse("evaluate", run, "--set", "data.max_test=200")
+    assert "data.max_test has no effect on builtin:skills: it is for " in line
+
+
+def test_a_seed_of_what_is_not_drawn(output: Path, rows: Path) -> None:
+    line = refuse("pretrain", "--tasks", rows, "--set", "data.train_seed=13", "--output", output)
+    assert "train_seed is 13, but all training examples are read: set max_train to how many are drawn" in line

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mhr.data.forms.glue import GLUE
+from mhr.evaluation.result import EvaluationResult
+from mhr_cli.evaluate import _print
 from tests.cli.running import refuse, succeed
 from tests.glue import write_glue
 
@@ -52,6 +55,15 @@ def test_a_task_of_glue_is_judged_by_its_own_metrics(run: Path, tmp_path: Path) 
     assert {"matthews", "accuracy"} <= scores.keys()
 
 
+def test_a_whole_test_split_is_judged_on_where_asked(run: Path, tmp_path: Path) -> None:
+    """As published scores are: the hundred that are drawn otherwise, and all others."""
+    rows = [{"input": f"{i}", "targets": "ab"[i % 2], "choices": ["a", "b"], "split": "test"} for i in range(130)]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("evaluate", run, "--tasks", tmp_path / "many.jsonl", "--json")
+    for more, n in (((), 100), (("--set", "data.max_test=1000"), 130)):
+        assert json.loads(succeed(*asked, *more).stdout)["tasks"]["many"]["n"] == n
+
+
 def test_metrics_that_do_not_fit_are_refused(run: Path, rows: Path, numbers: Path) -> None:
     asked = ("evaluate", run, "--tasks", rows, "--metrics")
     assert "metric 'pearson' does not fit task 'even' (nor does it fit 1 other tasks): it needs numbers" in refuse(
@@ -62,3 +74,25 @@ def test_metrics_that_do_not_fit_are_refused(run: Path, rows: Path, numbers: Pat
     free = ("evaluate", run, "--tasks", numbers, "--metrics")
     assert "it needs a fixed set of labels, and the task is answered in free text" in refuse(*free, "matthews")
     assert "metric 'f1' does not fit task 'numbers'" in refuse(*free, "exact_match,f1")
+
+
+def test_a_table_of_all_metrics_of_glue_is_whole_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of tasks and metrics are there, and the mean of scores, each by the metric of its task."""
+    monkeypatch.setenv("COLUMNS", "60")
+    tasks = {
+        name: {"category": "", "n": 4, "metric": t.metrics[0], "score": 0.25, **dict.fromkeys(t.metrics, 0.25)}
+        for name, t in GLUE.items()
+    }
+    tasks["a-task-whose-name-is-longer-than-a-table-gives-room-for"] = tasks["rte"]
+    settings = {"shots": 0, "template": None, "system": None, "stop": []}
+    truncated = dict.fromkeys(("inputs", "choices", "targets"), 0)
+    _print(EvaluationResult("m", "encoder", "s", "test", tasks, {}, truncated, settings, {}, 0.0))
+    text = capsys.readouterr().out
+    words = text.split()
+    assert "…" not in text
+    assert {*GLUE, "accuracy", "f1", "matthews", "pearson", "spearman", "mismatched", "score"} <= set(words)
+    assert "a-task-whose-name-is-lon" in words  # and so on in the next line
+    (mean,) = [line for line in text.splitlines() if line.startswith(" mean over tasks")]
+    assert mean.split()[-1] == "25.0"

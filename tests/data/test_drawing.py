@@ -90,3 +90,22 @@ def test_inputs_that_repeat_too_often_are_drawn_one_by_one_and_said(tmp_path: Pa
     assert (len(tasks["x"].train), len(tasks["x"].test)) == (96, 24)
     assert Counter(e.targets[0] for e in tasks["x"].test) == {f"c{i}": 6 for i in range(4)}
     assert "x (24): inputs repeat, so examples for evaluation have inputs that are trained on" in tasks.notes
+
+
+def test_whole_test_splits_where_asked_and_what_is_trained_on_stays(tmp_path: Path) -> None:
+    """As many as max_test of a test split; of rows without one no more than before, which a finished run was not trained on."""
+    lines = [
+        {"input": f"{split} {i}", "targets": "ab"[i % 2], "split": split}
+        for split, n in (("train", 40), ("test", 230))
+        for i in range(n)
+    ]
+    lines += [{"task": "unsplit", "input": f"q {i}", "targets": "ab"[i % 2]} for i in range(600)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    usual = load_tasks(tmp_path / "x.jsonl")
+    assert [len(task.test) for task in usual.values()] == [100, 100]
+    for most, n in ((150, 150), (10000, 230)):
+        tasks = load_tasks(tmp_path / "x.jsonl", max_test=most)
+        assert len(tasks["x"].test) == n
+        assert tasks["x"].test[:100] == usual["x"].test
+        assert [task.train for task in tasks.values()] == [task.train for task in usual.values()]
+        assert tasks["unsplit"].test == usual["unsplit"].test

@@ -135,5 +135,13 @@ def test_what_holds_no_rows_is_refused(tmp_path: Path) -> None:
 def test_every_setting_of_reading_is_heeded_or_of_collections_alone() -> None:
     """A setting that puts rows into other words belongs into `mhr.prediction.load` too, or prompts would not be those of training."""
     heeded = {"data.column_map", "data.template", "data.prompt", "data.verbalizers"}
-    of_collections = {"data.definitions", "data.positives", "data.on_bad_row", "data.split_list", "data.subset"}
+    of_collections = {
+        "data.definitions",
+        "data.definition_form",
+        "data.positives",
+        "data.on_bad_row",
+        "data.split_list",
+        "data.subset",
+        "data.max_test",
+    }
     assert set(READING) == heeded | of_collections

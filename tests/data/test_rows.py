@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mhr.data import Faults, load_tasks
+from mhr.data import Faults, Task, load_tasks
 from mhr.errors import ConfigError, DataError
 
 ROWS: list[dict[str, Any]] = [
@@ -152,3 +152,34 @@ def test_a_column_that_there_is_not_is_refused(tmp_path: Path):
     path = write(tmp_path / "x.jsonl", [{"question": "q", "targets": "a"}])
     with pytest.raises(ConfigError, match=r"unknown column 'inptu' in the column map: did you mean 'input'"):
         load_tasks(path, column_map={"inptu": "question"})
+
+
+def test_labels_that_nothing_but_another_split_speaks_of(tmp_path: Path) -> None:
+    """Made of targets they are untaught; given as choices, or drawn for evaluation from rows without a split, they are classes."""
+
+    def rows(split: str, *targets: str, **more: object) -> list[dict[str, object]]:
+        return [{"input": f"{split} {i}", "targets": t, "split": split, **more} for i, t in enumerate(targets)]
+
+    def read(*parts: list[dict[str, object]]) -> Task:
+        (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for part in parts for row in part))
+        return load_tasks(tmp_path / "x.jsonl")["x"]
+
+    train, odd = rows("train", *"ab" * 20), rows("test", *"abc")
+    task = read(train, odd)
+    assert (task.choices, dict(task.untaught)) == (("a", "b", "c"), {"test": ("c",)})
+    task = read(train, rows("validation", *"abcd"), rows("test", *"ab"))
+    assert (task.choices, dict(task.untaught)) == (("a", "b"), {"validation": ("c", "d")})
+    assert {e.targets[0] for e in task.validation} == {"a", "b"}
+    assert read([{**row, "choices": ["a", "b", "c"]} for row in (*train, *odd)]).untaught == {}
+    assert read([{key: row[key] for key in ("input", "targets")} for row in (*train, *odd)]).untaught == {}
+    assert read(rows("test", *"abc" * 10)).untaught == {}
+
+
+def test_validation_examples_that_are_left_out_are_told(tmp_path: Path) -> None:
+    parts = {"train": "ab" * 20, "validation": "abcd", "test": "ab"}
+    lines = [
+        json.dumps({"input": f"{s} {i}", "targets": t, "split": s}) for s, ts in parts.items() for i, t in enumerate(ts)
+    ]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    notes = load_tasks(tmp_path / "x.jsonl").notes
+    assert "x (2): validation examples with a label that no other split has were left out" in notes

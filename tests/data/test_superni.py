@@ -66,6 +66,19 @@ def test_few_distinct_outputs_are_a_label_set(superni: SuperNI):
     assert tasks["b"].choices == ()
 
 
+def test_labels_of_the_first_hundred_that_training_lacks(superni: SuperNI):
+    """A manifest says that they are labels all the same."""
+    content = instances(130)
+    content[7]["output"] = ["maybe"]
+    root = superni({"a": content})
+    task = load_tasks(root)["a"]
+    assert (task.choices, task.untaught) == (("maybe", "no", "yes"), {"test": ("maybe",)})
+    (root / "manifest.json").write_text(
+        json.dumps({"tasks": [{"task": "a", "labels": {"yes": 3, "no": 2, "maybe": 1}}]})
+    )
+    assert load_tasks(root)["a"].untaught == {}
+
+
 def test_the_manifest_says_the_label_set(superni: SuperNI):
     root = superni({"a": instances(5)})
     manifest = {"tasks": [{"task": "a", "labels": {"yes": 3, "no": 2, "maybe": 0}}]}

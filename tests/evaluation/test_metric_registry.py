@@ -235,6 +235,11 @@ def test_what_a_head_gives_is_judged() -> None:
     assert plan.skipped == ""
     plan = plan_task(task(words), words, ["f1", "exact_match"], False, TaskHead("classify", ("a", "b")))
     assert (plan.names, plan.rank, plan.generate) == (["f1"], True, False)
+    assert plan.misfits == {"exact_match": "is of texts that are generated, and an encoder cannot generate"}
+    with pytest.raises(
+        DataError, match="metric 'exact_match' does not fit task 't': it is of texts that are generated"
+    ):
+        refuse_misfits({"t": plan}, ["f1", "exact_match"])
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import safetensors.torch
 from mhr.data import Example, Task
 from mhr.data.labels import check_answers, number_of, task_head
 from mhr.errors import CheckpointError, DataError
+from mhr.runs import RunFolder
 from mhr.task_heads import TaskHead, TaskHeads, join_heads
 from tests.cli.running import refuse, succeed
 
@@ -53,7 +54,7 @@ def test_the_head_of_a_task(task: Task, wanted: str, expected: TaskHead) -> None
         (
             task_of(("good", ()), ("bad", ())),
             "auto",
-            "no choices to rank.*--head classify takes its 2 distinct targets",
+            "no choices to rank.*: give its rows choices, or pretrain with --head classify, which takes its 2 distinct targets",
         ),
         (
             task_of(("yes", YES_NO)),
@@ -62,6 +63,7 @@ def test_the_head_of_a_task(task: Task, wanted: str, expected: TaskHead) -> None
         ),
         (task_of(("a", ("a",)), ("a", ("a",))), "auto", "has one class only, 'a': expected at least 2"),
         (task_of(("a", ()), ("a", ())), "classify", "has one class only, 'a': expected at least 2"),
+        (task_of(("a", ()), ("a", ())), "auto", "has one class only, 'a': expected at least 2"),
         (task_of(("a", ("a", "b")), ("c", ("c", "d"))), "classify", "choices that vary by example"),
         (task_of(("a", ())), "rank", "no choices to rank"),
         (task_of(("a", ("a", "b")), ("c", ())), "auto", "no choices to rank"),
@@ -115,6 +117,24 @@ def text_rows(*targets: str, split: str = "train") -> list[dict[str, Any]]:
         (text_rows("3", "good", "4"), (), "targets that are numbers ('3') and others that are not ('good')"),
         (text_rows("good", "bad"), ("--head", "regress"), "expected a number for head 'regress'"),
         (text_rows("good", "good"), ("--head", "classify"), "one class only, 'good'"),
+        (text_rows("good", "good"), (), "one class only, 'good'"),
+        (
+            [
+                *text_rows(*("good", "bad") * 12),
+                *text_rows(*("good", "odd") * 8, split="test"),
+            ],  # whose targets are choices
+            (),
+            "classes in its test examples that training lacks: 'odd'; it was trained on 'bad', 'good'",
+        ),
+        (
+            [
+                *text_rows(*("good", "bad") * 12),
+                *text_rows("good", "odd", split="validation"),
+                *text_rows("good", "bad", split="test"),
+            ],
+            (),
+            "classes in its validation examples that training lacks: 'odd'",
+        ),
         (
             [*text_rows("good", "bad"), *text_rows("odd", split="test")],
             ("--head", "classify"),
@@ -155,6 +175,25 @@ def test_a_head_of_another_size_in_a_checkpoint(run: Path) -> None:
     assert (
         "has 5 outputs in 'modules.classifier.weight', but its heads have 6 (classify 'no', 'yes'; classify 'a'" in line
     )
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [(["a", "b", "c", "d"], "three: classify 'a', 'b', 'c', 'd'"), (["a", "b", "x"], "three: classify 'a', 'b', 'x'")],
+)
+def test_a_run_is_not_resumed_with_another_head(
+    choices: list[str], said: str, run: Path, recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Neither of another size nor of other classes, which a head of that size would take for its own."""
+    RunFolder.open(run).write(status="running")
+    before = (run / "run.json").read_bytes()
+    rows = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()]
+    changed = [row | {"choices": choices, "targets": "a"} if row["task"] == "three" else row for row in rows]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    line = refuse("pretrain", "--output", run, "--resume")
+    assert "was begun with the heads two: classify 'no', 'yes', three: classify 'a', 'b', 'c', and " in line
+    assert f"tasks.jsonl now gives two: classify 'no', 'yes', {said}: make the collection what it was" in line
+    assert (run / "run.json").read_bytes() == before
 
 
 def test_a_checkpoint_that_lacks_its_heads_tensor(run: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 from mhr.errors import ConfigError
 from mhr.few_shot.shots import shots_of
 from mhr.methods import METHODS
-from mhr.runs.config import Said, dump_config, load_config, presets, to_dict
+from mhr.runs.config import Said, all_settings, dump_config, load_config, presets, to_dict
 from mhr.runs.train_settings import TrainConfig
 
 
@@ -72,6 +72,10 @@ def test_epochs_take_the_place_of_steps_of_earlier_layers_and_the_other_way_roun
     assert load_config(preset="t0", overrides=["train.epochs=none"]).train.steps == 100000
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "config.yaml") == config
+    flags = {"train.steps": Said(4, "--steps"), "train.eval_every": Said(2, "--eval-every")}
+    left_out = [f"train.{name}={word}" for name in ("epochs", "eval_every_epochs") for word in ("null", "none")]
+    train = load_config(preset="glue-adamix", overrides=left_out, flags=flags).train
+    assert (train.steps, train.epochs, train.eval_every, train.eval_every_epochs) == (4, None, 2, None)
 
 
 def test_epochs_become_steps_by_what_a_step_draws() -> None:
@@ -231,3 +235,9 @@ def test_the_dump_is_plain_yaml() -> None:
 def test_the_published_definition_form_shows_no_positives() -> None:
     with pytest.raises(ConfigError, match="positives is 2, but definition_form is 'published', which shows none"):
         load_config(overrides=["data.positives=2", "data.definition_form=published"])
+
+
+def test_names_that_were_of_one_setting_still_are() -> None:
+    """A setting of another section with the same name would make programs and sweeps that give it without a section fail."""
+    names = [name.rpartition(".")[2] for name in all_settings() if not name.startswith("adapt.")]
+    assert {name for name in names if names.count(name) > 1} == {"temperature"}

@@ -11,7 +11,7 @@ import torch
 
 from mhr.errors import ConfigError
 from mhr.runs.settings import RunConfig
-from mhr.runs.train_settings import OPTIMIZERS
+from mhr.runs.train_settings import ADAM_OPTIMIZERS, OPTIMIZERS
 from mhr.training import optimizers, pretrain
 from mhr.training.optimizers import PACKAGES, check_optimizer, transformers_name
 from tests.training.test_trainer import trainer_for
@@ -84,6 +84,14 @@ def test_adafactor_scales_its_steps_by_what_is_trained_where_asked(settings: Mak
         before = bank.detach().clone()
         optimizer.step()
         torch.testing.assert_close(before - bank.detach(), torch.full_like(before, size), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ADAM_OPTIMIZERS)
+def test_epsilon_is_the_one_that_is_set(settings: Make, tmp_path: Path, optimizer: str) -> None:
+    if optimizer in PACKAGES:
+        pytest.importorskip(PACKAGES[optimizer])
+    made = trainer_for(settings(optimizer=optimizer, **{"train.adam_epsilon": 1e-3}), tmp_path).create_optimizer()
+    assert {group["eps"] for group in made.param_groups} == {1e-3}
 
 
 def test_every_name_is_one_of_trainer_s() -> None:

@@ -16,6 +16,7 @@ from mhr.evaluation import choice_scorer
 from mhr.few_shot import adapt
 from mhr.merging import merge
 from mhr.runs import RunFolder, load_config
+from mhr.runs.tasks import read_tasks
 from mhr.training import pretrain
 
 SHORT: dict[str, Any] = {"data.max_input_length": 24, "data.max_target_length": 8, "batch_size": 8, "log_every": 1}
@@ -63,6 +64,23 @@ def test_gpt2_adapts_q_and_v_and_ships_one_lora(preset: str, run_of: Callable[..
 def test_a_task_is_read_up_to_its_published_number_of_examples(run_of: Callable[..., RunFolder]) -> None:
     run = run_of("crossfit", "bart", steps=1, **{"data.max_train": 5})
     assert run.info["examples"] == 3 * 5
+
+
+def test_a_seed_draws_the_examples_and_leaves_those_for_evaluation(tasks_file: Path) -> None:
+    """Five draws of 30 examples are five training sets, judged on one test set."""
+    read = {}
+    for seed in (0, 13, 21, 13):
+        data = load_config(
+            preset="few-shot-adamix", prompt="{input} {mask}", **{"data.train_seed": seed, "data.max_train": 12}
+        ).data
+        read[seed] = read_tasks(str(tasks_file), data)
+    for task in read[0].values():
+        trained = {seed: tuple(e.id for e in tasks[task.name].train) for seed, tasks in read.items()}
+        assert {len(ids) for ids in trained.values()} == {12}
+        assert len(set(trained.values())) == 3
+        assert {tuple(e.id for e in tasks[task.name].test) for tasks in read.values()} == {
+            tuple(e.id for e in task.test)
+        }
 
 
 @pytest.mark.parametrize("mode", ["mhr", "mu", "random"])

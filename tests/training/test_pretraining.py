@@ -248,6 +248,43 @@ def test_a_finished_run_is_not_repeated_and_other_settings_do_not_resume_it(sett
         pretrain(config, str(tmp_path / "run"), progress=False)
 
 
+def test_a_run_is_not_resumed_on_other_data(settings: Make, tasks_file: Path, tmp_path: Path) -> None:
+    """A collection that has changed since would give a run that no uninterrupted one is."""
+    file = tmp_path / "tasks.jsonl"
+    file.write_text(tasks_file.read_text())
+    config = settings(steps=4, tasks=str(file), save_every=2)
+    run = pretrain(config, str(tmp_path / "run"), progress=False)
+    run.write(status="running")
+    before = (run.path / "run.json").read_bytes()
+    lines = tasks_file.read_text().splitlines(keepends=True)
+    for text, said in (
+        ("".join(lines[1:]), "a number of examples of 72, and .*tasks.jsonl now gives 71"),
+        (
+            "".join(lines).replace("rev-first", "rev-other"),
+            "the tasks rev-first, next-last, rev-last, and .* now gives rev-other, next-last",
+        ),
+    ):
+        file.write_text(text)
+        with pytest.raises(TrainingError, match=f"was begun with {said}") as caught:
+            pretrain(config, str(run.path), resume=True, progress=False)
+        assert "\n" not in str(caught.value)
+        assert (run.path / "run.json").read_bytes() == before
+    file.write_text("".join(lines))
+    assert pretrain(config, str(run.path), resume=True, progress=False).status == "done"
+
+
+def test_a_checkpoint_of_another_bank_is_no_part_of_a_run(settings: Make, tmp_path: Path) -> None:
+    run = pretrain(settings(steps=4, save_every=2, rank=2), str(tmp_path / "run"), progress=False)
+    other = pretrain(settings(steps=4, save_every=2, rank=3), str(tmp_path / "other"), progress=False)
+    shutil.rmtree(run.checkpoints)
+    shutil.copytree(other.checkpoints, run.checkpoints)
+    run.write(status="running")
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-4 has the shape .* for '.*', and the run has .*: it is of another run"
+    ):
+        pretrain(settings(steps=4, save_every=2, rank=2), str(run.path), resume=True, progress=False)
+
+
 def test_a_failed_run_says_so(settings: Make, tmp_path: Path) -> None:
     config = settings(steps=6, lr=1e20, clip=0, scheduler="constant", warmup=0)
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d"):

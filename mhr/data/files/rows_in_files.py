@@ -22,7 +22,7 @@ def holds_rows(path: str) -> bool:
 LAYOUT = f"files of rows ({known_endings()}, each also {' or '.join(PACKINGS)})"
 
 
-@reads("files", holds_rows, LAYOUT, uses=("column_map",), words=True, fallback=True)
+@reads("files", holds_rows, LAYOUT, uses=("column_map", "max_test"), words=True, fallback=True)
 def read_files(path: str, options: ReadOptions, faults: Faults) -> TaskCollection:
     """Rows of every file, in the tasks and splits that they name, or else that their file's name and folder tell."""
     notes = Notes()
