@@ -29,6 +29,10 @@ struct TokenKernels {
   // y[n, D] = h M, added to what is there unless overwrite; scratch of expand_scratch elements
   void (*expand)(T* y, int64_t n, const C* m, int64_t rank, int64_t columns, const C* h, C* scratch, bool overwrite,
                  Ahead ahead);
+  // the same for n tokens of which each is given by the place of its row
+  void (*shrink_list)(const T* const* x, int64_t n, const C* m, int64_t rank, int64_t columns, C* h, Ahead ahead);
+  void (*expand_list)(T* const* y, int64_t n, const C* m, int64_t rank, int64_t columns, const C* h, C* scratch,
+                      Ahead ahead);
   // panels = h^T x, added to what is there unless overwrite
   void (*outer)(const T* x, int64_t n, const C* h, int64_t rank, int64_t columns, C* scratch, C* panels, bool overwrite,
                 Ahead ahead);

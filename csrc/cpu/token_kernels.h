@@ -32,17 +32,45 @@ class Reader {
 
 template <class C>
 constexpr int panel_vectors = kPanel / lanes<C>;
-// Tiles of `size` that `n` falls into, what is left over taken one by one.
+// Tiles of `size` that `n` ranks fall into, what is left over taken one by one.
 constexpr int64_t groups(int64_t n, int64_t size) { return n / size + n % size; }
+// Tiles that `n` tokens fall into: of kTokens, of two, of one.
+constexpr int64_t token_tiles(int64_t n) { return n / kTokens + n % kTokens / 2 + n % 2; }
 constexpr Ahead kNothing{nullptr, 0};
+
+// ---- tokens, whose rows lie one after the other or anywhere
+template <class T>
+struct Sequence {
+  T* first;
+  int64_t stride;
+  inline __attribute__((always_inline)) T* operator()(int64_t i) const { return first + i * stride; }
+  Sequence from(int64_t column) const { return {first + column, stride}; }
+};
+template <class T>
+struct List {
+  T* const* rows;
+  int64_t column;
+  inline __attribute__((always_inline)) T* operator()(int64_t i) const { return rows[i] + column; }
+  List from(int64_t more) const { return {rows, column + more}; }
+};
+// N tokens' rows, in registers.
+template <class T, int N>
+struct Tile {
+  template <class Tokens>
+  inline __attribute__((always_inline)) Tile(const Tokens& tokens, int64_t first) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) row[n] = tokens(first + n);
+  }
+  T* row[N];
+};
 
 // ---- shrink
 template <class T, int N, int R>
-MHR_INLINE void shrink_tile(const T* x, int64_t ldx, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
-                            bool add, Reader& ahead) {
+MHR_INLINE void shrink_tile(Tile<const T, N> x, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h, bool add,
+                            Reader& ahead) {
   using C = acc_t<T>;
   vec<C> acc[N][R] = {};
-  for (int64_t p = 0; p < panels; p++, x += kPanel, m += rank * kPanel) {
+  for (int64_t at = 0; at < panels * kPanel; at += kPanel, m += rank * kPanel) {
     ahead.step();
 #pragma GCC unroll 4
     for (int k = 0; k < panel_vectors<C>; k++) {
@@ -51,7 +79,7 @@ MHR_INLINE void shrink_tile(const T* x, int64_t ldx, const acc_t<T>* m, int64_t 
       for (int r = 0; r < R; r++) a[r] = load(m + r * kPanel + k * lanes<C>);
 #pragma GCC unroll 8
       for (int n = 0; n < N; n++) {
-        const vec<C> v = load(x + n * ldx + k * lanes<C>);
+        const vec<C> v = load(x.row[n] + at + k * lanes<C>);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) acc[n][r] += v * a[r];
       }
@@ -62,34 +90,36 @@ MHR_INLINE void shrink_tile(const T* x, int64_t ldx, const acc_t<T>* m, int64_t 
 }
 
 template <class T, int N>
-MHR_INLINE void shrink_tokens(const T* x, int64_t ldx, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
+MHR_INLINE void shrink_tokens(Tile<const T, N> x, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
                               bool add, Reader& ahead) {
   int64_t r = 0;
-  for (; r + kRanks <= rank; r += kRanks)
-    shrink_tile<T, N, kRanks>(x, ldx, m + r * kPanel, rank, panels, h + r, add, ahead);
-  for (; r < rank; r++) shrink_tile<T, N, 1>(x, ldx, m + r * kPanel, rank, panels, h + r, add, ahead);
+  for (; r + kRanks <= rank; r += kRanks) shrink_tile<T, N, kRanks>(x, m + r * kPanel, rank, panels, h + r, add, ahead);
+  for (; r < rank; r++) shrink_tile<T, N, 1>(x, m + r * kPanel, rank, panels, h + r, add, ahead);
 }
 
-template <class T>
-void shrink_panels(const T* x, int64_t ldx, int64_t n, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
-                   bool add, Ahead wanted) {
-  Reader ahead(wanted, groups(n, kTokens) * groups(rank, kRanks) * panels);
+template <class T, class Tokens>
+void shrink_panels(Tokens x, int64_t n, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h, bool add,
+                   Ahead wanted) {
+  Reader ahead(wanted, token_tiles(n) * groups(rank, kRanks) * panels);
   int64_t i = 0;
-  for (; i + kTokens <= n; i += kTokens)
-    shrink_tokens<T, kTokens>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add, ahead);
-  for (; i < n; i++) shrink_tokens<T, 1>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add, ahead);
+  for (; i + kTokens <= n; i += kTokens) shrink_tokens<T, kTokens>({x, i}, m, rank, panels, h + i * rank, add, ahead);
+  if (i + 2 <= n) {
+    shrink_tokens<T, 2>({x, i}, m, rank, panels, h + i * rank, add, ahead);
+    i += 2;
+  }
+  if (i < n) shrink_tokens<T, 1>({x, i}, m, rank, panels, h + i * rank, add, ahead);
 }
 
 // ---- expand
 template <class T, int N, int V, bool Overwrite>
-MHR_INLINE void expand_tile(T* y, int64_t ldy, const acc_t<T>* m, int64_t rank, const acc_t<T>* h) {
+MHR_INLINE void expand_tile(Tile<T, N> y, int64_t at, const acc_t<T>* m, int64_t rank, const acc_t<T>* h) {
   using C = acc_t<T>;
   vec<C> acc[N][V] = {};
   if (!Overwrite) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; n++)
 #pragma GCC unroll 8
-      for (int k = 0; k < V; k++) acc[n][k] = load(y + n * ldy + k * lanes<C>);
+      for (int k = 0; k < V; k++) acc[n][k] = load(y.row[n] + at + k * lanes<C>);
   }
   for (int64_t r = 0; r < rank; r++, m += kPanel) {
     vec<C> b[V];
@@ -105,28 +135,32 @@ MHR_INLINE void expand_tile(T* y, int64_t ldy, const acc_t<T>* m, int64_t rank, 
 #pragma GCC unroll 8
   for (int n = 0; n < N; n++)
 #pragma GCC unroll 8
-    for (int k = 0; k < V; k++) store(y + n * ldy + k * lanes<C>, acc[n][k]);
+    for (int k = 0; k < V; k++) store(y.row[n] + at + k * lanes<C>, acc[n][k]);
 }
 
 template <class T, int N, bool Overwrite>
-MHR_INLINE void expand_tokens(T* y, int64_t ldy, const acc_t<T>* m, int64_t rank, int64_t panels, const acc_t<T>* h,
+MHR_INLINE void expand_tokens(Tile<T, N> y, const acc_t<T>* m, int64_t rank, int64_t panels, const acc_t<T>* h,
                               Reader& ahead) {
   using C = acc_t<T>;
-  for (int64_t p = 0; p < panels; p++, m += rank * kPanel, y += kPanel) {
+  for (int64_t at = 0; at < panels * kPanel; at += kPanel, m += rank * kPanel) {
     ahead.step();
     for (int k = 0; k < panel_vectors<C>; k += kVectors)
-      expand_tile<T, N, kVectors, Overwrite>(y + k * lanes<C>, ldy, m + k * lanes<C>, rank, h);
+      expand_tile<T, N, kVectors, Overwrite>(y, at + k * lanes<C>, m + k * lanes<C>, rank, h);
   }
 }
 
-template <class T, bool Overwrite>
-void expand_panels(T* y, int64_t ldy, int64_t n, const acc_t<T>* m, int64_t rank, int64_t panels, const acc_t<T>* h,
+template <class T, bool Overwrite, class Tokens>
+void expand_panels(Tokens y, int64_t n, const acc_t<T>* m, int64_t rank, int64_t panels, const acc_t<T>* h,
                    Ahead wanted) {
-  Reader ahead(wanted, groups(n, kTokens) * panels);
+  Reader ahead(wanted, token_tiles(n) * panels);
   int64_t i = 0;
   for (; i + kTokens <= n; i += kTokens)
-    expand_tokens<T, kTokens, Overwrite>(y + i * ldy, ldy, m, rank, panels, h + i * rank, ahead);
-  for (; i < n; i++) expand_tokens<T, 1, Overwrite>(y + i * ldy, ldy, m, rank, panels, h + i * rank, ahead);
+    expand_tokens<T, kTokens, Overwrite>({y, i}, m, rank, panels, h + i * rank, ahead);
+  if (i + 2 <= n) {
+    expand_tokens<T, 2, Overwrite>({y, i}, m, rank, panels, h + i * rank, ahead);
+    i += 2;
+  }
+  if (i < n) expand_tokens<T, 1, Overwrite>({y, i}, m, rank, panels, h + i * rank, ahead);
 }
 
 // ---- outer
@@ -176,39 +210,56 @@ void outer_panels(const T* x, int64_t ldx, int64_t n, const acc_t<T>* h, int64_t
 }
 
 // ---- whole factors: full panels where they lie, the rest through a padded copy
-template <class T>
-void pad_tail(const T* x, int64_t ldx, int64_t n, int64_t width, T* tail) {
+template <class T, class Tokens>
+void pad_tail(Tokens x, int64_t n, int64_t width, T* tail) {
   for (int64_t i = 0; i < n; i++) {
-    std::memcpy(tail + i * kPanel, x + i * ldx, width * sizeof(T));
+    std::memcpy(tail + i * kPanel, x(i), width * sizeof(T));
     std::memset(tail + i * kPanel + width, 0, (kPanel - width) * sizeof(T));
   }
 }
 
-template <class T>
-void shrink(const T* x, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, acc_t<T>* h, Ahead ahead) {
+template <class T, class Tokens>
+void shrink_of(Tokens x, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, acc_t<T>* h, Ahead ahead) {
   const int64_t full = columns / kPanel, width = columns % kPanel;
-  shrink_panels<T>(x, columns, n, m, rank, full, h, false, ahead);
+  shrink_panels<T>(x, n, m, rank, full, h, false, ahead);
   if (!width) return;
   T tail[kBlock * kPanel];
-  pad_tail(x + full * kPanel, columns, n, width, tail);
-  shrink_panels<T>(tail, kPanel, n, m + full * rank * kPanel, rank, 1, h, true, kNothing);
+  pad_tail(x.from(full * kPanel), n, width, tail);
+  shrink_panels<T>(Sequence<const T>{tail, kPanel}, n, m + full * rank * kPanel, rank, 1, h, true, kNothing);
+}
+template <class T>
+void shrink(const T* x, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, acc_t<T>* h, Ahead ahead) {
+  shrink_of<T>(Sequence<const T>{x, columns}, n, m, rank, columns, h, ahead);
+}
+template <class T>
+void shrink_list(const T* const* x, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, acc_t<T>* h,
+                 Ahead ahead) {
+  shrink_of<T>(List<const T>{x, 0}, n, m, rank, columns, h, ahead);
 }
 
+template <class T, bool Overwrite, class Tokens>
+void expand_of(Tokens y, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, const acc_t<T>* h, Ahead ahead) {
+  const int64_t full = columns / kPanel, width = columns % kPanel;
+  expand_panels<T, Overwrite>(y, n, m, rank, full, h, ahead);
+  if (!width) return;
+  T tail[kBlock * kPanel];
+  const Tokens last = y.from(full * kPanel);
+  pad_tail(last, n, width, tail);
+  expand_panels<T, Overwrite>(Sequence<T>{tail, kPanel}, n, m + full * rank * kPanel, rank, 1, h, kNothing);
+  for (int64_t i = 0; i < n; i++) std::memcpy(last(i), tail + i * kPanel, width * sizeof(T));
+}
 template <class T>
 void expand(T* y, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, const acc_t<T>* h, acc_t<T>*,
             bool overwrite, Ahead ahead) {
-  const int64_t full = columns / kPanel, width = columns % kPanel;
   if (overwrite)
-    expand_panels<T, true>(y, columns, n, m, rank, full, h, ahead);
+    expand_of<T, true>(Sequence<T>{y, columns}, n, m, rank, columns, h, ahead);
   else
-    expand_panels<T, false>(y, columns, n, m, rank, full, h, ahead);
-  if (!width) return;
-  T tail[kBlock * kPanel];
-  y += full * kPanel;
-  pad_tail(y, columns, n, width, tail);
-  if (overwrite) std::memset(tail, 0, sizeof(tail));
-  expand_panels<T, false>(tail, kPanel, n, m + full * rank * kPanel, rank, 1, h, kNothing);
-  for (int64_t i = 0; i < n; i++) std::memcpy(y + i * columns, tail + i * kPanel, width * sizeof(T));
+    expand_of<T, false>(Sequence<T>{y, columns}, n, m, rank, columns, h, ahead);
+}
+template <class T>
+void expand_list(T* const* y, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, const acc_t<T>* h, acc_t<T>*,
+                 Ahead ahead) {
+  expand_of<T, false>(List<T>{y, 0}, n, m, rank, columns, h, ahead);
 }
 
 template <class T>
@@ -218,13 +269,13 @@ void outer(const T* x, int64_t n, const acc_t<T>* h, int64_t rank, int64_t colum
   outer_panels<T>(x, columns, n, h, rank, full, panels, overwrite, ahead);
   if (!width) return;
   T tail[kBlock * kPanel];
-  pad_tail(x + full * kPanel, columns, n, width, tail);
+  pad_tail(Sequence<const T>{x + full * kPanel, columns}, n, width, tail);
   outer_panels<T>(tail, kPanel, n, h, rank, 1, panels + full * rank * kPanel, overwrite, kNothing);
 }
 
 template <class T>
 constexpr TokenKernels<T> token_table() {
-  return {nullptr, nullptr, &shrink<T>, &expand<T>, &outer<T>, &gelu};
+  return {nullptr, nullptr, &shrink<T>, &expand<T>, &shrink_list<T>, &expand_list<T>, &outer<T>, &gelu};
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // token_routed_adapter: each token chooses k of S adapters by its scores, and each adapter computes on its tokens of a
-// tile. The tile's rows are gathered into blocks, so that x and y come from memory once, whatever k is.
+// tile, wherever their rows lie. A tile stays in the second-level cache: x and y come from memory once, whatever k is.
 #include <cmath>
-#include <cstring>
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "adapter_checks.h"
@@ -13,30 +14,57 @@
 namespace mhr {
 namespace {
 
-// Tokens whose pairs with adapters are sorted together: few enough for x and y to stay in the second-level cache.
-constexpr int64_t kTile = 4 * kBlock;
-// Rank up to which gathering tokens costs more than it saves: an adapter's factors stay in the first-level cache.
-constexpr int64_t kAlone = 4;
+// Tokens of a tile: as many as have rows of so many bytes in x and y, half of a small second-level cache.
+constexpr int64_t kTileBytes = 1 << 18, kLeastTile = 16, kMostTile = 4 * kBlock;
 
-// What stands in a tensor [rows][rank][columns], or [rows][columns][rank] where it is transposed, for the rows in
-// `used`.
+int64_t tile_of(int64_t n, int64_t bytes) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t fitting = std::min({kTileBytes / std::max<int64_t>(bytes, 1), kMostTile, (n + threads - 1) / threads});
+  return std::max(kLeastTile, fitting / kLeastTile * kLeastTile);
+}
+
+// One factor in panels.
 template <class T>
-Factors<T> factors_of(const char* op, const Tensor& factor, int64_t rank, int64_t columns, bool transposed,
-                      const std::vector<int64_t>& used, Use use) {
+Factors<T> factor_of(const char* op, const Tensor& factor, int64_t row, int64_t rank, int64_t columns, bool transposed,
+                     Use use) {
   using C = acc_t<T>;
-  const BankShape shape{1, 1, transposed ? columns : rank, transposed ? rank : columns, transposed};
-  const C one = 1;
-  Factors<T> out(int64_t(used.size()), rank, columns, use);
+  Factors<T> out(1, rank, columns, use);
   dispatch_beside<C>(op, factor.scalar_type(), [&](auto tag) {
     using F = typename decltype(tag)::type;
-    out.fill(out.rows * rank * kPanel,
-             [&](int64_t panel, int64_t first, int64_t count, C* scratch, C* to, int64_t stride) {
-               for (int64_t i = first; i < first + count; i++, to += stride)
-                 mix_panel(pointer<F>(factor) + used[i] * rank * columns, shape, panel, &one, 1, scratch, to, stride);
-             });
+    const F* from = pointer<F>(factor) + row * rank * columns;
+    out.fill(rank * kPanel, [&](int64_t panel, int64_t, int64_t, C* scratch, C* to, int64_t) {
+      copy_panel(from, rank, columns, transposed, panel, scratch, to);
+    });
   });
   return out;
 }
+
+// The adapters that tokens chose, each brought to panels by the first thread that wants it.
+template <class T>
+class Adapters {
+ public:
+  struct Adapter {
+    Factors<T> a, b;
+  };
+
+  Adapters(const char* op, const Tensor& A, const Tensor& B)
+      : op_(op), a_(A), b_(B), once_(A.size(0)), made_(A.size(0)) {}
+
+  const Adapter& of(int64_t s) {
+    std::call_once(once_[s], [&] {
+      const int64_t rank = a_.size(2);
+      made_[s].reset(new Adapter{factor_of<T>(op_, a_, s, rank, a_.size(1), true, Use::shrink),
+                                 factor_of<T>(op_, b_, s, rank, b_.size(2), false, Use::expand)});
+    });
+    return *made_[s];
+  }
+
+ private:
+  const char* op_;
+  const Tensor &a_, &b_;
+  std::vector<std::once_flag> once_;
+  std::vector<std::unique_ptr<const Adapter>> made_;
+};
 
 // 1 / sqrt(var + 1e-5) of n values.
 template <class C>
@@ -49,85 +77,125 @@ C inverse_deviation(const C* x, int64_t n) {
 }
 
 // The k highest of `count` scores, the first of equal ones first, and the softmax over them; what is taken becomes
-// -inf.
+// -inf. A score that is no number makes the shares none.
 template <class C>
 void choose(C* scores, int64_t count, int64_t k, C temperature, int64_t* chosen, C* shares) {
+  C wrong = 0;
+  for (int64_t s = 0; s < count; s++) wrong = scores[s] == scores[s] ? wrong : scores[s];
   for (int64_t j = 0; j < k; j++) {
     int64_t best = 0;
-    for (int64_t s = 1; s < count; s++)
-      if (scores[s] > scores[best]) best = s;
+    C highest = scores[0];
+    for (int64_t s = 1; s < count; s++) {
+      const bool higher = scores[s] > highest;
+      best = higher ? s : best;
+      highest = higher ? scores[s] : highest;
+    }
     chosen[j] = best;
-    shares[j] = scores[best];
+    shares[j] = highest;
     scores[best] = -INFINITY;
   }
-  C sum = 0;
   const C highest = shares[0];
-  for (int64_t j = 0; j < k; j++) sum += shares[j] = std::exp((shares[j] - highest) / temperature);
+  C sum = shares[0] = 1 + (highest - highest) + wrong;
+  for (int64_t j = 1; j < k; j++) sum += shares[j] = std::exp((shares[j] - highest) / temperature);
   for (int64_t j = 0; j < k; j++) shares[j] /= sum;
 }
 
-// The pairs of a tile's tokens with adapters, by adapter.
-template <class C>
-struct Pairs {
-  Pairs(int64_t adapters, int64_t k) : first(adapters + 1), tokens(kTile * k), shares(kTile * k) {}
-
-  void sort(const int64_t* chosen, const C* share, int64_t begin, int64_t n, int64_t k) {
-    std::fill(first.begin(), first.end(), 0);
-    for (int64_t i = begin * k; i < (begin + n) * k; i++) first[chosen[i] + 1]++;
-    for (size_t s = 1; s < first.size(); s++) first[s] += first[s - 1];
-    std::vector<int64_t> next(first.begin(), first.end() - 1);
-    for (int64_t i = begin * k; i < (begin + n) * k; i++) {
-      const int64_t place = next[chosen[i]]++;
-      tokens[place] = i / k;
-      shares[place] = share[i];
-    }
-  }
-
-  std::vector<int64_t> first, tokens;
-  std::vector<C> shares;
-};
-
-// What one thread adds to y: of used adapter u, for up to kBlock tokens.
+// What one thread does for a tile of tokens after the other: scores, choice, pairs of tokens and adapters sorted by
+// adapter, and each adapter on its tokens.
 template <class T>
-struct Work {
+class Tiles {
+ public:
   using C = acc_t<T>;
-  Work(const T* x, T* y, C scale, const Factors<T>& a, const Factors<T>& b)
-      : x(x),
-        y(y),
-        scale(scale),
-        a(a),
-        b(b),
-        rows(kBlock * a.columns),
-        out(kBlock * b.columns),
-        h(kBlock * a.rank),
-        scratch(token_scratch(a.rank)) {}
+  struct Call {
+    const T* x;
+    T* y;
+    int64_t tokens, n_in, n_out, count, k, rank;
+    C temperature, scale;
+    bool normalised;
+    const Factors<C>& directions;
+    Adapters<T>& adapters;
+  };
 
-  void add(int64_t u, const int64_t* tokens, const C* shares, int64_t n) const {
-    const TokenKernels<T>& kernel = token_kernels<T>();
-    const int64_t n_in = a.columns, n_out = b.columns, rank = a.rank;
-    const T* from = x + tokens[0] * n_in;  // a token alone is read and written where it is
-    T* to = y + tokens[0] * n_out;
-    if (n > 1) {
-      from = rows.data();
-      to = out.data();
-      for (int64_t i = 0; i < n; i++) {
-        std::memcpy(rows.data() + i * n_in, x + tokens[i] * n_in, n_in * sizeof(T));
-        std::memcpy(out.data() + i * n_out, y + tokens[i] * n_out, n_out * sizeof(T));
+  Tiles(const Call& call, int64_t most)
+      : call_(call),
+        first_(call.count + 1),
+        next_(call.count),
+        chosen_(most * call.k),
+        from_(most * call.k),
+        to_(most * call.k),
+        shares_(most * call.k),
+        sorted_(most * call.k),
+        scores_(kBlock * call.count),
+        wide_(sizeof(T) != sizeof(C) ? kBlock * call.n_in : 0),
+        h_(kBlock * call.rank),
+        scratch_(token_scratch(call.rank)) {}
+
+  void add(int64_t begin, int64_t n) {
+    for (int64_t t = 0; t < n; t += kBlock) route(begin + t, t, std::min(kBlock, n - t));
+    sort(begin, n);
+    // What the next tile reads first is asked for while this one computes.
+    const int64_t after = std::min(n, call_.tokens - begin - n), pairs = n * call_.k;
+    const char* wanted = reinterpret_cast<const char*>(call_.x + (begin + n) * call_.n_in);
+    const int64_t lines = after * call_.n_in * int64_t(sizeof(T)) / 64;
+    for (int64_t s = 0; s < call_.count; s++)
+      for (int64_t p = first_[s]; p < first_[s + 1]; p += kBlock) {
+        const int64_t block = std::min(kBlock, first_[s + 1] - p), line = lines * p / pairs;
+        compute(call_.adapters.of(s), p, block, {wanted + 64 * line, lines * (p + block) / pairs - line});
       }
-    }
-    kernel.shrink(from, n, a.row(u), rank, n_in, h.data(), Ahead{});
-    for (int64_t i = 0; i < n; i++)
-      for (int64_t r = 0; r < rank; r++) h.data()[i * rank + r] *= scale * shares[i];
-    kernel.expand(to, n, b.row(u), rank, n_out, h.data(), scratch.data(), false, Ahead{});
-    for (int64_t i = 0; n > 1 && i < n; i++) std::memcpy(y + tokens[i] * n_out, to + i * n_out, n_out * sizeof(T));
   }
 
-  const T* x;
-  T* y;
-  C scale;
-  const Factors<T>&a, &b;
-  Buffer<T> rows, out;
-  Buffer<C> h, scratch;
+ private:
+  // Chosen and shares of the tokens t .. t + n, which stand in place `at` of the tile.
+  void route(int64_t t, int64_t at, int64_t n) {
+    const int64_t n_in = call_.n_in, count = call_.count, k = call_.k;
+    const T* x = call_.x + t * n_in;
+    const C* wide = wide_.data();
+    if constexpr (sizeof(T) != sizeof(C))  // scores are those of x in the precision of sums
+      bank_kernels<T>().widen(x, n * n_in, wide_.data());
+    else
+      wide = x;
+    const Ahead y{reinterpret_cast<const char*>(call_.y + t * call_.n_out), n * call_.n_out * int64_t(sizeof(T)) / 64};
+    token_kernels<C>().shrink(wide, n, call_.directions.row(0), count, n_in, scores_.data(), y);
+    for (int64_t i = 0; i < n; i++) {
+      C* own = scores_.data() + i * count;
+      const C inverse = call_.normalised ? inverse_deviation(wide + i * n_in, n_in) : C(1);
+      for (int64_t s = 0; s < count; s++) own[s] = call_.normalised ? own[s] * inverse : std::abs(own[s]);
+      choose(own, count, k, call_.temperature, &chosen_[(at + i) * k], &shares_[(at + i) * k]);
+    }
+  }
+
+  void sort(int64_t begin, int64_t n) {
+    const int64_t k = call_.k, pairs = n * k;
+    std::fill(first_.begin(), first_.end(), 0);
+    for (int64_t i = 0; i < pairs; i++) first_[chosen_[i] + 1]++;
+    for (size_t s = 1; s < first_.size(); s++) first_[s] += first_[s - 1];
+    std::copy(first_.begin(), first_.end() - 1, next_.begin());
+    for (int64_t i = 0, pair = 0; i < n; i++)
+      for (int64_t j = 0; j < k; j++, pair++) {
+        const int64_t place = next_[chosen_[pair]]++;
+        from_[place] = call_.x + (begin + i) * call_.n_in;
+        to_[place] = call_.y + (begin + i) * call_.n_out;
+        sorted_[place] = call_.scale * shares_[pair];
+      }
+  }
+
+  // One adapter on n pairs from the p-th on.
+  void compute(const typename Adapters<T>::Adapter& adapter, int64_t p, int64_t n, Ahead ahead) {
+    const TokenKernels<T>& kernel = token_kernels<T>();
+    const int64_t rank = call_.rank;
+    C* h = h_.data();
+    kernel.shrink_list(&from_[p], n, adapter.a.row(0), rank, call_.n_in, h, ahead);
+    for (int64_t i = 0; i < n; i++)
+      for (int64_t r = 0; r < rank; r++) h[i * rank + r] *= sorted_[p + i];
+    kernel.expand_list(&to_[p], n, adapter.b.row(0), rank, call_.n_out, h, scratch_.data(), Ahead{});
+  }
+
+  const Call& call_;
+  std::vector<int64_t> first_, next_, chosen_;  // first_: of each adapter's pairs, and the end
+  std::vector<const T*> from_;
+  std::vector<T*> to_;
+  std::vector<C> shares_, sorted_;
+  Buffer<C> scores_, wide_, h_, scratch_;
 };
 
 void token_routed_adapter(Tensor y, Tensor x, Tensor directions, Tensor A, Tensor B, int64_t top_k, double temperature,
@@ -151,47 +219,16 @@ void token_routed_adapter(Tensor y, Tensor x, Tensor directions, Tensor A, Tenso
   dispatch_float(op, dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = acc_t<T>;
-    const bool wider = sizeof(T) != sizeof(C);  // scores are those of x in the precision of sums
-    const T* from = pointer<T>(x);
-    T* to = mutable_pointer<T>(y);
-    std::vector<int64_t> chosen(n * top_k);
-    std::vector<C> shares(n * top_k);
-    const Factors<C> v = factors_of<C>(op, directions, count, n_in, false, {0}, Use::shrink);
-    parallel((n + kBlock - 1) / kBlock, kBlock * count * n_in, [&](int64_t begin, int64_t end) {
-      const Buffer<C> scores(kBlock * count), wide(wider ? kBlock * n_in : 0);
-      for (int64_t t = begin * kBlock; t < std::min(end * kBlock, n); t += kBlock) {
-        const int64_t block = std::min(kBlock, n - t);
-        if (wider) bank_kernels<T>().widen(from + t * n_in, block * n_in, wide.data());
-        const C* tokens = wider ? wide.data() : reinterpret_cast<const C*>(from + t * n_in);
-        token_kernels<C>().shrink(tokens, block, v.row(0), count, n_in, scores.data(), Ahead{});
-        for (int64_t i = 0; i < block; i++) {
-          C* own = scores.data() + i * count;
-          const C inverse = normalised ? inverse_deviation(tokens + i * n_in, n_in) : C(1);
-          for (int64_t s = 0; s < count; s++) own[s] = normalised ? own[s] * inverse : std::abs(own[s]);
-          choose(own, count, top_k, C(temperature), &chosen[(t + i) * top_k], &shares[(t + i) * top_k]);
-        }
-      }
-    });
-    std::vector<int64_t> place(count, -1), used;
-    for (int64_t s : chosen)
-      if (place[s] < 0) {
-        place[s] = int64_t(used.size());
-        used.push_back(s);
-      }
-    const Factors<T> a = factors_of<T>(op, A, rank, n_in, true, used, Use::shrink);
-    const Factors<T> b = factors_of<T>(op, B, rank, n_out, false, used, Use::expand);
-    parallel((n + kTile - 1) / kTile, kTile * top_k * rank * (n_in + n_out), [&](int64_t begin, int64_t end) {
-      const Work<T> work{from, to, C(scale), a, b};
-      Pairs<C> pairs(count, top_k);
-      for (int64_t t = begin * kTile; t < std::min(end * kTile, n); t += kTile) {
-        pairs.sort(chosen.data(), shares.data(), t, std::min(kTile, n - t), top_k);
-        for (size_t u = 0; u < used.size(); u++) {
-          const int64_t first = pairs.first[used[u]], last = pairs.first[used[u] + 1];
-          const int64_t step = rank <= kAlone ? 1 : kBlock;
-          for (int64_t p = first; p < last; p += step)
-            work.add(u, &pairs.tokens[p], &pairs.shares[p], std::min(step, last - p));
-        }
-      }
+    const Factors<C> scored = factor_of<C>(op, directions, 0, count, n_in, false, Use::shrink);
+    Adapters<T> adapters(op, A, B);
+    const typename Tiles<T>::Call call{
+        pointer<T>(x), mutable_pointer<T>(y), n,        n_in,       n_out,  count,   top_k,
+        rank,          C(temperature),        C(scale), normalised, scored, adapters};
+    const int64_t tile = tile_of(n, (n_in + n_out) * int64_t(sizeof(T)));
+    const int64_t work = tile * (count * n_in + top_k * rank * (n_in + n_out));
+    parallel((n + tile - 1) / tile, work, [&](int64_t begin, int64_t end) {
+      Tiles<T> tiles(call, std::min(tile, n));
+      for (int64_t t = begin * tile; t < std::min(end * tile, n); t += tile) tiles.add(t, std::min(tile, n - t));
     });
   });
 }
