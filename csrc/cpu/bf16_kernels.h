@@ -103,9 +103,9 @@ void shrink_of(Tokens x, int64_t n, const float* packed, int64_t rank, int64_t c
 void shrink(const bfloat16* x, int64_t n, const float* packed, int64_t rank, int64_t columns, float* h, Ahead ahead) {
   shrink_of(Sequence<const bfloat16>{x, columns}, n, packed, rank, columns, h, ahead);
 }
-void shrink_list(const bfloat16* const* x, int64_t n, const float* packed, int64_t rank, int64_t columns, float* h,
+void shrink_list(const bfloat16* const* x, int64_t n, Placed<float> packed, int64_t rank, int64_t columns, float* h,
                  Ahead ahead) {
-  shrink_of(List<const bfloat16>{x, 0}, n, packed, rank, columns, h, ahead);
+  shrink_of(List<const bfloat16>{x, 0}, n, packed.first, rank, columns, h, ahead);
 }
 
 // ---- expand: pairs of ranks
@@ -178,9 +178,9 @@ void expand(bfloat16* y, int64_t n, const float* packed, int64_t rank, int64_t c
             bool overwrite, Ahead ahead) {
   expand_of(Sequence<bfloat16>{y, columns}, n, packed, rank, columns, h, scratch, overwrite, ahead);
 }
-void expand_list(bfloat16* const* y, int64_t n, const float* packed, int64_t rank, int64_t columns, const float* h,
+void expand_list(bfloat16* const* y, int64_t n, Placed<float> packed, int64_t rank, int64_t columns, const float* h,
                  float* scratch, Ahead ahead) {
-  expand_of(List<bfloat16>{y, 0}, n, packed, rank, columns, h, scratch, false, ahead);
+  expand_of(List<bfloat16>{y, 0}, n, packed.first, rank, columns, h, scratch, false, ahead);
 }
 
 // ---- outer: pairs of tokens
@@ -256,7 +256,8 @@ void outer(const bfloat16* x, int64_t n, const float* h, int64_t rank, int64_t c
 }
 
 constexpr TokenKernels<bfloat16> table() {
-  return {&packed_panel, &pack, &shrink, &expand, &shrink_list, &expand_list, &outer, &gelu};
+  return {&packed_panel,       &pack,  &shrink, &expand, &shrink_list, &expand_list, &outer, &gelu,
+          &inverse_deviations, &choose};
 }
 
 }  // namespace dots16

@@ -1,7 +1,6 @@
 // token_routed_adapter: each token chooses k of S adapters by its scores, and each adapter computes on its tokens of a
 // tile, wherever their rows lie. A tile stays in the second-level cache: x and y come from memory once, whatever k is.
-#include <cmath>
-#include <memory>
+#include <atomic>
 #include <mutex>
 #include <vector>
 
@@ -23,82 +22,93 @@ int64_t tile_of(int64_t n, int64_t bytes) {
   return std::max(kLeastTile, fitting / kLeastTile * kLeastTile);
 }
 
-// One factor in panels.
-template <class T>
-Factors<T> factor_of(const char* op, const Tensor& factor, int64_t row, int64_t rank, int64_t columns, bool transposed,
-                     Use use) {
-  using C = acc_t<T>;
-  Factors<T> out(1, rank, columns, use);
-  dispatch_beside<C>(op, factor.scalar_type(), [&](auto tag) {
-    using F = typename decltype(tag)::type;
-    const F* from = pointer<F>(factor) + row * rank * columns;
-    out.fill(rank * kPanel, [&](int64_t panel, int64_t, int64_t, C* scratch, C* to, int64_t) {
-      copy_panel(from, rank, columns, transposed, panel, scratch, to);
-    });
-  });
-  return out;
+template <class F>
+Ahead all_of(const F* begin, int64_t count) {
+  return {reinterpret_cast<const char*>(begin), count * int64_t(sizeof(F)) / 64};
 }
 
-// The adapters that tokens chose, each brought to panels by the first thread that wants it.
+// Factors [S, R, D], or [S, D, R] where they are transposed, each made ready for the kernels when it is asked for.
+// Those that lie as the kernels read them are left there, but for a last panel that is not full.
 template <class T>
-class Adapters {
+class ReadyFactors {
  public:
-  struct Adapter {
-    Factors<T> a, b;
-  };
+  using C = acc_t<T>;
 
-  Adapters(const char* op, const Tensor& A, const Tensor& B)
-      : op_(op), a_(A), b_(B), once_(A.size(0)), made_(A.size(0)) {}
+  // At most `most` of them will be asked for.
+  ReadyFactors(const char* op, const Tensor& factor, int64_t rank, int64_t columns, bool transposed, int64_t most,
+               Use use)
+      : op_(op),
+        factor_(factor),
+        rank_(rank),
+        columns_(columns),
+        transposed_(transposed),
+        left_(!transposed && !token_kernels<T>().packed_panel && factor.element_size() == int64_t(sizeof(C))),
+        made_(most, rank_, left_ ? columns_ % kPanel : columns_, use) {}
 
-  const Adapter& of(int64_t s) {
-    std::call_once(once_[s], [&] {
-      const int64_t rank = a_.size(2);
-      made_[s].reset(new Adapter{factor_of<T>(op_, a_, s, rank, a_.size(1), true, Use::shrink),
-                                 factor_of<T>(op_, b_, s, rank, b_.size(2), false, Use::expand)});
+  // Factor s, by slot `u` of those that are made.
+  Placed<C> make(int64_t s, int64_t u) {
+    const int64_t full = left_ ? columns_ / kPanel : 0;  // panels that are left where they are
+    dispatch_beside<C>(op_, factor_.scalar_type(), [&](auto tag) {
+      using F = typename decltype(tag)::type;
+      const F* from = pointer<F>(factor_) + s * rank_ * columns_;
+      made_.fill(u, 1, rank_ * kPanel, [&](int64_t panel, int64_t, int64_t, C* scratch, C* to, int64_t) {
+        copy_panel(from, rank_, columns_, transposed_, full + panel, scratch, to);
+      });
     });
-    return *made_[s];
+    if (!left_) return made_.placed(u);
+    return {pointer<C>(factor_) + s * rank_ * columns_, columns_, kPanel, made_.row(u)};
+  }
+
+  Ahead memory(int64_t s) const {
+    const int64_t size = rank_ * columns_ * factor_.element_size();
+    return all_of(static_cast<const char*>(factor_.const_data_ptr()) + s * size, size);
   }
 
  private:
   const char* op_;
-  const Tensor &a_, &b_;
-  std::vector<std::once_flag> once_;
-  std::vector<std::unique_ptr<const Adapter>> made_;
+  const Tensor& factor_;
+  int64_t rank_, columns_;
+  bool transposed_, left_;
+  Factors<T> made_;
 };
 
-// 1 / sqrt(var + 1e-5) of n values.
-template <class C>
-C inverse_deviation(const C* x, int64_t n) {
-  double sum = 0, squares = 0;
-  for (int64_t i = 0; i < n; i++) sum += double(x[i]);
-  const double mean = sum / double(n);
-  for (int64_t i = 0; i < n; i++) squares += (double(x[i]) - mean) * (double(x[i]) - mean);
-  return C(1 / std::sqrt(squares / double(n) + 1e-5));
-}
+// The adapters that tokens chose, each made ready by the first thread that wants it.
+template <class T>
+class Adapters {
+ public:
+  using C = acc_t<T>;
+  struct Adapter {
+    Placed<C> a, b;
+  };
 
-// The k highest of `count` scores, the first of equal ones first, and the softmax over them; what is taken becomes
-// -inf. A score that is no number makes the shares none.
-template <class C>
-void choose(C* scores, int64_t count, int64_t k, C temperature, int64_t* chosen, C* shares) {
-  C wrong = 0;
-  for (int64_t s = 0; s < count; s++) wrong = scores[s] == scores[s] ? wrong : scores[s];
-  for (int64_t j = 0; j < k; j++) {
-    int64_t best = 0;
-    C highest = scores[0];
-    for (int64_t s = 1; s < count; s++) {
-      const bool higher = scores[s] > highest;
-      best = higher ? s : best;
-      highest = higher ? scores[s] : highest;
-    }
-    chosen[j] = best;
-    shares[j] = highest;
-    scores[best] = -INFINITY;
+  // At most `most` of them will be asked for.
+  Adapters(const char* op, const Tensor& A, const Tensor& B, int64_t most)
+      : a(op, A, A.size(2), A.size(1), true, most, Use::shrink),
+        b(op, B, B.size(1), B.size(2), false, most, Use::expand),
+        slots_(A.size(0)) {}
+
+  const Adapter& of(int64_t s) {
+    Slot& slot = slots_[s];
+    std::call_once(slot.once, [&] {
+      const int64_t u = used_++;
+      slot.adapter = {a.make(s, u), b.make(s, u)};
+      slot.ready.store(true, std::memory_order_relaxed);
+    });
+    return slot.adapter;
   }
-  const C highest = shares[0];
-  C sum = shares[0] = 1 + (highest - highest) + wrong;
-  for (int64_t j = 1; j < k; j++) sum += shares[j] = std::exp((shares[j] - highest) / temperature);
-  for (int64_t j = 0; j < k; j++) shares[j] /= sum;
-}
+  bool ready(int64_t s) const { return slots_[s].ready.load(std::memory_order_relaxed); }
+
+  ReadyFactors<T> a, b;
+
+ private:
+  struct Slot {
+    std::once_flag once;
+    std::atomic<bool> ready{false};
+    Adapter adapter;
+  };
+  std::vector<Slot> slots_;
+  std::atomic<int64_t> used_{0};
+};
 
 // What one thread does for a tile of tokens after the other: scores, choice, pairs of tokens and adapters sorted by
 // adapter, and each adapter on its tokens.
@@ -112,7 +122,7 @@ class Tiles {
     int64_t tokens, n_in, n_out, count, k, rank;
     C temperature, scale;
     bool normalised;
-    const Factors<C>& directions;
+    Placed<C> directions;
     Adapters<T>& adapters;
   };
 
@@ -125,7 +135,7 @@ class Tiles {
         to_(most * call.k),
         shares_(most * call.k),
         sorted_(most * call.k),
-        scores_(kBlock * call.count),
+        scores_(kBlock * (call.count + 1) + choice_scratch(call.count, call.k)),
         wide_(sizeof(T) != sizeof(C) ? kBlock * call.n_in : 0),
         h_(kBlock * call.rank),
         scratch_(token_scratch(call.rank)) {}
@@ -133,20 +143,37 @@ class Tiles {
   void add(int64_t begin, int64_t n) {
     for (int64_t t = 0; t < n; t += kBlock) route(begin + t, t, std::min(kBlock, n - t));
     sort(begin, n);
-    // What the next tile reads first is asked for while this one computes.
-    const int64_t after = std::min(n, call_.tokens - begin - n), pairs = n * call_.k;
-    const char* wanted = reinterpret_cast<const char*>(call_.x + (begin + n) * call_.n_in);
-    const int64_t lines = after * call_.n_in * int64_t(sizeof(T)) / 64;
-    for (int64_t s = 0; s < call_.count; s++)
-      for (int64_t p = first_[s]; p < first_[s + 1]; p += kBlock) {
-        const int64_t block = std::min(kBlock, first_[s + 1] - p), line = lines * p / pairs;
-        compute(call_.adapters.of(s), p, block, {wanted + 64 * line, lines * (p + block) / pairs - line});
+    for (int64_t s = next_wanted(0); s < call_.count;) {
+      const typename Adapters<T>::Adapter& adapter = call_.adapters.of(s);
+      const int64_t after = next_wanted(s + 1), first = first_[s], last = first_[s + 1];
+      // What is read next is asked for while this one computes: an adapter, or else the next tile.
+      const bool known = after == call_.count || call_.adapters.ready(after);
+      for (int64_t p = first; p < last; p += kBlock) {
+        const int64_t block = std::min(kBlock, last - p);
+        const bool asks = p == first && !known;
+        compute(adapter, p, block, asks ? call_.adapters.a.memory(after) : next_tile(begin + n, p, block),
+                asks ? call_.adapters.b.memory(after) : Ahead{});
       }
+      s = after;
+    }
   }
 
  private:
+  // The first adapter from s on that a token of the tile chose.
+  int64_t next_wanted(int64_t s) const {
+    while (s < call_.count && first_[s] == first_[s + 1]) s++;
+    return s;
+  }
+
+  // The part of x in the next tile, which begins with token t, that pairs p .. p + n are of this one.
+  Ahead next_tile(int64_t t, int64_t p, int64_t n) const {
+    const int64_t begin = std::min(t + p / call_.k, call_.tokens), end = std::min(t + (p + n) / call_.k, call_.tokens);
+    return all_of(call_.x + begin * call_.n_in, (end - begin) * call_.n_in);
+  }
+
   // Chosen and shares of the tokens t .. t + n, which stand in place `at` of the tile.
   void route(int64_t t, int64_t at, int64_t n) {
+    const TokenKernels<C>& kernel = token_kernels<C>();
     const int64_t n_in = call_.n_in, count = call_.count, k = call_.k;
     const T* x = call_.x + t * n_in;
     const C* wide = wide_.data();
@@ -154,14 +181,14 @@ class Tiles {
       bank_kernels<T>().widen(x, n * n_in, wide_.data());
     else
       wide = x;
-    const Ahead y{reinterpret_cast<const char*>(call_.y + t * call_.n_out), n * call_.n_out * int64_t(sizeof(T)) / 64};
-    token_kernels<C>().shrink(wide, n, call_.directions.row(0), count, n_in, scores_.data(), y);
-    for (int64_t i = 0; i < n; i++) {
-      C* own = scores_.data() + i * count;
-      const C inverse = call_.normalised ? inverse_deviation(wide + i * n_in, n_in) : C(1);
-      for (int64_t s = 0; s < count; s++) own[s] = call_.normalised ? own[s] * inverse : std::abs(own[s]);
-      choose(own, count, k, call_.temperature, &chosen_[(at + i) * k], &shares_[(at + i) * k]);
-    }
+    const C* rows[kBlock];
+    for (int64_t i = 0; i < n; i++) rows[i] = wide + i * n_in;
+    C *dots = scores_.data(), *inverse = dots + kBlock * count, *scratch = inverse + kBlock;
+    kernel.shrink_list(rows, n, call_.directions, count, n_in, dots,
+                       all_of(call_.y + t * call_.n_out, n * call_.n_out));
+    if (call_.normalised) kernel.inverse_deviations(wide, n, n_in, inverse);
+    kernel.choose(dots, call_.normalised ? inverse : nullptr, n, count, k, call_.temperature, scratch, &chosen_[at * k],
+                  &shares_[at * k]);
   }
 
   void sort(int64_t begin, int64_t n) {
@@ -180,14 +207,14 @@ class Tiles {
   }
 
   // One adapter on n pairs from the p-th on.
-  void compute(const typename Adapters<T>::Adapter& adapter, int64_t p, int64_t n, Ahead ahead) {
+  void compute(const typename Adapters<T>::Adapter& adapter, int64_t p, int64_t n, Ahead shrinking, Ahead expanding) {
     const TokenKernels<T>& kernel = token_kernels<T>();
     const int64_t rank = call_.rank;
     C* h = h_.data();
-    kernel.shrink_list(&from_[p], n, adapter.a.row(0), rank, call_.n_in, h, ahead);
+    kernel.shrink_list(&from_[p], n, adapter.a, rank, call_.n_in, h, shrinking);
     for (int64_t i = 0; i < n; i++)
       for (int64_t r = 0; r < rank; r++) h[i * rank + r] *= sorted_[p + i];
-    kernel.expand_list(&to_[p], n, adapter.b.row(0), rank, call_.n_out, h, scratch_.data(), Ahead{});
+    kernel.expand_list(&to_[p], n, adapter.b, rank, call_.n_out, h, scratch_.data(), expanding);
   }
 
   const Call& call_;
@@ -219,11 +246,11 @@ void token_routed_adapter(Tensor y, Tensor x, Tensor directions, Tensor A, Tenso
   dispatch_float(op, dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = acc_t<T>;
-    const Factors<C> scored = factor_of<C>(op, directions, 0, count, n_in, false, Use::shrink);
-    Adapters<T> adapters(op, A, B);
+    ReadyFactors<C> scored(op, directions, count, n_in, false, 1, Use::shrink);
+    Adapters<T> adapters(op, A, B, std::min(count, n * top_k));
     const typename Tiles<T>::Call call{
-        pointer<T>(x), mutable_pointer<T>(y), n,        n_in,       n_out,  count,   top_k,
-        rank,          C(temperature),        C(scale), normalised, scored, adapters};
+        pointer<T>(x), mutable_pointer<T>(y), n,       n_in, n_out, count, top_k, rank, C(temperature), C(scale),
+        normalised,    scored.make(0, 0),     adapters};
     const int64_t tile = tile_of(n, (n_in + n_out) * int64_t(sizeof(T)));
     const int64_t work = tile * (count * n_in + top_k * rank * (n_in + n_out));
     parallel((n + tile - 1) / tile, work, [&](int64_t begin, int64_t end) {
