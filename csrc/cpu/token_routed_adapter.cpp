@@ -89,11 +89,14 @@ class Adapters {
 
   const Adapter& of(int64_t s) {
     Slot& slot = slots_[s];
-    std::call_once(slot.once, [&] {
-      const int64_t u = used_++;
-      slot.adapter = {a.make(s, u), b.make(s, u)};
-      slot.ready.store(true, std::memory_order_relaxed);
-    });
+    if (!slot.ready.load(std::memory_order_acquire)) {
+      const std::lock_guard<std::mutex> lock(slot.making);  // std::call_once would ask the kernel whether one waits
+      if (!ready(s)) {
+        const int64_t u = used_++;
+        slot.adapter = {a.make(s, u), b.make(s, u)};
+        slot.ready.store(true, std::memory_order_release);
+      }
+    }
     return slot.adapter;
   }
   bool ready(int64_t s) const { return slots_[s].ready.load(std::memory_order_relaxed); }
@@ -102,7 +105,7 @@ class Adapters {
 
  private:
   struct Slot {
-    std::once_flag once;
+    std::mutex making;
     std::atomic<bool> ready{false};
     Adapter adapter;
   };
