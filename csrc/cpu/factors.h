@@ -34,14 +34,14 @@ class Factors {
   // panel.
   template <class Write>
   void fill(int64_t work, const Write& write) {
-    fill(0, rows, work, write);
+    fill(0, rows, work, write, true);
   }
-  // The same for row .. row + n alone.
+  // The same for rows row .. row + n alone, without scratch where it is not wanted.
   template <class Write>
-  void fill(int64_t row, int64_t n, int64_t work, const Write& write) {
+  void fill(int64_t row, int64_t n, int64_t work, const Write& write, bool wants_scratch) {
     const int64_t group = std::min(kRowGroup, n), plain = rank * kPanel;
     parallel(panels_of(columns), work, [&](int64_t begin, int64_t end) {
-      const Buffer<C> scratch(group * plain), panels(packs_ ? group * plain : 0);
+      const Buffer<C> scratch(wants_scratch ? group * plain : 0), panels(packs_ ? group * plain : 0);
       for (int64_t p = begin; p < end; p++)
         for (int64_t first = row; first < row + n; first += kRowGroup) {
           const int64_t count = std::min(kRowGroup, row + n - first);

@@ -15,7 +15,7 @@ void mix_panel(const T* bank, const BankShape& shape, int64_t panel, const acc_t
                acc_t<T>* panels, int64_t stride);
 
 // One plain panel of a factor as it lies in memory, [columns][rank] (transposed) or [rank][columns], its padding too.
-// Scratch of the panel's size.
+// Scratch of the panel's size, unless F is C.
 template <class F, class C>
 void copy_panel(const F* factor, int64_t rank, int64_t columns, bool transposed, int64_t panel, C* scratch, C* to);
 

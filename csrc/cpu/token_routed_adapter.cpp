@@ -51,9 +51,12 @@ class ReadyFactors {
     dispatch_beside<C>(op_, factor_.scalar_type(), [&](auto tag) {
       using F = typename decltype(tag)::type;
       const F* from = pointer<F>(factor_) + s * rank_ * columns_;
-      made_.fill(u, 1, rank_ * kPanel, [&](int64_t panel, int64_t, int64_t, C* scratch, C* to, int64_t) {
-        copy_panel(from, rank_, columns_, transposed_, full + panel, scratch, to);
-      });
+      made_.fill(
+          u, 1, rank_ * kPanel,
+          [&](int64_t panel, int64_t, int64_t, C* scratch, C* to, int64_t) {
+            copy_panel(from, rank_, columns_, transposed_, full + panel, scratch, to);
+          },
+          !std::is_same_v<F, C>);
     });
     if (!left_) return made_.placed(u);
     return {pointer<C>(factor_) + s * rank_ * columns_, columns_, kPanel, made_.row(u)};
@@ -131,17 +134,26 @@ class Tiles {
 
   Tiles(const Call& call, int64_t most)
       : call_(call),
-        first_(call.count + 1),
-        next_(call.count),
-        chosen_(most * call.k),
+        places_(2 * call.count + 1 + most * call.k),
         from_(most * call.k),
         to_(most * call.k),
-        shares_(most * call.k),
-        sorted_(most * call.k),
-        scores_(kBlock * (call.count + 1) + choice_scratch(call.count, call.k)),
-        wide_(sizeof(T) != sizeof(C) ? kBlock * call.n_in : 0),
-        h_(kBlock * call.rank),
-        scratch_(token_scratch(call.rank)) {}
+        memory_(2 * most * call.k + kBlock * (call.count + 1 + call.rank) + choice_scratch(call.count, call.k) +
+                token_scratch(call.rank) + (sizeof(T) != sizeof(C) ? kBlock * call.n_in : 0)) {
+    next_ = first_ = places_.data();
+    next_ += call.count + 1;
+    chosen_ = next_ + call.count;
+    const int64_t pairs = most * call.k;
+    C* at = memory_.data();
+    const auto take = [&](int64_t size) { return (at += size) - size; };
+    shares_ = take(pairs);
+    sorted_ = take(pairs);
+    dots_ = take(kBlock * call.count);
+    inverse_ = take(kBlock);
+    h_ = take(kBlock * call.rank);
+    choice_ = take(choice_scratch(call.count, call.k));
+    scratch_ = take(token_scratch(call.rank));
+    wide_ = at;
+  }
 
   void add(int64_t begin, int64_t n) {
     for (int64_t t = 0; t < n; t += kBlock) route(begin + t, t, std::min(kBlock, n - t));
@@ -179,32 +191,31 @@ class Tiles {
     const TokenKernels<C>& kernel = token_kernels<C>();
     const int64_t n_in = call_.n_in, count = call_.count, k = call_.k;
     const T* x = call_.x + t * n_in;
-    const C* wide = wide_.data();
+    const C* wide = wide_;
     if constexpr (sizeof(T) != sizeof(C))  // scores are those of x in the precision of sums
-      bank_kernels<T>().widen(x, n * n_in, wide_.data());
+      bank_kernels<T>().widen(x, n * n_in, wide_);
     else
       wide = x;
     const C* rows[kBlock];
     for (int64_t i = 0; i < n; i++) rows[i] = wide + i * n_in;
-    C *dots = scores_.data(), *inverse = dots + kBlock * count, *scratch = inverse + kBlock;
-    kernel.shrink_list(rows, n, call_.directions, count, n_in, dots,
+    kernel.shrink_list(rows, n, call_.directions, count, n_in, dots_,
                        all_of(call_.y + t * call_.n_out, n * call_.n_out));
-    if (call_.normalised) kernel.inverse_deviations(wide, n, n_in, inverse);
-    kernel.choose(dots, call_.normalised ? inverse : nullptr, n, count, k, call_.temperature, scratch, &chosen_[at * k],
-                  &shares_[at * k]);
+    if (call_.normalised) kernel.inverse_deviations(wide, n, n_in, inverse_);
+    kernel.choose(dots_, call_.normalised ? inverse_ : nullptr, n, count, k, call_.temperature, choice_,
+                  &chosen_[at * k], &shares_[at * k]);
   }
 
   void sort(int64_t begin, int64_t n) {
     const int64_t k = call_.k, pairs = n * k;
-    std::fill(first_.begin(), first_.end(), 0);
+    std::fill(first_, next_, 0);
     for (int64_t i = 0; i < pairs; i++) first_[chosen_[i] + 1]++;
-    for (size_t s = 1; s < first_.size(); s++) first_[s] += first_[s - 1];
-    std::copy(first_.begin(), first_.end() - 1, next_.begin());
+    for (int64_t s = 0; s < call_.count; s++) first_[s + 1] += first_[s];
+    std::copy(first_, next_ - 1, next_);
     for (int64_t i = 0, pair = 0; i < n; i++)
       for (int64_t j = 0; j < k; j++, pair++) {
         const int64_t place = next_[chosen_[pair]]++;
-        from_[place] = call_.x + (begin + i) * call_.n_in;
-        to_[place] = call_.y + (begin + i) * call_.n_out;
+        from_.data()[place] = call_.x + (begin + i) * call_.n_in;
+        to_.data()[place] = call_.y + (begin + i) * call_.n_out;
         sorted_[place] = call_.scale * shares_[pair];
       }
   }
@@ -213,19 +224,21 @@ class Tiles {
   void compute(const typename Adapters<T>::Adapter& adapter, int64_t p, int64_t n, Ahead shrinking, Ahead expanding) {
     const TokenKernels<T>& kernel = token_kernels<T>();
     const int64_t rank = call_.rank;
-    C* h = h_.data();
-    kernel.shrink_list(&from_[p], n, adapter.a, rank, call_.n_in, h, shrinking);
+    kernel.shrink_list(from_.data() + p, n, adapter.a, rank, call_.n_in, h_, shrinking);
     for (int64_t i = 0; i < n; i++)
-      for (int64_t r = 0; r < rank; r++) h[i * rank + r] *= sorted_[p + i];
-    kernel.expand_list(&to_[p], n, adapter.b, rank, call_.n_out, h, scratch_.data(), expanding);
+      for (int64_t r = 0; r < rank; r++) h_[i * rank + r] *= sorted_[p + i];
+    kernel.expand_list(to_.data() + p, n, adapter.b, rank, call_.n_out, h_, scratch_, expanding);
   }
 
   const Call& call_;
-  std::vector<int64_t> first_, next_, chosen_;  // first_: of each adapter's pairs, and the end
-  std::vector<const T*> from_;
-  std::vector<T*> to_;
-  std::vector<C> shares_, sorted_;
-  Buffer<C> scores_, wide_, h_, scratch_;
+  // Of each adapter the first of its pairs, and the end; its next free place; and what each token chose.
+  Buffer<int64_t> places_;
+  int64_t *first_, *next_, *chosen_;
+  // The pairs' rows of x and y, by adapter.
+  Buffer<const T*> from_;
+  Buffer<T*> to_;
+  Buffer<C> memory_;
+  C *shares_, *sorted_, *dots_, *inverse_, *h_, *choice_, *scratch_, *wide_;
 };
 
 void token_routed_adapter(Tensor y, Tensor x, Tensor directions, Tensor A, Tensor B, int64_t top_k, double temperature,
