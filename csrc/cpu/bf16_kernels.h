@@ -47,10 +47,10 @@ void pack(const float* panel, int64_t rank, Use use, float* packed) {
 
 // ---- shrink: pairs of columns
 template <int N, int R>
-MHR_INLINE void shrink_tile(const bfloat16* x, int64_t ldx, const bfloat16* m, int64_t rank, int64_t panels, float* h,
+MHR_INLINE void shrink_tile(Tile<const bfloat16, N> x, const bfloat16* m, int64_t rank, int64_t panels, float* h,
                             bool add, Reader& ahead) {
   __m512 acc[N][R] = {};
-  for (int64_t p = 0; p < panels; p++, x += kPanel, m += rank * kPanel) {
+  for (int64_t at = 0; at < panels * kPanel; at += kPanel, m += rank * kPanel) {
     ahead.step();
 #pragma GCC unroll 2
     for (int k = 0; k < kPanel; k += kHalf) {
@@ -59,7 +59,7 @@ MHR_INLINE void shrink_tile(const bfloat16* x, int64_t ldx, const bfloat16* m, i
       for (int r = 0; r < R; r++) a[r] = load_bf16(m + r * kPanel + k);
 #pragma GCC unroll 8
       for (int n = 0; n < N; n++) {
-        const __m512bh v = load_bf16(x + n * ldx + k);
+        const __m512bh v = load_bf16(x.row[n] + at + k);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) acc[n][r] = _mm512_dpbf16_ps(acc[n][r], v, a[r]);
       }
@@ -70,45 +70,56 @@ MHR_INLINE void shrink_tile(const bfloat16* x, int64_t ldx, const bfloat16* m, i
 }
 
 template <int N>
-MHR_INLINE void shrink_tokens(const bfloat16* x, int64_t ldx, const bfloat16* m, int64_t rank, int64_t panels, float* h,
+MHR_INLINE void shrink_tokens(Tile<const bfloat16, N> x, const bfloat16* m, int64_t rank, int64_t panels, float* h,
                               bool add, Reader& ahead) {
   int64_t r = 0;
-  for (; r + kRanks <= rank; r += kRanks)
-    shrink_tile<N, kRanks>(x, ldx, m + r * kPanel, rank, panels, h + r, add, ahead);
-  for (; r < rank; r++) shrink_tile<N, 1>(x, ldx, m + r * kPanel, rank, panels, h + r, add, ahead);
+  for (; r + kRanks <= rank; r += kRanks) shrink_tile<N, kRanks>(x, m + r * kPanel, rank, panels, h + r, add, ahead);
+  for (; r < rank; r++) shrink_tile<N, 1>(x, m + r * kPanel, rank, panels, h + r, add, ahead);
 }
 
-void shrink_panels(const bfloat16* x, int64_t ldx, int64_t n, const bfloat16* m, int64_t rank, int64_t panels, float* h,
-                   bool add, Ahead wanted) {
-  Reader ahead(wanted, groups(n, kTokens) * groups(rank, kRanks) * panels);
+template <class Tokens>
+void shrink_panels(Tokens x, int64_t n, const bfloat16* m, int64_t rank, int64_t panels, float* h, bool add,
+                   Ahead wanted) {
+  Reader ahead(wanted, token_tiles(n) * groups(rank, kRanks) * panels);
   int64_t i = 0;
-  for (; i + kTokens <= n; i += kTokens)
-    shrink_tokens<kTokens>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add, ahead);
-  for (; i < n; i++) shrink_tokens<1>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add, ahead);
+  for (; i + kTokens <= n; i += kTokens) shrink_tokens<kTokens>({x, i}, m, rank, panels, h + i * rank, add, ahead);
+  if (i + 2 <= n) {
+    shrink_tokens<2>({x, i}, m, rank, panels, h + i * rank, add, ahead);
+    i += 2;
+  }
+  if (i < n) shrink_tokens<1>({x, i}, m, rank, panels, h + i * rank, add, ahead);
 }
 
-void shrink(const bfloat16* x, int64_t n, const float* packed, int64_t rank, int64_t columns, float* h, Ahead ahead) {
+template <class Tokens>
+void shrink_of(Tokens x, int64_t n, const float* packed, int64_t rank, int64_t columns, float* h, Ahead ahead) {
   const bfloat16* rows = as_bf16(packed);
   const int64_t full = columns / kPanel, width = columns % kPanel;
-  shrink_panels(x, columns, n, rows, rank, full, h, false, ahead);
+  shrink_panels(x, n, rows, rank, full, h, false, ahead);
   if (!width) return;
   bfloat16 tail[kBlock * kPanel];
-  pad_tail(x + full * kPanel, columns, n, width, tail);
-  shrink_panels(tail, kPanel, n, rows + full * rank * kPanel, rank, 1, h, true, kNothing);
+  pad_tail(x.from(full * kPanel), n, width, tail);
+  shrink_panels(Sequence<const bfloat16>{tail, kPanel}, n, rows + full * rank * kPanel, rank, 1, h, true, kNothing);
+}
+void shrink(const bfloat16* x, int64_t n, const float* packed, int64_t rank, int64_t columns, float* h, Ahead ahead) {
+  shrink_of(Sequence<const bfloat16>{x, columns}, n, packed, rank, columns, h, ahead);
+}
+void shrink_list(const bfloat16* const* x, int64_t n, Placed<float> packed, int64_t rank, int64_t columns, float* h,
+                 Ahead ahead) {
+  shrink_of(List<const bfloat16>{x, 0}, n, packed.first, rank, columns, h, ahead);
 }
 
 // ---- expand: pairs of ranks
 template <int N>
-MHR_INLINE void expand_tokens(bfloat16* y, int64_t ldy, const bfloat16* m, int64_t pairs, int64_t panels,
-                              const uint32_t* h, bool overwrite, Reader& ahead) {
-  for (int64_t p = 0; p < panels; p++, m += 2 * pairs * kPanel, y += kPanel) {
+MHR_INLINE void expand_tokens(Tile<bfloat16, N> y, const bfloat16* m, int64_t pairs, int64_t panels, const uint32_t* h,
+                              bool overwrite, Reader& ahead) {
+  for (int64_t at = 0; at < panels * kPanel; at += kPanel, m += 2 * pairs * kPanel) {
     ahead.step();
     vec<float> acc[N][4] = {};
     if (!overwrite) {
 #pragma GCC unroll 8
       for (int n = 0; n < N; n++)
 #pragma GCC unroll 8
-        for (int k = 0; k < 4; k++) acc[n][k] = load(y + n * ldy + 16 * k);
+        for (int k = 0; k < 4; k++) acc[n][k] = load(y.row[n] + at + 16 * k);
     }
     for (int64_t r = 0; r < pairs; r++) {
       __m512bh b[4];
@@ -125,22 +136,28 @@ MHR_INLINE void expand_tokens(bfloat16* y, int64_t ldy, const bfloat16* m, int64
     for (int n = 0; n < N; n++)
 #pragma GCC unroll 8
       for (int k = 0; k < 4; k += 2)
-        _mm512_storeu_si512(y + n * ldy + 16 * k,
+        _mm512_storeu_si512(y.row[n] + at + 16 * k,
                             (__m512i)_mm512_cvtne2ps_pbh((__m512)acc[n][k + 1], (__m512)acc[n][k]));
   }
 }
 
-void expand_panels(bfloat16* y, int64_t ldy, int64_t n, const bfloat16* m, int64_t pairs, int64_t panels,
-                   const uint32_t* h, bool overwrite, Ahead wanted) {
-  Reader ahead(wanted, groups(n, kTokens) * panels);
+template <class Tokens>
+void expand_panels(Tokens y, int64_t n, const bfloat16* m, int64_t pairs, int64_t panels, const uint32_t* h,
+                   bool overwrite, Ahead wanted) {
+  Reader ahead(wanted, token_tiles(n) * panels);
   int64_t i = 0;
   for (; i + kTokens <= n; i += kTokens)
-    expand_tokens<kTokens>(y + i * ldy, ldy, m, pairs, panels, h + i * pairs, overwrite, ahead);
-  for (; i < n; i++) expand_tokens<1>(y + i * ldy, ldy, m, pairs, panels, h + i * pairs, overwrite, ahead);
+    expand_tokens<kTokens>({y, i}, m, pairs, panels, h + i * pairs, overwrite, ahead);
+  if (i + 2 <= n) {
+    expand_tokens<2>({y, i}, m, pairs, panels, h + i * pairs, overwrite, ahead);
+    i += 2;
+  }
+  if (i < n) expand_tokens<1>({y, i}, m, pairs, panels, h + i * pairs, overwrite, ahead);
 }
 
-void expand(bfloat16* y, int64_t n, const float* packed, int64_t rank, int64_t columns, const float* h, float* scratch,
-            bool overwrite, Ahead ahead) {
+template <class Tokens>
+void expand_of(Tokens y, int64_t n, const float* packed, int64_t rank, int64_t columns, const float* h, float* scratch,
+               bool overwrite, Ahead ahead) {
   const int64_t pairs = rank_pairs(rank), full = columns / kPanel, width = columns % kPanel;
   uint32_t* paired = reinterpret_cast<uint32_t*>(scratch);
   for (int64_t i = 0; i < n; i++)
@@ -148,13 +165,22 @@ void expand(bfloat16* y, int64_t n, const float* packed, int64_t rank, int64_t c
       _mm256_mask_storeu_epi32(paired + i * pairs + r / 2, __mmask8(first_lanes(pairs - r / 2)),
                                round_lanes(first_lanes(rank - r), h + i * rank + r));
   const bfloat16* m = as_bf16(packed);
-  expand_panels(y, columns, n, m, pairs, full, paired, overwrite, ahead);
+  expand_panels(y, n, m, pairs, full, paired, overwrite, ahead);
   if (!width) return;
   bfloat16 tail[kBlock * kPanel];
-  y += full * kPanel;
-  pad_tail(y, columns, n, width, tail);
-  expand_panels(tail, kPanel, n, m + full * 2 * pairs * kPanel, pairs, 1, paired, overwrite, kNothing);
-  for (int64_t i = 0; i < n; i++) std::memcpy(y + i * columns, tail + i * kPanel, width * sizeof(bfloat16));
+  const Tokens last = y.from(full * kPanel);
+  pad_tail(last, n, width, tail);
+  expand_panels(Sequence<bfloat16>{tail, kPanel}, n, m + full * 2 * pairs * kPanel, pairs, 1, paired, overwrite,
+                kNothing);
+  for (int64_t i = 0; i < n; i++) std::memcpy(last(i), tail + i * kPanel, width * sizeof(bfloat16));
+}
+void expand(bfloat16* y, int64_t n, const float* packed, int64_t rank, int64_t columns, const float* h, float* scratch,
+            bool overwrite, Ahead ahead) {
+  expand_of(Sequence<bfloat16>{y, columns}, n, packed, rank, columns, h, scratch, overwrite, ahead);
+}
+void expand_list(bfloat16* const* y, int64_t n, Placed<float> packed, int64_t rank, int64_t columns, const float* h,
+                 float* scratch, Ahead ahead) {
+  expand_of(List<bfloat16>{y, 0}, n, packed.first, rank, columns, h, scratch, false, ahead);
 }
 
 // ---- outer: pairs of tokens
@@ -225,11 +251,14 @@ void outer(const bfloat16* x, int64_t n, const float* h, int64_t rank, int64_t c
   outer_panels(x, columns, n, paired, rank, full, panels, overwrite, ahead);
   if (!width) return;
   bfloat16 tail[kBlock * kPanel];
-  pad_tail(x + full * kPanel, columns, n, width, tail);
+  pad_tail(Sequence<const bfloat16>{x + full * kPanel, columns}, n, width, tail);
   outer_panels(tail, kPanel, n, paired, rank, 1, panels + full * rank * kPanel, overwrite, kNothing);
 }
 
-constexpr TokenKernels<bfloat16> table() { return {&packed_panel, &pack, &shrink, &expand, &outer, &gelu}; }
+constexpr TokenKernels<bfloat16> table() {
+  return {&packed_panel,       &pack,  &shrink, &expand, &shrink_list, &expand_list, &outer, &gelu,
+          &inverse_deviations, &choose};
+}
 
 }  // namespace dots16
 }  // namespace

@@ -10,7 +10,7 @@ template <class C>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t size) : memory_(new C[size]) {}
+  explicit Buffer(int64_t size) : memory_(size ? new C[size] : nullptr) {}
   C* data() const { return memory_.get(); }
 
  private:

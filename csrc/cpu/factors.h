@@ -27,18 +27,24 @@ class Factors {
   }
 
   const C* row(int64_t u) const { return memory_.data() + u * stride_; }
+  Placed<C> placed(int64_t u) const { return {row(u), kPanel, panel_, row(u) + columns / kPanel * panel_}; }
 
   // write(panel, first, count, scratch, to, stride) fills one plain panel [rank][kPanel], its padding too, of each of
   // the rows first .. first + count, `stride` apart, with `scratch` of the same size at hand. `work` is the cost of a
   // panel.
   template <class Write>
   void fill(int64_t work, const Write& write) {
-    const int64_t group = std::min(kRowGroup, rows), plain = rank * kPanel;
+    fill(0, rows, work, write, true);
+  }
+  // The same for rows row .. row + n alone, without scratch where it is not wanted.
+  template <class Write>
+  void fill(int64_t row, int64_t n, int64_t work, const Write& write, bool wants_scratch) {
+    const int64_t group = std::min(kRowGroup, n), plain = rank * kPanel;
     parallel(panels_of(columns), work, [&](int64_t begin, int64_t end) {
-      const Buffer<C> scratch(group * plain), panels(packs_ ? group * plain : 0);
+      const Buffer<C> scratch(wants_scratch ? group * plain : 0), panels(packs_ ? group * plain : 0);
       for (int64_t p = begin; p < end; p++)
-        for (int64_t first = 0; first < rows; first += kRowGroup) {
-          const int64_t count = std::min(kRowGroup, rows - first);
+        for (int64_t first = row; first < row + n; first += kRowGroup) {
+          const int64_t count = std::min(kRowGroup, row + n - first);
           C* to = memory_.data() + first * stride_ + p * panel_;
           if (!packs_) {
             write(p, first, count, scratch.data(), to, stride_);

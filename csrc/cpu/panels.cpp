@@ -72,6 +72,30 @@ void mix_panel(const T* bank, const BankShape& shape, int64_t panel, const acc_t
     }
 }
 
+template <class F, class C>
+void copy_panel(const F* factor, int64_t rank, int64_t columns, bool transposed, int64_t panel, C* scratch, C* to) {
+  const int64_t begin = panel * kPanel, width = std::min(kPanel, columns - begin);
+  const auto wide = [](const F* from, int64_t n, C* to) {
+    if constexpr (std::is_same_v<F, C>)
+      std::memcpy(to, from, n * sizeof(C));
+    else
+      bank_kernels<F>().widen(from, n, to);
+  };
+  if (transposed) {
+    const F* run = factor + begin * rank;
+    if constexpr (std::is_same_v<F, C>) {
+      bank_kernels<C>().spread(run, width, rank, to);
+    } else {
+      wide(run, width * rank, scratch);
+      bank_kernels<C>().spread(scratch, width, rank, to);
+    }
+  } else {
+    for (int64_t r = 0; r < rank; r++) wide(factor + r * columns + begin, width, to + r * kPanel);
+  }
+  if (width < kPanel)
+    for (int64_t r = 0; r < rank; r++) std::fill(to + r * kPanel + width, to + (r + 1) * kPanel, C(0));
+}
+
 template <class T>
 void unmix_chunk(const T* bank, const BankShape& shape, const Chunk& chunk, const acc_t<T>* w, int64_t rows,
                  const acc_t<T>* panels, acc_t<T>* scratch, T* d_bank, acc_t<T>* dots) {
@@ -109,7 +133,8 @@ void from_panels(const C* panels, int64_t rank, int64_t columns, bool transposed
   template void mix_panel(const T*, const BankShape&, int64_t, const acc_t<T>*, int64_t, acc_t<T>*, acc_t<T>*,   \
                           int64_t);                                                                              \
   template void unmix_chunk(const T*, const BankShape&, const Chunk&, const acc_t<T>*, int64_t, const acc_t<T>*, \
-                            acc_t<T>*, T*, acc_t<T>*);
+                            acc_t<T>*, T*, acc_t<T>*);                                                           \
+  template void copy_panel(const T*, int64_t, int64_t, bool, int64_t, acc_t<T>*, acc_t<T>*);
 MHR_INSTANTIATE(double)
 MHR_INSTANTIATE(float)
 MHR_INSTANTIATE(bfloat16)

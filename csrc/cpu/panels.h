@@ -14,6 +14,11 @@ template <class T>
 void mix_panel(const T* bank, const BankShape& shape, int64_t panel, const acc_t<T>* w, int64_t rows, acc_t<T>* scratch,
                acc_t<T>* panels, int64_t stride);
 
+// One plain panel of a factor as it lies in memory, [columns][rank] (transposed) or [rank][columns], its padding too.
+// Scratch of the panel's size, unless F is C.
+template <class F, class C>
+void copy_panel(const F* factor, int64_t rank, int64_t columns, bool transposed, int64_t panel, C* scratch, C* to);
+
 // Columns [begin, begin + width) of one head, which lie in one panel of the factor.
 struct Chunk {
   int64_t head, begin, width;

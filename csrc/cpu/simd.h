@@ -17,6 +17,15 @@ struct Ahead {
   int64_t lines;
 };
 
+// A factor M [R, D] of which rank r of panel p lies at first + p * step + r * row, and the last panel, where it is not
+// full, at `last`, padded. Kernels that pack read it all at `first`.
+template <class C>
+struct Placed {
+  const C* first;
+  int64_t row, step;
+  const C* last;
+};
+
 // Products of up to kBlock tokens with one mixed factor M [R, D], activations of type T.
 template <class T>
 struct TokenKernels {
@@ -29,14 +38,26 @@ struct TokenKernels {
   // y[n, D] = h M, added to what is there unless overwrite; scratch of expand_scratch elements
   void (*expand)(T* y, int64_t n, const C* m, int64_t rank, int64_t columns, const C* h, C* scratch, bool overwrite,
                  Ahead ahead);
+  // the same for n tokens of which each is given by the place of its row
+  void (*shrink_list)(const T* const* x, int64_t n, Placed<C> m, int64_t rank, int64_t columns, C* h, Ahead ahead);
+  void (*expand_list)(T* const* y, int64_t n, Placed<C> m, int64_t rank, int64_t columns, const C* h, C* scratch,
+                      Ahead ahead);
   // panels = h^T x, added to what is there unless overwrite
   void (*outer)(const T* x, int64_t n, const C* h, int64_t rank, int64_t columns, C* scratch, C* panels, bool overwrite,
                 Ahead ahead);
   // value[i] = gelu(z[i]), slope[i] = gelu'(z[i]) unless null
   void (*gelu)(const C* z, int64_t n, C* value, C* slope);
+  // inverse[i] = 1 / sqrt(var(x[i]) + 1e-5)
+  void (*inverse_deviations)(const C* x, int64_t n, int64_t columns, C* inverse);
+  // Scores |dots[i, s]|, or dots[i, s] * inverse[i] unless null; chosen[i, j], the k highest of S, the first of equal
+  // ones first, and shares[i, j], the softmax of score / temperature over these: no numbers where some score is none.
+  // Scratch of choice_scratch elements.
+  void (*choose)(const C* dots, const C* inverse, int64_t n, int64_t count, int64_t k, C temperature, C* scratch,
+                 int64_t* chosen, C* shares);
 };
 
 static constexpr int64_t token_scratch(int64_t rank) { return kBlock * (rank + 1); }
+static constexpr int64_t choice_scratch(int64_t count, int64_t k) { return 16 * (count + k); }
 
 // `rows` runs of `length` elements, `row_stride` apart within a skill and `skill_stride` apart between skills.
 struct BankRun {

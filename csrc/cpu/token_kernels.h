@@ -3,6 +3,7 @@
 // copy.
 #pragma once
 
+#include "cpu/choice.h"
 #include "cpu/gelu.h"
 #include "cpu/simd.h"
 #include "cpu/vector.h"
@@ -32,26 +33,72 @@ class Reader {
 
 template <class C>
 constexpr int panel_vectors = kPanel / lanes<C>;
-// Tiles of `size` that `n` falls into, what is left over taken one by one.
+// Tiles of `size` that `n` ranks fall into, what is left over taken one by one.
 constexpr int64_t groups(int64_t n, int64_t size) { return n / size + n % size; }
+// Tiles that `n` tokens fall into: of kTokens, of two, of one.
+constexpr int64_t token_tiles(int64_t n) { return n / kTokens + n % kTokens / 2 + n % 2; }
 constexpr Ahead kNothing{nullptr, 0};
 
+// ---- tokens, whose rows lie one after the other or anywhere
+template <class T>
+struct Sequence {
+  T* first;
+  int64_t stride;
+  inline __attribute__((always_inline)) T* operator()(int64_t i) const { return first + i * stride; }
+  Sequence from(int64_t column) const { return {first + column, stride}; }
+};
+template <class T>
+struct List {
+  T* const* rows;
+  int64_t column;
+  inline __attribute__((always_inline)) T* operator()(int64_t i) const { return rows[i] + column; }
+  List from(int64_t more) const { return {rows, column + more}; }
+};
+// N tokens' rows, in registers.
+template <class T, int N>
+struct Tile {
+  template <class Tokens>
+  inline __attribute__((always_inline)) Tile(const Tokens& tokens, int64_t first) {
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) row[n] = tokens(first + n);
+  }
+  T* row[N];
+};
+
+// ---- factors: where rank r of a panel lies, and the next panel
+template <class C>
+struct Panels {
+  const C* first;
+  int64_t rank;
+  inline __attribute__((always_inline)) const C* operator()(int64_t r) const { return first + r * kPanel; }
+  inline __attribute__((always_inline)) Panels from(int64_t r) const { return {first + r * kPanel, rank}; }
+  inline __attribute__((always_inline)) void next() { first += rank * kPanel; }
+};
+template <class C>
+struct Strided {
+  const C* first;
+  int64_t row, step;
+  inline __attribute__((always_inline)) const C* operator()(int64_t r) const { return first + r * row; }
+  inline __attribute__((always_inline)) Strided from(int64_t r) const { return {first + r * row, row, step}; }
+  inline __attribute__((always_inline)) void next() { first += step; }
+};
+
 // ---- shrink
-template <class T, int N, int R>
-MHR_INLINE void shrink_tile(const T* x, int64_t ldx, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
-                            bool add, Reader& ahead) {
+template <class T, int N, int R, class Factor>
+MHR_INLINE void shrink_tile(Tile<const T, N> x, Factor m, int64_t rank, int64_t panels, acc_t<T>* h, bool add,
+                            Reader& ahead) {
   using C = acc_t<T>;
   vec<C> acc[N][R] = {};
-  for (int64_t p = 0; p < panels; p++, x += kPanel, m += rank * kPanel) {
+  for (int64_t at = 0; at < panels * kPanel; at += kPanel, m.next()) {
     ahead.step();
 #pragma GCC unroll 4
     for (int k = 0; k < panel_vectors<C>; k++) {
       vec<C> a[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) a[r] = load(m + r * kPanel + k * lanes<C>);
+      for (int r = 0; r < R; r++) a[r] = load(m(r) + k * lanes<C>);
 #pragma GCC unroll 8
       for (int n = 0; n < N; n++) {
-        const vec<C> v = load(x + n * ldx + k * lanes<C>);
+        const vec<C> v = load(x.row[n] + at + k * lanes<C>);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) acc[n][r] += v * a[r];
       }
@@ -61,40 +108,41 @@ MHR_INLINE void shrink_tile(const T* x, int64_t ldx, const acc_t<T>* m, int64_t 
   for (int n = 0; n < N; n++) store_sums<R, C>(acc[n], h + n * rank, add);
 }
 
-template <class T, int N>
-MHR_INLINE void shrink_tokens(const T* x, int64_t ldx, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
-                              bool add, Reader& ahead) {
+template <class T, int N, class Factor>
+MHR_INLINE void shrink_tokens(Tile<const T, N> x, Factor m, int64_t rank, int64_t panels, acc_t<T>* h, bool add,
+                              Reader& ahead) {
   int64_t r = 0;
-  for (; r + kRanks <= rank; r += kRanks)
-    shrink_tile<T, N, kRanks>(x, ldx, m + r * kPanel, rank, panels, h + r, add, ahead);
-  for (; r < rank; r++) shrink_tile<T, N, 1>(x, ldx, m + r * kPanel, rank, panels, h + r, add, ahead);
+  for (; r + kRanks <= rank; r += kRanks) shrink_tile<T, N, kRanks>(x, m.from(r), rank, panels, h + r, add, ahead);
+  for (; r < rank; r++) shrink_tile<T, N, 1>(x, m.from(r), rank, panels, h + r, add, ahead);
 }
 
-template <class T>
-void shrink_panels(const T* x, int64_t ldx, int64_t n, const acc_t<T>* m, int64_t rank, int64_t panels, acc_t<T>* h,
-                   bool add, Ahead wanted) {
-  Reader ahead(wanted, groups(n, kTokens) * groups(rank, kRanks) * panels);
+template <class T, class Tokens, class Factor>
+void shrink_panels(Tokens x, int64_t n, Factor m, int64_t rank, int64_t panels, acc_t<T>* h, bool add, Ahead wanted) {
+  Reader ahead(wanted, token_tiles(n) * groups(rank, kRanks) * panels);
   int64_t i = 0;
-  for (; i + kTokens <= n; i += kTokens)
-    shrink_tokens<T, kTokens>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add, ahead);
-  for (; i < n; i++) shrink_tokens<T, 1>(x + i * ldx, ldx, m, rank, panels, h + i * rank, add, ahead);
+  for (; i + kTokens <= n; i += kTokens) shrink_tokens<T, kTokens>({x, i}, m, rank, panels, h + i * rank, add, ahead);
+  if (i + 2 <= n) {
+    shrink_tokens<T, 2>({x, i}, m, rank, panels, h + i * rank, add, ahead);
+    i += 2;
+  }
+  if (i < n) shrink_tokens<T, 1>({x, i}, m, rank, panels, h + i * rank, add, ahead);
 }
 
 // ---- expand
-template <class T, int N, int V, bool Overwrite>
-MHR_INLINE void expand_tile(T* y, int64_t ldy, const acc_t<T>* m, int64_t rank, const acc_t<T>* h) {
+template <class T, int N, int V, bool Overwrite, class Factor>
+MHR_INLINE void expand_tile(Tile<T, N> y, int64_t at, Factor m, int64_t k0, int64_t rank, const acc_t<T>* h) {
   using C = acc_t<T>;
   vec<C> acc[N][V] = {};
   if (!Overwrite) {
 #pragma GCC unroll 8
     for (int n = 0; n < N; n++)
 #pragma GCC unroll 8
-      for (int k = 0; k < V; k++) acc[n][k] = load(y + n * ldy + k * lanes<C>);
+      for (int k = 0; k < V; k++) acc[n][k] = load(y.row[n] + at + (k0 + k) * lanes<C>);
   }
-  for (int64_t r = 0; r < rank; r++, m += kPanel) {
+  for (int64_t r = 0; r < rank; r++, m = m.from(1)) {
     vec<C> b[V];
 #pragma GCC unroll 8
-    for (int k = 0; k < V; k++) b[k] = load(m + k * lanes<C>);
+    for (int k = 0; k < V; k++) b[k] = load(m(0) + (k0 + k) * lanes<C>);
 #pragma GCC unroll 8
     for (int n = 0; n < N; n++) {
       const vec<C> v = splat(h[n * rank + r]);
@@ -105,28 +153,29 @@ MHR_INLINE void expand_tile(T* y, int64_t ldy, const acc_t<T>* m, int64_t rank, 
 #pragma GCC unroll 8
   for (int n = 0; n < N; n++)
 #pragma GCC unroll 8
-    for (int k = 0; k < V; k++) store(y + n * ldy + k * lanes<C>, acc[n][k]);
+    for (int k = 0; k < V; k++) store(y.row[n] + at + (k0 + k) * lanes<C>, acc[n][k]);
 }
 
-template <class T, int N, bool Overwrite>
-MHR_INLINE void expand_tokens(T* y, int64_t ldy, const acc_t<T>* m, int64_t rank, int64_t panels, const acc_t<T>* h,
-                              Reader& ahead) {
+template <class T, int N, bool Overwrite, class Factor>
+MHR_INLINE void expand_tokens(Tile<T, N> y, Factor m, int64_t rank, int64_t panels, const acc_t<T>* h, Reader& ahead) {
   using C = acc_t<T>;
-  for (int64_t p = 0; p < panels; p++, m += rank * kPanel, y += kPanel) {
+  for (int64_t at = 0; at < panels * kPanel; at += kPanel, m.next()) {
     ahead.step();
-    for (int k = 0; k < panel_vectors<C>; k += kVectors)
-      expand_tile<T, N, kVectors, Overwrite>(y + k * lanes<C>, ldy, m + k * lanes<C>, rank, h);
+    for (int k = 0; k < panel_vectors<C>; k += kVectors) expand_tile<T, N, kVectors, Overwrite>(y, at, m, k, rank, h);
   }
 }
 
-template <class T, bool Overwrite>
-void expand_panels(T* y, int64_t ldy, int64_t n, const acc_t<T>* m, int64_t rank, int64_t panels, const acc_t<T>* h,
-                   Ahead wanted) {
-  Reader ahead(wanted, groups(n, kTokens) * panels);
+template <class T, bool Overwrite, class Tokens, class Factor>
+void expand_panels(Tokens y, int64_t n, Factor m, int64_t rank, int64_t panels, const acc_t<T>* h, Ahead wanted) {
+  Reader ahead(wanted, token_tiles(n) * panels);
   int64_t i = 0;
   for (; i + kTokens <= n; i += kTokens)
-    expand_tokens<T, kTokens, Overwrite>(y + i * ldy, ldy, m, rank, panels, h + i * rank, ahead);
-  for (; i < n; i++) expand_tokens<T, 1, Overwrite>(y + i * ldy, ldy, m, rank, panels, h + i * rank, ahead);
+    expand_tokens<T, kTokens, Overwrite>({y, i}, m, rank, panels, h + i * rank, ahead);
+  if (i + 2 <= n) {
+    expand_tokens<T, 2, Overwrite>({y, i}, m, rank, panels, h + i * rank, ahead);
+    i += 2;
+  }
+  if (i < n) expand_tokens<T, 1, Overwrite>({y, i}, m, rank, panels, h + i * rank, ahead);
 }
 
 // ---- outer
@@ -176,39 +225,63 @@ void outer_panels(const T* x, int64_t ldx, int64_t n, const acc_t<T>* h, int64_t
 }
 
 // ---- whole factors: full panels where they lie, the rest through a padded copy
-template <class T>
-void pad_tail(const T* x, int64_t ldx, int64_t n, int64_t width, T* tail) {
+template <class T, class Tokens>
+void pad_tail(Tokens x, int64_t n, int64_t width, T* tail) {
   for (int64_t i = 0; i < n; i++) {
-    std::memcpy(tail + i * kPanel, x + i * ldx, width * sizeof(T));
+    std::memcpy(tail + i * kPanel, x(i), width * sizeof(T));
     std::memset(tail + i * kPanel + width, 0, (kPanel - width) * sizeof(T));
   }
 }
 
-template <class T>
-void shrink(const T* x, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, acc_t<T>* h, Ahead ahead) {
+// The factor's full panels, and the last one where it is not full.
+template <class T, class Tokens, class Factor>
+void shrink_of(Tokens x, int64_t n, Factor m, const acc_t<T>* last, int64_t rank, int64_t columns, acc_t<T>* h,
+               Ahead ahead) {
   const int64_t full = columns / kPanel, width = columns % kPanel;
-  shrink_panels<T>(x, columns, n, m, rank, full, h, false, ahead);
+  shrink_panels<T>(x, n, m, rank, full, h, false, ahead);
   if (!width) return;
   T tail[kBlock * kPanel];
-  pad_tail(x + full * kPanel, columns, n, width, tail);
-  shrink_panels<T>(tail, kPanel, n, m + full * rank * kPanel, rank, 1, h, true, kNothing);
+  pad_tail(x.from(full * kPanel), n, width, tail);
+  shrink_panels<T>(Sequence<const T>{tail, kPanel}, n, Panels<acc_t<T>>{last, rank}, rank, 1, h, true, kNothing);
+}
+template <class T>
+void shrink(const T* x, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, acc_t<T>* h, Ahead ahead) {
+  shrink_of<T>(Sequence<const T>{x, columns}, n, Panels<acc_t<T>>{m, rank}, m + columns / kPanel * rank * kPanel, rank,
+               columns, h, ahead);
+}
+template <class T>
+void shrink_list(const T* const* x, int64_t n, Placed<acc_t<T>> m, int64_t rank, int64_t columns, acc_t<T>* h,
+                 Ahead ahead) {
+  shrink_of<T>(List<const T>{x, 0}, n, Strided<acc_t<T>>{m.first, m.row, m.step}, m.last, rank, columns, h, ahead);
 }
 
+template <class T, bool Overwrite, class Tokens, class Factor>
+void expand_of(Tokens y, int64_t n, Factor m, const acc_t<T>* last, int64_t rank, int64_t columns, const acc_t<T>* h,
+               Ahead ahead) {
+  const int64_t full = columns / kPanel, width = columns % kPanel;
+  expand_panels<T, Overwrite>(y, n, m, rank, full, h, ahead);
+  if (!width) return;
+  T tail[kBlock * kPanel];
+  const Tokens rest = y.from(full * kPanel);
+  pad_tail(rest, n, width, tail);
+  expand_panels<T, Overwrite>(Sequence<T>{tail, kPanel}, n, Panels<acc_t<T>>{last, rank}, rank, 1, h, kNothing);
+  for (int64_t i = 0; i < n; i++) std::memcpy(rest(i), tail + i * kPanel, width * sizeof(T));
+}
 template <class T>
 void expand(T* y, int64_t n, const acc_t<T>* m, int64_t rank, int64_t columns, const acc_t<T>* h, acc_t<T>*,
             bool overwrite, Ahead ahead) {
-  const int64_t full = columns / kPanel, width = columns % kPanel;
+  const Sequence<T> tokens{y, columns};
+  const Panels<acc_t<T>> panels{m, rank};
+  const acc_t<T>* last = m + columns / kPanel * rank * kPanel;
   if (overwrite)
-    expand_panels<T, true>(y, columns, n, m, rank, full, h, ahead);
+    expand_of<T, true>(tokens, n, panels, last, rank, columns, h, ahead);
   else
-    expand_panels<T, false>(y, columns, n, m, rank, full, h, ahead);
-  if (!width) return;
-  T tail[kBlock * kPanel];
-  y += full * kPanel;
-  pad_tail(y, columns, n, width, tail);
-  if (overwrite) std::memset(tail, 0, sizeof(tail));
-  expand_panels<T, false>(tail, kPanel, n, m + full * rank * kPanel, rank, 1, h, kNothing);
-  for (int64_t i = 0; i < n; i++) std::memcpy(y + i * columns, tail + i * kPanel, width * sizeof(T));
+    expand_of<T, false>(tokens, n, panels, last, rank, columns, h, ahead);
+}
+template <class T>
+void expand_list(T* const* y, int64_t n, Placed<acc_t<T>> m, int64_t rank, int64_t columns, const acc_t<T>* h,
+                 acc_t<T>*, Ahead ahead) {
+  expand_of<T, false>(List<T>{y, 0}, n, Strided<acc_t<T>>{m.first, m.row, m.step}, m.last, rank, columns, h, ahead);
 }
 
 template <class T>
@@ -218,13 +291,14 @@ void outer(const T* x, int64_t n, const acc_t<T>* h, int64_t rank, int64_t colum
   outer_panels<T>(x, columns, n, h, rank, full, panels, overwrite, ahead);
   if (!width) return;
   T tail[kBlock * kPanel];
-  pad_tail(x + full * kPanel, columns, n, width, tail);
+  pad_tail(Sequence<const T>{x + full * kPanel, columns}, n, width, tail);
   outer_panels<T>(tail, kPanel, n, h, rank, 1, panels + full * rank * kPanel, overwrite, kNothing);
 }
 
 template <class T>
 constexpr TokenKernels<T> token_table() {
-  return {nullptr, nullptr, &shrink<T>, &expand<T>, &outer<T>, &gelu};
+  return {nullptr,         nullptr,   &shrink<T>, &expand<T>,          &shrink_list<T>,
+          &expand_list<T>, &outer<T>, &gelu,      &inverse_deviations, &choose};
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // token_routed_adapter: each token chooses k of S adapters by its scores, and each adapter computes on its tokens of a
-// tile. The tile's rows are gathered into blocks, so that x and y come from memory once, whatever k is.
-#include <cmath>
-#include <cstring>
+// tile, wherever their rows lie. A tile stays in the second-level cache: x and y come from memory once, whatever k is.
+#include <atomic>
+#include <mutex>
 #include <vector>
 
 #include "adapter_checks.h"
@@ -13,121 +13,232 @@
 namespace mhr {
 namespace {
 
-// Tokens whose pairs with adapters are sorted together: few enough for x and y to stay in the second-level cache.
-constexpr int64_t kTile = 4 * kBlock;
-// Rank up to which gathering tokens costs more than it saves: an adapter's factors stay in the first-level cache.
-constexpr int64_t kAlone = 4;
+// Tokens of a tile: as many as have rows of so many bytes in x and y, half of a small second-level cache.
+constexpr int64_t kTileBytes = 1 << 18, kLeastTile = 16, kMostTile = 4 * kBlock;
 
-// What stands in a tensor [rows][rank][columns], or [rows][columns][rank] where it is transposed, for the rows in
-// `used`.
+int64_t tile_of(int64_t n, int64_t bytes) {
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t fitting = std::min({kTileBytes / std::max<int64_t>(bytes, 1), kMostTile, (n + threads - 1) / threads});
+  return std::max(kLeastTile, fitting / kLeastTile * kLeastTile);
+}
+
+template <class F>
+Ahead all_of(const F* begin, int64_t count) {
+  return {reinterpret_cast<const char*>(begin), count * int64_t(sizeof(F)) / 64};
+}
+
+// Factors [S, R, D], or [S, D, R] where they are transposed, each made ready for the kernels when it is asked for.
+// Those that lie as the kernels read them are left there, but for a last panel that is not full.
 template <class T>
-Factors<T> factors_of(const char* op, const Tensor& factor, int64_t rank, int64_t columns, bool transposed,
-                      const std::vector<int64_t>& used, Use use) {
+class ReadyFactors {
+ public:
   using C = acc_t<T>;
-  const BankShape shape{1, 1, transposed ? columns : rank, transposed ? rank : columns, transposed};
-  const C one = 1;
-  Factors<T> out(int64_t(used.size()), rank, columns, use);
-  dispatch_beside<C>(op, factor.scalar_type(), [&](auto tag) {
-    using F = typename decltype(tag)::type;
-    out.fill(out.rows * rank * kPanel,
-             [&](int64_t panel, int64_t first, int64_t count, C* scratch, C* to, int64_t stride) {
-               for (int64_t i = first; i < first + count; i++, to += stride)
-                 mix_panel(pointer<F>(factor) + used[i] * rank * columns, shape, panel, &one, 1, scratch, to, stride);
-             });
-  });
-  return out;
-}
 
-// 1 / sqrt(var + 1e-5) of n values.
-template <class C>
-C inverse_deviation(const C* x, int64_t n) {
-  double sum = 0, squares = 0;
-  for (int64_t i = 0; i < n; i++) sum += double(x[i]);
-  const double mean = sum / double(n);
-  for (int64_t i = 0; i < n; i++) squares += (double(x[i]) - mean) * (double(x[i]) - mean);
-  return C(1 / std::sqrt(squares / double(n) + 1e-5));
-}
+  // At most `most` of them will be asked for.
+  ReadyFactors(const char* op, const Tensor& factor, int64_t rank, int64_t columns, bool transposed, int64_t most,
+               Use use)
+      : op_(op),
+        factor_(factor),
+        rank_(rank),
+        columns_(columns),
+        transposed_(transposed),
+        left_(!transposed && !token_kernels<T>().packed_panel && factor.element_size() == int64_t(sizeof(C))),
+        made_(most, rank_, left_ ? columns_ % kPanel : columns_, use) {}
 
-// The k highest of `count` scores, the first of equal ones first, and the softmax over them; what is taken becomes
-// -inf.
-template <class C>
-void choose(C* scores, int64_t count, int64_t k, C temperature, int64_t* chosen, C* shares) {
-  for (int64_t j = 0; j < k; j++) {
-    int64_t best = 0;
-    for (int64_t s = 1; s < count; s++)
-      if (scores[s] > scores[best]) best = s;
-    chosen[j] = best;
-    shares[j] = scores[best];
-    scores[best] = -INFINITY;
-  }
-  C sum = 0;
-  const C highest = shares[0];
-  for (int64_t j = 0; j < k; j++) sum += shares[j] = std::exp((shares[j] - highest) / temperature);
-  for (int64_t j = 0; j < k; j++) shares[j] /= sum;
-}
-
-// The pairs of a tile's tokens with adapters, by adapter.
-template <class C>
-struct Pairs {
-  Pairs(int64_t adapters, int64_t k) : first(adapters + 1), tokens(kTile * k), shares(kTile * k) {}
-
-  void sort(const int64_t* chosen, const C* share, int64_t begin, int64_t n, int64_t k) {
-    std::fill(first.begin(), first.end(), 0);
-    for (int64_t i = begin * k; i < (begin + n) * k; i++) first[chosen[i] + 1]++;
-    for (size_t s = 1; s < first.size(); s++) first[s] += first[s - 1];
-    std::vector<int64_t> next(first.begin(), first.end() - 1);
-    for (int64_t i = begin * k; i < (begin + n) * k; i++) {
-      const int64_t place = next[chosen[i]]++;
-      tokens[place] = i / k;
-      shares[place] = share[i];
-    }
+  // Factor s, by slot `u` of those that are made.
+  Placed<C> make(int64_t s, int64_t u) {
+    const int64_t full = left_ ? columns_ / kPanel : 0;  // panels that are left where they are
+    dispatch_beside<C>(op_, factor_.scalar_type(), [&](auto tag) {
+      using F = typename decltype(tag)::type;
+      const F* from = pointer<F>(factor_) + s * rank_ * columns_;
+      made_.fill(
+          u, 1, rank_ * kPanel,
+          [&](int64_t panel, int64_t, int64_t, C* scratch, C* to, int64_t) {
+            copy_panel(from, rank_, columns_, transposed_, full + panel, scratch, to);
+          },
+          !std::is_same_v<F, C>);
+    });
+    if (!left_) return made_.placed(u);
+    return {pointer<C>(factor_) + s * rank_ * columns_, columns_, kPanel, made_.row(u)};
   }
 
-  std::vector<int64_t> first, tokens;
-  std::vector<C> shares;
+  Ahead memory(int64_t s) const {
+    const int64_t size = rank_ * columns_ * factor_.element_size();
+    return all_of(static_cast<const char*>(factor_.const_data_ptr()) + s * size, size);
+  }
+
+ private:
+  const char* op_;
+  const Tensor& factor_;
+  int64_t rank_, columns_;
+  bool transposed_, left_;
+  Factors<T> made_;
 };
 
-// What one thread adds to y: of used adapter u, for up to kBlock tokens.
+// The adapters that tokens chose, each made ready by the first thread that wants it.
 template <class T>
-struct Work {
+class Adapters {
+ public:
   using C = acc_t<T>;
-  Work(const T* x, T* y, C scale, const Factors<T>& a, const Factors<T>& b)
-      : x(x),
-        y(y),
-        scale(scale),
-        a(a),
-        b(b),
-        rows(kBlock * a.columns),
-        out(kBlock * b.columns),
-        h(kBlock * a.rank),
-        scratch(token_scratch(a.rank)) {}
+  struct Adapter {
+    Placed<C> a, b;
+  };
 
-  void add(int64_t u, const int64_t* tokens, const C* shares, int64_t n) const {
-    const TokenKernels<T>& kernel = token_kernels<T>();
-    const int64_t n_in = a.columns, n_out = b.columns, rank = a.rank;
-    const T* from = x + tokens[0] * n_in;  // a token alone is read and written where it is
-    T* to = y + tokens[0] * n_out;
-    if (n > 1) {
-      from = rows.data();
-      to = out.data();
-      for (int64_t i = 0; i < n; i++) {
-        std::memcpy(rows.data() + i * n_in, x + tokens[i] * n_in, n_in * sizeof(T));
-        std::memcpy(out.data() + i * n_out, y + tokens[i] * n_out, n_out * sizeof(T));
+  // At most `most` of them will be asked for.
+  Adapters(const char* op, const Tensor& A, const Tensor& B, int64_t most)
+      : a(op, A, A.size(2), A.size(1), true, most, Use::shrink),
+        b(op, B, B.size(1), B.size(2), false, most, Use::expand),
+        slots_(A.size(0)) {}
+
+  const Adapter& of(int64_t s) {
+    Slot& slot = slots_[s];
+    if (!slot.ready.load(std::memory_order_acquire)) {
+      const std::lock_guard<std::mutex> lock(slot.making);  // std::call_once would ask the kernel whether one waits
+      if (!ready(s)) {
+        const int64_t u = used_++;
+        slot.adapter = {a.make(s, u), b.make(s, u)};
+        slot.ready.store(true, std::memory_order_release);
       }
     }
-    kernel.shrink(from, n, a.row(u), rank, n_in, h.data(), Ahead{});
-    for (int64_t i = 0; i < n; i++)
-      for (int64_t r = 0; r < rank; r++) h.data()[i * rank + r] *= scale * shares[i];
-    kernel.expand(to, n, b.row(u), rank, n_out, h.data(), scratch.data(), false, Ahead{});
-    for (int64_t i = 0; n > 1 && i < n; i++) std::memcpy(y + tokens[i] * n_out, to + i * n_out, n_out * sizeof(T));
+    return slot.adapter;
+  }
+  bool ready(int64_t s) const { return slots_[s].ready.load(std::memory_order_relaxed); }
+
+  ReadyFactors<T> a, b;
+
+ private:
+  struct Slot {
+    std::mutex making;
+    std::atomic<bool> ready{false};
+    Adapter adapter;
+  };
+  std::vector<Slot> slots_;
+  std::atomic<int64_t> used_{0};
+};
+
+// What one thread does for a tile of tokens after the other: scores, choice, pairs of tokens and adapters sorted by
+// adapter, and each adapter on its tokens.
+template <class T>
+class Tiles {
+ public:
+  using C = acc_t<T>;
+  struct Call {
+    const T* x;
+    T* y;
+    int64_t tokens, n_in, n_out, count, k, rank;
+    C temperature, scale;
+    bool normalised;
+    Placed<C> directions;
+    Adapters<T>& adapters;
+  };
+
+  Tiles(const Call& call, int64_t most)
+      : call_(call),
+        places_(2 * call.count + 1 + most * call.k),
+        from_(most * call.k),
+        to_(most * call.k),
+        memory_(2 * most * call.k + kBlock * (call.count + 1 + call.rank) + choice_scratch(call.count, call.k) +
+                token_scratch(call.rank) + (sizeof(T) != sizeof(C) ? kBlock * call.n_in : 0)) {
+    next_ = first_ = places_.data();
+    next_ += call.count + 1;
+    chosen_ = next_ + call.count;
+    const int64_t pairs = most * call.k;
+    C* at = memory_.data();
+    const auto take = [&](int64_t size) { return (at += size) - size; };
+    shares_ = take(pairs);
+    sorted_ = take(pairs);
+    dots_ = take(kBlock * call.count);
+    inverse_ = take(kBlock);
+    h_ = take(kBlock * call.rank);
+    choice_ = take(choice_scratch(call.count, call.k));
+    scratch_ = take(token_scratch(call.rank));
+    wide_ = at;
   }
 
-  const T* x;
-  T* y;
-  C scale;
-  const Factors<T>&a, &b;
-  Buffer<T> rows, out;
-  Buffer<C> h, scratch;
+  void add(int64_t begin, int64_t n) {
+    for (int64_t t = 0; t < n; t += kBlock) route(begin + t, t, std::min(kBlock, n - t));
+    sort(begin, n);
+    for (int64_t s = next_wanted(0); s < call_.count;) {
+      const typename Adapters<T>::Adapter& adapter = call_.adapters.of(s);
+      const int64_t after = next_wanted(s + 1), first = first_[s], last = first_[s + 1];
+      // What is read next is asked for while this one computes: an adapter, or else the next tile.
+      const bool known = after == call_.count || call_.adapters.ready(after);
+      for (int64_t p = first; p < last; p += kBlock) {
+        const int64_t block = std::min(kBlock, last - p);
+        const bool asks = p == first && !known;
+        compute(adapter, p, block, asks ? call_.adapters.a.memory(after) : next_tile(begin + n, p, block),
+                asks ? call_.adapters.b.memory(after) : Ahead{});
+      }
+      s = after;
+    }
+  }
+
+ private:
+  // The first adapter from s on that a token of the tile chose.
+  int64_t next_wanted(int64_t s) const {
+    while (s < call_.count && first_[s] == first_[s + 1]) s++;
+    return s;
+  }
+
+  // The part of x in the next tile, which begins with token t, that pairs p .. p + n are of this one.
+  Ahead next_tile(int64_t t, int64_t p, int64_t n) const {
+    const int64_t begin = std::min(t + p / call_.k, call_.tokens), end = std::min(t + (p + n) / call_.k, call_.tokens);
+    return all_of(call_.x + begin * call_.n_in, (end - begin) * call_.n_in);
+  }
+
+  // Chosen and shares of the tokens t .. t + n, which stand in place `at` of the tile.
+  void route(int64_t t, int64_t at, int64_t n) {
+    const TokenKernels<C>& kernel = token_kernels<C>();
+    const int64_t n_in = call_.n_in, count = call_.count, k = call_.k;
+    const T* x = call_.x + t * n_in;
+    const C* wide = wide_;
+    if constexpr (sizeof(T) != sizeof(C))  // scores are those of x in the precision of sums
+      bank_kernels<T>().widen(x, n * n_in, wide_);
+    else
+      wide = x;
+    const C* rows[kBlock];
+    for (int64_t i = 0; i < n; i++) rows[i] = wide + i * n_in;
+    kernel.shrink_list(rows, n, call_.directions, count, n_in, dots_,
+                       all_of(call_.y + t * call_.n_out, n * call_.n_out));
+    if (call_.normalised) kernel.inverse_deviations(wide, n, n_in, inverse_);
+    kernel.choose(dots_, call_.normalised ? inverse_ : nullptr, n, count, k, call_.temperature, choice_,
+                  &chosen_[at * k], &shares_[at * k]);
+  }
+
+  void sort(int64_t begin, int64_t n) {
+    const int64_t k = call_.k, pairs = n * k;
+    std::fill(first_, next_, 0);
+    for (int64_t i = 0; i < pairs; i++) first_[chosen_[i] + 1]++;
+    for (int64_t s = 0; s < call_.count; s++) first_[s + 1] += first_[s];
+    std::copy(first_, next_ - 1, next_);
+    for (int64_t i = 0, pair = 0; i < n; i++)
+      for (int64_t j = 0; j < k; j++, pair++) {
+        const int64_t place = next_[chosen_[pair]]++;
+        from_.data()[place] = call_.x + (begin + i) * call_.n_in;
+        to_.data()[place] = call_.y + (begin + i) * call_.n_out;
+        sorted_[place] = call_.scale * shares_[pair];
+      }
+  }
+
+  // One adapter on n pairs from the p-th on.
+  void compute(const typename Adapters<T>::Adapter& adapter, int64_t p, int64_t n, Ahead shrinking, Ahead expanding) {
+    const TokenKernels<T>& kernel = token_kernels<T>();
+    const int64_t rank = call_.rank;
+    kernel.shrink_list(from_.data() + p, n, adapter.a, rank, call_.n_in, h_, shrinking);
+    for (int64_t i = 0; i < n; i++)
+      for (int64_t r = 0; r < rank; r++) h_[i * rank + r] *= sorted_[p + i];
+    kernel.expand_list(to_.data() + p, n, adapter.b, rank, call_.n_out, h_, scratch_, expanding);
+  }
+
+  const Call& call_;
+  // Of each adapter the first of its pairs, and the end; its next free place; and what each token chose.
+  Buffer<int64_t> places_;
+  int64_t *first_, *next_, *chosen_;
+  // The pairs' rows of x and y, by adapter.
+  Buffer<const T*> from_;
+  Buffer<T*> to_;
+  Buffer<C> memory_;
+  C *shares_, *sorted_, *dots_, *inverse_, *h_, *choice_, *scratch_, *wide_;
 };
 
 void token_routed_adapter(Tensor y, Tensor x, Tensor directions, Tensor A, Tensor B, int64_t top_k, double temperature,
@@ -151,47 +262,16 @@ void token_routed_adapter(Tensor y, Tensor x, Tensor directions, Tensor A, Tenso
   dispatch_float(op, dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using C = acc_t<T>;
-    const bool wider = sizeof(T) != sizeof(C);  // scores are those of x in the precision of sums
-    const T* from = pointer<T>(x);
-    T* to = mutable_pointer<T>(y);
-    std::vector<int64_t> chosen(n * top_k);
-    std::vector<C> shares(n * top_k);
-    const Factors<C> v = factors_of<C>(op, directions, count, n_in, false, {0}, Use::shrink);
-    parallel((n + kBlock - 1) / kBlock, kBlock * count * n_in, [&](int64_t begin, int64_t end) {
-      const Buffer<C> scores(kBlock * count), wide(wider ? kBlock * n_in : 0);
-      for (int64_t t = begin * kBlock; t < std::min(end * kBlock, n); t += kBlock) {
-        const int64_t block = std::min(kBlock, n - t);
-        if (wider) bank_kernels<T>().widen(from + t * n_in, block * n_in, wide.data());
-        const C* tokens = wider ? wide.data() : reinterpret_cast<const C*>(from + t * n_in);
-        token_kernels<C>().shrink(tokens, block, v.row(0), count, n_in, scores.data(), Ahead{});
-        for (int64_t i = 0; i < block; i++) {
-          C* own = scores.data() + i * count;
-          const C inverse = normalised ? inverse_deviation(tokens + i * n_in, n_in) : C(1);
-          for (int64_t s = 0; s < count; s++) own[s] = normalised ? own[s] * inverse : std::abs(own[s]);
-          choose(own, count, top_k, C(temperature), &chosen[(t + i) * top_k], &shares[(t + i) * top_k]);
-        }
-      }
-    });
-    std::vector<int64_t> place(count, -1), used;
-    for (int64_t s : chosen)
-      if (place[s] < 0) {
-        place[s] = int64_t(used.size());
-        used.push_back(s);
-      }
-    const Factors<T> a = factors_of<T>(op, A, rank, n_in, true, used, Use::shrink);
-    const Factors<T> b = factors_of<T>(op, B, rank, n_out, false, used, Use::expand);
-    parallel((n + kTile - 1) / kTile, kTile * top_k * rank * (n_in + n_out), [&](int64_t begin, int64_t end) {
-      const Work<T> work{from, to, C(scale), a, b};
-      Pairs<C> pairs(count, top_k);
-      for (int64_t t = begin * kTile; t < std::min(end * kTile, n); t += kTile) {
-        pairs.sort(chosen.data(), shares.data(), t, std::min(kTile, n - t), top_k);
-        for (size_t u = 0; u < used.size(); u++) {
-          const int64_t first = pairs.first[used[u]], last = pairs.first[used[u] + 1];
-          const int64_t step = rank <= kAlone ? 1 : kBlock;
-          for (int64_t p = first; p < last; p += step)
-            work.add(u, &pairs.tokens[p], &pairs.shares[p], std::min(step, last - p));
-        }
-      }
+    ReadyFactors<C> scored(op, directions, count, n_in, false, 1, Use::shrink);
+    Adapters<T> adapters(op, A, B, std::min(count, n * top_k));
+    const typename Tiles<T>::Call call{
+        pointer<T>(x), mutable_pointer<T>(y), n,       n_in, n_out, count, top_k, rank, C(temperature), C(scale),
+        normalised,    scored.make(0, 0),     adapters};
+    const int64_t tile = tile_of(n, (n_in + n_out) * int64_t(sizeof(T)));
+    const int64_t work = tile * (count * n_in + top_k * rank * (n_in + n_out));
+    parallel((n + tile - 1) / tile, work, [&](int64_t begin, int64_t end) {
+      Tiles<T> tiles(call, std::min(tile, n));
+      for (int64_t t = begin * tile; t < std::min(end * tile, n); t += tile) tiles.add(t, std::min(tile, n - t));
     });
   });
 }

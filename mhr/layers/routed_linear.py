@@ -126,8 +126,9 @@ class RoutedLinear(RoutedLayer):
         router = self.router
         if not isinstance(router, TokenRouter):
             return super().by_token(x)
-        a, b = (bank.squeeze(0) for bank in self.factors().values())
-        return router.add_to(self.base_output(x), x, a, b, self.scaling)
+        base, (a, b) = self.base, self.factors().values()
+        y = F.linear(x, base.weight, base.bias) if is_plain(base) else self.base_output(x)
+        return router.add_to(y, x, a.squeeze(0), b.squeeze(0), self.scaling)
 
     def updates(self, x: Tensor, h: Tensor) -> Tensor:
         a, b = (bank.squeeze(0).to(h.dtype) for bank in self.factors().values())

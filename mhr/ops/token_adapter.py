@@ -89,18 +89,12 @@ def token_routed_adapter(
     Raises RuntimeError where shapes or dtypes do not fit, and for a top_k outside 1..S.
     """
     refuse_transforms("token_routed_adapter")
+    dense = x.contiguous(), directions.contiguous(), A.contiguous(), B.contiguous()
+    if not torch.is_grad_enabled():  # entering no_grad costs as much as the call of a kernel
+        _forward(y, *dense, top_k, temperature, normalised, scale)
+        return y
     with torch.no_grad():
-        _forward(
-            y,
-            x.contiguous(),
-            directions.contiguous(),
-            A.contiguous(),
-            B.contiguous(),
-            top_k,
-            temperature,
-            normalised,
-            scale,
-        )
+        _forward(y, *dense, top_k, temperature, normalised, scale)
     return y
 
 

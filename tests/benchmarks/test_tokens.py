@@ -18,3 +18,11 @@ def test_what_each_adds_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     said = capsys.readouterr().out
     assert "rank 2, one pass: frozen " in said
     assert said.count("arrow / one LoRA") == 2
+
+
+def test_the_ops_by_themselves(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["tokens", "--width", "32", "--rounds", "1", "--rank", "2", "--ops"])
+    tokens.main()
+    said = capsys.readouterr().out
+    assert "rank 2, 1024 tokens: frozen " in said
+    assert said.count("arrow / one LoRA") == 3

@@ -140,6 +140,66 @@ def test_accuracy_with_the_choice(
     assert_close({"y": same["y"]}, {"y": truth}, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("n", "top_k", "skills", "sizes"),
+    [(150, 3, 40, (128, 64, 4)), (33, 7, 7, (64, 130, 5)), (3, 1, 300, (200, 256, 1)), (2, 2, 9, (31, 64, 8))],
+)
+def test_accuracy_with_many_adapters_all_of_them_and_few_tokens(
+    dtype: torch.dtype, n: int, top_k: int, skills: int, sizes: tuple[int, int, int]
+) -> None:
+    given = routed_case(n, dtype, sizes, skills)
+    how = {"top_k": top_k, "temperature": 0.6, "normalised": False}
+    truth = routed_formula(**{name: t.double() for name, t in given.items()}, **how)  # type: ignore[arg-type]
+    assert_close({"y": token_routed_adapter(**given, **how, scale=SCALE)}, {"y": truth}, dtype)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_accuracy_of_shares_of_nothing_and_of_equal_ones(dtype: torch.dtype, temperature: float) -> None:
+    given = routed_case(40, dtype, (64, 64, 4))
+    how = {"top_k": 4, "temperature": temperature, "normalised": True}
+    truth = routed_formula(**{name: t.double() for name, t in given.items()}, **how)  # type: ignore[arg-type]
+    # At a low temperature a share's relative error is that of its score's absolute one, over the temperature.
+    scores = torch.float64 if dtype == torch.float64 else torch.bfloat16
+    found = token_routed_adapter(**given, **how, scale=SCALE)  # type: ignore[arg-type]
+    assert_close({"y": found}, {"y": truth}, dtype if temperature > 1 else scores)
+
+
+def test_accuracy_with_equal_scores_the_first_adapters_are_taken() -> None:
+    given = routed_case(21, torch.float64, (64, 70, 4), skills=20)
+    given["directions"] = given["directions"][:1].expand(20, -1).clone()
+    before = given["y"].clone()
+    found = token_routed_adapter(**given, top_k=2, scale=SCALE)
+    mean = sum(given["x"] @ given["A"][s] @ given["B"][s] for s in (0, 1)) / 2
+    assert_close({"y": found}, {"y": before + SCALE * mean}, torch.float64)
+
+
+@pytest.mark.parametrize("where", ["x", "directions"])
+def test_accuracy_a_score_that_is_no_number_is_not_passed_over(where: str) -> None:
+    given = routed_case(21, torch.float32, (64, 70, 4))
+    given[where][3, 5] = float("nan")
+    reference = {name: t.clone() for name, t in given.items()}
+    how = {"top_k": 2, "temperature": 1.0, "normalised": False, "scale": SCALE}
+    token_routed_adapter_reference(**reference, **how)  # type: ignore[arg-type]
+    found = token_routed_adapter(**given, **how)  # type: ignore[arg-type]
+    assert torch.equal(found.isnan(), reference["y"].isnan())
+    assert found[3].isnan().all()
+    assert found.isnan().all() if where == "directions" else not found[4:].isnan().any()
+
+
+def test_accuracy_with_several_threads() -> None:
+    given = routed_case(400, torch.float32, (256, 192, 4), skills=8)
+    alone = token_routed_adapter(**{name: t.clone() for name, t in given.items()}, top_k=2, scale=SCALE)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        found = token_routed_adapter(**given, top_k=2, scale=SCALE)
+    finally:
+        torch.set_num_threads(threads)
+    assert_close({"y": found}, {"y": alone.double()}, torch.float32)
+
+
 def test_banks_of_float32_beside_half_precision_leading_dimensions_and_no_tokens() -> None:
     given = routed_case(24, torch.bfloat16, (65, 31, 4))
     given |= {name: given[name].float() for name in ("A", "B")}

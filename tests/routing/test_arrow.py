@@ -100,6 +100,22 @@ def test_tasks_say_nothing_and_examples_stand_alone() -> None:
     torch.testing.assert_close(alone, expected[1:2], rtol=1e-4, atol=1e-5)
 
 
+def test_a_hook_of_the_layer_below_is_not_passed_over() -> None:
+    model, x = Layers().requires_grad_(False), torch.randn(3, 6)
+    routed(model, ["first"])
+    with torch.no_grad():
+        plain = model(x)
+        base = model.first.base  # type: ignore[union-attr]
+        hook = base.register_forward_hook(lambda module, args, y: y + 1.0)
+        hooked = model(x)
+        hook.remove()
+        assert torch.equal(model(x), plain)
+        y = model.first(x) + 1.0
+        expected = model.second(y.tanh())
+    assert not torch.allclose(hooked, plain)
+    torch.testing.assert_close(hooked, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_checkpoint_holds_the_directions(tmp_path: Path) -> None:
     model = tiny_model("t5")
     bank = routed(model)
