@@ -74,7 +74,7 @@ def test_every_kind_of_model_lowers_the_loss(model: str, kind: str, settings: Ma
 
 def test_an_encoder_learns_to_rank_and_leaves_out_tasks_without_choices(settings: Make, tmp_path: Path) -> None:
     rows = [{"task": "agree", "input": f"text {i}", "targets": "yes", "choices": ["no", "yes"]} for i in range(16)]
-    rows += [{"task": "write", "input": f"text {i}", "targets": "on"} for i in range(4)]
+    rows += [{"task": "write", "input": f"text {i}", "targets": f"on {i % 2}"} for i in range(4)]
     tasks = tmp_path / "tasks.jsonl"
     tasks.write_text("".join(json.dumps({**row, "split": "train"}) + "\n" for row in rows))
     config = settings("bert", tasks=str(tasks), steps=24, save_every=24, n_heads=2, lr=5e-2)
