@@ -9,7 +9,8 @@
     fitting.py      which tasks suit a study by the length of their inputs
     claims.py       questions that are asked beforehand, and what is said of them
     choices.py      what trials decided: frozen in a file of the repository before a test seed runs
-    trials_first.py the command of a study in several settings that makes such choices
+    trials_first.py the command of a study that makes such choices
+    unfinished.py   what it found so far, in a file of the repository that another machine goes on from
     seen_loss.py    loss on held-out examples of the tasks that were trained on
     flops.py        arithmetic of an optimizer step
 

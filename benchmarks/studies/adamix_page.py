@@ -2,134 +2,205 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""Task -> seed -> measures."""
-BASELINE = "one bottleneck"
+from mhr.analysis import verdicts
+from mhr.files import make_folder, write_json_atomically, write_text_atomically
+from mhr.report.tables import Table, text
+from mhr.runs.run import versions
+
+from ..measure import machine
+from . import adamix_plan, claims
+from .adamix_claims import CLAIMS, ONE
+from .adamix_plan import AVERAGE, LONG, METHODS, TEST, Method, Plan, Unit
+from .claims import Values, answers, findings_table
+from .stages import states_of
+from .tables import paragraphs, short, spread
 
 
-def page(record: Mapping[str, Any]) -> str:
-    """Tables in Markdown: accuracy in per cent, mean ± standard deviation over the seeds that are done."""
-    plan, scores, methods, tasks = record["plan"], record["scores"], record["methods"], record["plan"]["tasks"]
-    seeds = _done(scores, [name for name, method in methods.items() if not method["once"]], tasks)
-    of = {name: [seed for seed in seeds if _complete(scores[name], tasks, [seed])] for name in methods}
-    counts = sorted({measures["n"] for own in scores[BASELINE].values() for measures in own.values()})
-    majority = statistics.mean(next(iter(scores[BASELINE][task].values()))["majority"] for task in tasks)
-    lines = [
-        "# AdaMix on real tasks, MiniLM",
-        "",
-        f"`{record['command']}`",
-        "",
-        f"{record['machine']['cpu']}, commit {record['machine']['commit']}. Each task alone: {plan['n_train']} training examples, batches "
-        f"of {plan['batch']}, a classification head, {plan['precision']}, the last step; {len(tasks)} tasks of two labels, {counts[0]} to {counts[-1]} test "
-        f"examples each, {len(seeds)} of {len(plan['seeds'])} seeds. Accuracy in per cent, mean over tasks, then mean over seeds ± standard "
-        f"deviation; the difference to {BASELINE} is taken seed by seed; rows of one seed have the first alone. Always giving the most frequent training answer: "
-        f"{100 * majority:.1f}.",
-        "",
-        "| | seeds | accuracy | difference | learning rate | steps | passes | trained parameters | served parameters | CPU seconds of a run |",
-        "|---" * 10 + "|",
-    ]
-    for name, method in methods.items():
-        steps = plan["steps"] * method["longer"]
-        served = record["runs"][method["served_as"]]["parameters"]["trained"]
-        taken = [v for key, v in record["seconds"].items() if key.startswith(f"{name} runs-{plan['steps']}/")]
-        lines.append(
-            f"| {name} | {len(of[name])} | {_spread(_means(scores[name], tasks, of[name]))} | "
-            f"{_difference(scores, name, tasks, of[name])} | {method['rate']} | "
-            f"{steps:,} | {steps * method['passes']:,} | {record['runs'][name]['parameters']['trained']:,} | {served:,} | "
-            f"{statistics.mean(taken):.0f} |"
+class Results:
+    """The units that are done, and what they found."""
+
+    def __init__(self, plan: Plan, units: Sequence[Unit], output: Path):
+        self.plan, self.units = plan, states_of(units, output)
+
+    def of(self, method: str, kind: str = TEST) -> dict[Unit, dict[str, Any]]:
+        return {unit: state for unit, state in self.units.items() if unit.method.name == method and unit.kind == kind}
+
+    def measures(self, method: str, way: str = AVERAGE, kind: str = TEST) -> dict[tuple[str, int], dict[str, Any]]:
+        """(task, seed) -> measures, of the seeds that all tasks have."""
+        found = {
+            (unit.task, unit.seed): state["scores"][way][unit.task][str(unit.seed)]
+            for unit, state in self.of(method, kind).items()
+            if way in state["scores"]
+        }
+        tasks = self.plan.long_tasks if kind == LONG else self.plan.tasks
+        return {(task, seed): own for (task, seed), own in found.items() if all((t, seed) in found for t in tasks)}
+
+    def values(self, method: str) -> Values:
+        return {key: own["score"] for key, own in self.measures(method).items()}
+
+    def means(self, method: str, tasks: Sequence[str] = (), way: str = AVERAGE, kind: str = TEST) -> dict[int, float]:
+        """Seed -> accuracy in per cent, the mean over the tasks (none: all that there are)."""
+        by_seed: dict[int, list[float]] = {}
+        for (task, seed), own in self.measures(method, way, kind).items():
+            if not tasks or task in tasks:
+                by_seed.setdefault(seed, []).append(100 * own["score"])
+        return {seed: statistics.mean(own) for seed, own in by_seed.items()}
+
+    def record(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Row -> task -> seed -> measures, as `mhr report` reads them."""
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for unit, state in self.units.items():
+            for way, tasks in state["scores"].items():
+                name = unit.method.name + ("" if way == AVERAGE else f": {way}")
+                row = found.setdefault(name + (f", {unit.steps} steps" if unit.kind == LONG else ""), {})
+                for task, seeds in tasks.items():
+                    row.setdefault(task, {}).update(seeds)
+        return found
+
+
+def publish(
+    plan: Plan, units: Sequence[Unit], choices: Mapping[str, Any], output: Path, results: Path, command: str
+) -> str:
+    """Write adamix.json and adamix.md of the units that are done; returns the page."""
+    found = Results(plan, units, output)
+    shown = [method for method in METHODS if found.measures(method.name)]
+    if not shown:
+        return "No method is done with a seed: there is nothing to publish."
+    made = machine()  # before its files change what the commit is said to be
+    told = answers(found.values, CLAIMS)
+    record = {
+        "command": command,
+        "machine": made,
+        "versions": versions(),
+        "plan": dataclasses.asdict(plan),
+        "done": len(found.units),
+        "of": len(units),
+        "choices": choices,
+        "scores": found.record(),
+        "cpu_seconds": {unit.folder: state["cpu_seconds"] for unit, state in found.units.items()},
+        "claims": [answer.to_json() for answer in told],
+    }
+    n = sorted({own["n"] for own in found.measures(shown[0].name).values()})
+    majority = statistics.mean(own["majority"] for own in found.measures(shown[0].name).values())
+    minutes = sum(sum(state["cpu_seconds"].values()) for state in found.units.values()) / 60
+    unfinished = (
+        ""
+        if len(found.units) == len(units)
+        else f" **Not finished: {len(found.units)} of {len(units)} runs are done.**"
+    )
+    said = [[text(f"{a.claim.number}. {a.claim.text}"), text(a.verdict or "not asked")] for a in told]
+    page = "\n".join(
+        [
+            "# AdaMix on real tasks, MiniLM",
+            "",
+            f"`{command}` ({made['cpu']}, one thread a process, commit {made['commit']})",
+            "",
+            f"{len(plan.tasks)} tasks of two labels, {n[0]} to {n[-1]} test examples each; {len(plan.seeds)} seeds; {minutes:.0f} CPU minutes.{unfinished} "
+            f"Always giving the most frequent training answer: {100 * majority:.1f} per cent.",
+            "",
+            *paragraphs(adamix_plan.__doc__),
+            "",
+            Table("claims", "Claims", ["claim", "verdict"], said, names=2).to_markdown(),
+            *paragraphs(claims.__doc__),
+            "",
+            *paragraphs(verdicts.__doc__),
+            "",
+            findings_table(told).to_markdown(),
+            _methods_table(found, shown, choices).to_markdown(),
+            *_further(found),
+            _tasks_table("tasks", "Task by task", found, shown, plan.tasks).to_markdown(),
+            _trials_table(plan, choices).to_markdown(),
+        ]
+    )
+    make_folder(results)
+    write_json_atomically(results / "adamix.json", record)
+    write_text_atomically(results / "adamix.md", page)
+    return page
+
+
+def _methods_table(found: Results, shown: Sequence[Method], choices: Mapping[str, Any]) -> Table:
+    plan, rows = found.plan, []
+    one = found.means(ONE)
+    for method in shown:
+        states = list(found.of(method.name).values())
+        means = found.means(method.name)
+        apart = [mean - one[seed] for seed, mean in means.items() if seed in one and method.name != ONE]
+        difference = spread(apart) if apart else ""
+        steps = plan.steps * method.longer
+        served = found.of(ONE) if method.draws else found.of(method.name)
+        cells = (
+            method.name,
+            str(len(means)),
+            spread(list(means.values())),
+            difference if not difference or difference.startswith("-") else f"+{difference}",
+            f"{choices['methods'][method.name]['lr']:g}",
+            f"{steps:,}",
+            f"{steps * method.passes:,}",
+            f"{_trained(states):,}",
+            f"{_trained(list(served.values())):,}" if served else "",
+            f"{statistics.mean(state['cpu_seconds']['pretrain'] for state in states):.0f}",
         )
-    ways = [row for row in scores if ": " in row and _complete(scores[row], tasks, of[row.split(": ")[0]])]
-    if ways:
-        lines += ["", "## AdaMix at inference", "", "| | accuracy |", "|---|---|"]
-        for name in methods:
-            own = [row for row in ways if row.startswith(f"{name}: ")]
-            if own:
-                rows = {f"{name}: average": name, **{row: row for row in own}}
-                lines += [
-                    f"| {shown} | {_spread(_means(scores[row], tasks, of[name]))} |" for shown, row in rows.items()
-                ]
-    lines += [
-        "",
-        "## Task by task",
-        "",
-        "| | " + " | ".join(map(_short, tasks)) + " |",
-        "|---" * (len(tasks) + 1) + "|",
+        rows.append([text(cell) for cell in cells])
+    columns = [
+        "", "seeds", "accuracy", "difference", "learning rate", "steps", "passes", "trained parameters", "served parameters",
+        "CPU seconds of a run",
+    ]  # fmt: skip
+    note = (
+        "Accuracy in per cent, mean over tasks, then mean over seeds ± standard deviation; the difference to one bottleneck is taken "
+        "seed by seed; rows of one seed have the first alone."
+    )
+    return Table("methods", "Methods", columns, rows, note=note)
+
+
+def _trained(states: Sequence[Mapping[str, Any]]) -> int:
+    return int(states[0]["runs"]["run"]["parameters"]["trained"])
+
+
+def _further(found: Results) -> list[str]:
+    """How AdaMix is used, and the longer runs, as far as they are done."""
+    tables = []
+    rows = [
+        [text(method.name), text(way), text(spread(list(means.values())))]
+        for method in METHODS
+        if method.draws
+        for way in _ways(found, method)
+        if (means := found.means(method.name, way=way))
     ]
-    for name in methods:
-        cells = [_spread(_means(scores[name], [task], of[name])) for task in tasks]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += _longer(record)
-    rates = list(dict.fromkeys(rate for method in methods.values() for rate in method["trials"]))
-    lines += [
-        "",
-        "## Learning rates",
-        "",
-        f"Mean accuracy on the {len(plan['trial_tasks'])} tasks that have no part above, after {plan['trial_steps']} steps, seed {plan['trial_seed']}.",
-        "",
-        "| | " + " | ".join(rates) + " |",
-        "|---" * (len(rates) + 1) + "|",
-    ]
-    for name, method in methods.items():
-        cells = [_tried(method, rate) for rate in rates]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    if rows:
+        tables.append(Table("inference", "AdaMix at inference", ["", "modules", "accuracy"], rows, names=2))
+    long = [method for method in METHODS if found.measures(method.name, kind=LONG)]
+    if long:
+        title = f"After {found.plan.long_steps:,} steps"
+        tables.append(_tasks_table("long", title, found, long, found.plan.long_tasks, LONG))
+    return [table.to_markdown() for table in tables]
 
 
-def _longer(record: Mapping[str, Any]) -> list[str]:
-    """The table of the longer runs; empty before they are done."""
-    plan, scores, methods = record["plan"], record["scores"], record["methods"]
-    ending, tasks = f", {plan['long_steps']} steps", plan["long_tasks"]
-    shown = [name for name in methods if name + ending in scores]
-    seeds = _done(scores, [name + ending for name in shown], tasks) if shown else []
-    if not seeds:
-        return []
-    lines = ["", f"## After {plan['long_steps']:,} steps", "", f"Seed {' and '.join(seeds)}.", ""]
-    lines += ["| | " + " | ".join(map(_short, tasks)) + " | mean |", "|---" * (len(tasks) + 2) + "|"]
-    for name in shown:
-        cells = [_spread(_means(scores[name + ending], part, seeds)) for part in (*([task] for task in tasks), tasks)]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+def _ways(found: Results, method: Method) -> list[str]:
+    return list(dict.fromkeys(way for state in found.of(method.name).values() for way in state["scores"]))
 
 
-def _complete(scores: Scores, tasks: Sequence[str], seeds: Sequence[str]) -> bool:
-    return all(seed in scores.get(task, {}) for task in tasks for seed in seeds)
+def _tasks_table(
+    key: str, title: str, found: Results, methods: Sequence[Method], tasks: Sequence[str], kind: str = TEST
+) -> Table:
+    rows = []
+    for method in methods:
+        parts = [found.means(method.name, own, kind=kind) for own in (*([task] for task in tasks), tasks)]
+        rows.append([text(method.name), *(text(spread(list(part.values()))) for part in parts)])
+    return Table(key, title, ["", *map(short, tasks), "mean"], rows)
 
 
-def _done(scores: Mapping[str, Scores], rows: Sequence[str] | Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
-    """The seeds with which all rows have a score on all tasks."""
-    seeds = list(dict.fromkeys(seed for own in scores[next(iter(rows))].values() for seed in own))
-    return [seed for seed in seeds if all(_complete(scores[row], tasks, [seed]) for row in rows)]
-
-
-def _means(scores: Scores, tasks: Sequence[str], seeds: Sequence[str]) -> list[float]:
-    """Per cent, the mean over tasks for each seed."""
-    return [100 * statistics.mean(scores[task][seed]["accuracy"] for task in tasks) for seed in seeds]
-
-
-def _spread(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
-
-
-def _difference(scores: Mapping[str, Scores], name: str, tasks: Sequence[str], seeds: Sequence[str]) -> str:
-    if name == BASELINE:
-        return ""
-    own, other = (_means(scores[row], tasks, seeds) for row in (name, BASELINE))
-    text = _spread([a - b for a, b in zip(own, other, strict=True)])
-    return text if text.startswith("-") else f"+{text}"
-
-
-def _tried(method: Mapping[str, Any], rate: str) -> str:
-    if rate not in method["trials"]:
-        return ""
-    score = f"{100 * method['trials'][rate]:.1f}"
-    return f"**{score}**" if rate == method["rate"] else score
-
-
-def _short(task: str) -> str:
-    """ "task429_senteval_tense" -> "429 senteval tense"."""
-    return task.removeprefix("task").replace("_", " ").removesuffix(" classification")
+def _trials_table(plan: Plan, choices: Mapping[str, Any]) -> Table:
+    tried = {name: own["trials"] for name, own in choices["methods"].items()}
+    rates = list(dict.fromkeys(rate for own in tried.values() for rate in own))
+    rows = []
+    for name, own in tried.items():
+        cells = [f"{100 * own[rate]:.1f}" if rate in own else "" for rate in rates]
+        rows.append([text(name), *map(text, cells), text(f"{choices['methods'][name]['lr']:g}")])
+    note = f"Mean accuracy on the {len(plan.trial_tasks)} tasks that have no part above, after {plan.trial_steps} steps, seed {plan.trial_seed}."
+    return Table("trials", "Learning rates", ["", *rates, "chosen"], rows, note=note)

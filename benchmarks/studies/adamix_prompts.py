@@ -23,7 +23,7 @@ from mhr.few_shot.shots import draw_shots
 from mhr.loading import Loading
 from mhr.runs import RunFolder, load_config
 
-from . import adamix
+from . import adamix_plan
 from .adamix_prompts_page import page
 from .choices import best
 from .command import add_workers, command_of, parser_of
@@ -46,8 +46,8 @@ class Method:
 
 
 METHODS = {
-    "one bottleneck": Method(adamix.BOTTLENECK),
-    "AdaMix, up shared": Method({**adamix.ADAMIX, "share": "up", "consistency": 1.0}, passes=2),
+    "one bottleneck": Method(adamix_plan.BOTTLENECK),
+    "AdaMix, up shared": Method(adamix_plan.SHARED, passes=2),
     # 576,000 parameters; one bottleneck of width 16 in each of 30 blocks has 570,720.
     "LoRA": Method({"method": "lora", "rank": 5, "alpha": 5.0}),
 }
@@ -57,10 +57,10 @@ METHODS = {
 class Plan:
     """Sizes of the study. limit: test examples of each task."""
 
-    trial_task: str = adamix.Plan.trial_tasks[0]
-    tasks: tuple[str, ...] = adamix.Plan.long_tasks
-    seeds: tuple[int, ...] = adamix.Plan.seeds
-    trial_seed: int = adamix.Plan.trial_seed
+    trial_task: str = adamix_plan.Plan.trial_tasks[0]
+    tasks: tuple[str, ...] = adamix_plan.Plan.long_tasks
+    seeds: tuple[int, ...] = adamix_plan.Plan.seeds
+    trial_seed: int = adamix_plan.Plan.trial_seed
     rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
     shots: int = 30
     steps: int = 100

@@ -45,19 +45,16 @@ def frozen(file: Path, plan: Mapping[str, Any], *, committed: bool = True) -> di
 
 
 def settled(
-    file: Path, plan: Mapping[str, Any], make: Callable[[], None], *, quick: bool = False, publishes: bool = False
+    file: Path, plan: Mapping[str, Any], make: Callable[[], None], *, quick: bool = False
 ) -> dict[str, Any] | None:
     """What is frozen, for the test seeds to run with. Where nothing is, `make` runs the trials and freezes it, and None says that the
     file is to be committed first.
 
-    quick      go on without a commit
-    publishes  nothing is to be trained: ends the program where nothing is frozen
+    quick  go on without a commit
     """
     chosen = frozen(file, plan, committed=not quick)
     if chosen is not None:
         return chosen
-    if publishes:
-        raise SystemExit(f"{file} is not there: nothing was chosen, so there is nothing to publish")
     make()
     print(f"Written: {file}")
     if not quick:

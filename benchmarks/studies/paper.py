@@ -8,7 +8,8 @@ runs. Three stages, of which --workers processes of one thread each do the piece
     seeds    every variant with the rates that are committed there, seed by seed
     page     benchmarks/results/study_SETTING.json with every score, and docs/study.md (others: docs/study_SETTING.md)
 
-What is done is kept, so the same command takes up an interrupted study; with --only-publish it makes the page of what is done. With --quick
+What is done is kept, so the same command takes up an interrupted study; with --only-publish it makes the page of what is done,
+and what another machine needs to go on from there (NAME.unfinished.json in benchmarks/results). With --quick
 all of it is small, and the choices and the page go into the output folder.
 """
 
@@ -25,9 +26,10 @@ from mhr.files import read_json
 
 from . import RESULTS
 from .choices import best, freeze
+from .paper_page import publish
 from .paper_plan import TEST, TRIAL, Setting, Unit, further_trials, rates_of, screening, trials, units
 from .paper_settings import SETTINGS, default_tasks
-from .stages import Stages
+from .stages import STATE, Stages
 from .trials_first import command_of_setting, parser_of_settings, published_in, run_all, run_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,8 +58,7 @@ def do(unit: Unit, output: Path) -> None:
         more = {"continue_from": str(run.path), "continue_as": unit.variant.continued}
         further = _pretrained(unit, stages, "further", plan.more_steps, **more)
         stages.score("further zero-shot", further.path, judged, unit.seed)
-    stages.state["status"] = "done"
-    stages.save()
+    stages.finish(unit.rates)
 
 
 def asked(unit: Unit) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
 
 def trial_scores(unit: Unit, output: Path) -> dict[str, dict[float, float]]:
     """Mode -> rate -> mean score over the tasks of the trials."""
-    scores = read_json(output / unit.folder / "state.json")["scores"]
+    scores = read_json(output / unit.folder / STATE)["scores"]
     return {
         mode: {
             rate: mean(own[str(unit.seed)]["score"] for own in scores[f"{mode} {rate:g}"].values()) for rate in rates
@@ -185,7 +186,7 @@ def screened(looked_at: Iterable[Unit], output: Path) -> dict[str, Any]:
     """Every task's score, and those that are kept: with at least LEAST above the most frequent answer, and at most MOST."""
     found = {}
     for unit in looked_at:
-        (scores,) = read_json(output / unit.folder / "state.json")["scores"].values()
+        (scores,) = read_json(output / unit.folder / STATE)["scores"].values()
         for task, seeds in scores.items():
             measures = seeds[str(unit.seed)]
             found[task] = {"score": measures["score"], "majority": measures["majority"]}
@@ -211,21 +212,17 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="where the page goes (default docs; --quick: the output)")
     args = parser.parse_args()
     setting = SETTINGS[args.setting](args.output, args.tasks or str(default_tasks()), args.quick)
-    choices = run_study(
+    results, docs = published_in(args, args.results, RESULTS), published_in(args, args.docs, ROOT / "docs")
+    command = command_of_setting("paper", args)
+    run_study(
         "paper",
         args,
         plan=plan_of_trials(setting),
         trials=lambda file: choose(setting, args.output, file, args.workers),
-        seeds=lambda chosen: run_all(do, units(setting, chosen, args.seeds), args.output, args.workers),
+        do=do,
+        pieces=lambda chosen, seeds: units(setting, chosen, seeds),
+        publish=lambda chosen, pieces: publish(setting, pieces, chosen, args.output, results, docs, command),
     )
-    if choices is None:
-        return
-    from .paper_page import publish
-
-    results, docs = published_in(args, args.results, RESULTS), published_in(args, args.docs, ROOT / "docs")
-    command = command_of_setting("paper", args)
-    for line in publish(setting, units(setting, choices), choices, args.output, results, docs, command):
-        print(line)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from .paper_claims import CLAIMS
 from .paper_plan import Setting, Unit, rates_of
 from .seen_loss import at_budget
 from .stages import states_of
+from .tables import paragraphs
 
 NAMES = {
     "lora lora": "shared LoRA",
@@ -117,11 +118,11 @@ def publish(
     results: Path,
     docs: Path,
     command: str,
-) -> list[str]:
+) -> str:
     """Write study_SETTING.json and the page of the units that are done; returns lines on what came out."""
     found, plan = Results(setting, units, output), setting.plan
     if not found.units:
-        return ["No test seed is done: there is nothing to publish."]
+        return "No test seed is done: there is nothing to publish."
     made = machine()  # before its files change what the commit is said to be
     told = answers(found.values, CLAIMS)
     record = {
@@ -145,7 +146,7 @@ def publish(
     page = docs / ("study.md" if setting.name == "suite" else f"study_{setting.name}.md")
     write_text_atomically(page, _page(found, units, told, choices, command, made))
     lines = [f"Claim {answer.claim.number}: {answer.verdict}" for answer in told if answer.verdict]
-    return [*lines, f"Written: {file}", f"Written: {page}"]
+    return "\n".join([*lines, f"Written: {file}", f"Written: {page}"])
 
 
 def _page(
@@ -175,13 +176,13 @@ def _page(
         Table("claims", "Claims", ["claim", setting.title], said, names=2).to_markdown(),
         "## How it was decided",
         "",
-        *(claims.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
+        *paragraphs(claims.__doc__),
         "",
-        *(verdicts.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
+        *paragraphs(verdicts.__doc__),
         "",
         "## What was run",
         "",
-        *(paper_plan.__doc__ or "").strip().split("\n\n", 1)[1].splitlines(),
+        *paragraphs(paper_plan.__doc__),
         "",
         *(f"    {variant.name:<10}{paper_plan.ABOUT[variant.name]}" for variant in setting.variants),
         "",

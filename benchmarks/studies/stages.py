@@ -1,10 +1,10 @@
-"""A study on disk, stage by stage: what is done is kept in `state.json`, so an interrupted study is taken up by the same command."""
+"""A study on disk, stage by stage: what is done is kept in a file, so an interrupted study is taken up by the same command."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,6 +22,10 @@ from mhr.runs.run import versions
 from ..measure import machine
 
 Result = TypeVar("Result")
+Rates = Mapping[str, Sequence[float]]
+
+STATE = "state.json"
+"""The file that holds a state, in the folder of what it is of."""
 
 
 class Stages:
@@ -35,7 +39,7 @@ class Stages:
 
     def __init__(self, output: Path, asked: dict[str, Any]):
         self.output = make_folder(output)
-        path = output / "state.json"
+        path = output / STATE
         asked = json.loads(json.dumps(asked))
         self.state = read_json(path) if path.is_file() else asked | {"seconds": {}, "scores": {}, "runs": {}}
         if any(self.state.get(key) != value for key, value in asked.items()):
@@ -67,10 +71,10 @@ class Stages:
         loading   how its base is loaded; None: as `load_model` does by itself
         settings  of `evaluate`
         """
-        found = self.state["scores"].setdefault(row, {})
-        missing = [name for name in tasks if str(seed) not in found.get(name, {})]
+        missing = self._missing(row, tasks, seed)
         if not missing:
             return
+        found = self.state["scores"].setdefault(row, {})
         start, cpu = time.perf_counter(), time.process_time()
         result = evaluate(load_model(path, loading=loading), tasks.select(missing), progress=seed is None, **settings)
         for name, measures in result.tasks.items():
@@ -82,21 +86,34 @@ class Stages:
         self.save()
 
     def adapt(self, row: str, run: RunFolder, mode: str, tasks: TaskCollection, seed: int, **settings: Any) -> None:
-        """Adapt a run to each of the tasks, and keep the measures of what came out as `row`. settings: of `adapt`."""
+        """Adapt a run to each of the tasks, and keep the measures of what came out as `row`, unless that is done. settings: of `adapt`."""
+        missing = self._missing(row, tasks, seed)
+        if not missing:
+            return
         folder = self.output / "adapted" / row.replace(", ", "-").replace(" ", "-")
         given = {"mode": mode, "output": str(folder), "seeds": [seed], "resume": True, "progress": False, **settings}
-        runs = self.timed(f"adapt {row}", partial(adapt, str(run.path), list(tasks), **given))
+        runs = self.timed(f"adapt {row}", partial(adapt, str(run.path), missing, **given))
         self.keep(f"adapted {row}", runs[0])
         for one in runs:
             self.score(row, one.path, tasks.select(one.info["tasks"]), seed)
+
+    def _missing(self, row: str, tasks: TaskCollection, seed: int | None) -> list[str]:
+        """The tasks that have no score yet."""
+        found = self.state["scores"].get(row, {})
+        return [name for name in tasks if str(seed) not in found.get(name, {})]
 
     def keep(self, name: str, run: RunFolder) -> None:
         """What a table says of a run."""
         info = {key: run.info[key] for key in ("parameters", "examples", "truncated", "steps") if key in run.info}
         self.state["runs"][name] = info | {"tasks": len(run.info["tasks"])}
 
+    def finish(self, rates: Rates) -> None:
+        """Say that all is done. rates: those that were asked for, by row."""
+        self.state["done"] = {row: list(tried) for row, tried in rates.items()}
+        self.save()
+
     def save(self) -> None:
-        write_json_atomically(self.output / "state.json", self.state)
+        write_json_atomically(self.output / STATE, self.state)
 
     def publish(
         self, results: Path, name: str, command: str, table: Callable[[dict[str, Any]], str], **more: Any
@@ -111,17 +128,25 @@ class Stages:
 
 
 class Piece(Protocol):
-    """What a study does at a time. folder: of its Stages."""
+    """What a study does at a time. folder: of its Stages; rates: those that are asked of it by row, where it tries some."""
 
     @property
     def folder(self) -> str: ...
+
+    @property
+    def rates(self) -> Rates: ...
 
 
 SomePiece = TypeVar("SomePiece", bound=Piece)
 
 
 def states_of(pieces: Iterable[SomePiece], output: Path) -> dict[SomePiece, dict[str, Any]]:
-    """The states of the pieces that say of themselves that they are done: "status" is "done"."""
-    files = {piece: output / piece.folder / "state.json" for piece in pieces}
+    """The states of the pieces that are done, with all rates that are asked of them."""
+    files = {piece: output / piece.folder / STATE for piece in pieces}
     states = {piece: read_json(file) for piece, file in files.items() if file.is_file()}
-    return {piece: state for piece, state in states.items() if state.get("status") == "done"}
+    return {piece: state for piece, state in states.items() if _is_done(state, piece.rates)}
+
+
+def _is_done(state: Mapping[str, Any], rates: Rates) -> bool:
+    done = state.get("done")
+    return done is not None and all(set(tried) <= set(done.get(row, ())) for row, tried in rates.items())

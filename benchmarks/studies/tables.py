@@ -74,3 +74,8 @@ def run_of(column: str) -> str:
 def short(task: str) -> str:
     """ "task429_senteval_tense" -> "429 senteval tense"."""
     return task.removeprefix("task").replace("_", " ").removesuffix(" classification")
+
+
+def paragraphs(doc: str | None) -> list[str]:
+    """A module's docstring without its first line."""
+    return (doc or "").strip().split("\n\n", 1)[1].splitlines()

@@ -8,8 +8,8 @@ What is trained and how it answers stands in unseen_plan.py, on what in unseen_s
     seeds    everything with the rates that are committed there, seed by seed
     page     benchmarks/results/unseen_SETTING (JSON and Markdown)
 
-What is done is kept, so the same command takes up an interrupted study; with --only-publish it makes the page of what is done, which says that it
-is not all. With --quick all of it is small, and the choices and the page go into the output folder.
+What is done is kept, so the same command takes up an interrupted study; with --only-publish it makes the page of what is done,
+and what another machine needs to go on from there (NAME.unfinished.json in benchmarks/results). With --quick all of it is small, and the choices and the page go into the output folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mhr.training import pretrain
 from . import RESULTS
 from .choices import best, freeze
 from .paper_settings import default_tasks
-from .stages import Stages
+from .stages import STATE, Stages
 from .trials_first import command_of_setting, parser_of_settings, published_in, run_all, run_study
 from .unseen_page import publish
 from .unseen_plan import (
@@ -75,8 +75,7 @@ def do(unit: Unit, output: Path) -> None:
             name = f"{few_shot(row.name)} {rate:g}" if unit.kind == TRIAL else few_shot(row.name)
             settings = {"lr": rate, "steps": plan.adapt_steps, "batch_size": plan.adapt_batch, **unit.trained.adapting}
             _adapted(unit, stages, run, row, name, judged, **settings)
-    stages.state["status"] = "done"
-    stages.save()
+    stages.finish(unit.rates)
 
 
 def asked(unit: Unit) -> dict[str, Any]:
@@ -152,7 +151,7 @@ def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
 
 def _mean(unit: Unit, output: Path, row: str) -> float:
     """The mean score over the tasks of the trials."""
-    scores = read_json(output / unit.folder / "state.json")["scores"][row]
+    scores = read_json(output / unit.folder / STATE)["scores"][row]
     return mean(own[str(unit.seed)]["score"] for own in scores.values())
 
 
@@ -172,18 +171,16 @@ def plan_of_trials(setting: Setting) -> dict[str, Any]:
 def main() -> None:
     args = parser_of_settings(__doc__, SETTINGS).parse_args()
     setting = SETTINGS[args.setting](args.output, args.tasks or str(default_tasks()), args.quick)
-    choices = run_study(
+    results, command = published_in(args, args.results, RESULTS), command_of_setting("unseen", args)
+    run_study(
         "unseen",
         args,
         plan=plan_of_trials(setting),
         trials=lambda file: choose(setting, args.output, file, args.workers),
-        seeds=lambda chosen: run_all(do, units(setting, chosen, args.seeds), args.output, args.workers),
+        do=do,
+        pieces=lambda chosen, seeds: units(setting, chosen, seeds),
+        publish=lambda chosen, pieces: publish(setting, pieces, chosen, args.output, results, command),
     )
-    if choices is None:
-        return
-    results = published_in(args, args.results, RESULTS)
-    command = command_of_setting("unseen", args)
-    print(publish(setting, units(setting, choices), choices, args.output, results, command))
 
 
 if __name__ == "__main__":

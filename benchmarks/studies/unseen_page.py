@@ -16,7 +16,7 @@ from ..measure import machine
 from . import claims, unseen_plan
 from .claims import Values, answers, findings_table
 from .stages import states_of
-from .tables import spread
+from .tables import paragraphs, spread
 from .unseen_claims import CLAIMS
 from .unseen_plan import Row, Setting, Unit, few_shot, zero_shot
 
@@ -62,12 +62,12 @@ def publish(
             f"without a gradient step, and after {plan.adapt_steps} steps. Judged on {plan.test} examples of each; {len(plan.seeds)} seeds; "
             f"{minutes:.0f} CPU minutes.{unfinished}",
             "",
-            *_paragraphs(unseen_plan.__doc__),
+            *paragraphs(unseen_plan.__doc__),
             "",
             Table("claims", "Claims", ["claim", "verdict"], said, names=2).to_markdown(),
-            *_paragraphs(claims.__doc__),
+            *paragraphs(claims.__doc__),
             "",
-            *_paragraphs(verdicts.__doc__),
+            *paragraphs(verdicts.__doc__),
             "",
             findings_table(told).to_markdown(),
             _scores_table(setting, done).to_markdown(),
@@ -103,11 +103,6 @@ def scores_of(done: Mapping[Unit, Mapping[str, Any]]) -> dict[str, dict[str, dic
             for task, seeds in tasks.items():
                 found.setdefault(row, {}).setdefault(task, {}).update(seeds)
     return found
-
-
-def _paragraphs(doc: str | None) -> list[str]:
-    """A module's docstring without its first line."""
-    return (doc or "").strip().split("\n\n", 1)[1].splitlines()
 
 
 def _rows(setting: Setting) -> list[Row]:

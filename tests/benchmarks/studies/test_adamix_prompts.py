@@ -12,14 +12,14 @@ import pytest
 from mhr.data import load_tasks
 from mhr.runs import RunFolder
 from mhr.training import pretrain
-from mhr_benchmarks.studies import adamix, adamix_prompts
+from mhr_benchmarks.studies import adamix_plan, adamix_prompts
 from mhr_benchmarks.studies.adamix_prompts import METHODS, PROMPT, Plan, Study
 from mhr_benchmarks.studies.adamix_prompts_page import page
 from mhr_benchmarks.studies.jobs import Job
 
 
 def test_the_trial_task_is_not_reported_and_tasks_are_those_of_the_other_study() -> None:
-    plan, other = Plan(), adamix.Plan()
+    plan, other = Plan(), adamix_plan.Plan()
     assert set(plan.tasks) <= set(other.tasks)
     assert plan.trial_task in other.trial_tasks
     assert plan.trial_task not in plan.tasks

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,40 +99,51 @@ def test_test_seeds_wait_for_the_commit(tmp_path: Path) -> None:
     assert not is_committed(file)
 
 
-def test_a_study_runs_its_trials_and_then_its_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_runs_its_trials_and_then_its_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(trials_first, "FOLDER", tmp_path / "choices")
     ran: list[object] = []
 
-    def run(*flags: str, seeds: Callable[[Mapping[str, Any]], None] = ran.append) -> dict[str, Any] | None:
+    def run_all(do: object, pieces: list[object], output: Path, workers: int) -> None:
+        ran.extend(pieces)
+        if "stop" in pieces:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trials_first, "run_all", run_all)
+    monkeypatch.setattr(trials_first, "states_of", lambda pieces, output: pieces)
+
+    def run(*flags: str, pieces: Sequence[Any] = ("a", "b")) -> str:
         args = parser_of_settings("", ["suite", "real"]).parse_args(["--output", str(tmp_path / "output"), *flags])
 
         def trials(file: Path) -> None:
             ran.append(file)
             freeze(file, PLAN, METHODS)
 
-        return run_study("quag", args, plan=PLAN, trials=trials, seeds=seeds)
+        run_study(
+            "quag", args, plan=PLAN, trials=trials, do=lambda piece, output: None,
+            pieces=lambda chosen, seeds: list(pieces)[:seeds], publish=lambda chosen, own: f"{chosen} {own}",
+        )  # fmt: skip
+        return capsys.readouterr().out
 
-    with pytest.raises(SystemExit, match="nothing was chosen"):
-        run("--only-publish")
-    assert run("--setting", "real") is None
+    assert "Nothing was chosen" in run("--quick", "--only-publish")
+    assert not ran
+    assert "Commit it" in run("--setting", "real")
     assert ran == [tmp_path / "choices" / "quag_real.json"]
     with pytest.raises(SystemExit, match="not committed as it is"):
         run("--setting", "real")
     ran.clear()
-    assert run("--quick") == METHODS
-    assert ran == [tmp_path / "output" / "quag_suite.json", METHODS]
-    assert run("--quick", "--only-publish") == METHODS
-    assert len(ran) == 2
-
-    def stopped(chosen: Mapping[str, Any]) -> None:
-        raise KeyboardInterrupt
-
+    assert f"{METHODS} ['a', 'b']" in run("--quick")
+    assert ran == [tmp_path / "output" / "quag_suite.json", "a", "b"]
+    assert run("--quick", "--only-publish") == f"{METHODS} ['a', 'b']\n"
+    assert len(ran) == 3
     with pytest.raises(SystemExit, match="the same command goes on"):
-        run("--quick", seeds=stopped)
+        run("--quick", pieces=["stop"])
 
 
 def test_a_quick_study_leaves_the_usual_folders_alone(tmp_path: Path) -> None:
     usual, given = tmp_path / "usual", tmp_path / "given"
+    assert parser_of_settings("").parse_args(["--output", str(tmp_path)]).setting is None
     for flags, folder in (((), usual), (("--quick",), tmp_path)):
         args = parser_of_settings("", ["suite"]).parse_args(["--output", str(tmp_path), *flags])
         assert published_in(args, None, usual) == folder

@@ -157,7 +157,7 @@ def test_the_page_of_what_is_done(setting: Setting, tmp_path: Path) -> None:
         score = 0.25 if unit.trained.name == "mhr" else 0.75
         names = [name(row.name) for row in unit.rows for name in (zero_shot, few_shot)]
         state = {
-            "status": "done",
+            "done": {row: list(rates) for row, rates in unit.rates.items()},
             "scores": {name: {t: {str(unit.seed): {"score": score}} for t in unit.tasks.judged} for name in names},
             "cpu_seconds": {"pretrain": 60.0},
             "runs": {
