@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mhr.adapters.find import find_adapters
-from mhr.adapters.open import open_bank, open_plain, open_skills, plain_of
+from mhr.adapters.open import needs_task, open_bank, open_plain, open_skills, plain_of
 from mhr.adapters.plain import PlainAdapter
 from mhr.errors import ConfigError, MergeError
 
@@ -22,7 +22,7 @@ def gather(paths: Sequence[str | Path], experts: str | None = None) -> list[Plai
     banks = 0
     for path in [one for given in paths for one in find_adapters(given)]:
         bank = open_bank(path)
-        if bank is None or bank.config.skills_for(len(bank.tasks)) == 1:
+        if bank is None or (bank.config.skills_for(len(bank.tasks)) == 1 and not needs_task(bank)):
             found.append(open_plain(path))
             continue
         banks += 1

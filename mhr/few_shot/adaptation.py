@@ -37,7 +37,7 @@ from mhr.few_shot.selecting import (
 from mhr.few_shot.shots import with_shots
 from mhr.few_shot.starts import Start, head_of_run
 from mhr.files import make_folder
-from mhr.methods import BACKBONE, MODES, copies_rows, predicts_rows
+from mhr.methods import BACKBONE, BANK, MODES
 from mhr.objectives import Objective, make_objective
 from mhr.objectives.usable import describe_head, heads_for
 from mhr.runs.adapt_settings import AdaptConfig
@@ -128,9 +128,7 @@ class Preparation:
     @property
     def takes_rows(self) -> bool:
         """Whether adaptations begin with a row that is not drawn fresh."""
-        start, method = self.config.adapt.start, self.config.method
-        fits = start != "predicted" or predicts_rows(method)
-        return start != "fresh" and copies_rows(self.start.mode, method) and fits
+        return self.config.adapt.start != "fresh" and copies_rows(self.start.mode, self.config)
 
     def _collection(self) -> TaskCollection:
         """The tasks that the run was trained on."""
@@ -154,6 +152,11 @@ class Preparation:
         """Optimizer steps of an adaptation, if no training ends early."""
         steps = [few.steps for few in points_of(self.config.adapt, adaptation.mode)]
         return sum(steps) + (max(steps) if self.shots(adaptation).refit else 0)
+
+
+def copies_rows(mode: str, config: RunConfig) -> bool:
+    """Whether a run with these settings that is adapted in a mode begins with a row of its own, which could be another task's."""
+    return config.adapter is not None and config.adapter.has_rows and MODES[mode].begins == BANK
 
 
 def ranks(few: AdaptConfig, mode: str) -> bool:

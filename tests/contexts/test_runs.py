@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -200,6 +201,33 @@ def test_a_context_of_shots_is_the_mean_of_their_embeddings(settings: Make, tmp_
     assert len(own) == 3
     started = read_adapter(made.adapter).tensors["contexts.vectors"][0]
     torch.testing.assert_close(started, stated(own, known, run), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["context-mhr", "pha", "generative-adapter"])
+def test_a_new_task_of_too_few_shots_is_told_the_way_that_works(method: str, settings: Make, tmp_path: Path) -> None:
+    router = {"shots": 5, **({"context": "shots"} if method == "context-mhr" else {})}
+    run = trained(settings, tmp_path / "run", method=method, router=router)
+    collection = read_tasks(run.config().tasks, run.config().data)
+    task = collection[NEW[0]]
+    few = collection.of([dataclasses.replace(task, train=task.train[:3])])
+    said = (
+        f"^task '{NEW[0]}' has 3 training examples, fewer than the 5 shots that its context is made of: give it more, or adapt the run to it "
+        "with mhr adapt --mode z --steps 0 --shots 3$"
+    )
+    with pytest.raises(DataError, match=said):
+        evaluate(load_model(run.path), few, progress=False)
+    (made,) = adapt(str(run.path), NEW[:1], mode="z", steps=0, shots=3, output=str(tmp_path / "z"), progress=False)
+    assert made.status == "done"
+
+
+def test_an_unknown_task_is_asked_for_its_definition_where_that_routes_it(
+    run: RunFolder, source: Callable[[str], RunFolder]
+) -> None:
+    with pytest.raises(TaskError, match=r"unknown task 'mine' .*; a new one needs its definition \(--definition\)$"):
+        mhr.load(run.path).predict(["abcd"], tasks="mine")
+    with pytest.raises(TaskError, match="unknown task 'mine'") as caught:
+        mhr.load(source("mhr").path).predict(["abcd"], tasks="mine")
+    assert "definition" not in str(caught.value)
 
 
 def test_a_run_answers_for_its_tasks_without_its_encoder(

@@ -62,6 +62,28 @@ def test_to_an_adapter_of_ours(run, tmp_path):
     close(output(model), routed(run, "rte"))
 
 
+def test_one_task_that_is_named_is_what_is_merged(run, tmp_path):
+    named = merge(run, task="rte", output=tmp_path / "named")
+    asked = merge(run, method="task", task="rte", output=tmp_path / "asked")
+    assert (named / TENSORS_FILE).read_bytes() == (asked / TENSORS_FILE).read_bytes()
+    both = merge(run, task=["rte", "wic"], output=tmp_path / "both")
+    assert read_adapter(both).tasks == ["merged"]
+
+
+def test_what_is_advised_in_place_of_what_does_not_go_is_taken(run, tmp_path):
+    to = {"output": tmp_path / "out", "overwrite": True}
+    with pytest.raises(MergeError, match="'uniform' takes no rank: leave it out, or add --space delta$"):
+        merge(run, rank=1, **to)
+    merge(run, rank=1, space="delta", **to)
+    with pytest.raises(MergeError, match="'task' takes no rank: leave it out, or add --method uniform --space delta$"):
+        merge(run, task="rte", rank=1, **to)
+    merge(run, task="rte", rank=1, method="uniform", space="delta", **to)
+    with pytest.raises(MergeError, match="'task' takes a task's factors as they are, .* leave --space out"):
+        merge(run, task="rte", method="task", space="delta", **to)
+    with pytest.raises(MergeError, match="'task' takes one task, and 2 are named: name one, or choose a method"):
+        merge(run, task=["rte", "wic"], method="task", **to)
+
+
 def test_to_peft(run, tmp_path):
     folder = merge(run / "adapter", method="task", task="wic", to="peft-lora", output=tmp_path / "out")
     base, _ = load_backbone(BASE)
