@@ -326,7 +326,8 @@ def _space(order: Order, method: MergeMethod, source: PlainAdapter) -> str:
         )
     space = order.space or (method.spaces[0] if source.kind == "lora" else "factor")
     ranked = ADAPTER_LAYERS[source.kind].ranked
-    if ranked and source.kind != "lora" and method.spaces == ("delta",):
+    no_update = source.kind != "lora" and (ranked or ADAPTER_LAYERS[source.kind].unfit)
+    if no_update and method.spaces == ("delta",):
         raise MergeError(
             f"merge method {order.method!r} merges weight updates, and {source.name} is {ADAPTER_LAYERS[source.kind].title}, which is none: "
             f"choose uniform{', weighted or mera' if ADAPTER_LAYERS[source.kind].aligned else ' or weighted'}"

@@ -84,6 +84,23 @@ def test_what_is_advised_in_place_of_what_does_not_go_is_taken(run, tmp_path):
         merge(run, task=["rte", "wic"], method="task", **to)
 
 
+@pytest.mark.parametrize("adapter", ["prompt", "prefix", "bottleneck", "gated", "ia3", "film"])
+def test_what_is_no_update_is_not_summed(adapter, tmp_path):
+    """The sum of two prompts would be no prompt of either task, as their embeddings begin at words and not at 0."""
+    model, _ = load_backbone(BASE)
+    tokens = {} if adapter in ("bottleneck", "ia3", "film") else {"virtual_tokens": 3}
+    attach(model, AdapterConfig(method="private", adapter=adapter, rank=2, **tokens), TASKS[:2])
+    save_adapter(model, tmp_path / "bank", base=BASE)
+    for method in ("task_arithmetic", "model_stock", "slerp"):
+        given = {"method": method, "task": TASKS[:2], "output": tmp_path / method}
+        if adapter in ("ia3", "film"):
+            merge(tmp_path / "bank", **given)
+        else:
+            with pytest.raises(MergeError, match="merges weight updates, and .* which is none: choose uniform"):
+                merge(tmp_path / "bank", **given)
+    merge(tmp_path / "bank", method="uniform", task=TASKS[:2], output=tmp_path / "uniform")
+
+
 def test_to_peft(run, tmp_path):
     folder = merge(run / "adapter", method="task", task="wic", to="peft-lora", output=tmp_path / "out")
     base, _ = load_backbone(BASE)
