@@ -115,6 +115,15 @@ def embed_task(
     return _embedded(texts_of(task, settings, shots, new=True), settings, encoder_of(settings, model, tokenizer))
 
 
+def check_context(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, shots: Sequence[Example]
+) -> None:
+    """Raise what `embed_task` raises, without embedding anything."""
+    settings = bank_of(model).config.own_settings()
+    texts_of(task, settings, shots, new=True)
+    encoder_of(settings, model, tokenizer)
+
+
 def attach_to_tasks(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: AdapterConfig, tasks: Mapping[str, Task]
 ) -> AdapterBank:

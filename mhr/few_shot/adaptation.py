@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback
 
-from mhr.contexts import embed_task, embeds
+from mhr.contexts import check_context, embed_task, embeds
 from mhr.data import Example, Task, TaskCollection
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.data.truncation import Truncation
 from mhr.errors import TrainingError
-from mhr.few_shot.lorahub import Hub, search_weights
+from mhr.few_shot.lorahub import Hub, loras_of, search_weights
 from mhr.few_shot.rows import FirstRow, check_comparable, find_first_row, training_tasks
 from mhr.few_shot.selecting import (
     KeepBest,
@@ -108,11 +108,17 @@ class Preparation:
                 shots = self.shots(adaptation)
                 collator([*shots.shots, *shots.validation])
 
-    def check_rows(self, adaptations: Sequence[Adaptation]) -> None:
-        """Raise what keeps rows of training tasks from being compared with new tasks, before anything is written."""
-        if self.takes_rows:
-            for adaptation in adaptations:
+    def check_beginnings(self, adaptations: Sequence[Adaptation]) -> None:
+        """Raise what keeps adaptations from beginning, before anything is written: rows of training tasks that cannot be compared with new
+        tasks, tasks that routing has no context of, too few LoRAs to weigh."""
+        if MODES[self.start.mode].searches:
+            loras_of(self.source, self.config.adapt.experts)
+        for adaptation in adaptations:
+            if self.takes_rows:
                 check_comparable(self._collection(), self.tasks[adaptation.task], self.config.adapt, self.start)
+            if self.start.bank is not None and embeds(self.start.bank):
+                shots = self.shots(adaptation).shots
+                check_context(self.start.model, self.start.tokenizer, self.tasks[adaptation.task], shots)
 
     def first_row(self, adaptation: Adaptation, shots: Shots) -> FirstRow | None:
         """Where the routing of a task begins, by the setting `start`; None where that is a fresh row, or the mode has none. The model

@@ -140,7 +140,7 @@ def adapt(
         for seed in config.adapt.seeds
     ]
     prepared.check_batches(adaptations)
-    prepared.check_rows(adaptations)
+    prepared.check_beginnings(adaptations)
     folder = make_folder(output)
     if overwrite and not resume:
         clear(folder)

@@ -273,11 +273,11 @@ def test_a_definition_is_refused_where_nothing_is_routed_by_it(source: Callable[
         predictor.predict(["abcd"], tasks="mine", definition="x")
 
 
-def without_definitions(settings: Make, folder: Path) -> str:
+def without_definitions(settings: Make, folder: Path, task: str = "rev-last") -> str:
     """The tasks of the tests, of which one has no definition."""
     lines = [json.loads(line) for line in Path(settings().tasks).read_text("utf-8").splitlines()]
     for line in lines:
-        if line["task"] == "rev-last":
+        if line["task"] == task:
             del line["definition"]
     path = folder / "undefined.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
@@ -324,6 +324,26 @@ def test_a_new_task_without_a_definition_is_refused(run: RunFolder, settings: Ma
     with pytest.raises(DataError, match="task 'rev-last' has no definition"):
         give_contexts(model, tokenizer, collection.values())
     assert model.mhr.tasks == [task for task in run.info["tasks"] if task != "rev-last"]
+
+
+def test_an_adaptation_whose_context_cannot_be_made_leaves_nothing_behind(
+    run: RunFolder, settings: Make, backbone: Callable[..., str], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"mode": "z", "steps": 0, "output": str(tmp_path / "out"), "progress": False}
+    undefined = without_definitions(settings, tmp_path, "swap-last")
+    with pytest.raises(DataError, match="task 'swap-last' has no definition, .* the same in all of them$"):
+        adapt(str(run.path), NEW, tasks_path=undefined, **given)
+    assert not (tmp_path / "out").exists()
+    encoder = tmp_path / "encoder"
+    shutil.copytree(backbone("bert"), encoder)
+    other = trained(settings, tmp_path / "run", router={"encoder": str(encoder)})
+    shutil.rmtree(encoder)
+    from mhr.contexts.encoders import _loaded
+
+    _loaded.cache_clear()
+    with pytest.raises(ConfigError, match=r"^router\.encoder is '.*', which cannot be loaded"):
+        adapt(str(other.path), NEW, **given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_rate_of_rows_is_refused_where_none_are_trained() -> None:
