@@ -63,6 +63,7 @@ def route(
         tasks = info["tasks"]
         shown = ", ".join(tasks[:4]) + (f" and {len(tasks) - 4} more" if len(tasks) > 4 else "")
         adapter = run.config().adapter
-        kind = "LoRAs" if adapter is None or adapter.adapter == "lora" else f"{adapter.adapter}s"
+        kind = "LoRA" if adapter is None or adapter.adapter == "lora" else adapter.adapter
+        kind += "s" if len(tasks) > 1 else ""
         out.print(f"{info['method']} on {info['base']}, {len(tasks)} {kind} ({shown})", markup=False, soft_wrap=True)
     note(f"Routed: {output}")

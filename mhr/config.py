@@ -242,6 +242,11 @@ class AdapterConfig(Settings):
         return None if self.routing.settings is None else self.routing.settings(**self.router)
 
     @property
+    def has_rows(self) -> bool:
+        """Whether each task has a row of its own that is trained with the bank: of routing logits, or a context where these are learnt."""
+        return self.routing.learned and not (self.routing.contexts and self.own_settings().embedded)
+
+    @property
     def scaling(self) -> float:
         """alpha / rank."""
         return self.alpha / self.rank

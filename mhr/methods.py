@@ -479,17 +479,10 @@ def refusal(mode: str, method: str, averaged: bool) -> str | None:
     return None
 
 
-def copies_rows(mode: str, method: str) -> bool:
-    """Whether a run of a method that is adapted in a mode begins with a row of its own, which could be another task's."""
-    routed = METHODS[method].routing
-    has_rows = routed is not None and ROUTING_METHODS[routed].learned and not ROUTING_METHODS[routed].contexts
-    return has_rows and MODES[mode].begins == BANK
-
-
 def predicts_rows(method: str) -> bool:
     """Whether the rows of a method are the logits that `GENERATED` computes."""
     routed = METHODS[method].routing
-    return routed is not None and ROUTING_METHODS[routed].noisy
+    return routed is not None and ROUTING_METHODS[routed].noisy and not ROUTING_METHODS[routed].contexts
 
 
 def idle_rates(mode: str, method: str) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from mhr.adapters.checkpoint import AdapterCheckpoint
 from mhr.adapters.find import find_adapters
-from mhr.adapters.open import open_bank, open_plain, open_skills, plain_of
+from mhr.adapters.open import needs_task, open_bank, open_plain, open_skills, plain_of
 from mhr.adapters.plain import PlainAdapter
 from mhr.errors import ConfigError, MergeError
 
@@ -22,7 +23,7 @@ def gather(paths: Sequence[str | Path], experts: str | None = None) -> list[Plai
     banks = 0
     for path in [one for given in paths for one in find_adapters(given)]:
         bank = open_bank(path)
-        if bank is None or bank.config.skills_for(len(bank.tasks)) == 1:
+        if bank is None or _is_one(bank):
             found.append(open_plain(path))
             continue
         banks += 1
@@ -33,6 +34,12 @@ def gather(paths: Sequence[str | Path], experts: str | None = None) -> list[Plai
     if experts is not None and not banks:
         raise ConfigError(f"experts is {experts!r}, but no input is a bank of several LoRAs: leave it out")
     return found
+
+
+def _is_one(bank: AdapterCheckpoint) -> bool:
+    """Whether a bank is one adapter, for all tasks and tokens."""
+    by_token = bank.config.routing.by_token
+    return bank.config.skills_for(len(bank.tasks)) == 1 and not needs_task(bank) and not by_token
 
 
 def names_of(sources: Sequence[PlainAdapter]) -> list[str]:

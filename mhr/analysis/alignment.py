@@ -121,7 +121,7 @@ def align_run(
     objective = make_objective(kind_of(model), heads=first.heads)
     data, _ = fit_data(model, tokenizer, objective.kind, folder.config().data)
     collator = objective.collator(tokenizer, data.max_input_length, data.max_target_length, data.chat)
-    drawn = {task.name: draw_shots(task, examples, seed) for task in collection.values()}
+    drawn = {task.name: draw_shots(task, examples, seed, called="examples") for task in collection.values()}
     aligned = []
     for step, path in checkpoints:
         say(f"Gradients of {len(drawn)} tasks after {step} steps")

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from mhr.contexts.encoders import Encoder, encoder_of
-from mhr.contexts.tasks import attach_to_tasks, embed_task, embed_tasks, embeds, give_contexts, give_examples, set_apart
+from mhr.contexts.tasks import (
+    attach_to_tasks,
+    check_context,
+    embed_task,
+    embed_tasks,
+    embeds,
+    give_contexts,
+    give_examples,
+    set_apart,
+)
 
 __all__ = [
     "Encoder",
     "attach_to_tasks",
+    "check_context",
     "embed_task",
     "embed_tasks",
     "embeds",

@@ -26,27 +26,37 @@ def embeds(bank: AdapterBank) -> bool:
     return bank.contexts is not None and bank.contexts.embedded
 
 
-def texts_of(task: Task, settings: EmbeddingSettings, shots: Sequence[Example] | None = None) -> list[str]:
+def texts_of(
+    task: Task, settings: EmbeddingSettings, shots: Sequence[Example] | None = None, new: bool = False
+) -> list[str]:
     """What of a task is embedded: its definition, or its shots, each an input with its answer.
 
     shots  None takes those that were set apart (`set_apart`), or draws them from its training examples, always the same ones
+    new    whether it is for a bank that is trained already, whose settings are what they are: errors say what can be done then
 
     Raises DataError for a task without a definition, or with fewer training examples than asked for.
     """
     if settings.context == "definition":
         if not task.definition:
+            other = "" if new else ", or take shots in its place (adapter.router.context, --similarity)"
             raise DataError(
                 f"task {task.name!r} has no definition, by which it would be routed: give its rows a column definition, the same in all "
-                "of them, or take shots in its place (adapter.router.context, --similarity)"
+                f"of them{other}"
             )
         return [task.definition]
     if shots is None:
         shots = task.context or None
     if shots is None:
         if len(task.train) < settings.shots:
+            few = max(len(task.train), 1)
+            fix = (
+                f"give it more, or adapt the run to it with mhr adapt --mode z --steps 0 --shots {few}"
+                if new
+                else f"set adapter.router.shots to {few} or fewer"
+            )
             raise DataError(
                 f"task {task.name!r} has {len(task.train)} training examples, fewer than the {settings.shots} shots that its context is "
-                f"made of: set adapter.router.shots to {max(len(task.train), 1)} or fewer"
+                f"made of: {fix}"
             )
         shots = shot_order(task.train, task.name, 0)[: settings.shots]
     return [running_text(shot.input, shot.targets[0]) if settings.answers else shot.input for shot in shots]
@@ -80,10 +90,12 @@ def _parted(task: Task, settings: GenerativeSettings) -> Task:
     return dataclasses.replace(task, train=left, context=drawn)
 
 
-def embed_tasks(tasks: Iterable[Task], settings: EmbeddingSettings, encoder: Encoder) -> dict[str, Tensor]:
+def embed_tasks(
+    tasks: Iterable[Task], settings: EmbeddingSettings, encoder: Encoder, new: bool = False
+) -> dict[str, Tensor]:
     """The embedding [C] of each task, the mean of those of its texts; of each text [N, C] where they are not pooled, and where adapters are
-    generated from tokens the hidden states [N, L, C] of each text, with zeros behind shorter ones. Raises DataError as `texts_of`."""
-    texts = {task.name: texts_of(task, settings) for task in tasks}  # refused before anything is read
+    generated from tokens the hidden states [N, L, C] of each text, with zeros behind shorter ones. Raises DataError as `texts_of`, and `new` likewise."""
+    texts = {task.name: texts_of(task, settings, new=new) for task in tasks}  # refused before anything is read
     return {name: _embedded(own, settings, encoder) for name, own in texts.items()}
 
 
@@ -100,7 +112,16 @@ def embed_task(
     """The embedding of one task (as of `embed_tasks`) for the bank on a model, from its definition or from these shots, whatever their number.
     Raises DataError for a task without a definition, ConfigError for an encoder that cannot be loaded."""
     settings = bank_of(model).config.own_settings()
-    return _embedded(texts_of(task, settings, shots), settings, encoder_of(settings, model, tokenizer))
+    return _embedded(texts_of(task, settings, shots, new=True), settings, encoder_of(settings, model, tokenizer))
+
+
+def check_context(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, shots: Sequence[Example]
+) -> None:
+    """Raise what `embed_task` raises, without embedding anything."""
+    settings = bank_of(model).config.own_settings()
+    texts_of(task, settings, shots, new=True)
+    encoder_of(settings, model, tokenizer)
 
 
 def attach_to_tasks(
@@ -138,7 +159,7 @@ def give_contexts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ta
     new = [task for task in tasks if task.name not in bank.tasks]
     if not new:
         return []
-    embeddings = embed_tasks(new, settings, encoder_of(settings, model, tokenizer))
+    embeddings = embed_tasks(new, settings, encoder_of(settings, model, tokenizer), new=True)
     bank.add_tasks([task.name for task in new])
     bank.set_contexts(embeddings)
     return list(embeddings)

@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback
 
-from mhr.contexts import embed_task, embeds
+from mhr.contexts import check_context, embed_task, embeds
 from mhr.data import Example, Task, TaskCollection
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.data.truncation import Truncation
 from mhr.errors import TrainingError
-from mhr.few_shot.lorahub import Hub, search_weights
+from mhr.few_shot.lorahub import Hub, loras_of, search_weights
 from mhr.few_shot.rows import FirstRow, check_comparable, find_first_row, training_tasks
 from mhr.few_shot.selecting import (
     KeepBest,
@@ -37,7 +37,7 @@ from mhr.few_shot.selecting import (
 from mhr.few_shot.shots import with_shots
 from mhr.few_shot.starts import Start, head_of_run
 from mhr.files import make_folder
-from mhr.methods import BACKBONE, MODES, copies_rows, predicts_rows
+from mhr.methods import BACKBONE, BANK, MODES
 from mhr.objectives import Objective, make_objective
 from mhr.objectives.usable import describe_head, heads_for
 from mhr.runs.adapt_settings import AdaptConfig
@@ -108,11 +108,17 @@ class Preparation:
                 shots = self.shots(adaptation)
                 collator([*shots.shots, *shots.validation])
 
-    def check_rows(self, adaptations: Sequence[Adaptation]) -> None:
-        """Raise what keeps rows of training tasks from being compared with new tasks, before anything is written."""
-        if self.takes_rows:
-            for adaptation in adaptations:
+    def check_beginnings(self, adaptations: Sequence[Adaptation]) -> None:
+        """Raise what keeps adaptations from beginning, before anything is written: rows of training tasks that cannot be compared with new
+        tasks, tasks that routing has no context of, too few LoRAs to weigh."""
+        if MODES[self.start.mode].searches:
+            loras_of(self.source, self.config.adapt.experts)
+        for adaptation in adaptations:
+            if self.takes_rows:
                 check_comparable(self._collection(), self.tasks[adaptation.task], self.config.adapt, self.start)
+            if self.start.bank is not None and embeds(self.start.bank):
+                shots = self.shots(adaptation).shots
+                check_context(self.start.model, self.start.tokenizer, self.tasks[adaptation.task], shots)
 
     def first_row(self, adaptation: Adaptation, shots: Shots) -> FirstRow | None:
         """Where the routing of a task begins, by the setting `start`; None where that is a fresh row, or the mode has none. The model
@@ -128,9 +134,7 @@ class Preparation:
     @property
     def takes_rows(self) -> bool:
         """Whether adaptations begin with a row that is not drawn fresh."""
-        start, method = self.config.adapt.start, self.config.method
-        fits = start != "predicted" or predicts_rows(method)
-        return start != "fresh" and copies_rows(self.start.mode, method) and fits
+        return self.config.adapt.start != "fresh" and copies_rows(self.start.mode, self.config)
 
     def _collection(self) -> TaskCollection:
         """The tasks that the run was trained on."""
@@ -154,6 +158,11 @@ class Preparation:
         """Optimizer steps of an adaptation, if no training ends early."""
         steps = [few.steps for few in points_of(self.config.adapt, adaptation.mode)]
         return sum(steps) + (max(steps) if self.shots(adaptation).refit else 0)
+
+
+def copies_rows(mode: str, config: RunConfig) -> bool:
+    """Whether a run with these settings that is adapted in a mode begins with a row of its own, which could be another task's."""
+    return config.adapter is not None and config.adapter.has_rows and MODES[mode].begins == BANK
 
 
 def ranks(few: AdaptConfig, mode: str) -> bool:

@@ -13,13 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from mhr.data import TaskCollection
 from mhr.data.choice_collators import beginnings
 from mhr.errors import ConfigError, DataError, TrainingError, nearest
-from mhr.few_shot.adaptation import Adaptation, Preparation, frozen_heap, make, ranks
+from mhr.few_shot.adaptation import Adaptation, Preparation, copies_rows, frozen_heap, make, ranks
 from mhr.few_shot.selecting import grid_points, read_dev
 from mhr.few_shot.starts import check_mode, head_of_run, load_start
 from mhr.files import folder_name, held_in, make_folder, prepare_output, read_json, write_json_atomically
 from mhr.loading import Loading
 from mhr.locks import one_writer
-from mhr.methods import MODES, copies_rows, idle_rates, predicts_rows
+from mhr.methods import MODES, idle_rates, predicts_rows
 from mhr.objectives import objective_of
 from mhr.objectives.fit import notes_on
 from mhr.objectives.lengths import fit_data
@@ -140,7 +140,7 @@ def adapt(
         for seed in config.adapt.seeds
     ]
     prepared.check_batches(adaptations)
-    prepared.check_rows(adaptations)
+    prepared.check_beginnings(adaptations)
     folder = make_folder(output)
     if overwrite and not resume:
         clear(folder)
@@ -210,15 +210,18 @@ def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kin
             raise ConfigError(
                 f"{name} is {few[name]!r}, but mode {modes[0][0]!r} weighs no LoRAs: use mode {searching}, or leave it out"
             )
-    if few.get("start") not in (None, "fresh") and not any(copies_rows(mode, config.method) for mode, config in modes):
+    copying = [config for mode, config in modes if copies_rows(mode, config)]
+    if few.get("start") not in (None, "fresh") and not copying:
         mode, config = modes[0]
         raise ConfigError(
             f"start is {few['start']!r}, but a run of method {config.method!r} in mode {mode!r} begins with no row of its own, which that "
             "of another task could be: leave it out"
         )
-    if few.get("start") == "predicted" and not any(predicts_rows(config.method) for _, config in modes):
+    unpredicted = [config.method for config in copying if not predicts_rows(config.method)]
+    if few.get("start") == "predicted" and unpredicted:
         raise ConfigError(
-            f"start is 'predicted', but method {modes[0][1].method!r} does not route by the sigmoids of logits: use nearest, average or random"
+            f"start is 'predicted', which is of logits whose sigmoids route, but a row of method {unpredicted[0]!r} is none: use nearest, average "
+            "or random"
         )
     if kinds and all(kind in ("encoder", "masked") for kind in kinds):
         for name in ("length_norm", "mc_loss", "unlikely_loss"):

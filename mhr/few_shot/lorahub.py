@@ -42,12 +42,8 @@ class Hub:
 
     @classmethod
     def draw(cls, run: RunFolder, experts: str | None, n: int, seed: int) -> Hub:
-        """The LoRAs of a run, `n` of them drawn by the seed where there are more. Raises ConfigError for fewer than 2."""
-        sources = gather([run.path], experts)
-        if len(sources) < 2:
-            raise ConfigError(
-                f"run {run.path} has one LoRA, which leaves nothing to weigh: use experts 'skills', or mode 'mu'"
-            )
+        """The LoRAs of a run, `n` of them drawn by the seed where there are more. Raises ConfigError as `loras_of`."""
+        sources = loras_of(run, experts)
         if len(sources) > n:
             kept = sorted(random.Random(seed).sample(range(len(sources)), n))
             sources = [sources[i] for i in kept]
@@ -69,6 +65,16 @@ class Hub:
             for key, parameter in layer.bank().items():
                 factors = self.layers[name][key].to(parameter)
                 parameter[0, 0] = torch.einsum("k,kpq->pq", parameter.new_tensor(weights), factors)
+
+
+def loras_of(run: RunFolder, experts: str | None) -> list[PlainAdapter]:
+    """The LoRAs of a run that can be weighed. Raises ConfigError for fewer than 2."""
+    sources = gather([run.path], experts)
+    if len(sources) < 2:
+        raise ConfigError(
+            f"run {run.path} has one LoRA, which leaves nothing to weigh: use experts 'skills', or mode 'mu'"
+        )
+    return sources
 
 
 def search_weights(

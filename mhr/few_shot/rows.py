@@ -36,7 +36,7 @@ FIT_STEPS, FIT_DECAY = 500, 1e-2
 
 @dataclass(frozen=True, slots=True)
 class FirstRow:
-    """row: names of `AdapterBank.rows_of_tasks` -> logits [H, S]; told: how it was found, for run.json."""
+    """row: names of `AdapterBank.rows_of_tasks` -> logits [H, S], or whatever else a task has a row of; told: how it was found, for run.json."""
 
     row: dict[str, Tensor]
     told: dict[str, Any]
@@ -81,10 +81,16 @@ def _training_tasks(path: str) -> TaskCollection:
 
 def check_comparable(known: TaskCollection, task: Task, few: AdaptConfig, start: Start) -> None:
     """Raise DataError for a task, a new one or one of the `known`, without a definition where these are compared, ConfigError for gradients
-    of a model with heads and for an encoder that cannot be loaded."""
+    of a model with heads and of skills without an average, and for an encoder that cannot be loaded."""
     if few.start not in COMPARING:
         return
     if few.similarity == "gradients":
+        assert start.bank is not None
+        if not start.bank.config.routing.convex:
+            raise ConfigError(
+                f"similarity is 'gradients', which are those of skills at uniform weights, but method {start.bank.config.method!r} has no such "
+                "average: use definition or shots"
+            )
         if start.heads is not None:
             raise ConfigError(
                 "similarity is 'gradients', but the run answers each task through a head of its own, so that their losses are of different "
@@ -160,10 +166,11 @@ def _neighbours(
         for task in known.values()
     }
     names = list(embeddings)
-    heads, skills = next(iter(start.rows.values())).shape[1:]
-    config = AdapterConfig(
-        method=GENERATED, n_heads=heads, n_skills=skills, router={"size": len(next(iter(embeddings.values())))}
-    )
+    sizes: dict[str, Any] = {"router": {"size": len(next(iter(embeddings.values())))}}
+    if fit:
+        heads, skills = next(iter(start.rows.values())).shape[1:]
+        sizes |= {"n_heads": heads, "n_skills": skills}
+    config = AdapterConfig(method=GENERATED, **sizes)
     index = [start.tasks.index(name) for name in names]
     with torch.random.fork_rng(devices=[]):  # an adaptation's own draws do not depend on it
         torch.manual_seed(0)

@@ -18,17 +18,17 @@ def shots_of(few: AdaptConfig, task: str) -> int:
     return few.shots_for.get(task) or next(patterns, few.shots)
 
 
-def draw_shots(task: Task, shots: int, seed: int, more: int = 0) -> list[Example]:
+def draw_shots(task: Task, shots: int, seed: int, more: int = 0, called: str = "shots") -> list[Example]:
     """The `shots` training examples of a task that a seed picks, the same for every mode and method; `more` after them.
 
     Rule: training examples in their `shot_order`, the first `shots` + `more` of them. Raises DataError for a task that has
-    fewer.
+    fewer, naming the option `called` that asks for them.
     """
     if len(task.train) < shots + more:
-        asked = f"the {shots} shots and {more} dev shots" if more else f"the {shots} shots"
+        asked = f"the {shots} {called} and {more} dev shots" if more else f"the {shots} {called}"
         raise DataError(
             f"task {task.name!r} has {len(task.train)} training examples, fewer than {asked} asked for: "
-            f"use --shots {max(len(task.train) - more, 1)} or fewer"
+            f"use --{called} {max(len(task.train) - more, 1)} or fewer"
         )
     return shot_order(task.train, task.name, seed)[: shots + more]
 

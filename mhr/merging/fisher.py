@@ -87,7 +87,7 @@ def diagonal_fisher(
 def _parameters(bank: AdapterBank) -> list[tuple[str, torch.nn.Parameter]]:
     """What is trained, by the names that a plain adapter has for it."""
     found = [
-        (f"{name}.{key.removeprefix('bank_')}", p)
+        (f"{name}.{'gate' if key == 'gate_a' else key.removeprefix('bank_')}", p)
         for name, layer in bank.layers.items()
         for key, p in layer.bank().items()
     ]
@@ -95,6 +95,6 @@ def _parameters(bank: AdapterBank) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def _like(bank: Tensor, tensor: Tensor) -> Tensor:
-    """[1, 1, P, Q] of a bank, filled up to a common rank, as the plain adapter's tensor that it was made of."""
-    unpadded = bank[0, 0] if tensor.dim() == 2 else bank[0, 0, 0]
+    """[1, 1, P, Q] of a bank, filled up to a common rank, as the plain adapter's tensor that it was made of: a matrix, a row or a column."""
+    unpadded = bank[0, 0] if tensor.dim() == 2 else bank[0, 0].flatten()
     return unpadded[tuple(slice(n) for n in tensor.shape)].contiguous()

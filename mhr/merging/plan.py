@@ -59,22 +59,21 @@ class Order:
         """Raise MergeError for the first of these settings that is given, naming the methods that take it."""
         for name, value in given.items():
             if value:
-                raise MergeError(f"merge method {self.method!r} takes no {name}: {_mend(name)}")
+                raise MergeError(f"merge method {self.method!r} takes no {name}: {_mend(name, self.method or '')}")
 
 
-def _mend(name: str) -> str:
+def _mend(name: str, method: str) -> str:
     """What to do about a setting that the method does not take."""
     if name == "task":
         return (
             "it averages all of a bank; leave --task out, add --method task for the one task's mixture, or name several tasks to "
             "merge their mixtures"
         )
-    takers = {
-        "weights": ["weighted", *(n for n, m in MERGE_METHODS.items() if m.weights == "optional")],
-        "rank": ["any other (with --space delta)"],
-        "rank_energy": ["any other (with --space delta)"],
-    }
-    found = takers.get(name) or own_settings()[name][2]
+    if name in ("rank", "rank_energy"):
+        other = "" if "delta" in MERGE_METHODS[method].spaces else "--method uniform "
+        return f"leave it out, or add {other}--space delta"
+    weighing = ["weighted", *(n for n, m in MERGE_METHODS.items() if m.weights == "optional")]
+    found = weighing if name == "weights" else own_settings()[name][2]
     return f"leave it out, or choose {', '.join(found[:-1])}{' or ' if found[1:] else ''}{found[-1]}"
 
 
@@ -130,7 +129,7 @@ def make_plan(order: Order) -> MergePlan:
     if order.method is None:
         if bank is not None:
             check_by_task(bank)
-        one_task = bank is not None and len(bank.tasks) == 1 and order.space != "delta"
+        one_task = bank is not None and len(order.tasks or bank.tasks) == 1 and order.space != "delta"
         order.method = "task" if one_task else "uniform"
     if order.method not in MERGE_METHODS:
         raise ConfigError(f"unknown merge method {order.method!r}: {nearest(order.method, sorted(MERGE_METHODS))}")
@@ -141,6 +140,15 @@ def make_plan(order: Order) -> MergePlan:
     if order.method == "task":
         if len(paths) == 1 and bank is None:
             raise MergeError(f"{paths[0]} is a PEFT adapter, which has no tasks to merge: leave out task")
+        if len(order.tasks) > 1 and len(paths) == 1:
+            raise MergeError(
+                f"merge method 'task' takes one task, and {len(order.tasks)} are named: name one, or choose a method that merges their mixtures, "
+                "such as uniform"
+            )
+        if len(paths) == 1:
+            raise MergeError(
+                "merge method 'task' takes a task's factors as they are, which are in no space 'delta': leave --space out, or choose uniform"
+            )
         raise MergeError(
             f"merge method 'task' merges one bank, not {len(paths)} inputs: choose another method; --task says what each input "
             "stands for"
@@ -318,7 +326,8 @@ def _space(order: Order, method: MergeMethod, source: PlainAdapter) -> str:
         )
     space = order.space or (method.spaces[0] if source.kind == "lora" else "factor")
     ranked = ADAPTER_LAYERS[source.kind].ranked
-    if ranked and source.kind != "lora" and method.spaces == ("delta",):
+    no_update = source.kind != "lora" and (ranked or ADAPTER_LAYERS[source.kind].unfit)
+    if no_update and method.spaces == ("delta",):
         raise MergeError(
             f"merge method {order.method!r} merges weight updates, and {source.name} is {ADAPTER_LAYERS[source.kind].title}, which is none: "
             f"choose uniform{', weighted or mera' if ADAPTER_LAYERS[source.kind].aligned else ' or weighted'}"

@@ -80,6 +80,12 @@ class Predictor:
         bank = self.loaded.bank
         return list(bank.tasks) if bank is not None and bank.needs_tasks else []
 
+    @property
+    def _takes_definitions(self) -> bool:
+        """Whether a task that the model does not know is routed by its definition."""
+        bank = self.loaded.bank
+        return bank is not None and embeds(bank) and bank.config.own_settings().context == "definition"
+
     def predict(
         self,
         texts: Sequence[str],
@@ -112,7 +118,7 @@ class Predictor:
         Raises ConfigError for a task that it knows, and for a model that does not route by definitions.
         """
         bank, what = self.loaded.bank, self.loaded.description
-        if bank is None or not embeds(bank) or bank.config.own_settings().context != "definition":
+        if bank is None or not self._takes_definitions:
             raise ConfigError(
                 f"a definition is given of task {task!r}, but {what} does not route by definitions: leave it out, or use a run of a method "
                 "that does"
@@ -251,7 +257,8 @@ class Predictor:
                     f"or a column task), or --unseen uniform; {nearest('', known)}"
                 )
             if task not in known:
-                raise TaskError(f"unknown task {task!r} of {self.loaded.description}: {nearest(task, known)}")
+                defined = "; a new one needs its definition (--definition)" if self._takes_definitions else ""
+                raise TaskError(f"unknown task {task!r} of {self.loaded.description}: {nearest(task, known)}{defined}")
 
     def _check_head(self, example: Example, heads: TaskHeads) -> None:
         """Raise TaskError where no head answers an example, DataError where the one that does has no use for its choices."""

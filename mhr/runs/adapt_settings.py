@@ -121,7 +121,7 @@ class AdaptConfig(OptimizationConfig):
     start: str = setting(
         "fresh",
         """First row of a task's routing: fresh, nearest, average, random or predicted. fresh: next to uniform; nearest: that of the training
-        task most similar to it; average: the mean of all training tasks' logits; random: that of a training task drawn by the seed;
+        task most similar to it; average: the mean of all training tasks' rows; random: that of a training task drawn by the seed;
         predicted: what a small network says of it that is fitted to the training tasks' rows, from what similarity compares.""",
         choices=STARTS,
         flag="--start",

@@ -16,7 +16,7 @@ import yaml
 
 from mhr.config import BEHIND, AdapterConfig
 from mhr.errors import ConfigError, nearest
-from mhr.methods import METHODS, Method
+from mhr.methods import BY_TOKEN, METHODS, Method
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.data_settings import DataConfig
 from mhr.runs.settings import RunConfig
@@ -348,7 +348,11 @@ def _build(merged: Mapping[str, Said]) -> RunConfig:
                 continue
             for name in fixed:
                 if settings.get(name) not in (fixed[name], None):
-                    free = [other for other in METHODS.values() if other.routing and name not in other.fixed]
+                    free = [
+                        other
+                        for other in METHODS.values()
+                        if other.routing and other.routing not in BY_TOKEN and name not in other.fixed
+                    ]
                     alike = [other for other in free if (other.routing, other.adapter) == (row.routing, row.adapter)]
                     raise merged[f"adapter.{name}"].error(
                         f"adapter.{name} is {settings[name]!r}, but method {method!r} trains {fixed[name]!r}: leave it out, or choose "

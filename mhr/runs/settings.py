@@ -113,7 +113,8 @@ class RunConfig(Settings):
         if self.ends_in_mu and (self.adapter is None or not self.adapter.routing.needs_tasks):
             name = "train.anneal_to_mu" if self.train.switch_to_mu_at is None else "train.switch_to_mu_at"
             name = "continue_as 'mu'" if self.continue_as == AS_AVERAGE else name
-            fitting = [row.name for row in METHODS.values() if row.routing and ROUTING_METHODS[row.routing].needs_tasks]
+            routed = {row.name: ROUTING_METHODS[row.routing] for row in METHODS.values() if row.routing}
+            fitting = [name for name, row in routed.items() if row.needs_tasks and row.convex]
             raise ConfigError(
                 f"{name} is given, but method {self.method!r} routes no skills by task, so there is nothing to average: "
                 f"use it with {', '.join(fitting[:-1])} or {fitting[-1]}"

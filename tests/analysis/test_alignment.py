@@ -14,7 +14,7 @@ from mhr.analysis.alignment import align, align_run, gram_matrices, mean_cosine,
 from mhr.backbones import load_backbone
 from mhr.data import load_tasks
 from mhr.data.collators import Seq2SeqCollator
-from mhr.errors import CheckpointError, ConfigError, TaskError
+from mhr.errors import CheckpointError, ConfigError, DataError, TaskError
 from mhr.few_shot.shots import draw_shots
 from mhr.layers import detach
 from mhr.runs import RunFolder, load_config
@@ -184,6 +184,8 @@ def test_what_cannot_be_aligned(run: Path, tmp_path: Path) -> None:
     suite = load_tasks("builtin:skills", max_train=20, limit_test=1)
     with pytest.raises(TaskError, match="name at least two"):
         align_run(run, suite.select(["rev-last"]))
+    with pytest.raises(DataError, match=r"fewer than the 999 examples asked for: use --examples \d+ or fewer$"):
+        align_run(run, load_tasks("builtin:skills").select(NAMES), examples=999)
     with pytest.raises(ConfigError, match="examples is 0"):
         align_run(run, suite, examples=0)
     empty = RunFolder.create(tmp_path / "run")

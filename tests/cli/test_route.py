@@ -11,13 +11,16 @@ import pytest
 import torch
 
 import mhr
+import mhr.experts
 from mhr import AdapterConfig
 from mhr.adapters import collapse, read_adapter, read_bank, save_adapter
+from mhr.adapters.collapse import collapse_task
 from mhr.backbones import load_backbone
 from mhr.evaluation import fold_bank, load_model
 from mhr.training.signals import Interrupted
 from tests.cli.running import invoke, refuse, succeed
 from tests.models import randomise
+from tests.routing.contexts import with_contexts
 
 T5 = "builtin:t5-tiny"
 
@@ -76,6 +79,32 @@ def test_skills_and_tasks_of_a_bank_are_both_loras(tmp_path: Path) -> None:
     succeed("route", run, "--experts", "skills", "--output", tmp_path / "skills")
     assert len(read_adapter(tmp_path / "tasks" / "adapter").tasks) == 3
     assert read_adapter(tmp_path / "skills" / "adapter").tasks == ["skill 0", "skill 1"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "generative-adapter", "router": {"shots": 2, "size": 8}},
+        {"method": "hyperformer++", "n_skills": 4},
+        {"method": "mtl-lora", "n_skills": 2},
+        {"method": "mhr", "n_heads": 1, "n_skills": 1},
+    ],
+    ids=lambda settings: settings["method"],
+)
+def test_each_task_of_a_bank_is_a_lora_whatever_makes_it(settings: dict[str, Any], tmp_path: Path) -> None:
+    model, _ = load_backbone(T5)
+    attached = mhr.attach(model, AdapterConfig(rank=2, targets=["q", "v"], **settings), NAMES)
+    randomise(attached)
+    with_contexts(attached)
+    save_adapter(model, tmp_path / "bank", base=T5)
+    one = mhr.experts.route_tokens(tmp_path / "bank", output=tmp_path / "run")
+    assert one.info["tasks"] == NAMES
+    held = read_adapter(one.adapter)
+    layer = next(iter(held.layers))
+    for row, task in enumerate(NAMES):
+        own = collapse_task(read_adapter(tmp_path / "bank"), task).layers[layer].delta()
+        a, b = (held.tensors[f"layers.{layer}.{name}"][0, row] for name in ("bank_a", "bank_b"))
+        torch.testing.assert_close(held.config.scaling * a @ b, own)
 
 
 def test_folders_of_peft_and_their_average(tmp_path: Path) -> None:

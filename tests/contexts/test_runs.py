@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -202,6 +203,33 @@ def test_a_context_of_shots_is_the_mean_of_their_embeddings(settings: Make, tmp_
     torch.testing.assert_close(started, stated(own, known, run), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["context-mhr", "pha", "generative-adapter"])
+def test_a_new_task_of_too_few_shots_is_told_the_way_that_works(method: str, settings: Make, tmp_path: Path) -> None:
+    router = {"shots": 5, **({"context": "shots"} if method == "context-mhr" else {})}
+    run = trained(settings, tmp_path / "run", method=method, router=router)
+    collection = read_tasks(run.config().tasks, run.config().data)
+    task = collection[NEW[0]]
+    few = collection.of([dataclasses.replace(task, train=task.train[:3])])
+    said = (
+        f"^task '{NEW[0]}' has 3 training examples, fewer than the 5 shots that its context is made of: give it more, or adapt the run to it "
+        "with mhr adapt --mode z --steps 0 --shots 3$"
+    )
+    with pytest.raises(DataError, match=said):
+        evaluate(load_model(run.path), few, progress=False)
+    (made,) = adapt(str(run.path), NEW[:1], mode="z", steps=0, shots=3, output=str(tmp_path / "z"), progress=False)
+    assert made.status == "done"
+
+
+def test_an_unknown_task_is_asked_for_its_definition_where_that_routes_it(
+    run: RunFolder, source: Callable[[str], RunFolder]
+) -> None:
+    with pytest.raises(TaskError, match=r"unknown task 'mine' .*; a new one needs its definition \(--definition\)$"):
+        mhr.load(run.path).predict(["abcd"], tasks="mine")
+    with pytest.raises(TaskError, match="unknown task 'mine'") as caught:
+        mhr.load(source("mhr").path).predict(["abcd"], tasks="mine")
+    assert "definition" not in str(caught.value)
+
+
 def test_a_run_answers_for_its_tasks_without_its_encoder(
     settings: Make, backbone: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -245,11 +273,11 @@ def test_a_definition_is_refused_where_nothing_is_routed_by_it(source: Callable[
         predictor.predict(["abcd"], tasks="mine", definition="x")
 
 
-def without_definitions(settings: Make, folder: Path) -> str:
+def without_definitions(settings: Make, folder: Path, task: str = "rev-last") -> str:
     """The tasks of the tests, of which one has no definition."""
     lines = [json.loads(line) for line in Path(settings().tasks).read_text("utf-8").splitlines()]
     for line in lines:
-        if line["task"] == "rev-last":
+        if line["task"] == task:
             del line["definition"]
     path = folder / "undefined.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
@@ -296,6 +324,26 @@ def test_a_new_task_without_a_definition_is_refused(run: RunFolder, settings: Ma
     with pytest.raises(DataError, match="task 'rev-last' has no definition"):
         give_contexts(model, tokenizer, collection.values())
     assert model.mhr.tasks == [task for task in run.info["tasks"] if task != "rev-last"]
+
+
+def test_an_adaptation_whose_context_cannot_be_made_leaves_nothing_behind(
+    run: RunFolder, settings: Make, backbone: Callable[..., str], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"mode": "z", "steps": 0, "output": str(tmp_path / "out"), "progress": False}
+    undefined = without_definitions(settings, tmp_path, "swap-last")
+    with pytest.raises(DataError, match="task 'swap-last' has no definition, .* the same in all of them$"):
+        adapt(str(run.path), NEW, tasks_path=undefined, **given)
+    assert not (tmp_path / "out").exists()
+    encoder = tmp_path / "encoder"
+    shutil.copytree(backbone("bert"), encoder)
+    other = trained(settings, tmp_path / "run", router={"encoder": str(encoder)})
+    shutil.rmtree(encoder)
+    from mhr.contexts.encoders import _loaded
+
+    _loaded.cache_clear()
+    with pytest.raises(ConfigError, match=r"^router\.encoder is '.*', which cannot be loaded"):
+        adapt(str(other.path), NEW, **given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_rate_of_rows_is_refused_where_none_are_trained() -> None:

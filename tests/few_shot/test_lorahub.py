@@ -131,6 +131,14 @@ def test_what_cannot_be_weighed_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_one_lora_alone_is_refused_before_anything_is_written(source: Source, tmp_path: Path) -> None:
+    one = merge(source("private").path, method="task", task="rev-last", output=tmp_path / "lora")
+    routed = route_tokens(one, output=tmp_path / "routed", top_k=1)
+    with pytest.raises(ConfigError, match="has one LoRA, which leaves nothing to weigh"):
+        searched(routed, tmp_path / "out", tasks_path=source("private").config().tasks)
+    assert not (tmp_path / "out").exists()
+
+
 def test_its_settings_are_of_no_other_mode(source: Source, tmp_path: Path) -> None:
     for name, value in (("candidates", 5), ("experts", "skills")):
         with pytest.raises(

@@ -20,8 +20,9 @@ from mhr.data.tokens import running_text
 from mhr.errors import ConfigError, DataError, TrainingError
 from mhr.evaluation import evaluate, load_model
 from mhr.few_shot import adapt
+from mhr.few_shot.adapting import check_given
 from mhr.objectives import make_objective
-from mhr.runs import RunConfig, RunFolder
+from mhr.runs import RunConfig, RunFolder, load_config
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.tasks import read_tasks
 from mhr.training import pretrain
@@ -209,13 +210,49 @@ def test_settings_that_do_not_go_together(few: dict[str, Any], said: str) -> Non
 @pytest.mark.parametrize(
     ("method", "mode"), [("mhr", "mu"), ("mhr", "random"), ("uniform", "mhr"), ("context-mhr", "z")]
 )
-def test_a_start_is_refused_where_no_row_of_logits_begins(
+def test_a_start_is_refused_where_no_row_begins(
     source: Callable[[str], RunFolder], method: str, mode: str, tmp_path: Path
 ) -> None:
     said = f"start is 'average', but a run of method '{method}' in mode '{mode}' begins with no row of its own"
     with pytest.raises(ConfigError, match=said):
         adapt(str(source(method).path), NEW, mode=mode, output=str(tmp_path / "out"), start="average", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "router"), [("hyperformer++", {}), ("context-mhr", {"context": "learnt"})], ids=["hyper", "context"]
+)
+def test_a_vector_that_is_learnt_begins_as_that_of_another_task(
+    method: str, router: dict[str, Any], settings: Make, tmp_path: Path
+) -> None:
+    made = pretrain(
+        settings(method=method, steps=1, save_every=1, router=router), str(tmp_path / "run"), progress=False
+    )
+    before = read_adapter(made.adapter).tensors["contexts.vectors"]
+
+    def first(start: str, **few: Any) -> tuple[Tensor, dict[str, Any]]:
+        begin = begun(made, tmp_path / f"{start}-{len(few)}", start=start, **few)
+        return read_adapter(begin.adapter).tensors["contexts.vectors"][0], begin.info["start"]
+
+    for start, few in (("nearest", {}), ("nearest", {"similarity": "shots"}), ("random", {})):
+        vector, told = first(start, **few)
+        assert torch.equal(vector, before[made.info["tasks"].index(told["task"])])
+    torch.testing.assert_close(first("average")[0], before.mean(0))
+    with pytest.raises(ConfigError, match="which is of logits whose sigmoids route"):
+        first("predicted")
+    if method == "hyperformer++":
+        with pytest.raises(ConfigError, match="skills at uniform weights, but method 'hyperformer\\+\\+' has no such"):
+            first("nearest", similarity="gradients", shots=3)
+        assert not (tmp_path / "nearest-2").exists()
+    else:
+        assert "cosine" in first("nearest", similarity="gradients", shots=3)[1]
+
+
+def test_runs_whose_rows_cannot_be_predicted_are_not_adapted_from_fresh_ones_in_silence() -> None:
+    runs = [load_config(method=method) for method in ("mhr", "hydra", "context-mhr")]
+    with pytest.raises(ConfigError, match="start is 'predicted', .* but a row of method 'hydra' is none"):
+        check_given({"start": "predicted"}, [("z", run) for run in runs], [])
+    check_given({"start": "predicted"}, [("z", runs[0]), ("mu", runs[1]), ("z", runs[2])], [])
 
 
 def test_tasks_that_cannot_be_compared_are_refused_before_anything_is_written(run: RunFolder, tmp_path: Path) -> None:

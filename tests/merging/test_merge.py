@@ -62,6 +62,45 @@ def test_to_an_adapter_of_ours(run, tmp_path):
     close(output(model), routed(run, "rte"))
 
 
+def test_one_task_that_is_named_is_what_is_merged(run, tmp_path):
+    named = merge(run, task="rte", output=tmp_path / "named")
+    asked = merge(run, method="task", task="rte", output=tmp_path / "asked")
+    assert (named / TENSORS_FILE).read_bytes() == (asked / TENSORS_FILE).read_bytes()
+    both = merge(run, task=["rte", "wic"], output=tmp_path / "both")
+    assert read_adapter(both).tasks == ["merged"]
+
+
+def test_what_is_advised_in_place_of_what_does_not_go_is_taken(run, tmp_path):
+    to = {"output": tmp_path / "out", "overwrite": True}
+    with pytest.raises(MergeError, match="'uniform' takes no rank: leave it out, or add --space delta$"):
+        merge(run, rank=1, **to)
+    merge(run, rank=1, space="delta", **to)
+    with pytest.raises(MergeError, match="'task' takes no rank: leave it out, or add --method uniform --space delta$"):
+        merge(run, task="rte", rank=1, **to)
+    merge(run, task="rte", rank=1, method="uniform", space="delta", **to)
+    with pytest.raises(MergeError, match="'task' takes a task's factors as they are, .* leave --space out"):
+        merge(run, task="rte", method="task", space="delta", **to)
+    with pytest.raises(MergeError, match="'task' takes one task, and 2 are named: name one, or choose a method"):
+        merge(run, task=["rte", "wic"], method="task", **to)
+
+
+@pytest.mark.parametrize("adapter", ["prompt", "prefix", "bottleneck", "gated", "ia3", "film"])
+def test_what_is_no_update_is_not_summed(adapter, tmp_path):
+    """The sum of two prompts would be no prompt of either task, as their embeddings begin at words and not at 0."""
+    model, _ = load_backbone(BASE)
+    tokens = {} if adapter in ("bottleneck", "ia3", "film") else {"virtual_tokens": 3}
+    attach(model, AdapterConfig(method="private", adapter=adapter, rank=2, **tokens), TASKS[:2])
+    save_adapter(model, tmp_path / "bank", base=BASE)
+    for method in ("task_arithmetic", "model_stock", "slerp"):
+        given = {"method": method, "task": TASKS[:2], "output": tmp_path / method}
+        if adapter in ("ia3", "film"):
+            merge(tmp_path / "bank", **given)
+        else:
+            with pytest.raises(MergeError, match="merges weight updates, and .* which is none: choose uniform"):
+                merge(tmp_path / "bank", **given)
+    merge(tmp_path / "bank", method="uniform", task=TASKS[:2], output=tmp_path / "uniform")
+
+
 def test_to_peft(run, tmp_path):
     folder = merge(run / "adapter", method="task", task="wic", to="peft-lora", output=tmp_path / "out")
     base, _ = load_backbone(BASE)

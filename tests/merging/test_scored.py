@@ -261,6 +261,19 @@ def test_ranks_that_differ_by_layer_and_a_head(tmp_path, judge):
     assert {t.shape for name, t in found.items() if name.endswith(".b") and first not in name} == {f.b.shape}
 
 
+@pytest.mark.parametrize("kind", ["lora", "ia3", "film", "bottleneck", "prompt", "prefix", "gated"])
+def test_every_kind_of_adapter_has_fisher_information_in_the_shapes_of_its_tensors(kind, judge):
+    model, _ = load_backbone(BASE)
+    tokens = {"virtual_tokens": 3} if kind in ("prompt", "prefix", "gated") else {}
+    attach(model, AdapterConfig(method="shared", adapter=kind, rank=2, **tokens), [TASK])
+    randomise(model.mhr, size=0.05)
+    plain = merge_uniform(checkpoint_of(model, BASE))
+    found = diagonal_fisher(judge, plain, judge.collection[TASK].train[:2])
+    own = {f"{name}.{key}": t for name, layer in plain.layers.items() for key, t in layer.tensors().items()}
+    assert {name: found[name].shape for name in own} == {name: t.shape for name, t in own.items()}
+    assert all(found[name].any() for name in own if name.endswith("gate"))
+
+
 def test_a_head_that_was_trained_whole_has_fisher_information_too(tmp_path):
     """An encoder that ranks choices: the head is merged by its own information."""
     tiny_model("bert", vocab_size=384).save_pretrained(tmp_path / "base")

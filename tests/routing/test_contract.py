@@ -19,12 +19,14 @@ from mhr import AdapterBank, AdapterConfig
 from mhr.adapters import attach_checkpoint, checkpoint_of, load_adapter, read_adapter, routing_weights, save_adapter
 from mhr.adapters.collapse import collapse_task
 from mhr.adapters.plain import attach_plain
+from mhr.few_shot.starts import Start
 from mhr.layers.parameter_groups import parameter_groups
-from mhr.methods import ROUTING_METHODS, method_of
+from mhr.methods import METHODS, ROUTING_METHODS, method_of, refusal
+from mhr.routing.prototypes import Prototypes
 from mhr.runs import RunConfig
 from tests.models import random_batch, randomise, tiny_model
 from tests.resuming import resumed_after_a_break
-from tests.routing.contexts import with_contexts
+from tests.routing.contexts import drawn, embedding, with_contexts
 from tests.routing.network import NAME, network_router
 from tests.two_processes import Gradients, gradients_of_half, in_two_processes
 
@@ -205,6 +207,47 @@ def test_torch_compile_takes_it_whole(case: str) -> None:
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     expected = gradients(model, loss(model(x, task_ids=batch)))
     close(gradients(model, loss(compiled(x, task_ids=batch))), expected)
+
+
+# ---- adaptations ------------------------------------------------------------------------------------------------------
+
+
+def modes(case: str) -> list[str]:
+    """Those that keep something of a bank, or draw it again, for a case."""
+    if case == NAME:
+        return ["mhr", "z", "random"]
+    rows = [row for row in METHODS.values() if row.routing == CASES[case]["method"]]
+    name = next((row.name for row in rows if row.adapter == CASES[case].get("adapter")), rows[0].name)
+    return [mode for mode in ("mhr", "z", "head", "random") if refusal(mode, name, averaged=False) is None]
+
+
+def begin(start: Start, task: str) -> dict[str, Tensor]:
+    """What an adaptation to a task begins with, and as `trained` which of it asks for a gradient."""
+    bank = start.bank
+    assert bank is not None
+    contexts, context = bank.contexts, None
+    if contexts is not None and contexts.embedded:
+        own = isinstance(contexts, Prototypes)
+        context = embedding(task, 3, contexts.settings.instance_width) if own else drawn(contexts, task)
+    start.begin(task, 13, context=context)
+    trained = torch.tensor([p.requires_grad for p in start.model.parameters()])
+    return {"trained": trained, **{name: tensor.detach().clone() for name, tensor in bank.tensors().items()}}
+
+
+@pytest.mark.parametrize(("case", "mode"), [(case, mode) for case in CASES for mode in modes(case)])
+def test_the_order_of_adaptations_does_not_matter(case: str, mode: str) -> None:
+    expected = begin(Start(adapted(case)[0], None, "tiny", mode), "wic")
+    assert expected["trained"].any()
+    start = Start(adapted(case)[0], None, "tiny", mode)
+    for task in ("cb", "copa", "wic"):
+        found = begin(start, task)
+        with torch.no_grad():
+            for p in start.model.parameters():
+                if p.requires_grad:
+                    p.add_(1.0)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
 
 
 # ---- processes --------------------------------------------------------------------------------------------------------

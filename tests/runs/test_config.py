@@ -10,7 +10,7 @@ import yaml
 
 from mhr.errors import ConfigError
 from mhr.few_shot.shots import shots_of
-from mhr.methods import METHODS
+from mhr.methods import BY_TOKEN, METHODS
 from mhr.runs.config import Said, all_settings, dump_config, load_config, presets, to_dict
 from mhr.runs.train_settings import TrainConfig
 
@@ -21,6 +21,16 @@ def test_later_layers_win(tmp_path: Path) -> None:
     config = load_config(file, overrides=["train.steps=8", "adapter.rank=3"], rank=2)
     assert (config.adapter.rank, config.train.steps, config.train.lr, config.train.clip) == (2, 8, 2e-3, 0.1)
     assert load_config(file, preset="crossfit").method == "poly"
+
+
+def test_the_methods_that_are_named_instead_take_the_adapter() -> None:
+    with pytest.raises(ConfigError, match="or choose ") as caught:
+        load_config(method="film", adapter="lora")
+    named = str(caught.value).rpartition("or choose ")[2].split(", ")
+    assert "mhr" in named
+    assert not any(METHODS[method].routing in BY_TOKEN for method in named)
+    for method in named:
+        assert load_config(method=method, adapter="lora").adapter.adapter == "lora"
 
 
 @pytest.mark.parametrize("name", presets())

@@ -138,3 +138,12 @@ def test_what_cannot_be_averaged_is_refused(flags: dict[str, Any], said: str) ->
     with pytest.raises(ConfigError, match=said) as caught:
         load_config(**flags)
     assert "\n" not in str(caught.value)
+
+
+def test_the_methods_that_are_named_instead_end_as_their_average() -> None:
+    with pytest.raises(ConfigError, match="use it with ") as caught:
+        load_config(anneal_to_mu=2, method="lora")
+    named = str(caught.value).rpartition("use it with ")[2].replace(" or ", ", ").split(", ")
+    assert {"mhr", "poly", "private", "hra", "mtl-lora"} <= set(named)
+    for method in named:
+        assert load_config(anneal_to_mu=2, method=method).ends_in_mu
