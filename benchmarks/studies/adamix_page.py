@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mhr.analysis import verdicts
 from mhr.files import make_folder, write_json_atomically, write_text_atomically
 from mhr.report.tables import Table, text
 from mhr.runs.run import versions
 
 from ..measure import machine
-from . import adamix_plan, claims
+from . import adamix_plan
 from .adamix_claims import CLAIMS, ONE
 from .adamix_plan import AVERAGE, LONG, METHODS, TEST, Method, Plan, Unit
-from .claims import Values, answers, findings_table
+from .claims import Values, answers, claims_section
 from .stages import states_of
 from .tables import paragraphs, short, spread
 
@@ -94,7 +93,6 @@ def publish(
         if len(found.units) == len(units)
         else f" **Not finished: {len(found.units)} of {len(units)} runs are done.**"
     )
-    said = [[text(f"{a.claim.number}. {a.claim.text}"), text(a.verdict or "not asked")] for a in told]
     page = "\n".join(
         [
             "# AdaMix on real tasks, MiniLM",
@@ -106,12 +104,7 @@ def publish(
             "",
             *paragraphs(adamix_plan.__doc__),
             "",
-            Table("claims", "Claims", ["claim", "verdict"], said, names=2).to_markdown(),
-            *paragraphs(claims.__doc__),
-            "",
-            *paragraphs(verdicts.__doc__),
-            "",
-            findings_table(told).to_markdown(),
+            *claims_section(told),
             _methods_table(found, shown, choices).to_markdown(),
             *_further(found),
             _tasks_table("tasks", "Task by task", found, shown, plan.tasks).to_markdown(),

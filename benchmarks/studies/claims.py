@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mhr.analysis import verdicts
 from mhr.analysis.compare import Paired, compare
 from mhr.analysis.verdicts import NOT_SUPPORTED, SUPPORTED, UNDECIDED, Finding, Question, judge
 from mhr.report.tables import Table, p_number, text
+
+from .tables import paragraphs
 
 Values = Mapping[tuple[str, int], float]
 """(task, seed) -> value."""
@@ -66,6 +69,19 @@ def answers(values: Callable[[str], Values], claims: Sequence[Claim]) -> list[An
             [finding for pair in _paired(claim.beside, values) for finding in judge([pair])],
         )
         for claim in claims
+    ]
+
+
+def claims_section(told: Sequence[Answer]) -> list[str]:
+    """Lines of a page: what is said of each claim, how that was decided, and the findings."""
+    said = [[text(f"{a.claim.number}. {a.claim.text}"), text(a.verdict or "not asked")] for a in told]
+    return [
+        Table("claims", "Claims", ["claim", "verdict"], said, names=2).to_markdown(),
+        *paragraphs(__doc__),
+        "",
+        *paragraphs(verdicts.__doc__),
+        "",
+        findings_table(told).to_markdown(),
     ]
 
 

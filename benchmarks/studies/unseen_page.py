@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mhr.analysis import verdicts
 from mhr.files import make_folder, write_json_atomically, write_text_atomically
 from mhr.report.tables import Table, text
 from mhr.runs.run import versions
 
 from ..measure import machine
-from . import claims, unseen_plan
-from .claims import Values, answers, findings_table
+from . import unseen_plan
+from .claims import Values, answers, claims_section
 from .stages import states_of
 from .tables import paragraphs, spread
 from .unseen_claims import CLAIMS
@@ -51,7 +50,6 @@ def publish(
     unfinished = "" if len(done) == len(units) else f" **Not finished: {len(done)} of {len(units)} runs are done.**"
     plan = setting.plan
     minutes = sum(sum(state["cpu_seconds"].values()) for state in done.values()) / 60
-    said = [[text(f"{a.claim.number}. {a.claim.text}"), text(a.verdict or "not asked")] for a in told]
     page = "\n".join(
         [
             f"# Unseen tasks: {setting.title}",
@@ -64,12 +62,7 @@ def publish(
             "",
             *paragraphs(unseen_plan.__doc__),
             "",
-            Table("claims", "Claims", ["claim", "verdict"], said, names=2).to_markdown(),
-            *paragraphs(claims.__doc__),
-            "",
-            *paragraphs(verdicts.__doc__),
-            "",
-            findings_table(told).to_markdown(),
+            *claims_section(told),
             _scores_table(setting, done).to_markdown(),
             _tasks_table(setting, done).to_markdown(),
             _trials_table(choices["trained"]).to_markdown(),
