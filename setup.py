@@ -71,10 +71,12 @@ def cuda_archs(nvcc: str) -> list[str]:
     return archs
 
 
-def gencode(archs: list[str]) -> list[str]:
-    """Machine code for each architecture, and PTX of the newest, which the driver compiles for those that came after it."""
-    code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    return [*code, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
+def gencode(archs: list[str]) -> str:
+    """PTX once, of the oldest architecture, from which the assembler makes machine code for each: the kernels use nothing that is newer,
+    and each architecture gets the same instructions as from PTX of its own, in half the time. The PTX is kept too, which the driver
+    compiles for architectures that came after them."""
+    code = ",".join(f"sm_{arch}" for arch in archs)
+    return f"-gencode=arch=compute_{archs[0]},code=[{code},compute_{archs[0]}]"
 
 
 def cuda_home(nvcc: str) -> Path:
@@ -146,9 +148,7 @@ class NativeBuild(build_ext):
             f"-DTORCH_TARGET_VERSION=0x{int(major):02x}{int(minor):02x}000000000000",
             f'-DMHR_TORCH_VERSION="{torch.version}"',
             f'-DMHR_TORCH_MINIMUM="{TORCH_MINIMUM}"',
-            f'-DMHR_CUDA_ARCHS="{";".join(archs)}"',
             *(["-DMHR_X86"] if x86 else []),
-            *(["-DMHR_WITH_CUDA"] if nvcc else []),
         ]
         flags = [cxx, *CXX_FLAGS, f"-I{CSRC}"]
         system = [f"-isystem{path}" for path in headers]
@@ -157,9 +157,10 @@ class NativeBuild(build_ext):
         libraries = [f"-L{home / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
         objects = [
             compiled(source, *stable, *SIMD_FLAGS.get(source.name, []))
-            for source in [CSRC / "module.cpp", *sorted(CSRC.glob("cpu/*.cpp"))]
+            for source in sorted(CSRC.glob("cpu/*.cpp"))
             if x86 or source.name not in SIMD_FLAGS
         ]
+        objects.append(compiled(CSRC / "module.cpp", *stable, f'-DMHR_CUDA_ARCHS="{";".join(archs)}"'))
         node = compiled(CSRC / "autograd.cpp", *flags, *system, "-std=c++20")
         cuda_libraries = []
         if nvcc:
@@ -170,7 +171,7 @@ class NativeBuild(build_ext):
                 "-O3",
                 "-Xcompiler=-fPIC,-fvisibility=hidden",
                 f"-I{CSRC}",
-                *gencode(archs),
+                gencode(archs),
             ]
             objects += [compiled(source, *nvcc_flags) for source in sorted(CSRC.glob("cuda/*.cu"))]
             for source in sorted(CSRC.glob("cuda/*_torch.cpp")):

@@ -6,11 +6,13 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -134,12 +136,13 @@ class _Hand:
     """One worker process and the adaptation it is at."""
 
     def __init__(self, study: Study, gpu: str | None, threads: int | None):
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self.study = study
         self.gpu = gpu
         self.adaptation: Adaptation | None = None
         self.connection, other = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(other, study, gpu, threads), daemon=True)
+        given = other, study, gpu, threads, dict(os.environ)
+        self.process: BaseProcess = context.Process(target=_serve, args=given, daemon=True)
         self.process.start()
         other.close()
 
@@ -175,10 +178,23 @@ class _Hand:
         self.process.join()
 
 
-def _serve(connection: Connection, study: Study, gpu: str | None, threads: int | None) -> None:
-    """The life of a worker process."""
+def _context() -> SpawnContext | ForkServerContext:
+    """How processes are begun: on Linux as copies of one that has the libraries imported, which takes a moment and shares their
+    memory; elsewhere a library may not survive that, and each imports them by itself."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _serve(
+    connection: Connection, study: Study, gpu: str | None, threads: int | None, environment: dict[str, str]
+) -> None:
+    """The life of a worker process. environment: of the process that it serves; its own may be of an earlier time."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that we serve, which ends us
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    os.environ.update(environment)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     if threads is not None:

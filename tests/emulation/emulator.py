@@ -31,8 +31,9 @@ DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.float64: 
 LANGUAGE = "-std=c++17 -fno-strict-aliasing"
 WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"
 FLAVOURS = {
-    "plain": "-O2",
-    "address": "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all",
+    "plain": "-O2 -fPIC -fvisibility=hidden",  # as a library needs it, which is made of the same objects
+    # What is left out is of addresses, which AddressSanitizer sees used.
+    "address": "-O1 -g1 -fsanitize=address,undefined -fno-sanitize=null,object-size,pointer-overflow -fno-sanitize-recover=all",
     "race": "-O1 -g1 -fsanitize=thread -DMHR_RACE_CHECK",
 }
 
@@ -84,16 +85,20 @@ def build_library() -> Path:
     includes = " ".join(f"-isystem {torch_home / 'include' / path}" for path in ("", "torch/csrc/api/include"))
     defines = f"-DMHR_EMULATED -DTORCH_TARGET_VERSION=0x020b000000000000 {includes}"
     libraries = f"-L{torch_home / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10"
-    sources = [*_kernels(), *sorted((CSRC / "cuda").glob("*_torch.cpp"))]
-    flags = f"-O2 -fPIC -fvisibility=hidden {defines}"
-    return _compile(ROOT / "build" / "emulation" / "library", sources, "emulated.so", flags, f"-shared {libraries}")
+    kernels = [build("plain").with_name(f"{source.name}.o") for source in _kernels()]
+    sources = sorted((CSRC / "cuda").glob("*_torch.cpp"))
+    folder, flags = ROOT / "build" / "emulation" / "library", f"{FLAVOURS['plain']} {defines}"
+    return _compile(folder, sources, "emulated.so", flags, f"-shared {libraries}", kernels)
 
 
 def _kernels() -> list[Path]:
     return [*sorted((CSRC / "emulation").glob("*.cpp")), *sorted((CSRC / "cuda").glob("*.cu"))]
 
 
-def _compile(folder: Path, sources: Sequence[Path], target: str, flags: str, link_flags: str) -> Path:
+def _compile(
+    folder: Path, sources: Sequence[Path], target: str, flags: str, link_flags: str, others: Sequence[Path] = ()
+) -> Path:
+    """others: objects that are there, to be linked with those of the sources."""
     flags = f"{LANGUAGE} {flags} {WARNINGS} -I{CSRC}"
     lines = [
         "rule cxx\n  command = g++ -MMD -MF $out.d $flags -c -x c++ $in -o $out\n  depfile = $out.d\n  deps = gcc",
@@ -105,7 +110,7 @@ def _compile(folder: Path, sources: Sequence[Path], target: str, flags: str, lin
         # The scheduler is never watched for races: it is what orders the kernels' threads.
         own = flags.replace("-fsanitize=thread", "") if source.parent == CSRC / "emulation" else flags
         lines.append(f"build {objects[-1]}: cxx {source}\n  flags = {own}")
-    lines.append(f"build {target}: link {' '.join(objects)}")
+    lines.append(f"build {target}: link {' '.join([*objects, *map(str, others)])}")
     ninja(folder, lines)
     return folder / target
 

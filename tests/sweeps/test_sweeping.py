@@ -281,8 +281,10 @@ PATIENT_RAY = {
 
 
 def children_of(pid: int) -> list[int]:
+    """Its children and theirs."""
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
+    children = [int(line) for line in found.stdout.split()]
+    return [*children, *(further for child in children for further in children_of(child))]
 
 
 def alive(pid: int) -> bool:
@@ -316,6 +318,7 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(source: Source, tmp_path: P
     while time.monotonic() < deadline and process.poll() is None and not (results.is_file() and rows_of(output)):
         time.sleep(0.05)
     workers = children_of(process.pid)
+    assert len(workers) >= 2
     process.send_signal(signal.SIGKILL)
     process.wait()
     while time.monotonic() < deadline and any(map(alive, workers)):
@@ -414,7 +417,7 @@ def test_a_worker_sets_threads_where_the_user_has_said_nothing(threads: int | No
     monkeypatch.setattr(signal, "signal", lambda *arguments: None)
     monkeypatch.setattr(launchers, "_leave_with_parent", lambda: None)
     monkeypatch.setattr(launchers, "Worker", lambda study: SimpleNamespace(work=None))
-    launchers._serve(Closed(), None, None, threads)  # type: ignore[arg-type]
+    launchers._serve(Closed(), None, None, threads, {})  # type: ignore[arg-type]
     assert asked == ([] if threads is None else [threads])
     gc.unfreeze()
 
