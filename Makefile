@@ -13,8 +13,9 @@ demo: install
 demo-llm: .venv/smollm2
 	$(BIN)/mhr demo-llm --output runs/demo-llm --resume
 
+# The tests start some hundred interpreters, which are not to compile our modules each.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 install: .venv/installed
 
