@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,14 @@ class RoutedTrainer(Trainer):
                 f"lower the learning rate or use precision 'no'; {self._last_checkpoint()}"
             )
         return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """transformers' estimate for a batch; it would count the parameters of all modules again at every step."""
+        return 6 * inputs[self.model.main_input_name].numel() * self._parameters
+
+    @cached_property
+    def _parameters(self) -> int:
+        return int(self.model.num_parameters(exclude_embeddings=True))
 
     def _last_checkpoint(self) -> str:
         folder = next((p for p in all_checkpoints(self.run.checkpoints) if (p / MARK).is_file()), None)

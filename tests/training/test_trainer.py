@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import Trainer
 
 from mhr.backbones import load_backbone
 from mhr.data.samplers import ExampleDataset, TaskSampler
@@ -91,6 +92,12 @@ def test_full_fine_tuning_decays_neither_norms_nor_biases(settings: Make, tmp_pa
         n for n in named if "norm" in n or "bias" in n
     }
     assert sum(map(len, groups.values())) == len(named)
+
+
+def test_operations_are_counted_as_transformers_does(settings: Make, tmp_path: Path) -> None:
+    trainer = trainer_for(settings(), tmp_path)
+    for batch in (trainer.data_collator([trainer.examples[i] for i in range(n)]) for n in (2, 5)):
+        assert trainer.floating_point_ops(batch) == Trainer.floating_point_ops(trainer, batch) > 0
 
 
 def test_how_a_global_batch_is_split_changes_nothing(settings: Make, tmp_path: Path) -> None:
