@@ -45,6 +45,7 @@ from mhr.runs.run import RUN_FILE, RunFolder
 from mhr.runs.settings import RunConfig
 from mhr.runs.train_settings import TrainConfig
 from mhr.task_heads import RANK, TaskHeads
+from mhr.training.feeding import encoded_once
 from mhr.training.peak import peak_memory
 from mhr.training.preparing import count_parameters
 from mhr.training.pretraining import fit
@@ -327,6 +328,7 @@ class _Work:
             collator,
             log,
             self.start.base,
+            feed=encoded_once(collator, drawn),
             resumable=False,
             callbacks=[*callbacks, self.bar],
         )

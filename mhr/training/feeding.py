@@ -102,3 +102,9 @@ def make_feed(
             train.seed,
         )
     return Feed(rows, groups, data.workers, note)
+
+
+def encoded_once(collator: Collator, examples: ExampleDataset) -> Feed:
+    """The feed of few examples, each of which is drawn many times: their tokens are made before and held in memory, where they depend on
+    nothing but the example. Raises DataError for one that cannot be encoded."""
+    return Feed(encode_ahead(collator, list(examples), stored=False) if collator.by_rows else None)  # type: ignore[arg-type]

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mhr.adapters import load_checkpoint, read_adapter
 from mhr.data import Example, Task
+from mhr.data.collators import Seq2SeqCollator
 from mhr.errors import ConfigError, DataError, MhrError, TaskError, TrainingError
-from mhr.few_shot import adapt
+from mhr.few_shot import adapt, adaptation
 from mhr.few_shot.adapting import ADAPT_FILE
 from mhr.few_shot.shots import draw_shots
 from mhr.few_shot.starts import load_start
@@ -22,6 +23,7 @@ from mhr.merging import merge_uniform
 from mhr.runs import RunFolder
 from mhr.runs.settings import RunConfig
 from mhr.training import pretrain
+from mhr.training.feeding import Feed
 from mhr.training.trainer import RoutedTrainer
 
 Make = Callable[..., RunConfig]
@@ -75,6 +77,36 @@ def test_a_mode_trains_what_it_says_and_lowers_the_loss(
     )
     model, _ = load_checkpoint(runs[0].result())
     assert model.mhr.tasks == TASKS[:1]
+
+
+@pytest.mark.parametrize("method", ["mhr", "lora"])
+def test_shots_are_encoded_once_and_train_as_if_encoded_when_drawn(
+    method: str, source: Callable[[str], RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = str(source(method).path)
+    encoded: list[int] = []
+    encode = Seq2SeqCollator.encode_rows
+
+    def counted(self: Seq2SeqCollator, examples: Any) -> Any:
+        encoded.append(len(examples))
+        return encode(self, examples)
+
+    monkeypatch.setattr(Seq2SeqCollator, "encode_rows", counted)
+    asked: dict[str, Any] = {
+        "mode": method,
+        "steps": 8,
+        "shots": 6,
+        "seeds": [13],
+        "progress": False,
+    }
+    (once,) = adapt(run, TASKS[:1], output=str(tmp_path / "once"), **asked)
+    before = len(encoded)
+    assert set(encoded) == {6}
+    monkeypatch.setattr(adaptation, "encoded_once", lambda *_: Feed())
+    (drawn,) = adapt(run, TASKS[:1], output=str(tmp_path / "drawn"), **asked)
+    assert len(encoded) - before == before + 7  # eight batches, where the shots were encoded once
+    assert [record["loss"] for record in once.metrics()] == [record["loss"] for record in drawn.metrics()]
+    assert once.info["truncated"] == drawn.info["truncated"]
 
 
 def test_full_trains_the_backbone(source: Callable[[str], RunFolder], tmp_path: Path) -> None:
