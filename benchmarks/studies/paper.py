@@ -68,7 +68,7 @@ def asked(unit: Unit) -> dict[str, Any]:
         del plan[name]
     rates = {} if unit.kind == TRIAL else {mode: list(rates) for mode, rates in unit.rates.items()}
     known = {"method": unit.variant.method, "settings": unit.variant.settings, "lr": unit.lr, "rates": rates}
-    return {**known, "judged": list(unit.judged), **plan}
+    return {**known, "judged": list(unit.judged), "base": unit.setting.reading, **plan}
 
 
 def _pretrained(unit: Unit, stages: Stages, name: str, steps: int, **more: Any) -> Any:
@@ -201,6 +201,7 @@ def plan_of_trials(setting: Setting) -> dict[str, Any]:
         del known[name]
     return {
         **known,
+        "base": setting.reading,
         "judged": list(setting.trials.judged),
         "folds": [list(tasks.judged) for tasks in setting.folds],
         "variants": [dataclasses.asdict(variant) for variant in setting.variants],

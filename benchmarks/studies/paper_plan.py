@@ -100,6 +100,11 @@ class Setting:
     variants: tuple[Variant, ...] = VARIANTS
     zero_shot: bool = True
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """`base` without the model, whose path is one of this machine."""
+        return {name: value for name, value in self.base.items() if name != "model"}
+
 
 def rates_of(plan: Plan, mode: str) -> tuple[str, tuple[float, ...]]:
     """The rate of an adaptation that is tried, and its values."""
