@@ -16,6 +16,7 @@ all of it is small, and the choices and the page go into the output folder.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from mhr.training import pretrain
 
 from . import RESULTS
 from .adamix_page import publish
-from .adamix_plan import AVERAGE, METHODS, QUICK, TEST, Plan, Setting, Unit
+from .adamix_plan import AVERAGE, METHODS, QUICK, TEST, TRIAL, TRIAL_TEST, Plan, Setting, Unit
 from .choices import best, freeze
 from .paper_settings import default_tasks, encoder
 from .stages import STATE, Stages
@@ -68,7 +69,8 @@ def do(unit: Unit, output: Path) -> None:
     for way, inference in INFERENCE.items():
         if way == AVERAGE or (unit.method.draws and unit.kind == TEST):
             judged = {"limit": plan.limit, "max_input_length": plan.max_length, "inference": inference}
-            stages.score(way, run.path, load_tasks(unit.file), unit.seed, **judged)
+            tasks = load_tasks(unit.file, limit_test=TRIAL_TEST if unit.kind == TRIAL else sys.maxsize)
+            stages.score(way, run.path, tasks, unit.seed, **judged)
     stages.finish(unit.rates)
 
 

@@ -26,17 +26,27 @@ CHOICES = {"methods": {m.name: {"lr": m.rates[1], "trials": {f"{lr:g}": lr for l
 
 
 @pytest.fixture
-def setting(tmp_path: Path, backbone: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Setting:
+def setting_of(tmp_path: Path, backbone: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Setting]:
+    """A setting whose tasks have so many examples in each split of their source."""
     monkeypatch.setattr(adamix, "encoder", lambda: backbone("bert"))
-    rows = [
-        {"task": task, "input": f"the {i} of {task}", "targets": ["no", "yes"][i % 2], "choices": ["no", "yes"], "split": split}
-        for task in (*PLAN.trial_tasks, *TASKS)
-        for split, first, last in (("train", 0, 10), ("test", 10, 16))
-        for i in range(first, last)
-    ]  # fmt: skip
-    source = tmp_path / "source.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return make_setting(PLAN, str(source), tmp_path / "study")
+
+    def make(train: int = 10, test: int = 6) -> Setting:
+        rows = [
+            {"task": task, "input": f"the {i} of {task}", "targets": ["no", "yes"][i % 2], "choices": ["no", "yes"], "split": split}
+            for task in (*PLAN.trial_tasks, *TASKS)
+            for split, first, last in (("train", 0, train), ("test", train, train + test))
+            for i in range(first, last)
+        ]  # fmt: skip
+        source = tmp_path / "source.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return make_setting(PLAN, str(source), tmp_path / "study")
+
+    return make
+
+
+@pytest.fixture
+def setting(setting_of: Callable[..., Setting]) -> Setting:
+    return setting_of()
 
 
 def rates() -> dict[str, float]:
@@ -104,6 +114,17 @@ def test_a_run_is_scored_once_and_only_as_it_can_be(setting: Setting, tmp_path: 
         scores = json.loads(kept)["scores"]
         assert set(scores) == ways
         assert scores["average"][TASKS[1]]["1"]["n"] == 6  # of 16, what neither trains nor validates
+
+
+def test_a_trial_is_judged_on_a_hundred_examples_and_a_run_on_all(
+    setting_of: Callable[..., Setting], tmp_path: Path
+) -> None:
+    setting = setting_of(train=20, test=100)
+    trial, run = setting.trials()[0], setting.units(rates(), seeds=1)[0]
+    for unit, judged in ((trial, 100), (run, 110)):  # 8 are trained on, 2 validate
+        do(unit, tmp_path)
+        scores = json.loads((tmp_path / unit.folder / "state.json").read_text())["scores"]
+        assert scores["average"][unit.task][str(unit.seed)]["n"] == judged
 
 
 def test_the_page_of_what_is_done(setting: Setting, tmp_path: Path) -> None:
