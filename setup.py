@@ -72,9 +72,8 @@ def cuda_archs(nvcc: str) -> list[str]:
 
 
 def gencode(archs: list[str]) -> str:
-    """PTX once, of the oldest architecture, from which the assembler makes machine code for each: the kernels use nothing that is newer,
-    and each architecture gets the same instructions as from PTX of its own, in half the time. The PTX is kept too, which the driver
-    compiles for architectures that came after them."""
+    """PTX once, of the oldest architecture, from which the assembler makes machine code for each: the kernels use nothing that is newer.
+    The PTX is kept too, which the driver compiles for architectures that came after them."""
     code = ",".join(f"sm_{arch}" for arch in archs)
     return f"-gencode=arch=compute_{archs[0]},code=[{code},compute_{archs[0]}]"
 

@@ -66,10 +66,10 @@ def do(unit: Unit, output: Path) -> None:
     work = partial(pretrain, config, str(stages.output / "run"), resume=True, progress=False)
     run = stages.timed("pretrain", work)
     stages.keep("run", run)
+    tasks = load_tasks(unit.file, limit_test=TRIAL_TEST if unit.kind == TRIAL else sys.maxsize)
     for way, inference in INFERENCE.items():
         if way == AVERAGE or (unit.method.draws and unit.kind == TEST):
             judged = {"limit": plan.limit, "max_input_length": plan.max_length, "inference": inference}
-            tasks = load_tasks(unit.file, limit_test=TRIAL_TEST if unit.kind == TRIAL else sys.maxsize)
             stages.score(way, run.path, tasks, unit.seed, **judged)
     stages.finish(unit.rates)
 

@@ -417,7 +417,9 @@ def test_a_worker_sets_threads_where_the_user_has_said_nothing(threads: int | No
     monkeypatch.setattr(signal, "signal", lambda *arguments: None)
     monkeypatch.setattr(launchers, "_leave_with_parent", lambda: None)
     monkeypatch.setattr(launchers, "Worker", lambda study: SimpleNamespace(work=None))
-    launchers._serve(Closed(), None, None, threads, {})  # type: ignore[arg-type]
+    monkeypatch.setenv("MHR_TOLD", "before")  # what it served earlier
+    launchers._serve(Closed(), None, None, threads, {"MHR_TOLD": "now"})  # type: ignore[arg-type]
+    assert os.environ["MHR_TOLD"] == "now"
     assert asked == ([] if threads is None else [threads])
     gc.unfreeze()
 
