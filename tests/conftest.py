@@ -29,6 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     assert not [item.nodeid for item in items if " at 0x" in item.nodeid], "give these parameters ids"
 
 
+def pytest_collection_finish() -> None:
+    """What is there by now stays, and tests make many objects that no cycle holds: to look through all of them often takes time."""
+    gc.freeze()
+    gc.set_threshold(50_000)
+
+
 @pytest.fixture
 def python_handles_ctrl_c() -> Iterator[None]:
     """Python's own handler, also where the tests were started with SIGINT ignored (a job in the background of a shell)."""
