@@ -100,5 +100,5 @@ CLIENTS_PIP := .venv-clients/bin/python -m pip --quiet --disable-pip-version-che
 
 .venv/native: setup.py build_backend.py $(NATIVE) | .venv/torch
 	@echo "Building the native extension ..."
-	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@$(BIN)/python setup.py --quiet build_ext --inplace >$@.log 2>&1 || { cat $@.log; exit 1; }
 	@touch $@
