@@ -37,6 +37,10 @@ class TrainingError(MhrError):
     """Training that cannot go on: a loss that is not finite, an output folder that is in use."""
 
 
+class DivergedError(TrainingError):
+    """A loss that is not finite: a learning rate that is too high, or a precision that is too low."""
+
+
 class MergeError(MhrError):
     """Inputs that cannot be merged with one another, or not in the way that was asked for."""
 

@@ -108,8 +108,9 @@ def findings_table(told: Sequence[Answer]) -> Table:
             )
     columns = ["claim", "question", "difference", "95% interval", "seeds for / against", "p", "power", "verdict"]
     note = (
-        "Differences in points, of losses in nats per token, turned so that above 0 is what is asked for; power in per cent. Verdicts in "
-        "brackets accompany their claim, are judged alone and do not decide it."
+        "Differences in points, of losses in nats, turned so that above 0 is what is asked for; power in per cent. The interval is of a bootstrap over "
+        "seeds and tasks, so it covers other tasks too and is wider than what the test, which takes the tasks as they are, decides by. "
+        "Verdicts in brackets accompany their claim, are judged alone and do not decide it."
     )
     return Table("findings", "Questions", columns, rows, note=note, names=8)
 

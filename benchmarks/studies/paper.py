@@ -16,6 +16,7 @@ all of it is small, and the choices and the page go into the output folder.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -27,27 +28,39 @@ from mhr.files import read_json
 from . import RESULTS
 from .choices import best, freeze
 from .paper_page import publish
-from .paper_plan import TEST, TRIAL, Setting, Unit, further_trials, rates_of, screening, trials, units
+from .paper_plan import SCREEN, TEST, TRIAL, Setting, Unit, further_trials, rates_of, screening, trials, units
 from .paper_settings import SETTINGS, default_tasks
 from .stages import STATE, Stages
 from .trials_first import command_of_setting, parser_of_settings, published_in, run_all, run_study
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST, MOST = 0.1, 0.95
-"""Headroom of a task: how far the shared LoRA has to be above the most frequent answer, and its highest score."""
+"""Headroom of a task: how far a score has to be above the most frequent answer, and the highest score."""
 
 
 def do(unit: Unit, output: Path) -> None:
-    """Make one unit, or what is missing of it."""
+    """Make one unit, or what is missing of it. A trial whose loss is not finite is done: what it has no score of counts as the worst."""
+    from mhr.errors import DivergedError
+
+    stages = Stages(output / unit.folder, {"unit": unit.name, "plan": asked(unit)})
+    try:
+        _make(unit, stages)
+    except DivergedError as error:
+        if unit.kind != TRIAL:
+            raise
+        print(f"{unit.folder}: {error}", file=sys.stderr)
+    stages.finish(unit.rates)
+
+
+def _make(unit: Unit, stages: Stages) -> None:
     from mhr.data import load_tasks
 
     plan = unit.setting.plan
-    stages = Stages(output / unit.folder, {"unit": unit.name, "plan": asked(unit)})
     tasks = load_tasks(unit.tasks.file, limit_test=plan.test)
     run = _pretrained(unit, stages, "run", plan.steps)
     judged = tasks.select(list(unit.judged))
     zero_shot = unit.kind == TEST and unit.setting.zero_shot
-    if unit.kind == TEST:
+    if unit.kind != SCREEN:
         _losses(unit, stages, run, tasks.select(list(unit.tasks.training)))
     if zero_shot:
         stages.score("zero-shot", run.path, judged, unit.seed)
@@ -58,13 +71,12 @@ def do(unit: Unit, output: Path) -> None:
         more = {"continue_from": str(run.path), "continue_as": unit.variant.continued}
         further = _pretrained(unit, stages, "further", plan.more_steps, **more)
         stages.score("further zero-shot", further.path, judged, unit.seed)
-    stages.finish(unit.rates)
 
 
 def asked(unit: Unit) -> dict[str, Any]:
     """What decides the results of a unit, but for the rates of a trial's adaptations, of which it gets more as it goes on."""
     plan = dataclasses.asdict(unit.setting.plan)
-    for name in ("seeds", "rates", "router_rates", "trial_seed"):
+    for name in ("seeds", "rates", "adapt_rates", "router_rates", "trial_seed"):
         del plan[name]
     rates = {} if unit.kind == TRIAL else {mode: list(rates) for mode, rates in unit.rates.items()}
     known = {"method": unit.variant.method, "settings": unit.variant.settings, "lr": unit.lr, "rates": rates}
@@ -99,12 +111,13 @@ def _pretrained(unit: Unit, stages: Stages, name: str, steps: int, **more: Any) 
 
 
 def _losses(unit: Unit, stages: Stages, run: Any, seen: Any) -> None:
-    """Loss on examples of the training tasks that were not trained on, by step, and the arithmetic of a step."""
+    """Loss on examples of the training tasks that were not trained on, by step (of a trial at the end alone), and the arithmetic of
+    a step."""
     from .flops import flops_of_run
     from .seen_loss import seen_losses
 
     if "losses" not in stages.state:
-        found = stages.timed("losses", partial(seen_losses, run, seen))
+        found = stages.timed("losses", partial(seen_losses, run, seen, at_end=unit.kind == TRIAL))
         stages.state["losses"] = {str(step): losses for step, losses in found.items()}
         stages.state["flops"] = flops_of_run(run, seen, unit.setting.plan.batch)
         stages.save()
@@ -142,6 +155,7 @@ def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
     plan, first = setting.plan, trials(setting)
     run_all(do, first, output, workers)
     scores = {unit.name: trial_scores(unit, output) for unit in first}
+    units_of = {(unit.variant.name, unit.lr): unit for unit in first}
     chosen = {
         variant.name: best({lr: max(scores[f"{variant.name}-{lr:g}"][variant.modes[0]].values()) for lr in plan.rates})
         for variant in setting.variants
@@ -153,6 +167,7 @@ def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
         variant.name: {
             "lr": chosen[variant.name],
             "modes": {mode: best(own) for mode, own in scores[f"{variant.name}-{chosen[variant.name]:g}"].items()},
+            "losses": {f"{lr:g}": trial_loss(units_of[variant.name, lr], output) for lr in plan.rates},
             "trials": {
                 f"{lr:g}": {
                     mode: {f"{rate:g}": score for rate, score in own.items()}
@@ -172,24 +187,33 @@ def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
 
 
 def trial_scores(unit: Unit, output: Path) -> dict[str, dict[float, float]]:
-    """Mode -> rate -> mean score over the tasks of the trials."""
+    """Mode -> rate -> mean score over the tasks of the trials, 0 where the loss was not finite."""
     scores = read_json(output / unit.folder / STATE)["scores"]
-    return {
-        mode: {
-            rate: mean(own[str(unit.seed)]["score"] for own in scores[f"{mode} {rate:g}"].values()) for rate in rates
-        }
-        for mode, rates in unit.rates.items()
-    }
+
+    def score(row: str) -> float:
+        found = [own[str(unit.seed)]["score"] for own in scores.get(row, {}).values()]
+        return mean(found) if len(found) == len(unit.judged) else 0.0
+
+    return {mode: {rate: score(f"{mode} {rate:g}") for rate in rates} for mode, rates in unit.rates.items()}
+
+
+def trial_loss(unit: Unit, output: Path) -> float | None:
+    """Mean loss on unseen examples of the training tasks, which no choice depends on; None where it was not finite."""
+    losses = read_json(output / unit.folder / STATE).get("losses")
+    return mean(next(iter(losses.values())).values()) if losses else None
 
 
 def screened(looked_at: Iterable[Unit], output: Path) -> dict[str, Any]:
-    """Every task's score, and those that are kept: with at least LEAST above the most frequent answer, and at most MOST."""
-    found = {}
+    """Every task's score, the mean over variants, and those that are kept: with at least LEAST above the most frequent answer, and at most MOST."""
+    measured: dict[str, list[dict[str, float]]] = {}
     for unit in looked_at:
         (scores,) = read_json(output / unit.folder / STATE)["scores"].values()
         for task, seeds in scores.items():
-            measures = seeds[str(unit.seed)]
-            found[task] = {"score": measures["score"], "majority": measures["majority"]}
+            measured.setdefault(task, []).append(seeds[str(unit.seed)])
+    found = {
+        task: {name: mean(measures[name] for measures in own) for name in ("score", "majority")}
+        for task, own in measured.items()
+    }
     kept = [task for task, own in found.items() if own["majority"] + LEAST <= own["score"] <= MOST]
     return {"screening": found, "kept": kept}
 
@@ -197,7 +221,7 @@ def screened(looked_at: Iterable[Unit], output: Path) -> dict[str, Any]:
 def plan_of_trials(setting: Setting) -> dict[str, Any]:
     """What the trials depend on, for the file that their choices are frozen in: not the test seeds."""
     known = dataclasses.asdict(setting.plan)
-    for name in ("seeds", "test", "seen", "more_steps"):
+    for name in ("seeds", "more_steps"):
         del known[name]
     return {
         **known,

@@ -9,7 +9,7 @@ from .claims import Claim
 CLAIMS = (
     Claim(
         1,
-        "Routing eases multi-task training: MHR reaches a lower loss on unseen examples of its training tasks than a shared LoRA",
+        "MHR reaches a lower loss on unseen examples of its training tasks than a shared LoRA of the same rank",
         (
             Question("MHR below a shared LoRA, equal steps", "mhr loss", "lora loss", GAIN, None, True),
             Question(
@@ -27,7 +27,7 @@ CLAIMS = (
     ),
     Claim(
         2,
-        "After multi-task pretraining, few-shot adaptation to held-out tasks is best with MHR, then Poly, then a shared LoRA",
+        "After multi-task pretraining, few-shot adaptation to held-out tasks is better with MHR than with a shared LoRA of either size and with Poly",
         (
             Question("MHR above a shared LoRA of the same rank", "mhr mhr", "lora lora"),
             Question("MHR above a shared LoRA of as many parameters", "mhr mhr", "wide lora"),
@@ -40,7 +40,7 @@ CLAIMS = (
     ),
     Claim(
         3,
-        "Routing matters in pretraining and not in adaptation: MHR-mu adapts as well as MHR (within 2 points)",
+        "MHR-mu, which adapts the average of the bank, adapts as well as MHR (within 2 points)",
         (Question("MHR-mu within 2 points of MHR", "mhr mu", "mhr mhr", SAME),),
         (
             Question("MHR above a bank pretrained without routing", "mhr mhr", "uniform mhr"),

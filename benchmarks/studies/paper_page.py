@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mhr.analysis import verdicts
+from mhr.analysis.power import detectable
+from mhr.analysis.seed_tests import LEVEL
 from mhr.files import make_folder, write_json_atomically, write_text_atomically
 from mhr.report.tables import Cell, Table, score_cell, text, whole
 from mhr.runs.run import versions
@@ -56,10 +59,13 @@ class Results:
     def seeds(self) -> list[int]:
         return list(dict.fromkeys(unit.seed for unit in self.units))
 
-    @property
-    def budget(self) -> float:
-        """FLOPs of pretraining that every variant spends: those of the cheapest."""
-        return min(self.spent(state) for state in self.units.values())
+    @cached_property
+    def budgets(self) -> dict[int, float]:
+        """Fold -> FLOPs of pretraining that every variant spends: those of the cheapest."""
+        spent: dict[int, list[float]] = {}
+        for unit, state in self.units.items():
+            spent.setdefault(unit.fold, []).append(self.spent(state))
+        return {fold: min(own) for fold, own in spent.items()}
 
     @staticmethod
     def spent(state: Mapping[str, Any]) -> float:
@@ -74,7 +80,7 @@ class Results:
             if row in ("loss", "loss at budget"):
                 own = state["losses"][max(state["losses"], key=int)]
                 if row == "loss at budget":
-                    own = at_budget(state["losses"], state["flops"]["flops"], self.budget)
+                    own = at_budget(state["losses"], state["flops"]["flops"], self.budgets[unit.fold])
                 fold = f" {unit.fold}" if len(self.setting.folds) > 1 else ""
                 own = {task + fold: loss for task, loss in own.items()}
             else:
@@ -84,11 +90,16 @@ class Results:
 
     def mean(self, name: str) -> tuple[float, float | None]:
         """Mean over tasks, seed by seed, and its standard deviation over seeds."""
-        by_seed: dict[int, list[float]] = {}
-        for (_, seed), value in self.values(name).items():
-            by_seed.setdefault(seed, []).append(value)
-        means = [statistics.mean(values) for values in by_seed.values()]
+        means = self.by_seed(name)
         return statistics.mean(means), statistics.stdev(means) if len(means) > 1 else None
+
+    def by_seed(self, name: str) -> list[float]:
+        """The mean over tasks of each seed that has all of them that any has."""
+        found: dict[int, list[float]] = {}
+        for (_, seed), value in self.values(name).items():
+            found.setdefault(seed, []).append(value)
+        most = max(map(len, found.values()))
+        return [statistics.mean(values) for values in found.values() if len(values) == most]
 
     def run(self, name: str) -> dict[str, Any]:
         """What is known of the run behind a row, of the first seed that has it."""
@@ -165,6 +176,7 @@ def _page(
         else f" **Not finished: {len(found.units)} of {len(units)} runs are done.**"
     )
     said = [[text(f"{a.claim.number}. {a.claim.text}"), text(a.verdict or "not asked")] for a in told]
+    n_asked = max(sum(len(answer.findings) for answer in told), 1)
     lines = [
         "# The claims of the MHR paper, asked again at small size",
         "",
@@ -179,6 +191,9 @@ def _page(
         *paragraphs(claims.__doc__),
         "",
         *paragraphs(verdicts.__doc__),
+        "",
+        f"With {len(plan.seeds)} seeds and {n_asked} questions, 80% power is reached for a difference of "
+        f"{detectable(1.0, len(plan.seeds), level=LEVEL / n_asked):.1f} times its standard deviation over seeds.",
         "",
         "## What was run",
         "",
@@ -204,11 +219,16 @@ def _page(
 
 def _scores_table(found: Results) -> Table:
     rows = [
-        [text(NAMES[row]), score_cell(*found.mean(row)), whole(found.run(row)["parameters"]["trained"])]
+        [
+            text(NAMES[row]),
+            score_cell(*found.mean(row)),
+            whole(len(found.by_seed(row))),
+            whole(found.run(row)["parameters"]["trained"]),
+        ]
         for row in found.rows
     ]
     note = "Per cent ± standard deviation over seeds. Trained: by one adaptation; zero-shot, by pretraining."
-    return Table("scores", "Test tasks, mean", ["method", "score", "trained"], rows, note=note)
+    return Table("scores", "Test tasks, mean", ["method", "score", "seeds", "trained"], rows, note=note)
 
 
 def _losses_table(found: Results) -> Table:
@@ -220,7 +240,8 @@ def _losses_table(found: Results) -> Table:
         by_step = [statistics.mean(statistics.mean(s["losses"][str(step)].values()) for s in states) for step in steps]
         at = found.mean(f"{name} loss at budget")[0]
         rows.append([text(_title(name)), *(Cell(f"{loss:.3f}", loss) for loss in (*by_step, at))])
-    note = "Nats per target token, mean over tasks and seeds. Equal FLOPs: when as much arithmetic is done as the cheapest method does in all."
+    each = "example" if found.setting.base.get("kind") == "encoder" else "target token"
+    note = f"Nats per {each}, mean over tasks and seeds. Equal FLOPs: when as much arithmetic is done as the cheapest method does in all."
     columns = ["method", *(f"step {step}" for step in steps), "equal FLOPs"]
     return Table("losses", "Loss on unseen examples of the training tasks", columns, rows, note=note)
 
@@ -247,7 +268,7 @@ def _budget_table(found: Results) -> Table:
         )
     columns = ["method", "pretraining trains", "steps", "million tokens", "TFLOP", "trials", "CPU minutes of a run"]
     note = (
-        "CPU minutes: of all that is made from one pretraining run, its adaptations and evaluations too; parameters with those of heads. Trials: rates of pretraining x "
+        "CPU minutes: of all that is made from one pretraining run, its adaptations and evaluations too, without what an interruption lost; parameters with those of heads. Trials: rates of pretraining x "
         "rates of adaptation in the first mode; the other modes of MHR have as many as they have rates."
     )
     return Table("budget", "What it cost", columns, rows, note=note)
@@ -262,10 +283,31 @@ def _trials_table(setting: Setting, methods: Mapping[str, Any]) -> Table:
                     continue
                 tried = ", ".join(f"{value}: {100 * score:.1f}" for value, score in modes[mode].items())
                 mark = float(lr) == chosen["lr"]
-                rows.append([text(_title(name)), text(mode), text(lr), text(tried), text(f"{rate:g}" if mark else "")])
-    columns = ["method", "mode", "rate of pretraining", "rate of adaptation: score", "chosen"]
-    note = f"Mean score over the {len(setting.trials.judged)} tasks of the trials, per cent, seed {setting.plan.trial_seed}. Mode z: rates of the routing."
-    return Table("trials", "Trials", columns, rows, note=note, names=5)
+                loss = chosen["losses"][lr]
+                at_end = "not finite" if loss is None else f"{loss:.3f}"
+                cells = (_title(name), mode, lr, at_end, tried, f"{rate:g}" if mark else "")
+                rows.append([text(cell) for cell in cells])
+    columns = ["method", "mode", "rate of pretraining", "loss", "rate of adaptation: score", "chosen"]
+    note = (
+        f"Mean score over the {len(setting.trials.judged)} tasks of the trials, per cent, seed {setting.plan.trial_seed}; the highest is chosen. Loss: on unseen "
+        "examples of the training tasks, which nothing is chosen by. Mode z: rates of the routing. At an end of their range: "
+        f"{', '.join(_at_ends(methods)) or 'none'}."
+    )
+    return Table("trials", "Trials", columns, rows, note=note, names=6)
+
+
+def _at_ends(methods: Mapping[str, Any]) -> list[str]:
+    """The chosen rates that have none beyond them among those that were tried."""
+    found = []
+    for name, chosen in methods.items():
+        tried = [float(lr) for lr in chosen["trials"]]
+        if chosen["lr"] in (min(tried), max(tried)):
+            found.append(f"{_title(name)}, pretraining {chosen['lr']:g}")
+        for mode, rate in chosen["modes"].items():
+            rates = [float(value) for value in chosen["trials"][f"{chosen['lr']:g}"][mode]]
+            if rate in (min(rates), max(rates)):
+                found.append(f"{NAMES[f'{name} {mode}']}, adaptation {rate:g}")
+    return found
 
 
 def _title(variant: str) -> str:

@@ -1,7 +1,7 @@
 """What the study trains: the variants that are compared, and how large all of it is.
 
-All variants of a setting have the same backbone, tasks, steps, batches, shots and scaling alpha / rank of what a task is given, and each
-has the same number of trials of its learning rates. A run that is adapted keeps the best of the steps that are looked at, judged on a
+All variants of a setting have the same backbone, tasks, steps, batches, shots and alpha, and each has the same number of trials of its
+learning rates. Routing has no noise. A run that is adapted keeps the best of the steps that are looked at, judged on a
 quarter of its shots. What its bank holds is what differs.
 """
 
@@ -14,6 +14,7 @@ from .task_files import Tasks
 
 HEADS, SKILLS, RANK = 8, 8, 2
 TRIAL, SCREEN, TEST = "trials", "screen", "units"
+SCREENING = ("lora", "mhr")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Plan:
 
     more_steps   of the phase before the zero-shot comparison; 0 for none
     look_every   steps of an adaptation between two looks for the best one
-    rates        of pretraining and of adaptation that are tried; router_rates: in mode z, where the routing alone is trained
+    rates        of pretraining that are tried; adapt_rates: of adaptation; router_rates: of adaptation in mode z, where the routing alone is trained
     seen, test   examples that a training task, and a task that is adapted to, is judged on
     """
 
@@ -69,12 +70,13 @@ class Plan:
     look_every: int = 40
     adapt_batch: int = 16
     adapt_router_lr: float = 0.5
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    adapt_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     router_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
     seen: int = 20
     test: int = 400
     trial_seed: int = 100
-    seeds: tuple[int, ...] = tuple(range(1, 17))
+    seeds: tuple[int, ...] = tuple(range(101, 117))
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Setting:
 
 def rates_of(plan: Plan, mode: str) -> tuple[str, tuple[float, ...]]:
     """The rate of an adaptation that is tried, and its values."""
-    return ("router_lr", plan.router_rates) if mode == "z" else ("lr", plan.rates)
+    return ("router_lr", plan.router_rates) if mode == "z" else ("lr", plan.adapt_rates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,12 +172,20 @@ def _trial(setting: Setting, variant: Variant, lr: float, rates: dict[str, tuple
 
 
 def screening(setting: Setting, methods: dict[str, Any]) -> list[Unit]:
-    """Every fold with the first variant, a shared LoRA, which is none of those that a claim is about alone."""
-    variant = setting.variants[0]
-    own = methods[variant.name]
-    rates = {mode: (own["modes"][mode],) for mode in variant.modes[:1]}
+    """Every fold with both sides of the first question, a shared LoRA and MHR, so that neither is favoured."""
     return [
-        Unit(setting, variant, setting.plan.trial_seed, own["lr"], rates, SCREEN, fold, tasks.judged)
+        Unit(
+            setting,
+            variant,
+            setting.plan.trial_seed,
+            methods[variant.name]["lr"],
+            {mode: (methods[variant.name]["modes"][mode],) for mode in variant.modes[:1]},
+            SCREEN,
+            fold,
+            tasks.judged,
+        )
+        for variant in setting.variants
+        if variant.name in SCREENING
         for fold, tasks in enumerate(setting.screens)
     ]
 

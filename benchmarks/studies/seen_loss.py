@@ -16,11 +16,12 @@ from mhr.runs import RunFolder
 BATCH = 64
 
 
-def seen_losses(run: RunFolder, tasks: TaskCollection) -> dict[int, dict[str, float]]:
-    """Step -> task -> mean loss per target token over the task's test examples, routed by the task's own row, without noise."""
+def seen_losses(run: RunFolder, tasks: TaskCollection, *, at_end: bool = False) -> dict[int, dict[str, float]]:
+    """Step -> task -> mean loss per target token (of a classifier: per example) over the task's test examples, routed by the task's own row, without noise.
+    at_end: of the last step alone."""
     config = run.config()
     found: dict[int, dict[str, float]] = {}
-    kept = points(run)
+    kept = points(run)[-1 if at_end else 0 :]
     first = read_adapter(kept[0][1])
     model, tokenizer = load_backbone(first.base.name_or_path, first.base.kind, Loading.of(config))
     objective = make_objective(kind_of(model), heads=first.heads)

@@ -29,7 +29,7 @@ from mhr.adapters import check_reopens, read_adapter, save_adapter
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler, WholeRun
 from mhr.data.truncation import Truncation
-from mhr.errors import CheckpointError, MhrError, TrainingError
+from mhr.errors import CheckpointError, DivergedError, MhrError, TrainingError
 from mhr.files import read_json, write_json_atomically, writing
 from mhr.layers import AdapterBank
 from mhr.layers.parameter_groups import parameter_groups
@@ -288,7 +288,7 @@ class RoutedTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         if not math.isfinite(loss.item()):
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}, in a batch with {_listed(self._window.spoiled())}: "
                 f"lower the learning rate or use precision 'no'; {self._last_checkpoint()}"
             )
@@ -372,7 +372,7 @@ class RoutedTrainer(Trainer):
     # ---- validation ----------------------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validate, and tell the run and the callbacks. Raises TrainingError for a loss that is not finite."""
+        """Validate, and tell the run and the callbacks. Raises DivergedError for a loss that is not finite."""
         assert self.validation is not None
         if self.bank is not None:
             self.bank.toward_average = share_of_average(self.config, self.state.global_step)
@@ -380,7 +380,7 @@ class RoutedTrainer(Trainer):
             self.validated = found = self.validation(self)
         spoiled = [task for task, loss in found.losses.items() if not math.isfinite(loss)]
         if spoiled:
-            raise TrainingError(
+            raise DivergedError(
                 f"the validation loss of {_listed(spoiled)} is not finite after step {self.state.global_step}: lower the learning "
                 f"rate or use precision 'no'; {self._last_checkpoint()}"
             )

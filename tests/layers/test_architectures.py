@@ -115,7 +115,9 @@ def mixed_as_alone(
 
 @torch.no_grad()
 def answer(model: PreTrainedModel, inputs: dict[str, Tensor], ids: list[str]) -> Tensor:
-    torch.default_generator.manual_seed(0)  # torch.manual_seed keeps a stack trace for each kind of device that there is not
+    torch.default_generator.manual_seed(
+        0
+    )  # torch.manual_seed keeps a stack trace for each kind of device that there is not
     return model(**inputs, task_ids=ids).logits.double()
 
 

@@ -13,15 +13,17 @@ import pytest
 from mhr.analysis.verdicts import Question
 from mhr.data import load_tasks
 from mhr.data.skills import skills_suite
+from mhr.errors import DivergedError
 from mhr.report.sources import read_sources
 from mhr_benchmarks.studies import paper, paper_settings
 from mhr_benchmarks.studies.choices import frozen
 from mhr_benchmarks.studies.claims import Claim, answers
-from mhr_benchmarks.studies.paper import choose, do, plan_of_trials
+from mhr_benchmarks.studies.paper import choose, do, plan_of_trials, trial_loss, trial_scores
 from mhr_benchmarks.studies.paper_claims import CLAIMS
 from mhr_benchmarks.studies.paper_page import publish
 from mhr_benchmarks.studies.paper_plan import RANK, SCREEN, SKILLS, TRIAL, VARIANTS, Plan, Setting, Unit, trials, units
 from mhr_benchmarks.studies.paper_settings import suite
+from mhr_benchmarks.studies.stages import Stages, states_of
 
 TASKS = [(f"t{i}", seed) for i in range(6) for seed in range(8)]
 
@@ -84,6 +86,7 @@ def chosen(setting: Setting, lr: float = 3e-3, rate: float = 0.1) -> dict[str, A
         v.name: {
             "lr": lr,
             "modes": dict.fromkeys(v.modes, rate),
+            "losses": {f"{lr:g}": None},
             "trials": {f"{lr:g}": {mode: {f"{rate:g}": 0.5} for mode in v.modes}},
         }
         for v in setting.variants
@@ -107,7 +110,7 @@ def test_tasks_of_the_trials_are_trained_on_by_no_run_and_judge_no_claim(
     assert (len(read[test.judged[0]].test), len(read[test.training[0]].test)) == (110, 20)
     made = units(full, chosen(full))
     assert len({unit.folder for unit in made}) == len(made) == 16 * 4 + 8 * 2
-    assert [unit.seed for unit in made[:6]] == [1] * 6
+    assert [unit.seed for unit in made[:6]] == [101] * 6
     assert len(units(full, chosen(full), seeds=2)) == 12
 
 
@@ -126,7 +129,7 @@ def test_every_real_task_is_tested_once_by_runs_that_never_saw_it(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     made = paper_settings.real(tmp_path, str(file))
     judged = [task for fold in made.folds for task in fold.judged]
-    assert len(made.folds) == 5
+    assert len(made.folds) == 2
     assert len(judged) == len(set(judged)) == 17 - len(made.trials.judged) == 11
     for fold, screen in zip(made.folds, made.screens, strict=True):
         assert not set(fold.judged) & set(fold.training)
@@ -141,7 +144,7 @@ def test_every_real_task_is_tested_once_by_runs_that_never_saw_it(
     kept = judged[:4]
     made_units = units(made, chosen(made) | {"kept": kept})
     assert {task for unit in made_units for task in unit.judged} == set(kept)
-    assert len({unit.folder for unit in made_units}) == 5 * 5 * 5
+    assert len({unit.folder for unit in made_units}) == (4 * 10 + 5) * 2
     assert not made.zero_shot
 
 
@@ -174,7 +177,7 @@ def test_the_decoder_is_judged_on_held_out_tasks_with_choices_and_short_inputs(
 
 
 def made_up(asked: list[tuple[str, ...]], score: Callable[[Unit, float], float]) -> Callable[..., None]:
-    """In place of the runs: scores that a function gives."""
+    """In place of the runs: scores that a function gives, and of trials the rate as the loss."""
 
     def run_all(do: object, pieces: list[Unit], output: Path, workers: int) -> None:
         for unit in pieces:
@@ -187,7 +190,8 @@ def made_up(asked: list[tuple[str, ...]], score: Callable[[Unit, float], float])
                 for rate in rates
             }
             (output / unit.folder).mkdir(parents=True, exist_ok=True)
-            (output / unit.folder / "state.json").write_text(json.dumps({"scores": scores}))
+            losses = {"losses": {"4": {"t": unit.lr}}} if unit.kind == TRIAL else {}
+            (output / unit.folder / "state.json").write_text(json.dumps({"scores": scores, **losses}))
 
     return run_all
 
@@ -208,7 +212,8 @@ def test_trials_choose_for_each_variant_and_mode(
     assert decided is not None
     assert {name: own["lr"] for name, own in decided["methods"].items()} == {v.name: 0.003 for v in VARIANTS}
     assert decided["methods"]["mhr"]["modes"] == {"mhr": 0.003, "z": 0.1, "mu": 0.003}
-    assert set(decided["methods"]["lora"]["trials"]) == {"0.001", "0.003", "0.01"}
+    assert set(decided["methods"]["lora"]["trials"]) == {"0.003", "0.01", "0.03"}
+    assert decided["methods"]["wide"]["losses"] == {"0.003": 0.003, "0.01": 0.01, "0.03": 0.03}
     assert "kept" not in decided
     # More test seeds are no other plan.
     more = replace(setting, plan=Plan(seeds=(1, 2)))
@@ -220,16 +225,38 @@ def test_tasks_without_headroom_are_left_out(setting: Setting, tmp_path: Path, m
     fold = setting.folds[0]
     folds = (replace(fold, judged=fold.judged[:1]), replace(fold, judged=fold.judged[1:]))
     setting = replace(setting, folds=folds, screens=folds)
-    by_fold = {0: 0.7, 1: 0.55}
-    monkeypatch.setattr(
-        paper, "run_all", made_up(asked, lambda unit, rate: by_fold[unit.fold] if unit.kind == SCREEN else 0.5)
-    )
+    scores = {("lora", 0): 0.5, ("mhr", 0): 0.9, ("lora", 1): 0.55, ("mhr", 1): 0.6}
+
+    def score(unit: Unit, rate: float) -> float:
+        return scores[unit.variant.name, unit.fold] if unit.kind == SCREEN else 0.5
+
+    monkeypatch.setattr(paper, "run_all", made_up(asked, score))
     choose(setting, tmp_path, tmp_path / "paper.json", 1)
-    assert [folder for folder, *_ in asked[-2:]] == ["suite/screen/lora-100-0", "suite/screen/lora-100-1"]
+    screened = [f"suite/screen/{name}-100-{fold}" for name in ("lora", "mhr") for fold in (0, 1)]
+    assert [folder for folder, *_ in asked[-4:]] == screened
     decided = frozen(tmp_path / "paper.json", plan_of_trials(setting), committed=False)
     assert decided is not None
     assert decided["kept"] == list(fold.judged[:1])
-    assert decided["screening"][fold.judged[1]] == {"score": 0.55, "majority": 0.5}
+    assert decided["screening"][fold.judged[1]] == {"score": pytest.approx(0.575), "majority": 0.5}
+
+
+def test_a_trial_that_diverges_is_the_worst_and_a_test_run_that_does_ends_the_study(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(unit: Unit, stages: Stages) -> None:
+        first, *rest = unit.judged
+        for rate, names in ((0.003, unit.judged), (0.01, (first,))):
+            stages.state["scores"][f"lora {rate:g}"] = {name: {str(unit.seed): {"score": 0.5}} for name in names}
+        raise DivergedError("the loss is nan at step 3")
+
+    monkeypatch.setattr(paper, "_make", fails)
+    tried = replace(trials(setting)[0], rates={"lora": (0.003, 0.01, 0.03)})
+    do(tried, tmp_path)
+    assert trial_scores(tried, tmp_path) == {"lora": {0.003: 0.5, 0.01: 0.0, 0.03: 0.0}}
+    assert trial_loss(tried, tmp_path) is None
+    assert tried in states_of([tried], tmp_path)  # it is not tried again
+    with pytest.raises(DivergedError):
+        do(units(setting, chosen(setting))[0], tmp_path)
 
 
 @pytest.mark.slow
@@ -260,6 +287,8 @@ def test_a_small_study_from_training_to_its_page(setting: Setting, tmp_path: Pat
         "| MHR-z |",
         "### What it cost",
         "### Trials",
+        "At an end of their range: shared LoRA, pretraining 0.003, shared LoRA, adaptation 0.1, ",
+        "80% power is reached for a difference of ",
     ):
         assert line in page
     report = read_sources([tmp_path / "results" / "study_suite.json"])

@@ -26,6 +26,7 @@ def test_losses_are_those_of_the_model_at_each_checkpoint(tmp_path: Path) -> Non
     seen = load_tasks("builtin:skills", max_train=8, limit_test=3).select(NAMES)
     found = seen_losses(run, seen)
     assert list(found) == [1, 2]
+    assert seen_losses(run, seen, at_end=True) == {2: found[2]}
     assert found[2].keys() == set(NAMES)
     loaded = load_model(run.path)
     collate = make_objective("seq2seq").collator(loaded.tokenizer, 32, 16)
