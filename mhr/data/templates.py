@@ -53,11 +53,6 @@ class Template:
         """Whether a masked language model is to answer."""
         return MASK_FIELD in fields_of(self.input)
 
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The word of every label, empty without verbalizers."""
-        return tuple(self.verbalizers.values())
-
     def render_input(self, columns: Mapping[str, Any]) -> str:
         """The input of an example with these columns. Raises ConfigError for a field that is none of them."""
         return text_of_pieces(self._pieces("input", self.input, columns))
@@ -244,7 +239,7 @@ def _reword(task: Task, templates: Templates) -> Task:
             example,
             input=template.render_input(columns),
             targets=tuple(template.render_choice(target, columns) for target in example.targets),
-            choices=tuple(template.render_choice(choice, columns) for choice in example.choices) or template.words,
+            choices=tuple(template.render_choice(c, columns) for c in example.choices or template.verbalizers),
             messages=(),
             pieces=template.render_pieces(columns),
             tools=(),

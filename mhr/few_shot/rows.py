@@ -44,7 +44,8 @@ class FirstRow:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """Tasks that a run was trained on, as they are compared with new ones, made once for all adaptations of a Start.
+    """Tasks that a run was trained on, as they are compared with new ones: made once for all adaptations of a Start, or for those with
+    the same seed and as many shots where shots are compared.
 
     names       those that its collection still holds; index: their rows in the run's table
     embeddings  of each, [C]
@@ -133,9 +134,10 @@ def find_first_row(
         best = int(alike.argmax())
         return _copied(start, start.tasks.index(names[best]), told | {"cosine": float(alike[best])})
     settings = _settings(few)
-    if start.neighbours is None:
-        start.neighbours = _neighbours(start, known(), settings, len(shots), seed, few.start == "predicted")
-    around = start.neighbours
+    drawn = (seed, len(shots)) if few.similarity == "shots" else None
+    if drawn not in start.neighbours:
+        start.neighbours[drawn] = _neighbours(start, known(), settings, len(shots), seed, few.start == "predicted")
+    around = start.neighbours[drawn]
     encoder = encoder_of(settings, start.model, start.tokenizer)
     context = _context(around, encoder.embed(texts_of(task, settings, shots)).mean(0))
     if few.start == "predicted":

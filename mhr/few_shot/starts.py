@@ -44,8 +44,8 @@ class Start:
         self.tasks = [] if self.bank is None else self.bank.tasks
         rows = {} if self.bank is None else self.bank.rows_of_tasks()
         self.rows = {name: tensor.detach().clone() for name, tensor in rows.items()}
-        self.neighbours: Any = None
-        """What `mhr.few_shot.rows` finds out of these tasks once, for all adaptations."""
+        self.neighbours: dict[Any, Any] = {}
+        """What `mhr.few_shot.rows` finds out of these tasks once, by what it depends on beside them."""
 
     def begin(self, task: str, seed: int, heads: TaskHeads | None = None, context: Tensor | None = None) -> None:
         """Return to the beginning; routing rows, fresh banks and the task's head are drawn again from `seed`.

@@ -165,17 +165,27 @@ def test_a_predicted_row_is_that_of_a_network_fitted_to_all_rows(run: RunFolder,
         torch.testing.assert_close(q / q.sum(-1, keepdim=True), p / p.sum(-1, keepdim=True), rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize("start", ["nearest", "predicted", "random", "average"])
-def test_adaptations_do_not_depend_on_those_before_them(run: RunFolder, start: str, tmp_path: Path) -> None:
-    found = {}
-    for order in (NEW, NEW[::-1]):
-        for made in adapt(
-            str(run.path), order, mode="mhr", output=str(tmp_path / order[0]), start=start, progress=False
-        ):
-            found[order[0], made.info["tasks"][0]] = read_adapter(made.adapter).tensors
-    for task in NEW:
-        one, two = (found[first, task] for first in NEW)
-        assert all(torch.equal(one[name], two[name]) for name in one)
+ALIKE = [(start, {"similarity": how}) for start in ("nearest", "predicted") for how in ("definition", "shots")]
+
+
+@pytest.mark.parametrize(
+    ("start", "how"), [*ALIKE, ("nearest", {"similarity": "gradients"}), ("random", {}), ("average", {})]
+)
+def test_an_adaptation_does_not_depend_on_those_before_it(
+    run: RunFolder, start: str, how: dict[str, str], tmp_path: Path
+) -> None:
+    """Of another task, another seed, and another number of shots."""
+    few: dict[str, Any] = {"start": start, "progress": False, "mode": "z", "steps": 0, **how}
+    many = {"seeds": [13, 21], "shots": 8, "shots_for": {NEW[0]: 4}}
+    made = adapt(str(run.path), NEW, output=str(tmp_path / "all"), **few, **many)
+    assert len(made) == 4
+    for i, one in enumerate(made):
+        (task,), seed = one.info["tasks"], one.info["seed"]
+        shots = {"shots": 4 if task == NEW[0] else 8}
+        (alone,) = adapt(str(run.path), [task], output=str(tmp_path / f"{i}"), seeds=[seed], **few, **shots)
+        assert alone.info.get("start") == one.info.get("start")
+        found, expected = read_adapter(one.adapter).tensors, read_adapter(alone.adapter).tensors
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_training_goes_on_from_the_row(run: RunFolder, tmp_path: Path) -> None:
