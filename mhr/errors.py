@@ -38,7 +38,7 @@ class TrainingError(MhrError):
 
 
 class DivergedError(TrainingError):
-    """A loss that is not finite: a learning rate that is too high, or a precision that is too low."""
+    """A loss, or a model's scores, that are no finite numbers: a learning rate that is too high, or a precision that is too low."""
 
 
 class MergeError(MhrError):

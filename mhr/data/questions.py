@@ -53,7 +53,12 @@ class QuestionReader(RowReader):
 
     def add(self, row: Mapping[str, Any], line: int) -> None:
         mapped = self.options.column_map.keys() & {"input", "targets"}
-        super().add(row if mapped else _as_answered(row), line)
+        try:
+            answered = row if mapped else _as_answered(row)
+        except RowFault as error:
+            self.faults.row(self._file, line, f"row {self._where(row, line)!r} {error}", self._default)
+            return
+        super().add(answered, line)
 
     def _add(self, row: Mapping[str, Any], line: int, name: str) -> None:
         own = self._word(row, "task", "")
@@ -134,16 +139,24 @@ def ask_texts(
 
 
 def _as_answered(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row with an empty answer where it has none, so that its form is recognised."""
+    """A row with an empty answer where it has none, so that its form is recognised: with an answer it asks the same. Raises RowFault where the
+    answer would tell what is asked."""
     turns = next((key for key in ("messages", "conversations") if isinstance(row.get(key), list)), None)
     if turns is not None:
         last = row[turns][-1] if row[turns] else None
         speaker = last.get("role", last.get("from")) if isinstance(last, Mapping) else None
         said = ROLES.get(str(speaker).lower()) == "assistant" and not last.get("tool_calls")  # type: ignore[union-attr]
         return row if last is None or said else {**row, turns: [*row[turns], {"role": "assistant", "content": ""}]}
+    if {"input", "targets"} <= row.keys():
+        return row
     if has(row, "instruction"):
         return {"output": "", **row}
     if has(row, "prompt") and "chosen" not in row:
+        if has(row, "input") and "completion" not in row:
+            raise RowFault(
+                "has both input and prompt: leave out the one that is not asked, or add the column of the answer, targets (of input) or "
+                "completion (of prompt), which may be empty"
+            )
         empty: Any = [{"role": "assistant", "content": ""}] if isinstance(row["prompt"], list) else ""
         return {"completion": empty, **row}
     return {"targets": "", **row} if "input" in row else row

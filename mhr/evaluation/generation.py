@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from mhr.data.example import Example
 from mhr.errors import ConfigError
@@ -17,6 +17,7 @@ from mhr.evaluation.habits import without_habits
 from mhr.evaluation.inference import MeanOverDraws
 from mhr.evaluation.likelihood import shares_cache
 from mhr.evaluation.loaded import LoadedModel
+from mhr.evaluation.not_a_number import NumbersOnly
 from mhr.evaluation.sampling import Sampling
 from mhr.evaluation.stops import StopAt, Stops
 from mhr.evaluation.streaming import AnswerStream
@@ -65,7 +66,8 @@ def generate_answers(
                  pieces together are the answer
 
     Inputs of a decoder are padded on the left. Raises ConfigError for an encoder, which cannot generate, for lengths and beams out of
-    range, for an empty stop, for a static cache of a model that has none, and for sampling and streams that have to be of one row.
+    range, for an empty stop, for a static cache of a model that has none, and for sampling and streams that have to be of one row; DivergedError for
+    logits that are NaN.
     """
     if not examples:
         return []
@@ -104,7 +106,9 @@ def generate_answers(
     )
     lead = collator.chat_rows().template.lead if any(map(loaded.renders, examples)) else ""
     stops = Stops(loaded.tokenizer, stop, lead)
-    processors = [MeanOverDraws(draws, n_beams)] if draws > 1 else []
+    processors = LogitsProcessorList([NumbersOnly(loaded)])
+    if draws > 1:
+        processors.append(MeanOverDraws(draws, n_beams))
 
     def said(i: int, text: str) -> str:
         return str(collator.answer_text(examples[i], text))

@@ -23,6 +23,7 @@ from mhr.evaluation.by_heads import ask_heads
 from mhr.evaluation.likelihood import log_likelihoods
 from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.metrics import mean
+from mhr.evaluation.not_a_number import check_scores
 from mhr.evaluation.ranked import Ranked
 from mhr.objectives.masked import word_scores
 
@@ -51,7 +52,7 @@ def rank_choices(
     advance      called with the number of examples done; a part of an example's choices counts as that part of it
 
     Raises DataError for an example without choices or with an empty one, ConfigError for a classifier with several outputs,
-    TaskError for an unknown task with unseen="error". Equal choices get equal scores.
+    TaskError for an unknown task with unseen="error", DivergedError for scores that are no numbers. Equal choices get equal scores.
     """
     for example in examples if loaded.heads is None else ():
         check_choices(example)
@@ -74,10 +75,12 @@ def rank_choices(
 
     with loaded.judging(precision):
         drawn = [rank() for _ in range(draws)]
-    return [
+    ranked = [
         replace(each[0], scores=[mean(scores) for scores in zip(*(r.scores for r in each), strict=True)])
         for each in zip(*drawn, strict=True)
     ]
+    check_scores(loaded, examples, ranked)
+    return ranked
 
 
 def _rank_pairs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,8 +92,12 @@ class EvaluationResult:
         return write_json_atomically(path, self.to_dict())
 
     def write_predictions(self, path: str | Path) -> Path:
-        """Write one line of JSON per answer. Raises MhrError where the file cannot be written."""
-        lines = [json.dumps(dataclasses.asdict(p), ensure_ascii=False) + "\n" for p in self.predictions]
+        """Write one line of JSON per answer, an infinite score as null. Raises MhrError where the file cannot be written."""
+        rows = [
+            dataclasses.asdict(p) | {"scores": [s if math.isfinite(s) else None for s in p.scores]}
+            for p in self.predictions
+        ]
+        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         return write_text_atomically(path, "".join(lines))
 
 

@@ -134,10 +134,10 @@ def find_first_row(
         best = int(alike.argmax())
         return _copied(start, start.tasks.index(names[best]), told | {"cosine": float(alike[best])})
     settings = _settings(few)
-    drawn = (seed, len(shots)) if few.similarity == "shots" else None
-    if drawn not in start.neighbours:
-        start.neighbours[drawn] = _neighbours(start, known(), settings, len(shots), seed, few.start == "predicted")
-    around = start.neighbours[drawn]
+    by = (seed, len(shots)) if few.similarity == "shots" else None
+    if by not in start.neighbours:
+        start.neighbours[by] = _neighbours(start, known(), settings, len(shots), seed, few.start == "predicted")
+    around = start.neighbours[by]
     encoder = encoder_of(settings, start.model, start.tokenizer)
     context = _context(around, encoder.embed(texts_of(task, settings, shots)).mean(0))
     if few.start == "predicted":

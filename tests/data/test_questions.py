@@ -71,6 +71,41 @@ def test_every_form_may_lack_its_answer(tmp_path: Path, form: str) -> None:
     assert [m["role"] for m in asked.messages[:-1]] in ([], ["user"])
 
 
+ANSWERED: list[dict[str, Any]] = [
+    {"input": "asked", "targets": "a"},
+    {"input": "asked", "targets": "a", "prompt": "an id"},
+    {"input": "asked", "targets": "a", "instruction": "another"},
+    {"instruction": "do", "input": "this", "output": "a"},
+    {"instruction": "do", "output": "a"},
+    {"prompt": "asked", "completion": "a"},
+    {"prompt": "asked", "completion": "a", "input": "another"},
+    {"prompt": "asked", "chosen": "a", "rejected": "b"},
+    {"messages": [USER, {"role": "assistant", "content": "a"}]},
+]
+
+
+@pytest.mark.parametrize("row", ANSWERED, ids=lambda row: "-".join(row))
+def test_a_row_is_asked_what_it_is_trained_on(tmp_path: Path, row: dict[str, Any]) -> None:
+    """Whatever its answer is, and without it, unless that is refused because it would be something else."""
+    (trained,) = load_tasks(write(tmp_path / "t.jsonl", row))["t"].train
+    (asked,) = read_questions(write(tmp_path / "a.jsonl", row), OPTIONS)
+    assert (asked.input, asked.messages[:-1]) == (trained.input, trained.messages[:-1])
+    answer = {"targets", "output", "completion"} & row.keys()
+    if not answer:
+        return
+    left = {name: value for name, value in row.items() if name not in answer}
+    file = write(tmp_path / "b.jsonl", left)
+    if {"input", "prompt"} <= left.keys():
+        with pytest.raises(DataError, match=r"b.jsonl:1: row \S+ has both input and prompt: leave out"):
+            read_questions(file, OPTIONS)
+    elif {"instruction", "input"} <= left.keys() and "targets" in row:
+        assert (
+            read_questions(file, OPTIONS)[0].input == "another\n\nasked"
+        )  # an Alpaca row, whose input is part of the question
+    else:
+        assert read_questions(file, OPTIONS)[0].input == trained.input
+
+
 def test_a_conversation_is_asked_for_what_follows_or_for_its_last_answer(tmp_path: Path) -> None:
     answered = [USER, {"role": "assistant", "content": "hi"}]
     going_on = [*answered, {"role": "user", "content": "again"}]

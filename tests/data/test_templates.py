@@ -87,13 +87,41 @@ def test_collections_that_are_no_rows_take_templates(template: Any) -> None:
     assert put["rev-last"].test == plain["rev-last"].test
 
 
+@pytest.mark.parametrize("layout", ["rows", "superni"])
+@pytest.mark.parametrize("offered", [True, False], ids=["choices", "no choices"])
+@pytest.mark.parametrize("choice", ["{choice}", "{choice}."])
+@pytest.mark.parametrize("words", ["", "\nverbalizers: {good: fine, bad: awful}"], ids=["labels", "words"])
+def test_every_layout_is_put_into_the_same_words(
+    tmp_path: Path, template: Any, layout: str, offered: bool, choice: str, words: str
+) -> None:
+    """Targets are among the choices, where there are choices."""
+    labels = ("good", "bad")
+    if layout == "rows":
+        offer = {"choices": list(labels)} if offered else {}
+        rows = [{"input": f"x{i}", "targets": labels[i % 2], **offer, "task": "task1_x"} for i in range(8)]
+        path = collection(tmp_path, *rows)
+    else:
+        instances = [{"id": f"{i}", "input": f"x{i}", "output": [labels[i % 2]]} for i in range(8)]
+        known = {"Definition": ["Say."], "Categories": ["c"], "Positive Examples": [], "Instances": instances}
+        (tmp_path / "tasks").mkdir()
+        (tmp_path / "tasks" / "task1_x.json").write_text(json.dumps(known))
+        path = str(tmp_path)
+    put = load_tasks(path, template=template(f'input: "Q {{input}}"\nchoice: "{choice}"{words}'), definitions=False)
+    (task,) = put.values()
+    said = [choice.replace("{choice}", {"good": "fine", "bad": "awful"}[c] if words else c) for c in labels]
+    for example in (*task.train, *task.test):
+        assert example.targets[0] in said
+        assert set(example.choices) == (set(said) if words or example.choices else set())
+        assert not example.choices or example.targets[0] in example.choices
+
+
 def test_packaged_templates_have_words_for_their_labels(tmp_path: Path) -> None:
     assert packaged_templates() == ["glue", "lm-bff"]
     found = read_templates("glue")
     sst2 = found.of("glue-sst2")
     assert sst2 is not None
     assert sst2.render_input({"sentence": "fine"}) == "fine It was"
-    assert sst2.words == ("terrible", "great")
+    assert tuple(sst2.verbalizers.values()) == ("terrible", "great")
     assert found.of("squad") is None
     path = collection(tmp_path, {"sentence": "fine", "targets": "positive"})
     assert load_tasks(path, template="glue")["sst2"].train[0].choices == ("terrible", "great")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import mhr
 from mhr.data import Example
-from mhr.errors import DataError, TaskError
-from mhr.evaluation import score
+from mhr.errors import DataError, DivergedError, TaskError
+from mhr.evaluation import load_model, rank_choices, score
 from mhr.prediction import PredictConfig
 from mhr.training import pretrain
 from tests.heads.conftest import Recipe
@@ -57,3 +58,15 @@ def test_a_model_of_one_task_needs_no_name(recipe: Recipe, tmp_path: Path) -> No
     (answer,) = found.answer(found.ask(["red 1"], found.default_task(PredictConfig()), PredictConfig()))
     assert answer.how == "classification"
     assert answer.choices == ("no", "yes")
+
+
+def test_a_head_that_computes_nan_does_not_answer(recipe: Recipe, tmp_path: Path) -> None:
+    run = pretrain(recipe("two", "number"), str(tmp_path / "run"), progress=False)
+    loaded = load_model(run.path)
+    with torch.no_grad():
+        [module for module in loaded.model.modules() if isinstance(module, torch.nn.LayerNorm)][-1].weight[0] = (
+            torch.nan
+        )
+    for task in ("two", "number"):
+        with pytest.raises(DivergedError, match=rf"computes scores \[nan.* task '{task}'"):
+            rank_choices(loaded, [Example(task, "some text", ("",))])
