@@ -28,6 +28,7 @@ from mhr.report.plots import save_plots
 from mhr.runs import load_config
 from mhr.runs.config import assignments, to_dict
 from mhr.runs.run import clear
+from mhr.runs.settings import paths_read
 from mhr.runs.unused import refuse_unused
 from mhr.training import pretrain
 
@@ -117,7 +118,7 @@ def run_demo(
         if found["status"] == "done":
             return result
     else:
-        prepare_output(folder, overwrite)
+        prepare_output(folder, overwrite, paths_read(settings))
         clear(make_folder(folder))
         _write(result, made_with, "running")
     sources = {}

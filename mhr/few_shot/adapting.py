@@ -104,13 +104,15 @@ def adapt(
         train_on=train_on,
         system=system,
     )
+    reads = [run, *paths_read(config)]
+    config = with_chat_template(config)
     own, now = vars(source.config().data), vars(config.data)
     mode = check_mode(mode, config, run)
     kind = source.info["model_kind"]
     check_given(few, [(mode, config)], [kind])
     check_precision(config.train.precision)
     if not (resume and held_in(output)):
-        prepare_output(output, overwrite, [run, *paths_read(config)])
+        prepare_output(output, overwrite, reads)
     described = {
         "mode": mode,
         "source": str(source.path.resolve()),
@@ -182,7 +184,7 @@ def few_shot_settings(
         data = {"prompt": None, "verbalizers": {}} | data
     elif "prompt" in data or "verbalizers" in data:
         data = {"template": None} | data
-    found = dataclasses.replace(
+    return dataclasses.replace(
         config,
         model=model or config.model,
         **vars((loading or Loading()).over(config)),
@@ -190,7 +192,6 @@ def few_shot_settings(
         data=dataclasses.replace(config.data, **data),
         adapt=dataclasses.replace(config.adapt, **given),
     )
-    return with_chat_template(found)
 
 
 def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kinds: Sequence[str]) -> None:
