@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mhr.adapters.base import digest_of
 from mhr.adapters.index import folder_of
 from mhr.contexts import embeds, give_contexts
 from mhr.data.example import Example, Task
@@ -58,6 +59,11 @@ class Predictor:
     only: str = ""
     met: dict[str, str] = field(default_factory=dict)
     """Tasks that the model does not know but by these definitions."""
+    weights: str = field(init=False)
+    """What distinguishes the weights from others, as they were before any task was met: see `mhr.adapters.base.digest_of`."""
+
+    def __post_init__(self) -> None:
+        self.weights = digest_of(self.model)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -229,6 +235,14 @@ class Predictor:
             for i, answer in zip(part, generated, strict=True):
                 found[i] = Answer(answer.text, "generation", truncated=answer.cut_input)
         return [found[i] for i in range(len(examples))]
+
+    def options(self, example: Example) -> tuple[str, ...]:
+        """What an example is answered with one of: its choices, or the classes of the head that answers it; nothing where it is answered
+        in words or by a number."""
+        heads = self.loaded.heads
+        if example.choices or heads is None:
+            return example.choices
+        return heads.heads[heads.of(example.task)].labels
 
     def _ranks(self, example: Example) -> bool:
         return bool(example.choices) or self.loaded.heads is not None
