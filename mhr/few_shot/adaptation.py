@@ -285,7 +285,7 @@ class _Work:
             source=str(source.path.resolve()),
             tasks=[self.task.name],
             seed=self.adaptation.seed,
-            protocol=settings.adapt.protocol,
+            protocol=settings.adapt.protocol if self.shots.validation else AdaptConfig.protocol,
             selection=self.run.info.get("selection"),
             shots=[example.id for example in self.shots.shots],
             head=describe_head(self.prepared.kind, self.heads),

@@ -86,6 +86,7 @@ def answer_into(
     with locked(path):
         predictor.check(config)
         predictor.check_examples(examples, config)
+        predictor.check_used(examples, config)
         made_with = _made_with(predictor, config)
         kept = _resumed(path, predictor, examples, made_with) if resume and path.exists() else 0
         make_folder(path.parent)

@@ -116,7 +116,9 @@ class Predictor:
         config = PredictConfig(task=one, choices=None if choices is None else list(choices), **settings)
         self.check(config)
         named: str | Sequence[str] = self.default_task(config) if tasks is None else tasks
-        return [answer.text for answer in self.answer(self.ask(texts, named, config), config)]
+        examples = self.ask(texts, named, config)
+        self.check_used(examples, config)
+        return [answer.text for answer in self.answer(examples, config)]
 
     def meet(self, task: str, definition: str) -> None:
         """Have a task that the model does not know routed by its definition from now on, without training.
@@ -163,9 +165,10 @@ class Predictor:
             )
         if config.task is not None:
             self._check_tasks([config.task], config.unseen)
-        if config.choices and (config.temperature or config.stop or config.max_new_tokens is not None):
-            name = "temperature" if config.temperature else "stop" if config.stop else "max_new_tokens"
-            raise ConfigError(f"{name} is for generated answers, but choices are ranked: leave one of the two out")
+        if config.choices and config.of_generation:
+            raise ConfigError(
+                f"{config.of_generation} is for generated answers, but choices are ranked: leave one of the two out"
+            )
 
     def check_examples(self, examples: Sequence[Example], config: PredictConfig) -> None:
         """Raise what keeps the model from answering them, before any of them is: TaskError, or DataError for an encoder that has
@@ -179,6 +182,18 @@ class Predictor:
                 self._check_head(example, self.loaded.heads)
             elif not example.choices and not self.loaded.objective.generates:
                 raise self._nothing_to_rank(example)
+
+    def check_used(self, examples: Sequence[Example], config: PredictConfig) -> None:
+        """Raise ConfigError for a setting that changes the answer to none of the examples: one of generated answers where none is
+        generated, and choices where each example has its own."""
+        if not examples:
+            return
+        if config.of_generation and all(map(self._ranks, examples)):
+            raise ConfigError(
+                f"{config.of_generation} is for generated answers, but all of these are ranked, or a head's: leave it out"
+            )
+        if config.choices and all(e.choices and e.choices != tuple(config.choices) for e in examples):
+            raise ConfigError("choices are for rows that have none, but each row has its own: leave them out")
 
     def answer(
         self,

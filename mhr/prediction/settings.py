@@ -71,6 +71,12 @@ class PredictConfig(Settings):
         ScoringConfig, "batch_size", None, doc="Texts per batch. Unset: as many as fit in memory."
     )
 
+    @property
+    def of_generation(self) -> str:
+        """The first setting that differs from its default and is of generated answers alone; "" where none does."""
+        names = ("temperature", "stop", "max_new_tokens")
+        return next((name for name in names if getattr(self, name) not in (0, [], None)), "")
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.definition is not None and not (self.definition.strip() and self.task):
