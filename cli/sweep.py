@@ -47,7 +47,7 @@ Runs = Annotated[
 )  # fmt: skip
 def sweep(
     runs: Runs,
-    output: options.Output,
+    output: options.ResumableOutput,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     json: options.Json = False,

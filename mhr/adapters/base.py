@@ -130,7 +130,7 @@ def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
     return "-".join(digest.hexdigest()[:16] for digest in (structure, *values.values()))
 
 
-def digest_of(model: nn.Module) -> str:
+def weights_digest(model: nn.Module) -> str:
     """A short string that distinguishes models as they stand: a hash of names, dtypes, shapes and sampled values of all parameters.
 
     Unlike `fingerprint` it tells a bank, how it is trained, and how the weights are held. Of parameters that are elsewhere (offloaded) or

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mhr.adapters.base import digest_of
+from mhr.adapters.base import weights_digest
 from mhr.adapters.index import folder_of
 from mhr.contexts import embeds, give_contexts
 from mhr.data.example import Example, Task
@@ -60,10 +60,10 @@ class Predictor:
     met: dict[str, str] = field(default_factory=dict)
     """Tasks that the model does not know but by these definitions."""
     weights: str = field(init=False)
-    """What distinguishes the weights from others, as they were before any task was met: see `mhr.adapters.base.digest_of`."""
+    """What distinguishes the weights from others, as they were before any task was met: see `mhr.adapters.base.weights_digest`."""
 
     def __post_init__(self) -> None:
-        self.weights = digest_of(self.model)
+        self.weights = weights_digest(self.model)
 
     @property
     def model(self) -> PreTrainedModel:

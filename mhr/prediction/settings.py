@@ -16,7 +16,8 @@ class PredictConfig(Settings):
 
     task: str | None = setting(
         None,
-        """Task of the texts, or of rows without a column task. Unset: the only one that the model knows.""",
+        """Task of the texts, or of rows whose column task is missing, empty or the same. Rows of another task are refused. Unset: of each row
+        its own, otherwise the only one that the model knows.""",
         flag="--task",
     )
     choices: list[str] | None = setting(
