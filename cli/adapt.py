@@ -45,7 +45,7 @@ Mode = Annotated[
 )  # fmt: skip
 def adapt(
     run: options.Run,
-    output: options.Output,
+    output: options.ResumableOutput,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     json: options.Json = False,

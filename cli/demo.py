@@ -35,7 +35,7 @@ MaxTasks = Annotated[
 
 @takes(sets=("adapter", "data", "train", "adapt"))
 def demo(
-    output: options.Output = Path("runs/demo"),
+    output: options.ResumableOutput = Path("runs/demo"),
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     json: options.Json = False,

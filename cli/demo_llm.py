@@ -26,7 +26,7 @@ mhr demo-llm --output runs/demo-llm --resume
 
 @takes(sets=("adapter", "data", "train", "adapt"))
 def demo_llm(
-    output: options.Output = Path("runs/demo-llm"),
+    output: options.ResumableOutput = Path("runs/demo-llm"),
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     json: options.Json = False,

@@ -135,6 +135,7 @@ def predict(
             examples = ask_texts(asked, predictor.reading, task, origin="text" if texts else STANDARD_INPUT, **known)
         else:
             examples = read_questions(rows, predictor.reading, task, only=config.task is not None, **known)
+        predictor.check_used(examples, config)
         if output is not None:
             done = answer_into(output, predictor, examples, config, overwrite=overwrite, resume=resume)
             answers: list[Answer] = []

@@ -53,7 +53,7 @@ TOP = ("model", "kind", "tasks", "method", "init_skills", "head", "share_heads")
     ),
 )  # fmt: skip
 def pretrain(
-    output: options.Output,
+    output: options.ResumableOutput,
     run: Source = None,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,

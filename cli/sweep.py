@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
+from mhr.runs.notes import shots_in_words
 from mhr.sweeps.settings import SweepConfig
 
 from .frame import few_shot, options
@@ -45,7 +47,7 @@ Runs = Annotated[
 )  # fmt: skip
 def sweep(
     runs: Runs,
-    output: options.Output,
+    output: options.ResumableOutput,
     overwrite: options.Overwrite = False,
     resume: options.Resume = False,
     json: options.Json = False,
@@ -85,16 +87,18 @@ def sweep(
     note(f"Written: {result.path / 'results.jsonl'} and {result.path / 'results.parquet'}")
 
 
+def title_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What stands over the table of these rows."""
+    protocols = " and ".join(dict.fromkeys(row["protocol"] for row in rows))
+    shots = shots_in_words(row["shots"] for row in rows)
+    return f"Score in percent after {shots}, mean and standard deviation over seeds (protocol {protocols})"
+
+
 def _print(result: SweepResult) -> None:
     summary = result.summary()
     columns = list(dict.fromkeys((row["run"], row["mode"]) for row in summary))
     cells = {(row["run"], row["mode"], row["task"]): row for row in summary}
-    first = result.rows[0]
-    out.print(
-        f"Score in percent after {first['shots']} shots, mean and standard deviation over seeds (protocol {first['protocol']})",
-        style="bold",
-        soft_wrap=True,
-    )
+    out.print(title_of(result.rows), style="bold", soft_wrap=True)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
     for run, mode in columns:

@@ -18,16 +18,17 @@ from typing import Any
 from mhr.analysis.inspection import inspect_run
 from mhr.checks import check_whole
 from mhr.data import TaskCollection, load_tasks
-from mhr.errors import TrainingError
+from mhr.errors import ConfigError, TrainingError
 from mhr.evaluation import evaluate, load_model
 from mhr.few_shot import adapt
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
 from mhr.locks import one_writer
 from mhr.merging import merge
 from mhr.report.plots import save_plots
-from mhr.runs import load_config
+from mhr.runs import RunConfig, load_config
 from mhr.runs.config import assignments, to_dict
 from mhr.runs.run import clear
+from mhr.runs.settings import paths_read
 from mhr.runs.unused import refuse_unused
 from mhr.training import pretrain
 
@@ -99,13 +100,16 @@ def run_demo(
     limit       test examples per task; None takes all 100
     say         gets one line as each part begins
 
-    Raises MhrError as `pretrain` and `adapt` do, TrainingError where `output` was made with other settings.
+    Raises MhrError as `pretrain` and `adapt` do, ConfigError for overrides that one of the methods does not take before anything is
+    written, TrainingError where `output` was made with other settings.
     """
     folder = Path(output)
     if max_tasks is not None:
         check_whole("max_tasks", max_tasks, at_least=1)
     settings = load_config(preset="demo", overrides=overrides)
-    refuse_unused(assignments(overrides), settings)
+    methods = dict.fromkeys(method for method, _ in METHOD_AND_MODE.values())
+    configs = {method: _settings(method, overrides) for method in methods}
+    refuse_unused(assignments(overrides), *configs.values())
     names = TASKS[:max_tasks]
     made_with = {"config": to_dict(settings), "tasks": list(names), "limit": limit}
     result = DemoResult(folder, settings.adapt.shots, {name: {} for name in names})
@@ -117,13 +121,12 @@ def run_demo(
         if found["status"] == "done":
             return result
     else:
-        prepare_output(folder, overwrite)
+        prepare_output(folder, overwrite, paths_read(settings))
         clear(make_folder(folder))
         _write(result, made_with, "running")
     sources = {}
-    for method in dict.fromkeys(method for method, _ in METHOD_AND_MODE.values()):
+    for method, config in configs.items():
         say(f"Pretraining {method} on the training tasks of the suite")
-        config = load_config(preset="demo", method=method, overrides=overrides)
         sources[method] = pretrain(config, str(folder / "pretrain" / method), resume=True, progress=progress).path
     collection = load_tasks(settings.tasks).select(list(names))
     for column, (method, mode) in METHOD_AND_MODE.items():
@@ -145,6 +148,14 @@ def run_demo(
     save_plots(inspect_run(sources["mhr"]), folder / "plots")
     _write(result, made_with, "done")
     return result
+
+
+def _settings(method: str, overrides: Sequence[str]) -> RunConfig:
+    """The settings that a method is pretrained with. Raises ConfigError."""
+    try:
+        return load_config(preset="demo", method=method, overrides=overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (the demo pretrains with method {method!r} too)") from None
 
 
 def _judge(

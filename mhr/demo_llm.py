@@ -25,6 +25,7 @@ from mhr.merging import merge
 from mhr.runs import load_config
 from mhr.runs.config import assignments, to_dict
 from mhr.runs.run import clear
+from mhr.runs.settings import paths_read
 from mhr.runs.unused import refuse_unused
 from mhr.training import pretrain
 
@@ -92,7 +93,7 @@ def run_demo_llm(
         if found["status"] == "done":
             return result
     else:
-        prepare_output(folder, overwrite)
+        prepare_output(folder, overwrite, paths_read(config))
         clear(make_folder(folder))
         _write(result, made_with, "running")
     collection = load_tasks(config.tasks).select([TASK])

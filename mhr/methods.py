@@ -162,9 +162,14 @@ class Mode:
 
     @property
     def idle(self) -> tuple[str, ...]:
-        """Learning rates that change nothing: a grid leaves them as they are."""
-        rates = {"lr": self.trains_skills or self.trains_head, "router_lr": self.trains_routing}
-        return tuple(name for name, used in rates.items() if not used)
+        """Settings of training that change nothing: a grid leaves them as they are."""
+        follow = {
+            "lr": self.trains_skills or self.trains_head,
+            "router_lr": self.trains_routing,
+            "full_lr": self.begins == BACKBONE,
+            **dict.fromkeys(("warmup", "scheduler", "scale_parameter"), not self.searches),
+        }
+        return tuple(name for name, used in follow.items() if not used)
 
 
 SHARED = "shared"
@@ -486,7 +491,12 @@ def predicts_rows(method: str) -> bool:
 
 
 def idle_rates(mode: str, method: str) -> tuple[str, ...]:
-    """Learning rates (`lr`, `router_lr`) that change nothing where a run of a method is adapted in a mode."""
+    """Those of `idle_settings` that are the learning rates of adapters and of routing, `lr` and `router_lr`."""
+    return tuple(name for name in idle_settings(mode, method) if name in ("lr", "router_lr"))
+
+
+def idle_settings(mode: str, method: str) -> tuple[str, ...]:
+    """Settings of training that change nothing where a run of a method is adapted in a mode."""
     routed = METHODS[method].routing
     learned = routed is not None and ROUTING_METHODS[routed].learned
     return tuple(dict.fromkeys([*MODES[mode].idle, *([] if learned else ["router_lr"])]))

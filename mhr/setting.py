@@ -41,6 +41,7 @@ class Setting:
     metavar     what stands for its value in help; empty: by its type. A list whose ends in ",..." is written as one value with commas
     repeated    its flag may be given several times, for more of such a list
     words       values that mean themselves where they would mean something else ("none" nothing)
+    reads       it names what is read: a path, or a name of what is none, such as a hub id
     of_method   it means something to some methods only, so it leaves with the method of a preset when another is asked for
     only        other settings of its section, or of another by their full names -> the values with which it has an effect; empty: it always has one
 
@@ -59,6 +60,7 @@ class Setting:
     metavar: str = ""
     repeated: bool = False
     words: tuple[str, ...] = ()
+    reads: bool = False
     of_method: bool = False
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -121,6 +123,12 @@ def settings_of(cls: type) -> dict[str, tuple[Any, Setting]]:
 def _settings_of(cls: type) -> dict[str, tuple[Any, Setting]]:
     hints = get_type_hints(cls)
     return {f.name: (hints[f.name], f.metadata[_KEY]) for f in dataclasses.fields(cls) if _KEY in f.metadata}
+
+
+def read_by(settings: Any) -> list[str]:
+    """What an object of settings names to be read (`Setting.reads`), one by one."""
+    named = (getattr(settings, name) for name, (_, known) in settings_of(type(settings)).items() if known.reads)
+    return [one for value in named for one in (value if isinstance(value, list) else [value]) if one is not None]
 
 
 class Settings:

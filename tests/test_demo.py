@@ -10,7 +10,7 @@ import torch
 
 from mhr.data import load_tasks
 from mhr.demo import METHOD_AND_MODE, TASKS, run_demo
-from mhr.errors import MhrError
+from mhr.errors import ConfigError, MhrError
 
 FEW = ("train.steps=2", "train.batch_size=4", "adapt.steps=1", "adapt.batch_size=4", "adapt.shots=4")
 
@@ -58,6 +58,27 @@ def test_a_demo_that_was_stopped_goes_on_with_what_is_missing(tmp_path: Path, mo
     monkeypatch.setattr("mhr.demo.adapt", stop)
     result = run_demo(tmp_path / "demo", resume=True, **few)
     assert list(result.mean) == list(METHOD_AND_MODE)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("adapter.n_skills=4", "n_skills is 4, but shared has 1 skill.*the demo pretrains with method 'lora' too"),
+        ("adapter.n_heads=4", "n_heads is 4, but poly has 1 head.*with method 'poly' too"),
+        ("adapter.adapter=ia3", "method 'lora' trains 'lora'"),
+        ("adapter.share=up", "share"),
+        ("data.sampler=none", "sampler is 'none'"),
+        ("train.scale_parameter=true", "no effect with train.optimizer"),
+        ("adapt.shots=0", "shots is 0"),
+    ],
+)
+def test_what_one_of_its_methods_does_not_take_is_refused_before_anything_is_written(
+    override: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        run_demo(tmp_path / "demo", progress=False, overrides=[*FEW, override])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "demo").exists()
 
 
 def test_its_tasks_are_held_out() -> None:

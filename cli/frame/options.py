@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,16 +14,15 @@ WHERE = "Input and output"
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `mhr pretrain` wrote.", show_default=False)]
 
-Output = Annotated[
-    Path,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="DIR",
-        help="Folder to write. Written completely or not at all.",
-        rich_help_panel=WHERE,
-        show_default=False,
-    ),
+
+def _output(what: str) -> Any:
+    """The option that names the folder to write."""
+    return typer.Option("--output", "-o", metavar="DIR", help=what, rich_help_panel=WHERE, show_default=False)
+
+
+Output = Annotated[Path, _output("Folder to write. Each adapter, model or file in it appears whole or not at all.")]
+ResumableOutput = Annotated[
+    Path, _output("Folder to write. What is done stays when the command ends early, and --resume goes on from there.")
 ]
 OptionalOutput = Annotated[
     Path | None,

@@ -123,12 +123,32 @@ def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:
         if layer in layers:
             name = f"{layer}.{last}"
         structure.update(f"{name} {tuple(parameter.shape)};".encode())
-        flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // SAMPLES)].cpu()
+        sample = _sample(parameter)
         for dtype, digest in values.items():
             cast = sample.to(dtype) if sample.is_floating_point() else sample
             digest.update(cast.contiguous().view(torch.uint8).numpy().tobytes())
     return "-".join(digest.hexdigest()[:16] for digest in (structure, *values.values()))
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A short string that distinguishes models as they stand: a hash of names, dtypes, shapes and sampled values of all parameters.
+
+    Unlike `fingerprint` it tells a bank, how it is trained, and how the weights are held. Of parameters that are elsewhere (offloaded) or
+    in a format of another library their names, shapes and types count alone.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        kind = type(parameter.data)
+        digest.update(f"{name} {kind.__name__} {parameter.dtype} {tuple(parameter.shape)};".encode())
+        if not parameter.is_meta and kind.__module__.partition(".")[0] == "torch":
+            digest.update(_sample(parameter).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    """About SAMPLES values of a parameter, in order, on the CPU; all of a small one."""
+    flat = parameter.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLES)].cpu()
 
 
 def is_quantised(layer: nn.Module) -> bool:

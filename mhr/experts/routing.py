@@ -29,6 +29,7 @@ from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import NO_TASKS, read_tasks
 from mhr.runs.train_settings import TrainConfig
+from mhr.setting import read_by
 
 GATES = "gates"
 """Folder of a run: how each gate was trained."""
@@ -60,7 +61,7 @@ def route_tokens(
     """
     asked = RouteConfig.from_dict({name: value for name, value in settings.items() if value is not None})
     paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
-    output = prepare_output(output, overwrite, [*paths, *(asked.subtract or ()), base])
+    output = prepare_output(output, overwrite, [*paths, *read_by(asked), base])
     sources = gather(paths, asked.experts)
     general = gather(asked.subtract) if asked.subtract else []
     check_alike([*sources, *general], asked.method, base)
@@ -72,6 +73,7 @@ def route_tokens(
     bank = bank_of_experts(sources, asked, general)
     name = bank.base.where(base, sources[0].name)
     config = _settings(sources, bank, name, kind, loading)
+    prepare_output(output, overwrite, [config.model, config.tasks])  # which only the LoRAs may have named
     own = None
     if BY_TOKEN[asked.method].gates:
         if asked.tasks is None and all(source.run is None for source in sources):

@@ -21,7 +21,7 @@ from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.data.truncation import Truncation
 from mhr.errors import TrainingError
-from mhr.few_shot.lorahub import Hub, loras_of, search_weights
+from mhr.few_shot.lorahub import Hub, found_at, loras_of, search_weights
 from mhr.few_shot.rows import FirstRow, check_comparable, find_first_row, training_tasks
 from mhr.few_shot.selecting import (
     KeepBest,
@@ -285,7 +285,7 @@ class _Work:
             source=str(source.path.resolve()),
             tasks=[self.task.name],
             seed=self.adaptation.seed,
-            protocol=settings.adapt.protocol,
+            protocol=settings.adapt.protocol if self.shots.validation else AdaptConfig.protocol,
             selection=self.run.info.get("selection"),
             shots=[example.id for example in self.shots.shots],
             head=describe_head(self.prepared.kind, self.heads),
@@ -346,16 +346,15 @@ class _Work:
         """What a mode does that trains nothing: weigh the LoRAs of the run."""
         watching = [*callbacks, self.bar]
         try:
-            found = search_weights(
-                self.hub, self.start, self.prepared.kind, self.task, settings, examples, log, watching
-            )
+            search_weights(self.hub, self.start, self.prepared.kind, self.task, settings, examples, log, watching)
         except (TrainingError, KeyboardInterrupt) as fault:
             self.run.write(status="failed" if isinstance(fault, TrainingError) else "interrupted")
             raise
-        if log is self.run:
-            self.run.info["found"] = found
 
     def save(self, step: int) -> None:
+        """Write what the model is now, after a step of a training that the run's metrics tell."""
+        if step and MODES[self.adaptation.mode].searches:
+            self.run.info["found"] = found_at(step, self.run)
         save_result(self.start.model, self.start.tokenizer, self.run, self.start.base)
         self.run.write(status="done", steps=step, truncated=self.truncation.describe(), memory=peak_memory())
 

@@ -19,20 +19,28 @@ from mhr.few_shot.starts import check_mode, head_of_run, load_start
 from mhr.files import folder_name, held_in, make_folder, prepare_output, read_json, write_json_atomically
 from mhr.loading import Loading
 from mhr.locks import one_writer
-from mhr.methods import MODES, idle_rates, predicts_rows
+from mhr.methods import MODES, idle_settings, predicts_rows
 from mhr.objectives import objective_of
 from mhr.objectives.fit import notes_on
 from mhr.objectives.lengths import fit_data
 from mhr.objectives.usable import usable_tasks
-from mhr.runs.adapt_settings import AdaptConfig
-from mhr.runs.config import differences, to_dict
+from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
+from mhr.runs.config import Said, differences, to_dict
 from mhr.runs.run import RunFolder, clear
 from mhr.runs.settings import RunConfig, paths_read, with_chat_template
 from mhr.runs.tasks import read_tasks, tell
+from mhr.runs.unused import refuse_unused
+from mhr.setting import settings_of
 from mhr.training.processes import check_precision, processes
 from mhr.training.watch import ProgressBar
 
 ADAPT_FILE = "adapt.json"
+
+SERVES = {"lr": "train the adapter", "router_lr": "train routing", "full_lr": "train all weights"}
+"""What a mode does that a setting is for; the others are for gradient steps."""
+
+OF_STEPS = {"full_lr", *settings_of(OptimizationConfig)} - {"steps", "length_norm"}
+"""Settings that change nothing where no step is trained."""
 
 
 @one_writer
@@ -104,13 +112,15 @@ def adapt(
         train_on=train_on,
         system=system,
     )
+    reads = [run, *paths_read(config)]
+    config = with_chat_template(config)
     own, now = vars(source.config().data), vars(config.data)
     mode = check_mode(mode, config, run)
     kind = source.info["model_kind"]
     check_given(few, [(mode, config)], [kind])
     check_precision(config.train.precision)
     if not (resume and held_in(output)):
-        prepare_output(output, overwrite, [run, *paths_read(config)])
+        prepare_output(output, overwrite, reads)
     described = {
         "mode": mode,
         "source": str(source.path.resolve()),
@@ -182,7 +192,7 @@ def few_shot_settings(
         data = {"prompt": None, "verbalizers": {}} | data
     elif "prompt" in data or "verbalizers" in data:
         data = {"template": None} | data
-    found = dataclasses.replace(
+    return dataclasses.replace(
         config,
         model=model or config.model,
         **vars((loading or Loading()).over(config)),
@@ -190,20 +200,25 @@ def few_shot_settings(
         data=dataclasses.replace(config.data, **data),
         adapt=dataclasses.replace(config.adapt, **given),
     )
-    return with_chat_template(found)
 
 
 def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kinds: Sequence[str]) -> None:
     """Raise ConfigError for a few-shot setting that was given and would change nothing: by the modes (each with the settings of
     its run) and by the kinds of models that are adapted."""
-    given = {name for name, value in few.items() if value is not None}
+    given = [name for name, value in few.items() if value is not None]
     grid = few.get("grid") or {}
-    for rate in ("lr", "router_lr"):
-        if rate in given | set(grid) and all(rate in idle_rates(mode, config.trained_as) for mode, config in modes):
-            what = "the adapter" if rate == "lr" else "routing"
+    for name in [*given, *grid]:
+        if all(name in idle_settings(mode, config.trained_as) for mode, config in modes):
             shown = " or ".join(dict.fromkeys(repr(mode) for mode, _ in modes))
-            said = f"{rate} is {few[rate]}" if rate in given else f"grid has {rate} {list(grid[rate])}"
-            raise ConfigError(f"{said}, but mode {shown} does not train {what}: leave it out")
+            said = f"{name} is {few[name]}" if name in given else f"grid has {name} {list(grid[name])}"
+            raise ConfigError(
+                f"{said}, but mode {shown} does not {SERVES.get(name, 'take gradient steps')}: leave it out"
+            )
+        if name in OF_STEPS and not any(config.adapt.steps for _, config in modes):
+            raise ConfigError(
+                f"{name} is {few[name]}, but steps is 0, so that nothing is trained: leave one of the two out"
+            )
+    refuse_unused({f"adapt.{name}": Said(few[name]) for name in given}, *(config for _, config in modes))
     for name in ("candidates", "experts"):
         if name in given and not any(MODES[mode].searches for mode, _ in modes):
             searching = " or ".join(repr(name) for name, row in MODES.items() if row.searches)
@@ -229,9 +244,9 @@ def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kin
                 raise ConfigError(
                     f"{name} is {few[name]}, but an encoder is trained by ranking choices and has no other loss: leave it out"
                 )
-    for name in ("dev", "dev_shots"):
-        chooses = any(config.adapt.picks_step or len(grid_points(config.adapt, mode)) > 1 for mode, config in modes)
-        if name in given and few[name] and not chooses:
+    chooses = any(config.adapt.picks_step or len(grid_points(config.adapt, mode)) > 1 for mode, config in modes)
+    for name, usual in (("dev", None), ("dev_shots", 0), ("protocol", AdaptConfig.protocol)):
+        if few.get(name) not in (None, usual) and not chooses:
             raise ConfigError(
                 f"{name} is {few[name]}, but nothing is chosen: add grid, eval_every, patience or select 'best', or leave it out"
             )

@@ -86,9 +86,9 @@ def search_weights(
     examples: Sequence[Example],
     log: RunFolder,
     callbacks: Sequence[TrainerCallback],
-) -> dict[str, Any]:
-    """Search `adapt.steps` candidates on examples of a task, and leave the best on the model; returns its objective and weights by
-    the LoRAs' names, which `log` also gets with each step.
+) -> None:
+    """Search `adapt.steps` candidates on examples of a task, and leave the best on the model; with each step `log` gets the objective of
+    the best so far and its weights by the LoRAs' names, see `found_at`.
 
     callbacks are told of each candidate as of a step, the model holding the best so far. Raises TrainingError for a loss that is not
     finite.
@@ -98,7 +98,6 @@ def search_weights(
     judge = Validation(start, kind, task, examples, settings)
     size = len(hub.names)
     search = WeightSearch(size, [[0.0] * size, [1 / size] * size], seed=few.seeds[0], bounds=(-BOUND, BOUND))
-    found: dict[str, Any] = {}
     control = TrainerControl()
     arguments: Any = None  # which no callback of an adaptation reads
     for step in range(1, few.steps + 1):
@@ -117,4 +116,9 @@ def search_weights(
             callback.on_step_end(arguments, TrainerState(global_step=step), control)
         if control.should_training_stop:
             break
-    return found
+
+
+def found_at(step: int, log: RunFolder) -> dict[str, Any]:
+    """What a search had found by a step: the objective and the weights, as `log` has them."""
+    (record,) = [record for record in log.metrics() if record["step"] == step]
+    return {name: record[name] for name in ("objective", "weights")}

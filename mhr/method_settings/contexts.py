@@ -38,6 +38,7 @@ class EmbeddingSettings(Settings):
         BACKBONE_ENCODER,
         """What embeds texts: backbone (the base model itself), or a hub id or folder of a sentence encoder. An embedding is the mean of
         the last hidden states, without the bank.""",
+        reads=True,
     )
     shots: int = setting(32, "Training examples that a context of shots is the mean of.", at_least=1)
     size: int | None = setting(
@@ -113,6 +114,7 @@ class PhaSettings(HyperSettings):
         BACKBONE_ENCODER,
         """What embeds the inputs of examples: backbone (the base model itself), or a hub id or folder of a sentence encoder. An embedding is
         the mean of the last hidden states, without the bank.""",
+        reads=True,
     )
     shots: int = setting(32, "Training examples of each task that its prototype is kept near to.", at_least=2)
     instance_size: int | None = setting(

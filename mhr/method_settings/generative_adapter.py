@@ -20,6 +20,7 @@ class GenerativeSettings(EmbeddingSettings):
         BACKBONE_ENCODER,
         """What reads texts: backbone (the base model itself), or a hub id or folder of a sentence encoder. What counts are its last
         hidden states, without the bank.""",
+        reads=True,
     )
     shots: int = setting(32, "Examples that a context is made of.", at_least=1)
     pool: int | None = setting(

@@ -75,7 +75,7 @@ def answer_into(
 
     overwrite  replace what an earlier call left there
     resume     keep the rows that an earlier call has answered, and answer the others. They have to be the first of `examples`, by id,
-               task and input, answered by the same model with the same settings
+               task, input and choices, answered by the same weights with the same settings
     progress   show a progress bar on stderr
 
     Everything that can be refused is refused before the first row is answered. Raises what `check_answer_file` and
@@ -86,8 +86,9 @@ def answer_into(
     with locked(path):
         predictor.check(config)
         predictor.check_examples(examples, config)
+        predictor.check_used(examples, config)
         made_with = _made_with(predictor, config)
-        kept = _resumed(path, examples, made_with) if resume and path.exists() else 0
+        kept = _resumed(path, predictor, examples, made_with) if resume and path.exists() else 0
         make_folder(path.parent)
         if kept == 0:
             # In this order a kill leaves no rows beside settings that are not theirs.
@@ -164,6 +165,7 @@ def _made_with(predictor: Predictor, config: PredictConfig) -> dict[str, Any]:
     settings = {name: value for name, value in config.to_dict().items() if name not in UNCHANGED}
     return {
         "model": loaded.description,
+        "weights": predictor.weights,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "chat_template": loaded.chat.template,
         "system": loaded.chat.system,
@@ -171,14 +173,16 @@ def _made_with(predictor: Predictor, config: PredictConfig) -> dict[str, Any]:
     }
 
 
-def _resumed(path: Path, examples: Sequence[Example], made_with: dict[str, Any]) -> int:
+def _resumed(path: Path, predictor: Predictor, examples: Sequence[Example], made_with: dict[str, Any]) -> int:
     """How many rows the file holds; what a kill has left of one is dropped. Raises DataError where they are others."""
     before = read_json(_settings_file(path), DataError)
     for name in made_with:
         if before.get(name) != made_with[name]:
+            how = f"with {name} {before.get(name)!r:.80}, and now it is {made_with[name]!r:.80}"
+            if name == "weights":
+                how = f"by other weights of {made_with['model']} (of a run that was trained again, another base model, revision or quantisation)"
             raise DataError(
-                f"{path} was written with {name} {before.get(name)!r:.80}, and now it is {made_with[name]!r:.80}: leave --resume out and "
-                "choose another --output, or pass --overwrite"
+                f"{path} was written {how}: leave --resume out and choose another --output, or pass --overwrite"
             )
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
@@ -190,14 +194,16 @@ def _resumed(path: Path, examples: Sequence[Example], made_with: dict[str, Any])
     for number, (line, example) in enumerate(zip(lines, examples, strict=False), 1):
         try:
             row = json.loads(line)
-            found = row["id"], row["task"], row["input"]
+            found = row["id"], row["task"], row["input"], sorted(row.get("choices", ()))
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{path}:{number}: no row of mhr predict: the file was edited or is damaged") from None
-        if found != (example.id, example.task, example.input):
-            raise DataError(
-                f"{path}:{number}: row {found[0]!r:.40} is not the row {example.id!r:.40} that is asked: resume with the same input, or "
-                "choose another --output"
-            )
+        asked = example.id, example.task, example.input, sorted(predictor.options(example))
+        for name, one, other in zip(("id", "task", "input", "choices"), found, asked, strict=True):
+            if one != other:
+                raise DataError(
+                    f"{path}:{number}: this row has {name} {one!r:.80}, and now it is {other!r:.80}: resume with the same input, or choose another "
+                    "--output"
+                )
     if whole < len(content):
         with writing(path):
             os.truncate(path, whole)

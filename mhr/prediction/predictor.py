@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mhr.adapters.base import weights_digest
 from mhr.adapters.index import folder_of
 from mhr.contexts import embeds, give_contexts
 from mhr.data.example import Example, Task
@@ -58,6 +59,11 @@ class Predictor:
     only: str = ""
     met: dict[str, str] = field(default_factory=dict)
     """Tasks that the model does not know but by these definitions."""
+    weights: str = field(init=False)
+    """What distinguishes the weights from others, as they were before any task was met: see `mhr.adapters.base.weights_digest`."""
+
+    def __post_init__(self) -> None:
+        self.weights = weights_digest(self.model)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -110,7 +116,9 @@ class Predictor:
         config = PredictConfig(task=one, choices=None if choices is None else list(choices), **settings)
         self.check(config)
         named: str | Sequence[str] = self.default_task(config) if tasks is None else tasks
-        return [answer.text for answer in self.answer(self.ask(texts, named, config), config)]
+        examples = self.ask(texts, named, config)
+        self.check_used(examples, config)
+        return [answer.text for answer in self.answer(examples, config)]
 
     def meet(self, task: str, definition: str) -> None:
         """Have a task that the model does not know routed by its definition from now on, without training.
@@ -157,9 +165,10 @@ class Predictor:
             )
         if config.task is not None:
             self._check_tasks([config.task], config.unseen)
-        if config.choices and (config.temperature or config.stop or config.max_new_tokens is not None):
-            name = "temperature" if config.temperature else "stop" if config.stop else "max_new_tokens"
-            raise ConfigError(f"{name} is for generated answers, but choices are ranked: leave one of the two out")
+        if config.choices and config.of_generation:
+            raise ConfigError(
+                f"{config.of_generation} is for generated answers, but choices are ranked: leave one of the two out"
+            )
 
     def check_examples(self, examples: Sequence[Example], config: PredictConfig) -> None:
         """Raise what keeps the model from answering them, before any of them is: TaskError, or DataError for an encoder that has
@@ -173,6 +182,18 @@ class Predictor:
                 self._check_head(example, self.loaded.heads)
             elif not example.choices and not self.loaded.objective.generates:
                 raise self._nothing_to_rank(example)
+
+    def check_used(self, examples: Sequence[Example], config: PredictConfig) -> None:
+        """Raise ConfigError for a setting that changes the answer to none of the examples: one of generated answers where none is
+        generated, and choices where each example has its own."""
+        if not examples:
+            return
+        if config.of_generation and all(map(self._ranks, examples)):
+            raise ConfigError(
+                f"{config.of_generation} is for generated answers, but all of these are ranked, or a head's: leave it out"
+            )
+        if config.choices and all(e.choices and e.choices != tuple(config.choices) for e in examples):
+            raise ConfigError("choices are for rows that have none, but each row has its own: leave them out")
 
     def answer(
         self,
@@ -229,6 +250,14 @@ class Predictor:
             for i, answer in zip(part, generated, strict=True):
                 found[i] = Answer(answer.text, "generation", truncated=answer.cut_input)
         return [found[i] for i in range(len(examples))]
+
+    def options(self, example: Example) -> tuple[str, ...]:
+        """What an example is answered with one of: its choices, or the classes of the head that answers it; nothing where it is answered
+        in words or by a number."""
+        heads = self.loaded.heads
+        if example.choices or heads is None:
+            return example.choices
+        return heads.heads[heads.of(example.task)].labels
 
     def _ranks(self, example: Example) -> bool:
         return bool(example.choices) or self.loaded.heads is not None

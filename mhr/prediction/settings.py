@@ -16,7 +16,8 @@ class PredictConfig(Settings):
 
     task: str | None = setting(
         None,
-        """Task of the texts, or of rows without a column task. Unset: the only one that the model knows.""",
+        """Task of the texts, or of rows whose column task is missing, empty or the same. Rows of another task are refused. Unset: of each row
+        its own, otherwise the only one that the model knows.""",
         flag="--task",
     )
     choices: list[str] | None = setting(
@@ -70,6 +71,12 @@ class PredictConfig(Settings):
     batch_size: int | None = as_in(
         ScoringConfig, "batch_size", None, doc="Texts per batch. Unset: as many as fit in memory."
     )
+
+    @property
+    def of_generation(self) -> str:
+        """The first setting that differs from its default and is of generated answers alone; "" where none does."""
+        names = ("temperature", "stop", "max_new_tokens")
+        return next((name for name in names if getattr(self, name) not in (0, [], None)), "")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from mhr.analysis.scores import Scores
 from mhr.errors import DataError
 from mhr.methods import title_of
+from mhr.runs.notes import shots_in_words
 from mhr.runs.run import RunFolder
 
 
@@ -61,13 +62,14 @@ class Material:
         return self.groups[label]
 
 
-def label_of(info: Mapping[str, Any]) -> str:
-    """What a run is called: its method, its mode, and how it met its tasks."""
+def label_of(info: Mapping[str, Any], *others: Mapping[str, Any]) -> str:
+    """What a run is called, or several of one method and mode: these, and how they met their tasks."""
     if info.get("kind") == "adapt":
-        return adapted_label(str(info.get("method")), str(info.get("mode")), len(info.get("shots", [])))
+        shots = [len(one.get("shots", [])) for one in (info, *others)]
+        return adapted_label(str(info.get("method")), str(info.get("mode")), shots)
     return f"{title_of(str(info.get('method', 'run')))}, pretrained"
 
 
-def adapted_label(method: str, mode: str, shots: int | None) -> str:
-    """What an adaptation is called: "MHR-z, 32 shots"."""
-    return title_of(method, mode) + (f", {shots} shots" if shots else "")
+def adapted_label(method: str, mode: str, shots: Iterable[int]) -> str:
+    """What adaptations are called that had these numbers of shots: "MHR-z, 32 shots"."""
+    return ", ".join(filter(None, [title_of(method, mode), shots_in_words(shots)]))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ def read_table(path: Path, material: Material) -> None:
     groups: dict[tuple[str, ...], Group] = {}
     latest: dict[tuple[str, ...], Score] = {}
     failed = 0
-    for number, row in _rows(path):
+    rows = list(_rows(path))
+    shots: dict[tuple[str, ...], set[int]] = defaultdict(set)
+    for _, row in rows:
+        shots[_contestant(row)].add(row.get("shots") or 0)
+    for number, row in rows:
         where = f"{path}:{number}"
         of_sweep = {"run", "mode", "task", "seed", "status"} <= row.keys()
         if of_sweep and row["status"] != "done":
@@ -43,9 +48,9 @@ def read_table(path: Path, material: Material) -> None:
             raise DataError(f"{where}: no {missing[0]!r}: a table of scores has the columns {', '.join(SCORE_COLUMNS)}")
         if not of_sweep and row["metric"] not in METRICS:
             continue
-        key = str(row.get("run", "")), str(row["method"]), str(row["mode"])
+        key = _contestant(row)
         if key not in groups:
-            groups[key] = _group_of_row(row, path, material)
+            groups[key] = _group_of_row(row, shots[key], path, material)
         parsed = _score_of_row(row, groups[key].label, where)
         at = (parsed.contestant, parsed.task, str(parsed.seed))
         if at in latest and not of_sweep:
@@ -58,8 +63,12 @@ def read_table(path: Path, material: Material) -> None:
     material.scores.add(latest.values())
 
 
-def _group_of_row(row: Mapping[str, Any], path: Path, material: Material) -> Group:
-    label = adapted_label(str(row["method"]), str(row["mode"]), row.get("shots"))
+def _contestant(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return str(row.get("run", "")), str(row.get("method", "")), str(row.get("mode", ""))
+
+
+def _group_of_row(row: Mapping[str, Any], shots: Iterable[int], path: Path, material: Material) -> Group:
+    label = adapted_label(str(row["method"]), str(row["mode"]), shots)
     if label in material.groups and row.get("run"):
         label = f"{label} ({row['run']})"
     group = material.group(label, path)

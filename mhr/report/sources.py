@@ -103,7 +103,7 @@ def _add_runs(path: Path, runs: list[RunFolder], material: Material) -> None:
     for run in runs:
         material.notes += [f"{run.path}: {note}" for note in notes_of(run.info)]
     info = runs[0].info
-    group = material.group(label_of(info), path)
+    group = material.group(label_of(*(run.info for run in runs)), path)
     group.runs = runs
     group.trained = (info.get("parameters") or {}).get("trained")
     group.protocol = str(info.get("protocol") or "")

@@ -137,6 +137,7 @@ class AdaptConfig(OptimizationConfig):
     encoder: str = setting(
         BACKBONE_ENCODER,
         "What embeds definitions or shots for --start: backbone, or a hub id or folder of a sentence encoder.",
+        reads=True,
         only={"start": COMPARING},
     )
     candidates: int = setting(
@@ -191,6 +192,7 @@ class AdaptConfig(OptimizationConfig):
     dev: str | None = setting(
         None,
         """Collection of validation examples, instead of a quarter of the shots. Its tasks have the same names.""",
+        reads=True,
         flag="--dev",
         metavar="PATH",
     )

@@ -119,6 +119,7 @@ class DataConfig(Settings):
     split_list: str | None = setting(
         None,
         """Folder of splits/ that says which tasks are held out (Super-NaturalInstructions). Unset: default.""",
+        reads=True,
         flag="--split-list",
     )
     subset: str | None = setting(
@@ -135,6 +136,7 @@ class DataConfig(Settings):
         None,
         """Prompt templates: a YAML file, or the name of a packaged one (glue). Unset: inputs and choices as they are read, or as
         the run's settings say.""",
+        reads=True,
         flag="--template",
         metavar="FILE",
     )
@@ -157,6 +159,7 @@ class DataConfig(Settings):
         """Chat template of a decoder: auto (its tokenizer's own), none, a name (chatml) or a Jinja file. All of these but none render
         every row, one that is no conversation as a user turn and its answer. Unset: conversations are rendered by the tokenizer's
         own, other rows are plain text.""",
+        reads=True,
         flag="--chat-template",
         metavar="NAME|FILE",
         words=(PLAIN,),

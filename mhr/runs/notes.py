@@ -1,9 +1,9 @@
-"""Warnings in run.json and adapt.json that a reader has to see: tasks left out, checkpoints skipped."""
+"""What runs are told by, in words: warnings in run.json and adapt.json that a reader has to see, and how many shots adaptations had."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -33,6 +33,12 @@ def best_line(info: Mapping[str, Any]) -> str | None:
     result = "which is the result" if best["kept"] else f"the result is step {info['steps']}{ended}"
     end = f"; training ended after step {info['steps']}{ended}" if best["kept"] and ended else ""
     return f"best validation: step {best['step']} (loss {best['loss']:.4f}{score}), {result}{end}"
+
+
+def shots_in_words(numbers: Iterable[int]) -> str:
+    """How many shots several adaptations had: "32 shots", or "8 to 50 shots"; "" for none."""
+    known = sorted({number for number in numbers if number})
+    return f"{' to '.join(map(str, dict.fromkeys([known[0], known[-1]])))} shots" if known else ""
 
 
 def _left_out(names: list[str], reason: str) -> str:

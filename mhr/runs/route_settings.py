@@ -39,6 +39,7 @@ class RouteConfig(Settings):
     tasks: str | None = setting(
         None,
         "Collection with the LoRAs' own tasks, on which gates are trained. Unset: that of the first input that is a run.",
+        reads=True,
         flag="--tasks",
         metavar="PATH",
     )
@@ -55,6 +56,7 @@ class RouteConfig(Settings):
         None,
         """General LoRAs (folders) whose average is subtracted from each of the others first, factor by factor, as GenKnowSub does.
         Unset: none.""",
+        reads=True,
         flag="--subtract",
         metavar="FOLDER,...",
         repeated=True,

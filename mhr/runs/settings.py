@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from mhr.config import MODEL_KINDS, WITH_TOKENS, AdapterConfig
-from mhr.data.chat_format import is_file
+from mhr.data.chat_format import is_text
 from mhr.errors import ConfigError
 from mhr.loading import Loading
 from mhr.methods import METHODS, ROUTING_METHODS, RoutingMethod, listed, method_of
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.data_settings import DataConfig
 from mhr.runs.train_settings import TrainConfig
-from mhr.setting import Settings, as_in, setting
+from mhr.setting import Settings, as_in, read_by, setting
 from mhr.task_heads import HEAD_CHOICES, MLM, RANK, REGRESS
 
 AS_IT_IS, AS_AVERAGE = "bank", "mu"
@@ -25,6 +25,7 @@ class RunConfig(Settings):
     model: str = setting(
         "builtin:t5-tiny",
         "Backbone: a hub id, a folder, a GGUF file, builtin:t5-tiny or builtin:smollm2-135m.",
+        reads=True,
         flag="--model",
     )
     kind: str | None = setting(
@@ -44,6 +45,7 @@ class RunConfig(Settings):
         "builtin:skills",
         """Task collection: a folder, a file, a Hugging Face dataset, or builtin:skills. A file or folder of rows (JSON, JSONL,
         CSV, TSV, Parquet), a Super-NaturalInstructions or CrossFit folder, or a hub id or saved folder of datasets.""",
+        reads=True,
         flag="--tasks",
         metavar="PATH",
     )
@@ -74,12 +76,13 @@ class RunConfig(Settings):
         None,
         """Adapters (folders of ours or PEFT's) to initialise the first skills from. Or folders of them; repeat the flag for more.
         Unset: all skills are drawn.""",
+        reads=True,
         flag="--init-skills",
         metavar="FOLDER",
     )
 
     continue_from: str | None = setting(
-        None, "Finished run whose adapter is trained on, with a new optimizer and schedule. Unset: none."
+        None, "Finished run whose adapter is trained on, with a new optimizer and schedule. Unset: none.", reads=True
     )
     continue_as: str | None = setting(
         None,
@@ -230,15 +233,9 @@ def with_chat_template(config: RunConfig) -> RunConfig:
     return replace(config, data=replace(config.data, chat_template=config.data.chat.with_text().template))
 
 
-def paths_read(config: RunConfig) -> list[str | None]:
-    """What a run with these settings reads: paths, and names of what is no path."""
-    chat = config.data.chat_template if is_file(config.data.chat_template) else None
-    return [
-        config.model,
-        config.tasks,
-        config.data.template,
-        chat,
-        config.data.split_list,
-        config.continue_from,
-        *(config.init_skills or ()),
-    ]
+def paths_read(config: RunConfig) -> list[str]:
+    """What a run with these settings reads: paths, and names of what is no path. Of a chat template its file, until
+    `with_chat_template` has put its text in place of that."""
+    router = None if config.adapter is None else config.adapter.own_settings()
+    parts = [config, config.data, config.adapt, *([] if router is None else [router])]
+    return [name for part in parts for name in read_by(part) if not is_text(name)]

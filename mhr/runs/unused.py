@@ -16,18 +16,23 @@ from mhr.runs.config import Said, all_settings
 from mhr.runs.settings import AS_AVERAGE, RunConfig
 
 
-def refuse_unused(said: Mapping[str, Said], config: RunConfig) -> None:
-    """Raise ConfigError for a setting of `said`, by its full name, that has no effect on a run with the settings `config`."""
+def refuse_unused(said: Mapping[str, Said], *configs: RunConfig) -> None:
+    """Raise ConfigError for a setting of `said`, by its full name, that has no effect on a run with the settings `configs`, or on any of
+    several."""
     for key, one in said.items():
-        why = (
-            _by_average(key, config)
-            or _by_reader(key, config.tasks)
-            or _by_method(key, config.method)
-            or _by_contexts(key, config)
-            or _by_others(key, config)
-        )
-        if why:
-            raise one.error(f"{key} has no effect {why}")
+        whys = [_why(key, config) for config in configs]
+        if all(whys):
+            raise one.error(f"{key} has no effect {whys[0]}")
+
+
+def _why(key: str, config: RunConfig) -> str:
+    return (
+        _by_average(key, config)
+        or _by_reader(key, config.tasks)
+        or _by_method(key, config.method)
+        or _by_contexts(key, config)
+        or _by_others(key, config)
+    )
 
 
 def _by_reader(key: str, tasks: str) -> str:

@@ -34,7 +34,7 @@ class SweepPlan:
     study: Study
     adaptations: list[Adaptation]
     notes: list[str]
-    reads: list[str | None]
+    reads: list[str]
 
     def axes(self) -> dict[str, list[Any]]:
         """What was asked for, along each axis."""

@@ -50,6 +50,7 @@ def pretrain(
     data or folders that do not fit, before anything is written; TrainingError for a loss that is not finite; Interrupted
     on Ctrl-C, after a checkpoint.
     """
+    reads = paths_read(config)
     config = with_chat_template(as_begun(config, output) if resume else config)
     if config.adapter is not None and config.adapter.routing.by_token:
         raise ConfigError(
@@ -62,7 +63,7 @@ def pretrain(
     check_optimizer(config.train.optimizer)
     reporters = reporting(config.train.report_to)
     source = run_continued(config)
-    RunFolder.check(output, overwrite=overwrite, resume=resume, reads=paths_read(config))
+    RunFolder.check(output, overwrite=overwrite, resume=resume, reads=reads)
     begins = not (resume and newest_complete(RunFolder(output, {}).checkpoints)[0])
     ready = prepare(config, state, source, seeded=begins, progress=progress, scorer=scorer)
     config = ready.config

@@ -11,6 +11,7 @@ from mhr.errors import ConfigError
 from mhr.runs.config import Said
 from mhr_cli.frame.few_shot import few_shot_settings
 from mhr_cli.frame.settings import Given
+from mhr_cli.sweep import title_of
 from tests.cli.running import invoke, refuse, succeed
 
 QUICK = ("--steps", "2", "--shots", "4", "--seeds", "1")
@@ -131,6 +132,23 @@ def test_a_sweep_prints_its_table_and_refuses_another_study(run: Path, tmp_path:
     assert "adapt.steps 1, not 2" in line
     assert "go on with --resume" in refuse(*sweep, "--steps", "1", "--shots", "4", "--seeds", "1,2")
     assert invoke(*sweep, "--launcher", "slurm").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("shots", "protocols", "said"),
+    [
+        ([8, 8], ["held-out"] * 2, "after 8 shots, mean and standard deviation over seeds (protocol held-out)"),
+        ([8, 50, 32], ["held-out"] * 3, "after 8 to 50 shots, mean"),
+        (
+            [50, 8],
+            ["paper", "held-out"],
+            "after 8 to 50 shots, mean and standard deviation over seeds (protocol paper and held-out)",
+        ),
+    ],
+)
+def test_the_title_of_a_sweep_is_true_of_all_its_rows(shots: list[int], protocols: list[str], said: str) -> None:
+    rows = [{"shots": n, "protocol": protocol} for n, protocol in zip(shots, protocols, strict=True)]
+    assert said in title_of(rows)
 
 
 def test_pretraining_ends_as_the_average(tmp_path: Path) -> None:

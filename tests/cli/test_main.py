@@ -57,6 +57,17 @@ def test_help_of_a_command_has_a_line_for_every_flag_and_an_example(command: tup
         assert parameter.help, parameter.name
 
 
+@pytest.mark.parametrize("command", [c for c in get_command(app).commands if c != "data"])
+def test_help_says_of_an_output_what_an_early_end_leaves(command: str) -> None:
+    """What can be resumed is not written at once; a list of files, each line or file as it is done."""
+    options = {name: p for p in get_command(app).commands[command].params for name in p.opts}
+    output = options.get("--output")
+    if output is not None and output.required:
+        assert ("--resume goes on" in output.help) == ("--resume" in options)
+    if "--resume" in options:
+        assert "not at all" not in output.help
+
+
 @pytest.mark.parametrize("arguments", [("--help",), ("pretrain", "--help"), ("evaluate", "--help")])
 def test_help_does_not_import_torch(arguments: tuple[str, ...]) -> None:
     code = (

@@ -144,6 +144,18 @@ def test_an_encoder_ranks(bert: Path, tmp_path: Path) -> None:
     assert succeed("predict", bert, "--choices", "w6,w7", "w5").stdout.splitlines() == shown[1:]
 
 
+def test_rows_of_another_task_than_the_one_given_are_refused(run: Path, tmp_path: Path) -> None:
+    text = TEXTS[0]
+    rows = write(
+        tmp_path / "rows.jsonl", {"input": text}, {"input": text, "task": TASKS[0]}, {"input": text, "task": ""}
+    )
+    alike = succeed("predict", run, "--input", rows, "--task", TASKS[0], "--json")
+    assert [row["task"] for row in json.loads(alike.stdout)] == [TASKS[0]] * 3
+    rows = write(tmp_path / "rows.jsonl", {"input": text}, {"input": text, "task": TASKS[1]})
+    line = refuse("predict", run, "--input", rows, "--task", TASKS[0])
+    assert f"rows.jsonl:2: row 'rows.jsonl:2' is of task {TASKS[1]!r}, but all are asked for as {TASKS[0]!r}" in line
+
+
 def test_lines_that_are_no_text_are_refused(run: Path) -> None:
     ask = ("predict", run, "--task", TASKS[0])
     assert "standard input, line 2: byte 0xff is no UTF-8" in refused(b"a\nb\xffc\n", *ask)

@@ -110,6 +110,11 @@ def test_protocols_choose_among_its_steps(few: dict[str, Any], trained: RunFolde
     run = searched(trained, tmp_path / "out", **few)
     selection = run.info["selection"]
     assert selection["trials"][selection["chosen"]]["step"] == run.info["steps"]
+    hub, plain = Hub.draw(trained, None, 20, 3), collapse(read_adapter(run.adapter), None)
+    weights = torch.tensor(list(run.info["found"]["weights"].values()))
+    for name, layer in plain.layers.items():
+        stated = torch.einsum("k,kpq->pq", weights, hub.layers[name]["bank_b"])
+        torch.testing.assert_close(layer.b, stated, rtol=1e-5, atol=1e-6)
     assert run.status == "done"
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mhr.data import Example
+from mhr.data.chat_format import ChatFormat
+from mhr.data.reading import ReadOptions
 from mhr.errors import ConfigError, DataError, MhrError, TaskError
 from mhr.prediction import Answer, PredictConfig, Predictor, answer_into, files
 from tests.prediction.conftest import Predict
@@ -49,7 +54,7 @@ def test_a_line_for_each_row_in_order(tmp_path: Path, model: Predictor) -> None:
 
 def test_ranked_rows_keep_their_scores(tmp_path: Path, model: Predictor) -> None:
     ranked = [Example("alpha", "w1", ("w2",), ("w2", "w3"), id="x")]
-    write(tmp_path / "out.jsonl", model, ranked)
+    write(tmp_path / "out.jsonl", model, ranked, config=PredictConfig())
     (row,) = read(tmp_path / "out.jsonl")
     assert row["choices"] == ["w2", "w3"]
     assert row["answer"] == row["choices"][row["scores"].index(max(row["scores"]))]
@@ -134,7 +139,7 @@ def test_rows_of_another_input_or_model_are_not_resumed(tmp_path: Path, model: P
     before = path.read_bytes()
     others = [*EXAMPLES[:2], EXAMPLES[5], *EXAMPLES[3:]]
     for examples, who, config, said in (
-        (others, model, CONFIG, r"out\.jsonl:3: row 'row-2' is not the row 'row-5' that is asked"),
+        (others, model, CONFIG, r"out\.jsonl:3: this row has id 'row-2', and now it is 'row-5'"),
         (EXAMPLES[:3], model, CONFIG, "has 4 rows, more than the 3"),
         (EXAMPLES, model, PredictConfig(max_new_tokens=5), "was written with max_new_tokens 4, and now it is 5"),
         (EXAMPLES, predictor("llama"), CONFIG, "was written with model 'the tiny t5', and now it is 'the tiny llama'"),
@@ -146,6 +151,116 @@ def test_rows_of_another_input_or_model_are_not_resumed(tmp_path: Path, model: P
     path.write_bytes(b'{"id": 1}\n')
     with pytest.raises(DataError, match=r"out\.jsonl:1: no row of mhr predict"):
         write(path, model, resume=True)
+
+
+ROW = Example("alpha", "w1 w2", ("w3",), ("w3", "w4"), "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("id", "y"),
+        ("task", "beta"),
+        ("input", "w1 w5"),
+        ("choices", ("w3", "w5")),
+        ("choices", ("w3", "w4", "w5")),
+        ("choices", ()),
+    ],
+    ids=str,
+)
+def test_rows_of_which_anything_differs_are_not_resumed(
+    name: str, value: Any, tmp_path: Path, model: Predictor
+) -> None:
+    path, config = tmp_path / "out.jsonl", PredictConfig()
+    for before, now in ((ROW, replace(ROW, **{name: value})), (replace(ROW, **{name: value}), ROW)):
+        write(path, model, [before], overwrite=True, config=config)
+        with pytest.raises(DataError, match=rf"out\.jsonl:1: this row has {name} .*, and now it is ") as caught:
+            write(path, model, [now], resume=True, config=config)
+        assert "\n" not in str(caught.value)
+        assert write(path, model, [before], resume=True, config=config).kept == 1
+
+
+def test_choices_in_another_order_are_the_same(tmp_path: Path, model: Predictor) -> None:
+    path = tmp_path / "out.jsonl"
+    config = PredictConfig()
+    write(path, model, [ROW], config=config)
+    assert write(path, model, [replace(ROW, choices=ROW.choices[::-1])], config=config, resume=True).kept == 1
+
+
+SETTINGS: dict[str, Any] = {
+    "task": "alpha",
+    "choices": ["w3", "w4"],
+    "unseen": "uniform",
+    "max_new_tokens": 3,
+    "max_input_length": 8,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "seed": 1,
+    "stop": ["w1"],
+}
+"""Another value of each setting that changes an answer of this model."""
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(PredictConfig) if f.name not in ("batch_size", "definition")])
+def test_another_setting_is_not_resumed(name: str, tmp_path: Path, model: Predictor) -> None:
+    drawn = {"temperature": 1.0} if name in ("top_p", "seed") else {}
+    path = tmp_path / "out.jsonl"
+    config = PredictConfig(**{**drawn, **({} if name == "choices" else {"max_new_tokens": 4}), name: SETTINGS[name]})
+    write(path, model, config=PredictConfig(max_new_tokens=4, **drawn))
+    with pytest.raises(
+        DataError, match=f"was written with {name if name != 'choices' else '(choices|max_new_tokens)'} "
+    ):
+        write(path, model, config=config, resume=True)
+
+
+def other_weights(model: Predictor) -> None:
+    next(p for n, p in model.model.named_parameters() if "bank" not in n).data.add_(1.0)
+
+
+def other_skills(model: Predictor) -> None:
+    model.loaded.bank.adapter_parameters()[0].data.add_(1.0)
+
+
+def other_routing(model: Predictor) -> None:
+    model.loaded.bank.router_parameters()[0].data.add_(1.0)
+
+
+def narrower(model: Predictor) -> None:
+    model.model.to(torch.bfloat16)
+
+
+def other_template(model: Predictor) -> None:
+    model.loaded.chat = ChatFormat("chatml")
+
+
+def other_system(model: Predictor) -> None:
+    model.loaded.chat = ChatFormat("auto", system="Be short.")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (other_weights, "by other weights of the tiny t5 .of a run that was trained again"),
+        (other_skills, "by other weights"),
+        (other_routing, "by other weights"),
+        (narrower, "by other weights"),
+        (other_template, "with chat_template None, and now it is 'chatml'"),
+        (other_system, "with chat_template None"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_another_model_of_the_same_name_is_not_resumed(
+    change: Callable[[Predictor], None], said: str, tmp_path: Path, predictor: Predict
+) -> None:
+    path = tmp_path / "out.jsonl"
+    first, second = predictor("t5"), predictor("t5")
+    second.model.load_state_dict(first.model.state_dict())
+    same = Predictor(second.loaded, ReadOptions())
+    write(path, first, EXAMPLES[:4])
+    assert write(path, same, EXAMPLES[:4], resume=True).kept == 4
+    change(same)
+    with pytest.raises(DataError, match=f"was written {said}"):
+        write(path, Predictor(same.loaded, ReadOptions()), resume=True)
 
 
 def test_what_is_there_is_kept_unless_it_is_to_be_replaced(tmp_path: Path, model: Predictor) -> None:

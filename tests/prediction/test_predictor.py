@@ -12,7 +12,7 @@ import mhr
 from mhr.data import Example
 from mhr.errors import CheckpointError, ConfigError, DataError, MhrError, TaskError
 from mhr.evaluation import generate_answers, load_model, rank_choices
-from mhr.prediction import PredictConfig
+from mhr.prediction import PredictConfig, answer_into, files
 from tests.prediction.conftest import Predict
 
 TASKS = ["alpha", "beta", "gamma"]
@@ -165,3 +165,48 @@ def test_load_gives_model_tokenizer_and_answers(tmp_path: Path) -> None:
     (tmp_path / "run" / "run.json").write_text(json.dumps({"status": "running"}))
     with pytest.raises(MhrError):
         mhr.load(tmp_path / "run")
+
+
+OF_WORDS = (
+    {"temperature": 0.5},
+    {"temperature": 0.5, "top_p": 0.5},
+    {"temperature": 0.5, "seed": 1},
+    {"stop": ["w"]},
+    {"max_new_tokens": 2},
+)
+
+
+@pytest.mark.parametrize("settings", OF_WORDS, ids=lambda settings: list(settings)[-1])
+@pytest.mark.parametrize("name", ["t5", "llama", "bert"])
+def test_settings_of_words_are_refused_where_all_is_ranked(
+    name: str, settings: dict[str, object], predictor: Predict, tmp_path: Path
+) -> None:
+    model, config = predictor(name), PredictConfig(**settings)  # type: ignore[arg-type]
+    ranked = [Example("alpha", "w1", ("w3",), ("w3", "w4"), f"row-{i}") for i in range(2)]
+    for ask in (
+        lambda: model.check_used(ranked, config),
+        lambda: answer_into(tmp_path / "out.jsonl", model, ranked, config, progress=False),
+        lambda: model.predict(["w1"], "alpha", ["w3", "w4"], **settings),
+    ):
+        with pytest.raises(ConfigError, match="is for generated answers, but"):
+            ask()
+    assert list(tmp_path.iterdir()) == []
+    if name != "bert":
+        model.check_used([*ranked, Example("alpha", "w1", ("",), id="words")], config)
+
+
+def test_one_part_of_a_mixed_file_may_be_all_ranked(
+    predictor: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(files.ROWS_AT_ONCE, "cpu", 1)
+    mixed = [Example("alpha", "w1", ("w3",), ("w3", "w4"), "a"), Example("alpha", "w1", ("",), id="b")]
+    done = answer_into(tmp_path / "out.jsonl", predictor("t5"), mixed, PredictConfig(max_new_tokens=2), progress=False)
+    assert done.rows == 2
+
+
+def test_choices_are_refused_where_each_row_has_its_own(predictor: Predict) -> None:
+    model, config = predictor("t5"), PredictConfig(choices=["w5", "w6"])
+    own, offered = Example("alpha", "w1", ("w3",), ("w3", "w4")), Example("alpha", "w1", ("w5",), ("w5", "w6"))
+    model.check_used([own, offered], config)
+    with pytest.raises(ConfigError, match="choices are for rows that have none, but each row has its own"):
+        model.check_used([own, own], config)

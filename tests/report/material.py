@@ -38,13 +38,19 @@ def a_run(folder: Path, method: str = "mhr", tasks: Sequence[str] = SUITE, numbe
     return run.path
 
 
-def adaptations(folder: Path, values: Mapping[str, Mapping[int, float]], mode: str = "z", method: str = "mhr") -> Path:
-    """Adapted and evaluated runs. values: task -> seed -> score."""
+def adaptations(
+    folder: Path,
+    values: Mapping[str, Mapping[int, float]],
+    mode: str = "z",
+    method: str = "mhr",
+    shots: Mapping[str, int] | None = None,
+) -> Path:
+    """Adapted and evaluated runs. values: task -> seed -> score; shots: task -> their number, where that is not 2."""
     runs = []
     for task, seeds in values.items():
         for seed, value in seeds.items():
             path = a_run(
-                folder / task / str(seed), method, [task], seed, kind="adapt", mode=mode, seed=seed, shots=["1", "2"],
+                folder / task / str(seed), method, [task], seed, kind="adapt", mode=mode, seed=seed, shots=[str(i) for i in range((shots or {}).get(task, 2))],
                 source=str(folder),
             )  # fmt: skip
             an_evaluation(path / "evaluation", {task: value})

@@ -37,6 +37,16 @@ def test_adaptations_are_one_contestant_with_its_seeds(tmp_path: Path) -> None:
     assert len(found.groups["MHR-z, 2 shots"].runs) == 4
 
 
+def test_different_numbers_of_shots_are_told_as_a_range(tmp_path: Path) -> None:
+    scores = {"tail-place": {1: 0.5}, "rotl-second": {1: 0.1}, "min-box": {1: 0.1}}
+    folder = adaptations(tmp_path / "z", scores, shots={"rotl-second": 8, "min-box": 5})
+    assert list(read_sources([folder]).groups) == ["MHR-z, 2 to 8 shots"]
+    table = rows(
+        tmp_path / "t.jsonl", *(ROW | {"task": f"t{n}", "shots": n} for n in (32, 50, 8)), ROW | {"mode": "mu"}
+    )
+    assert read_sources([table]).scores.contestants == ["MHR-z, 8 to 50 shots", "MHR-mu"]
+
+
 def test_equal_names_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     a, b = a_run(tmp_path / "a"), a_run(tmp_path / "b")
     assert list(read_sources([a, b]).groups) == ["MHR, pretrained", f"MHR, pretrained ({b})"]

@@ -63,6 +63,7 @@ def import_run(
     found = with_names(formats[name].read(source), _names(task_names), str(path))
     model_name = found.bank.base.where(base, str(path))
     config = _settings(found, model_name, kind, tasks, loading)
+    prepare_output(output, overwrite, [model_name])  # which only the bank may have named
     model = load_backbone(model_name, kind or found.bank.base.kind or None, Loading.of(config))[0]
     bank = fitted(found.bank, model, model_name)
     attach_checkpoint(bank, model)
