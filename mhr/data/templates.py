@@ -24,12 +24,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mhr.data.columns import MISSING, look_up
 from mhr.data.example import Example, Task, TaskCollection
 from mhr.data.masked import MASK, MASK_FIELD, Piece, stripped, text_of_pieces
 from mhr.errors import ConfigError, nearest
+from mhr.yaml_text import read_mapping
 
 KEYS = ("input", "choice", "verbalizers")
 
@@ -117,7 +116,7 @@ def read_templates(name: str) -> Templates:
     """The templates in a file, or the packaged ones of a name. Raises ConfigError for what cannot be read or has no meaning."""
     if Path(name).suffix in (".yaml", ".yml", ".json"):
         try:
-            text = Path(name).read_text("utf-8")
+            text = Path(name).read_text("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
             raise ConfigError(f"cannot read the templates in {name}: {reason}") from None
@@ -127,20 +126,14 @@ def read_templates(name: str) -> Templates:
         raise ConfigError(
             f"no templates called {name!r}: {nearest(name, packaged_templates())} A file ends in .yaml or .json"
         )
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or 'not YAML'}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{name}: expected templates such as 'input: \"{{input}} Answer:\"', got {type(values).__name__}"
-        )
+    expected = "templates such as 'input: \"{input} Answer:\"'"
+    values = read_mapping(text, name, expected)
+    if not values:
+        raise ConfigError(f"{name} is empty: expected {expected}")
     tasks = values.pop("tasks", {})
     if not isinstance(tasks, dict):
         raise ConfigError(f"{name}: tasks is a {type(tasks).__name__}, expected a template for each task")
-    by_task = {str(task): _template(found, f"{name}, task {task!r}") for task, found in tasks.items()}
+    by_task = {task: _template(found, f"{name}, task {task!r}") for task, found in tasks.items()}
     return Templates(by_task, _template(values, name) if values else None)
 
 

@@ -20,7 +20,7 @@ from tests.glue import write_glue
 def template(tmp_path: Path) -> Any:
     def write(text: str) -> str:
         file = tmp_path / "prompts.yaml"
-        file.write_text(text)
+        file.write_text(text, "utf-8")
         return str(file)
 
     return write
@@ -114,7 +114,15 @@ def test_packaged_templates_have_words_for_their_labels(tmp_path: Path) -> None:
         ('input: "{sentence!r}"', "expected plain fields"),
         ('input: "{sentence"', "expected plain fields"),
         ("input: 3", "input is 3, expected a string"),
-        ("input: [", r"prompts.yaml:1: "),
+        ("input: [", r"prompts.yaml, line 1: "),
+        ("input: x\ninput: y", r"prompts.yaml, line 2: key 'input' is given twice"),
+        ("tasks:\n  sst2: {input: x}\n  sst2: {input: y}", r"prompts.yaml, line 3: key 'sst2' is given twice"),
+        ('input: x\nverbalizers: {0: a, "0": b}', r"prompts.yaml, line 2: key '0' is given twice"),
+        ("input: x\n? [a]\n: y", r"prompts.yaml, line 2: a key is no name"),
+        ("input: " + "[" * 5000, "prompts.yaml"),
+        ("input: " + "1" * 5000, "has a value that cannot be read"),
+        ("input: 2024-02-31", "has a value that cannot be read"),
+        ("", "prompts.yaml is empty: expected templates"),
         ("- a", "expected templates"),
         ("tasks: [a]", "tasks is a list"),
         ("tasks: {sst2: x}", "task 'sst2': expected input, choice, verbalizers, got 'x'"),
@@ -126,6 +134,23 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, template: Any, text: 
     with pytest.raises(ConfigError, match=said) as caught:
         load_tasks(path, template=template(text))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "label", ["yes", "no", "on", "off", "true", "null", "~", "1", "01", "0.10", "1e3", "1_000", "2024-01-02"]
+)
+def test_a_label_needs_no_quotation_marks(tmp_path: Path, template: Any, label: str) -> None:
+    path = collection(tmp_path, *({"sentence": "fine", "targets": own} for own in (label, "other")))
+    prompts = template(f'\ufeffinput: "{{sentence}}"\nverbalizers: {{{label}: great, other: terrible}}')
+    train = load_tasks(path, template=prompts)["sst2"].train
+    assert [(e.targets, e.choices) for e in train] == [((w,), ("great", "terrible")) for w in ("great", "terrible")]
+
+
+@pytest.mark.parametrize("word", ["yes", "no", "on", "off", "Yes", "NO"])
+def test_words_that_older_yaml_takes_for_booleans_are_words(tmp_path: Path, template: Any, word: str) -> None:
+    path = collection(tmp_path, *({"sentence": "fine", "targets": own} for own in "ab"))
+    prompts = template(f'input: "{{sentence}}"\nverbalizers: {{a: {word}, b: maybe}}')
+    assert load_tasks(path, template=prompts)["sst2"].train[0].choices == (word, "maybe")
 
 
 def test_a_template_that_is_not_there(tmp_path: Path) -> None:
