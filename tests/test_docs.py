@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mhr.data.templates import packaged_templates, read_templates
 from mhr.methods import ROUTING_METHODS
 from mhr.runs.config import all_settings, presets
 from tests.test_readme import TEXT, parse
@@ -39,6 +40,12 @@ def test_a_command_parses(page: str, line: str) -> None:
 def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(compile("\n".join(blocks(page, "python")), page, "exec"), {"__name__": "docs"})
+
+
+@pytest.mark.parametrize("name", packaged_templates())
+def test_the_tasks_of_packaged_templates_are_those_that_are_named(name: str) -> None:
+    (row,) = [line for line in PAGES["prompts.md"].splitlines() if line.startswith(f"| `{name}`")]
+    assert re.findall(r"`(\w+)`", row.split("|")[2]) == sorted(task.strip("*") for task in read_templates(name).by_task)
 
 
 def test_settings_that_are_named_exist() -> None:

@@ -96,9 +96,14 @@ class Templates:
         self.other = other
 
     @property
+    def every(self) -> list[Template]:
+        """All of them."""
+        return [*self.by_task.values(), *([] if self.other is None else [self.other])]
+
+    @property
     def masked(self) -> bool:
         """Whether a masked language model is to answer some task."""
-        return any(template.masked for template in (*self.by_task.values(), self.other) if template is not None)
+        return any(template.masked for template in self.every)
 
     def of(self, task: str) -> Template | None:
         """The template of a task: by its name, by the first pattern that fits it, or the one for all other tasks."""
@@ -208,16 +213,14 @@ def check_used(templates: Templates, origin: str | None, collection: TaskCollect
 
 
 def check_labels(templates: Templates, collection: TaskCollection) -> None:
-    """Raise ConfigError for a verbalizer of a label that no row of a collection has."""
-    template = templates.other
-    if template is None or not template.used:
-        return
-    for label in template.verbalizers:
-        if label not in template.used:
-            raise ConfigError(
-                f"{template.origin}: verbalizer of {label!r}, which is no label in {collection.source}: "
-                f"{nearest(label, sorted(template.used))}"
-            )
+    """Raise ConfigError for a verbalizer of a label that no row of a collection has, in a template that rows were put into words by."""
+    for template in templates.every:
+        for label in template.verbalizers:
+            if template.used and label not in template.used:
+                raise ConfigError(
+                    f"{template.origin}: verbalizer of {label!r}, which is no label in {collection.source}: "
+                    f"{nearest(label, sorted(template.used))}"
+                )
 
 
 def reword(collection: TaskCollection, templates: Templates) -> TaskCollection:

@@ -214,13 +214,40 @@ def test_a_prompt_and_verbalizers_need_no_file(tmp_path: Path, template: Any) ->
         load_tasks(path, template=template('input: "{sentence}"'), **told)
 
 
-def test_verbalizers_of_no_label_are_refused(tmp_path: Path) -> None:
+WORDS = "{neg: bad, pos: great, nag: no}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'input: "{{sentence}}"\nverbalizers: {WORDS}',
+        f'tasks: {{sst2: {{input: "{{sentence}}", verbalizers: {WORDS}}}}}',
+        f'tasks: {{other: {{input: x}}, "s*": {{input: "{{sentence}}", verbalizers: {WORDS}}}}}\ninput: "{{input}}"',
+    ],
+    ids=["of all tasks", "of a task", "of a pattern"],
+)
+def test_verbalizers_of_no_label_are_refused(tmp_path: Path, template: Any, text: str) -> None:
     rows = [{"sentence": "fine", "targets": "pos"}, {"sentence": "dull", "targets": "neg"}]
     path = collection(tmp_path, *rows)
-    words = {"neg": "bad", "pos": "great", "nag": "no"}
     with pytest.raises(ConfigError, match=r"verbalizer of 'nag', which is no label in .*did you mean 'neg'"):
-        load_tasks(path, prompt="{sentence}", verbalizers=words)
+        load_tasks(path, template=template(text))
+
+
+def test_verbalizers_of_collections_that_are_no_rows_are_of_their_labels(template: Any) -> None:
+    labels = load_tasks("builtin:orders")
+    name, choices = next((task.name, task.choices) for task in labels.values() if task.choices)
+    words = {label: f"w{i}" for i, label in enumerate([*choices, "none of them"])}
+    text = json.dumps({"tasks": {name: {"input": "{input}", "verbalizers": words}}})
+    with pytest.raises(ConfigError, match="verbalizer of 'none of them', which is no label in builtin:orders"):
+        load_tasks("builtin:orders", template=template(text))
+
+
+def test_a_label_that_is_offered_and_a_template_without_rows_are_no_fault(tmp_path: Path, template: Any) -> None:
+    rows = [{"sentence": "fine", "targets": "pos"}, {"sentence": "dull", "targets": "neg"}]
+    words = {"neg": "bad", "pos": "great", "nag": "no"}
     # A label that rows offer and none has is one all the same.
+    unread = template(f'tasks: {{mnli: {{input: "{{x}}", verbalizers: {WORDS}}}}}\ninput: "{{sentence}}"')
+    assert load_tasks(collection(tmp_path, *rows), template=unread)["sst2"].train[0].choices == ()
     offered = collection(tmp_path, *({**row, "choices": ["neg", "pos", "nag"]} for row in rows), task="offered")
     assert load_tasks(offered, prompt="{sentence}", verbalizers=words)["offered"].train[0].choices == (
         "bad",
