@@ -28,7 +28,7 @@ metric instead."""
 SWEEP_COLUMNS = ("run", "mode", "task", "seed", "status")
 """Columns of every row of a sweep, by which it is known; one that is done has "method" and "score" too."""
 
-ROUNDING = 1e-6
+ABOVE_ONE = 1e-6
 """How far a share or a correlation may be above 1."""
 
 Key = tuple[str, ...]
@@ -169,7 +169,7 @@ class _Row:
         if _absent(value):
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value % 1:
-            raise self._fault(column, value, "a whole number")
+            raise self._fault(column, value, "an integer")
         return int(value)
 
     def value(self, metric: str, column: str = "value") -> float:
@@ -178,7 +178,7 @@ class _Row:
         if number is None:
             raise self._fault(column, self.columns.get(column), "a number")
         shares = metric not in metrics or metrics[metric].scored
-        if shares and abs(number) > 1 + ROUNDING:
+        if shares and abs(number) > 1 + ABOVE_ONE:
             raise self._fault(column, number, f"a value of {metric} of at most 1, as in 0.5 for 50 per cent")
         return number
 
