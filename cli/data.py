@@ -85,7 +85,7 @@ def check(
         raise typer.Exit(2)
 
 
-app.command(epilog=EXAMPLES, cls=command_class(vars(check)["common"]))(check)
+app.command(epilog=EXAMPLES, cls=command_class(check))(check)
 
 CHAT = ("data.chat_template", "data.train_on", "data.system", "data.max_input_length", "data.max_target_length")
 """Settings that say what a row is to a decoder."""
@@ -154,7 +154,7 @@ def show(
     _print_row(found)
 
 
-app.command(epilog=SHOW_EXAMPLES, cls=command_class(vars(show)["common"]))(show)
+app.command(epilog=SHOW_EXAMPLES, cls=command_class(show))(show)
 
 
 def _print_row(found: ShownRow) -> None:

@@ -89,7 +89,7 @@ def mhr(
 
 def _add(command: Callable[..., None], examples: str) -> None:
     name = command.__name__.strip("_").replace("_", "-")  # import_ is called as no function can be
-    app.command(name, epilog=examples, cls=command_class(getattr(command, "common", ())))(command)
+    app.command(name, epilog=examples, cls=command_class(command))(command)
 
 
 _add(pretrain.pretrain, pretrain.EXAMPLES)

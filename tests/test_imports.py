@@ -19,7 +19,7 @@ LEVELS = [
     {"errors", "lazy"},
     {"setting"},
     {"checks", "method_settings"},
-    {"registry", "methods", "files", "locks", "weight_search"},
+    {"registry", "methods", "files", "locks", "weight_search", "yaml_text"},
     {"config", "loading", "task_heads"},
     {"ops"},
     {"routing", "data"},

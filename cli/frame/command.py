@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,22 @@ EXAMPLES = 2
 """Lines of examples that the short help shows."""
 
 
-def command_class(common: Sequence[str] = ()) -> type[Command]:
-    """The class of which `--help` shows the `common` options alone, by their flags; none: all."""
-    return type("Command", (Command,), {"common": frozenset(common)})
+UNFLAGGED = "Settings without an option: --set NAME=VALUE, or a file of settings"
+"""The heading of these in help."""
+
+
+def command_class(command: Callable[..., Any]) -> type[Command]:
+    """The class of which `--help` shows the common options of a command alone, as `takes` keeps them; none: all."""
+    kept = {name: vars(command)[name] for name in ("common", "unflagged") if name in vars(command)}
+    return type("Command", (Command,), kept)
 
 
 class Command(TyperCommand):
-    """`--help` shows the common options in a line each, `--help-all` all of them in full."""
+    """`--help` shows the common options in a line each, `--help-all` all of them in full and the settings that have none."""
 
-    common: frozenset[str] = frozenset()
+    common: Collection[str] = ()
+    unflagged: Sequence[tuple[str, str, str]] = ()
+    """(name, what stands for its value, help) of each setting that only `--set` and files reach."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for argument in args:
@@ -117,11 +124,16 @@ class Command(TyperCommand):
         return params
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        if not self.common or ctx.meta.get(ALL):
+        if ctx.meta.get(ALL):
+            full = copy.copy(self)
+            full.params = [*self.params, *self._by_set()]
+            TyperCommand.format_help(full, ctx, formatter)
+            return
+        if not self.common:
             super().format_help(ctx, formatter)
             return
         short = copy.copy(self)
-        short.common = frozenset()
+        short.common = ()
         short.add_help_option = False
         short.params = [self._shortened(p) for p in self.params]
         vars(short)["get_usage"] = self.get_usage  # which says what is required
@@ -133,6 +145,13 @@ class Command(TyperCommand):
         short.epilog = "\\\n".join([title, *examples[:EXAMPLES], more])
         TyperCommand.format_help(short, ctx, formatter)
 
+    def _by_set(self) -> Iterator[Any]:
+        """The settings without an option as help shows options, made of `--set`."""
+        for name, metavar, text in self.unflagged:
+            shown = copy.copy(next(param for param in self.params if "--set" in param.opts))
+            shown.opts, shown.metavar, shown.help, shown.rich_help_panel = [name], metavar, text, UNFLAGGED
+            yield shown
+
     def _shortened(self, param: Any) -> Any:
         """A parameter with the first sentence of its help, hidden where it is an option that is not common."""
         param = copy.copy(param)
@@ -140,7 +159,7 @@ class Command(TyperCommand):
         first, dot, _ = text.partition(". ")
         param.help = first + ("." if dot else "") + default + told
         if isinstance(param, TyperOption):
-            param.hidden = not self.common & {*param.opts, *param.secondary_opts}
+            param.hidden = {*param.opts, *param.secondary_opts}.isdisjoint(self.common)
             param.opts = [name for name in param.opts if not name.startswith("--")] + _first_long(param.opts)
             param.rich_help_panel = "Common options"
         if param.required:

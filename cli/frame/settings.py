@@ -139,8 +139,8 @@ def takes(
     """Give a command the flags of the settings `names`, and `--set` for the settings of `sets`, if there are any.
 
     Both hold names of settings ("data.template") and of sections ("train": all of it). The command gets what was said as
-    `given`. `common` are the options that `--help` shows; `--help-all` shows the others too. Settings `of_run` are those of the
-    run that the command reads, unless they are given.
+    `given`. `common` are the options that `--help` shows; `--help-all` shows the others too, and the settings of `sets` that have
+    none. Settings `of_run` are those of the run that the command reads, unless they are given.
     """
     flags = {name: known for name, known in _of(names).items() if known.flag or known.switches}
 
@@ -164,7 +164,12 @@ def takes(
         # What typer reads of a command.
         vars(with_settings)["__signature__"] = signature.replace(parameters=[*own, *made])
         with_settings.__annotations__ = {p.name: p.annotation for p in [*own, *made]}
+        others = {name: known for name, known in _of(sets).items() if name not in flags}
         vars(with_settings)["common"] = tuple(common)
+        vars(with_settings)["unflagged"] = [
+            (name, _metavar(SETTINGS[name][0], known), known.doc + _default(name, known, of_run))
+            for name, known in others.items()
+        ]
         return with_settings
 
     return decorate
@@ -218,7 +223,7 @@ def _options(settings: Mapping[str, Setting], of_run: Sequence[str]) -> Iterator
     """(name of the parameter, its annotation) of each flag of these settings."""
     for name, known in settings.items():
         hint = SETTINGS[name][0]
-        default = " (default: as the run)" if name in of_run else _default(known)
+        default = _default(name, known, of_run)
         more: dict[str, Any] = {"rich_help_panel": PANELS[name.rpartition(".")[0]], "show_default": False}
         for key, (flag, value) in _flags(known).items():
             if value is not None:
@@ -257,8 +262,10 @@ def _has_commas(known: Setting) -> bool:
     return known.metavar.endswith(",...")
 
 
-def _default(known: Setting) -> str:
-    """How help ends for a setting with a default."""
+def _default(name: str, known: Setting, of_run: Sequence[str]) -> str:
+    """How help ends for a setting with a default, or one `of_run`."""
+    if name in of_run:
+        return " (default: as the run)"
     value = known.default
     if value is None or value is False or value in ([], {}):
         return ""
@@ -266,7 +273,9 @@ def _default(known: Setting) -> str:
 
 
 def _metavar(hint: Any, known: Setting) -> str:
-    return known.metavar or ("N" if _holds(hint, int) else "X" if _holds(hint, float) else "NAME")
+    return known.metavar or (
+        "true|false" if _holds(hint, bool) else "N" if _holds(hint, int) else "X" if _holds(hint, float) else "NAME"
+    )
 
 
 def _holds(hint: Any, kind: type) -> bool:

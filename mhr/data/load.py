@@ -15,7 +15,7 @@ from mhr.data.faults import Faults
 from mhr.data.orders import orders_suite
 from mhr.data.reading import ReadOptions, readers, reads
 from mhr.data.skills import skills_suite
-from mhr.data.templates import check_labels, check_used, given_templates, read_templates, reword
+from mhr.data.templates import check_labels, check_used, given_templates, packaged_templates, read_templates, reword
 from mhr.errors import ConfigError, DataError, nearest
 
 
@@ -90,7 +90,8 @@ def load_tasks(
         return collection
     check_used(templates, template, collection)
     collection = collection if reader_.words else reword(collection, templates)
-    check_labels(templates, collection)
+    if template not in packaged_templates():  # those have all labels of their tasks, which a few rows need not have
+        check_labels(templates, collection)
     return collection
 
 

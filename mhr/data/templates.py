@@ -24,12 +24,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mhr.data.columns import MISSING, look_up
 from mhr.data.example import Example, Task, TaskCollection
 from mhr.data.masked import MASK, MASK_FIELD, Piece, stripped, text_of_pieces
 from mhr.errors import ConfigError, nearest
+from mhr.yaml_text import read_mapping
 
 KEYS = ("input", "choice", "verbalizers")
 
@@ -92,9 +91,14 @@ class Templates:
         self.other = other
 
     @property
+    def every(self) -> list[Template]:
+        """All of them."""
+        return [*self.by_task.values(), *([] if self.other is None else [self.other])]
+
+    @property
     def masked(self) -> bool:
         """Whether a masked language model is to answer some task."""
-        return any(template.masked for template in (*self.by_task.values(), self.other) if template is not None)
+        return any(template.masked for template in self.every)
 
     def of(self, task: str) -> Template | None:
         """The template of a task: by its name, by the first pattern that fits it, or the one for all other tasks."""
@@ -112,7 +116,7 @@ def read_templates(name: str) -> Templates:
     """The templates in a file, or the packaged ones of a name. Raises ConfigError for what cannot be read or has no meaning."""
     if Path(name).suffix in (".yaml", ".yml", ".json"):
         try:
-            text = Path(name).read_text("utf-8")
+            text = Path(name).read_text("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
             raise ConfigError(f"cannot read the templates in {name}: {reason}") from None
@@ -122,20 +126,14 @@ def read_templates(name: str) -> Templates:
         raise ConfigError(
             f"no templates called {name!r}: {nearest(name, packaged_templates())} A file ends in .yaml or .json"
         )
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or 'not YAML'}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{name}: expected templates such as 'input: \"{{input}} Answer:\"', got {type(values).__name__}"
-        )
+    expected = "templates such as 'input: \"{input} Answer:\"'"
+    values = read_mapping(text, name, expected)
+    if not values:
+        raise ConfigError(f"{name} is empty: expected {expected}")
     tasks = values.pop("tasks", {})
     if not isinstance(tasks, dict):
         raise ConfigError(f"{name}: tasks is a {type(tasks).__name__}, expected a template for each task")
-    by_task = {str(task): _template(found, f"{name}, task {task!r}") for task, found in tasks.items()}
+    by_task = {task: _template(found, f"{name}, task {task!r}") for task, found in tasks.items()}
     return Templates(by_task, _template(values, name) if values else None)
 
 
@@ -210,16 +208,14 @@ def check_used(templates: Templates, origin: str | None, collection: TaskCollect
 
 
 def check_labels(templates: Templates, collection: TaskCollection) -> None:
-    """Raise ConfigError for a verbalizer of a label that no row of a collection has."""
-    template = templates.other
-    if template is None or not template.used:
-        return
-    for label in template.verbalizers:
-        if label not in template.used:
-            raise ConfigError(
-                f"{template.origin}: verbalizer of {label!r}, which is no label in {collection.source}: "
-                f"{nearest(label, sorted(template.used))}"
-            )
+    """Raise ConfigError for a verbalizer of a label that no row of a collection has, in a template that rows were put into words by."""
+    for template in templates.every:
+        for label in template.verbalizers:
+            if template.used and label not in template.used:
+                raise ConfigError(
+                    f"{template.origin}: verbalizer of {label!r}, which is no label in {collection.source}: "
+                    f"{nearest(label, sorted(template.used))}"
+                )
 
 
 def reword(collection: TaskCollection, templates: Templates) -> TaskCollection:

@@ -71,9 +71,9 @@ class Asking:
             generation["until"] = list(self.stop)
         if self.n_beams is not None:
             generation["num_beams"] = self.n_beams
-        found: dict[str, Any] = {"num_fewshot": self.shots, "system_instruction": loaded.chat.system}
-        if loaded.chat.chosen:
-            found["apply_chat_template"] = True
+        found: dict[str, Any] = {"num_fewshot": self.shots}
+        if loaded.chat.chosen:  # without a template the harness would put the system text straight before the question
+            found |= {"apply_chat_template": True, "system_instruction": loaded.chat.system}
         if self.seed is not None:
             found["fewshot_random_seed"] = self.seed
         return found | ({"gen_kwargs": generation} if generation else {})
@@ -121,7 +121,8 @@ def ask(
             **how.settings(loaded),
         )
     kept = {key: found[key] for key in ("results", "versions", "n-shot", "higher_is_better") if key in found}
-    template = loaded.chat.name if loaded.chat.chosen else None
+    chat = loaded.chat
+    told = {"template": chat.name, "system": chat.system} if chat.chosen else {"template": None, "system": None}
     about = {
         "model": loaded.description,
         "routing": routing,
@@ -129,7 +130,7 @@ def ask(
         "limit": limit,
         "lm_eval": metadata.version("lm_eval"),
     }
-    return {**about, **kept, "asked": {**asdict(how), "template": template, "system": loaded.chat.system}}
+    return {**about, **kept, "asked": {**asdict(how), **told}}
 
 
 @contextmanager

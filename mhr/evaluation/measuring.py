@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from mhr.data.example import Example, Task
-from mhr.errors import ConfigError, DataError
+from mhr.errors import DataError
 from mhr.evaluation.metrics import Judged, Metric, Undefined, majority_answer, majority_baseline, metrics
 from mhr.evaluation.metrics.metric import CHOICE, NUMBER, TEXT
 from mhr.evaluation.result import Prediction
@@ -22,7 +22,7 @@ NO_GENERATION = "and an encoder cannot generate"
 class Plan:
     """How one task is judged.
 
-    names    its metrics; the first gives its score
+    names    its metrics, the one that gives its score first: of those that fit, the first that is a share or a correlation
     picked   those of them that judge what is picked: a ranked choice, the class or the number of a head; the others judge generated text
     misfits  metric that was named -> why it does not fit the data
     skipped  why the task is not judged at all, "" where it is
@@ -51,7 +51,7 @@ def plan_task(
 ) -> Plan:
     """How `examples` of a task are judged: by the metrics that are `asked` for, otherwise by those that its data name, otherwise by
     accuracy where all have choices, correlations and squared error where a head gives numbers, and exact match and Rouge-L for the others. Metrics that do
-    not fit are left out.
+    not fit are left out; a task without one that may be a score is skipped.
 
     generates  whether the model can answer in words
     head       what answers the task, where the model has heads
@@ -83,13 +83,14 @@ def plan_task(
         else:
             plan.names.append(name)
             plan.picked |= {name} if picks else set()
-    if not plan.names:
-        plan.skipped = [*(f"{name} {why}" for name, why in plan.misfits.items()), *reasons][0]
-    elif not metrics[plan.names[0]].scored:
-        raise ConfigError(
-            f"metrics begins with {plan.names[0]!r}, which is no share or correlation, so that it is no score to average over tasks: "
-            "name another metric first"
-        )
+    main = next((name for name in plan.names if metrics[name].scored), None)
+    if main is None:
+        left = [*(f"{name} {why}" for name, why in plan.misfits.items()), *reasons][:1]
+        if plan.names:
+            left.append(f"no score can be made of {' and '.join(plan.names)}: name a share or a correlation too")
+        plan.skipped = ", and ".join(left)
+        plan.names, plan.picked = [], set()
+    plan.names.sort(key=lambda name: name != main)
     return plan
 
 

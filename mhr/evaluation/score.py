@@ -14,6 +14,7 @@ from mhr.evaluation.evaluate import evaluate
 from mhr.evaluation.fold_bank import fold_bank
 from mhr.evaluation.harness import Asking, ask, find_tasks
 from mhr.evaluation.inference import Inference
+from mhr.evaluation.loaded import LoadedModel
 from mhr.evaluation.loading import check_model, load_model
 from mhr.evaluation.result import EvaluationResult
 from mhr.evaluation.scope import tasks_to_judge
@@ -73,12 +74,8 @@ def score(
             kind = "masked"  # the prompt asks for it, as it does in training
         loaded = load_model(path, base=base, kind=kind, task=route_as, loading=loading)
         loaded.chat = told(loaded.chat, chat_template, system)
-        loaded.collator(*loaded.lengths())  # refuses a chat template that the model or its tokenizer has no use for
-        if system is not None and not any(loaded.renders(e) for task in collection.values() for e in task.test[:1]):
-            raise ConfigError(
-                f"system is {system!r:.60}, but no chat template renders the rows, and plain text has no turns: leave it out, or say "
-                "--chat-template auto"
-            )
+        rendered = any(loaded.renders(e) for task in collection.values() for e in task.test[:1])
+        check_turns(loaded, system, rendered, "rows")
         result = evaluate(loaded, collection, inference=inference, **settings)
         if output is not None:
             folder = make_folder(output)
@@ -121,6 +118,7 @@ def score_in_harness(
         manager = find_tasks(names, include)
         loaded = load_model(path, base=base, kind=kind, task=route_as, loading=loading)
         loaded.chat = told(loaded.chat, chat_template, system)
+        check_turns(loaded, system, loaded.chat.chosen, "questions of the harness")
         routing = fold_bank(loaded)
         found = ask(loaded, names, manager, limit, batch_size, how, routing)
         if output is not None:
@@ -133,6 +131,17 @@ def told(chat: ChatFormat, template: str | None, system: str | None) -> ChatForm
     if template == PLAIN:
         return ChatFormat(PLAIN, system=system)
     return replace(chat, template=template or chat.template, system=chat.system if system is None else system)
+
+
+def check_turns(loaded: LoadedModel, system: str | None, rendered: bool, what: str) -> None:
+    """Raise ConfigError for a chat template that the model or its tokenizer has no use for, and for a system turn that was asked for
+    where no template renders what the model is asked."""
+    loaded.collator(*loaded.lengths())  # which refuses such a template
+    if system is not None and not rendered:
+        raise ConfigError(
+            f"system is {system!r:.60}, but no chat template renders the {what}, and plain text has no turns: leave it out, or say "
+            "--chat-template auto"
+        )
 
 
 def check_target(path: str | Path) -> None:

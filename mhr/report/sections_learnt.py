@@ -207,7 +207,7 @@ def _at_equal_loss(found: Mapping[str, list[dict[str, Any]]]) -> Iterator[Block]
         rows,
         names=0,
         note="Between checkpoints by a straight line. What a run does in the last tenth of its fall is left out: near a stationary point the "
-        "gradients sum to about 0, and their cosines with one another tend to 0, for every method.",
+        "gradients of T tasks sum to about 0, and the mean of their cosines is about -1 / (T - 1), for every method.",
     )
 
 

@@ -21,8 +21,8 @@ from mhr.runs.adapt_settings import AdaptConfig
 from mhr.runs.data_settings import DataConfig
 from mhr.runs.settings import RunConfig
 from mhr.runs.train_settings import TrainConfig
-from mhr.runs.yaml_text import file_text, read_settings, read_value
 from mhr.setting import Setting, check_setting, convert, expected, settings_of
+from mhr.yaml_text import file_text, read_mapping, read_value
 
 SECTIONS: dict[str, type] = {"adapter": AdapterConfig, "data": DataConfig, "train": TrainConfig, "adapt": AdaptConfig}
 
@@ -71,7 +71,7 @@ def load_config(
     Raises ConfigError, naming where it was set and the key: a key that is unknown (the nearest is named) or given twice, a
     value of the wrong type or out of range.
     """
-    said = read_settings(file_text(file), str(file)) if file is not None else {}
+    said = read_mapping(file_text(file), str(file)) if file is not None else {}
     own_preset = said.pop("preset", None)
     preset = preset or own_preset
     layers = [_preset(preset)] if preset else []
@@ -268,7 +268,7 @@ def _preset(name: str) -> dict[str, Said]:
     if name not in known:
         raise ConfigError(f"unknown preset {name!r}: {nearest(name, known)}")
     text = resources.files("mhr.runs").joinpath("presets", f"{name}.yaml").read_text("utf-8")
-    return dict(_flatten(read_settings(text, f"preset {name}"), f"preset {name}"))
+    return dict(_flatten(read_mapping(text, f"preset {name}"), f"preset {name}"))
 
 
 def _flatten(values: Mapping[str, Any], origin: str) -> Iterator[tuple[str, Said]]:

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -164,6 +165,25 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
 ALL = [(name,) for name in get_command(app).commands if name != "data"] + [("data", "check")]
 
 
+def parameters_of(command: tuple[str, ...]) -> list[Any]:
+    """Arguments and options of a command."""
+    found = get_command(app)
+    for name in command:
+        found = found.commands[name]
+    return found.params
+
+
+def flags_of(command: tuple[str, ...]) -> set[str]:
+    """The options of a command."""
+    return {flag for p in parameters_of(command) for flag in p.opts if flag.startswith("--")}
+
+
+def takes_by_set(command: tuple[str, ...], name: str) -> bool:
+    """Whether the help of a command's `--set` says that it takes a setting."""
+    text = next(p.help for p in parameters_of(command) if "--set" in p.opts)
+    return not {name, f"{name.partition('.')[0]}.*"}.isdisjoint(re.findall(r"`(.+?)`", text))
+
+
 @pytest.mark.parametrize("command", ALL, ids=" ".join)
 def test_help_fits_a_screen_and_help_all_has_the_rest(
     command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -180,7 +200,26 @@ def test_help_fits_a_screen_and_help_all_has_the_rest(
         if parameter.param_type_name == "option":
             assert parameter.opts[0] in full
     if found.common:
-        assert found.common <= {name for p in found.params for name in (*p.opts, *p.secondary_opts)}
+        assert set(found.common) <= {name for p in found.params for name in (*p.opts, *p.secondary_opts)}
+
+
+@pytest.mark.parametrize("command", [name for name in ALL if "--set" in flags_of(name)], ids=" ".join)
+def test_help_all_lists_every_setting_that_the_command_takes(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its option, or by the name that --set takes."""
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 100)
+    words = set(re.split(r"[\s│,/]+", succeed(*command, "--help-all").stdout))
+    for name, (_, known) in all_settings().items():
+        if takes_by_set(command, name):
+            assert words & {name, *flags_of(command).intersection([*known.flag[:1], *known.switches])}, name
+
+
+def test_pretrain_takes_every_setting() -> None:
+    """So that its help lists all; those outside sections that `--set` does not take have options."""
+    flags = flags_of(("pretrain",))
+    for name, (_, known) in all_settings().items():
+        assert takes_by_set(("pretrain",), name) or flags & {*known.flag, *known.switches} or name == "continue_from"
 
 
 def test_without_arguments_the_tour_is_shown_and_its_commands_parse() -> None:

@@ -64,12 +64,28 @@ def test_a_whole_test_split_is_judged_on_where_asked(run: Path, tmp_path: Path) 
         assert json.loads(succeed(*asked, *more).stdout)["tasks"]["many"]["n"] == n
 
 
+def test_a_task_that_is_left_without_a_score_is_skipped(run: Path, tmp_path: Path) -> None:
+    content = [
+        {"task": task, "input": f"{i}", "targets": "ab"[i % 2], "split": ("train", "test")[i // 4], **more}
+        for task, more in (("labels", {"choices": ["a", "b"]}), ("free", {}))
+        for i in range(8)
+    ]
+    file = tmp_path / "both.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in content))
+    told = succeed("evaluate", run, "--tasks", file, "--metrics", "accuracy,nist", "--json")
+    found = json.loads(told.stdout)
+    assert {name: scores["metric"] for name, scores in found["tasks"].items()} == {"labels": "accuracy"}
+    why = "has no choices to rank, and no score can be made of nist: name a share or a correlation too"
+    assert found["skipped"] == {"free": why}
+
+
 def test_metrics_that_do_not_fit_are_refused(run: Path, rows: Path, numbers: Path) -> None:
     asked = ("evaluate", run, "--tasks", rows, "--metrics")
     assert "metric 'pearson' does not fit task 'even' (nor does it fit 1 other tasks): it needs numbers" in refuse(
         *asked, "accuracy,pearson"
     )
-    assert "metrics begins with 'nist', which is no share or correlation" in refuse(*asked, "nist")
+    told = "can be evaluated: no score can be made of nist: name a share or a correlation too (2 tasks)"
+    assert told in refuse(*asked, "nist")
     assert "metrics has 'mathews', expected one of" in refuse(*asked, "mathews")
     free = ("evaluate", run, "--tasks", numbers, "--metrics")
     assert "it needs a fixed set of labels, and the task is answered in free text" in refuse(*free, "matthews")

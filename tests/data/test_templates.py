@@ -20,7 +20,7 @@ from tests.glue import write_glue
 def template(tmp_path: Path) -> Any:
     def write(text: str) -> str:
         file = tmp_path / "prompts.yaml"
-        file.write_text(text)
+        file.write_text(text, "utf-8")
         return str(file)
 
     return write
@@ -142,7 +142,15 @@ def test_packaged_templates_have_words_for_their_labels(tmp_path: Path) -> None:
         ('input: "{sentence!r}"', "expected plain fields"),
         ('input: "{sentence"', "expected plain fields"),
         ("input: 3", "input is 3, expected a string"),
-        ("input: [", r"prompts.yaml:1: "),
+        ("input: [", r"prompts.yaml, line 1: "),
+        ("input: x\ninput: y", r"prompts.yaml, line 2: key 'input' is given twice"),
+        ("tasks:\n  sst2: {input: x}\n  sst2: {input: y}", r"prompts.yaml, line 3: key 'sst2' is given twice"),
+        ('input: x\nverbalizers: {0: a, "0": b}', r"prompts.yaml, line 2: key '0' is given twice"),
+        ("input: x\n? [a]\n: y", r"prompts.yaml, line 2: a key is no name"),
+        ("input: " + "[" * 5000, "prompts.yaml"),
+        ("input: " + "1" * 5000, "has a value that cannot be read"),
+        ("input: 2024-02-31", "has a value that cannot be read"),
+        ("", "prompts.yaml is empty: expected templates"),
         ("- a", "expected templates"),
         ("tasks: [a]", "tasks is a list"),
         ("tasks: {sst2: x}", "task 'sst2': expected input, choice, verbalizers, got 'x'"),
@@ -154,6 +162,23 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, template: Any, text: 
     with pytest.raises(ConfigError, match=said) as caught:
         load_tasks(path, template=template(text))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "label", ["yes", "no", "on", "off", "true", "null", "~", "1", "01", "0.10", "1e3", "1_000", "2024-01-02"]
+)
+def test_a_label_needs_no_quotation_marks(tmp_path: Path, template: Any, label: str) -> None:
+    path = collection(tmp_path, *({"sentence": "fine", "targets": own} for own in (label, "other")))
+    prompts = template(f'\ufeffinput: "{{sentence}}"\nverbalizers: {{{label}: great, other: terrible}}')
+    train = load_tasks(path, template=prompts)["sst2"].train
+    assert [(e.targets, e.choices) for e in train] == [((w,), ("great", "terrible")) for w in ("great", "terrible")]
+
+
+@pytest.mark.parametrize("word", ["yes", "no", "on", "off", "Yes", "NO"])
+def test_words_that_older_yaml_takes_for_booleans_are_words(tmp_path: Path, template: Any, word: str) -> None:
+    path = collection(tmp_path, *({"sentence": "fine", "targets": own} for own in "ab"))
+    prompts = template(f'input: "{{sentence}}"\nverbalizers: {{a: {word}, b: maybe}}')
+    assert load_tasks(path, template=prompts)["sst2"].train[0].choices == (word, "maybe")
 
 
 def test_a_template_that_is_not_there(tmp_path: Path) -> None:
@@ -217,13 +242,40 @@ def test_a_prompt_and_verbalizers_need_no_file(tmp_path: Path, template: Any) ->
         load_tasks(path, template=template('input: "{sentence}"'), **told)
 
 
-def test_verbalizers_of_no_label_are_refused(tmp_path: Path) -> None:
+WORDS = "{neg: bad, pos: great, nag: no}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'input: "{{sentence}}"\nverbalizers: {WORDS}',
+        f'tasks: {{sst2: {{input: "{{sentence}}", verbalizers: {WORDS}}}}}',
+        f'tasks: {{other: {{input: x}}, "s*": {{input: "{{sentence}}", verbalizers: {WORDS}}}}}\ninput: "{{input}}"',
+    ],
+    ids=["of all tasks", "of a task", "of a pattern"],
+)
+def test_verbalizers_of_no_label_are_refused(tmp_path: Path, template: Any, text: str) -> None:
     rows = [{"sentence": "fine", "targets": "pos"}, {"sentence": "dull", "targets": "neg"}]
     path = collection(tmp_path, *rows)
-    words = {"neg": "bad", "pos": "great", "nag": "no"}
     with pytest.raises(ConfigError, match=r"verbalizer of 'nag', which is no label in .*did you mean 'neg'"):
-        load_tasks(path, prompt="{sentence}", verbalizers=words)
+        load_tasks(path, template=template(text))
+
+
+def test_verbalizers_of_collections_that_are_no_rows_are_of_their_labels(template: Any) -> None:
+    labels = load_tasks("builtin:orders")
+    name, choices = next((task.name, task.choices) for task in labels.values() if task.choices)
+    words = {label: f"w{i}" for i, label in enumerate([*choices, "none of them"])}
+    text = json.dumps({"tasks": {name: {"input": "{input}", "verbalizers": words}}})
+    with pytest.raises(ConfigError, match="verbalizer of 'none of them', which is no label in builtin:orders"):
+        load_tasks("builtin:orders", template=template(text))
+
+
+def test_a_label_that_is_offered_and_a_template_without_rows_are_no_fault(tmp_path: Path, template: Any) -> None:
+    rows = [{"sentence": "fine", "targets": "pos"}, {"sentence": "dull", "targets": "neg"}]
+    words = {"neg": "bad", "pos": "great", "nag": "no"}
     # A label that rows offer and none has is one all the same.
+    unread = template(f'tasks: {{mnli: {{input: "{{x}}", verbalizers: {WORDS}}}}}\ninput: "{{sentence}}"')
+    assert load_tasks(collection(tmp_path, *rows), template=unread)["sst2"].train[0].choices == ()
     offered = collection(tmp_path, *({**row, "choices": ["neg", "pos", "nag"]} for row in rows), task="offered")
     assert load_tasks(offered, prompt="{sentence}", verbalizers=words)["offered"].train[0].choices == (
         "bad",

@@ -16,6 +16,7 @@ from mhr.data.chat_format import ChatFormat
 from mhr.errors import ConfigError
 from mhr.evaluation import LoadedModel
 from mhr.evaluation.harness import Asking, evaluate_in_harness
+from tests.chat_templates import CHATML, make_chat_tokenizer
 from tests.cli.running import invoke, refuse
 from tests.models import tiny_model
 
@@ -93,6 +94,9 @@ def test_the_harness_asks_our_models(folder: Path, tmp_path: Path, monkeypatch: 
     assert kept["results"]["tiny_choice"]["sample_len"] == 4
 
 
+UNRENDERED = [ChatFormat(), ChatFormat("none"), ChatFormat(None, system="Be short.")]
+"""Formats of which none renders a question that is no conversation."""
+
 WORDS = """
 task: tiny_words
 dataset_path: json
@@ -155,11 +159,33 @@ def test_how_it_asks_is_passed_on(folder: Path, tmp_path: Path, monkeypatch: pyt
         assert kwargs["do_sample"] is False
         assert penalty in (None, 1.0)
     assert model.model.generation_config.repetition_penalty == 9.0
-    model.chat = ChatFormat()
-    plain = evaluate_in_harness(model, ["tiny_words"], include=folder, limit=1)
-    assert requests[-1][0] == "first: b0"
-    assert requests[-1][1]["until"] == ["."]
-    assert plain["n-shot"] == {"tiny_words": 0}
+    for chat in UNRENDERED:
+        model.chat = chat
+        plain = evaluate_in_harness(model, ["tiny_words"], include=folder, limit=1)
+        assert requests[-1][0] == "first: b0"
+        assert requests[-1][1]["until"] == ["."]
+        assert plain["n-shot"] == {"tiny_words": 0}
+        assert (plain["asked"]["template"], plain["asked"]["system"]) == (None, None)
+
+
+@pytest.mark.parametrize("chat", UNRENDERED)
+def test_a_system_turn_is_for_questions_that_a_template_renders(chat: ChatFormat) -> None:
+    model = loaded("llama", "causal")
+    model.chat = chat
+    assert not {"system_instruction", "apply_chat_template"} & Asking().settings(model).keys()
+    model.chat = ChatFormat("chatml", system="Be short.")
+    assert Asking().settings(model)["system_instruction"] == "Be short."
+
+
+@pytest.mark.slow
+def test_a_system_turn_that_nothing_renders_is_refused(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the lm-evaluation-harness is not installed (pip install 'mhr[harness]')")
+    base = tmp_path / "base"
+    tiny_model("llama", vocab_size=400).save_pretrained(base)
+    make_chat_tokenizer(CHATML).save_pretrained(base)
+    told = refuse("evaluate", base, "--harness", "tiny_choice", "--harness-tasks", folder, "--system", "Be short.")
+    assert "system is 'Be short.', but no chat template renders the questions of the harness" in told
+    assert "--chat-template auto" in told
 
 
 def test_without_the_harness_or_with_flags_of_collections(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,7 @@ import scipy.stats
 import sklearn.metrics
 
 from mhr.data import Example, Task
-from mhr.errors import ConfigError, DataError
+from mhr.errors import DataError
 from mhr.evaluation.measuring import measure, plan_task, refuse_misfits
 from mhr.evaluation.metrics import Judged, Undefined, metrics
 from mhr.evaluation.result import Prediction
@@ -18,6 +19,7 @@ from mhr.runs.scoring import METRICS
 from mhr.task_heads import TaskHead
 
 NO_YES = ("no", "yes")
+SEVERAL = ("accuracy", "nist", "bleu", "mse", "pearson")
 
 
 def value(name: str, answers: list[str], targets: list[str], choices: tuple[str, ...] = ()) -> float:
@@ -288,9 +290,28 @@ def test_a_metric_that_fits_one_of_the_tasks_is_not_refused() -> None:
 
 def test_nist_gives_no_score() -> None:
     own = examples(["a", "b"])
-    with pytest.raises(ConfigError, match="metrics begins with 'nist', which is no share or correlation"):
-        plan_task(task(own), own, ["nist", "bleu"], True)
-    assert plan_task(task(own), own, ["bleu", "nist"], True).names == ["bleu", "nist"]
+    plan = plan_task(task(own), own, ["nist"], True)
+    assert plan.skipped == "no score can be made of nist: name a share or a correlation too"
+    assert not plan.rank
+    assert not plan.generate
+
+
+@pytest.mark.parametrize("asked", [list(some) for n in (1, 2, 3) for some in itertools.permutations(SEVERAL, n)])
+def test_the_first_metric_that_fits_and_may_be_a_score_gives_it(asked: list[str]) -> None:
+    """Whatever is asked of tasks of each kind: a task is judged by all that fits and scored by one that may, or it is skipped."""
+    for own in (
+        examples(["a", "b"]),
+        examples(TRUTH, NO_YES),
+        examples(["1", "2.5"]),
+        examples(["1", "2.5"], ("1", "2.5")),
+    ):
+        plan = plan_task(task(own), own, asked, True)
+        fitting = [name for name in asked if name in plan_task(task(own), own, ["exact_match", name], True).names]
+        scores = [name for name in asked if name in fitting and metrics[name].scored]
+        assert plan.names[:1] == scores[:1]
+        assert set(plan.names) == (set(fitting) if scores else set())
+        assert bool(plan.skipped) == (not scores)
+        assert (plan.rank or plan.generate) == bool(scores)
 
 
 # ---- what is told of a task ------------------------------------------------------------------------------------------

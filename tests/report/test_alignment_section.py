@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from mhr.analysis import equal_loss
 from mhr.report.blocks import Looked
 from mhr.report.material import Material
 from mhr.report.sections_learnt import alignment
@@ -33,7 +37,18 @@ def test_runs_stand_side_by_side_at_the_same_loss() -> None:
     assert made["alignment"].to_json()["rows"][0] == ["fast", 10, 2.0, 0.05, 0.4]
     compared = made["alignment_at_equal_loss"].to_json()
     assert compared["columns"] == ["loss", "fast", "slow"]
+    assert "about -1 / (T - 1)" in compared["note"]
     assert [round(value, 3) for value in compared["rows"][-1]] == [1.6, 0.32, 0.3]
+
+
+def test_what_is_said_of_a_stationary_point_is_so() -> None:
+    """Gradients of equal length that sum to 0 have a mean cosine of -1 / (T - 1)."""
+    gradients = torch.randn(5, 4096, generator=torch.Generator().manual_seed(0))
+    gradients = gradients - gradients.mean(0)
+    units = gradients / gradients.norm(dim=1, keepdim=True)
+    cosines = units @ units.T
+    assert (cosines.sum() - 5) / 20 == pytest.approx(-1 / 4, abs=0.01)
+    assert "-1 / (T - 1)" in (equal_loss.__doc__ or "")
 
 
 def test_runs_without_a_loss_in_common_are_not_compared() -> None:

@@ -68,6 +68,26 @@ def test_tables_of_scores(tmp_path: Path) -> None:
         found = read_sources([path])
         assert found.scores.contestants == ["MHR-z", "MHR-mu"]
         assert found.scores.of("MHR-z", "rev-last") == {"1": 0.5, "2": 0.7}
+        assert found.notes == [f"{path}: left out: 1 row of metrics that are not known ('seconds')"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_metrics_the_first_of_a_task_gives_its_score(tmp_path: Path, order: int) -> None:
+    values = {"exact_match": 0.5, "nist": 3.25, "rouge_l": 0.75}
+    content = [ROW | {"seed": seed, "metric": m, "value": v} for m, v in values.items() for seed in (1, 2)][::order]
+    alone = ROW | {"task": "alone", "metric": "nist", "value": 2.0}
+    found = read_sources([rows(tmp_path / "t.jsonl", *content, alone)])
+    main = "exact_match" if order == 1 else "rouge_l"  # nist is never a score
+    assert found.scores.metric("rev-last") == main
+    assert found.scores.of("MHR-z", "rev-last") == {"1": values[main], "2": values[main]}
+    assert {m: found.scores.measured("MHR-z", "rev-last", m) for m in values} == {m: [v, v] for m, v in values.items()}
+    (note,) = found.notes
+    assert note.endswith("left out: 1 row of metrics that are no score ('nist'), on tasks without another")
+
+
+def test_contestants_of_a_table_have_names_of_their_own(tmp_path: Path) -> None:
+    table = rows(tmp_path / "t.jsonl", *(ROW | {"mode": mode} for mode in ("z", "first", "second", "third")))
+    assert read_sources([table]).scores.contestants == ["MHR-z", "MHR", "MHR (second)", "MHR (third)"]
 
 
 def test_a_sweep(tmp_path: Path) -> None:
@@ -91,7 +111,7 @@ def test_a_sweep(tmp_path: Path) -> None:
     assert found.scores.of("MHR-z, 32 shots", "x") == {"13": 0.75}  # tried again: the last row counts
     assert (found.groups["MHR-z, 32 shots"].protocol, found.groups["MHR-z, 32 shots"].trained) == ("held-out", 192)
     assert found.scores.metric("x") == "exact_match"
-    assert found.notes == [f"{tmp_path / 'results.jsonl'}: 1 units failed and are left out"]
+    assert found.notes == [f"{tmp_path / 'results.jsonl'}: left out: 1 unit that failed"]
     assert set(found.collections.values()) == {"builtin:skills"}
     (tmp_path / "results.jsonl").unlink()
     assert "without results yet" in refused(tmp_path)
@@ -173,8 +193,12 @@ def test_tables_that_are_no_tables(tmp_path: Path) -> None:
         r"t.jsonl:2: no 'seed': a table of scores has the columns task, mode", refused(table(ROW, lacking))
     )
     assert "value is 'high', expected a number" in refused(table(ROW | {"value": "high"}))
-    assert "holds no scores" in refused(table(ROW | {"metric": "seconds"}))
-    assert "two scores for MHR-z on task 'rev-last', seed 1" in refused(table(ROW, ROW))
+    assert "holds no scores but 1 row of metrics that are not known ('seconds'): expected" in refused(
+        table(ROW | {"metric": "seconds"})
+    )
+    told = "t.jsonl:2: two scores for MHR-z on task 'rev-last', seed 1, by exact_match, the first in row 1"
+    assert told in refused(table(ROW, ROW))
+    assert "value is 71.2, expected a value of exact_match of at most 1" in refused(table(ROW | {"value": 71.2}))
     (tmp_path / "t.jsonl").write_text("{")
     assert "t.jsonl:1: no valid JSON" in refused(tmp_path / "t.jsonl")
     (tmp_path / "t.parquet").write_text("PAR1")

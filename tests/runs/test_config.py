@@ -210,6 +210,7 @@ def test_values_are_converted() -> None:
         ("- 1", r"recipe.yaml: expected settings"),
         ("train: {lr: 1}\ntrain: {steps: 2}", r"recipe.yaml, line 2: key 'train' is given twice"),
         ("train: {lr: 1", r"recipe.yaml, line \d"),
+        ("? [train]\n: 1", r"recipe.yaml, line 1: a key is no name"),
         ("preset: t1", r"unknown preset 't1': did you mean 't0'"),
     ],
 )
@@ -219,6 +220,14 @@ def test_faults_name_file_key_and_what_was_meant(text: str, said: str, tmp_path:
     with pytest.raises(ConfigError, match=said) as caught:
         load_config(file)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_is_the_name_that_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("data: {prompt: x, verbalizers: {no: bad, 0: good, true: fine}}")
+    told = load_config(file).data.verbalizers
+    assert told == {"no": "bad", "0": "good", "true": "fine"}
+    assert load_config(overrides=["data.verbalizers={no: bad, 0: good, true: fine}"]).data.verbalizers == told
 
 
 def test_flags_are_found_without_their_section() -> None:

@@ -1,4 +1,4 @@
-"""YAML as settings are written in it: only true and false are Booleans, and a repeated key is an error."""
+"""YAML as settings and templates are written in it: only true and false are Booleans, keys are names, and a repeated one is an error."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import yaml
 
 from mhr.errors import ConfigError
 
+MERGE = "tag:yaml.org,2002:merge"
+"""What the key << stands for."""
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which only true and false are Booleans (`noise: off` is a string), and a repeated key is an error."""
+    """YAML in which only true and false are Booleans (`noise: off` is a string), a key is the string that is written (`no`, `0`), and a
+    repeated one is an error."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if first in "tTfF" or not tag.endswith(":bool")]
@@ -21,9 +25,13 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is no name", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
+            if key.tag != MERGE:
+                key.tag = self.DEFAULT_SCALAR_TAG
         return super().construct_mapping(node, deep)
 
 
@@ -35,8 +43,8 @@ def read_value(text: str) -> Any:
         raise ValueError(str(error)) from None
 
 
-def read_settings(text: str, origin: str) -> dict[str, Any]:
-    """The settings of a file, of which errors name the `origin`. Raises ConfigError."""
+def read_mapping(text: str, origin: str, expected: str = "settings such as 'train: {steps: 100}'") -> dict[str, Any]:
+    """What a file maps its keys to, nothing of an empty one. Raises ConfigError, which names the `origin` and says what is `expected`."""
     try:
         values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -44,13 +52,13 @@ def read_settings(text: str, origin: str) -> dict[str, Any]:
         line = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{origin}{line}: {getattr(error, 'problem', None) or 'not YAML'}") from None
     except RecursionError:
-        raise ConfigError(f"{origin}: is nested too deep: expected settings such as 'train: {{steps: 100}}'") from None
+        raise ConfigError(f"{origin}: is nested too deep: expected {expected}") from None
     except ValueError as error:  # an integer of thousands of digits, a date that is none
         raise ConfigError(f"{origin}: has a value that cannot be read: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{origin}: expected settings such as 'train: {{steps: 100}}', got {type(values).__name__}")
+        raise ConfigError(f"{origin}: expected {expected}, got {type(values).__name__}")
     return values
 
 
