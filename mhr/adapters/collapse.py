@@ -80,6 +80,7 @@ def collapse(
         modules,
         name=checkpoint.name,
         parts=checkpoint.config.parts,
+        dropout=checkpoint.config.dropout,
         heads=checkpoint.heads,
     )
 
