@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +19,14 @@ from mhr.adapters import (
     checkpoint_of,
     collapse,
     collapse_task,
+    open_plain,
     plain_checkpoint,
+    read_adapter,
+    save_adapter,
 )
 from mhr.adapters.collapse import take_skill
+from mhr.adapters.layer import Shape
+from mhr.adapters.open import collapsed, open_bank
 from tests.models import random_batch, randomise, tiny_model
 
 TASKS = ["a", "b"]
@@ -68,6 +74,38 @@ def test_settings_of_a_bank_are_those_of_what_it_comes_down_to(case: str, conver
     found = plain_checkpoint(CONVERSIONS[conversion](checkpoint_of(model, "tiny"))).config
     for name in CASES[case].keys() - DROPPED.keys():
         assert getattr(found, name) == getattr(config, name), name
+
+
+OF_THE_FILE = {"name", "task", "digest", "run"}
+"""Fields that say where an adapter is from."""
+
+
+@pytest.mark.parametrize("conversion", CONVERSIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_a_bank_on_disk_comes_down_to_the_same_as_in_memory(case: str, conversion: str, tmp_path: Path) -> None:
+    model, _ = bank_for(case)
+    randomise(model.mhr)
+    path = save_adapter(model, tmp_path / "adapter", base="tiny")
+    stored = open_bank(path)
+    assert stored is not None
+    found = open_plain(path, "a") if conversion == "task" else collapsed(stored, CONVERSIONS[conversion], conversion)
+    truth = CONVERSIONS[conversion](read_adapter(path))
+    for field in dataclasses.fields(PlainAdapter):
+        one, other = getattr(found, field.name), getattr(truth, field.name)
+        if field.name == "layers":
+            one, other = ({name: layer.tensors() for name, layer in layers.items()} for layers in (one, other))
+        if field.name == "shapes":  # in memory a vector is not known to have inputs
+            one = {name: dataclasses.replace(shape, sizes=known(shape, other[name])) for name, shape in one.items()}
+        if field.name in ("layers", "modules"):
+            one, other = ({name: dict(part) for name, part in parts.items()} for parts in (one, other))
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+        elif field.name not in OF_THE_FILE:
+            assert one == other, field.name
+
+
+def known(shape: Shape, least: Shape) -> Any:
+    """The sizes that `least` has, as `shape` has them."""
+    return tuple(None if other is None else size for size, other in zip(shape.sizes, least.sizes, strict=True))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
