@@ -63,8 +63,8 @@ def collapse(
             parts.setdefault(f"{bank}.", {})[name] = tensor
     banks = {(layer, name): t for layer in checkpoint.layers for name, t in parts[checkpoint.bank_of(layer)].items()}
     used = [
-        _like(bank, None if weights is None else weights[checkpoint.groups[layer]])
-        for (layer, _), bank in banks.items()
+        _like(bank, None if weights is None or checkpoint.config.in_common(name) else weights[checkpoint.groups[layer]])
+        for (layer, name), bank in banks.items()
     ]
     mixed = dict(zip(banks, mix(list(banks.values()), used, [BANK_HEAD_DIMS[name] for _, name in banks]), strict=True))
     if transforms:
@@ -80,6 +80,7 @@ def collapse(
         modules,
         name=checkpoint.name,
         parts=checkpoint.config.parts,
+        dropout=checkpoint.config.dropout,
         heads=checkpoint.heads,
     )
 
@@ -149,9 +150,9 @@ def _gated(layer: str, mixed: Mapping[tuple[str, str], Tensor]) -> AdapterLayer:
 
 
 def _like(bank: Tensor, weights: Tensor | None) -> Tensor:
-    """Weights [1, H, S] in the dtype that `mix` wants beside this bank."""
+    """Weights [1, H, S], by default 1/S, in the dtype that `mix` wants beside this bank."""
     n_heads, n_skills = bank.shape[:2]
     dtype = accumulator(bank.dtype)
-    if weights is None or n_skills == 1:  # one skill is taken whole, also where it is shared by many
+    if weights is None:
         return torch.full((1, n_heads, n_skills), 1 / n_skills, dtype=dtype)
     return weights[None].to(dtype)

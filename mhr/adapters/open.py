@@ -176,6 +176,8 @@ def collapsed(
         digest=digest_of(file, config.to_dict(), bank.tasks, bank.groups, how),
         run=run_of(Path(bank.name)),
         heads=bank.heads,
+        parts=config.parts,
+        dropout=config.dropout,
     )
     return (whole if task is None else with_head(whole, task)).checked()
 

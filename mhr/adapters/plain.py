@@ -55,7 +55,8 @@ class PlainAdapter:
     digest    the same for adapters that hold the same, whatever they are called; "" where unknown
     run       the run that trained it, where there is one
     heads     what the outputs of the model stand for, where it has heads
-    parts     parts of its layers that it adapts (`AdapterConfig.parts`), where it is one bank's average or a task's mixture
+    parts, dropout    of the bank (`AdapterConfig`) whose average, mixture or skill it is, for training that goes on from it: the parts of its
+              layers that it adapts, and the share of a LoRA's input that is dropped
     """
 
     layers: Mapping[str, AdapterLayer]
@@ -69,6 +70,7 @@ class PlainAdapter:
     run: RunFolder | None = None
     heads: TaskHeads | None = None
     parts: list[str] | None = None
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         self.shapes = self.shapes or {name: layer.shape for name, layer in self.layers.items()}
@@ -157,6 +159,7 @@ def describe_plain(plain: PlainAdapter, task: str = "merged") -> AdapterCheckpoi
         **size,
         targets=list(plain.shapes),
         parts=plain.parts,
+        dropout=plain.dropout,
         norm=next(iter(plain.shapes.values())).norm,
         modules_to_save=list(plain.modules),
     )

@@ -86,6 +86,11 @@ class AdapterBank(nn.Module):
         else:
             ids = [self.row(t, unseen) for t in (task_ids.tolist() if isinstance(task_ids, Tensor) else task_ids)]
         if self.slots is not None:
+            if self.config.routing.skill_per_task and (self.toward_average or -1 in ids):
+                raise TaskError(
+                    f"{len(self.slots)} of {len(self._tasks)} skills are loaded for this step, and the batch is routed by their average "
+                    "(toward_average, or a task without a row): train with the whole bank, or without it"
+                )
             ids = [self._slot(row, self.slots) for row in ids]
         if not ids:
             raise TaskError("task_ids is empty: expected one task name per example")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -107,14 +107,15 @@ def _probe(model: Any, module: nn.Module) -> Head | None:
     """Call the model with a few tokens, for the head's output to be replaced by known numbers."""
     seen: list[Tensor] = []
     made: list[Tensor] = []
-    trims = False
+    trims = False  # the second call, of one position and in float32 at least, which shows what 16 bits round away
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         seen.append(args[0])
         return (args[0][:1, :1], *args[1:]) if trims else args
 
     def after(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        ramp = torch.linspace(-PROBE_LOGITS, PROBE_LOGITS, output.shape[-1], dtype=output.dtype, device=output.device)
+        dtype = torch.promote_types(output.dtype, torch.float32) if trims else output.dtype
+        ramp = torch.linspace(-PROBE_LOGITS, PROBE_LOGITS, output.shape[-1], dtype=dtype, device=output.device)
         places = torch.arange(output[..., 0].numel(), device=output.device).view(*output.shape[:-1], 1)
         made.append(ramp + places.to(ramp))
         return made[-1]
@@ -126,22 +127,25 @@ def _probe(model: Any, module: nn.Module) -> Head | None:
     hooks = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
         with torch.no_grad(), torch.random.fork_rng(), _without_bank(model):
-            logits = model(**inputs).logits
+            found = [model(**inputs).logits]
             trims = True
-            model(**inputs)
+            found.append(model(**inputs).logits)
     except Exception:  # noqa: BLE001  (whatever a model raises at this, it is then called as it was made to be)
         return None
     finally:
         for hook in hooks:
             hook.remove()
-    if len(seen) != 2 or any(states.shape[:2] != ids.shape for states in seen) or logits.shape != made[0].shape:
+    if len(seen) != 2 or any(states.shape[:2] != ids.shape for states in seen):
         return None
     for finish in _finishes(model):
-        ours = finish(made[0])
-        limit = 4 * torch.finfo(made[0].dtype).eps * PROBE_LOGITS
-        if ours.dtype == logits.dtype and bool((ours - logits).abs().max() <= limit):
-            return Head(module, finish, logits.shape[-1])
+        if all(_same(finish(z), logits) for z, logits in zip(made, found, strict=True)):
+            return Head(module, finish, found[0].shape[-1])
     return None
+
+
+def _same(ours: Tensor, logits: Tensor) -> bool:
+    """Whether they are the same bit by bit: the same operations are, and a tolerance in 16 bits would let a bias of 3 pass for none."""
+    return ours.dtype == logits.dtype and torch.equal(ours, logits)
 
 
 def _without_bank(model: Any) -> Any:
@@ -150,9 +154,12 @@ def _without_bank(model: Any) -> Any:
 
 
 def _finishes(model: Any) -> list[Finish]:
-    """What models are known to do with the output of their head."""
+    """What models are known to do with the output of their head, and the same in float32 at last. What a model's settings speak of comes
+    first, as it may do nothing now and something later: a bias may be zero until it is loaded."""
     config = model.config.get_text_config(decoder=True)
-    found: list[Finish] = [lambda z: z, Tensor.float]
+    found: list[Finish] = []
+    if getattr(model, "final_logits_bias", None) is not None:  # BART and its relatives
+        found.append(partial(_biased, model=ref(model)))
     for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
         if getattr(config, name, None) is not None:
             found.append(partial(torch.mul, other=getattr(config, name)))
@@ -162,11 +169,23 @@ def _finishes(model: Any) -> list[Finish]:
         cap = getattr(config, name, None)
         if cap is not None:
             found.append(partial(_capped, cap=cap))
-    if (
-        getattr(model, "final_logits_bias", None) is not None
-    ):  # BART and its relatives; read again, since resizing replaces it
-        found.append(lambda z: z + model.final_logits_bias)
-    return found
+    found.append(_unchanged)
+    return [*found, *(partial(_in_float32, finish=finish) for finish in found)]
+
+
+def _unchanged(logits: Tensor) -> Tensor:
+    return logits
+
+
+def _in_float32(logits: Tensor, finish: Finish) -> Tensor:
+    return finish(logits).float()
+
+
+def _biased(logits: Tensor, model: ref[Any]) -> Tensor:
+    """With the bias that the model has now, since resizing replaces it; `_heads`, which holds this, must not keep the model."""
+    held = model()
+    assert held is not None
+    return logits + held.final_logits_bias
 
 
 def _capped(logits: Tensor, cap: float) -> Tensor:

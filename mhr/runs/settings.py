@@ -130,6 +130,16 @@ class RunConfig(Settings):
             raise ConfigError(
                 f"train.lazy_rows is true, but a step of method {self.method!r} trains what each task has of its own, drawn or not: leave it out"
             )
+        if (
+            self.train.lazy_rows
+            and self.train.ends_in_mu
+            and self.adapter is not None
+            and self.adapter.routing.skill_per_task
+        ):
+            raise ConfigError(
+                f"train.lazy_rows is true, but the run ends as the average of its skills (switch_to_mu_at, anneal_to_mu), and a step of method "
+                f"{self.trained_as!r} then holds the skills of the tasks that it draws alone, not those of all: leave one out"
+            )
         self._check_consistency()
         self._check_mask()
 

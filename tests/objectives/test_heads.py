@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,7 +18,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 import mhr
 from mhr.objectives import chunks, make_objective
 from mhr.objectives.consistency import example_divergences
-from mhr.objectives.heads import head_of
+from mhr.objectives.heads import head_of, states_at
 from tests.architectures import build
 from tests.helpers import assert_close
 from tests.models import random_batch, randomise, tiny_model
@@ -34,7 +37,7 @@ def model_of(name: str) -> PreTrainedModel:
     if name not in SETTINGS:
         model = tiny_model(name).double()
         if name == "bart":
-            model.final_logits_bias.normal_(generator=torch.Generator().manual_seed(1))
+            model.final_logits_bias.uniform_(-1, 1, generator=torch.Generator().manual_seed(1))
         return model
     model = build("causal", name).double()
     for key, value in SETTINGS[name].items():
@@ -187,6 +190,71 @@ def test_a_cap_is_known_from_none_where_logits_are_small() -> None:
     assert head is not None
     z = torch.tensor([50.0], dtype=torch.float64)
     torch.testing.assert_close(head.finish(z), 30.0 * torch.tanh(z / 30.0))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast"),
+    [
+        (torch.float32, None),
+        (torch.bfloat16, None),
+        (torch.float16, None),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float16),
+    ],
+    ids=["float32", "bfloat16", "float16", "autocast-bfloat16", "autocast-float16"],
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_the_model_in_every_precision(
+    name: str, dtype: torch.dtype, autocast: torch.dtype | None
+) -> None:
+    model = model_of(name).to(dtype)
+    batch = batch_for(model)
+    valid = batch.pop("labels") != -100
+    inputs = {name: value for name, value in batch.items() if name != "task_ids"}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.randint(2, 64, valid.shape, generator=torch.Generator().manual_seed(0))
+    within = nullcontext() if autocast is None else torch.autocast("cpu", autocast)
+    with torch.no_grad(), within:
+        states = states_at(model, inputs, valid)
+        found = states.logits(states.values)
+        expected = model(**inputs).logits[valid]
+    assert states.head is not None
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
+class Shifted(LlamaForCausalLM):
+    """Adds what no setting of it speaks of, and little of it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits + 0.1
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_small_unknown_change_is_left_to_the_model_in_every_precision(dtype: torch.dtype) -> None:
+    assert head_of(Shifted(tiny_model("llama").config).eval().to(dtype)) is None
+
+
+def test_a_bias_that_is_loaded_after_the_first_call_counts() -> None:
+    model = tiny_model("bart")
+    assert not model.final_logits_bias.any()
+    head = head_of(model)
+    assert head is not None
+    model.final_logits_bias.fill_(2.0)
+    z = torch.zeros(3, head.width)
+    torch.testing.assert_close(head.finish(z), z + 2.0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_whose_head_is_known_is_freed(name: str) -> None:
+    model = model_of(name)
+    assert head_of(model) is not None
+    held = weakref.ref(model)
+    del model
+    gc.collect()
+    assert held() is None
 
 
 def test_a_compiled_model_is_left_to_itself() -> None:

@@ -54,6 +54,13 @@ LEARNED = [
     for case, settings in CASES.items()
     if case == NAME or ROUTING_METHODS[settings["method"]].learned or case == "hra"
 ]
+COUNTED = [
+    case
+    for case, settings in CASES.items()
+    if case == NAME
+    or not (ROUTING_METHODS[settings["method"]].one_skill or ROUTING_METHODS[settings["method"]].skill_per_task)
+]
+"""Those with as many skills as `n_skills` says."""
 
 pytestmark = [
     pytest.mark.usefixtures("network_router"),
@@ -61,11 +68,11 @@ pytestmark = [
 ]
 
 
-def adapted(case: str, model: Any = None, seed: int = 0) -> tuple[Any, AdapterBank]:
+def adapted(case: str, model: Any = None, seed: int = 0, **more: Any) -> tuple[Any, AdapterBank]:
     """A model with a bank in which everything has a value."""
     model = tiny_model("bert-encoder") if model is None else model
     torch.manual_seed(seed)
-    bank = mhr.attach(model, AdapterConfig(**{"n_heads": heads(case), **CASES[case]}), TASKS)
+    bank = mhr.attach(model, AdapterConfig(**{"n_heads": heads(case), **CASES[case], **more}), TASKS)
     randomise(bank, seed)
     return model, with_contexts(bank, learning="learning" in case)
 
@@ -126,9 +133,12 @@ def test_what_a_checkpoint_says_of_routing_is_what_the_model_does(case: str) -> 
             torch.testing.assert_close(table.sum(-1), torch.ones_like(table.sum(-1)))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_one_task_is_one_plain_adapter(case: str) -> None:
-    model, _ = adapted(case)
+@pytest.mark.parametrize(
+    ("case", "more"), [*((case, {}) for case in CASES), *((case, {"n_skills": 1}) for case in COUNTED)]
+)
+def test_one_task_is_one_plain_adapter(case: str, more: dict[str, Any]) -> None:
+    """Also of one skill, which weighs 1 only where weights are shares."""
+    model, _ = adapted(case, **more)
     merged = tiny_model("bert-encoder")
     attach_plain(merged, collapse_task(checkpoint_of(model, "tiny"), "copa"))
     with torch.no_grad():

@@ -45,6 +45,18 @@ def test_the_share_of_the_average_over_a_run() -> None:
     assert found[-1] == 1
 
 
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("by", ["half", "quarter"])
+def test_the_share_rises_to_the_average_and_stays_there(by: str, steps: int) -> None:
+    """Also after the last step, where the result is validated."""
+    ways: list[dict[str, Any]] = [{"anneal_to_mu": n, "anneal_by": by} for n in range(1, steps + 1)]
+    for flags in [*ways, {"switch_to_mu_at": steps - 1}]:
+        config = TrainConfig(steps=steps, **flags)
+        found = [share_of_average(config, step) for step in range(steps + 1)]
+        assert found == sorted(found)
+        assert found[steps - 1] == found[steps] == 1, flags
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_the_routing_goes_to_uniform_and_so_do_its_gradients(share: float) -> None:
     model = tiny_model("t5").double()

@@ -14,6 +14,7 @@ import mhr
 from mhr import AdapterBank, AdapterConfig
 from mhr.adapters import read_adapter
 from mhr.errors import ConfigError, TaskError, TrainingError
+from mhr.methods import METHODS, ROUTING_METHODS
 from mhr.runs import RunFolder
 from mhr.runs.config import assignments, dump_config
 from mhr.runs.settings import RunConfig
@@ -41,10 +42,17 @@ CASES: dict[str, dict[str, Any]] = {
     "shared-heads": {"method": "shared-heads", "n_heads": 4},
     "context-mhr": {"method": "context-mhr", "n_heads": 4, "router": {"context": "learnt", "size": 5}},
     "hyperformer": {"method": "hyperformer", "adapter": "bottleneck", "n_skills": 6},
+    "hyperformer++": {"method": "hyperformer++", "adapter": "bottleneck", "n_skills": 6},
     "private": {"method": "private"},
     "film": {"method": "private", "adapter": "film"},
     "hra": {"method": "private", "adapter": "recurrent"},
 }
+OWN_SKILLS = [
+    name
+    for name, row in METHODS.items()
+    if row.routing and ROUTING_METHODS[row.routing].skill_per_task and ROUTING_METHODS[row.routing].needs_tasks
+]
+"""Methods with a skill for each task, by which it is routed."""
 
 
 def adapted(case: str, model: Any = None) -> tuple[Any, AdapterBank]:
@@ -146,9 +154,25 @@ def test_where_every_step_draws_every_task_nothing_differs(name: str, settings: 
 # ---- gradients ----------------------------------------------------------------------------------------------------------
 
 
+def test_every_method_with_rows_is_a_case() -> None:
+    tried = {flags.get("method", "mhr") for flags in CASES.values()}
+    given = {"generative-adapter"}  # whose tasks have shots, and nothing that trains
+    assert tried | given == {name for name, row in ROUTING_METHODS.items() if "lazy_rows" not in row.idle}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_of_the_rows_in_use_are_those_of_the_whole_table(case: str) -> None:
+def test_gradients_of_the_rows_in_use_are_those_of_the_whole_table(case: str, share: float) -> None:
+    """Also on the way to the average of the skills, where a step holds the skills."""
     model, bank = adapted(case)
+    bank.toward_average = share
+    if share and bank.config.routing.skill_per_task:
+        LazyRows(bank, 4).load([0])
+        with pytest.raises(
+            TaskError, match="1 of 7 skills are loaded for this step, and the batch is routed by their average"
+        ):
+            bank.for_batch(["task0"])
+        return
     ids = ["task5", "task2", "task5", "task0"]
     batch = random_batch(model)
 
@@ -389,6 +413,27 @@ def test_what_has_no_rows_is_refused(settings: Make, flags: dict[str, Any], mess
         refuse_unused(assignments(["train.lazy_rows=true"]), settings(lazy_rows=True, **flags))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("flags", [{"switch_to_mu_at": 0}, {"anneal_to_mu": 2}])
+@pytest.mark.parametrize("method", OWN_SKILLS)
+def test_an_average_of_skills_that_a_step_does_not_hold_is_refused(
+    method: str, flags: dict[str, Any], settings: Make
+) -> None:
+    settings(method=method, steps=4, lazy_rows=True)
+    settings(method=method, steps=4, **flags)
+    with pytest.raises(ConfigError) as error:
+        settings(method=method, steps=4, lazy_rows=True, **flags)
+    assert "train.lazy_rows is true, but the run ends as the average of its skills" in str(error.value)
+    assert f"method {method!r}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_task_without_a_row_is_not_routed_by_the_skills_of_a_step() -> None:
+    _, bank = adapted("private")
+    LazyRows(bank, 3).load([1, 2])
+    with pytest.raises(TaskError, match="2 of 7 skills are loaded"):
+        bank.for_batch(["task1", "unknown"], unseen="uniform")
 
 
 def test_states_of_whole_tables_are_refused() -> None:

@@ -137,17 +137,34 @@ def test_a_validated_run_has_the_losses_of_one_that_is_not(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize(("model", "kind"), [("t5", "seq2seq"), ("llama", "causal"), ("bert", "encoder")])
+AVERAGES: list[dict[str, Any]] = [
+    {"switch_to_mu_at": 3},
+    {"anneal_to_mu": 1},
+    {"anneal_to_mu": 4},
+    {"anneal_to_mu": 1, "anneal_by": "quarter"},
+    {"anneal_to_mu": 4, "anneal_by": "quarter"},
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "flags"),
+    [
+        *((model, kind, {}) for model, kind in [("t5", "seq2seq"), ("llama", "causal"), ("bert", "encoder")]),
+        *(("t5", "seq2seq", flags) for flags in AVERAGES),
+    ],
+)
 def test_what_is_found_is_what_the_result_scores(
-    settings: Make, split_file: Path, tmp_path: Path, model: str, kind: str
+    settings: Make, split_file: Path, tmp_path: Path, model: str, kind: str, flags: dict[str, Any]
 ) -> None:
     more: dict[str, Any] = {"label_smoothing": 0.1, "adapter.dropout": 0.2}  # neither takes part in validation
+    more |= {"lr": 0.1, "router_lr": 1.0, **flags}  # so that tasks differ from their average
     config = settings(model, tasks=str(split_file), eval_every=4, steps=6, **more)
     run = run_of(config, tmp_path / "run")
     assert sorted(run.validations()) == [4, 6]  # the end, too
     found = run.validations()[6]
     tasks = read_tasks(str(split_file), config.data)
     loaded = load_model(run.path)
+    loaded.model.mhr.set_tasks(list(tasks))  # an average is one adapter, which is stored as one task
     objective = make_objective(kind, config.train, loaded.heads)
     collator = objective.collator(loaded.tokenizer, config.data.max_input_length, config.data.max_target_length)
     for task in tasks.values():
