@@ -72,8 +72,9 @@ class AdapterBank(nn.Module):
     def for_batch(self, task_ids: Sequence[str | int] | Tensor | None, unseen: str = "error") -> RoutingBatch:
         """The routing of a batch, made on the host once; one host-to-device copy, no synchronisation.
 
-        task_ids: one name (or row number) per example; None is allowed where only one routing is possible. A name that
-        the table does not hold is an error that names the nearest, or is routed uniformly with unseen="uniform".
+        task_ids: one name (or row number) per example; None is allowed where only one routing is possible and no example
+        draws for itself. A name that the table does not hold is an error that names the nearest, or is routed uniformly with
+        unseen="uniform".
         Equal tasks share a row, except with noise per example while training. Noise is drawn here, and so are skills where the
         method draws them: while training one for the whole batch, otherwise as `inference` says. Raises TaskError.
         """
@@ -96,6 +97,10 @@ class AdapterBank(nn.Module):
             raise TaskError("task_ids is empty: expected one task name per example")
         noisy = self.training and self.config.noise != "off"
         if noisy and self.config.noise == "per_example":
+            if task_ids is None:
+                raise TaskError(
+                    "task_ids is missing: noise 'per_example' is drawn for each example in training, so name their tasks"
+                )
             distinct, rows = ids, list(range(len(ids)))
         else:
             distinct = list(dict.fromkeys(ids)) if self.needs_tasks else [0]

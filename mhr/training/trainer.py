@@ -153,7 +153,7 @@ class RoutedTrainer(Trainer):
         # Each process draws its own dropout and routing noise.
         torch.manual_seed(self.config.seed + self.args.process_index)
         try:
-            with self.stop, self.feed.forking(), self._lazy():
+            with self.stop, self.feed.forking(), self._lazy(), _as_before(self.model):
                 if not self._ended_early(resume_from):
                     self.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
         finally:
@@ -500,3 +500,17 @@ class _StopAndLog(TrainerCallback):
 def _listed(names: Collection[str]) -> str:
     shown = sorted(names)
     return ", ".join(repr(n) for n in shown[:5]) + (f" and {len(shown) - 5} more tasks" if len(shown) > 5 else "")
+
+
+@contextmanager
+def _as_before(model: PreTrainedModel) -> Iterator[None]:
+    """What Accelerate puts on a model inside the block is taken off it after: its forward would go on under autocast, one more layer of it
+    for each training."""
+    names = ("forward", "_original_forward", "_is_accelerate_prepared")
+    before = {name: vars(model)[name] for name in names if name in vars(model)}
+    try:
+        yield
+    finally:
+        for name in names:
+            vars(model).pop(name, None)
+        vars(model).update(before)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import mhr
 from mhr import AdapterConfig
-from mhr.errors import ConfigError
-from tests.models import random_batch, tiny_model
+from mhr.config import NOISES
+from mhr.errors import ConfigError, TaskError
+from mhr.routing.adamix import BANK_INFERENCE
+from tests.models import random_batch, randomise, tiny_model
 
 TASKS = ["boolq", "rte", "copa"]
 IDS = ["copa", "boolq", "copa", "copa"]
@@ -109,3 +113,37 @@ def test_noise_without_learned_routing_is_refused() -> None:
         AdapterConfig(method="private", noise="per_task")
     with pytest.raises(ConfigError, match="straight_through is True, but method 'uniform'"):
         AdapterConfig(method="uniform", straight_through=True)
+
+
+OMITTED: dict[str, dict[str, Any]] = {
+    **{f"{method}, {noise}": {"method": method, "noise": noise} for method in ("mhr", "poly") for noise in NOISES},
+    **{method: {"method": method} for method in ("hydra", "private", "shared", "uniform", "hash")},
+    **{f"adamix, {mode}": {"method": "adamix", "inference": mode} for mode in BANK_INFERENCE},
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", OMITTED)
+def test_tasks_that_are_left_out_are_as_if_they_were_named(case: str, training: bool) -> None:
+    """Or an error says that they have to be named: where each example draws for itself."""
+    settings = dict(OMITTED[case])
+    inference = settings.pop("inference", "average")
+    model = tiny_model("llama").train(training)
+    bank = mhr.attach(model, AdapterConfig(**settings), ["boolq"])
+    bank.inference = inference
+    randomise(bank)
+    batch = random_batch(model)
+
+    def logits(ids: list[str] | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        bank.seed_draws(0, 0, 0)
+        found: torch.Tensor = model(**batch, task_ids=ids).logits
+        return found
+
+    named = logits(["boolq"] * len(batch["input_ids"]))
+    alone = settings.get("noise") == "per_example" if training else inference == "sentence"
+    if alone:
+        with pytest.raises(TaskError, match="task_ids is missing: .*name their tasks"):
+            logits(None)
+    else:
+        assert torch.equal(logits(None), named)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +230,41 @@ def test_the_model_s_cache_setting_is_left_as_it_was(settings: Make, tmp_path: P
     trainer = trainer_for(settings(steps=1), tmp_path)
     trainer.fit()
     assert trainer.model.config.use_cache is load_backbone(load_config(model=trainer.base).model)[0].config.use_cache
+
+
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="Accelerate has fp16 on GPUs alone")
+
+
+@pytest.mark.parametrize("breaks", [False, True], ids=["ends", "breaks"])
+@pytest.mark.parametrize("method", ["mhr", "full"])
+@pytest.mark.parametrize("precision", ["no", "bf16", pytest.param("fp16", marks=ON_CUDA)])
+def test_a_model_is_called_after_training_as_before(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, method: str, breaks: bool
+) -> None:
+    trainer = trainer_for(settings(method=method, precision=precision, steps=2), tmp_path)
+    model = trainer.model
+    before, untrained = set_on(model), copy.deepcopy(model)
+
+    def broken(*args: Any, **kwargs: Any) -> torch.Tensor:
+        raise TrainingError("broken")
+
+    if breaks:
+        monkeypatch.setattr(trainer, "training_step", broken)
+    with pytest.raises(TrainingError, match="broken") if breaks else nullcontext():
+        trainer.fit()
+    after = set_on(model)
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+    untrained.load_state_dict(model.state_dict())
+    ids = torch.tensor([[5, 6, 7]], device=model.device)
+    tasks = {} if method == "full" else {"task_ids": trainer.bank.tasks[:1]}
+    with torch.no_grad():
+        one, other = (
+            m.eval().to(model.device)(input_ids=ids, decoder_input_ids=ids, **tasks).logits for m in (model, untrained)
+        )
+    assert torch.equal(one, other)
+
+
+def set_on(model: Any) -> dict[str, Any]:
+    """What is set on a model itself and may be called, or says how it was made ready."""
+    return {name: value for name, value in vars(model).items() if callable(value) or "accelerate" in name}
