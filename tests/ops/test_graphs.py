@@ -30,8 +30,10 @@ from tests.models import tiny_model
 Inputs = dict[str, Tensor]
 BUSY = 50_000_000  # cycles, some 25 ms: what does not wait for its stream comes too early
 
-ROWS, TASKS, OFFSETS = torch.tensor([2, 0, 2]), torch.tensor([2, -1, 0]), torch.tensor([0, 40, 40, 96])
-OTHER = {"rows": torch.tensor([1, 1, 0]), "tasks": torch.tensor([1, 0, 2]), "offsets": torch.tensor([0, 7, 90, 96])}
+WHOLE = (
+    {"rows": [2, 0, 2], "tasks": [2, -1, 0], "offsets": [0, 40, 40, 96]},
+    {"rows": [1, 1, 0], "tasks": [1, 0, 2], "offsets": [0, 7, 90, 96]},
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Op:
             name: torch.randn(shape, generator=generator, device="cpu").to(device)
             for name, shape in self.shapes.items()
         }
-        whole = {"rows": ROWS, "tasks": TASKS, "offsets": OFFSETS} if seed == 0 else OTHER
-        return drawn | {name: whole[name].to(device, copy=True) for name in self.integers}
+        whole = WHOLE[seed != 0]
+        return drawn | {name: torch.tensor(whole[name], device=device) for name in self.integers}
 
     def run(self, inputs: Inputs) -> list[Tensor]:
         """Outputs, and the gradient of their sum of squares in every float input."""
