@@ -25,7 +25,6 @@ from mhr.ops import (
     routed_linears,
     weighted_average,
 )
-from tests.models import tiny_model
 
 Inputs = dict[str, Tensor]
 BUSY = 50_000_000  # cycles, some 25 ms: what does not wait for its stream comes too early
@@ -186,6 +185,8 @@ def test_launches_wait_for_the_current_stream(name: str, device: str) -> None:
 @pytest.mark.parametrize("architecture", ["t5", "llama"])
 def test_a_graph_holds_a_whole_training_step(architecture: str, device: str) -> None:
     """Routing, forward, backward and the optimizer's step, on batches that are copied into their place."""
+    pytest.importorskip("transformers")
+    from tests.models import tiny_model
 
     def prepared(of: int) -> tuple[torch.nn.Module, torch.optim.Optimizer, Inputs, Any]:
         torch.manual_seed(0)
