@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mhr.ops import mix, native_ops, route, weighted_average
-from tests.emulation.adapter_cases import BF16, CASES, FP32, Case, Problem
+from tests.emulation.adapter_cases import BF16, CASES, FP32, Case, Problem, assert_float32_accuracy
 from tests.emulation.bounds import Bounded, product, worst
 from tests.emulation.test_mix import ITEMS, SUMS
 
@@ -53,6 +53,13 @@ def test_routed_adapter_matches_float64(case: Case) -> None:
         for (name, bound), actual, other in zip(names.items(), outputs, repeated, strict=True):
             assert worst(actual.cpu(), bound) <= 1, name
             assert torch.equal(actual, other), f"{name} differs from run to run"
+
+
+def test_float32_stays_float32_in_long_sums() -> None:
+    problem = Problem(
+        Case((6000, 2192), 4096, 1024, 16, FP32)
+    )  # so many tokens that no block shares its sums with others
+    assert_float32_accuracy(problem, results(problem))
 
 
 @pytest.mark.parametrize("case", CASES[2:5], ids=str)
