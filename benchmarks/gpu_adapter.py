@@ -14,7 +14,7 @@ from functools import partial, reduce
 import torch
 from torch import Tensor
 
-from .gpu_timer import Row, Timer, attempt
+from .gpu_timer import Compared, Row, Timer, attempt
 from .measure import worst_error
 
 # RMS error of a bfloat16 result against float64 beyond which it is marked: one rounding is 2^-9, a sum of rounded sums a few.
@@ -121,15 +121,19 @@ def adapter(
     result: Row = {"N": n, "d": d, "r": rank, "T": tasks, "G": len(case.segments), "errors": case.errors()}
     result["agrees"] = result["errors"]["ours"] <= AGREEMENT
     moved = case.bytes_moved()
+    vllm, of_vllm = _vllm(case)
     for name, ours, peer, target in (
         ("forward", case.forward, case.forward_cublas, case.y.clone()),
         ("backward", case.backward, case.backward_cublas, case.dx.clone()),
     ):
         run = partial(ours, target)
         partials = timer.temporaries(run)
-        found = timer.times(run)
+        runs: dict[str, Callable[[], object]] = {"ours": run, "cublas": partial(peer, target)}
+        if name == "forward" and vllm:
+            runs["vllm"] = vllm
+        compared = Compared(timer, runs)
+        found, cublas = compared.row("ours"), compared.row("cublas")
         floor = moved[name] / bandwidth / 1e3
-        cublas = timer.times(partial(peer, target))
         result[name] = {
             **found,
             "floor_us": floor,
@@ -139,22 +143,26 @@ def adapter(
             "cublas_us": cublas["us"],
             "of_cublas": found["us"] / cublas["us"],
         }
-    result["forward"]["vllm"] = _vllm(timer, case)
+        if "vllm" in runs:
+            times, why = attempt(partial(compared.row, "vllm"))
+            of_vllm = why or {"error": of_vllm, **times}
+    result["forward"]["vllm"] = of_vllm
     return result
 
 
-def _vllm(timer: Timer, case: Adapter) -> Row | str:
+def _vllm(case: Adapter) -> tuple[Callable[[], None] | None, float | str]:
+    """vLLM's forward pass and its error, or None and why there is none."""
     if importlib.util.find_spec("vllm") is None:
-        return "not installed"
+        return None, "not installed"
 
-    def measured() -> Row:
+    def ready() -> tuple[Callable[[], None], float]:
         forward = case.forward_vllm()
         once, often = case.y.clone(), case.y.clone()
         forward(once)
-        return {"error": worst_error([once], [case.exact_y]), **timer.times(partial(forward, often))}
+        return partial(forward, often), worst_error([once], [case.exact_y])
 
-    found, why = attempt(measured)
-    return why or found
+    found, why = attempt(ready)
+    return (None, why) if why else found
 
 
 def kernels(timer: Timer, bandwidth: float, n: int, d: int, rank: int, tasks: int) -> Row:

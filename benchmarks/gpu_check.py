@@ -1,6 +1,8 @@
 """`make gpu-check`: builds, tests and measures on a machine with an NVIDIA GPU, and loses nothing on the way.
 
-Needs that machine's Python with torch and pytest, no network. Every step is a process of its own, with a time limit and a
+Needs nvcc and that machine's Python with torch, pytest, pybind11 and setuptools 77 or newer, no network; with ninja and
+pytest-xdist it is faster. Without transformers no model is tested and no training step measured, without PEFT nothing is compared with
+it; vLLM and LoRAFusion are compared with where they are installed. Every step is a process of its own, with a time limit and a
 log, and whatever one does, the next is run; what is not there, or refuses to run here, is noted. In DIR:
 
     gpu_check.json            the machine, and of each step its command, outcome, seconds and last lines
@@ -58,8 +60,10 @@ class Step:
 
 
 def tests(*more: str) -> list[str]:
-    """A pytest command without the fixtures that the tests of models share, and all that those import."""
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--confcutdir=tests/cuda", *more]
+    """A pytest command without the fixtures that the tests of models share, and all that those import. A file that cannot be
+    imported fails, and the others are run."""
+    own = ["-p", "no:cacheprovider", "--confcutdir=tests/cuda", "--continue-on-collection-errors"]
+    return [sys.executable, "-m", "pytest", "-q", *own, *more]
 
 
 def measure(parts: Sequence[str], options: argparse.Namespace, seconds: float, run: str) -> list[str]:
@@ -95,19 +99,25 @@ def steps(options: argparse.Namespace, run: str, work: Path) -> list[Step]:
 
 
 def tools(options: argparse.Namespace, work: Path) -> list[Step]:
-    """The profiler and the sanitizers, on our kernels alone."""
+    """The profiler and the sanitizers, on our kernels alone; initcheck on all, for it must see who wrote what ours read."""
     # PyTorch's allocator hands out parts of large blocks, in which a step out of a tensor is no step out of memory.
     # API errors are torch's own probing for what the driver offers.
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    sanitizer = ["compute-sanitizer", "--kernel-regex", "kns=mhr", "--report-api-errors", "no", "--error-exitcode", "1"]
+    sanitizer = ["compute-sanitizer", "--report-api-errors", "no", "--error-exitcode", "1"]
+    ours = ["--kernel-regex", "kns=mhr"]
     few = tests("tests/cuda/test_kernels.py", "-k", "sanitizer")
     once = [sys.executable, "-m", "benchmarks.gpu", "once", "--device", options.device]
     report = str(work / "kernels")
     kernels = "regex:shrink|expand|outer|gather|finish|mix"
     profiler = ["ncu", "--set", "full", "--clock-control", "none", "-k", kernels, "-c", "16", "-f", "-o", report]
     found = [
-        Step(f"sanitizer, {tool}", [*sanitizer, "--tool", tool, *few], seconds, uncached, tool="compute-sanitizer")
-        for tool, seconds in (("memcheck", 50), ("racecheck", 50), ("initcheck", 30), ("synccheck", 30))
+        Step(f"sanitizer, {tool}", [*sanitizer, *of, "--tool", tool, *few], seconds, uncached, tool="compute-sanitizer")
+        for tool, of, seconds in (
+            ("memcheck", ours, 50),
+            ("racecheck", ours, 50),
+            ("initcheck", [], 30),
+            ("synccheck", ours, 30),
+        )
     ]
     if options.quick:
         return found[:1]

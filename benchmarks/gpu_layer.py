@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mhr.ops import mix, routed_linear, routed_linears, weighted_average
 
 from .gpu_adapter import AGREEMENT
-from .gpu_timer import Row, Timer, attempt
+from .gpu_timer import Compared, Row, Timer, attempt
 from .measure import worst_error
 
 N_SKILLS, N_HEADS = 8, 8
@@ -157,10 +157,28 @@ def layer(timer: Timer, n: int, d: int, rank: int, tasks: int) -> Row:
         names.append("compile")
     if importlib.util.find_spec("lorafusion"):
         names.append("lorafusion")
-    for name in names:
-        _, why = attempt(partial(_peer, timer, case, name, result))
+    peers = {}
+
+    def kept(name: str, function: Callable[[], Any]) -> Any:
+        found, why = attempt(function)
         if why:
-            result.setdefault("failed", {})[name] = why
+            result.setdefault("failed", {}).setdefault(name, why)
+        return found
+
+    for name in names:
+        peer = kept(name, partial(_peer, case, name, result))
+        if peer:
+            peers[name] = peer
+    runs = {
+        "forward": {name: torch.no_grad()(forward) for name, (forward, _) in peers.items()},
+        "train": {name: partial(_gradients, *peer, case.dy) for name, peer in peers.items() if peer[1]},
+    }
+    for mode, of in runs.items():
+        compared = Compared(timer, of, UNCAPTURED)
+        for name in of:
+            row = kept(name, partial(_beside_the_linear, compared, name))
+            if row:
+                result[mode][name] = row
     result["agrees"] = result["errors"].get("ours", 0.0) <= AGREEMENT
     for mode in ("forward", "train"):
         found = result[mode]
@@ -170,22 +188,20 @@ def layer(timer: Timer, n: int, d: int, rank: int, tasks: int) -> Row:
     return result
 
 
-def _peer(timer: Timer, case: Layer, name: str, result: Row) -> None:
+def _peer(case: Layer, name: str, result: Row) -> Peer:
+    """Made ready, its error noted where it computes what ours does."""
     forward, leaves = getattr(case, name)()
-    runs = {
-        "forward": torch.no_grad()(forward),
-        "train": lambda: torch.autograd.grad(forward(), leaves, case.dy),
-    }
     if name in ("ours", "eager", "lorafusion"):
         result["errors"][name] = case.error(forward)
-    for mode, run in runs.items():
-        if mode == "train" and not leaves:
-            continue
-        found = timer.times(run, UNCAPTURED.get(name))
-        linear = result[mode].get("linear", found)
-        found["over_us"] = found["us"] - linear["us"]
-        found["called_over_us"] = found["called_us"] - linear["called_us"]
-        result[mode][name] = found
+    return forward, leaves
+
+
+def _beside_the_linear(compared: Compared, name: str) -> Row:
+    return {**compared.row(name), **compared.over(name, "linear")}
+
+
+def _gradients(forward: Callable[[], Any], leaves: list[Tensor], upstream: Any) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(forward(), leaves, upstream)
 
 
 N_TOGETHER = 3  # q, k and v
@@ -264,19 +280,17 @@ def together(timer: Timer, bandwidth: float, n: int, d: int, rank: int, tasks: i
     result["agrees"] = errors["together"] <= AGREEMENT
     moved = case.bytes_moved()
     for mode in ("forward", "train"):
-        found = {}
+        runs = {}
         for how in ("frozen", "together", "apart"):
             forward, leaves = getattr(case, how), case.leaves(how)
             train = partial(_gradients, forward, leaves, case.dys)
-            found[how] = timer.times(torch.no_grad()(forward) if mode == "forward" else train)
-        over = {how: found[how]["us"] - found["frozen"]["us"] for how in ("together", "apart")}
+            runs[how] = torch.no_grad()(forward) if mode == "forward" else train
+        compared = Compared(timer, runs)
+        found = {how: compared.row(how) for how in runs}
+        over = {how: compared.over(how, "frozen")["over_us"] for how in ("together", "apart")}
         floor = moved[mode] / bandwidth / 1e3
         result[mode] = {**found, "over_us": over, "floor_us": floor, "of_floor": over["together"] / floor}
     return result
-
-
-def _gradients(forward: Callable[[], list[Tensor]], leaves: list[Tensor], dys: list[Tensor]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(forward(), leaves, dys)
 
 
 def mixing(timer: Timer, bandwidth: float, n_layers: int, d: int, rank: int, tasks: int) -> Row:
@@ -344,6 +358,7 @@ def averaging(timer: Timer, bandwidth: float, count: int, size: int) -> Row:
 
 
 def against_eager(timer: Timer, ours: Callable[[], Any], eager: Callable[[], Any], floor: float) -> Row:
-    found = timer.times(ours)
-    of_eager = found["us"] / timer.times(eager)["us"]
+    compared = Compared(timer, {"ours": ours, "eager": eager})
+    found = compared.row("ours")
+    of_eager = found["us"] / compared.row("eager")["us"]
     return {**found, "floor_us": floor, "of_floor": found["us"] / floor, "of_eager": of_eager}

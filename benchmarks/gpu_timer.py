@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+
+from .measure import in_turn, median_difference
 
 Row = dict[str, Any]
 FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU
@@ -22,7 +25,7 @@ AHEAD = 400_000  # cycles the GPU idles for, some 0.2 ms, so that the host has e
 
 
 class Timer:
-    """Medians of the times of a call."""
+    """Times of calls."""
 
     def __init__(self, device: str, repetitions: int):
         self.device, self.repetitions = device, repetitions
@@ -35,49 +38,56 @@ class Timer:
         torch.sum(self._buffer, dim=0, out=self._sink)
 
     def device_seconds(self, function: Callable[[], Any]) -> float:
-        """Of one call on the device, each run with a cold L2."""
-        for _ in range(2 if self.on_gpu else 0):
-            function()
+        """Of one call on the device, the median of runs with a cold L2."""
+        return statistics.median(self.device_rounds({"it": function})["it"])
+
+    def device_rounds(self, functions: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
+        """Seconds of each call on the device, each with a cold L2, in rounds of all of them in turn."""
+        times: dict[str, list[Any]] = {name: [] for name in functions}
+        for function in functions.values():
+            for _ in range(2 if self.on_gpu else 0):
+                function()
+        for turn in range(self.repetitions):
+            for name in in_turn(functions, turn):
+                times[name].append(self._events(functions[name]) if self.on_gpu else _wall(functions[name]))
         if not self.on_gpu:
-            return statistics.median(_wall(function) for _ in range(self.repetitions))
-        events = []
-        for _ in range(self.repetitions):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            self.flush()
-            torch.cuda._sleep(AHEAD)
-            begin.record()
-            function()
-            end.record()
-            events.append((begin, end))
+            return times
         torch.cuda.synchronize()
-        return statistics.median(begin.elapsed_time(end) for begin, end in events) / 1e3
+        return {name: [begin.elapsed_time(end) / 1e3 for begin, end in of] for name, of in times.items()}
 
-    def called_seconds(self, function: Callable[[], Any], calls: int = 10) -> float:
-        """Of one call among others, as a model makes it: whichever is longer, the host's time or the device's."""
+    def _events(self, function: Callable[[], Any]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self.flush()
+        torch.cuda._sleep(AHEAD)
+        begin.record()
         function()
-        calls, rounds = (calls, 3) if self.on_gpu else (1, 1)
+        end.record()
+        return begin, end
 
-        def several(calls: int) -> None:
+    def called_seconds(self, function: Callable[[], Any]) -> float:
+        """Of one call among others, as a model makes it: whichever is longer, the host's time or the device's."""
+        return statistics.median(self.called_rounds({"it": function})["it"])
+
+    def called_rounds(self, functions: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
+        """`called_seconds` of each, in rounds of all of them in turn."""
+        calls, rounds = (10, 3) if self.on_gpu else (1, 1)
+
+        def several(function: Callable[[], Any], calls: int) -> None:
             for _ in range(calls):
                 function()
             if self.on_gpu:
                 torch.cuda.synchronize()
 
-        several(0)
-        one = _wall(lambda: several(1))
-        calls = max(1, min(calls, int(LONG / one)))
-        return statistics.median(_wall(lambda: several(calls)) for _ in range(rounds)) / calls
-
-    def times(self, function: Callable[[], Any], uncaptured: str | None = None) -> Row:
-        """`us`: on the device, in a graph's replay, or of its kernels together where `not_captured` says why there is no graph,
-        so that waiting for the host is nobody's; `called_us`: of a call among others. `uncaptured` says that a graph is not to be
-        tried, and why."""
-        called = self.called_seconds(function) * 1e6
-        replay, why = (None, uncaptured) if uncaptured and self.on_gpu else attempt(lambda: self.captured(function))
-        if why:
-            device = sum(kernel["us"] * kernel["launches"] for kernel in self.kernels(function).values())
-            return {"us": device, "called_us": called, "not_captured": why}
-        return {"us": self.device_seconds(replay) * 1e6, "called_us": called}
+        each = {}
+        for name, function in functions.items():
+            several(function, 1)
+            one = _wall(partial(several, function, 1))
+            each[name] = max(1, min(calls, int(LONG / one)))
+        times: dict[str, list[float]] = {name: [] for name in functions}
+        for turn in range(rounds):
+            for name in in_turn(functions, turn):
+                times[name].append(_wall(partial(several, functions[name], each[name])) / each[name])
+        return times
 
     def captured(self, function: Callable[[], Any]) -> Callable[[], Any]:
         """The replay of a graph of one call, after some on a side stream. Raises RuntimeError where it cannot be captured."""
@@ -154,6 +164,65 @@ class Timer:
         a, b = (torch.randn(size, size, device=self.device, dtype=torch.bfloat16) for _ in range(2))
         product = self.device_seconds(lambda: a @ b)
         return {"copy_gb_per_s": 2 * source.nbytes / copy / 1e9, "gemm_tflop_per_s": 2 * size**3 / product / 1e12}
+
+
+class Compared:
+    """Several calls, timed in rounds of all of them in turn: clocks that drift, drift for all alike.
+
+    A call that does not run leaves the others their times. `uncaptured` says of which calls a graph is not to be tried, and why.
+    """
+
+    def __init__(
+        self, timer: Timer, functions: Mapping[str, Callable[[], Any]], uncaptured: Mapping[str, str] | None = None
+    ):
+        self._timer = timer
+        tried = {name: attempt(function)[1] for name, function in functions.items()}
+        self._failed = {name: why for name, why in tried.items() if why}
+        self._functions = {name: function for name, function in functions.items() if name not in self._failed}
+        self._called = timer.called_rounds(self._functions)
+        known = uncaptured if uncaptured and timer.on_gpu else {}
+        self._not_captured: dict[str, str] = {}
+        replays = {}
+        for name, function in self._functions.items():
+            replay, why = (None, known[name]) if name in known else attempt(partial(timer.captured, function))
+            if why:
+                self._not_captured[name] = why
+            else:
+                replays[name] = replay
+        self._device = timer.device_rounds(replays)
+        self._profiled: dict[str, float] = {}
+
+    def row(self, name: str) -> Row:
+        """`us`: on the device, in a graph's replay, or of its kernels together where `not_captured` says why there is no graph, so that
+        waiting for the host is nobody's; `called_us`: of a call among others. Raises RuntimeError where it failed."""
+        self._need(name)
+        called = {"called_us": statistics.median(self._called[name]) * 1e6}
+        if name in self._not_captured:
+            return {"us": self._of_kernels(name) * 1e6, **called, "not_captured": self._not_captured[name]}
+        return {"us": statistics.median(self._device[name]) * 1e6, **called}
+
+    def over(self, name: str, base: str) -> Row:
+        """The medians of the differences from another call within a round; on the device of both calls' kernels, by the profiler, where
+        either is not captured. Raises RuntimeError where either failed."""
+        self._need(name)
+        self._need(base)
+        if {name, base} & self._not_captured.keys():
+            device = self._of_kernels(name) - self._of_kernels(base)
+        else:
+            device = median_difference(self._device[name], self._device[base])
+        called = median_difference(self._called[name], self._called[base])
+        return {"over_us": device * 1e6, "called_over_us": called * 1e6}
+
+    def _need(self, name: str) -> None:
+        if name in self._failed:
+            raise RuntimeError(f"{name} did not run: {self._failed[name]}")
+
+    def _of_kernels(self, name: str) -> float:
+        """Seconds of all kernels of a call, by the profiler."""
+        if name not in self._profiled:
+            found = self._timer.kernels(self._functions[name]).values()
+            self._profiled[name] = sum(kernel["us"] * kernel["launches"] for kernel in found) / 1e6
+        return self._profiled[name]
 
 
 def _wall(function: Callable[[], Any]) -> float:

@@ -13,7 +13,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,16 @@ def interleave(
         spent = time.perf_counter() - begin
         if (turn >= least and spent > budget) or (turn and spent > limit):
             break
-        for name in names if turn % 2 == 0 else reversed(names):
+        for name in in_turn(names, turn):
             start = time.thread_time_ns()
             functions[name]()
             times[name].append((time.thread_time_ns() - start) * 1e-9)
     return times
+
+
+def in_turn(names: Iterable[str], turn: int) -> list[str]:
+    """Every other round goes backwards: what a call leaves behind does not always meet the same one."""
+    return list(names)[:: 1 if turn % 2 == 0 else -1]
 
 
 def median_difference(times: list[float], base: list[float]) -> float:

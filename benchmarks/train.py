@@ -12,15 +12,17 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 import mhr
 
 from .measure import interleave, machine, median_difference, quiet_machine, require_peft, rms_error
+
+if TYPE_CHECKING:  # what measures kernels does without the package
+    from transformers import PreTrainedModel
 
 WIDTHS = (128, 256, 512)
 RANK, HEADS, SKILLS, TASKS = 4, 8, 8, 64
@@ -54,6 +56,8 @@ def small(width: int) -> Setting:
 
 def backbone(setting: Setting) -> PreTrainedModel:
     """A random model whose backward pass goes down to the embeddings, as below an adapter it must."""
+    from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
     torch.manual_seed(0)
     width, heads = setting.width, setting.attention_heads
     with torch.device(setting.device):

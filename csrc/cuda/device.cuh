@@ -1,6 +1,14 @@
 // The one place where kernels touch the target: PTX under nvcc, the emulator's functions of the same names under g++.
 // Everything here has a bitwise conformance test against its emulation (tests/cuda/conformance.cu).
 #pragma once
+
+namespace mhr::cuda {
+
+// Bytes of shared memory that every GPU since sm_80 gives a block, those of desktops too.
+constexpr int kMostShared = 99 * 1024;
+
+}  // namespace mhr::cuda
+
 #if !defined(__CUDACC__)
 #include "emulation/device.h"
 #else
@@ -139,28 +147,28 @@ inline const char* error_text(cudaError_t e) {
   return cudaGetErrorString(e);
 }
 
-// What one kernel was allowed so far on each device.
+// Whether one kernel has its allowance, on each device.
 struct SharedAllowance {
   static constexpr int kDevices = 64;
-  std::atomic<int> bytes[kDevices];
+  std::atomic<bool> given[kDevices];
 };
 
 // Dynamic shared memory beyond 48 KB must be asked for, and a split of the SM's memory that holds as many blocks as the
-// registers do is worth asking for: both once for a kernel and device.
+// registers do is worth asking for: both once for a kernel and device, and for as much as any launch may take, so that
+// it does not matter which of two threads that come here at once is the last.
 inline const char* allow_shared(const void* kernel, int bytes, SharedAllowance& allowance) {
   if (bytes == 0) return nullptr;
   int device = 0;
   if (const char* error = error_text(cudaGetDevice(&device))) return error;
   const bool known = device < SharedAllowance::kDevices;
-  if (known && bytes <= allowance.bytes[device].load(std::memory_order_relaxed)) return nullptr;
+  if (known && allowance.given[device].load(std::memory_order_relaxed)) return nullptr;
   const auto set = [&](cudaFuncAttribute what, int value) {
     return error_text(cudaFuncSetAttribute(kernel, what, value));
   };
-  if (bytes > 48 * 1024)
-    if (const char* error = set(cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)) return error;
+  if (const char* error = set(cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared)) return error;
   if (const char* error = set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared))
     return error;
-  if (known) allowance.bytes[device].store(bytes, std::memory_order_relaxed);
+  if (known) allowance.given[device].store(true, std::memory_order_relaxed);
   return nullptr;
 }
 

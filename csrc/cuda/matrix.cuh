@@ -6,7 +6,9 @@
 // both operands share it, that makes accumulators and A fragments look alike for every type.
 //
 // float32 keeps its accuracy: each operand is split into two tf32 terms, and three of the four products are added
-// (the fourth is below 2^-22 of the result), the small ones first.
+// (the fourth is below 2^-22 of the result), the small ones first. Tensor cores cut their sums off in place of rounding
+// them, which in an accumulator of thousands of terms is an error that grows: they sum 16 terms, and an addition that
+// rounds takes these to the rest.
 #pragma once
 #include "cuda/device.cuh"
 
@@ -51,6 +53,7 @@ __device__ __forceinline__ void split_tf32(float v, uint32_t& large, uint32_t& s
 
 template <>
 __device__ __forceinline__ void multiply<float>(Accumulator& c, const FragmentA<float>& a, const FragmentB<float>& b) {
+  Accumulator d = {};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     const float av[4] = {a.pair[h][0].x, a.pair[h][1].x, a.pair[h][0].y, a.pair[h][1].y};
@@ -60,10 +63,12 @@ __device__ __forceinline__ void multiply<float>(Accumulator& c, const FragmentA<
     for (int i = 0; i < 4; ++i) split_tf32(av[i], a_large[i], a_small[i]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) split_tf32(bv[i], b_large[i], b_small[i]);
-    mma_16x8x8_tf32(c, a_small, b_large);
-    mma_16x8x8_tf32(c, a_large, b_small);
-    mma_16x8x8_tf32(c, a_large, b_large);
+    mma_16x8x8_tf32(d, a_small, b_large);
+    mma_16x8x8_tf32(d, a_large, b_small);
+    mma_16x8x8_tf32(d, a_large, b_large);
   }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) c[i] += d[i];
 }
 
 // The loads. `tile` points at the fragment's first element in shared memory. "Rows" stores m (or n) down and k across;

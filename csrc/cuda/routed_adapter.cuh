@@ -27,9 +27,6 @@ inline Segments segments_of(const Routing& r, const int64_t* rows, int64_t n_row
 inline bool are_pairs(const float* p, int64_t columns) { return is_aligned(p, size_t(columns) * sizeof(float), 8); }
 inline bool are_fours(const float* p, int64_t columns) { return is_aligned(p, size_t(columns) * sizeof(float)); }
 
-// What every GPU since sm_80 gives a block, those of desktops too.
-constexpr int kMostShared = 99 * 1024;
-
 // Cuts `steps` pipeline steps of so many lines into ranges, so that `blocks` times as many reach those wanted: none
 // shorter than four lines, no more than are useful.
 inline int steps_per_range(int steps, int lines, int blocks, int wanted) {

@@ -26,7 +26,6 @@ LinearsSizes check(const char* op, const Tensor& x, const Tensor& A, const std::
                   torch::headeronly::toString(A.scalar_type()));
   STD_TORCH_CHECK(A.is_contiguous() || (A.stride(2) == 1 && A.stride(0) == sizes.n_in * A.stride(1)), "mhr::", op,
                   ": A must be contiguous, or columns of a contiguous tensor");
-  check_same_device(op, "A", A, x);
   int64_t ranks = 0;
   for (const Tensor& b : B) {
     check_dim(op, "B", b, "U, R, O", 3);
@@ -34,10 +33,11 @@ LinearsSizes check(const char* op, const Tensor& x, const Tensor& A, const std::
                     shape_of(b));
     check_dtype(op, "B", b, A.scalar_type());
     check_contiguous(op, "B", b);
-    check_same_device(op, "B", b, x);
     ranks += b.size(1);
   }
   STD_TORCH_CHECK(ranks == sizes.ranks, "mhr::", op, ": A has rank ", sizes.ranks, ", the factors B together ", ranks);
+  check_same_device(op, "A", A, x);
+  for (const Tensor& b : B) check_same_device(op, "B", b, x);
   check_routing(op, sizes.tokens, rows, rows_b, offsets, x);
   return sizes;
 }

@@ -1,6 +1,8 @@
 // The CUDA built-ins and the instructions of csrc/cuda/device.cuh, for g++: the same names, done by fibers.
 #pragma once
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "numbers.h"
@@ -155,6 +157,26 @@ void load_matrices(uint32_t (&r)[MATRICES], const void* row, Site site) {
   warp_collective({"ldmatrix", ~0u, false, combine, site}, &mine, 16, r, MATRICES * 4);
 }
 
+// A sum as tensor cores make it (Fasi et al., PeerJ Computer Science 7, e330): every term loses the bits below the last
+// that a float32 of the largest term's size has, and so does the sum. Towards zero, so that errors do not cancel. Newer
+// tensor cores keep a bit or two more of a term.
+template <int N>
+float truncated_sum(const double (&terms)[N]) {
+  double largest = 0, plain = 0;
+  for (double term : terms) {
+    largest = std::fmax(largest, std::fabs(term));
+    plain += term;
+  }
+  if (!std::isfinite(plain)) return float(plain);
+  if (largest == 0) return 0;
+  int last = std::max(std::ilogb(largest) - 23, -149);
+  const double units = std::ldexp(1.0, -last);
+  int64_t sum = 0;
+  for (double term : terms) sum += int64_t(term * units);
+  for (; std::abs(sum) >> 24; ++last) sum /= 2;
+  return float(std::ldexp(double(sum), last));
+}
+
 // c (16x8) += a (16xK) b (Kx8) on fragments laid out as mma.sync defines them; E holds a register's elements.
 template <int K, class E>
 void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
@@ -180,9 +202,10 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Sit
     }
     for (int m = 0; m < 16; ++m)
       for (int n = 0; n < 8; ++n) {
-        float sum = 0;
-        for (int k = 0; k < K; ++k) sum += A[m][k] * B[k][n];
-        C[m][n] += sum;
+        double terms[K + 1];
+        for (int k = 0; k < K; ++k) terms[k] = double(A[m][k]) * double(B[k][n]);  // exact
+        terms[K] = C[m][n];
+        C[m][n] = truncated_sum(terms);
       }
     for (int lane = 0; lane < 32; ++lane)
       for (int i = 0; i < 4; ++i) std::memcpy(taken[lane] + 4 * i, &C[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2], 4);

@@ -64,13 +64,14 @@ def routed_linear(
         if x.dtype != torch.float64:
             x, weight = x.to(dtype), weight.to(dtype)
             bias = bias if bias is None else bias.to(dtype)
-    if weights is None and not x.is_cuda:  # the CPU's kernel mixes, at no cost beside its product
+    if weights is None:
         _check(x, bank_a, bank_b, weights, weights_b)
-        weights, weights_b = (
-            torch.eye(bank.shape[0], dtype=accumulator(bank.dtype), device=x.device)[:, None]
-            for bank in (bank_a, bank_b)
-        )
-        bank_a, bank_b = bank_a[None], bank_b[None]
+        if not x.is_cuda:  # the CPU's kernel mixes, at no cost beside its product
+            weights, weights_b = (
+                torch.eye(bank.shape[0], dtype=accumulator(bank.dtype), device=x.device)[:, None]
+                for bank in (bank_a, bank_b)
+            )
+            bank_a, bank_b = bank_a[None], bank_b[None]
     first = x.is_cuda and adapter_first(x, weight)
     return apply(
         _RoutedLinear, x, weight, bias, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, scale, first

@@ -39,7 +39,8 @@ def routed_linears(
     Args:
         x: `[..., I]`, N tokens.
         weights: each `[O_i, I]`, biases: each `[O_i]` or None: the linears that are adapted.
-        A: `[U, I, R_0 + R_1 + ...]`, their factors A side by side (`mix` with runs makes it so), of x's dtype or float32.
+        A: `[U, I, R_0 + R_1 + ...]`, their factors A side by side, of x's dtype or float32. `mix` with runs makes it so, a view of
+            rows that zeros fill up to a multiple of 16 bytes; such a view of another tensor needs zeros there too.
         B: each `[U', R_i, O_i]`, of the dtype of A.
         rows, scale, rows_b, offsets: as of `routed_linear`.
 
@@ -63,13 +64,14 @@ def routed_linears(
 
 
 def _is_in_rows(A: Tensor, x: Tensor) -> bool:
-    """Whether A is the first columns of a tensor whose rows begin at multiples of 16 bytes, as `mix` leaves it for runs."""
+    """Whether the kernels can read A where it lies, in vectors of 16 bytes: columns that are whole vectors of a wider tensor, or that
+    are followed by no more than what fills their last one, as `mix` leaves them for runs."""
+    if A.dim() != 3 or A.dtype != x.dtype or A.stride(2) != 1 or A.stride(0) != A.shape[1] * A.stride(1):
+        return False
+    vector = 16 // A.element_size()
+    whole = -(-A.shape[2] // vector) * vector
     return (
-        A.dim() == 3
-        and A.dtype == x.dtype
-        and A.stride(2) == 1
-        and A.stride(0) == A.shape[1] * A.stride(1)
-        and A.stride(1) * A.element_size() % 16 == 0
+        A.storage_offset() % vector == 0 and A.stride(1) % vector == 0 and (A.shape[2] == whole or A.stride(1) == whole)
     )
 
 

@@ -6,13 +6,14 @@ import ctypes
 import json
 import sys
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mhr_benchmarks import gpu, gpu_adapter, gpu_layer, gpu_steps
+from mhr_benchmarks import gpu, gpu_adapter, gpu_layer, gpu_steps, gpu_timer
 from mhr_benchmarks.gpu_tables import _targets, tables
 from mhr_benchmarks.gpu_timer import Timer, kernel_name
 from mhr_benchmarks.train import AGREEMENT
@@ -96,12 +97,73 @@ def test_what_cannot_be_captured_is_timed_without_a_graph_and_says_why(
 
     monkeypatch.setattr(timer, "captured", refuse)
     case = gpu_adapter.Adapter("cpu", *SHAPE)
-    found = timer.times(lambda: case.backward(case.dx))
+    found = gpu_timer.Compared(timer, {"ours": lambda: case.backward(case.dx)}).row("ours")
     kernels = timer.kernels(lambda: case.backward(case.dx))
     assert set(kernels) == {"mhr::routed_adapter_backward_dy", "mhr::routed_adapter_backward_x"}
     assert all(kernel["us"] > 0 and kernel["launches"] == 1 for kernel in kernels.values())
     assert found["us"] > 0
     assert found["not_captured"] == "RuntimeError: operation not permitted when stream is capturing"
+
+
+def test_a_clock_that_drifts_is_in_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers take turns, every other round backwards, and what is told is the median of the differences within a round."""
+    us = {"linear": 100.0, "ours": 101.0, "theirs": 110.0}
+    now, slowness, calls = 0.0, 1.0, []
+
+    def run(name: str) -> None:
+        nonlocal now, slowness
+        slowness *= 1.001  # of ten calls in a row: as much as ours is over the linear
+        now += us[name] * slowness / 1e6
+        calls.append(name)
+
+    monkeypatch.setattr(gpu_timer.time, "perf_counter", lambda: now)
+    compared = gpu_timer.Compared(Timer("cpu", 10), {name: partial(run, name) for name in us})
+    assert calls[-6:] == ["linear", "ours", "theirs", "theirs", "ours", "linear"]
+    assert compared.over("ours", "linear")["over_us"] == pytest.approx(1, rel=0.2)
+    assert compared.over("theirs", "linear")["over_us"] == pytest.approx(10, rel=0.2)
+
+
+def test_what_has_no_graph_is_compared_by_the_kernels_of_both(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def captured(function: Any) -> Any:
+        if function() == "theirs":
+            raise RuntimeError("reads back")
+        return function
+
+    us = {"linear": 100.0, "ours": 110.0, "theirs": 170.0}
+    monkeypatch.setattr(timer, "captured", captured)
+    monkeypatch.setattr(timer, "kernels", lambda function: {"one": {"us": us[function()] / 2, "launches": 2}})
+    monkeypatch.setattr(
+        timer, "device_rounds", lambda of: {name: [us[name] / 1e5] for name in of}
+    )  # gaps: ten times as long
+    found = gpu_timer.Compared(timer, {name: lambda name=name: name for name in us})
+    assert found.over("theirs", "linear")["over_us"] == pytest.approx(70)
+    assert found.over("ours", "linear")["over_us"] == pytest.approx(100)
+    assert found.row("theirs")["us"] == pytest.approx(170)
+    assert found.row("linear")["us"] == pytest.approx(1000)
+    assert found.row("theirs")["not_captured"] == "RuntimeError: reads back"
+
+
+def test_all_that_is_compared_takes_turns(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+    rounds = Timer.device_rounds
+
+    def noted(timer: Timer, functions: Any) -> Any:
+        seen.append(set(functions))
+        return rounds(timer, functions)
+
+    monkeypatch.setattr(Timer, "device_rounds", noted)
+    gpu_layer.layer(timer, *SHAPE)
+    layers = {"linear", "ours", "peft_poly", "peft_lora", "eager", "compile"}
+    assert seen == [layers, layers]
+    seen.clear()
+    gpu_layer.together(timer, 10.0, *SHAPE)
+    assert seen == [{"frozen", "together", "apart"}] * 2
+    seen.clear()
+    gpu_adapter.adapter(timer, 10.0, *SHAPE)
+    assert seen == [{"ours", "cublas"}] * 2
+    seen.clear()
+    gpu_layer.averaging(timer, 10.0, 3, 100)
+    assert seen == [{"ours", "eager"}]
 
 
 def test_vllm_is_called_with_a_token_map_and_transposed_factors(timer: Timer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -144,6 +147,8 @@ def test_the_steps_for_a_gpu(quick: list[str], tmp_path: Path, monkeypatch: pyte
     assert names.index("time steps") < names.index("sanitizer, memcheck")
     assert found[names.index("build")].environment == {"MHR_CUDA": "1", "MHR_CUDA_ARCHS": "90"}
     sanitizers = [step for step in found if step.tool == "compute-sanitizer"]
+    # Of kernels that it does not watch initcheck does not see what they write, and ours read what torch's wrote.
+    assert all(("--kernel-regex" in step.command) == (step.name != "sanitizer, initcheck") for step in sanitizers)
     assert all(step.environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} for step in sanitizers)
     measuring = []
     for step in found:
@@ -159,6 +164,64 @@ def test_the_steps_for_a_gpu(quick: list[str], tmp_path: Path, monkeypatch: pyte
     assert all(
         60 * m.minutes < s.seconds for m, s in zip(measuring[:3], found[names.index("time kernels") :], strict=False)
     )
+
+
+NEEDED = {"torch", "pytest", "pybind11", "setuptools"}
+WITHOUT_THE_REST = f"""
+import re, sys
+from importlib.metadata import packages_distributions, requires
+
+def named(distribution):
+    return re.sub("[-_.]+", "-", distribution).lower()
+
+# What mhr asks for, and PEFT, which its benchmarks do.
+asked = [text for text in requires("mhr") if "extra ==" not in text or "bench" in text]
+ours = {{named(re.match("[A-Za-z0-9._-]+", text)[0]) for text in asked}} - {NEEDED!r}
+absent = {{module for module, of in packages_distributions().items() if ours & set(map(named, of))}}
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, *more):
+        return None if name.partition(".")[0] in absent else self.finder.find_spec(name, *more)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+assert "transformers" in absent and "peft" in absent
+sys.meta_path[:] = map(Without, sys.meta_path)
+"""
+
+
+@pytest.mark.slow
+def test_what_is_not_named_as_needed_may_be_absent(tmp_path: Path) -> None:
+    """Kernels and shapes are measured, and the tests of the ops are found, without what models import."""
+    (tmp_path / "without_the_rest.py").write_text(WITHOUT_THE_REST)
+    collected = gpu_check.tests("--collect-only", "-q", "tests/cuda", "tests/ops")[3:]
+    measured = ["kernels", "shapes", "--device", "cpu", "--quick", "--output", str(tmp_path)]
+    for module, arguments in (("pytest", collected), ("benchmarks.gpu", measured)):
+        run = f"import without_the_rest, runpy, sys; sys.argv[1:] = {arguments!r}; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", run],
+            cwd=gpu_check.ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+def test_a_file_that_cannot_be_imported_stops_no_other(tmp_path: Path) -> None:
+    (tmp_path / "test_broken.py").write_text("import no_such_package")
+    (tmp_path / "test_whole.py").write_text("def test_one(): pass")
+    done = subprocess.run(
+        gpu_check.tests(str(tmp_path)), cwd=gpu_check.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "1 passed, 1 error" in done.stdout
 
 
 def test_where_nvidia_smi_does_not_tell_the_architecture_every_usual_one_is_built(

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available() or config.pluginmanager.hasplugin("tests.emulation.as_cpu_ops"):
         return
     for item in items:
         if "tests/cuda/" in item.path.as_posix():

@@ -1,6 +1,7 @@
 """The native CUDA ops on this GPU: the emulator's cases and bounds, repeatability, sizes beyond 32 bits.
 
-Streams, graphs and compilers: tests/ops, which run on the GPU too.
+Streams, graphs and compilers: tests/ops, which run on the GPU too. Where there is none, what needs no more than the ops is run on the
+emulated kernels (tests/emulation/test_ops_suite.py).
 """
 
 from __future__ import annotations
@@ -9,26 +10,31 @@ import pytest
 import torch
 
 from mhr.ops import mix, native_ops, route, weighted_average
-from tests.emulation.adapter_cases import BF16, CASES, FP32, Case, Problem
+from tests.emulation.adapter_cases import BF16, CASES, FP32, Case, Problem, assert_float32_accuracy
 from tests.emulation.bounds import Bounded, product, worst
 from tests.emulation.test_mix import ITEMS, SUMS
 
 ops = torch.ops.mhr
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def on_gpu(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.cuda()
+def on_device(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """A tensor of its own: an op may write into it."""
+    return None if tensor is None else tensor.to(DEVICE, copy=True)
 
 
 def results(problem: Problem) -> list[list[torch.Tensor]]:
     case = problem.case
-    offsets = None if case.equal_segments else problem.offsets.cuda()
+    offsets = None if case.equal_segments else on_device(problem.offsets)
     activation = "gelu" if case.bottleneck else "none"
-    rows_a, rows_b = problem.rows_a.cuda(), problem.rows_b.cuda()
-    x, y, dy, dx, a, b = (t.cuda() for t in (problem.x, problem.y, problem.dy, problem.dx, problem.a, problem.b))
-    biases = (on_gpu(problem.bias_a), on_gpu(problem.bias_b))
+    rows_a, rows_b = on_device(problem.rows_a), on_device(problem.rows_b)
+    y = problem.y
+    if case.overwrite:  # the op adds to its y: it is given what the launch would begin with
+        y = torch.zeros_like(y) if problem.base is None else problem.base.expand_as(y).contiguous()
+    x, y, dy, dx, a, b = (on_device(t) for t in (problem.x, y, problem.dy, problem.dx, problem.a, problem.b))
+    biases = (on_device(problem.bias_a), on_device(problem.bias_b))
     z = ops.routed_adapter_forward(y, x, a, b, rows_a, rows_b, offsets, *biases, activation, problem.scale)
-    saved, given, bias = problem.z.cuda(), problem.dz.cuda(), case.bottleneck
+    saved, given, bias = on_device(problem.z), on_device(problem.dz), case.bottleneck
     dz, db, dbias_b = ops.routed_adapter_backward_dy(dy, saved, b, rows_b, offsets, activation, problem.scale, bias)
     da, dbias_a = ops.routed_adapter_backward_x(dx, x, given, a, rows_a, offsets, not case.overwrite, bias)
     return [[y, z], [dz, db, *([dbias_b] if bias else [])], [dx, da, *([dbias_a] if bias else [])]]
@@ -47,6 +53,13 @@ def test_routed_adapter_matches_float64(case: Case) -> None:
         for (name, bound), actual, other in zip(names.items(), outputs, repeated, strict=True):
             assert worst(actual.cpu(), bound) <= 1, name
             assert torch.equal(actual, other), f"{name} differs from run to run"
+
+
+def test_float32_stays_float32_in_long_sums() -> None:
+    problem = Problem(
+        Case((6000, 2192), 4096, 1024, 16, FP32)
+    )  # so many tokens that no block shares its sums with others
+    assert_float32_accuracy(problem, results(problem))
 
 
 @pytest.mark.parametrize("case", CASES[2:5], ids=str)
@@ -105,7 +118,7 @@ def test_many_blocks_match_float64() -> None:
 
 def test_mix_matches_float64() -> None:
     items = [item for item in ITEMS if item.bank_dtype == torch.float32]
-    tensors = [[t.cuda() for t in item.tensors()] for item in items]
+    tensors = [[t.to(DEVICE) for t in item.tensors()] for item in items]
     banks, weights = [t[0] for t in tensors], [t[1] for t in tensors]
     head_dims = [item.head_dim for item in items]
     for item, (bank, w, _), factor in zip(items, tensors, ops.mix(banks, weights, head_dims, BF16), strict=True):
@@ -124,7 +137,7 @@ def test_mix_matches_float64() -> None:
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16, FP32, torch.float64], ids=str)
 def test_weighted_average_matches_float64(dtype: torch.dtype) -> None:
-    tensors = [torch.randn(100_003, dtype=torch.float64, device="cuda").to(dtype) for _ in range(5)]
+    tensors = [torch.randn(100_003, dtype=torch.float64, device=DEVICE).to(dtype) for _ in range(5)]
     weights = [0.5, 0.25, 0.125, 0.0625, 0.0625]
     expected = sum(w * t.double() for w, t in zip(weights, tensors, strict=True))
     torch.testing.assert_close(weighted_average(tensors, weights), expected.to(dtype))

@@ -11,6 +11,9 @@ import torch
 from tests.emulation.bounds import Bounded, gelu, gelu_slope, product, worst
 from tests.emulation.emulator import DTYPES, Argument, Call, Output, Updated, run
 
+# Of a sum in float32 by tensor cores: the splits into tf32 terms lose 2^-22 each, and 16 products at a time are truncated.
+FLOAT32_ERROR = 1e-6
+
 
 @dataclass(frozen=True)
 class Case:
@@ -252,6 +255,14 @@ def check_problem(driver: Path, problem: Problem | Siblings, seeds: Sequence[int
             assert torch.equal(actual, first), f"{name} differs between seeds"
 
 
+def assert_float32_accuracy(problem: Problem, results: Sequence[Sequence[torch.Tensor]]) -> None:
+    """RMS errors of a float32 problem's outputs: bounds of each element, which grow with the terms of a sum, hide errors that do."""
+    for names, outputs in zip(problem.expected(), results, strict=True):
+        for (name, bound), actual in zip(names.items(), outputs, strict=True):
+            error = (actual.double() - bound.value).square().mean().sqrt() / bound.value.square().mean().sqrt()
+            assert error < FLOAT32_ERROR, f"{name} is off by {error:.1e}"
+
+
 def with_wrong_offsets() -> list[Call]:
     """Offsets that fall, and promise more tiles and chunks than there are."""
     problem = Problem(Case((100,) * 12, 72, 136, 16, bottleneck=True))
@@ -370,5 +381,7 @@ GROUPS = (
     Group(Case((30, 20), 576, 0, 0, FP16, shift=8), ((8, 40), (8, 40))),
     Group(Case((40, 3), 576, 0, 0, FP32, absent=True, overwrite=True), ((4, 33), (12, 64))),
 )
+# Sums of thousands of terms, each in one accumulator from the first to the last.
+LONG_SUMS = (Case((16,), 4096, 4096, 16, FP32, blocks=1), Case((4096,), 64, 72, 16, FP32, blocks=1))
 # Tensors of more than 2^31 elements, of which a few tokens at the end are used.
 SPARSE = Case((8,), 16384, 16384, 4, bottleneck=True, left_out=1 << 17)

@@ -17,11 +17,13 @@ import torch
 from tests.emulation.adapter_cases import (
     CASES,
     GROUPS,
+    LONG_SUMS,
     SPARSE,
     Case,
     Group,
     Problem,
     Siblings,
+    assert_float32_accuracy,
     check,
     check_problem,
     with_wrong_offsets,
@@ -63,6 +65,10 @@ def examine_adapter(driver: Path, flavour: str, dtype: torch.dtype) -> None:
             run(driver, Problem(case).calls(7))
         else:
             check(driver, case, (7,) if flavour == "address" else (0, 7))
+    if flavour == "plain" and dtype == torch.float32:
+        for case in LONG_SUMS:
+            problem = Problem(case)
+            assert_float32_accuracy(problem, run(driver, problem.calls(7)))
     if flavour == "address":
         run(driver, with_wrong_offsets())
         check(driver, SPARSE, (7,))

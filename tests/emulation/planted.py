@@ -334,8 +334,16 @@ MUTANTS = (
         "matrix: small tf32 terms lost",
         "plain",
         "matrix.cuh",
-        "    mma_16x8x8_tf32(c, a_small, b_large);\n",
+        "    mma_16x8x8_tf32(d, a_small, b_large);\n",
         "",
+        torch.float32,
+    ),
+    Mutant(
+        "matrix: float32 summed by the tensor cores to the end",
+        "plain",
+        "matrix.cuh",
+        "mma_16x8x8_tf32(d, a_large, b_large)",
+        "mma_16x8x8_tf32(c, a_large, b_large)",
         torch.float32,
     ),
     Mutant(

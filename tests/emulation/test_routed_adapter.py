@@ -7,7 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.emulation.adapter_cases import CASES, GROUPS, SPARSE, Case, Group, Problem, Siblings, check, check_problem
+from tests.emulation.adapter_cases import (
+    CASES,
+    FP32,
+    GROUPS,
+    LONG_SUMS,
+    SPARSE,
+    Case,
+    Group,
+    Problem,
+    Siblings,
+    assert_float32_accuracy,
+    check,
+    check_problem,
+)
 from tests.emulation.emulator import EmulatorFault, run
 
 pytestmark = pytest.mark.emulation
@@ -16,6 +29,12 @@ pytestmark = pytest.mark.emulation
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_matches_float64(plain: Path, case: Case) -> None:
     check(plain, case, (0, 1, 7))
+
+
+@pytest.mark.parametrize("case", LONG_SUMS, ids=str)
+def test_float32_stays_float32_in_long_sums(plain: Path, case: Case) -> None:
+    problem = Problem(case)
+    assert_float32_accuracy(problem, run(plain, problem.calls(7)))
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=str)
@@ -41,6 +60,15 @@ def test_a_row_that_does_not_exist_makes_nan_of_its_segment_only(plain: Path, ra
                 assert torch.equal(tensor[78:], right[78:]), name
             else:
                 assert tensor.isfinite().all(), name
+
+
+def test_an_infinity_in_float32_makes_nan_of_its_token_only(plain: Path) -> None:
+    problem = Problem(Case((8, 8), 64, 72, 4, FP32))
+    good, _ = run(plain, problem.calls(0))[0]
+    problem.x[3, 5] = torch.inf
+    y, _ = run(plain, problem.calls(0))[0]
+    assert y[3].isnan().all()
+    assert torch.equal(torch.cat([y[:3], y[4:]]), torch.cat([good[:3], good[4:]]))
 
 
 def test_row_minus_one_leaves_its_segment(plain: Path) -> None:

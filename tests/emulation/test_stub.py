@@ -18,6 +18,7 @@ from tests.emulation.stub.library import STREAM, Record, build_stub, missing_too
 pytestmark = [pytest.mark.emulation, pytest.mark.slow]
 
 SHARED_OF_AN_SM = 227 * 1024  # of an H100's or H200's 228 KB, 1 KB of which every block takes for itself
+MOST_SHARED = 99 * 1024  # of a block, on every GPU since sm_80
 # The blocks that an SM should hold, by kernel: what their registers are bounded for.
 BLOCKS = {"shrink_kernel": 3, "expand_kernel": 3, "outer_kernel": 2}
 TILED = {"shrink_kernel", "expand_kernel"}
@@ -86,7 +87,9 @@ def check_shared_memory(calls: list[dict[str, Any]]) -> None:
             one = call["sizes"]["r"] > {"expand_kernel": 64, "outer_kernel": 32}.get(r.kind, call["sizes"]["r"])
             most = SHARED_OF_AN_SM // (1 if one else BLOCKS[r.kind]) - 1024
             assert r.bytes <= most, f"{call['name']} {call['sizes']}: {r.kind} takes {r.bytes} bytes of {most}"
-            assert r.bytes <= 48 * 1024 or r.raised >= r.bytes
+            # The same whatever the first launch took: of two threads' first launches either may come last.
+            assert r.raised == MOST_SHARED, f"{call['name']}: {r.kind} is allowed {r.raised} bytes, not {MOST_SHARED}"
+            assert r.bytes <= r.raised
     assert seen == set(BLOCKS)
 
 

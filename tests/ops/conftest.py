@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from tests.ops.cases import CPU_ONLY
+from tests.ops.cases import CPU_ONLY, CPU_ONLY_FILES
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses deterministic mode
@@ -18,7 +18,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every test runs on every device there is, in deterministic mode, which fills uninitialised memory with NaN: what a
     kernel forgets to write shows."""
     on_cpu = request.param == "cpu"
-    if not on_cpu and (request.path.name == "test_native.py" or any(t in request.node.name for t in CPU_ONLY)):
+    if not on_cpu and (request.path.name in CPU_ONLY_FILES or any(t in request.node.name for t in CPU_ONLY)):
         pytest.skip("the CPU's alone")
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)

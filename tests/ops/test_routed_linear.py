@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from mhr.ops import routed_linear
@@ -227,6 +230,21 @@ def test_refuses_what_does_not_fit(change: dict[str, Tensor | None], message: st
     given = inputs(EQUAL, (2, 3, 8, 6, 2), torch.float32) | {"rows": EQUAL.tensors()[0]}
     with pytest.raises(RuntimeError, match=message):
         routed_linear(**(given | change))
+
+
+@pytest.mark.parametrize(("on", "axes"), [("cuda", (1, 3)), ("cuda", (2, 3)), ("cpu", (1, 3)), ("cpu", (2, 3))])
+def test_factors_of_four_axes_are_refused_before_a_kernel_sees_them(
+    on: str, axes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def called(*_: object) -> None:
+        raise AssertionError("a kernel was called")
+
+    monkeypatch.setattr(importlib.import_module("mhr.ops.routed_linear"), "apply", called)
+    with FakeTensorMode():  # of a device that need not be there
+        x, weight = torch.empty(3, 8, device=on), torch.empty(6, 8, device=on)
+        bank_a, bank_b = torch.empty(*axes, 8, 2, device=on), torch.empty(*axes, 2, 6, device=on)
+        with pytest.raises(RuntimeError, match=r"without weights bank_a must have shape \(U, I, R\), got"):
+            routed_linear(x, weight, None, bank_a, bank_b, None, torch.empty(3, dtype=torch.int64, device=on))
 
 
 def test_refuses_vmap() -> None:

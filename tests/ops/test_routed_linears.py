@@ -147,6 +147,24 @@ def test_non_contiguous_inputs() -> None:
     assert_close(with_gradients(apart, given), with_gradients(formula(RAGGED), double(given)), torch.float32)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("begin", "width"), [(0, 32), (0, 19), (4, 24), (8, 24), (8, 16), (1, 16), (2, 40)])
+@pytest.mark.parametrize("size", SIZES[:2], ids=str)
+def test_a_as_columns_of_a_wider_tensor(size: tuple, begin: int, width: int, dtype: torch.dtype) -> None:  # type: ignore[type-arg]
+    """Wherever they begin, and whatever is in the others."""
+    given = inputs(RAGGED, size, dtype)
+    end = begin + given["A"].shape[-1]
+    whole = torch.full((*given["A"].shape[:2], width), torch.nan, dtype=dtype)
+    whole[..., begin:end] = given["A"]
+
+    def within(A: Tensor, **tensors: Tensor) -> list[Tensor]:
+        return ours(RAGGED)(A=A[..., begin:end], **tensors)
+
+    found, truth = with_gradients(within, given | {"A": whole}), with_gradients(formula(RAGGED), double(given))
+    found["dA"] = found["dA"][..., begin:end]
+    assert_close(found, truth, dtype)
+
+
 def test_gradcheck() -> None:
     given = inputs(RAGGED, (4, (6, 2), (3, 1)), torch.float64)
     leaves = tuple(t.requires_grad_() for t in given.values())

@@ -19,7 +19,8 @@ MUTANTS = (
     ("a copy on the default stream", "weighted_average.cu", "p.tensors[0], bytes, st)", "p.tensors[0], bytes, nullptr)"),
     ("no device guard", "torch_device.h", "guard_(t.get_device_index())", "guard_(7)"),
     ("shrink: 100 KB too much shared memory", "routed_adapter.cuh", "S::kShared, stream", "S::kShared + 100 * 1024, stream"),
-    ("more than 48 KB without asking", "device.cuh", "if (bytes > 48 * 1024)", "if (bytes > 480 * 1024)"),
+    ("more than 48 KB without asking", "device.cuh", "MaxDynamicSharedMemorySize, kMostShared", "MaxDynamicSharedMemorySize, 48 * 1024"),
+    ("no more shared memory than a kernel's first launch takes", "device.cuh", "MaxDynamicSharedMemorySize, kMostShared", "MaxDynamicSharedMemorySize, bytes"),
     ("shrink: twice the blocks", "routed_adapter.cuh", "unsigned(max_tiles(segments_a, S::kTokens))", "unsigned(2 * max_tiles(segments_a, S::kTokens))"),
     ("one bank a launch", "mix.cu", "filled == kMixItems ||", "filled == 1 ||"),
 )  # fmt: skip
