@@ -181,7 +181,8 @@ class _Row:
         value = self.columns.get(column)
         if _absent(value):
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value % 1:
+        number = _finite(value)
+        if number is None or number < 0 or number % 1:
             raise self._fault(column, value, "an integer")
         return int(value)
 
