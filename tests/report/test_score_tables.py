@@ -160,8 +160,6 @@ def test_lines_that_are_no_rows(folder: Path, line: str) -> None:
 @pytest.mark.parametrize("value", ["9" * 400, "-1", "1.5", "true", '"many"', "Infinity"])
 def test_a_count_that_is_none_is_named(folder: Path, column: str, value: str) -> None:
     path = folder / "counts.jsonl"
-    path.write_text(
-        '{"task": "a", "mode": "z", "method": "mhr", "seed": 1, "metric": "accuracy", "value": 0.5, "%s": %s}\n'
-        % (column, value)
-    )
+    row = {"task": "a", "mode": "z", "method": "mhr", "seed": 1, "metric": "accuracy", "value": 0.5}
+    path.write_text(f'{json.dumps(row)[:-1]}, "{column}": {value}}}\n')
     assert f"{path}:1: {column} is " in str(read(path))
