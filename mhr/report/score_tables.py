@@ -184,7 +184,7 @@ class _Row:
         number = _finite(value)
         if number is None or number < 0 or number % 1:
             raise self._fault(column, value, "an integer")
-        return int(value)
+        return int(number)
 
     def value(self, metric: str, column: str = "value") -> float:
         """What the column holds, as a value of the metric."""
