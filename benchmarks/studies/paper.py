@@ -111,15 +111,16 @@ def _pretrained(unit: Unit, stages: Stages, name: str, steps: int, **more: Any) 
 
 
 def _losses(unit: Unit, stages: Stages, run: Any, seen: Any) -> None:
-    """Loss on examples of the training tasks that were not trained on, by step (of a trial at the end alone), and the arithmetic of
-    a step."""
+    """Loss on examples of the training tasks that were not trained on, by step, and the arithmetic of a step; of a trial the
+    loss at the end alone."""
     from .flops import flops_of_run
     from .seen_loss import seen_losses
 
     if "losses" not in stages.state:
         found = stages.timed("losses", partial(seen_losses, run, seen, at_end=unit.kind == TRIAL))
         stages.state["losses"] = {str(step): losses for step, losses in found.items()}
-        stages.state["flops"] = flops_of_run(run, seen, unit.setting.plan.batch)
+        if unit.kind == TEST:
+            stages.state["flops"] = flops_of_run(run, seen, unit.setting.plan.batch)
         stages.save()
 
 

@@ -131,8 +131,7 @@ def decoder(output: Path, path: str, quick: bool = False, model: str = "builtin:
         "decoder",
         "Super-NaturalInstructions in chat form, SmolLM2-135M-Instruct",
         f"{len(training)} training tasks with short inputs; {len(validation)} others of the training split judge the trials, {len(test)} held-out "
-        f"tasks with choices the claims. The base is in {DTYPE}. Batches are packed; their arithmetic is counted as if they were padded. "
-        "Three seeds find differences of loss; a difference of scores they find where it is eight times its standard deviation over seeds.",
+        f"tasks with choices the claims. The base is in {DTYPE}. Batches are packed; their arithmetic is counted as if they were padded.",
         plan,
         {
             "model": model,

@@ -8,8 +8,9 @@ kind of p adjusted by Holm over the comparisons that are judged together)
     same   supported      d lies within the margin (two one-sided tests)
            not supported  d lies outside
 
-and undecided otherwise; a gain that is significantly above 0 and significantly too small to matter is supported, and the table shows its size. The power beside it is the chance that this plan had, with the spread that was found, of finding a gain
-that just matters, or sameness where there is no difference at all; at the level divided by the number of comparisons.
+and undecided otherwise; a gain that is significantly above 0 and significantly too small to matter is supported, and the table shows
+its size. The power beside it is the chance that this plan had, with the spread that was found, of finding a gain that just matters, or
+sameness where there is no difference at all; at the level divided by the number of comparisons.
 """
 
 from __future__ import annotations

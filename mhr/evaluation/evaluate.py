@@ -53,8 +53,9 @@ def evaluate(
     split              "test" or "train" examples of the tasks
     limit              at most this many examples a task, the first ones
     batch_size         examples a batch (pairs, for encoders); None finds it, see `in_batches`
-    metrics            some of METRICS, the first that fits a task and is a share or a correlation gives its score; None takes those that its data name, or ranks
-                       tasks with choices and generates for the others. Tasks that none can judge are skipped, with a note
+    metrics            some of METRICS, the first that fits a task and is a share or a correlation gives its score; None takes those that
+                       its data name, or ranks tasks with choices and generates for the others. Tasks that none can judge are skipped,
+                       with a note
     max_input_length   tokens of an input with its shots (of a pair, for encoders); longer ones are truncated, and counted. None: as
                        the model was trained, otherwise 512, and as much as an input and an answer for each shot; never more
                        than the model takes

@@ -66,8 +66,8 @@ def generate_answers(
                  pieces together are the answer
 
     Inputs of a decoder are padded on the left. Raises ConfigError for an encoder, which cannot generate, for lengths and beams out of
-    range, for an empty stop, for a static cache of a model that has none, and for sampling and streams that have to be of one row; DivergedError for
-    logits that are NaN.
+    range, for an empty stop, for a static cache of a model that has none, and for sampling and streams that have to be of one row;
+    DivergedError for logits that are NaN.
     """
     if not examples:
         return []
@@ -106,7 +106,8 @@ def generate_answers(
     )
     lead = collator.chat_rows().template.lead if any(map(loaded.renders, examples)) else ""
     stops = Stops(loaded.tokenizer, stop, lead)
-    processors = LogitsProcessorList([NumbersOnly(loaded)])
+    numbers = NumbersOnly(loaded)
+    processors = LogitsProcessorList([numbers])
     if draws > 1:
         processors.append(MeanOverDraws(draws, n_beams))
 
@@ -118,7 +119,12 @@ def generate_answers(
 
     def streamer(i: int) -> AnswerStream | None:
         held = max(map(len, stop), default=1) - 1
-        return None if stream is None else AnswerStream(lambda row: said(i, words([row])[0]), stream, held, lead)
+
+        def text(row: list[int]) -> str:
+            numbers.check()
+            return said(i, words([row])[0])
+
+        return None if stream is None else AnswerStream(text, stream, held, lead)
 
     def answer(batch: list[int]) -> list[str]:
         rows = [i for i in batch for _ in range(draws)]
@@ -134,6 +140,7 @@ def generate_answers(
                 stopping_criteria=StoppingCriteriaList([StopAt(stops, skip)] if stop else []),
                 streamer=streamer(batch[0]),
             )[::draws]
+        numbers.check()
         return words(out[:, skip:].tolist())
 
     def done(batch: list[int]) -> None:

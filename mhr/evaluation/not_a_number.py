@@ -23,15 +23,23 @@ def check_scores(loaded: LoadedModel, examples: Sequence[Example], ranked: Seque
 
 
 class NumbersOnly(LogitsProcessor):
-    """Raises DivergedError for logits of a next token [rows, vocabulary] of which one is NaN."""
+    """Notes whether a logit of a next token [rows, vocabulary] is NaN, where the logits are: `check` looks, since looking at each step
+    would wait for a GPU. In its place goes 0, with which a token can still be drawn."""
 
     def __init__(self, loaded: LoadedModel):
         self.loaded = loaded
+        self._spoiled: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if scores.isnan().any():
+        found = scores.isnan()
+        here = found.any()
+        self._spoiled = here if self._spoiled is None else self._spoiled | here
+        return scores.masked_fill(found, 0.0)
+
+    def check(self) -> None:
+        """Raise DivergedError where one was NaN."""
+        if self._spoiled is not None and self._spoiled:
             _refuse(self.loaded, "logits that are NaN")
-        return scores
 
 
 def _refuse(loaded: LoadedModel, found: str) -> NoReturn:

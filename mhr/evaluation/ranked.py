@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -26,3 +28,8 @@ class Ranked:
     def answer(self) -> str:
         """The best option, or the number, to six digits."""
         return self.options[self.best] if self.options else f"{self.scores[0]:.6g}"
+
+
+def in_json(scores: Sequence[float]) -> list[float | None]:
+    """Scores as JSON can hold them: one that is not finite is null."""
+    return [score if math.isfinite(score) else None for score in scores]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mhr.evaluation.metrics import mean
+from mhr.evaluation.ranked import in_json
 from mhr.files import write_json_atomically, write_text_atomically
 
 
@@ -93,10 +93,7 @@ class EvaluationResult:
 
     def write_predictions(self, path: str | Path) -> Path:
         """Write one line of JSON per answer, an infinite score as null. Raises MhrError where the file cannot be written."""
-        rows = [
-            dataclasses.asdict(p) | {"scores": [s if math.isfinite(s) else None for s in p.scores]}
-            for p in self.predictions
-        ]
+        rows = [dataclasses.asdict(p) | {"scores": in_json(p.scores)} for p in self.predictions]
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
         return write_text_atomically(path, "".join(lines))
 

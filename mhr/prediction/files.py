@@ -10,7 +10,6 @@ next process that resumes the file, which answers the rest.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mhr.data.example import Example
 from mhr.errors import ConfigError, DataError
+from mhr.evaluation.ranked import in_json
 from mhr.files import make_folder, read_json, write_json_atomically, writing
 from mhr.locks import locked
 from mhr.prediction.predictor import Answer, Predictor
@@ -118,11 +118,11 @@ def answer_into(
 
 
 def line_of(example: Example, answer: Answer) -> dict[str, Any]:
-    """An answer as a row of the file. A score that is no number, as half precision may give it, is null."""
+    """An answer as a row of the file; an infinite score, as half precision may give it, is null."""
     found: dict[str, Any] = {"id": example.id, "task": example.task, "input": example.input, "answer": answer.text}
     found |= {"how": answer.how}
     if answer.scores:
-        found |= {"choices": list(answer.choices), "scores": [s if math.isfinite(s) else None for s in answer.scores]}
+        found |= {"choices": list(answer.choices), "scores": in_json(answer.scores)}
     return found | ({"truncated": True} if answer.truncated else {})
 
 

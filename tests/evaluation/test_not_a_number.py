@@ -15,6 +15,7 @@ from mhr.evaluation import LoadedModel, Prediction, generate_answers, load_model
 from mhr.evaluation.not_a_number import check_scores
 from mhr.evaluation.ranked import Ranked
 from mhr.evaluation.result import EvaluationResult
+from mhr.evaluation.sampling import Sampling
 
 RANKED = Example("task", "some text", targets=("a",), choices=("a", "b"))
 ASKED = Example("task", "some text", targets=("a",))
@@ -40,6 +41,15 @@ def test_choices_are_not_ranked(name: str, backbone: Callable[..., str]) -> None
 def test_nothing_is_generated(name: str, n_beams: int, backbone: Callable[..., str]) -> None:
     with pytest.raises(DivergedError, match="computes logits that are NaN"):
         generate_answers(spoiled(load_model(backbone(name))), [ASKED], n_beams=n_beams, max_new_tokens=4)
+
+
+def test_nothing_is_drawn_or_streamed(backbone: Callable[..., str]) -> None:
+    """A draw from NaN would end the process on a GPU, and a stream would show what is refused in the end."""
+    loaded, shown = spoiled(load_model(backbone("llama"))), []
+    for how in ({"sampling": Sampling(temperature=1.0)}, {"stream": shown.append}):
+        with pytest.raises(DivergedError, match="computes logits that are NaN"):
+            generate_answers(loaded, [ASKED], max_new_tokens=4, **how)
+    assert not shown
 
 
 def test_an_infinite_score_is_one_where_another_is_higher() -> None:

@@ -88,22 +88,22 @@ def test_each_setting_of_a_routing_method(method: str, name: str, held: tuple[Pa
     refused(output, file, lambda: prepare_output(output, overwrite=True, reads=paths_read(config)))
 
 
-@pytest.mark.parametrize("act", [adapt, sweep])
+GIVEN: dict[str, dict[str, Any]] = {
+    "dev": {"select": "best"},
+    "encoder": {"start": "nearest"},
+    "tasks_path": {},
+    "template": {},
+    "base": {},
+    "chat_template": {},
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "more"),
-    [
-        ("dev", {"select": "best"}),
-        ("encoder", {"start": "nearest"}),
-        ("tasks_path", {}),
-        ("template", {}),
-        ("chat_template", {}),
-        ("base", {}),
-    ],
+    ("act", "name"), [*((adapt, name) for name in GIVEN), *((sweep, name) for name in GIVEN if name != "chat_template")]
 )
 def test_what_an_adaptation_is_given(
     act: Any,
     name: str,
-    more: dict[str, Any],
     held: tuple[Path, Path],
     source: Callable[[str], RunFolder],
     tasks_file: Path,
@@ -118,11 +118,9 @@ def test_what_an_adaptation_is_given(
         file.write_text("input: '{input}'\n")
     elif name == "base":
         file = shutil.copytree(source("mhr").info["base"], output / "model")
-    if act is sweep and name == "chat_template":
-        pytest.skip("a sweep takes none")
     how: dict[str, Any] = {"mode": "mhr"} if act is adapt else {"modes": ["mhr"]}
     run = str(source("mhr").path)
-    given = {name: str(file), **more, **how, "output": str(output), "overwrite": True, "progress": False}
+    given = {name: str(file), **GIVEN[name], **how, "output": str(output), "overwrite": True, "progress": False}
     refused(output, file, lambda: act(run if act is adapt else [run], ["next-first"], **given))
 
 
