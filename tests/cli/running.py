@@ -42,5 +42,12 @@ def spawn(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
+def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`mhr` in two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mhr_cli"]
+    command = [*launcher, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+
+
 def last_line(text: str) -> str:
     return [line for line in text.splitlines() if line.strip()][-1]

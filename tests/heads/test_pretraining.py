@@ -11,11 +11,9 @@ import torch
 
 from mhr.adapters import load_checkpoint, read_adapter
 from mhr.evaluation import choice_scorer, score
-from mhr.runs import RunFolder
-from mhr.runs.config import dump_config
 from mhr.training import pretrain
+from tests.forked import pretrained_by_two
 from tests.heads.conftest import Recipe
-from tests.training.test_pretraining import WORKER, start_worker
 
 
 def test_every_task_gets_the_head_that_its_data_asks_for(recipe: Recipe, tmp_path: Path) -> None:
@@ -80,14 +78,8 @@ def test_a_checkpoint_opens_with_its_outputs(recipe: Recipe, tmp_path: Path) -> 
 def test_two_processes_give_the_losses_of_one(recipe: Recipe, tmp_path: Path) -> None:
     """Also where a process draws no example of a task, whose head then has a gradient of zeros there."""
     tasks = ("two", "three", "number", "pick")
-    (tmp_path / "config.yaml").write_text(dump_config(recipe(*tasks, batch_size=2)))
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    worker = start_worker(*launcher, WORKER, tmp_path / "config.yaml", tmp_path / "two")
+    two = pretrained_by_two(recipe(*tasks, batch_size=2), tmp_path / "two")
     one = pretrain(recipe(*tasks, batch_size=4), str(tmp_path / "one"), progress=False)
-    _, said = worker.communicate(timeout=180)
-    assert worker.returncode == 0, said
-    two = RunFolder.open(tmp_path / "two")
-    assert two.info["processes"] == 2
     for a, b in zip(two.metrics(), one.metrics(), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["tasks"] == pytest.approx(b["tasks"], rel=1e-4)

@@ -24,11 +24,11 @@ from mhr.layers.parameter_groups import parameter_groups
 from mhr.methods import METHODS, ROUTING_METHODS, method_of, refusal
 from mhr.routing.prototypes import Prototypes
 from mhr.runs import RunConfig
+from tests.forked import Gradients, gradients_of_half, in_two_processes
 from tests.models import random_batch, randomise, tiny_model
 from tests.resuming import resumed_after_a_break
 from tests.routing.contexts import drawn, embedding, with_contexts
 from tests.routing.network import NAME, network_router
-from tests.two_processes import Gradients, gradients_of_half, in_two_processes
 
 __all__ = ["network_router"]
 

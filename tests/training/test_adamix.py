@@ -14,12 +14,11 @@ from mhr.data import Example, Task, TaskCollection
 from mhr.errors import ConfigError
 from mhr.few_shot import adapt
 from mhr.runs import RunFolder, load_config
-from mhr.runs.config import dump_config
 from mhr.runs.settings import RunConfig
 from mhr.training import pretrain
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
-from tests.training.test_pretraining import WORKER, start_worker
+from tests.forked import pretrained_by_two
 from tests.training.test_trainer import trainer_for
 
 Make = Callable[..., RunConfig]
@@ -86,15 +85,9 @@ def test_how_a_global_batch_is_split_changes_nothing(settings: Make, tmp_path: P
 
 def test_two_processes_give_the_losses_of_one(settings: Make, tmp_path: Path) -> None:
     two = settings(method="adamix", share="up", steps=4, batch_size=4, accumulation=2, save_every=4)
-    (tmp_path / "config.yaml").write_text(dump_config(two))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    worker = start_worker(*torchrun, WORKER, tmp_path / "config.yaml", tmp_path / "two")
+    both = pretrained_by_two(two, tmp_path / "two")
     one = settings(method="adamix", share="up", steps=4, batch_size=16, save_every=4)
     alone = pretrain(one, str(tmp_path / "one"), progress=False)
-    _, said = worker.communicate(timeout=180)
-    assert worker.returncode == 0, said
-    both = RunFolder.open(tmp_path / "two")
-    assert both.info["processes"] == 2
     for a, b in zip(both.metrics(), alone.metrics(), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["consistency"] == pytest.approx(b["consistency"], rel=1e-3)

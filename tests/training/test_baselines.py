@@ -15,10 +15,10 @@ from mhr import AdapterConfig
 from mhr.evaluation.likelihood import with_cache, without_cache
 from mhr.evaluation.loaded import LoadedModel
 from mhr.runs import RunConfig
+from tests.forked import Gradients, gradients_of_half, in_two_processes
 from tests.models import random_batch, randomise, tiny_model
 from tests.resuming import resumed_after_a_break
 from tests.tokenizers import make_word_tokenizer
-from tests.two_processes import Gradients, gradients_of_half, in_two_processes
 
 TASKS = ["boolq", "rte", "copa"]
 IDS = ["copa", "boolq", "copa", "rte"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,8 @@ from mhr.runs.settings import RunConfig
 from mhr.training import feeding, pretrain
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
+from tests.cli.running import torchrun
 
-WORKER = Path(__file__).parent / "worker.py"
 Make = Callable[..., RunConfig]
 KINDS = {"t5": Seq2SeqCollator, "llama": CausalCollator}
 
@@ -140,13 +138,8 @@ def test_two_processes_share_the_file_and_are_fed_as_one(
 ) -> None:
     common = {"tasks": uneven, "steps": 3, "max_input_length": 8, "save_every": 3, "group_by_length": True}
     (tmp_path / "config.yaml").write_text(dump_config(settings(batch_size=4, workers=1, cache=True, **common)))
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(WORKER))
-    worker = subprocess.run(
-        [sys.executable, *launch, str(tmp_path / "config.yaml"), str(tmp_path / "two")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True, text=True, check=False, timeout=180,
-    )  # fmt: skip
-    assert worker.returncode == 0, worker.stderr
+    done = torchrun("pretrain", "--config", tmp_path / "config.yaml", "--output", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
     assert len(list(folder.iterdir())) == 2
     two, one = RunFolder.open(tmp_path / "two"), trained(settings(batch_size=8, **common), tmp_path / "one")
     assert [a["loss"] for a in two.metrics()] == pytest.approx([a["loss"] for a in one.metrics()], rel=1e-5)

@@ -16,7 +16,7 @@ from mhr.adapters import read_adapter
 from mhr.errors import ConfigError, TaskError, TrainingError
 from mhr.methods import METHODS, ROUTING_METHODS
 from mhr.runs import RunFolder
-from mhr.runs.config import assignments, dump_config
+from mhr.runs.config import assignments
 from mhr.runs.settings import RunConfig
 from mhr.runs.train_settings import LAZY_OPTIMIZERS
 from mhr.runs.unused import refuse_unused
@@ -24,9 +24,9 @@ from mhr.training import pretrain
 from mhr.training.lazy_rows import ROWS_DRAWN, LazyRows
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
+from tests.forked import pretrained_by_two
 from tests.models import random_batch, randomise, tiny_model
 from tests.routing.test_contract import Block
-from tests.training.test_pretraining import WORKER, start_worker
 from tests.training.test_trainer import trainer_for
 
 Make = Callable[..., RunConfig]
@@ -368,15 +368,9 @@ def test_rows_are_as_they_were_until_their_task_is_drawn(settings: Make, tmp_pat
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(settings: Make, tmp_path: Path) -> None:
     two = settings(steps=4, batch_size=1, accumulation=2, lazy_rows=True, n_heads=4, router_weight_decay=0.1)
-    (tmp_path / "config.yaml").write_text(dump_config(two))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    worker = start_worker(*torchrun, WORKER, tmp_path / "config.yaml", tmp_path / "two")
+    both = pretrained_by_two(two, tmp_path / "two")
     one = settings(steps=4, batch_size=4, lazy_rows=True, n_heads=4, router_weight_decay=0.1)
     alone = pretrain(one, str(tmp_path / "one"), progress=False)
-    _, said = worker.communicate(timeout=180)
-    assert worker.returncode == 0, said
-    both = RunFolder.open(tmp_path / "two")
-    assert both.info["processes"] == 2
     for a, b in zip(both.metrics(), alone.metrics(), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)

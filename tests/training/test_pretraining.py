@@ -6,9 +6,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,43 @@ from mhr.errors import CheckpointError, DataError, MhrError, TargetError, Traini
 from mhr.methods import BY_TOKEN, METHODS
 from mhr.runs import RunFolder
 from mhr.runs.checkpoints import all_checkpoints, fault_of
-from mhr.runs.config import dump_config
 from mhr.runs.settings import RunConfig
 from mhr.training import pretrain
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
+from tests.forked import forked, pretrained_by_two
 
 Make = Callable[..., RunConfig]
-WORKER = Path(__file__).parent / "worker.py"
 
 
 def losses(run: RunFolder) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in run.metrics()}
 
 
-def start_worker(*arguments: Any) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def killed(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_at(step: int, config: RunConfig, output: Path) -> None:
+    """Begin a run that is killed at the beginning of a step; for a process of its own."""
+    work = RoutedTrainer.training_step
+
+    def training_step(self: RoutedTrainer, *args: Any, **kwargs: Any) -> Any:
+        return (killed if self.state.global_step + 1 == step else work)(self, *args, **kwargs)
+
+    RoutedTrainer.training_step = training_step  # type: ignore[method-assign]
+    pretrain(config, str(output), progress=False)
+
+
+def killed_while_writing(step: int, config: RunConfig, output: Path) -> None:
+    """Begin a run that is killed when of a checkpoint the adapter and the optimizer are written, and random numbers and mark are not."""
+    save = RoutedTrainer._save_scaler
+
+    def save_scaler(self: RoutedTrainer, folder: str) -> None:
+        (killed if self.state.global_step == step else save)(self, folder)
+
+    RoutedTrainer._save_scaler = save_scaler  # type: ignore[method-assign]
+    pretrain(config, str(output), progress=False)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in BY_TOKEN])
@@ -126,16 +139,10 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_repeats_the_losses(
 
 def test_a_kill_leaves_a_usable_checkpoint_and_resume_repeats_the_losses(settings: Make, tmp_path: Path) -> None:
     config = settings(model_config={"dropout_rate": 0.1}, noise="per_task", steps=10, save_every=4)
-    (tmp_path / "config.yaml").write_text(dump_config(config))
     between, during = tmp_path / "between", tmp_path / "during"
-    workers = [
-        start_worker(WORKER, tmp_path / "config.yaml", between, "--die", "step", 7),
-        start_worker(WORKER, tmp_path / "config.yaml", during, "--die", "checkpoint", 8),
-    ]
+    codes = forked(partial(killed_at, 7, config, between), partial(killed_while_writing, 8, config, during))
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL]
     whole = pretrain(config, str(tmp_path / "whole"), progress=False)
-    for worker in workers:
-        _, said = worker.communicate(timeout=120)
-        assert worker.returncode == -signal.SIGKILL, said
     assert (during / "checkpoints/checkpoint-8/mhr_adapter.safetensors").is_file()
     assert fault_of(during / "checkpoints/checkpoint-8") == "it was being written when the run ended"
     assert RunFolder.open(between).status == "running"
@@ -212,22 +219,8 @@ def test_a_folder_that_vanishes_is_told_in_one_line(
 
 def test_two_processes_give_the_losses_of_one(settings: Make, tmp_path: Path) -> None:
     two = settings(steps=5, batch_size=4, accumulation=2, save_every=5)
-    (tmp_path / "config.yaml").write_text(dump_config(two))
-    worker = start_worker(
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        2,
-        WORKER,
-        tmp_path / "config.yaml",
-        tmp_path / "two",
-    )
+    both = pretrained_by_two(two, tmp_path / "two")
     one = pretrain(settings(steps=5, batch_size=16, save_every=5), str(tmp_path / "one"), progress=False)
-    _, said = worker.communicate(timeout=180)
-    assert worker.returncode == 0, said
-    both = RunFolder.open(tmp_path / "two")
-    assert both.info["processes"] == 2
     for a, b in zip(both.metrics(), one.metrics(), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mhr.adapters import read_adapter
 from mhr.config import AdapterConfig
@@ -22,12 +26,11 @@ from mhr.training import preparing, pretrain, sharding
 from mhr.training.processes import FSDP, check_precision, processes
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
+from tests.cli.running import torchrun
+from tests.forked import as_torchrun
 from tests.models import tiny_model
-from tests.training.test_pretraining import start_worker
 
 Make = Callable[..., RunConfig]
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-WORKER = Path(__file__).parent / "sharded_worker.py"
 
 RUNS: dict[str, dict[str, Any]] = {
     "t5": {"model": "t5", "method": "mhr", "n_heads": 2, "mc_loss": 1.0, "gradient_checkpointing": True},
@@ -37,16 +40,49 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def work(jobs: list[dict[str, Any]], folder: Path) -> None:
-    """Run the jobs one after the other in two processes."""
-    for i, job in enumerate(jobs):
-        file = folder / f"{i}.yaml"
-        file.write_text(dump_config(job["config"]))
-        job |= {"config": str(file), "output": str(job["output"])}
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    worker = start_worker(*TORCHRUN, WORKER, folder / "jobs.json")
-    _, said = worker.communicate(timeout=180)
-    assert worker.returncode == 0, said
+@dataclass(frozen=True)
+class Job:
+    """A run. stop: the step that it is interrupted after; bfloat16: what its base is in."""
+
+    config: RunConfig
+    output: Path
+    resume: bool = False
+    stop: int | None = None
+    bfloat16: bool = False
+
+
+def in_bfloat16(load: Callable[..., Any]) -> Callable[..., Any]:
+    def load_backbone(*args: Any, **kwargs: Any) -> Any:
+        model, tokenizer = load(*args, **kwargs)
+        return model.bfloat16(), tokenizer
+
+    return load_backbone
+
+
+def in_two(jobs: list[Job]) -> None:
+    """Do the runs one after the other in two processes, each of which writes what it holds of every parameter to OUTPUT.RANK.json."""
+    as_torchrun(lambda: [do(job) for job in jobs])
+
+
+def do(job: Job) -> None:
+    step = RoutedTrainer.training_step
+
+    def training_step(self: RoutedTrainer, *args: Any, **kwargs: Any) -> Any:
+        self.stop.asked = self.state.global_step + 1 == job.stop
+        held = {
+            name: [p.numel(), (p.to_local() if isinstance(p, DTensor) else p).numel(), str(p.dtype), p.requires_grad]
+            for name, p in self.model.named_parameters()
+        }
+        Path(f"{job.output}.{os.environ['RANK']}.json").write_text(json.dumps(held))
+        return step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RoutedTrainer, "training_step", training_step)
+        if job.bfloat16:
+            patch.setattr(preparing, "load_backbone", in_bfloat16(preparing.load_backbone))
+        stops = pytest.raises(Interrupted) if job.stop else nullcontext()
+        with stops:
+            pretrain(job.config, str(job.output), resume=job.resume, progress=False)
 
 
 def same_metrics(a: RunFolder, b: RunFolder) -> None:
@@ -60,7 +96,6 @@ def same_metrics(a: RunFolder, b: RunFolder) -> None:
 def test_two_processes_with_a_sharded_base_give_what_one_gives(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = preparing.load_backbone
     # SGD, whose steps are as close as the gradients: Adam's first ones are signs of gradients, whatever their size.
     common: dict[str, Any] = {
         "steps": 3,
@@ -70,23 +105,20 @@ def test_two_processes_with_a_sharded_base_give_what_one_gives(
         "lr": 0.5,
         "router_lr": 0.5,
     }
-    work(
+    in_two(
         [
-            {
-                "config": settings(**how, **common, batch_size=4, fsdp=True),
-                "output": tmp_path / f"two-{name}",
-                "bfloat16": name == "bfloat16",
-            }
+            Job(
+                settings(**how, **common, batch_size=4, fsdp=True),
+                tmp_path / f"two-{name}",
+                bfloat16=name == "bfloat16",
+            )
             for name, how in RUNS.items()
-        ],
-        tmp_path,
+        ]
     )
     for name, how in RUNS.items():
         with monkeypatch.context() as patch:
             if name == "bfloat16":
-                patch.setattr(
-                    preparing, "load_backbone", lambda *a, **k: (load(*a, **k)[0].bfloat16(), load(*a, **k)[1])
-                )
+                patch.setattr(preparing, "load_backbone", in_bfloat16(preparing.load_backbone))
             alone = pretrain(settings(**how, **common, batch_size=8), str(tmp_path / f"one-{name}"), progress=False)
         both = RunFolder.open(tmp_path / f"two-{name}")
         assert (both.info["processes"], both.info["sharded"], both.status) == (2, True, "done")
@@ -132,7 +164,7 @@ def test_a_run_goes_on_with_other_processes_and_shards(
         patch.setattr(RoutedTrainer, "training_step", stopped)
         with pytest.raises(Interrupted, match="after step 2 of 6"):
             pretrain(one, str(tmp_path / "run"), progress=False)
-    work([{"config": two, "output": tmp_path / "run", "resume": True, "stop": 3}], tmp_path)
+    in_two([Job(two, tmp_path / "run", resume=True, stop=3)])
     middle = RunFolder.open(tmp_path / "run")
     assert (middle.status, middle.info["processes"], middle.info["resumed_from"]) == ("interrupted", 2, "checkpoint-2")
     assert 3 <= len(middle.metrics()) < 6
@@ -217,12 +249,9 @@ def test_a_base_without_blocks_or_of_whole_numbers_is_refused() -> None:
 def test_a_user_error_of_all_processes_is_printed_once(settings: Make, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(dump_config(settings(method="full")))
-    worker = start_worker(
-        *TORCHRUN, "-m", "mhr_cli", "pretrain", "--config", config, "--fsdp", "--output", tmp_path / "run"
-    )
-    _, said = worker.communicate(timeout=120)
-    assert worker.returncode != 0
-    assert [line for line in said.splitlines() if line.startswith("error")] == [
+    ran = torchrun("pretrain", "--config", config, "--fsdp", "--output", tmp_path / "run")
+    assert ran.returncode != 0
+    assert [line for line in ran.stderr.splitlines() if line.startswith("error")] == [
         "error: fsdp shards what is frozen, and method 'full' freezes nothing: train an adapter, or leave fsdp out"
     ]
     assert not (tmp_path / "run").exists()

@@ -22,7 +22,6 @@ from mhr.errors import ConfigError, DataError, TrainingError
 from mhr.evaluation import choice_scorer, evaluate, load_model
 from mhr.objectives import make_objective
 from mhr.runs import RunFolder, load_config
-from mhr.runs.config import dump_config
 from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import read_tasks
 from mhr.runs.train_settings import TrainConfig
@@ -31,7 +30,7 @@ from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
 from mhr.training.validation import BestWeights, Validator, hold_validation, untouched_generators
 from tests.conftest import TRAINING
-from tests.training.test_pretraining import WORKER, start_worker
+from tests.forked import pretrained_by_two
 
 Make = Callable[..., RunConfig]
 
@@ -310,13 +309,8 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(
 
 def test_two_processes_validate_as_one(settings: Make, tmp_path: Path) -> None:
     more: dict[str, Any] = {"steps": 4, "eval_every": 2, "keep_best": True, "eval_rows": 3, "save_every": 4, "lr": 1e-3}
-    (tmp_path / "config.yaml").write_text(dump_config(settings(batch_size=4, **more)))
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
-    worker = start_worker(*launch, WORKER, tmp_path / "config.yaml", tmp_path / "two")
+    two = pretrained_by_two(settings(batch_size=4, **more), tmp_path / "two", scorer=choice_scorer)
     one = run_of(settings(batch_size=8, **more), tmp_path / "one")
-    _, said = worker.communicate(timeout=180)
-    assert worker.returncode == 0, said
-    two = RunFolder.open(tmp_path / "two")
     assert sorted(two.validations()) == sorted(one.validations()) == [2, 4]
     for step, found in one.validations().items():
         assert two.validations()[step]["losses"] == pytest.approx(found["losses"], rel=1e-4)
