@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from mhr.data.skills import choices_of, define, draw_examples
 from mhr.runs import RunConfig, RunFolder, load_config
 from mhr.training import pretrain
 from tests.models import tiny_model
+
+os.environ["MHR_POISON"] = "1"  # read when the first kernel runs: memory that it is to write holds NaN before
 
 BYTES = 384  # ids of the byte-level tokenizer
 
@@ -33,6 +36,14 @@ def pytest_collection_finish() -> None:
     """What is there by now stays, and tests make many objects that no cycle holds: to look through all of them often takes time."""
     gc.freeze()
     gc.set_threshold(50_000)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_disks() -> Iterator[None]:
+    """What tests write need not outlive a power failure, and to wait for it took a sixth of their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture

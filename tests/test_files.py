@@ -43,6 +43,27 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+
+    def sync(handle):
+        done.append(os.readlink(f"/proc/self/fd/{handle}"))
+
+    def replace(source, target, move=os.replace):
+        done.append("renamed")
+        move(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_json_atomically(tmp_path / "a.json", {"a": 1})
+    assert [str(path).endswith(end) for path, end in zip(done, (".tmp", "renamed", tmp_path.name), strict=True)]
+    with writing_folder(tmp_path / "folder") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").write_text("x")
+        done.clear()
+    assert done[0].endswith("inner/file")
+
+
 def test_nan_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError):
         write_json_atomically(tmp_path / "a.json", {"loss": float("nan")})

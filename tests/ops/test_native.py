@@ -65,7 +65,10 @@ ACCURACY = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdis
 def test_every_instruction_set_is_right_on_poisoned_memory(level: str) -> None:
     if level not in build_info()["simd_levels"]:
         pytest.skip(f"this machine does not have {level}")
-    result = run(ACCURACY, MHR_SIMD=level, MHR_POISON="1")
+    assert os.environ["MHR_POISON"] == "1"
+    if level == build_info()["simd"]:
+        pytest.skip(f"all tests of this process are of {level}")
+    result = run(ACCURACY, MHR_SIMD=level)
     assert result.returncode == 0, result.stdout[-3000:]
 
 
