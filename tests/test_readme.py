@@ -8,10 +8,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from typer.main import get_command
-from typer.testing import CliRunner
 
-from mhr_cli.main import app
+from tests.cli.running import COMMAND, invoke
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -35,7 +33,7 @@ QUICK = {
 
 def parse(arguments: list[str]) -> None:
     """Read the flags of a command line as `mhr` would, and stop there."""
-    command = get_command(app)
+    command = COMMAND
     while hasattr(command, "commands"):
         name, *arguments = arguments
         command = command.commands[name]
@@ -59,7 +57,7 @@ def test_a_command_parses(line: str) -> None:
 def test_the_table_lists_every_command() -> None:
     commands = TEXT.partition("\n## Commands\n")[2].partition("\n## ")[0]
     listed = re.findall(r"^\| `mhr ([\w-]+)", commands, re.MULTILINE)
-    assert sorted(listed) == sorted(get_command(app).commands)
+    assert sorted(listed) == sorted(COMMAND.commands)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +69,7 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         for line in TOUR:
             arguments = shlex.split(line)[1:]
-            result = CliRunner().invoke(app, [*arguments, *QUICK[arguments[0]]], catch_exceptions=False)
+            result = invoke(*arguments, *QUICK[arguments[0]])
             assert result.exit_code == 0, result.stderr
     finally:
         os.chdir(before)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import typer.testing
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from mhr_cli.main import app
+
+command_of = functools.cache(get_command)
+"""The commands of an app, made of their functions once: at each call that takes as long as most of these tests."""
+typer.testing._get_command = command_of  # type: ignore[attr-defined]
+
+COMMAND: Any = command_of(app)
+"""`mhr`, with its commands in `commands`."""
 
 SMALL = ("--preset", "demo", "--batch-size", "4", "--n-heads", "4", "--n-skills", "2", "--rank", "2")
 

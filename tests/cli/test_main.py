@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import re
@@ -13,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.main import get_command
 
 import mhr
 from mhr.data import load_tasks
 from mhr.errors import ConfigError
 from mhr.ops import native_ops
 from mhr.runs.config import all_settings
-from mhr_cli.main import app
-from tests.cli.running import invoke, refuse, succeed
+from tests.cli.running import COMMAND, invoke, refuse, succeed
 from tests.test_readme import parse
 
 COMMANDS = (
@@ -51,17 +50,15 @@ def test_help_of_a_command_has_a_line_for_every_flag_and_an_example(command: tup
     shown = succeed(*command, "--help").stdout
     if command != ("data",):
         assert f"mhr {' '.join(command)}" in shown.partition("Examples")[2]
-    found = get_command(app)
-    for name in command:
-        found = found.commands[name]
+    found = command_called(command)
     for parameter in found.params:
         assert parameter.help, parameter.name
 
 
-@pytest.mark.parametrize("command", [c for c in get_command(app).commands if c != "data"])
+@pytest.mark.parametrize("command", [c for c in COMMAND.commands if c != "data"])
 def test_help_says_of_an_output_what_an_early_end_leaves(command: str) -> None:
     """What can be resumed is not written at once; a list of files, each line or file as it is done."""
-    options = {name: p for p in get_command(app).commands[command].params for name in p.opts}
+    options = {name: p for p in COMMAND.commands[command].params for name in p.opts}
     output = options.get("--output")
     if output is not None and output.required:
         assert ("--resume goes on" in output.help) == ("--resume" in options)
@@ -162,15 +159,16 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) ->
         invoke("pretrain", "--output", "unused")
 
 
-ALL = [(name,) for name in get_command(app).commands if name != "data"] + [("data", "check")]
+ALL = [(name,) for name in COMMAND.commands if name != "data"] + [("data", "check")]
+
+
+def command_called(command: tuple[str, ...]) -> Any:
+    return functools.reduce(lambda found, name: found.commands[name], command, COMMAND)
 
 
 def parameters_of(command: tuple[str, ...]) -> list[Any]:
     """Arguments and options of a command."""
-    found = get_command(app)
-    for name in command:
-        found = found.commands[name]
-    return found.params
+    return command_called(command).params
 
 
 def flags_of(command: tuple[str, ...]) -> set[str]:
@@ -193,9 +191,7 @@ def test_help_fits_a_screen_and_help_all_has_the_rest(
     assert len(short) <= 40
     assert any(f"mhr {' '.join(command)} " in line for line in short), "an example"
     full = succeed(*command, "--help-all").stdout
-    found = get_command(app)
-    for name in command:
-        found = found.commands[name]
+    found = command_called(command)
     for parameter in found.params:
         if parameter.param_type_name == "option":
             assert parameter.opts[0] in full
@@ -236,7 +232,7 @@ def test_without_arguments_the_tour_is_shown_and_its_commands_parse() -> None:
 def test_examples_name_tasks_that_there_are() -> None:
     """What an example asks of a run of the demo preset, or of builtin:skills, is a task of that collection."""
     known = load_tasks("builtin:skills", max_train=1, limit_test=1)
-    shown = [line for name in COMMANDS for line in str(get_command(app).commands[name].epilog).splitlines()]
+    shown = [line for name in COMMANDS for line in str(COMMAND.commands[name].epilog).splitlines()]
     named = [
         name
         for line in shown
@@ -250,7 +246,7 @@ def test_examples_name_tasks_that_there_are() -> None:
 
 def test_flags_are_those_of_the_settings_with_their_ranges_and_defaults() -> None:
     """A setting with a flag reaches the command line by its field alone: flag, help, conversion, error."""
-    command = get_command(app).commands["pretrain"]
+    command = COMMAND.commands["pretrain"]
     options = {name: p for p in command.params for name in p.opts}
     for name, (hint, known) in all_settings().items():
         if not known.flag or name.startswith("adapt.") or (name.startswith("data.") and name != "data.template"):
