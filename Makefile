@@ -16,12 +16,13 @@ demo-llm: install .venv/smollm2
 	$(BIN)/mhr demo-llm --output runs/demo-llm --resume
 
 # The tests start some hundred interpreters, which are not to compile our modules each.
-test: lint
+test: install lint
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 install: .venv/package .venv/native
 
-lint: install
+# Of sources alone, so that it goes on beside the compiler.
+lint: .venv/package
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy mhr
