@@ -94,4 +94,4 @@ def printable(text: str) -> str:
 
 def has_surrogate(*texts: str) -> bool:
     """Whether a string holds half of a surrogate pair, which JSON may and UTF-8 cannot."""
-    return any(_SURROGATE.search(text) for text in texts)
+    return any(not text.isascii() and _SURROGATE.search(text) for text in texts)

@@ -47,7 +47,7 @@ def read_datasets(path: str, options: ReadOptions, faults: Faults) -> TaskCollec
         known = split_of(split) is not None
         rows.begin(f"{path}[{split}]", "Hugging Face dataset", name, split if known else "")
         features = splits[split].features
-        named = {**features, rows.column("targets"): look_up(features, rows.column("targets"))}
+        named = {**features, rows.columns["targets"]: look_up(features, rows.columns["targets"])}
         rows.labels = {column: tuple(names) for column, f in named.items() if (names := getattr(f, "names", None))}
         for number, row in enumerate(splits[split], 1):
             rows.add(row, number)

@@ -56,17 +56,19 @@ class QuestionReader(RowReader):
         try:
             answered = row if mapped else _as_answered(row)
         except RowFault as error:
-            self.faults.row(self._file, line, f"row {self._where(row, line)!r} {error}", self._default)
+            self.faults.row(self._file, line, f"row {self._where(self._own(row), line)!r} {error}", self._default)
             return
         super().add(answered, line)
 
-    def _add(self, row: Mapping[str, Any], line: int, name: str) -> None:
-        own = self._word(row, "task", "")
-        if self._only and own not in ("", self._default):
-            raise RowFault(f"is of task {own!r}, but all are asked for as {self._default!r}: leave one of the two out")
-        name = own or self._default
+    def _add(self, row: Mapping[str, Any], own: Mapping[str, Any], line: int, name: str) -> None:
+        named = self._word(own, "task", "")
+        if self._only and named not in ("", self._default):
+            raise RowFault(
+                f"is of task {named!r}, but all are asked for as {self._default!r}: leave one of the two out"
+            )
+        name = named or self._default
         self.tasks.setdefault(name, _InOrder(name, every=self.examples))
-        super()._add(row, line, name)
+        super()._add(row, own, line, name)
 
     def _choices(self, fields: Mapping[str, Any], template: Template | None) -> tuple[str, ...]:
         return self._offered if self._offered and fields.get("choices") is None else super()._choices(fields, template)
@@ -81,7 +83,7 @@ class QuestionReader(RowReader):
     ) -> tuple[str, ...]:
         return choices[:1] or ("",)
 
-    def _flag(self, rows: TaskRows, row: Mapping[str, Any]) -> None:
+    def _flag(self, rows: TaskRows, own: Mapping[str, Any]) -> None:
         """What is held out is asked like anything else."""
 
 

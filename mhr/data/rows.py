@@ -42,39 +42,43 @@ class RowReader:
         self.recognised: list[str] = []
         self.labels: Mapping[str, tuple[str, ...]] = {}
         self.hint = ""
-        self._file = self._task = self._split = ""
+        self.columns = {name: options.column_map.get(name, name) for name in COLUMNS}
+        self._file = self._name = self._task = self._split = ""
         self._form: str | None = None
-
-    def column(self, name: str) -> str:
-        return self.options.column_map.get(name, name)
 
     def begin(self, file: str, format_: str, task: str, split: str) -> None:
         """Rows of another file follow; `task` and `split` hold where they have no such columns."""
         self._file, self._format, self._task, self._split = file, format_, task, split
+        self._name = Path(file).name
         self.labels, self.hint, self._form = {}, "", None
 
     def add(self, row: Mapping[str, Any], line: int) -> None:
         """Take one row."""
+        own = self._own(row)
         name = self._task
         try:
-            name = self._word(row, "task", self._task) or "task"
-            self._add(row, line, name)
+            name = self._word(own, "task", self._task) or "task"
+            self._add(row, own, line, name)
         except RowFault as error:
-            self.faults.row(self._file, line, f"row {self._where(row, line)!r} {error}", name)
+            self.faults.row(self._file, line, f"row {self._where(own, line)!r} {error}", name)
 
     def finish(self, notes: Notes) -> list[Task]:
         """The tasks of all rows taken, in the order in which they first came."""
         found = (rows.finish(self.options, self.faults, notes) for rows in self.tasks.values())
         return [task for task in found if task is not None]
 
-    def _add(self, row: Mapping[str, Any], line: int, name: str) -> None:
-        split_name = self._word(row, "split", self._split)
+    def _own(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns of a row that are ours, by our names."""
+        return {name: value for name, theirs in self.columns.items() if (value := look_up(row, theirs)) is not MISSING}
+
+    def _add(self, row: Mapping[str, Any], own: Mapping[str, Any], line: int, name: str) -> None:
+        split_name = self._word(own, "split", self._split)
         split = split_of(split_name) if split_name else ""
         if split is None:
             raise RowFault(f"is of the unknown split {split_name!r}: {nearest(split_name, SPLITS)}")
-        where = self._where(row, line)
+        where = self._where(own, line)
         check_characters(name, where)
-        fields = self._fields(row, Source(name, f"{split_name} {Path(self._file).name}", self.labels))
+        fields = self._fields(row, own, Source(name, f"{split_name} {self._name}", self.labels))
         rows = self.tasks.setdefault(name, TaskRows(name))
         template = None if self.options.templates is None else self.options.templates.of(name)
         pieces: tuple[Piece, ...] = ()
@@ -90,8 +94,8 @@ class RowReader:
             )
             return
         if template is not None:
-            own = choices if fields.get("choices") is not None else self.labels.get(self.column("targets"), ())
-            template.used.update(targets, own)
+            named = choices if fields.get("choices") is not None else self.labels.get(self.columns["targets"], ())
+            template.used.update(targets, named)
             columns = self._columns(row, fields, name)
             text, pieces = template.render_input(columns), template.render_pieces(columns)
             choices, targets = (
@@ -108,19 +112,17 @@ class RowReader:
         # What a prompt template wrote is no conversation any more.
         messages, tools = ((), ()) if template else (fields.get("messages", ()), fields.get("tools", ()))
         check_characters(text, *targets, *choices, *(m["content"] for m in messages))
-        self._flag(rows, row)
-        rows.category = rows.category or self._word(row, "category", "")
-        rows.definitions.add(self._definition(row))
+        self._flag(rows, own)
+        rows.category = rows.category or self._word(own, "category", "")
+        rows.definitions.add(self._definition(own))
         rows.metrics = rows.metrics or tuple(fields.get("metrics", ()))
         rows.references |= bool(fields.get("references"))
         more = {"part": fields.get("part", ""), "pieces": pieces, "tools": tools}
         rows.add(split, split_name, Example(name, text, targets, choices, where, messages, **more))
 
-    def _fields(self, row: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    def _fields(self, row: Mapping[str, Any], own: Mapping[str, Any], source: Source) -> Mapping[str, Any]:
         """Our columns that a row has, with what its form makes of it. All rows of a file are of one form."""
-        fields = {name: value for name in COLUMNS if (value := look_up(row, self.column(name))) is not MISSING}
-        mapped = self.options.column_map.keys() & {"input", "targets"}
-        plain = mapped or {"input", "targets"} <= fields.keys()
+        plain = "input" in own and "targets" in own or not {"input", "targets"}.isdisjoint(self.options.column_map)
         form = None if plain else form_of(row, source)
         columns = forms[form].columns if form else PLAIN
         if self._form is None:
@@ -131,28 +133,24 @@ class RowReader:
             self.recognised.append(f"{self._file}: {self._format}, {read}, {task}")
         elif (form or plain) and columns != self._form:
             raise RowFault(f"has {columns}, and rows before it {self._form}: one file holds rows of one form")
-        return {**fields, **forms[form].read(row, source)} if form else fields
+        return {**own, **forms[form].read(row, source)} if form else own
 
-    def _word(self, row: Mapping[str, Any], column: str, default: str) -> str:
+    def _word(self, own: Mapping[str, Any], column: str, default: str) -> str:
         """A column that holds a name, or what stands for it."""
-        value = look_up(row, self.column(column))
-        text = default if value is MISSING or value is None else text_of(value)
+        value = own.get(column)
+        text = default if value is None else text_of(value)
         if text is None:
             raise RowFault(f"has a {column} that is no string: {value!r:.60}")
         return text or default
 
-    def _definition(self, row: Mapping[str, Any]) -> str:
+    def _definition(self, own: Mapping[str, Any]) -> str:
         """What a row says that its task asks for. A column that holds something else by this name is none of ours."""
-        value = look_up(row, self.column("definition"))
+        value = own.get("definition")
         return value.strip() if isinstance(value, str) else ""
 
-    def _where(self, row: Mapping[str, Any], line: int) -> str:
-        value = look_up(row, self.column("id"))
-        return (
-            f"{self._file.rsplit('/', 1)[-1]}:{line}"
-            if value is MISSING or value is None or value == ""
-            else str(value)
-        )
+    def _where(self, own: Mapping[str, Any], line: int) -> str:
+        value = own.get("id")
+        return f"{self._name}:{line}" if value is None or value == "" else str(value)
 
     def _columns(self, row: Mapping[str, Any], fields: Mapping[str, Any], task: str) -> dict[str, Any]:
         """What the fields of a template may name: the row's own columns, and ours by the column map or the row's form."""
@@ -171,14 +169,14 @@ class RowReader:
 
     def _no_text(self, column: str, value: Any) -> str:
         got = "nothing" if value is MISSING else repr(value)[:60]
-        return f"has no {column}: expected a string that is not empty in {self.column(column)!r}, got {got}"
+        return f"has no {column}: expected a string that is not empty in {self.columns[column]!r}, got {got}"
 
     def _missing(self, row: Mapping[str, Any], column: str) -> RowFault:
         looked = (
             "" if self.options.column_map else f"; other forms have {', or '.join(f.columns for f in forms.values())}"
         )
         return RowFault(
-            f"has no column {self.column(column)!r}: {not_found(row, self.column(column))} (as in "
+            f"has no column {self.columns[column]!r}: {not_found(row, self.columns[column])} (as in "
             f"{column}={next((key for key in row if key not in COLUMNS), 'name')}){looked if self._form == PLAIN else ''}{self.hint}"
         )
 
@@ -187,7 +185,7 @@ class RowReader:
         if fields.get("choices") is not None:
             return read_list(fields["choices"], "choices")
         words = tuple(template.verbalizers) if template else ()
-        return words or self.labels.get(self.column("targets"), ())
+        return words or self.labels.get(self.columns["targets"], ())
 
     def _targets(
         self,
@@ -205,7 +203,7 @@ class RowReader:
             raise NoAnswer(self._no_text("targets", value), empty=True)
         if template is not None and template.verbalizers and isinstance(value, int):
             # A number may be a label by itself, or stand for the name of one.
-            text, names = text_of(value) or "", self.labels.get(self.column("targets"), ())
+            text, names = text_of(value) or "", self.labels.get(self.columns["targets"], ())
             if value == -1 and text not in template.verbalizers:
                 raise NoAnswer("target -1 has no word in its template")
             named = names[value] if not isinstance(value, bool) and 0 <= value < len(names) else text
@@ -215,9 +213,9 @@ class RowReader:
         except RowFault as error:
             raise NoAnswer(str(error)) if value == -1 else error from None
 
-    def _flag(self, rows: TaskRows, row: Mapping[str, Any]) -> None:
-        value = look_up(row, self.column("held_out"))
-        value = False if value is MISSING or value is None or value == "" else value
+    def _flag(self, rows: TaskRows, own: Mapping[str, Any]) -> None:
+        value = own.get("held_out")
+        value = False if value is None or value == "" else value
         flag = _FLAGS.get(value.lower() if isinstance(value, str) else value) if isinstance(value, (str, int)) else None
         if flag is None:
             raise RowFault(f"has a held_out that is neither true nor false: {value!r:.60}")

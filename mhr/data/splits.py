@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 SPLITS = {
     "train": ("train", "training", "trn", "trainset"),
@@ -44,6 +45,7 @@ class Named:
     leading: bool = False
 
 
+@lru_cache  # rows name the same few
 def split_of(name: str) -> str | None:
     """ "train", "validation" or "test" for a name of a split; None for one that says none of them, or several."""
     found = {_WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in _WORDS}
