@@ -38,7 +38,7 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
 def apart(x: Tensor, y: Tensor) -> Tensor:
     """x, or a copy of it where it lies in the storage of y, which is about to be written: x is read, and kept for backward, as it was.
 
-    The compiler knows of storages only what it does with them by itself: x is read as it was.
+    Compiled code, which cannot ask for storages, reads x as it was in any case; it keeps a copy only where x is y itself.
     """
     shares = x is y if torch.compiler.is_compiling() else torch._C._is_alias_of(x, y)  # type: ignore[attr-defined]
     return x.clone() if shares else x
