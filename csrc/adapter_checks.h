@@ -24,9 +24,10 @@ inline void check_wide(const char* op, const char* name, const Tensor& t, const 
 // What is written beside a wide tensor: its leading dimensions, its dtype, and `columns` columns.
 inline void check_beside(const char* op, const char* name, const Tensor& t, const char* other_name, const Tensor& other,
                          const char* axis, int64_t columns) {
-  STD_TORCH_CHECK(t.dim() == other.dim() && tokens_of(t) == tokens_of(other) && t.size(t.dim() - 1) == columns,
-                  "mhr::", op, ": ", name, " must have the leading dimensions of ", other_name, " and ", axis, " = ",
-                  columns, " columns, got ", shape_of(t), " beside ", other_name, " ", shape_of(other));
+  bool fits = t.dim() == other.dim() && t.size(t.dim() - 1) == columns;
+  for (int64_t i = 0; fits && i + 1 < t.dim(); i++) fits = t.size(i) == other.size(i);
+  STD_TORCH_CHECK(fits, "mhr::", op, ": ", name, " must have the leading dimensions of ", other_name, " and ", axis,
+                  " = ", columns, " columns, got ", shape_of(t), " beside ", other_name, " ", shape_of(other));
   check_dtype(op, name, t, other.scalar_type());
   check_contiguous(op, name, t);
 }

@@ -55,30 +55,18 @@ inline LinearSizes check_linear(const char* op, const Tensor& x, const Tensor& b
   return sizes;
 }
 
-// dy [..., O] of N tokens, h [N, R], and dx like x.
+// dy [..., O], h [N, R], and dx like x.
 inline void check_linear_grads(const char* op, const LinearSizes& sizes, const std::optional<Tensor>& dx,
                                const Tensor& dy, const Tensor& x, const Tensor& h) {
-  STD_TORCH_CHECK(dy.dim() > 0 && tokens_of(dy) == sizes.tokens && dy.size(dy.dim() - 1) == sizes.b.columns(),
-                  "mhr::", op, ": dy must have N = ", sizes.tokens, " tokens of O = ", sizes.b.columns(),
-                  " columns, got ", shape_of(dy));
-  check_dtype(op, "dy", dy, x.scalar_type());
-  check_contiguous(op, "dy", dy);
+  check_beside(op, "dy", dy, "x", x, "O", sizes.b.columns());
   check_low_rank(op, "h", h, sizes.tokens, sizes.a.rank(), x.scalar_type());
-  if (!dx) return;
-  STD_TORCH_CHECK(dx->numel() == x.numel(), "mhr::", op, ": dx must have the shape of x ", shape_of(x), ", got ",
-                  shape_of(*dx));
-  check_dtype(op, "dx", *dx, x.scalar_type());
-  check_contiguous(op, "dx", *dx);
+  if (dx) check_beside(op, "dx", *dx, "x", x, "I", sizes.a.columns());
 }
 
 // y [..., O], and the frozen bias [O] that it begins with where it is not accumulated into.
 inline void check_linear_output(const char* op, const LinearSizes& sizes, const Tensor& y, const Tensor& x,
                                 const std::optional<Tensor>& bias, bool accumulate) {
-  STD_TORCH_CHECK(y.dim() == x.dim() && tokens_of(y) == sizes.tokens && y.size(y.dim() - 1) == sizes.b.columns(),
-                  "mhr::", op, ": y must have the leading dimensions of x and O = ", sizes.b.columns(),
-                  " columns, got ", shape_of(y));
-  check_dtype(op, "y", y, x.scalar_type());
-  check_contiguous(op, "y", y);
+  check_beside(op, "y", y, "x", x, "O", sizes.b.columns());
   if (!bias) return;
   STD_TORCH_CHECK(!accumulate, "mhr::", op, ": bias is for a y that is not accumulated into");
   check_shape(op, "bias", *bias, "O", {sizes.b.columns()});

@@ -85,6 +85,16 @@ struct Mix : Node {
   }
 };
 
+// How many banks there are in all runs.
+int64_t banks_of(const char* op, at::IntArrayRef runs) {
+  int64_t total = 0;
+  for (const int64_t each : runs) {
+    TORCH_CHECK(each > 0, "mhr::", op, ": a run of ", each, " banks");
+    total += each;
+  }
+  return total;
+}
+
 // Room for the factors of a run, [U, P, C]; where there are several of them its rows begin at multiples of 16 bytes.
 Tensor room(const Tensor& bank, const Tensor& weights, int64_t head_dim, int64_t columns, bool several,
             std::optional<at::ScalarType> out_dtype) {
@@ -98,8 +108,7 @@ Tensor room(const Tensor& bank, const Tensor& weights, int64_t head_dim, int64_t
 void mix_beside_of_parts(at::TensorList mixed, at::TensorList banks, at::TensorList weights, at::IntArrayRef head_dims,
                          at::IntArrayRef runs) {
   static const auto op = find_op<MixForward>("mhr::mix");
-  int64_t total = 0;
-  for (const int64_t each : runs) total += each;
+  const int64_t total = banks_of("mix_beside", runs);
   TORCH_CHECK(total == int64_t(banks.size()) && runs.size() == mixed.size(), "mhr::mix_beside: got ", banks.size(),
               " banks and ", mixed.size(), " results for runs of ", total, " banks");
   size_t i = 0;
@@ -143,8 +152,7 @@ std::vector<Tensor> mix(std::optional<at::ScalarType> out_dtype, std::vector<int
     if (runs.empty()) {
       mixed = op.call(banks, weights, head_dims, out_dtype);
     } else {
-      int64_t total = 0;
-      for (const int64_t each : runs) total += each;
+      const int64_t total = banks_of("mix", runs);
       TORCH_CHECK(total == int64_t(n) && head_dims.size() == n && weights.size() == n,
                   "mhr::mix: runs must add up to the ", n, " banks, got ", total, " with ", head_dims.size(),
                   " head_dims");

@@ -3,6 +3,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/matmul.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -58,6 +59,9 @@ void refuse_second_order(const char* op) {
   TORCH_CHECK(!at::GradMode::is_enabled(), "mhr::", op,
               " is differentiable once: its backward has no gradient, so create_graph cannot be used");
 }
+
+// dy W, which an autocast that backward is run under must not make another dtype than dy's.
+Tensor product(const Tensor& dy, const Tensor& weight) { return at::matmul(dy, weight).to(dy.scalar_type()); }
 
 // [N, C] of a contiguous [..., C].
 Tensor matrix_of(const Tensor& t) { return t.view({-1, t.size(-1)}); }

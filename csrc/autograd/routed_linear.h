@@ -40,7 +40,7 @@ struct RoutedLinear : Node {
     const OptionalTensor row_b = optional(rows_b.unpack()), segments = optional(offsets.unpack());
     const at::AutoDispatchBelowADInplaceOrView below;
     const Tensor dy = grads[0].contiguous();
-    if (task_should_compute_output(kX)) found[kX] = first ? at::empty_like(given) : at::matmul(dy, frozen);
+    if (task_should_compute_output(kX)) found[kX] = first ? at::empty_like(given) : product(dy, frozen);
     if (task_should_compute_output(kWeight))
       found[kWeight] = given.dim() > 1 ? at::matmul(dy.flatten(0, -2).t(), given.flatten(0, -2)) : at::outer(dy, given);
     if (task_should_compute_output(kBias)) found[kBias] = dy.dim() > 1 ? dy.flatten(0, -2).sum(0) : dy;

@@ -132,7 +132,7 @@ struct RoutedLinears : Node {
       d_b.push_back(at::empty(b[i].sizes(), kept.options()));
     }
     const Tensor flat = matrix_of(given);
-    if (task_should_compute_output(0)) found[0] = first ? at::empty_like(given) : at::matmul(dy[0], frozen[0]);
+    if (task_should_compute_output(0)) found[0] = first ? at::empty_like(given) : product(dy[0], frozen[0]);
     const auto add_products = [&](size_t begin) {
       if (!found[0].defined()) return;
       Tensor dx = matrix_of(found[0]);

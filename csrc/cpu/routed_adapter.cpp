@@ -1,4 +1,6 @@
 // routed_adapter: factors given as tensors, brought to panels, then the passes over the tokens.
+#include "cpu/routed_adapter.h"
+
 #include "cpu/panels.h"
 #include "cpu/parallel.h"
 #include "cpu/passes.h"
@@ -59,6 +61,8 @@ Factors<T> factors_of(const char* op, const Tensor& factor, const UsedRows& rows
   });
   return out;
 }
+
+}  // namespace
 
 Tensor routed_adapter_forward(Tensor y, Tensor x, Tensor A, Tensor B, Tensor rows, std::optional<Tensor> rows_b,
                               std::optional<Tensor> offsets, std::optional<Tensor> bias_a, std::optional<Tensor> bias_b,
@@ -190,7 +194,6 @@ std::tuple<Tensor, Tensor> routed_adapter_backward_x(std::optional<Tensor> dx, T
   return {d_a, d_bias};
 }
 
-}  // namespace
 }  // namespace mhr
 
 STABLE_TORCH_LIBRARY_IMPL(mhr, CPU, m) {

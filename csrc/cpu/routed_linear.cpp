@@ -1,9 +1,11 @@
 // routed_linear: banks mixed straight into panels, the passes over the tokens, gradients taken back to the banks.
+// Without weights the banks are factors, of which the routed adapter reads those that some segment has.
 #include <cstring>
 
 #include "cpu/panels.h"
 #include "cpu/parallel.h"
 #include "cpu/passes.h"
+#include "cpu/routed_adapter.h"
 #include "cpu/segments.h"
 #include "linear_checks.h"
 
@@ -17,28 +19,22 @@ struct Call {
   BankShape a, b;
   Segments segments;
 
-  Call(const char* op, const Tensor& x, const Tensor& bank_a, const Tensor& bank_b,
+  Call(const char* op, const LinearSizes& sizes, const Tensor& bank_a, const Tensor& bank_b,
        const std::optional<Tensor>& weights, const std::optional<Tensor>& weights_b, const Tensor& rows,
        const std::optional<Tensor>& rows_b, const std::optional<Tensor>& offsets)
       : op(op),
         bank_a(bank_a),
         bank_b(bank_b),
-        weights_a(given(op, weights)),
+        weights_a(*weights),
         weights_b(weights_b ? *weights_b : *weights),
         rows_a(rows),
-        rows_b(rows_b ? *rows_b : rows) {
-    const LinearSizes sizes = check_linear(op, x, bank_a, bank_b, weights, weights_b);
-    a = sizes.a;
-    b = sizes.b;
-    segments = check_segments(op, sizes.tokens, rows, offsets);
+        rows_b(rows_b ? *rows_b : rows),
+        a(sizes.a),
+        b(sizes.b),
+        segments(check_segments(op, sizes.tokens, rows, offsets)) {
     check_rows(op, "rows", rows_a, weights_a.size(0));
     check_shape(op, "rows_b", this->rows_b, "G", {rows.numel()});
     check_rows(op, "rows_b", this->rows_b, this->weights_b.size(0));
-  }
-
-  static const Tensor& given(const char* op, const std::optional<Tensor>& weights) {
-    STD_TORCH_CHECK(weights, "mhr::", op, ": skills as rows, without weights, run on CUDA only");
-    return *weights;
   }
 };
 
@@ -98,9 +94,11 @@ Tensor routed_linear_forward(Tensor y, Tensor x, std::optional<Tensor> bias, Ten
                              std::optional<Tensor> rows_b, std::optional<Tensor> offsets, double scale,
                              bool accumulate) {
   const char* op = "routed_linear";
-  const Call call(op, x, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets);
-  check_linear_output(op, {call.segments.tokens, call.a, call.b}, y, x, bias, accumulate);
+  const LinearSizes sizes = check_linear(op, x, bank_a, bank_b, weights, weights_b);
+  check_linear_output(op, sizes, y, x, bias, accumulate);
   if (!accumulate) begin(y, bias);
+  if (!weights) return routed_adapter_forward(y, x, bank_a, bank_b, rows, rows_b, offsets, {}, {}, "none", scale);
+  const Call call(op, sizes, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets);
   Tensor h = empty(x, {call.segments.tokens, call.a.rank()}, accumulator_dtype(x.scalar_type()));
   dispatch_float(op, x.scalar_type(), [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -128,10 +126,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> routed_linear_backward(
     std::optional<Tensor> weights, std::optional<Tensor> weights_b, Tensor rows, std::optional<Tensor> rows_b,
     std::optional<Tensor> offsets, double scale, bool accumulate) {
   const char* op = "routed_linear_backward";
-  const Call call(op, x, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets);
-  const int64_t n = call.segments.tokens, rank = call.a.rank();
+  const LinearSizes sizes = check_linear(op, x, bank_a, bank_b, weights, weights_b);
   const ScalarType acc = accumulator_dtype(x.scalar_type());
-  check_linear_grads(op, {n, call.a, call.b}, dx, dy, x, h);
+  check_linear_grads(op, sizes, dx, dy, x, h);
+  if (!weights) {
+    const auto [dz, d_b, no_bias] =
+        routed_adapter_backward_dy(dy, h, bank_b, rows_b ? *rows_b : rows, offsets, "none", scale, false);
+    const Tensor d_a = std::get<0>(routed_adapter_backward_x(dx, x, dz, bank_a, rows, offsets, accumulate, false));
+    return {d_a, d_b, empty(x, {0}, acc), empty(x, {0}, acc)};
+  }
+  const Call call(op, sizes, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets);
+  const int64_t n = sizes.tokens, rank = sizes.a.rank();
   Tensor d_bank_a = empty(bank_a, {call.a.heads, call.a.skills, call.a.p, call.a.q}, bank_a.scalar_type());
   Tensor d_bank_b = empty(bank_b, {call.b.heads, call.b.skills, call.b.p, call.b.q}, bank_b.scalar_type());
   Tensor d_weights = empty(*weights, {weights->size(0), call.a.heads, call.a.skills}, acc);

@@ -258,6 +258,7 @@ void token_routed_adapter(Tensor y, Tensor x, Tensor directions, Tensor A, Tenso
   check_contiguous(op, "directions", directions);
   check_beside(op, "y", y, "x", x, "O", n_out);
   STD_TORCH_CHECK(top_k >= 1 && top_k <= count, "mhr::", op, ": top_k must lie in 1..", count, ", got ", top_k);
+  STD_TORCH_CHECK(temperature > 0, "mhr::", op, ": temperature must be positive, got ", temperature);
   if (n == 0) return;
   dispatch_float(op, dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mhr.ops import native
 
@@ -32,6 +33,21 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     if twin is not None:
         return twin(*args)
     return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+def apart(x: Tensor, y: Tensor) -> Tensor:
+    """x, or a copy of it where it lies in the storage of y, which is about to be written: x is read, and kept for backward, as it was.
+
+    Compiled code, which cannot ask for storages, reads x as it was in any case; it keeps a copy only where x is y itself.
+    """
+    shares = x is y if torch.compiler.is_compiling() else torch._C._is_alias_of(x, y)  # type: ignore[attr-defined]
+    return x.clone() if shares else x
+
+
+def changed(y: Tensor) -> None:
+    """Have y count as changed in place, as torch's own ops have it: nodes that kept it for backward then refuse to go on."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(y)
 
 
 def refuse_second_order(op: str) -> None:

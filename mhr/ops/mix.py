@@ -80,6 +80,7 @@ class _Mix(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if not runs:
             return tuple(_forward(banks, weights, head_dims, out_dtype))
+        check_runs("mix", runs)
         check(sum(runs) == n, f"mhr::mix: runs must add up to the {n} banks, got {list(runs)}")
         shapes = check_banks("mix", banks, weights, head_dims)
         first = [sum(runs[:i]) for i in range(len(runs))]
@@ -168,6 +169,11 @@ def check_banks(
     return shapes
 
 
+def check_runs(op: str, runs: Sequence[int]) -> None:
+    for n in runs:
+        check(n > 0, f"mhr::{op}: a run of {n} banks")
+
+
 def mix_reference(
     banks: Sequence[Tensor], weights: Sequence[Tensor], head_dims: Sequence[int], out_dtype: torch.dtype | None
 ) -> list[Tensor]:
@@ -190,6 +196,7 @@ def mix_beside_reference(
     """Writes the factors of run i side by side into mixed[i] `[U, P, C]`, and zeros into the columns that are left."""
     op = "mix_beside"
     shapes = check_banks(op, banks, weights, head_dims)
+    check_runs(op, runs)
     check(
         sum(runs) == len(banks) and len(runs) == len(mixed),
         f"mhr::{op}: got {len(banks)} banks and {len(mixed)} results for the runs {list(runs)}",

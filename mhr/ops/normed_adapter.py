@@ -79,7 +79,8 @@ class _NormedAdapter(torch.autograd.Function):
         rows_b: Tensor | None,
         offsets: Tensor | None,
     ) -> Tensor:
-        x, A, bias_a, lines, shift = (t.contiguous() for t in (x, A, bias_a, lines, shift))
+        x, A, bias_a, lines, shift, rows = (t.contiguous() for t in (x, A, bias_a, lines, shift, rows))
+        rows_b, offsets = (t if t is None else t.contiguous() for t in (rows_b, offsets))
         n, rank, width = lines.shape[0], A.shape[2], lines.shape[2]
         at = rows if rows_b is None else rows_b
         spread = L[:, :rank].contiguous()

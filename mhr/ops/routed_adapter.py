@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhr.ops.autograd import apply, refuse_second_order
+from mhr.ops.autograd import apart, apply, refuse_second_order
 from mhr.ops.checks import accumulator, check, check_shape, segment_bounds
 from mhr.ops.native import register_op
 
@@ -41,7 +41,8 @@ def routed_adapter(
 
     Args:
         y: `[..., O]`, changed in place; N tokens in all.
-        x: `[..., I]`, the same leading dimensions and dtype.
+        x: `[..., I]`, the same leading dimensions and dtype; it may share memory with y, and is then copied; within
+            torch.compile it may be y itself, and no other view of it.
         A: `[U, I, R]`; B: `[U', R, O]`; the dtype of x or float32.
         rows: int64 `[G]`, the row of A of each segment; rows_b: the row of B (default: rows). Any order, with repeats. Row -1 is
             one of zeros: a segment of it has no adapter, its y is left as it is.
@@ -57,7 +58,7 @@ def routed_adapter(
     """
     if torch.is_autocast_enabled(y.device.type):
         x = x.to(y.dtype)
-    tensors = (x, A, B, rows, rows_b, offsets, bias_a, bias_b)
+    tensors = (apart(x, y), A, B, rows, rows_b, offsets, bias_a, bias_b)
     if torch.compiler.is_compiling():
         # Dynamo loses the gradient of an argument that a Function marks dirty; the compiler makes this in place again.
         return y.copy_(apply(_RoutedAdapter, y.clone(), *tensors, activation, scale, False))
@@ -225,7 +226,7 @@ def routed_adapter_forward_reference(
     rows_b = rows if rows_b is None else rows_b
     check_row_index(op, "rows", rows, A.shape[0])
     check_row_index(op, "rows_b", rows_b, B.shape[0])
-    tokens = x.reshape(y.numel() // B.shape[2] if B.shape[2] else x.numel() // max(x.shape[-1], 1), x.shape[-1])
+    tokens = x.reshape(n_tokens(x), x.shape[-1])
     bounds = segment_bounds(op, tokens.shape[0], rows.numel(), offsets)
     z = _segment_matmul(tokens, A, rows, bounds).to(accumulator(x.dtype))
     if bias_a is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mhr.ops.autograd import apply, refuse_second_order
-from mhr.ops.checks import accumulator, check
+from mhr.ops.checks import accumulator, check, check_shape
 from mhr.ops.native import register_op
 from mhr.ops.routed_adapter import n_tokens
 
@@ -52,15 +52,18 @@ def routed_bottleneck(
     backward beside the inputs: 4 N R bytes. Deterministic. AdaMix (arXiv 2205.12410), which draws u and v at random.
     Raises RuntimeError where shapes or dtypes do not fit.
     """
-    op, heads = "mhr::routed_bottleneck", bank_a.shape[0]
+    op = "routed_bottleneck"
+    heads, skills, width, rank = bank_a.shape
     check(
-        heads * bank_a.shape[2] == x.shape[-1],
-        f"{op}: x must have O = {heads * bank_a.shape[2]} columns, as bank_a adapts, got {x.shape[-1]}",
+        heads * width == x.shape[-1],
+        f"mhr::{op}: x must have O = {heads * width} columns, as bank_a adapts, got {x.shape[-1]}",
     )
     check(
         weights is not None or heads == 1,
-        f"{op}: skills are rows, without weights, only where there is one head, got {heads}",
+        f"mhr::{op}: skills are rows, without weights, only where there is one head, got {heads}",
     )
+    check_shape(op, "bias_a", bias_a, "H S 1 R", (heads, skills, 1, rank))
+    check_shape(op, "bias_b", bias_b, "H S 1 O/H", (*bank_b.shape[:2], 1, width))
     return apply(_RoutedBottleneck, x, bank_a, bias_a, bank_b, bias_b, weights, weights_b, rows, rows_b, offsets)
 
 

@@ -66,16 +66,15 @@ def routed_linear(
             bias = bias if bias is None else bias.to(dtype)
     if weights is None:
         _check(x, bank_a, bank_b, weights, weights_b)
-        if not x.is_cuda:  # the CPU's kernel mixes, at no cost beside its product
-            weights, weights_b = (
-                torch.eye(bank.shape[0], dtype=accumulator(bank.dtype), device=x.device)[:, None]
-                for bank in (bank_a, bank_b)
-            )
-            bank_a, bank_b = bank_a[None], bank_b[None]
     first = x.is_cuda and adapter_first(x, weight)
     return apply(
         _RoutedLinear, x, weight, bias, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, scale, first
     )
+
+
+def product(dy: Tensor, weight: Tensor) -> Tensor:
+    """dy W, which an autocast that backward is run under must not make another dtype than dy's."""
+    return (dy @ weight).to(dy.dtype)
 
 
 def adapter_first(x: Tensor, weight: Tensor) -> bool:
@@ -130,7 +129,7 @@ class _RoutedLinear(torch.autograd.Function):
         x, weight, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, h = ctx.saved_tensors
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         dy, first = dy.contiguous(), ctx.first
-        dx = None if not need_x else torch.empty_like(x) if first else dy @ weight
+        dx = None if not need_x else torch.empty_like(x) if first else product(dy, weight)
         d_bank_a, d_bank_b, d_weights, d_weights_b = _backward(
             dx, dy, x, h, bank_a, bank_b, weights, weights_b, rows, rows_b, offsets, ctx.scale, not first
         )

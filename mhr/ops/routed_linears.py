@@ -13,7 +13,7 @@ from mhr.ops.autograd import apply, refuse_second_order
 from mhr.ops.checks import accumulator, check
 from mhr.ops.native import register_op
 from mhr.ops.routed_adapter import n_tokens
-from mhr.ops.routed_linear import OPERATIONS_OF_A_BYTE
+from mhr.ops.routed_linear import OPERATIONS_OF_A_BYTE, product
 
 
 def routed_linears(
@@ -39,8 +39,8 @@ def routed_linears(
     Args:
         x: `[..., I]`, N tokens.
         weights: each `[O_i, I]`, biases: each `[O_i]` or None: the linears that are adapted.
-        A: `[U, I, R_0 + R_1 + ...]`, their factors A side by side, of x's dtype or float32. `mix` with runs makes it so, a view of
-            rows that zeros fill up to a multiple of 16 bytes; such a view of another tensor needs zeros there too.
+        A: `[U, I, R_0 + R_1 + ...]`, their factors A side by side, of x's dtype or float32. `mix` with runs makes it so, of rows that
+            zeros fill up to a multiple of 16 bytes.
         B: each `[U', R_i, O_i]`, of the dtype of A.
         rows, scale, rows_b, offsets: as of `routed_linear`.
 
@@ -65,14 +65,17 @@ def routed_linears(
 
 def _is_in_rows(A: Tensor, x: Tensor) -> bool:
     """Whether the kernels can read A where it lies, in vectors of 16 bytes: columns that are whole vectors of a wider tensor, or that
-    are followed by no more than what fills their last one, as `mix` leaves them for runs."""
+    are followed by no more than what fills their last one, which are zeros as `mix` leaves them for runs. A view of another tensor has
+    anything there, and is told from a tensor of mix's own; but not by the compiler, nor in inference mode."""
     if A.dim() != 3 or A.dtype != x.dtype or A.stride(2) != 1 or A.stride(0) != A.shape[1] * A.stride(1):
         return False
     vector = 16 // A.element_size()
     whole = -(-A.shape[2] // vector) * vector
-    return (
-        A.storage_offset() % vector == 0 and A.stride(1) % vector == 0 and (A.shape[2] == whole or A.stride(1) == whole)
-    )
+    if A.storage_offset() % vector or A.stride(1) % vector:
+        return False
+    if A.shape[2] == whole:
+        return True
+    return A.stride(1) == whole and not (torch.compiler.is_compiling() or A.is_inference() or A._is_view())
 
 
 def _adapter_first(x: Tensor, weights: Sequence[Tensor]) -> bool:
@@ -132,7 +135,7 @@ class _RoutedLinears(torch.autograd.Function):
         ]
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = torch.empty_like(x) if first else dys[0] @ weights[0]
+            dx = torch.empty_like(x) if first else product(dys[0], weights[0])
 
         def add_products(begin: int) -> None:
             if dx is not None:

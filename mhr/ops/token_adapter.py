@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mhr.ops.autograd import refuse_transforms
+from mhr.ops.autograd import apart, changed, refuse_transforms
 from mhr.ops.checks import accumulator, check, check_shape
 from mhr.ops.native import register_op
 from mhr.ops.routed_adapter import n_tokens, routed_adapter
@@ -25,26 +25,34 @@ def token_adapter(
         y: `[..., O]`, N tokens in all.
         x: `[..., I]`, the same leading dimensions and dtype.
         A: `[S, I, R]`; B: `[S, R, O]`; the dtype of x or float32.
-        chosen: int64 `[N, k]`, the adapters that each token takes; shares: `[N, k]`, how much of each, any float dtype.
+        chosen: int64 `[N, k]`, the adapters that each token takes, in 0..S-1; shares: `[N, k]`, how much of each, any float dtype.
         scale: lora_alpha / rank.
 
     Pairs of a token and an adapter are sorted by adapter, and each adapter computes on its tokens as one segment of
-    `routed_adapter`: N k R (I + O) multiplications, whatever S is. Differentiable once in y, x, A, B and shares. No value is read
-    on the host. Routing of Arrow (arXiv 2405.11157) and PHATGOOSE (arXiv 2402.05859). Raises RuntimeError where shapes do not fit.
+    `routed_adapter`: N k R (I + O) multiplications, whatever S is. Differentiable once in y, x, A, B and shares. On a GPU no value is
+    read on the host: what a token takes of an adapter that does not exist is NaN there. Routing of Arrow (arXiv 2405.11157) and PHATGOOSE
+    (arXiv 2402.05859). Raises RuntimeError where shapes or values do not fit.
     """
-    op, n = "token_adapter", n_tokens(x)
+    op, n, n_adapters = "token_adapter", n_tokens(x), A.shape[0]
     check(chosen.dim() == 2, f"mhr::{op}: chosen must have shape (N, k), got {tuple(chosen.shape)}")
     k = chosen.shape[1]
     check_shape(op, "chosen", chosen, "N k", (n, k))
     check_shape(op, "shares", shares, "N k", (n, k))
     check_shape(op, "y", y, "... O", (*x.shape[:-1], B.shape[-1]))
-    pairs = chosen.flatten()
-    adapters = torch.arange(A.shape[0], device=x.device)
-    ordered, order = pairs.sort(stable=True)
-    tokens = order // k
-    offsets = torch.cat([torch.searchsorted(ordered, adapters), adapters.new_full((1,), n * k)])
+    if chosen.is_cuda:
+        existing = chosen.clamp(0, n_adapters - 1)
+        shares, chosen = shares.masked_fill(chosen != existing, torch.nan), existing
+    ordered, order = chosen.flatten().sort(stable=True)
+    if chosen.device.type == "cpu" and n * k and not torch.compiler.is_compiling():
+        low, high = int(ordered[0]), int(ordered[-1])
+        check(
+            low >= 0 and high < n_adapters,
+            f"mhr::{op}: chosen must lie in 0..{n_adapters - 1}, got {low}..{high}",
+        )
+    adapters, tokens = torch.arange(n_adapters + 1, device=x.device), order // k
+    offsets = torch.searchsorted(ordered, adapters)
     given = x.reshape(n, x.shape[-1]).index_select(0, tokens)
-    update = routed_adapter(given.new_zeros(n * k, B.shape[-1]), given, A, B, adapters, scale, offsets=offsets)
+    update = routed_adapter(given.new_zeros(n * k, B.shape[-1]), given, A, B, adapters[:-1], scale, offsets=offsets)
     update = update * shares.flatten().index_select(0, order)[:, None].to(update.dtype)
     return y.reshape(n, B.shape[-1]).index_add(0, tokens, update).view(y.shape)
 
@@ -77,24 +85,30 @@ def token_routed_adapter(
     normalised: bool = False,
     scale: float = 1.0,
 ) -> Tensor:
-    """`token_adapter` by the shares that `token_shares` gives to `token_scores`; IN PLACE in y, which it returns. Not differentiable.
+    """`token_adapter` by the shares that `token_shares` gives to `token_scores`; IN PLACE in y, which it returns. Not differentiable:
+    refused where autograd is on and a tensor asks for a gradient.
 
     On the CPU one kernel does all of it, tile by tile: x and y come from memory once, whatever k is.
 
     Args:
-        y: `[..., O]`, contiguous; x: `[..., I]`, the same leading dimensions and dtype.
+        y: `[..., O]`, contiguous; x: `[..., I]`, the same leading dimensions and dtype; it may share memory with y, and is then copied.
         directions: `[S, I]`, float32 (float64 for float64).
         A: `[S, I, R]`; B: `[S, R, O]`; the dtype of x or float32.
 
-    Raises RuntimeError where shapes or dtypes do not fit, and for a top_k outside 1..S.
+    Raises RuntimeError where shapes or dtypes do not fit, for a top_k outside 1..S and a temperature that is not positive.
     """
-    refuse_transforms("token_routed_adapter")
+    op = "token_routed_adapter"
+    refuse_transforms(op)
+    if torch.is_grad_enabled():
+        for name, t in (("y", y), ("x", x), ("directions", directions), ("A", A), ("B", B)):
+            check(
+                not t.requires_grad,
+                f"mhr::{op} has no gradient, and {name} asks for one: call it under torch.no_grad(), or token_adapter",
+            )
+    x = apart(x, y)
     dense = x.contiguous(), directions.contiguous(), A.contiguous(), B.contiguous()
-    if not torch.is_grad_enabled():  # entering no_grad costs as much as the call of a kernel
-        _forward(y, *dense, top_k, temperature, normalised, scale)
-        return y
-    with torch.no_grad():
-        _forward(y, *dense, top_k, temperature, normalised, scale)
+    _forward(y, *dense, top_k, temperature, normalised, scale)
+    changed(y)
     return y
 
 
@@ -109,17 +123,17 @@ def token_routed_adapter_reference(
     normalised: bool,
     scale: float,
 ) -> None:
-    _check(y, x, directions, A, B, top_k)
-    scores = token_scores(x.reshape(n_tokens(x), x.shape[-1]), directions, normalised)
-    chosen, shares = token_shares(scores, top_k, temperature)
-    tokens, out = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    _check(y, x, directions, A, B, top_k, temperature)
+    n = n_tokens(x)
+    tokens, out = x.reshape(n, x.shape[-1]), y.view(n, y.shape[-1])
+    chosen, shares = token_shares(token_scores(tokens, directions, normalised), top_k, temperature)
     for s in range(A.shape[0]):
         token, j = (chosen == s).nonzero(as_tuple=True)
         update = tokens[token] @ A[s].to(x.dtype) @ B[s].to(x.dtype)
         out.index_add_(0, token, update * (scale * shares[token, j, None]).to(update.dtype))
 
 
-def _check(y: Tensor, x: Tensor, directions: Tensor, A: Tensor, B: Tensor, top_k: int) -> None:
+def _check(y: Tensor, x: Tensor, directions: Tensor, A: Tensor, B: Tensor, top_k: int, temperature: float) -> None:
     op = "token_routed_adapter"
     check(A.dim() == 3 and B.dim() == 3, f"mhr::{op}: A and B must have three axes, got {A.dim()} and {B.dim()}")
     check_shape(op, "A", A, "S I R", (A.shape[0], x.shape[-1], A.shape[2]))
@@ -131,6 +145,7 @@ def _check(y: Tensor, x: Tensor, directions: Tensor, A: Tensor, B: Tensor, top_k
     )
     check_shape(op, "y", y, "... O", (*x.shape[:-1], B.shape[2]))
     check(1 <= top_k <= A.shape[0], f"mhr::{op}: top_k must lie in 1..{A.shape[0]}, got {top_k}")
+    check(temperature > 0, f"mhr::{op}: temperature must be positive, got {temperature}")
 
 
 def _fake(
@@ -144,7 +159,7 @@ def _fake(
     normalised: bool,
     scale: float,
 ) -> None:
-    _check(y, x, directions, A, B, top_k)
+    _check(y, x, directions, A, B, top_k, temperature)
 
 
 _forward = register_op(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mhr.ops.autograd import refuse_transforms
+from mhr.ops.autograd import apart, changed, refuse_transforms
 from mhr.ops.checks import FLOATS, accumulator, check
 from mhr.ops.native import register_op
 
@@ -20,8 +20,9 @@ def weighted_average(tensors: Sequence[Tensor], weights: Sequence[float], out: T
         out = sum(w * t for w, t in zip(weights, tensors))
 
     The tensors share shape, float dtype and device, of any strides; `out` likewise (a new one where None), and may be one of
-    them. The weights are used as they are: they need not add up to 1. One tensor at weight 1 comes back bit for bit.
-    Not differentiable. Memory: the output, plus a copy of what is not contiguous.
+    them, or share memory with them. The weights are used as they are: they need not add up to 1. One tensor at weight 1 comes back bit for bit.
+    Not differentiable. Memory: the output, plus a copy of what is not contiguous, or
+    overlaps with the output.
     Raises RuntimeError where the tensors do not fit one another.
     """
     refuse_transforms("weighted_average")
@@ -29,9 +30,15 @@ def weighted_average(tensors: Sequence[Tensor], weights: Sequence[float], out: T
     with torch.no_grad():
         dense = [t.contiguous() for t in tensors]
         target = torch.empty_like(dense[0]) if out is None else out
-        buffer = target if target.is_contiguous() else torch.empty_like(dense[0])
-        _forward(buffer, dense, list(weights))
-        return target if buffer is target else target.copy_(buffer)
+        if not target.is_contiguous():
+            buffer = torch.empty_like(dense[0])
+            _forward(buffer, dense, list(weights))
+            return target.copy_(buffer)
+        if out is not None and not torch.compiler.is_compiling():
+            dense = [t if t.is_set_to(out) else apart(t, out) for t in dense]
+        _forward(target, dense, list(weights))
+        changed(target)
+        return target
 
 
 def _check(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:

@@ -15,6 +15,7 @@ from tests.emulation import emulator
 pytestmark = [pytest.mark.emulation, pytest.mark.slow]
 
 FILES = (
+    "in_place",
     "mix",
     "route",
     "route_all",
@@ -22,6 +23,7 @@ FILES = (
     "routed_bottleneck",
     "routed_linear",
     "routed_linears",
+    "unused_rows",
     "weighted_average",
 )
 

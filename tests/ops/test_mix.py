@@ -173,3 +173,9 @@ def test_refuses_runs_that_do_not_fit() -> None:
         mix(banks[:1] * 2, weights, [2, 2], runs=[2])
     with pytest.raises(RuntimeError, match="runs must add up to the 2 banks"):
         mix(banks, weights, [1, 1], runs=[1])
+    for runs in ([3, -1], [-1, 3], [2, 0], [0, 2], [1, 0, 1]):
+        with pytest.raises(RuntimeError, match="a run of (-1|0) banks"):
+            mix(banks, weights, [1, 1], runs=runs)
+        room = [torch.empty(1, 8, 8) for _ in runs]
+        with pytest.raises(RuntimeError, match="a run of (-1|0) banks"):
+            torch.ops.mhr.mix_beside(room, banks, weights, [1, 1], runs)

@@ -95,7 +95,12 @@ def test_the_two_sides_may_take_rows_of_their_own(layout: Layout) -> None:
     rows_b = (rows + 1) % 3
     tokens = layout.row_of_token()
     tokens_b = rows_b.repeat_interleave(layout.leading[1] if offsets is None else offsets.diff())
-    found = with_gradients(lambda **t: folded(**t, rows=rows, rows_b=rows_b, offsets=offsets), given)
+    places = {
+        "rows": strided(rows),
+        "rows_b": strided(rows_b),
+        "offsets": offsets if offsets is None else strided(offsets),
+    }
+    found = with_gradients(lambda **t: folded(**t, **places), given)
     assert_close(found, with_gradients(formula(tokens, tokens_b), double(given)), torch.float64)
 
 

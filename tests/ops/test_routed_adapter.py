@@ -189,6 +189,8 @@ def test_autocast_takes_the_dtype_of_y() -> None:
         ({"A": torch.randn(4, 9, 3)}, r"(A must have shape .* got \(4, 9, 3\)|x must have I = 9 columns)"),
         ({"B": torch.randn(4, 2, 7)}, r"B must have shape \(U, R, O\) = \(4, 3, 7\), got \(4, 2, 7\)"),
         ({"y": torch.randn(3, 5, 6)}, "y must have"),
+        ({"y": torch.randn(5, 3, 7)}, "y must have"),
+        ({"y": torch.randn(15, 7)}, "y must have"),
         ({"x": torch.randn(3, 5, 8).double()}, "must"),
         ({"rows": torch.tensor([0, 1])}, "15 tokens do not divide into 2 equal segments; pass offsets"),
         ({"rows": torch.tensor([0, 1, 9])}, r"rows must lie in 0\.\.3"),

@@ -190,6 +190,8 @@ def test_compiles_without_graph_breaks(weighed: bool, backend: str) -> None:
         ({"weights": torch.rand(4, 2, 4)}, r"weights.* must have shape \(U, H, S\) = \(4, 2, 3\), got \(4, 2, 4\)"),
         ({"bank_b": torch.randn(2, 3, 3, 4)}, r"got \(4, 3, 8\)|bank_a has rank 2, bank_b 3"),
         ({"rows": torch.tensor([0, 1, 4])}, r"rows must lie in 0\.\.3"),
+        ({"bias_a": torch.randn(2, 3, 2, 2)}, r"bias_a must have shape \(H, S, 1, R\) = \(2, 3, 1, 2\), got"),
+        ({"bias_b": torch.randn(2, 3, 2, 4)}, r"bias_b must have shape \(H, S, 1, O/H\) = \(2, 3, 1, 4\), got"),
     ],
 )
 def test_refuses_what_does_not_fit(change: dict[str, Tensor | None], message: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhr.ops import routed_linears
+from mhr.ops import mix, routed_linears
 from mhr.ops.autograd import apply
 from mhr.ops.routed_linears import _adapter_first, _RoutedLinears
 from tests.helpers import DTYPES, assert_close
@@ -148,7 +150,7 @@ def test_non_contiguous_inputs() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("begin", "width"), [(0, 32), (0, 19), (4, 24), (8, 24), (8, 16), (1, 16), (2, 40)])
+@pytest.mark.parametrize(("begin", "width"), [(0, 8), (0, 32), (0, 19), (4, 24), (8, 24), (8, 16), (1, 16), (2, 40)])
 @pytest.mark.parametrize("size", SIZES[:2], ids=str)
 def test_a_as_columns_of_a_wider_tensor(size: tuple, begin: int, width: int, dtype: torch.dtype) -> None:  # type: ignore[type-arg]
     """Wherever they begin, and whatever is in the others."""
@@ -163,6 +165,33 @@ def test_a_as_columns_of_a_wider_tensor(size: tuple, begin: int, width: int, dty
     found, truth = with_gradients(within, given | {"A": whole}), with_gradients(formula(RAGGED), double(given))
     found["dA"] = found["dA"][..., begin:end]
     assert_close(found, truth, dtype)
+
+
+def test_what_fills_a_row_is_taken_for_zeros_where_mix_made_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of CUDA read it; on the CPU the same A reaches the node."""
+    seen: list[Tensor] = []
+    monkeypatch.setattr(
+        importlib.import_module("mhr.ops.routed_linears"), "apply", lambda _, x, A, *more: seen.append(A) or (x,)
+    )
+
+    def reaches(A: Tensor) -> Tensor:
+        routed_linears(torch.randn(1, 8), [torch.randn(5, 8)], [None], A, [torch.randn(2, 3, 5)], torch.tensor([0]))
+        return seen.pop()
+
+    def mixed() -> Tensor:
+        banks, weights = [torch.randn(2, 3, 4, r) for r in (1, 2)], [torch.rand(2, 2, 3)] * 2
+        return mix(banks, weights, [1, 1], runs=[2])[0]
+
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            A = mixed()
+            assert A.stride(1) == 4
+            assert reaches(A) is A
+            for other in (torch.full((2, 8, 4), torch.nan)[..., :3], torch.randn(2, 8, 4).detach()[..., :3]):
+                assert reaches(other).is_contiguous()
+    with torch.inference_mode():  # which keeps no account of views
+        for other in (mixed(), torch.full((2, 8, 4), torch.nan)[..., :3]):
+            assert reaches(other).is_contiguous()
 
 
 def test_gradcheck() -> None:

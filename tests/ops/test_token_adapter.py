@@ -13,6 +13,7 @@ from mhr.ops.token_adapter import token_routed_adapter_reference
 from tests.helpers import DTYPES, assert_close
 
 SCALE = 0.7
+SWAPPED = {"x": (3, 2, 6), "y": (2, 3, 7)}  # leading dimensions
 
 
 def case(n: int, k: int, dtype: torch.dtype = torch.float64, skills: int = 5, sizes: tuple[int, int, int] = (6, 7, 3)):
@@ -91,6 +92,8 @@ def test_work_does_not_grow_with_the_adapters_to_choose_from(monkeypatch: pytest
         ({"shares": torch.zeros(9, 3)}, r"shares must have shape \(N, k\) = \(9, 2\), got \(9, 3\)"),
         ({"y": torch.zeros(9, 6, dtype=torch.float64)}, r"y must have shape"),
         ({"B": torch.zeros(5, 2, 7, dtype=torch.float64)}, "B must have shape"),
+        ({"chosen": torch.full((9, 2), 5)}, r"chosen must lie in 0\.\.4, got 5\.\.5"),
+        ({"chosen": torch.tensor([[0, -1]] * 9)}, r"chosen must lie in 0\.\.4, got -1\.\.0"),
     ],
 )
 def test_shapes_that_do_not_fit(changed: dict[str, Tensor], said: str) -> None:
@@ -225,6 +228,10 @@ def test_banks_of_float32_beside_half_precision_leading_dimensions_and_no_tokens
         ({"directions": torch.zeros(5, 6)}, "directions must be"),
         ({"B": torch.zeros(5, 2, 7, dtype=torch.float64)}, r"B must have shape \(S, R, O\)"),
         ({"y": torch.zeros(9, 6, dtype=torch.float64)}, "y must have"),
+        ({name: torch.zeros(shape, dtype=torch.float64) for name, shape in SWAPPED.items()}, "y must have"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0"),
+        ({"temperature": -0.5}, r"temperature must be positive, got -0\.5"),
+        ({"temperature": float("nan")}, "temperature must be positive, got -?nan"),
     ],
 )
 def test_a_choice_that_does_not_fit(changed: dict[str, Tensor], said: str) -> None:
