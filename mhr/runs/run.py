@@ -26,6 +26,8 @@ import yaml
 from mhr import __version__
 from mhr.errors import CheckpointError
 from mhr.files import (
+    INDEX_FILE,
+    OUTPUT_MARKS,
     held_in,
     make_folder,
     prepare_output,
@@ -140,6 +142,7 @@ class RunFolder:
 
     def start(self, config: RunConfig, **info: Any) -> None:
         """Write what is known before the first step."""
+        self.info.pop("error", None)  # which ended it before it was resumed
         # First the file that marks a run: a folder without it is left alone, also by a resumed run after a kill.
         self.write(status="running", **info, versions=versions(), config=to_dict(config))
         write_text_atomically(self.path / "config.yaml", dump_config(config))
@@ -177,9 +180,10 @@ class RunFolder:
 
 
 def clear(folder: Path) -> None:
-    """Delete what a folder holds."""
+    """Delete what a folder holds; what marks it as an output goes last, since a folder without a mark is left alone, also after a kill."""
+    marks = *OUTPUT_MARKS, INDEX_FILE
     with writing(folder):
-        for entry in folder.iterdir():
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name in marks):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:

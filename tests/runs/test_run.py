@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mhr.errors import CheckpointError, MhrError
+from mhr.files import INDEX_FILE, INDEX_FORMAT, OUTPUT_MARKS
 from mhr.runs.checkpoints import fault_of, keep_newest, mark_complete, newest_complete
 from mhr.runs.config import load_config
 from mhr.runs.run import RunFolder
@@ -59,6 +62,31 @@ def test_overwrite_deletes_what_an_earlier_run_left(tmp_path: Path) -> None:
     (run.checkpoints / "checkpoint-1").mkdir(parents=True)
     RunFolder.create(tmp_path / "run", overwrite=True)
     assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("mark", [*OUTPUT_MARKS, INDEX_FILE])
+@pytest.mark.parametrize("done", range(5))
+def test_a_kill_while_a_folder_is_emptied_leaves_one_that_can_be_replaced(
+    mark: str, done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.yaml", mark, "metrics.jsonl", "a", "z"):
+        (folder / name).write_text(json.dumps({"format": INDEX_FORMAT}))
+    deleted, unlink = 0, Path.unlink
+
+    def until_killed(self: Path, *args: Any, **kwargs: Any) -> None:
+        nonlocal deleted
+        if deleted == done:
+            raise KeyboardInterrupt
+        deleted += 1
+        unlink(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder.create(folder, overwrite=True)
+    assert RunFolder.create(folder, overwrite=True).info == {}
 
 
 def test_a_missing_run_says_what_is_there(tmp_path: Path) -> None:
