@@ -36,6 +36,7 @@ def open_run(
 
     Raises TrainingError for a run that was begun with other settings, or on other tasks, heads or numbers of examples.
     """
+    begun = resume and bool(held_in(output))  # before the main process makes the folder of a run that begins
     state.wait_for_everyone()
     error = None
     if state.is_main_process:
@@ -49,7 +50,7 @@ def open_run(
             error = refused
     raise_together(error)
     if not state.is_main_process:
-        run = RunFolder.open(output) if resume else RunFolder(output, {})
+        run = RunFolder.open(output) if begun else RunFolder(output, {})
     if not run.info or run.status == "done":
         return run, None
     checkpoint, skipped = newest_complete(run.checkpoints)
