@@ -355,7 +355,7 @@ class _Work:
         """Write what the model is now, after a step of a training that the run's metrics tell."""
         if step and MODES[self.adaptation.mode].searches:
             self.run.info["found"] = found_at(step, self.run)
-        save_result(self.start.model, self.start.tokenizer, self.run, self.start.base)
+        save_result(self.start.model, self.start.tokenizer, self.run, self.start.base, step)
         self.run.write(status="done", steps=step, truncated=self.truncation.describe(), memory=peak_memory())
 
 
