@@ -36,14 +36,9 @@ class SweepPlan:
     notes: list[str]
     reads: list[str]
 
-    def axes(self) -> dict[str, list[Any]]:
-        """What was asked for, along each axis."""
-        return {
-            "runs": list(dict.fromkeys(self.study.names[one.run] for one in self.adaptations)),
-            "modes": list(dict.fromkeys(one.mode for one in self.adaptations)),
-            "tasks": list(dict.fromkeys(one.task for one in self.adaptations)),
-            "seeds": list(dict.fromkeys(one.seed for one in self.adaptations)),
-        }
+    def units(self) -> list[list[Any]]:
+        """What was asked for: [run, mode, task, seed] of each adaptation, as `mhr.sweeps.table.key_of` has them."""
+        return [[self.study.names[one.run], one.mode, one.task, one.seed] for one in self.adaptations]
 
 
 def plan(

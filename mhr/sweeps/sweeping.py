@@ -1,6 +1,6 @@
 """Sweeps: runs x modes x tasks x seeds, each with its grid, in one resumable command and one table.
 
-DIR/sweep.json        the settings that all rows share, and what was asked for last
+DIR/sweep.json        the settings that all rows share, and the units that were asked for last
 DIR/results.jsonl     one row for each adaptation that is done or has failed, appended whole as it ends
 DIR/results.parquet   the same as a table, written at the end
 DIR/units/RUN/MODE/TASK/SEED    the adapted runs
@@ -86,7 +86,7 @@ def sweep(
     known = _known_names(folder) if resume else {}
     planned = plan(runs, known, tasks, modes, folder, changed, limit, few)
     study = planned.study
-    described = {"settings": study.identity, "axes": planned.axes(), "notes": planned.notes}
+    described = {"settings": study.identity, "units": planned.units(), "notes": planned.notes}
     _open(folder, described, planned.reads, overwrite=overwrite, resume=resume)
     rows = read_rows(folder / RESULTS_FILE)
     keys = {adaptation: key_of(study.row(adaptation)) for adaptation in planned.adaptations}

@@ -20,6 +20,7 @@ import torch
 
 from mhr.errors import ConfigError, DataError, MhrError, TrainingError
 from mhr.evaluation import evaluate, load_model
+from mhr.report.sources import read_sources
 from mhr.runs import RunFolder
 from mhr.sweeps import SweepResult, launchers, sweep, worker
 from mhr.sweeps.table import append_row
@@ -85,6 +86,16 @@ def test_every_combination_has_a_row(swept: Any, here: list[str], tmp_path: Path
     scores = [row["score"] for row in result.rows if row["mode"] == "z"]
     assert mean["mean"] == pytest.approx(sum(scores) / 4)
     assert mean["n"] == 2
+
+
+def test_what_a_sweep_lacks_is_told_by_its_report(swept: Any, here: list[str], tmp_path: Path) -> None:
+    """Modes that a run does not allow are no units that are missing."""
+    result = swept(("mhr", "lora"), modes=["z", "mu"], seeds=[1], tasks=TASKS)
+    assert not any("missing" in note for note in read_sources([tmp_path / "sweep"]).notes)
+    lines = (tmp_path / "sweep" / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "sweep" / "results.jsonl").write_bytes(b"".join(lines[1:]))
+    (note,) = [note for note in read_sources([tmp_path / "sweep"]).notes if "missing" in note]
+    assert f"1 of the 6 units of the sweep is missing, such as {result.rows[0]['run']}/z/next-first/1" in note
 
 
 def test_runs_routed_by_contexts_are_swept(swept: Any, here: list[str]) -> None:
@@ -417,9 +428,10 @@ def test_a_worker_sets_threads_where_the_user_has_said_nothing(threads: int | No
     monkeypatch.setattr(signal, "signal", lambda *arguments: None)
     monkeypatch.setattr(launchers, "_leave_with_parent", lambda: None)
     monkeypatch.setattr(launchers, "Worker", lambda study: SimpleNamespace(work=None))
-    monkeypatch.setenv("MHR_TOLD", "before")  # what it served earlier
+    # What it was begun with; afterwards all is as it was.
+    monkeypatch.setattr(os, "environ", {"MHR_TOLD": "before", "MHR_GONE": "before"})
     launchers._serve(Closed(), None, None, threads, {"MHR_TOLD": "now"})  # type: ignore[arg-type]
-    assert os.environ["MHR_TOLD"] == "now"
+    assert os.environ == {"MHR_TOLD": "now"}
     assert asked == ([] if threads is None else [threads])
     gc.unfreeze()
 
