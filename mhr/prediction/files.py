@@ -208,7 +208,7 @@ def _resumed(path: Path, predictor: Predictor, examples: Sequence[Example], made
             found |= {"choices": sorted(row.get("choices", ())), "conversation": row.get("conversation")}
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{path}:{number}: no row of mhr predict: the file was edited or is damaged") from None
-        asked = {"id": example.id, "task": example.task, "input": example.input}
+        asked: dict[str, Any] = {"id": example.id, "task": example.task, "input": example.input}
         asked |= {"choices": sorted(predictor.options(example)), "conversation": None}
         if example.messages or example.tools:
             asked["conversation"] = _digest(example)

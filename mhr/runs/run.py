@@ -13,6 +13,7 @@ model/          ... or, where all weights were trained, a transformers model wit
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -129,6 +130,11 @@ class RunFolder:
             if folder.is_dir() and self.status == "done":
                 return folder
         raise CheckpointError(f"run {self.path} is not done (status {self.status!r}): finish it with --resume")
+
+    def fingerprint(self) -> str:
+        """What distinguishes the run from another one at the same place: the digest of its description, which holds that of its weights."""
+        file = next(f for f in (self.adapter / "mhr_config.json", self.path / RUN_FILE) if f.is_file())
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
     def config(self) -> RunConfig:
         """The resolved settings of the run."""

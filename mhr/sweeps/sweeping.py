@@ -90,6 +90,12 @@ def sweep(
     _open(folder, described, planned.reads, overwrite=overwrite, resume=resume)
     rows = read_rows(folder / RESULTS_FILE)
     keys = {adaptation: key_of(study.row(adaptation)) for adaptation in planned.adaptations}
+    for (adaptation, key), data in zip(keys.items(), planned.data, strict=True):
+        if rows.get(key, {}).get("data", data) != data:
+            raise TrainingError(
+                f"{folder} holds a row of task {adaptation.task!r} that was made of other examples than the collection of run "
+                f"{adaptation.run} now gives: make it what it was, or choose another output folder"
+            )
     left = [adaptation for adaptation, key in keys.items() if rows.get(key, {}).get("status") != "done"]
     with _progress(progress) as bar:
         job = bar.add_task("sweep", total=len(keys), completed=len(keys) - len(left))

@@ -261,6 +261,25 @@ def test_a_run_that_was_trained_again_is_another_one(swept: Any, here: list[str]
         config.write_text(before)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_rows_of_other_examples_are_not_resumed(
+    split: str, swept: Any, here: list[str], tasks_file: Path, tmp_path: Path
+) -> None:
+    file, results = tmp_path / "tasks.jsonl", tmp_path / "sweep" / "results.jsonl"
+    rows = [json.loads(line) for line in tasks_file.read_text().splitlines()]
+    file.write_text(tasks_file.read_text())
+    swept(tasks=TASKS[:1], seeds=[1], tasks_path=str(file))
+    before = results.read_bytes()
+    changed = [row | {"input": row["input"] + "a"} if row["split"] == split else row for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    with pytest.raises(TrainingError, match="holds a row of task 'next-first' that was made of other examples"):
+        swept(tasks=TASKS, seeds=[1], tasks_path=str(file), resume=True)
+    assert results.read_bytes() == before
+    file.write_text(tasks_file.read_text())
+    swept(tasks=TASKS, seeds=[1], tasks_path=str(file), resume=True)
+    assert here == TASKS
+
+
 def test_rows_are_appended_whole(tmp_path: Path) -> None:
     for i in range(3):
         append_row(tmp_path / "rows.jsonl", {"i": i, "text": "ä\nb"})

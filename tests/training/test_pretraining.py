@@ -264,6 +264,11 @@ def test_a_run_is_not_resumed_on_other_data(settings: Make, tasks_file: Path, tm
             "".join(lines).replace("rev-first", "rev-other"),
             "the tasks rev-first, next-last, rev-last, and .* now gives rev-other, next-last",
         ),
+        (
+            "".join(lines).replace('"input": "', '"input": "a', 1),
+            "examples of which the digest is [0-9a-f]{16}, and .* now gives [0-9a-f]{16}",
+        ),
+        ("".join([*lines[1:24], lines[0], *lines[24:]]), "examples of which the digest is"),
     ):
         file.write_text(text)
         with pytest.raises(TrainingError, match=f"was begun with {said}") as caught:
