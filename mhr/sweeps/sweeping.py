@@ -8,6 +8,7 @@ DIR/units/RUN/MODE/TASK/SEED    the adapted runs
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mhr.errors import TrainingError
+from mhr.errors import ConfigError, TrainingError
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
 from mhr.loading import Loading
 from mhr.locks import one_writer
@@ -71,6 +72,8 @@ def sweep(
     Raises ConfigError, TaskError, DataError and CheckpointError for what does not fit, before anything is written, and
     TrainingError for a folder that holds another sweep, and at the end where units have failed; Interrupted on Ctrl-C.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("sweep starts its processes by itself: start it without torchrun")
     ScoringConfig(limit=limit)
     changed = {
         "tasks": tasks_path,

@@ -431,7 +431,7 @@ class RoutedTrainer(Trainer):
             with writing(folder):
                 write_json_atomically(folder / TRUNCATION_FILE, truncated.to_json())
                 mark_complete(folder)
-                keep_newest(self.run.checkpoints, self.config.keep_checkpoints)
+                keep_newest(self.run.checkpoints, self.config.keep_checkpoints, self.state.global_step)
                 self._best.forget(self.state.best_global_step)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

@@ -125,5 +125,24 @@ def test_checkpoints_count_only_when_complete_and_sound(tmp_path: Path) -> None:
     told = r"none of the 3 checkpoints in .* can be used \(checkpoint-10: tensors has 7 bytes instead of 8\): restore"
     with pytest.raises(CheckpointError, match=told):
         newest_complete(tmp_path)
-    keep_newest(tmp_path, 1)
+    keep_newest(tmp_path, 1, 10)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("newer", [[], [6], [6, 8]])
+def test_what_was_just_written_stays_beside_newer_ones_that_are_damaged(
+    number: int, newer: list[int], tmp_path: Path
+) -> None:
+    """A resumed run goes past them, and has fewer steps than they until it comes there."""
+    for step in (2, 4, 5, *newer):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "tensors").write_bytes(bytes(8))
+        mark_complete(folder)
+        if step in newer:
+            (folder / "tensors").write_bytes(b"")
+    keep_newest(tmp_path, number, 5)
+    assert newest_complete(tmp_path)[0] == tmp_path / "checkpoint-5"
+    kept = [p for p in tmp_path.iterdir() if fault_of(p) is None]
+    assert len(kept) == number

@@ -507,6 +507,18 @@ def test_two_workers_of_a_local_ray_cluster(source: Source, swept: Any, tmp_path
     assert here == [task for task in TASKS for _ in (1, 2)]
 
 
+def test_a_sweep_is_not_started_several_times_at_once(
+    swept: Any, here: list[str], source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source("mhr")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ConfigError, match="sweep starts its processes by itself: start it without torchrun"):
+        swept(tasks=TASKS[:1], seeds=[1])
+    assert not (tmp_path / "sweep").exists()
+    assert here == []
+
+
 def test_without_ray_the_launcher_says_what_to_install(
     swept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
