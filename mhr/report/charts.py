@@ -24,7 +24,7 @@ from mhr.report.figures import (
     name_ticks,
     new_figure,
     per_cent,
-    shares,
+    stacked_shares,
     styled,
 )
 
@@ -122,7 +122,7 @@ def plot_transfer(matrix: Mapping[str, Mapping[str, float]]) -> Figure:
     if bool((values < 0).any()):  # of correlations
         heat_map(axes, values, 0.0, "score", reach=1.0)
     else:
-        shares(axes, values, "score")
+        stacked_shares(axes, values, "score")
     name_ticks(axes, columns, rows)
     axes.set_ylabel("trained on")
     axes.set_xlabel("evaluated on")

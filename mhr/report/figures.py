@@ -82,7 +82,7 @@ def heat_map(axes: Axes, values: Tensor, neutral: float, label: str, reach: floa
     return reach
 
 
-def shares(axes: Axes, values: Tensor, label: str) -> None:
+def stacked_shares(axes: Axes, values: Tensor, label: str) -> None:
     """Values from 0, no colour, to 1, grey where one is NaN."""
     _image(axes, values, SEQUENTIAL, (0.0, 1.0), label)
 
