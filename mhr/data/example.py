@@ -38,7 +38,7 @@ class Example:
     tools: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
 
-def digest_of(examples: Iterable[Example], *texts: str) -> str:
+def examples_digest(examples: Iterable[Example], *texts: str) -> str:
     """What distinguishes examples in their order, and texts beside them, from others: the beginning of a SHA-256."""
     found = hashlib.sha256(repr(texts).encode("utf-8", "surrogatepass"))
     for example in examples:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mhr.data import Example, Task, TaskCollection
-from mhr.data.example import digest_of
+from mhr.data.example import examples_digest
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation import LoadedModel, evaluate
 from mhr.few_shot.shots import draw_shots, shots_of
@@ -67,7 +67,7 @@ class Shots:
 
 def data_of(task: Task, shots: Shots, test: Sequence[Example] = ()) -> str:
     """What distinguishes the examples of an adaptation, and those that it is evaluated on, from others."""
-    return digest_of([*shots.shots, *shots.validation, *test], task.definition)
+    return examples_digest([*shots.shots, *shots.validation, *test], task.definition)
 
 
 def share_out(task: Task, few: AdaptConfig, seed: int, mode: str, dev: TaskCollection | None = None) -> Shots:

@@ -32,7 +32,7 @@ DIVERGING = LinearSegmentedColormap.from_list(
     "diverging", [(0.0, (*_BLUE, 1.0)), (0.5, (*_BLUE, 0.0)), (0.5, (*_RED, 0.0)), (1.0, (*_RED, 1.0))]
 )
 SEQUENTIAL = LinearSegmentedColormap.from_list("sequential", [(*_BLUE, 0.0), (*_BLUE, 1.0)])
-MISSING = (0.5, 0.5, 0.5, 0.35)
+UNKNOWN_GREY = (0.5, 0.5, 0.5, 0.35)
 """Grey of a heat map's place without a value."""
 
 MAX_TICKS = 48
@@ -92,7 +92,7 @@ def _image(
 ) -> None:
     image = axes.imshow(
         values.double().numpy(),
-        cmap=colours.with_extremes(bad=MISSING),
+        cmap=colours.with_extremes(bad=UNKNOWN_GREY),
         vmin=limits[0],
         vmax=limits[1],
         aspect="auto",

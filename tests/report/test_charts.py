@@ -13,7 +13,7 @@ from mhr.analysis.curves import Curve
 from mhr.analysis.routing import Routing
 from mhr.analysis.scores import Standing
 from mhr.report import charts, plots
-from mhr.report.figures import MISSING, to_inline_svg
+from mhr.report.figures import UNKNOWN_GREY, to_inline_svg
 
 OTHER = "another"
 NAMES = ["$x$ for $y$", r"$\nomacro$", r"_runs\new\1", '<b> & "{quoted}" 100 %']
@@ -73,5 +73,5 @@ def test_scores_below_zero_are_drawn_where_they_are(low: float, high: float) -> 
 def test_what_was_not_judged_is_no_score_of_zero() -> None:
     image = charts.plot_transfer({"a": {"a": 0.0, "b": 0.5}, "b": {"b": 0.0}}).axes[0].images[0]
     drawn = image.to_rgba(image.get_array())
-    assert tuple(drawn[1, 0]) == pytest.approx(MISSING, abs=0.01)
+    assert tuple(drawn[1, 0]) == pytest.approx(UNKNOWN_GREY, abs=0.01)
     assert tuple(drawn[0, 0]) == tuple(drawn[1, 1]) != tuple(drawn[1, 0])
