@@ -171,8 +171,8 @@ def _streamed(predictor: Any, examples: Sequence[Example], config: Any, shown: A
         shown.flush()
 
     answers = []
-    for example in examples:
-        answers += predictor.answer([example], config, stream=say)
+    for place, example in enumerate(examples):
+        answers += predictor.answer([example], config, first=place, stream=say)
         say("\n" if answers[-1].how == "generation" else answers[-1].text + "\n")
     return answers
 

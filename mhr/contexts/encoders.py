@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mhr.backbones import load_backbone
+from mhr.data.middle import Parts, pick, spans_within
 from mhr.data.special_tokens import pad_token
 from mhr.data.tokens import pad, tokenise
 from mhr.errors import ConfigError, DataError, MhrError
@@ -24,7 +25,8 @@ from mhr.objectives.lengths import positions
 Made = TypeVar("Made")
 
 LONGEST = 512
-"""Tokens of a text that count, or as many as the encoder has positions for."""
+"""Tokens of a text that count, or as many as the encoder has positions for; of a longer one its beginning and its end, as a shot ends in
+its answer."""
 
 TEXTS_AT_ONCE = 16
 """Texts that are read at once."""
@@ -67,7 +69,9 @@ class Encoder:
             model.train(training)
 
     def _states(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        rows = tokenise(self.tokenizer, text=list(texts), truncation=True, max_length=self._longest())["input_ids"]
+        longest = self._longest()
+        whole = tokenise(self.tokenizer, text=list(texts))["input_ids"]
+        rows = [pick(row, spans_within(len(row), Parts(0, (0,)), longest) or ()) for row in whole]
         for text, row in zip(texts, rows, strict=True):
             if not row:
                 raise DataError(f"text {text!r:.60} has no tokens, so that it has no embedding")

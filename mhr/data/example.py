@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,14 @@ class Example:
     part: str = ""
     pieces: tuple[Piece, ...] = field(default=(), compare=False)
     tools: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
+
+
+def examples_digest(examples: Iterable[Example], *texts: str) -> str:
+    """What distinguishes examples in their order, and texts beside them, from others: the beginning of a SHA-256."""
+    found = hashlib.sha256(repr(texts).encode("utf-8", "surrogatepass"))
+    for example in examples:
+        found.update(b"\n" + repr(example).encode("utf-8", "surrogatepass"))  # of one line, and with its messages
+    return found.hexdigest()[:16]
 
 
 @dataclass(slots=True)

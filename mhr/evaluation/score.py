@@ -79,8 +79,8 @@ def score(
         result = evaluate(loaded, collection, inference=inference, **settings)
         if output is not None:
             folder = make_folder(output)
+            result.write(folder / "evaluation.json")  # first, as it marks the folder as an output
             result.write_predictions(folder / "predictions.jsonl")
-            result.write(folder / "evaluation.json")
     return result
 
 

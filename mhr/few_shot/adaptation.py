@@ -30,6 +30,7 @@ from mhr.few_shot.selecting import (
     Trial,
     Validation,
     at_point,
+    data_of,
     describe,
     grid_points,
     share_out,
@@ -187,14 +188,29 @@ def frozen_heap() -> Iterator[None]:
         gc.unfreeze()
 
 
+def finished(adaptation: Adaptation, prepared: Preparation) -> RunFolder | None:
+    """The adaptation, where its folder holds it already. Raises TrainingError where that was made of other examples."""
+    if not (adaptation.folder / RUN_FILE).is_file():
+        return None
+    run = RunFolder.open(adaptation.folder)
+    if run.status != "done":
+        return None
+    data = data_of(prepared.tasks[adaptation.task], prepared.shots(adaptation))
+    if run.info.get("data", data) != data:
+        raise TrainingError(
+            f"{run.path} was adapted to other examples than {prepared.config.tasks} now gives of task {adaptation.task!r}: make the "
+            "collection what it was, or choose another output folder"
+        )
+    return run
+
+
 def make(adaptation: Adaptation, prepared: Preparation, bar: ProgressBar) -> RunFolder:
     """Make one adaptation, unless its folder holds it already."""
     mode = adaptation.mode
-    if (adaptation.folder / RUN_FILE).is_file():
-        done = RunFolder.open(adaptation.folder)
-        if done.status == "done":
-            bar.skip(prepared.steps_of(adaptation))
-            return done
+    done = finished(adaptation, prepared)
+    if done is not None:
+        bar.skip(prepared.steps_of(adaptation))
+        return done
     bar.title(f"adapt {mode} {adaptation.task} seed {adaptation.seed}")
     points = points_of(prepared.config.adapt, mode)
     run = RunFolder.create(adaptation.folder, overwrite=True)
@@ -288,6 +304,7 @@ class _Work:
             protocol=settings.adapt.protocol if self.shots.validation else AdaptConfig.protocol,
             selection=self.run.info.get("selection"),
             shots=[example.id for example in self.shots.shots],
+            data=data_of(self.task, self.shots),
             head=describe_head(self.prepared.kind, self.heads),
             **self._found(),
             parameters=count_parameters(self.start.model),
@@ -355,7 +372,7 @@ class _Work:
         """Write what the model is now, after a step of a training that the run's metrics tell."""
         if step and MODES[self.adaptation.mode].searches:
             self.run.info["found"] = found_at(step, self.run)
-        save_result(self.start.model, self.start.tokenizer, self.run, self.start.base)
+        save_result(self.start.model, self.start.tokenizer, self.run, self.start.base, step)
         self.run.write(status="done", steps=step, truncated=self.truncation.describe(), memory=peak_memory())
 
 

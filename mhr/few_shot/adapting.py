@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mhr.data import TaskCollection
 from mhr.data.choice_collators import beginnings
 from mhr.errors import ConfigError, DataError, TrainingError, nearest
-from mhr.few_shot.adaptation import Adaptation, Preparation, copies_rows, frozen_heap, make, ranks
+from mhr.few_shot.adaptation import Adaptation, Preparation, copies_rows, finished, frozen_heap, make, ranks
 from mhr.few_shot.selecting import grid_points, read_dev
 from mhr.few_shot.starts import check_mode, head_of_run, load_start
 from mhr.files import folder_name, held_in, make_folder, prepare_output, read_json, write_json_atomically
@@ -124,6 +124,7 @@ def adapt(
     described = {
         "mode": mode,
         "source": str(source.path.resolve()),
+        "trained": source.fingerprint(),
         "settings": to_dict(config)["adapt"],
         "tasks": config.tasks,
         "template": config.data.template,
@@ -151,6 +152,8 @@ def adapt(
     ]
     prepared.check_batches(adaptations)
     prepared.check_beginnings(adaptations)
+    for one in adaptations if resume else ():
+        finished(one, prepared)
     folder = make_folder(output)
     if overwrite and not resume:
         clear(folder)
@@ -325,6 +328,7 @@ def _check_same(folder: Path, described: dict[str, Any]) -> None:
     before["settings"] = AdaptConfig().to_dict() | before.get(
         "settings", {}
     )  # one written without a setting had its default
+    before = {"trained": described["trained"]} | before  # which an earlier release did not tell
     changed = [
         f"{key.replace('settings.', 'adapt.')} {one!r}, not {other!r}"
         for key in described

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mhr.data import Example, Task, TaskCollection
+from mhr.data.example import examples_digest
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation import LoadedModel, evaluate
 from mhr.few_shot.shots import draw_shots, shots_of
@@ -62,6 +63,11 @@ class Shots:
     def refit(self) -> bool:
         """Whether the result is trained once more on all shots, as its validation examples are a part of them."""
         return len(self.train) < len(self.shots)
+
+
+def data_of(task: Task, shots: Shots, test: Sequence[Example] = ()) -> str:
+    """What distinguishes the examples of an adaptation, and those that it is evaluated on, from others."""
+    return examples_digest([*shots.shots, *shots.validation, *test], task.definition)
 
 
 def share_out(task: Task, few: AdaptConfig, seed: int, mode: str, dev: TaskCollection | None = None) -> Shots:

@@ -50,7 +50,7 @@ class Chat:
     def say(self, text: str, stream: Callable[[str], None] | None = None) -> Answer:
         """The answer to a further user turn; both join the turns once it is complete. stream: see `Predictor.answer`."""
         turns = [*self.turns, {"role": "user", "content": text}]
-        (answer,) = self.predictor.answer([self._question(turns)], self.config, stream=stream)
+        (answer,) = self.predictor.answer([self._question(turns)], self.config, first=len(self.turns), stream=stream)
         self.turns = [*turns, {"role": "assistant", "content": answer.text}]
         return answer
 

@@ -9,6 +9,7 @@ next process that resumes the file, which answers the rest.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -75,7 +76,7 @@ def answer_into(
 
     overwrite  replace what an earlier call left there
     resume     keep the rows that an earlier call has answered, and answer the others. They have to be the first of `examples`, by id,
-               task, input and choices, answered by the same weights with the same settings
+               task, input, choices and conversation, answered by the same weights with the same settings
     progress   show a progress bar on stderr
 
     Everything that can be refused is refused before the first row is answered. Raises what `check_answer_file` and
@@ -109,7 +110,7 @@ def answer_into(
             for start in range(kept, len(examples), size):
                 part = examples[start : start + size]
                 try:
-                    answers = predictor.answer(part, config, advance=lambda done: bar.advance(job, done))
+                    answers = predictor.answer(part, config, first=start, advance=lambda done: bar.advance(job, done))
                 except KeyboardInterrupt:
                     raise KeyboardInterrupt(f"{start} of {len(examples)} rows are answered in {path}.") from None
                 lines.write([line_of(e, a) for e, a in zip(part, answers, strict=True)])
@@ -118,12 +119,21 @@ def answer_into(
 
 
 def line_of(example: Example, answer: Answer) -> dict[str, Any]:
-    """An answer as a row of the file; an infinite score, as half precision may give it, is null."""
+    """An answer as a row of the file; an infinite score, as half precision may give it, is null. Of a conversation there is a digest, as
+    a chat template may read more of it than its input in plain words has (calls of tools, who they are by)."""
     found: dict[str, Any] = {"id": example.id, "task": example.task, "input": example.input, "answer": answer.text}
     found |= {"how": answer.how}
+    if example.messages or example.tools:
+        found |= {"conversation": _digest(example)}
     if answer.scores:
         found |= {"choices": list(answer.choices), "scores": in_json(answer.scores)}
     return found | ({"truncated": True} if answer.truncated else {})
+
+
+def _digest(example: Example) -> str:
+    """What distinguishes a conversation, up to the answer that is asked for, from others."""
+    asked = json.dumps([example.messages[:-1], example.tools], sort_keys=True, default=str)
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 
 class _Lines:
@@ -194,11 +204,16 @@ def _resumed(path: Path, predictor: Predictor, examples: Sequence[Example], made
     for number, (line, example) in enumerate(zip(lines, examples, strict=False), 1):
         try:
             row = json.loads(line)
-            found = row["id"], row["task"], row["input"], sorted(row.get("choices", ()))
+            found = {name: row[name] for name in ("id", "task", "input")}
+            found |= {"choices": sorted(row.get("choices", ())), "conversation": row.get("conversation")}
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{path}:{number}: no row of mhr predict: the file was edited or is damaged") from None
-        asked = example.id, example.task, example.input, sorted(predictor.options(example))
-        for name, one, other in zip(("id", "task", "input", "choices"), found, asked, strict=True):
+        asked: dict[str, Any] = {"id": example.id, "task": example.task, "input": example.input}
+        asked |= {"choices": sorted(predictor.options(example)), "conversation": None}
+        if example.messages or example.tools:
+            asked["conversation"] = _digest(example)
+        for name, one in found.items():
+            other = asked[name]
             if one != other:
                 raise DataError(
                     f"{path}:{number}: this row has {name} {one!r:.80}, and now it is {other!r:.80}: resume with the same input, or choose another "

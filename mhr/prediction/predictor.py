@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from mhr.objectives.usable import mask_fault
 from mhr.prediction.settings import PredictConfig
 from mhr.runs import load_config
 from mhr.runs.run import RUN_FILE, RunFolder
+from mhr.setting import MOST_SEED
 from mhr.task_heads import RANK, TaskHeads
 
 
@@ -200,11 +202,14 @@ class Predictor:
         examples: Sequence[Example],
         config: PredictConfig | None = None,
         *,
+        first: int = 0,
         stream: Callable[[str], None] | None = None,
         advance: Callable[[float], None] | None = None,
     ) -> list[Answer]:
         """The answer to each example, in their order: the best of its choices, or a generated one where it has none.
 
+        first    place of the first one among all that are asked, where these are a part of them: with it `config.seed` decides the draws,
+                 so that no two parts have the same
         stream   called with each further piece of a generated answer; examples are answered one by one then
         advance  called with the number of examples done
         """
@@ -219,7 +224,6 @@ class Predictor:
             "unseen": config.unseen if self._routed else "uniform",
             "advance": advance,
         }
-        sampling = Sampling(config.temperature, config.top_p, config.seed) if config.temperature else None
         found: dict[int, Answer] = {}
         ranked = [i for i, example in enumerate(examples) if self._ranks(example)]
         for i, one in zip(
@@ -237,7 +241,9 @@ class Predictor:
         others = [i for i in range(len(examples)) if i not in found]
         # Rows that a chat template renders end at its end token, others at the tokenizer's: each at its own alone.
         parts = [[i for i in others if self.loaded.renders(examples[i]) == rendered] for rendered in (True, False)]
-        for part in parts if stream is None else [[i] for i in others]:
+        for part in filter(None, parts if stream is None else [[i] for i in others]):
+            seed = _seed_at(config.seed, first + part[0])
+            sampling = Sampling(config.temperature, config.top_p, seed) if config.temperature else None
             generated = generate_answers(
                 self.loaded,
                 [examples[i] for i in part],
@@ -308,6 +314,11 @@ class Predictor:
             f"{self.loaded.description} is an encoder, which ranks choices and generates nothing, but row {example.id!r} has none: give "
             "the rows a column choices, or all of them --choices A,B,..."
         )
+
+
+def _seed_at(seed: int | None, place: int) -> int | None:
+    """The seed of what is drawn from the example at a place on: the one that was asked for at the first, others elsewhere."""
+    return seed if seed is None or place == 0 else random.Random(f"{seed}/{place}").randrange(MOST_SEED + 1)
 
 
 def load(

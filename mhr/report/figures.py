@@ -32,6 +32,8 @@ DIVERGING = LinearSegmentedColormap.from_list(
     "diverging", [(0.0, (*_BLUE, 1.0)), (0.5, (*_BLUE, 0.0)), (0.5, (*_RED, 0.0)), (1.0, (*_RED, 1.0))]
 )
 SEQUENTIAL = LinearSegmentedColormap.from_list("sequential", [(*_BLUE, 0.0), (*_BLUE, 1.0)])
+UNKNOWN_GREY = (0.5, 0.5, 0.5, 0.35)
+"""Grey of a heat map's place without a value."""
 
 MAX_TICKS = 48
 MAX_NAME = 40
@@ -52,6 +54,7 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 9,
     "legend.frameon": False,
     "text.color": INK,
+    "text.parse_math": False,  # a name may hold dollar signs
     "xtick.color": FAINT,
     "xtick.labelcolor": INK,
     "xtick.labelsize": 9,
@@ -71,8 +74,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def heat_map(axes: Axes, values: Tensor, neutral: float, label: str, reach: float | None = None) -> float:
-    """Blue below `neutral`, red above it, up to `reach` away from it. Returns the reach, by default that of the values,
-    except that a range of almost nothing is not blown up."""
+    """Blue below `neutral`, red above it, up to `reach` away from it, grey where a value is NaN. Returns the reach, by default that of
+    the values, except that a range of almost nothing is not blown up."""
     if reach is None:
         reach = max(float((values - neutral).abs().max()), 1e-3)
     _image(axes, values, DIVERGING, (neutral - reach, neutral + reach), label)
@@ -80,7 +83,7 @@ def heat_map(axes: Axes, values: Tensor, neutral: float, label: str, reach: floa
 
 
 def stacked_shares(axes: Axes, values: Tensor, label: str) -> None:
-    """Values from 0, no colour, to 1."""
+    """Values from 0, no colour, to 1, grey where one is NaN."""
     _image(axes, values, SEQUENTIAL, (0.0, 1.0), label)
 
 
@@ -88,7 +91,12 @@ def _image(
     axes: Axes, values: Tensor, colours: LinearSegmentedColormap, limits: tuple[float, float], label: str
 ) -> None:
     image = axes.imshow(
-        values.double().numpy(), cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="none"
+        values.double().numpy(),
+        cmap=colours.with_extremes(bad=UNKNOWN_GREY),
+        vmin=limits[0],
+        vmax=limits[1],
+        aspect="auto",
+        interpolation="none",
     )
     for spine in axes.spines.values():
         spine.set_visible(True)
@@ -133,6 +141,17 @@ def spread(n: int, most: int = MAX_TICKS) -> list[int]:
     return list(range(0, n, -(-n // most)))
 
 
+def legend(axes: Axes, names: Sequence[str]) -> None:
+    """Names of the artists with a label, in their order, under the chart, where they hide nothing and take no width; none of a single one.
+
+    They are put in afterwards, as matplotlib leaves out a label that begins with an underscore.
+    """
+    if len(names) > 1:
+        made = axes.figure.legend(loc="outside lower left", ncols=2)
+        for shown, name in zip(made.get_texts(), names, strict=True):
+            shown.set_text(cut(name))
+
+
 def cut(name: str) -> str:
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
 
@@ -160,7 +179,7 @@ def to_inline_svg(figure: Figure, alt: str) -> str:
         text = text.replace(drawn, f"var({variable})")
     width, height = (round(float(v) * 96) for v in figure.get_size_inches())
     head = f'<svg role="img" aria-label="{_escape(alt)}" style="--w:{width}px" viewBox='
-    text = re.sub(r"<svg[^>]*? viewBox=", head, text, count=1)
+    text = re.sub(r"<svg[^>]*? viewBox=", lambda _: head, text, count=1)  # in which a name may hold backslashes
     text = re.sub(r'(<svg[^>]*?) width="[^"]*pt"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*pt"', r"\1", text, count=1)
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())

@@ -96,6 +96,5 @@ def inspect_fully(
     if output is None:
         return result
     folder = make_folder(output)
-    plots = save_plots(inspection, folder)
-    write_json_atomically(folder / INSPECTION_FILE, result.to_json())
-    return RunInspection(inspection, alignments, matrix, plots)
+    write_json_atomically(folder / INSPECTION_FILE, result.to_json())  # first, as it marks the folder as an output
+    return RunInspection(inspection, alignments, matrix, save_plots(inspection, folder))

@@ -17,6 +17,7 @@ from mhr.report.figures import (
     MAX_TICKS,
     colour,
     heat_map,
+    legend,
     name_ticks,
     new_figure,
     save,
@@ -109,10 +110,10 @@ def plot_entropy(routings: dict[str, Routing]) -> Figure:
     names = without_common_parts(layers)
     figure = new_figure(min(16.0, 4 + 0.16 * len(names)), 3.6)
     axes = figure.add_subplot()
-    for i, (label, routing) in enumerate(routings.items()):
+    for i, routing in enumerate(routings.values()):
         entropy = routing.entropy
         places = [layers.index(group) for group in entropy]
-        axes.plot(places, list(entropy.values()), "o", color=colour(i), markersize=4, label=label)
+        axes.plot(places, list(entropy.values()), "o", color=colour(i), markersize=4, label=i)
     axes.set_xlim(-0.7, len(names) - 0.3)
     axes.grid(axis="y")
     axes.axhline(1.0, color=FAINT, linewidth=0.8, linestyle="--")
@@ -122,8 +123,7 @@ def plot_entropy(routings: dict[str, Routing]) -> Figure:
     axes.set_ylim(min(lowest - 0.01, 0.94), 1.0 + 0.02 * (1.02 - min(lowest, 0.94)))
     axes.set_ylabel("entropy / log S")
     axes.set_title("Entropy of the routing by layer (1: uniform)")
-    if len(routings) > 1:
-        axes.figure.legend(loc="outside lower left", ncols=len(routings))
+    legend(axes, list(routings))
     return figure
 
 

@@ -109,7 +109,8 @@ def write_report(
     prepare_output(output, overwrite)
     report = make_report(paths, title)
     folder = make_folder(output)
-    write_text_atomically(folder / PAGE_FILE, report.to_html())
-    write_text_atomically(folder / MARKDOWN_FILE, report.to_markdown())
-    write_json_atomically(folder / JSON_FILE, report.to_json())
+    page, markdown = report.to_html(), report.to_markdown()
+    write_json_atomically(folder / JSON_FILE, report.to_json())  # first, as it marks the folder as an output
+    write_text_atomically(folder / PAGE_FILE, page)
+    write_text_atomically(folder / MARKDOWN_FILE, markdown)
     return report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mhr.data.faults import has_surrogate
 from mhr.errors import DataError
 from mhr.evaluation import METRICS
 from mhr.evaluation.metrics import metrics
+from mhr.files import read_json
 from mhr.report.material import Group, Material, adapted_label
 from mhr.report.tables import count, first_names
 
@@ -35,10 +36,21 @@ Key = tuple[str, ...]
 
 
 def read_sweep(path: Path, material: Material) -> None:
+    """The table of a sweep, also of one that is at work or was killed: a row that is cut is none yet, and units that were asked for and
+    have none are counted as missing."""
     table = path.parent / "results.jsonl"
     if not table.is_file():
         raise DataError(f"{path.parent} is a sweep without results yet: go on with mhr sweep --resume")
-    read_table(table, material)
+    asked = read_json(path, DataError).get("units", [])
+    rows = list(_rows(table, appended=True))
+    held = {_unit(row) for row in rows}
+    missing = [unit for unit in asked if (*unit[:3], str(unit[3])) not in held]
+    if missing:
+        material.notes.append(
+            f"{path.parent}: {len(missing)} of the {count(len(asked), 'unit')} of the sweep {'is' if len(missing) == 1 else 'are'} missing, "
+            f"such as {'/'.join(map(str, missing[0]))}: go on with mhr sweep --resume"
+        )
+    _read(table, rows, material)
 
 
 def read_table(path: Path, material: Material) -> None:
@@ -49,13 +61,17 @@ def read_table(path: Path, material: Material) -> None:
 
     Raises DataError, naming file and row, for what is no such table and for two values of the same.
     """
+    _read(path, _rows(path), material)
+
+
+def _read(path: Path, rows: Iterable[_Row], material: Material) -> None:
     units: dict[tuple[Any, ...], _Row] = {}
     numbers: dict[tuple[Key, str, Seed], dict[str, _Row]] = {}
     first: dict[str, dict[str, None]] = {}
     unknown: Counter[str] = Counter()
-    for row in _rows(path):
+    for row in rows:
         if row.of_sweep:
-            units[row.name("run"), row.name("mode"), row.name("task"), row.seed] = row
+            units[_unit(row)] = row
             continue
         row.check(SCORE_COLUMNS)
         task, metric = row.name("task"), row.name("metric")
@@ -101,6 +117,12 @@ def read_table(path: Path, material: Material) -> None:
         raise DataError(f"{path} holds no scores{but}: expected rows with a metric of {', '.join(METRICS)}")
     material.notes += [f"{path}: left out: {line}" for line in left_out]
     material.scores.add(found)
+
+
+def _unit(row: _Row) -> tuple[Any, ...]:
+    """The unit of a sweep that a row is about."""
+    row.check(SWEEP_COLUMNS)
+    return row.name("run"), row.name("mode"), row.name("task"), row.seed
 
 
 def _names(found: Counter[str]) -> str:
@@ -242,7 +264,8 @@ def measures_of(row: Mapping[str, Any]) -> dict[str, float]:
     return {name: number for name, number in numbers.items() if number is not None}
 
 
-def _rows(path: Path) -> Iterator[_Row]:
+def _rows(path: Path, appended: bool = False) -> Iterator[_Row]:
+    """The rows of a table. appended: its lines are appended whole, so that what stands behind the last end of a line is none yet."""
     if path.suffix == ".parquet":
         try:
             table = pyarrow.parquet.read_table(path).to_pylist()
@@ -252,7 +275,8 @@ def _rows(path: Path) -> Iterator[_Row]:
         yield from (_Row(path, number, row) for number, row in enumerate(table, 1))
         return
     try:
-        text = path.read_text("utf-8-sig")
+        content = path.read_bytes()
+        text = content[: content.rfind(b"\n") + 1 if appended else None].decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text in UTF-8 (byte {error.start}): expected JSON, one row a line") from None
     except OSError as error:

@@ -224,8 +224,10 @@ def transfer(looked: Looked) -> Iterator[Block]:
     for (label, row, column), values in gathered.items():
         matrices.setdefault(label, {}).setdefault(row, {})[column] = statistics.mean(values)
     for i, (label, matrix) in enumerate(matrices.items()):
-        caption = f"{label}: score on each task of what was trained on another"
-        yield Figure(to_inline_svg(charts.plot_transfer(matrix), f"Heat map. {caption}"), caption + ".", wide=True)
         columns = list(dict.fromkeys(task for row in matrix.values() for task in row))
+        whole_rows = all(len(row) == len(columns) for row in matrix.values())
+        missing = "" if whole_rows else ", grey where it was not judged"
+        caption = f"{label}: score on each task of what was trained on another{missing}"
+        yield Figure(to_inline_svg(charts.plot_transfer(matrix), f"Heat map. {caption}"), caption + ".", wide=True)
         rows = [[text(row), *(score_cell(scores.get(column)) for column in columns)] for row, scores in matrix.items()]
         yield Table(f"transfer_{i}", f"Transfer, {label}", ["trained on", *columns], rows, note="Per cent.")

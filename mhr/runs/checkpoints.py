@@ -72,10 +72,12 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def keep_newest(folder: Path, number: int) -> None:
-    """Delete all but the `number` newest complete checkpoints; what is incomplete goes too."""
-    complete = [p for p in all_checkpoints(folder) if (p / MARK).is_file()]
-    for checkpoint in all_checkpoints(folder):
+def keep_newest(folder: Path, number: int, step: int) -> None:
+    """Delete all but the `number` newest complete checkpoints up to a step; what is incomplete goes too. Those of later steps, which a
+    resumed run went past as they are damaged, are left for it to replace."""
+    known = [p for p in all_checkpoints(folder) if step_of(p) <= step]
+    complete = [p for p in known if (p / MARK).is_file()]
+    for checkpoint in known:
         if checkpoint not in complete[:number]:
             # The mark goes first: a kill in between must not leave a mark on half a checkpoint.
             (checkpoint / MARK).unlink(missing_ok=True)

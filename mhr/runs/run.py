@@ -13,6 +13,7 @@ model/          ... or, where all weights were trained, a transformers model wit
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -26,6 +27,8 @@ import yaml
 from mhr import __version__
 from mhr.errors import CheckpointError
 from mhr.files import (
+    INDEX_FILE,
+    OUTPUT_MARKS,
     held_in,
     make_folder,
     prepare_output,
@@ -128,6 +131,11 @@ class RunFolder:
                 return folder
         raise CheckpointError(f"run {self.path} is not done (status {self.status!r}): finish it with --resume")
 
+    def fingerprint(self) -> str:
+        """What distinguishes the run from another one at the same place: the digest of its description, which holds that of its weights."""
+        file = next(f for f in (self.adapter / "mhr_config.json", self.path / RUN_FILE) if f.is_file())
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
     def config(self) -> RunConfig:
         """The resolved settings of the run."""
         file = self.path / "config.yaml"
@@ -140,6 +148,7 @@ class RunFolder:
 
     def start(self, config: RunConfig, **info: Any) -> None:
         """Write what is known before the first step."""
+        self.info.pop("error", None)  # which ended it before it was resumed
         # First the file that marks a run: a folder without it is left alone, also by a resumed run after a kill.
         self.write(status="running", **info, versions=versions(), config=to_dict(config))
         write_text_atomically(self.path / "config.yaml", dump_config(config))
@@ -177,9 +186,10 @@ class RunFolder:
 
 
 def clear(folder: Path) -> None:
-    """Delete what a folder holds."""
+    """Delete what a folder holds; what marks it as an output goes last, since a folder without a mark is left alone, also after a kill."""
+    marks = *OUTPUT_MARKS, INDEX_FILE
     with writing(folder):
-        for entry in folder.iterdir():
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name in marks):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:

@@ -194,6 +194,7 @@ def _serve(
     """The life of a worker process. environment: of the process that it serves; its own may be of an earlier time."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that we serve, which ends us
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    os.environ.clear()
     os.environ.update(environment)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from mhr.data import TaskCollection
 from mhr.errors import ConfigError
 from mhr.few_shot.adaptation import Adaptation
 from mhr.few_shot.adapting import check_given, few_shot_settings, fitting_tasks, named_tasks
-from mhr.few_shot.selecting import read_dev, share_out
+from mhr.few_shot.selecting import data_of, read_dev, share_out
 from mhr.few_shot.starts import check_mode, head_of_run
 from mhr.files import folder_name
 from mhr.loading import Loading
@@ -28,22 +27,18 @@ from mhr.sweeps.worker import Study
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """study: what all adaptations share; adaptations: run by run, mode by mode, task by task; notes: what is left out;
-    reads: the runs and what they are adapted with, as far as these are paths."""
+    """study: what all adaptations share; adaptations: run by run, mode by mode, task by task; data: what distinguishes the examples
+    of each; notes: what is left out; reads: the runs and what they are adapted with, as far as these are paths."""
 
     study: Study
     adaptations: list[Adaptation]
+    data: list[str]
     notes: list[str]
     reads: list[str]
 
-    def axes(self) -> dict[str, list[Any]]:
-        """What was asked for, along each axis."""
-        return {
-            "runs": list(dict.fromkeys(self.study.names[one.run] for one in self.adaptations)),
-            "modes": list(dict.fromkeys(one.mode for one in self.adaptations)),
-            "tasks": list(dict.fromkeys(one.task for one in self.adaptations)),
-            "seeds": list(dict.fromkeys(one.seed for one in self.adaptations)),
-        }
+    def units(self) -> list[list[Any]]:
+        """What was asked for: [run, mode, task, seed] of each adaptation, as `mhr.sweeps.table.key_of` has them."""
+        return [[self.study.names[one.run], one.mode, one.task, one.seed] for one in self.adaptations]
 
 
 def plan(
@@ -71,12 +66,13 @@ def plan(
     asked = [(mode, configs[name]) for name, modes in allowed.items() for mode in modes]
     check_given(few, asked, [source.info["model_kind"] for source in sources.values()])
     adaptations: list[Adaptation] = []
+    data: list[str] = []
     shared: dict[str, Any] = {}
     for name, config in configs.items():
         run = paths[name]
         shared[name] = {
             "path": str(sources[name].path.resolve()),
-            "trained": _fingerprint(sources[name]),
+            "trained": sources[name].fingerprint(),
             "adapt": {k: v for k, v in to_dict(config)["adapt"].items() if k != "seeds"},
         }
         fitting, left_out = _fitting(named_tasks(config, tasks), sources[name], config, tasks is not None)
@@ -85,9 +81,9 @@ def plan(
         for mode in allowed[name]:
             for task in fitting.values():
                 for seed in config.adapt.seeds:
-                    share_out(
-                        task, config.adapt, seed, mode, validation
-                    )  # too few examples are refused before anything is done
+                    # Too few examples are refused before anything is done.
+                    shots = share_out(task, config.adapt, seed, mode, validation)
+                    data.append(data_of(task, shots, task.test[:limit]))
                     folder = output / "units" / name / mode / folder_name(task.name) / str(seed)
                     adaptations.append(Adaptation(run, mode, task.name, seed, folder))
     identity = {"runs": shared, **{name: changed[name] for name in ("tasks", "template", "on_bad_row")}, "limit": limit}
@@ -95,7 +91,7 @@ def plan(
     identity |= {"loading": said} if (said := changed["loading"].said()) else {}
     names = {path: name for name, path in paths.items()}
     read = [*paths.values(), *(path for config in configs.values() for path in paths_read(config))]
-    return SweepPlan(Study(names, changed, limit, few, identity), adaptations, notes, read)
+    return SweepPlan(Study(names, changed, limit, few, identity), adaptations, data, notes, read)
 
 
 def _fitting(
@@ -147,11 +143,3 @@ def _allowed(
         if not allowed[name]:
             raise next(error for key, error in faults.items() if key.startswith(f"{name} "))
     return allowed, [f"left out: {error}" for error in faults.values()]
-
-
-def _fingerprint(run: RunFolder) -> str:
-    """What distinguishes a run from another one at the same place: the digest of its description, which holds that of its weights."""
-    for file in (run.adapter / "mhr_config.json", run.path / "run.json"):
-        if file.is_file():
-            return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    return ""

@@ -1,6 +1,6 @@
 """Sweeps: runs x modes x tasks x seeds, each with its grid, in one resumable command and one table.
 
-DIR/sweep.json        the settings that all rows share, and what was asked for last
+DIR/sweep.json        the settings that all rows share, and the units that were asked for last
 DIR/results.jsonl     one row for each adaptation that is done or has failed, appended whole as it ends
 DIR/results.parquet   the same as a table, written at the end
 DIR/units/RUN/MODE/TASK/SEED    the adapted runs
@@ -8,6 +8,7 @@ DIR/units/RUN/MODE/TASK/SEED    the adapted runs
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mhr.errors import TrainingError
+from mhr.errors import ConfigError, TrainingError
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
 from mhr.loading import Loading
 from mhr.locks import one_writer
@@ -71,6 +72,8 @@ def sweep(
     Raises ConfigError, TaskError, DataError and CheckpointError for what does not fit, before anything is written, and
     TrainingError for a folder that holds another sweep, and at the end where units have failed; Interrupted on Ctrl-C.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("sweep starts its processes by itself: start it without torchrun")
     ScoringConfig(limit=limit)
     changed = {
         "tasks": tasks_path,
@@ -86,10 +89,16 @@ def sweep(
     known = _known_names(folder) if resume else {}
     planned = plan(runs, known, tasks, modes, folder, changed, limit, few)
     study = planned.study
-    described = {"settings": study.identity, "axes": planned.axes(), "notes": planned.notes}
+    described = {"settings": study.identity, "units": planned.units(), "notes": planned.notes}
     _open(folder, described, planned.reads, overwrite=overwrite, resume=resume)
     rows = read_rows(folder / RESULTS_FILE)
     keys = {adaptation: key_of(study.row(adaptation)) for adaptation in planned.adaptations}
+    for (adaptation, key), data in zip(keys.items(), planned.data, strict=True):
+        if rows.get(key, {}).get("data", data) != data:
+            raise TrainingError(
+                f"{folder} holds a row of task {adaptation.task!r} that was made of other examples than the collection of run "
+                f"{adaptation.run} now gives: make it what it was, or choose another output folder"
+            )
     left = [adaptation for adaptation, key in keys.items() if rows.get(key, {}).get("status") != "done"]
     with _progress(progress) as bar:
         job = bar.add_task("sweep", total=len(keys), completed=len(keys) - len(left))

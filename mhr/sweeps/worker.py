@@ -12,7 +12,7 @@ from mhr.errors import MhrError
 from mhr.evaluation import EvaluationResult, LoadedModel, evaluate, load_model
 from mhr.few_shot.adaptation import Adaptation, Preparation, frozen_heap, make
 from mhr.few_shot.adapting import few_shot_settings
-from mhr.few_shot.selecting import read_dev
+from mhr.few_shot.selecting import data_of, read_dev
 from mhr.few_shot.starts import load_start
 from mhr.loading import Loading
 from mhr.objectives.lengths import fit_data
@@ -83,6 +83,8 @@ class Worker:
             progress=False,
         )
         columns = _columns(run, result)
+        task = prepared.tasks[adaptation.task]
+        columns["data"] = data_of(task, prepared.shots(adaptation), task.test[: self.study.limit])
         return self.study.row(adaptation, status="done", **columns, seconds=None if trained_before else seconds)
 
     def _reload(self, adaptation: Adaptation, prepared: Preparation) -> LoadedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from accelerate import PartialState
@@ -13,6 +14,7 @@ from mhr.adapters import kind_of
 from mhr.backbones import check_precision_of, load_backbone, take_heads, untrained_modules
 from mhr.contexts import attach_to_tasks, give_examples, set_apart
 from mhr.data.collators import Collator
+from mhr.data.example import examples_digest
 from mhr.data.samplers import ExampleDataset, TaskSampler, weights_of
 from mhr.errors import ConfigError
 from mhr.loading import Loading
@@ -136,6 +138,12 @@ def prepare(
         "left_out": left_out,
         "notes": [*filter(None, (lowered, feed.note, held and held.note, apart)), *notes_on(tokenizer, kind), *targets],
         "examples": len(examples),
+        "data": examples_digest(
+            chain(
+                examples, *(task.context for task in tasks.values()), *(() if held is None else held.examples.values())
+            ),
+            *(task.definition for task in tasks.values()),
+        ),
         "validation": None if held is None else {task: len(part) for task, part in held.examples.items()},
         "epochs": epochs,
         "processes": state.num_processes,

@@ -30,12 +30,12 @@ def best_of(run: RunFolder, trainer: RoutedTrainer) -> dict[str, Any] | None:
 
 
 def save_result(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: RunFolder, base: str, step: int | None = None
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, run: RunFolder, base: str, step: int
 ) -> None:
     """Write what was trained: the adapter, its average where the run ended in that, or the whole model where there is none.
-    step: after which it is; None: after all steps of the settings."""
+    step: after which it is."""
     config = run.config()
-    info: dict[str, Any] = {"run": run.path.name, "step": config.train.steps if step is None else step}
+    info: dict[str, Any] = {"run": run.path.name, "step": step}
     if config.ends_in_mu:
         assert config.adapter is not None
         checkpoint = checkpoint_of(model, base)

@@ -25,7 +25,12 @@ FREE = {
     *("data.workers", "data.cache", "adapt"),
 }
 
-OF_DATA = {"tasks": "the tasks", "head": "the heads", "examples": "a number of examples of"}
+OF_DATA = {
+    "tasks": "the tasks",
+    "head": "the heads",
+    "examples": "a number of examples of",
+    "data": "examples of which the digest is",
+}
 """What run.json says of the collection that decides what a resumed run computes, in words."""
 
 
@@ -34,8 +39,9 @@ def open_run(
 ) -> tuple[RunFolder, Path | None]:
     """The run folder, made by the main process, and the checkpoint to go on from. facts: what run.json is to say of the run.
 
-    Raises TrainingError for a run that was begun with other settings, or on other tasks, heads or numbers of examples.
+    Raises TrainingError for a run that was begun with other settings, or on other tasks, heads or examples.
     """
+    begun = resume and bool(held_in(output))  # before the main process makes the folder of a run that begins
     state.wait_for_everyone()
     error = None
     if state.is_main_process:
@@ -49,7 +55,7 @@ def open_run(
             error = refused
     raise_together(error)
     if not state.is_main_process:
-        run = RunFolder.open(output) if resume else RunFolder(output, {})
+        run = RunFolder.open(output) if begun else RunFolder(output, {})
     if not run.info or run.status == "done":
         return run, None
     checkpoint, skipped = newest_complete(run.checkpoints)

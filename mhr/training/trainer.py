@@ -130,7 +130,7 @@ class RoutedTrainer(Trainer):
                 data_collator=CountedBatches(collator),
                 train_dataset=examples if self.feed.rows is None else self.feed.rows,
                 eval_dataset=None if validation is None else validation.examples,
-                callbacks=[_StopAndLog(self), *callbacks],
+                callbacks=[*callbacks, _StopAndLog(self)],
             )
         self.remove_callback(PrinterCallback)
         # Several visible GPUs in one process would mean nn.DataParallel, which scatters tensors but not task names.
@@ -431,7 +431,7 @@ class RoutedTrainer(Trainer):
             with writing(folder):
                 write_json_atomically(folder / TRUNCATION_FILE, truncated.to_json())
                 mark_complete(folder)
-                keep_newest(self.run.checkpoints, self.config.keep_checkpoints)
+                keep_newest(self.run.checkpoints, self.config.keep_checkpoints, self.state.global_step)
                 self._best.forget(self.state.best_global_step)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -481,7 +481,8 @@ def _as_adapted(model: PreTrainedModel) -> Iterator[None]:
 
 
 class _StopAndLog(TrainerCallback):
-    """Ends training where a stop was asked for, with a checkpoint; and lets every checkpoint begin a new log window."""
+    """Ends training where a stop was asked for, with a checkpoint; and lets every checkpoint begin a new log window. It is called last, since
+    the end of a training is logged whoever asks for it."""
 
     def __init__(self, trainer: RoutedTrainer):
         self.trainer = trainer
@@ -493,7 +494,8 @@ class _StopAndLog(TrainerCallback):
             control.should_training_stop = True
             control.should_save = self.trainer.resumable
         # A resumed run restarts its averages, so the run it continues has to do the same to log the same numbers.
-        control.should_log = control.should_log or control.should_save or state.global_step >= state.max_steps
+        ends = control.should_training_stop or state.global_step >= state.max_steps
+        control.should_log = control.should_log or control.should_save or ends
         return control
 
 

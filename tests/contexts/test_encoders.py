@@ -55,9 +55,20 @@ def test_many_texts_are_read_in_parts(backbone: Callable[..., str], monkeypatch:
     torch.testing.assert_close(encoder.embed(TEXTS), whole)
 
 
-def test_a_text_is_truncated_to_what_the_encoder_takes(backbone: Callable[..., str]) -> None:
-    encoder = Encoder(*load_backbone(backbone("gpt2")))  # 64 positions
-    assert encoder.embed(["a" * 500]).isfinite().all()
+@pytest.mark.parametrize(("name", "longest"), [("gpt2", 64), ("t5", 512)])
+def test_of_a_text_that_is_too_long_its_beginning_and_its_end_are_read(
+    name: str, longest: int, backbone: Callable[..., str]
+) -> None:
+    """A shot ends in its answer."""
+    encoder = Encoder(*load_backbone(backbone(name)))
+    texts = [f"{begin}{'a' * 600}{end}" for begin, end in (("x", "x"), ("x", "y"), ("y", "x"))]
+    assert encoder.states(texts, 1000).shape[:2] == (3, longest)
+    embedded = encoder.embed(texts)
+    assert embedded.isfinite().all()
+    last = encoder.states(texts, 4)
+    for one, other in ((0, 1), (0, 2)):
+        assert not torch.allclose(embedded[one], embedded[other], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(last[0], last[1], rtol=1e-3, atol=1e-4)
 
 
 def test_a_text_without_tokens_has_no_embedding(backbone: Callable[..., str]) -> None:

@@ -12,8 +12,9 @@ import sklearn.metrics
 
 from mhr.data import Example, Task
 from mhr.errors import DataError
-from mhr.evaluation.measuring import measure, plan_task, refuse_misfits
+from mhr.evaluation.measuring import Plan, measure, plan_task, refuse_misfits
 from mhr.evaluation.metrics import Judged, Undefined, metrics
+from mhr.evaluation.metrics.metric import TEXT
 from mhr.evaluation.result import Prediction
 from mhr.runs.scoring import METRICS
 from mhr.task_heads import TaskHead
@@ -365,3 +366,22 @@ def test_matched_and_mismatched_genres_are_judged_apart() -> None:
     assert found["remarks"] == [
         "accuracy_mismatched is for examples of the split validation_mismatched (dev_mismatched), and the task has none of them"
     ]
+
+
+@pytest.mark.parametrize("name", ["mse", "pearson", "spearman"])
+@pytest.mark.parametrize("answer", ["1" * 300, "9" * 120, "-1e308", "1e200", "inf", "nan"])
+def test_an_answer_too_large_to_square_is_no_number(name: str, answer: str) -> None:
+    """A mean over tasks is finite, and JSON can hold it."""
+    judged = Judged([answer, "1", "3"], [("1",), ("2",), ("3",)])
+    assert metrics[name].compute(judged) == value(name, ["-1", "1", "3"], ["1", "2", "3"])
+    assert judged.remarks == ["1 of 3 answers are no numbers, and count as -1"]
+    assert plan_task(Task("t"), [Example("t", "a", (answer,))], [name], True).misfits == {
+        name: f"needs numbers as targets, and {answer!r:.60} is none"
+    }
+
+
+@pytest.mark.parametrize("references", [[""], ["", " "], ["\u200b\n"]])
+@pytest.mark.parametrize("name", [name for name, metric in metrics.items() if metric.judges == TEXT])
+def test_references_without_a_word_score_nothing(name: str, references: list[str]) -> None:
+    predictions = [Prediction("t", "1", "q", tuple(references), "a b", "generation")]
+    assert measure(Task("t"), Plan([name]), [], predictions)[name] == 0

@@ -268,6 +268,61 @@ def test_ranking_losses_of_an_encoder_are_refused(settings: Make, tmp_path: Path
         adapt(str(run.path), TASKS, mode="mhr", output=str(tmp_path / "out"), progress=False, mc_loss=1.0)
 
 
+def edited(tasks_file: Path, change: Callable[[dict[str, Any]], dict[str, Any]], split: str) -> str:
+    """The tasks, with a change of each row of a split of those that are held out."""
+    rows = [json.loads(line) for line in tasks_file.read_text().splitlines()]
+    return "".join(json.dumps(change(row) if row["held_out"] and row["split"] == split else row) + "\n" for row in rows)
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "input": lambda row: row | {"input": row["input"] + "a"},
+    "answer": lambda row: row | {"targets": row["choices"][0]},
+    "choices": lambda row: row | {"choices": row["choices"][::-1]},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_adaptations_to_other_examples_are_not_resumed(
+    change: str, source: Callable[[str], RunFolder], tasks_file: Path, tmp_path: Path
+) -> None:
+    file, run = tmp_path / "tasks.jsonl", str(source("mhr").path)
+    file.write_text(tasks_file.read_text())
+    asked: dict[str, Any] = {"mode": "z", "output": str(tmp_path / "out"), "tasks_path": str(file), "progress": False}
+    adapt(run, TASKS[:1], **asked)
+    before = (tmp_path / "out" / "adapt.json").read_bytes()
+    file.write_text(edited(tasks_file, CHANGES[change], "train"))
+    with pytest.raises(
+        TrainingError, match="13 was adapted to other examples than .*tasks.jsonl now gives of task 'next-first'"
+    ):
+        adapt(run, TASKS, resume=True, **asked)
+    assert (tmp_path / "out" / "adapt.json").read_bytes() == before
+    file.write_text(edited(tasks_file, CHANGES[change], "test"))  # which nothing is adapted to
+    assert len(adapt(run, TASKS, resume=True, **asked)) == 2
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "of an earlier release"])
+def test_adaptations_of_a_run_that_was_trained_again_are_not_resumed(
+    told: bool, source: Callable[[str], RunFolder], tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"mode": "z", "output": str(tmp_path / "out"), "progress": False}
+    adapt(str(source("mhr").path), TASKS[:1], **asked)
+    file, config = tmp_path / "out" / "adapt.json", source("mhr").adapter / "mhr_config.json"
+    if not told:
+        described = json.loads(file.read_text())
+        del described["trained"]
+        file.write_text(json.dumps(described))
+    before = config.read_text()
+    try:
+        config.write_text(before + " ")
+        if told:
+            with pytest.raises(TrainingError, match="out holds adaptations with trained '"):
+                adapt(str(source("mhr").path), TASKS[:1], resume=True, **asked)
+        else:
+            assert len(adapt(str(source("mhr").path), TASKS[:1], resume=True, **asked)) == 1
+    finally:
+        config.write_text(before)
+
+
 def test_a_resumed_adaptation_names_the_one_setting_that_differs(
     source: Callable[[str], RunFolder], tmp_path: Path
 ) -> None:

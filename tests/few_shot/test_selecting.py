@@ -17,7 +17,7 @@ from mhr.evaluation import evaluate, load_model
 from mhr.few_shot import adapt, selecting
 from mhr.few_shot.selecting import Validated, grid_points, share_out
 from mhr.few_shot.shots import shots_of
-from mhr.runs import RunFolder
+from mhr.runs import RunConfig, RunFolder
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.training import pretrain
 from mhr.training.trainer import RoutedTrainer
@@ -118,6 +118,21 @@ def test_patience_ends_a_training_and_the_refit_stops_at_the_same_step(
     assert [record["step"] for record in run.metrics()] == [1]
     # The learning rate is that of the long training, of which this is the beginning.
     assert run.metrics()[0]["lr"] == searched("long", steps=20).metrics()[0]["lr"]
+
+
+@pytest.mark.parametrize("few", [{"protocol": "paper"}, {"dev_shots": 2}, {}], ids=["paper", "dev shots", "refit"])
+def test_a_training_that_ends_before_its_first_log_is_logged_where_it_ends(
+    few: dict[str, Any], settings: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = pretrain(settings(steps=2, log_every=50), str(tmp_path / "source"), progress=False)
+    scores = iter([0.25, 0.5, 0.25, 0.25])
+    monkeypatch.setattr(selecting.Validation, "__call__", lambda self, step: Validated(next(scores), 1.0, step))
+    asked: dict[str, Any] = {"eval_every": 1, "patience": 2, "steps": 20, "select": "best"}
+    (run,) = adapt(str(source.path), [TASK], mode="mhr", output=str(tmp_path / "out"), progress=False, **asked, **few)
+    assert run.info["steps"] == read_adapter(run.adapter).info["step"] == 2
+    trial = RunFolder(run.path / "trials" / "0", {}).metrics()
+    assert [record["step"] for record in trial] == [4]
+    assert [record["step"] for record in run.metrics()] == [2 if run.info["selection"]["refit"] else 4]
 
 
 def test_protocol_paper_chooses_on_the_test_examples_and_says_so(searched: Any, tasks_file: Path) -> None:
@@ -290,3 +305,11 @@ def test_what_cannot_be_is_said_before_anything_is_written(
         adapt(str(source("mhr").path), [TASK], mode="mhr", output=str(tmp_path / "out"), progress=False, **few)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "few", [{}, {"eval_every": 1, "patience": 1}, {"grid": {"lr": [1e-2, 1e-3]}}, {"steps": 0}], ids=str
+)
+def test_the_adapter_tells_the_step_that_it_is_of(few: dict[str, Any], searched: Any) -> None:
+    run = searched(**few)
+    assert read_adapter(run.adapter).info["step"] == run.info["steps"]

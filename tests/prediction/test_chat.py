@@ -12,6 +12,7 @@ from mhr.data.chat_format import ChatFormat
 from mhr.data.reading import ReadOptions
 from mhr.errors import ConfigError, TaskError
 from mhr.evaluation import LoadedModel
+from mhr.evaluation.sampling import Sampling
 from mhr.prediction import Chat, PredictConfig, Predictor
 from tests.chat_templates import CHATML, make_chat_tokenizer
 from tests.models import randomise, tiny_model
@@ -116,3 +117,19 @@ def test_what_cannot_chat_is_refused(talker: Talker, predictor: Predict) -> None
             Chat(predictor(name))
     with pytest.raises(ConfigError, match="leave choices out"):
         Chat(talker(), PredictConfig(choices=["a", "b"]))
+
+
+def test_a_seed_draws_anew_for_each_turn(talker: Talker, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int | None] = []
+    seeded = Sampling.seeded
+
+    def watched(self: Sampling) -> Any:
+        seeds.append(self.seed)
+        return seeded(self)
+
+    monkeypatch.setattr(Sampling, "seeded", watched)
+    chat = Chat(talker(), PredictConfig(max_new_tokens=2, temperature=1.0, seed=1))
+    for _ in range(3):
+        chat.say("a")
+    assert seeds[0] == 1
+    assert len(set(seeds)) == 3

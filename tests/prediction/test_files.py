@@ -180,6 +180,50 @@ def test_rows_of_which_anything_differs_are_not_resumed(
         assert write(path, model, [before], resume=True, config=config).kept == 1
 
 
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {"at": 1}}}]}
+ASKED = {"role": "user", "content": "w1"}
+FOUND = {"role": "tool", "content": "w2"}
+UNANSWERED = {"role": "assistant", "content": ""}
+TURNS = (ASKED, CALL, FOUND, UNANSWERED)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"messages": (ASKED, CALL | {"tool_calls": [{"function": {"name": "look", "arguments": {"at": 2}}}]}, FOUND, UNANSWERED)},
+        {"messages": (ASKED, CALL, FOUND | {"name": "look"}, UNANSWERED)},
+        {"messages": (ASKED, CALL | {"reasoning_content": "w3"}, FOUND, UNANSWERED)},
+        {"messages": ()},
+        {"tools": ({"type": "function", "function": {"name": "look"}},)},
+    ],
+    ids=["call", "name", "reasoning", "no conversation", "tools"],
+)  # fmt: skip
+def test_conversations_of_which_a_template_may_read_anything_else_are_not_resumed(
+    changed: dict[str, Any], tmp_path: Path, model: Predictor
+) -> None:
+    path, row = tmp_path / "out.jsonl", replace(EXAMPLES[0], messages=TURNS)
+    for before, now in ((row, replace(row, **changed)), (replace(row, **changed), row)):
+        write(path, model, [before], overwrite=True)
+        with pytest.raises(DataError, match=r"out\.jsonl:1: this row has conversation .*, and now it is "):
+            write(path, model, [now], resume=True)
+        assert write(path, model, [before], resume=True).kept == 1
+    write(path, model, [row], overwrite=True)
+    answered = replace(row, messages=(*TURNS[:-1], UNANSWERED | {"content": "w4"}))
+    assert write(path, model, [answered], resume=True).kept == 1  # the answer is not looked at
+
+
+def test_a_seed_draws_anew_for_each_part_of_the_rows(tmp_path: Path, predictor: Predict) -> None:
+    model = predictor("llama")
+    same = [replace(EXAMPLES[0], id=f"row-{i}") for i in range(9)]
+    config = PredictConfig(max_new_tokens=6, temperature=1.0, seed=1)
+    write(tmp_path / "out.jsonl", model, same, config=config)
+    answers = [row["answer"] for row in read(tmp_path / "out.jsonl")]
+    assert len({tuple(answers[i : i + 3]) for i in (0, 3, 6)}) == 3
+    assert answers[:3] == [answer.text for answer in model.answer(same[:3], config)]
+    write(tmp_path / "again.jsonl", model, same, config=config)
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+
+
 def test_choices_in_another_order_are_the_same(tmp_path: Path, model: Predictor) -> None:
     path = tmp_path / "out.jsonl"
     config = PredictConfig()

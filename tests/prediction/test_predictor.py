@@ -73,6 +73,16 @@ def test_a_stream_of_several_answers_is_what_they_are(predictor: Predict) -> Non
     assert "".join(pieces) == "".join(a.text for a in streamed)
 
 
+def test_a_seed_draws_anew_for_each_streamed_answer(predictor: Predict) -> None:
+    model = predictor("llama")
+    examples = model.ask(TEXTS[:1] * 4, "beta", PredictConfig())
+    config = PredictConfig(max_new_tokens=6, temperature=1.0, seed=1)
+    streamed = [a.text for a in model.answer(examples, config, stream=lambda piece: None)]
+    assert len(set(streamed)) == 4
+    alone = [model.answer([e], config, first=i, stream=lambda piece: None)[0] for i, e in enumerate(examples)]
+    assert [a.text for a in alone] == streamed
+
+
 def test_one_new_token_and_truncated_inputs(predictor: Predict) -> None:
     model = predictor("llama")
     (one,) = model.answer(model.ask(["w1 w2 w3 w4 w5"], "beta", PredictConfig()), PredictConfig(max_new_tokens=1))

@@ -117,6 +117,25 @@ def test_a_sweep(tmp_path: Path) -> None:
     assert "without results yet" in refused(tmp_path)
 
 
+@pytest.mark.parametrize("cut", [1, 20, -8, -1])
+def test_a_sweep_that_is_at_work_or_was_killed(cut: int, tmp_path: Path) -> None:
+    """A row that is cut, be it through a letter, is none yet; what was asked for and has no row is said, unit by unit."""
+    row = {"run": "mhr", "mode": "z", "task": "x", "seed": 13, "status": "done", "method": "mhr", "score": 0.5}
+    units = [["mhr", mode, task, seed] for mode, task in (("z", "x"), ("z", "é"), ("mu", "x")) for seed in (13, 42)]
+    (tmp_path / "sweep.json").write_text(json.dumps({"units": units}))
+    lines = [json.dumps(row | {"seed": seed, "task": task, "status": status}, ensure_ascii=False).encode() + b"\n"
+             for task, seed, status in (("x", 13, "done"), ("x", 42, "failed"), ("é", 13, "done"))]  # fmt: skip
+    (tmp_path / "results.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:cut])
+    found = read_sources([tmp_path])
+    assert found.scores.of("MHR-z", "x") == {"13": 0.5}
+    assert found.notes == [
+        f"{tmp_path}: 4 of the 6 units of the sweep are missing, such as mhr/z/é/13: go on with mhr sweep --resume",
+        f"{tmp_path / 'results.jsonl'}: left out: 1 unit that failed",
+    ]
+    (tmp_path / "results.jsonl").write_bytes(b"".join(lines))
+    assert read_sources([tmp_path]).notes[0].startswith(f"{tmp_path}: 3 of the 6 units of the sweep are missing")
+
+
 def test_a_study(tmp_path: Path) -> None:
     measures = {"category": "rev", "n": 100, "score": 0.5, "accuracy": 0.5, "majority": 0.2}
     study = {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mhr.errors import CheckpointError, MhrError
+from mhr.files import INDEX_FILE, INDEX_FORMAT, OUTPUT_MARKS
 from mhr.runs.checkpoints import fault_of, keep_newest, mark_complete, newest_complete
 from mhr.runs.config import load_config
 from mhr.runs.run import RunFolder
@@ -61,6 +64,31 @@ def test_overwrite_deletes_what_an_earlier_run_left(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").iterdir())
 
 
+@pytest.mark.parametrize("mark", [*OUTPUT_MARKS, INDEX_FILE])
+@pytest.mark.parametrize("done", range(5))
+def test_a_kill_while_a_folder_is_emptied_leaves_one_that_can_be_replaced(
+    mark: str, done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.yaml", mark, "metrics.jsonl", "a", "z"):
+        (folder / name).write_text(json.dumps({"format": INDEX_FORMAT}))
+    deleted, unlink = 0, Path.unlink
+
+    def until_killed(self: Path, *args: Any, **kwargs: Any) -> None:
+        nonlocal deleted
+        if deleted == done:
+            raise KeyboardInterrupt
+        deleted += 1
+        unlink(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder.create(folder, overwrite=True)
+    assert RunFolder.create(folder, overwrite=True).info == {}
+
+
 def test_a_missing_run_says_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         RunFolder.open(tmp_path / "nowhere")
@@ -97,5 +125,24 @@ def test_checkpoints_count_only_when_complete_and_sound(tmp_path: Path) -> None:
     told = r"none of the 3 checkpoints in .* can be used \(checkpoint-10: tensors has 7 bytes instead of 8\): restore"
     with pytest.raises(CheckpointError, match=told):
         newest_complete(tmp_path)
-    keep_newest(tmp_path, 1)
+    keep_newest(tmp_path, 1, 10)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("newer", [[], [6], [6, 8]])
+def test_what_was_just_written_stays_beside_newer_ones_that_are_damaged(
+    number: int, newer: list[int], tmp_path: Path
+) -> None:
+    """A resumed run goes past them, and has fewer steps than they until it comes there."""
+    for step in (2, 4, 5, *newer):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "tensors").write_bytes(bytes(8))
+        mark_complete(folder)
+        if step in newer:
+            (folder / "tensors").write_bytes(b"")
+    keep_newest(tmp_path, number, 5)
+    assert newest_complete(tmp_path)[0] == tmp_path / "checkpoint-5"
+    kept = [p for p in tmp_path.iterdir() if fault_of(p) is None]
+    assert len(kept) == number

@@ -20,6 +20,7 @@ import torch
 
 from mhr.errors import ConfigError, DataError, MhrError, TrainingError
 from mhr.evaluation import evaluate, load_model
+from mhr.report.sources import read_sources
 from mhr.runs import RunFolder
 from mhr.sweeps import SweepResult, launchers, sweep, worker
 from mhr.sweeps.table import append_row
@@ -85,6 +86,16 @@ def test_every_combination_has_a_row(swept: Any, here: list[str], tmp_path: Path
     scores = [row["score"] for row in result.rows if row["mode"] == "z"]
     assert mean["mean"] == pytest.approx(sum(scores) / 4)
     assert mean["n"] == 2
+
+
+def test_what_a_sweep_lacks_is_told_by_its_report(swept: Any, here: list[str], tmp_path: Path) -> None:
+    """Modes that a run does not allow are no units that are missing."""
+    result = swept(("mhr", "lora"), modes=["z", "mu"], seeds=[1], tasks=TASKS)
+    assert not any("missing" in note for note in read_sources([tmp_path / "sweep"]).notes)
+    lines = (tmp_path / "sweep" / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "sweep" / "results.jsonl").write_bytes(b"".join(lines[1:]))
+    (note,) = [note for note in read_sources([tmp_path / "sweep"]).notes if "missing" in note]
+    assert f"1 of the 6 units of the sweep is missing, such as {result.rows[0]['run']}/z/next-first/1" in note
 
 
 def test_runs_routed_by_contexts_are_swept(swept: Any, here: list[str]) -> None:
@@ -248,6 +259,25 @@ def test_a_run_that_was_trained_again_is_another_one(swept: Any, here: list[str]
             swept(tasks=TASKS[:1], seeds=[1], resume=True)
     finally:
         config.write_text(before)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_rows_of_other_examples_are_not_resumed(
+    split: str, swept: Any, here: list[str], tasks_file: Path, tmp_path: Path
+) -> None:
+    file, results = tmp_path / "tasks.jsonl", tmp_path / "sweep" / "results.jsonl"
+    rows = [json.loads(line) for line in tasks_file.read_text().splitlines()]
+    file.write_text(tasks_file.read_text())
+    swept(tasks=TASKS[:1], seeds=[1], tasks_path=str(file))
+    before = results.read_bytes()
+    changed = [row | {"input": row["input"] + "a"} if row["split"] == split else row for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    with pytest.raises(TrainingError, match="holds a row of task 'next-first' that was made of other examples"):
+        swept(tasks=TASKS, seeds=[1], tasks_path=str(file), resume=True)
+    assert results.read_bytes() == before
+    file.write_text(tasks_file.read_text())
+    swept(tasks=TASKS, seeds=[1], tasks_path=str(file), resume=True)
+    assert here == TASKS
 
 
 def test_rows_are_appended_whole(tmp_path: Path) -> None:
@@ -417,9 +447,10 @@ def test_a_worker_sets_threads_where_the_user_has_said_nothing(threads: int | No
     monkeypatch.setattr(signal, "signal", lambda *arguments: None)
     monkeypatch.setattr(launchers, "_leave_with_parent", lambda: None)
     monkeypatch.setattr(launchers, "Worker", lambda study: SimpleNamespace(work=None))
-    monkeypatch.setenv("MHR_TOLD", "before")  # what it served earlier
+    # What it was begun with; afterwards all is as it was.
+    monkeypatch.setattr(os, "environ", {"MHR_TOLD": "before", "MHR_GONE": "before"})
     launchers._serve(Closed(), None, None, threads, {"MHR_TOLD": "now"})  # type: ignore[arg-type]
-    assert os.environ["MHR_TOLD"] == "now"
+    assert os.environ == {"MHR_TOLD": "now"}
     assert asked == ([] if threads is None else [threads])
     gc.unfreeze()
 
@@ -474,6 +505,18 @@ def test_two_workers_of_a_local_ray_cluster(source: Source, swept: Any, tmp_path
     columns = ("mode", "task", "seed", "score", "lr", "steps")
     assert [[row[c] for c in columns] for row in rows] == [[row[c] for c in columns] for row in local.rows]
     assert here == [task for task in TASKS for _ in (1, 2)]
+
+
+def test_a_sweep_is_not_started_several_times_at_once(
+    swept: Any, here: list[str], source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source("mhr")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ConfigError, match="sweep starts its processes by itself: start it without torchrun"):
+        swept(tasks=TASKS[:1], seeds=[1])
+    assert not (tmp_path / "sweep").exists()
+    assert here == []
 
 
 def test_without_ray_the_launcher_says_what_to_install(

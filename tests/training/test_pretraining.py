@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from mhr.runs import RunFolder
 from mhr.runs.checkpoints import all_checkpoints, fault_of
 from mhr.runs.settings import RunConfig
 from mhr.training import pretrain
+from mhr.training.resuming import open_run
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
 from tests.forked import forked, pretrained_by_two
@@ -256,6 +257,11 @@ def test_a_run_is_not_resumed_on_other_data(settings: Make, tasks_file: Path, tm
             "".join(lines).replace("rev-first", "rev-other"),
             "the tasks rev-first, next-last, rev-last, and .* now gives rev-other, next-last",
         ),
+        (
+            "".join(lines).replace('"input": "', '"input": "a', 1),
+            "examples of which the digest is [0-9a-f]{16}, and .* now gives [0-9a-f]{16}",
+        ),
+        ("".join([*lines[1:24], lines[0], *lines[24:]]), "examples of which the digest is"),
     ):
         file.write_text(text)
         with pytest.raises(TrainingError, match=f"was begun with {said}") as caught:
@@ -264,6 +270,39 @@ def test_a_run_is_not_resumed_on_other_data(settings: Make, tasks_file: Path, tm
         assert (run.path / "run.json").read_bytes() == before
     file.write_text("".join(lines))
     assert pretrain(config, str(run.path), resume=True, progress=False).status == "done"
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["missing", "empty"])
+def test_every_process_begins_a_run_that_is_to_be_resumed_and_is_not_there(
+    made: bool, settings: Make, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    if made:
+        folder.mkdir()
+
+    class State:
+        num_processes = 2
+
+        def __init__(self, first: bool):
+            self.is_main_process = first
+
+        def wait_for_everyone(self) -> None:
+            """The first process goes on from here before the other one does."""
+            if not self.is_main_process:
+                assert open_run(settings(), str(folder), cast(Any, State(True)), True, False, {})[0].info == {}
+
+    run, checkpoint = open_run(settings(), str(folder), cast(Any, State(False)), True, False, {})
+    assert (run.path, run.info, checkpoint) == (folder, {}, None)
+
+
+def test_what_ended_a_run_is_not_told_of_one_that_was_resumed_to_its_end(settings: Make, tmp_path: Path) -> None:
+    config = settings(steps=2, save_every=2)
+    run = pretrain(config, str(tmp_path / "run"), progress=False)
+    run.write(status="interrupted", error="stopped after step 1 of 2")
+    info = pretrain(config, str(tmp_path / "run"), resume=True, progress=False).info
+    assert info["status"] == "done"
+    assert "error" not in info
+    assert RunFolder.open(run.path).info == info
 
 
 def test_a_checkpoint_of_another_bank_is_no_part_of_a_run(settings: Make, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mhr.evaluation.metrics.answers import exact_match, mean, rouge_l
-from mhr.evaluation.metrics.metric import TEXT, Judged, measures
+from mhr.evaluation.metrics.metric import TEXT, Judged, Undefined, measures
 
 ORDERS = 5
 """Longest n-grams of NIST."""
@@ -46,6 +46,8 @@ def nist(judged: Judged) -> float:
     tokens = Tokenizer13a()
     answers = [tokens(answer.lower()).split() for answer in judged.answers]
     references = [[tokens(target.lower()).split() for target in targets] for targets in judged.targets]
+    if not any(map(any, references)):
+        raise Undefined("no reference has a word")
     # Orders that no answer is long enough for add nothing; nltk divides by their number of n-grams.
     orders = min(ORDERS, max(map(len, answers)))
     return float(corpus_nist(references, answers, orders)) if orders else 0.0

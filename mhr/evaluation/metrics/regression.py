@@ -14,9 +14,17 @@ from mhr.evaluation.metrics.metric import NUMBER, Judged, Undefined, measures
 NO_NUMBER = -1.0
 """What an answer that is no number counts as, as in T5's evaluation of STS-B (Raffel et al. 2020)."""
 
+MOST = 1e100
+"""Greatest size of a number: a model that repeats a digit has written none, and its square would be infinite."""
+
+
+def _number(text: str) -> float | None:
+    value = number_of(text)
+    return None if value is None or abs(value) > MOST else value
+
 
 def no_numbers(examples: Sequence[Example]) -> str | None:
-    other = next((e.targets[0] for e in examples if number_of(e.targets[0]) is None), None)
+    other = next((e.targets[0] for e in examples if _number(e.targets[0]) is None), None)
     return None if other is None else f"needs numbers as targets, and {other!r:.60} is none"
 
 
@@ -56,11 +64,11 @@ def _correlation(judged: Judged, correlate: Callable[..., Any]) -> float:
 
 
 def _numbers(judged: Judged) -> tuple[list[float], list[float]]:
-    """Answers and targets; answers that are no numbers are told."""
-    given = [number_of(answer) for answer in judged.answers]
+    """Answers and targets; answers that are no numbers of at most MOST are told."""
+    given = [_number(answer) for answer in judged.answers]
     if strange := given.count(None):
         judged.remarks.append(f"{strange} of {len(given)} answers are no numbers, and count as {NO_NUMBER:g}")
-    truth = [number_of(targets[0]) for targets in judged.targets]
+    truth = [_number(targets[0]) for targets in judged.targets]
     return [NO_NUMBER if value is None else value for value in given], [value for value in truth if value is not None]
 
 
