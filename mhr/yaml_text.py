@@ -14,7 +14,7 @@ MERGE = "tag:yaml.org,2002:merge"
 """What the key << stands for."""
 
 
-DEPTH = 100
+MOST_NESTED = 100
 """Collections in each other that libyaml may read: it recurses on C's stack, at whose end the process ends."""
 
 LENIENT = re.compile(r"\t|[|>][-+\d]*#")
@@ -57,7 +57,7 @@ def _load(text: str) -> Any:
     """What a text says, by libyaml, which takes a tenth of the time, where it is there. Faults are told in PyYAML's words."""
     if yaml.__with_libyaml__ and not LENIENT.search(text):
         try:
-            if _depth(text) <= DEPTH:
+            if _depth(text) <= MOST_NESTED:
                 return yaml.load(text, _FastLoader)
         except yaml.YAMLError:
             pass

@@ -36,7 +36,7 @@ Key = tuple[str, ...]
 
 
 def read_sweep(path: Path, material: Material) -> None:
-    """The table of a sweep, also of one that is at work or was killed: a row that is cut is none yet, and units that were asked for and
+    """The table of a sweep, also of one that is at work or was killed: a truncated row is none yet, and units that were asked for and
     have none are counted as missing."""
     table = path.parent / "results.jsonl"
     if not table.is_file():

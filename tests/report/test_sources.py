@@ -119,7 +119,7 @@ def test_a_sweep(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 20, -8, -1])
 def test_a_sweep_that_is_at_work_or_was_killed(cut: int, tmp_path: Path) -> None:
-    """A row that is cut, be it through a letter, is none yet; what was asked for and has no row is said, unit by unit."""
+    """A truncated row, be it inside a letter, is none yet; what was asked for and has no row is said, unit by unit."""
     row = {"run": "mhr", "mode": "z", "task": "x", "seed": 13, "status": "done", "method": "mhr", "score": 0.5}
     units = [["mhr", mode, task, seed] for mode, task in (("z", "x"), ("z", "é"), ("mu", "x")) for seed in (13, 42)]
     (tmp_path / "sweep.json").write_text(json.dumps({"units": units}))
