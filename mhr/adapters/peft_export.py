@@ -224,7 +224,7 @@ def _config(
     if plain.kind == "ia3":
         config |= {"peft_type": "IA3", "feedforward_modules": [n for n, s in plain.shapes.items() if s.inputs]}
     else:
-        config |= {"peft_type": "LORA", "bias": "none", "lora_dropout": 0.0, **_patterns(sizes)}
+        config |= {"peft_type": "LORA", "bias": "none", "lora_dropout": plain.dropout, **_patterns(sizes)}
     return dict(sorted(config.items()))
 
 
