@@ -11,7 +11,7 @@ import numpy as np
 
 from mhr.analysis.bootstrap import crossed_interval
 from mhr.analysis.power import Components, components
-from mhr.analysis.seed_tests import sign_flips, t_test
+from mhr.analysis.seed_tests import ROUNDING, sign_flips, t_test
 
 Drawn = TypeVar("Drawn", bound=Hashable)
 
@@ -80,9 +80,9 @@ def compare(a: Mapping[tuple[str, Drawn], float], b: Mapping[tuple[str, Drawn], 
 
 def paired(differences: np.ndarray) -> Paired:
     """The comparison of which `differences` [seeds, tasks] are known."""
-    means = tuple(map(float, differences.mean(axis=1)))
+    means = tuple(0.0 if abs(mean) <= ROUNDING else float(mean) for mean in differences.mean(axis=1))
     return Paired(
-        float(differences.mean()),
+        statistics.fmean(means),
         differences.shape[1],
         means,
         t_test(means),

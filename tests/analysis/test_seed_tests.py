@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from mhr.analysis.bootstrap import crossed_interval
+from mhr.analysis.compare import paired
 from mhr.analysis.seed_tests import EXACT_UP_TO, equivalence, holm, sign_flips, t_test
 
 MEANS = [0.03, -0.01, 0.02, 0.04, 0.005]
@@ -28,6 +29,14 @@ def test_equal_means_are_as_sure_as_their_signs() -> None:
     assert t_test([0.02] * 3, side="below") == 1.0
     assert t_test([0.02] * 3, 0.02) == t_test([0.02] * 3, 0.02, "above") == 1.0
     assert equivalence([0.0] * 3, 0.02) == 1 / 8
+
+
+@pytest.mark.parametrize("means", [[5.5e-17] * 6, [1e-17, 2e-17, 3e-17, 1e-17, 2e-17, 5e-17], [0.0] * 6])
+def test_what_rounding_leaves_of_0_shows_nothing(means: list[float]) -> None:
+    """As of differences between tasks that cancel one another."""
+    assert sign_flips(means) == t_test(means) == 1.0
+    found = paired(np.array(means)[:, None])
+    assert (found.better, found.worse, found.difference, found.p, found.p_flips) == (0, 0, 0.0, 1.0, 1.0)
 
 
 def test_whole_seeds_are_flipped_in_all_ways() -> None:
