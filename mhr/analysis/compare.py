@@ -24,7 +24,7 @@ class Paired:
     by_seed     mean difference of each seed; better, worse: how many of these are above and below 0
     p           two-sided, of Student's t over the seeds' means; None for a single seed, which cannot tell
     p_flips     the same of flipping the signs of whole seeds, which assumes no normal distribution and needs six seeds
-    interval    95%, over seeds and tasks (`mhr.analysis.bootstrap`); None for a single seed
+    interval    95%, over seeds and tasks (`mhr.analysis.bootstrap`); None for a single seed, and where all differences are the same
     parts       what the differences vary by; None for a single seed or task
     """
 

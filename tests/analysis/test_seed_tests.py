@@ -101,6 +101,17 @@ def test_false_alarms_are_no_more_than_the_level(seeds: float, residual: float, 
     assert np.mean([(equivalence(m, 0.02) or 1) < 0.05 for m in edge]) <= 0.05 + error
 
 
+@pytest.mark.parametrize(("seeds", "tasks"), [(2, 1), (3, 1), (6, 1), (3, 4)])
+@pytest.mark.parametrize("value", [0.0, 0.05])
+def test_of_what_does_not_vary_no_interval_is_known(value: float, seeds: int, tasks: int) -> None:
+    """One of no width would be surer than the test of the same seeds, which counts their signs."""
+    same = np.full((seeds, tasks), value) + 5e-17 * np.arange(seeds)[:, None]
+    found = paired(same)
+    assert found.interval is None
+    assert found.p == (1.0 if value == 0 else 2 / 2**seeds)
+    assert paired(same + np.array([0.01, *[0.0] * (seeds - 1)])[:, None]).interval is not None
+
+
 def test_intervals_cover_other_seeds_and_tasks() -> None:
     """Of 300 studies whose tasks were drawn too, few seeds and many."""
     for n, tasks in ((4, 10), (16, 15)):
