@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from mhr.analysis.seed_tests import ROUNDING
+from mhr.analysis.seed_tests import NEGLIGIBLE
 
 N_DRAWS = 10_000
 
@@ -25,7 +25,7 @@ def crossed_interval(
     known, and is hardly 0.
     """
     seeds, tasks = differences.shape
-    if seeds < 2 or np.ptp(differences) <= ROUNDING:
+    if seeds < 2 or np.ptp(differences) <= NEGLIGIBLE:
         return None
     random = np.random.default_rng(seed)
     by_seed = random.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds

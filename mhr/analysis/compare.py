@@ -11,7 +11,7 @@ import numpy as np
 
 from mhr.analysis.bootstrap import crossed_interval
 from mhr.analysis.power import Components, components
-from mhr.analysis.seed_tests import ROUNDING, sign_flips, t_test
+from mhr.analysis.seed_tests import NEGLIGIBLE, sign_flips, t_test
 
 Drawn = TypeVar("Drawn", bound=Hashable)
 
@@ -80,7 +80,7 @@ def compare(a: Mapping[tuple[str, Drawn], float], b: Mapping[tuple[str, Drawn], 
 
 def paired(differences: np.ndarray) -> Paired:
     """The comparison of which `differences` [seeds, tasks] are known."""
-    means = tuple(0.0 if abs(mean) <= ROUNDING else float(mean) for mean in differences.mean(axis=1))
+    means = tuple(0.0 if abs(mean) <= NEGLIGIBLE else float(mean) for mean in differences.mean(axis=1))
     return Paired(
         statistics.fmean(means),
         differences.shape[1],
