@@ -66,9 +66,11 @@ class Loading(Settings):
         """The options among the attributes of an object with other settings too."""
         return cls(**{f.name: getattr(settings, f.name) for f in fields(cls)})
 
-    def over(self, run: Any) -> Loading:
-        """These options, and where they say nothing those of the run's settings; a run never says that code is trusted."""
-        own = {f.name: getattr(run, f.name) for f in fields(self) if f.name != "trust_remote_code"}
+    def over(self, run: Any, base: str | None = None) -> Loading:
+        """These options, and where they say nothing those of the run's settings; a run never says that code is trusted. base: a model in
+        the place of the run's, of which it says no revision."""
+        left = {"trust_remote_code"} | ({"revision"} if base else set())
+        own = {f.name: getattr(run, f.name) for f in fields(self) if f.name not in left}
         return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
 
     def said(self) -> dict[str, Any]:

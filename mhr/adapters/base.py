@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from mhr.layers import AdapterBank
 from mhr.layers.attach import bank_of
 from mhr.layers.linear import features, is_adaptable, is_linear
 from mhr.layers.routed import RoutedLayer
+from mhr.loading import Loading
 
 # Elements of each parameter that a fingerprint samples: little enough to take well under a second on a large model.
 SAMPLES = 256
@@ -32,12 +33,14 @@ class BaseModel:
     kind          "seq2seq", "causal", "encoder" or "masked"
     model_type    architecture, as in the configuration of transformers
     fingerprint   see `fingerprint`
+    revision      branch, tag or commit of it on the hub; "" for its main branch too
     """
 
     name_or_path: str
     kind: str = ""
     model_type: str = ""
     fingerprint: str = ""
+    revision: str = ""
 
     @property
     def foreign(self) -> bool:
@@ -49,6 +52,12 @@ class BaseModel:
         if not (given or self.name_or_path):
             raise CheckpointError(f"{name} does not say which base model it belongs to: name that with --model (base)")
         return given or self.name_or_path
+
+    def loading(self, asked: Loading | None, given: str | None = None) -> Loading:
+        """How the model is loaded: as it is asked, and where that says no revision at the adapter's own. given: another model in its place,
+        of which that says nothing."""
+        asked = asked or Loading()
+        return asked if given else replace(asked, revision=asked.revision or self.revision or None)
 
 
 def describe_base(model: nn.Module, name_or_path: str) -> BaseModel:

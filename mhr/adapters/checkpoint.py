@@ -122,6 +122,8 @@ def write_config(checkpoint: AdapterCheckpoint, folder: Path, size: int, sha256:
     """Put in place what makes a checkpoint of the tensors that lie in `folder` already, given their size and SHA-256."""
     described = dataclasses.asdict(dataclasses.replace(checkpoint, tensors={}, heads=None))
     described["config"] = checkpoint.config.to_dict()
+    if not checkpoint.base.revision:  # which earlier versions do not know
+        del described["base"]["revision"]
     del described["name"], described["heads"]
     if checkpoint.heads is not None:
         described["heads"] = checkpoint.heads.to_json()
@@ -200,12 +202,12 @@ def load_checkpoint(
     """The base model with the adapter in `folder` attached, in evaluation mode, and its tokenizer.
 
     base: path or hub id of the base model; None takes the one that the checkpoint names. kind: what the model is asked to do, where
-    neither the checkpoint nor the model's configuration says. loading: see `load_backbone`.
+    neither the checkpoint nor the model's configuration says. loading: see `BaseModel.loading`.
     Raises CheckpointError as `load_adapter`, and MhrError where the base model cannot be loaded.
     """
     checkpoint = read_adapter(folder)
     name = checkpoint.base.where(base, checkpoint.name)
-    model, tokenizer = load_backbone(name, checkpoint.base.kind or kind, loading)
+    model, tokenizer = load_backbone(name, checkpoint.base.kind or kind, checkpoint.base.loading(loading, base))
     attach_checkpoint(checkpoint, model)
     return model.eval(), tokenizer
 

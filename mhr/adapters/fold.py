@@ -50,7 +50,8 @@ def fold_into(model: nn.Module, plain: PlainAdapter) -> None:
         elif isinstance(update, BiasShift):
             _set(layer.bias, update.shift.to(weight.device), torch.add)  # type: ignore[arg-type]
         elif isinstance(update, FilmVectors):
-            scale, shift = 1 + update.scale.to(weight.device), update.shift.to(weight.device)
+            wide = accumulator(update.scale.dtype)  # 1 + a small scale is 1 in 16 bits
+            scale, shift = 1 + update.scale.to(weight.device, wide), update.shift.to(weight.device)
             _set(weight, scale if transposed else scale[:, None], torch.mul)
             _set(layer.bias, scale, lambda b, s, h=shift: b * s + h.to(b))  # type: ignore[misc, arg-type]
         else:

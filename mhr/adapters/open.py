@@ -27,9 +27,12 @@ from mhr.layers.tied import bank_name
 def open_bank(path: Path) -> AdapterCheckpoint | None:
     """The bank at a path, ours or a PEFT Poly folder, its tensors a `TensorFile`; None where it is another PEFT folder."""
     folder = find_adapter(path)
-    if is_adapter(folder):
-        return dataclasses.replace(open_adapter(folder), name=str(path))
-    return dataclasses.replace(open_poly(folder), name=str(path)) if is_poly(folder) else None
+    if not (is_adapter(folder) or is_poly(folder)):
+        return None
+    bank = open_adapter(folder) if is_adapter(folder) else open_poly(folder)
+    run = run_of(path)
+    revision = (run and run.config().revision) or bank.base.revision
+    return dataclasses.replace(bank, base=dataclasses.replace(bank.base, revision=revision), name=str(path))
 
 
 def read_bank(folder: Path) -> AdapterCheckpoint:

@@ -15,10 +15,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mhr.adapters.base import BaseModel
+from mhr.adapters.base_name import is_local
 from mhr.adapters.layer import AdapterLayer, IA3Vector, LoraFactors, Shape
 from mhr.adapters.outputs import check_outputs
 from mhr.adapters.plain import Lazy, PlainAdapter
 from mhr.adapters.tensor_file import TensorFile, digest_of
+from mhr.backbones import is_builtin
 from mhr.errors import CheckpointError
 from mhr.files import read_json
 from mhr.task_heads import CONFIG_KEY, TaskHeads
@@ -95,7 +97,7 @@ def load_peft(folder: str | Path) -> PlainAdapter:
 
 def open_peft(folder: str | Path) -> PlainAdapter:
     """The LoRA (with rank_pattern, alpha_pattern and rslora) or IA3 (with feedforward_modules) in a PEFT folder, with its
-    modules_to_save and saved embeddings; layers are read when they are asked for.
+    modules_to_save and saved embeddings; layers are read when they are asked for. lora_dropout is kept for training that goes on.
 
     rslora's scaling alpha / sqrt(R) becomes an alpha that gives the same. Raises CheckpointError for a folder that is
     missing, damaged or pickled, for every other kind of PEFT adapter, by its name, and for what goes beyond plain LoRA.
@@ -133,14 +135,24 @@ def open_peft(folder: str | Path) -> PlainAdapter:
     ranks = {name: (shape.rank, shape.alpha) for name, shape in shapes.items()} if kind == "lora" else {}
     return PlainAdapter(
         layers=Lazy(shapes, layer),
-        base=BaseModel(str(config.get("base_model_name_or_path") or ""), kind_of_base(config)),
+        base=base_of(config),
         modules=Lazy(modules, module),
         shapes=shapes,
         states={name: {key: file.shapes[full] for key, full in keys.items()} for name, keys in modules.items()},
         name=str(folder),
         digest=digest_of(file, kind, ranks),
         heads=_heads(folder, file),
+        dropout=_dropout(config, folder) if kind == "lora" else 0.0,
     )
+
+
+def _dropout(config: Mapping[str, Any], folder: Path) -> float:
+    share = config.get("lora_dropout") or 0.0
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share < 1:
+        raise CheckpointError(
+            f"{folder / PEFT_CONFIG_FILE} sets lora_dropout to {share!r}: expected a number of at least 0 and below 1"
+        )
+    return float(share)
 
 
 def _heads(folder: Path, file: TensorFile) -> TaskHeads | None:
@@ -153,7 +165,15 @@ def _heads(folder: Path, file: TensorFile) -> TaskHeads | None:
     return heads
 
 
-def kind_of_base(config: Mapping[str, Any]) -> str:
+def base_of(config: Mapping[str, Any]) -> BaseModel:
+    """The base model that a configuration names, at its revision, which PEFT heeds of models on the hub alone."""
+    name = str(config.get("base_model_name_or_path") or "")
+    revision = str(config.get("revision") or "")
+    on_hub = not (is_local(name) or is_builtin(name))
+    return BaseModel(name, _kind_of_base(config), revision=revision if on_hub and revision != "main" else "")
+
+
+def _kind_of_base(config: Mapping[str, Any]) -> str:
     """What the base model of an adapter does, "" where its configuration does not say."""
     mapped = config.get("auto_mapping")
     if isinstance(mapped, Mapping) and str(mapped.get("base_model_class")).endswith("ForMaskedLM"):

@@ -132,7 +132,7 @@ class PeftWriter:
         folder = make_folder(folder)
         with TensorWriter(folder / PEFT_TENSORS_FILE) as file:
             for layer, found in plain.layers.items():
-                fitted = _widened(layer, found, *sizes[layer])
+                fitted = _widened(found, *sizes[layer])
                 file.add_all(_layer_tensors(f"{PREFIX}{layer}", fitted))
             for module, state in plain.modules.items():
                 file.add_all({f"{PREFIX}{module}.{key}": tensor for key, tensor in state.items()})
@@ -224,20 +224,14 @@ def _config(
     if plain.kind == "ia3":
         config |= {"peft_type": "IA3", "feedforward_modules": [n for n, s in plain.shapes.items() if s.inputs]}
     else:
-        config |= {"peft_type": "LORA", "bias": "none", "lora_dropout": 0.0, **_patterns(sizes)}
+        config |= {"peft_type": "LORA", "bias": "none", "lora_dropout": plain.dropout, **_patterns(sizes)}
     return dict(sorted(config.items()))
 
 
-def _widened(name: str, layer: AdapterLayer, rank: int, alpha: float) -> AdapterLayer:
+def _widened(layer: AdapterLayer, rank: int, alpha: float) -> AdapterLayer:
     if not isinstance(layer, LoraFactors) or (layer.rank, layer.alpha) == (rank, alpha):
         return layer
-    found = layer.widened(rank, alpha)
-    if not found.b.isfinite().all() and layer.b.isfinite().all():
-        raise CheckpointError(
-            f"layer {name!r} of the adapter has values that {str(found.b.dtype).removeprefix('torch.')} cannot hold once its scaling is "
-            "the same as that of the others: write another one with --dtype"
-        )
-    return found
+    return layer.widened(rank, alpha)
 
 
 def _layer_tensors(name: str, layer: AdapterLayer) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ def with_peers(plain: PlainAdapter, empty: nn.Module | None) -> PlainAdapter:
         return plain
     states = {name: dict(state) for name, state in plain.modules.items()}
     labels = {"num_labels": outputs_of(plain.heads)} if plain.base.kind == "encoder" else {}
-    model = CLASSES[plain.base.kind].from_pretrained(_place(plain.base), dtype=torch.float32, **LOCAL, **labels)
+    model = CLASSES[plain.base.kind].from_pretrained(**_read(plain.base), dtype=torch.float32, **labels)
     for name, state in states.items():
         model.get_submodule(name).load_state_dict(state)
     dtype = next((t.dtype for state in states.values() for t in state.values() if t.is_floating_point()), torch.float32)
@@ -105,7 +105,7 @@ def skeleton(base: BaseModel, heads: TaskHeads | None = None) -> nn.Module | Non
     if not base.name_or_path or base.kind not in CLASSES:
         return None
     try:
-        config = AutoConfig.from_pretrained(_place(base), **LOCAL)
+        config = AutoConfig.from_pretrained(**_read(base))
         if base.kind == "encoder":
             config.num_labels = outputs_of(heads)
         with torch.device("meta"):
@@ -120,7 +120,7 @@ def other_skeletons(base: BaseModel) -> Iterator[nn.Module]:
     """`skeleton`s of the other classes that an adapter may have been trained on: that of the checkpoint, and the model without a
     head. None where its configuration cannot be read."""
     try:
-        config = AutoConfig.from_pretrained(_place(base), **LOCAL) if base.name_or_path else None
+        config = AutoConfig.from_pretrained(**_read(base)) if base.name_or_path else None
     except (MhrError, OSError, ValueError, KeyError):
         return
     names = [*(getattr(config, "architectures", None) or []), "AutoModel"] if config is not None else []
@@ -138,7 +138,7 @@ def other_skeletons(base: BaseModel) -> Iterator[nn.Module]:
 def config_of(base: BaseModel, heads: TaskHeads) -> PretrainedConfig:
     """The configuration of the base model with an output layer for heads. Raises CheckpointError where it cannot be read."""
     try:
-        config = AutoConfig.from_pretrained(_place(base), **LOCAL)
+        config = AutoConfig.from_pretrained(**_read(base))
     except (MhrError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"the configuration of base model {base.name_or_path!r} cannot be read, which the labels of its head go into: name the model "
@@ -148,9 +148,11 @@ def config_of(base: BaseModel, heads: TaskHeads) -> PretrainedConfig:
     return config
 
 
-def _place(base: BaseModel) -> str:
+def _read(base: BaseModel) -> dict[str, Any]:
+    """What transformers reads a base model by."""
     name = base.name_or_path
-    return source_of(name) if is_builtin(name) or is_gguf(name) else name
+    place = source_of(name) if is_builtin(name) or is_gguf(name) else name
+    return {"pretrained_model_name_or_path": place, "revision": base.revision or "main", **LOCAL}
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

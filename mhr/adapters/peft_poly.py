@@ -17,15 +17,14 @@ from typing import Any
 
 import torch
 
-from mhr.adapters.base import BaseModel
 from mhr.adapters.checkpoint import AdapterCheckpoint
 from mhr.adapters.layer import Sizes
 from mhr.adapters.peft import (
     PEFT_CONFIG_FILE,
     PEFT_TENSORS_FILE,
     PREFIX,
+    base_of,
     is_peft,
-    kind_of_base,
     module_of,
     open_peft_tensors,
 )
@@ -133,7 +132,7 @@ def open_poly(folder: str | Path) -> AdapterCheckpoint:
     return AdapterCheckpoint(
         config=ours,
         tasks=numbered(tasks),
-        base=BaseModel(str(config.get("base_model_name_or_path") or ""), kind_of_base(config)),
+        base=base_of(config),
         layers=layers,
         groups={layer: layer for layer in layers},
         modules=list(modules),

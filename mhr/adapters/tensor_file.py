@@ -115,7 +115,8 @@ class TensorWriter:
         with TensorWriter(path) as file:
             file.add("layer.weight", tensor)
 
-    The header stands first and is known last, so tensors wait in a temporary file in the same folder.
+    The header stands first and is known last, so tensors wait in a temporary file in the same folder. Raises CheckpointError, and writes
+    nothing, for values that are not finite: what is read is, so that their dtype is too narrow for what was made of it.
     """
 
     size: int
@@ -132,6 +133,11 @@ class TensorWriter:
 
     def add(self, name: str, tensor: Tensor) -> None:
         data = tensor.detach().cpu().contiguous()
+        if not data.isfinite().all():
+            raise CheckpointError(
+                f"tensor {name!r} of {self.path.name} would have values that {str(data.dtype).removeprefix('torch.')} cannot hold: write it in "
+                "another dtype, with --dtype"
+            )
         # numpy knows no bfloat16, and a tensor without dimensions has no bytes to view.
         self._data.write(data.reshape(-1).view(torch.uint8).numpy().data)
         begin, self._end = self._end, self._end + data.numel() * data.element_size()

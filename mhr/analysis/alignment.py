@@ -116,7 +116,7 @@ def align_run(
         raise TaskError(f"gradient alignment compares tasks, and {len(collection)} is given: name at least two")
     first = read_adapter(checkpoints[0][1])
     model, tokenizer = load_backbone(
-        base or first.base.name_or_path, first.base.kind, (loading or Loading()).over(folder.config())
+        base or first.base.name_or_path, first.base.kind, (loading or Loading()).over(folder.config(), base)
     )
     objective = make_objective(kind_of(model), heads=first.heads)
     data, _ = fit_data(model, tokenizer, objective.kind, folder.config().data)

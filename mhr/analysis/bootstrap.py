@@ -7,6 +7,8 @@ import math
 import numpy as np
 from scipy import stats
 
+from mhr.analysis.seed_tests import NEGLIGIBLE
+
 N_DRAWS = 10_000
 
 
@@ -19,10 +21,11 @@ def crossed_interval(
 
     Percentiles `q` of the drawn means, each moved away from the mean by `sqrt(n / (n - 1)) t / z`, the quantiles of Student's t
     (n - 1 degrees of freedom) and of the normal distribution, n the number of seeds: without it few seeds would be
-    covered too rarely. A single task is not drawn. None for a single seed, whose spread cannot be known.
+    covered too rarely. A single task is not drawn. None for a single seed, and where all differences are the same: their spread cannot be
+    known, and is hardly 0.
     """
     seeds, tasks = differences.shape
-    if seeds < 2:
+    if seeds < 2 or np.ptp(differences) <= NEGLIGIBLE:
         return None
     random = np.random.default_rng(seed)
     by_seed = random.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds

@@ -11,7 +11,7 @@ import numpy as np
 
 from mhr.analysis.bootstrap import crossed_interval
 from mhr.analysis.power import Components, components
-from mhr.analysis.seed_tests import sign_flips, t_test
+from mhr.analysis.seed_tests import NEGLIGIBLE, sign_flips, t_test
 
 Drawn = TypeVar("Drawn", bound=Hashable)
 
@@ -24,7 +24,7 @@ class Paired:
     by_seed     mean difference of each seed; better, worse: how many of these are above and below 0
     p           two-sided, of Student's t over the seeds' means; None for a single seed, which cannot tell
     p_flips     the same of flipping the signs of whole seeds, which assumes no normal distribution and needs six seeds
-    interval    95%, over seeds and tasks (`mhr.analysis.bootstrap`); None for a single seed
+    interval    95%, over seeds and tasks (`mhr.analysis.bootstrap`); None for a single seed, and where all differences are the same
     parts       what the differences vary by; None for a single seed or task
     """
 
@@ -80,9 +80,9 @@ def compare(a: Mapping[tuple[str, Drawn], float], b: Mapping[tuple[str, Drawn], 
 
 def paired(differences: np.ndarray) -> Paired:
     """The comparison of which `differences` [seeds, tasks] are known."""
-    means = tuple(map(float, differences.mean(axis=1)))
+    means = tuple(0.0 if abs(mean) <= NEGLIGIBLE else float(mean) for mean in differences.mean(axis=1))
     return Paired(
-        float(differences.mean()),
+        statistics.fmean(means),
         differences.shape[1],
         means,
         t_test(means),

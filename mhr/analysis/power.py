@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from mhr.analysis.seed_tests import LEVEL
+from mhr.analysis.seed_tests import LEVEL, NEGLIGIBLE
 
 POWER = 0.8
 MOST_SEEDS = 1000
@@ -54,8 +54,8 @@ def power(difference: float, sd: float, seeds: int, level: float = LEVEL) -> flo
     """
     if seeds < 2:
         return 0.0
-    if sd == 0:  # as sure as the signs of so many seeds
-        return float(difference != 0 and 2 * 0.5**seeds < level)
+    if sd <= NEGLIGIBLE:  # as sure as the signs of so many seeds
+        return float(abs(difference) > NEGLIGIBLE and 2 * 0.5**seeds < level)
     shift = abs(difference) / (sd / math.sqrt(seeds))
     limits = _spreads(seeds - 1) * stats.t.isf(level / 2, seeds - 1)
     return float((stats.norm.sf(limits - shift) + stats.norm.cdf(-limits - shift)).mean())
@@ -65,7 +65,7 @@ def power_of_equivalence(margin: float, sd: float, seeds: int, difference: float
     """Chance that `mhr.analysis.seed_tests.equivalence` finds a true `difference` within `margin`."""
     if seeds < 2:
         return 0.0
-    if sd == 0:
+    if sd <= NEGLIGIBLE:
         return float(abs(difference) < margin and 0.5**seeds < level)
     error = sd / math.sqrt(seeds)
     room = _spreads(seeds - 1) * stats.t.isf(level, seeds - 1)
@@ -74,9 +74,12 @@ def power_of_equivalence(margin: float, sd: float, seeds: int, difference: float
 
 
 def detectable(sd: float, seeds: int, wanted: float = POWER, level: float = LEVEL) -> float | None:
-    """The true difference that is found with chance `wanted`; None for fewer than two seeds."""
+    """The true difference that is found with chance `wanted`: any where `sd` is 0 and so many seeds can show one by their signs. None for
+    fewer than two seeds, or where these cannot."""
     if seeds < 2:
         return None
+    if sd <= NEGLIGIBLE:
+        return 0.0 if 2 * 0.5**seeds < level else None
     low, high = 0.0, 1.0
     while power(high, 1.0, seeds, level) < wanted:
         high *= 2

@@ -105,13 +105,15 @@ class Routing:
         """Cosine [T, T] of `w - even` over all layers, heads and skills.
 
         Uniform routing is the origin: 1 is two tasks that leave it in the same direction, 0 in unrelated ones, and a task
-        that is routed uniformly is like no other. (The weights themselves, all positive, have cosines near 1.)
+        that is routed uniformly is like no other. (The weights themselves, all positive, have cosines near 1.) In float64, to nine digits.
         """
-        away = (self.stacked - self.even).flatten(1)
+        weights = self.stacked.double().flatten(1)
+        away = weights - self.even
         norms = away.norm(dim=1, keepdim=True)
         # What is left of a uniform row is rounding, which has a direction but no meaning.
-        unit = torch.where(norms > 1e-6 * self.stacked.flatten(1).norm(dim=1, keepdim=True), away / norms, 0.0)
-        return (unit @ unit.T).clamp(-1, 1).fill_diagonal_(1.0)
+        unit = torch.where(norms > 1e-6 * weights.norm(dim=1, keepdim=True), away / norms, 0.0)
+        # Equal cosines, such as those of all pairs of tasks with a skill each, differ by rounding, which ranks and trees would take for more.
+        return (unit @ unit.T).round(decimals=9).clamp(-1, 1).fill_diagonal_(1.0)
 
     def most_alike(self, n: int = 1) -> dict[str, list[tuple[str, float]]]:
         """Task -> its `n` most similar other tasks with their cosines; empty where tasks are routed alike by design."""

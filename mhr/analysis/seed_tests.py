@@ -12,6 +12,8 @@ LEVEL = 0.05
 EXACT_UP_TO = 16
 """Seeds of which every combination of signs is tried; of more, N_FLIPS random ones."""
 N_FLIPS = 2**16
+NEGLIGIBLE = 1e-12
+"""Means and deviations of scores that are no larger are what rounding left of 0."""
 
 
 def t_test(means: Sequence[float], limit: float = 0.0, side: str = "both") -> float | None:
@@ -26,8 +28,8 @@ def t_test(means: Sequence[float], limit: float = 0.0, side: str = "both") -> fl
     if n < 2:
         return None
     mean, sd = float(moved.mean()), float(moved.std(ddof=1))
-    if sd <= 1e-12 * max(1.0, abs(limit)):
-        if abs(mean) <= 1e-12:
+    if sd <= NEGLIGIBLE * max(1.0, abs(limit)):
+        if abs(mean) <= NEGLIGIBLE:
             return 1.0
         both = sign_flips(moved.tolist())
         return both if side == "both" else both / 2 if (mean > 0) == (side == "above") else 1.0
@@ -43,11 +45,11 @@ def sign_flips(means: Sequence[float], seed: int = 0) -> float:
 
     Exact for at most EXACT_UP_TO means that are not 0, otherwise `(1 + reached) / (1 + N_FLIPS)`.
     """
-    moved = np.asarray([m for m in means if m != 0], dtype=np.float64)
+    moved = np.asarray([m for m in means if abs(m) > NEGLIGIBLE], dtype=np.float64)
     n = len(moved)
     if not n:
         return 1.0
-    observed = abs(float(moved.sum())) - 1e-12 * float(np.abs(moved).sum())
+    observed = abs(float(moved.sum())) - NEGLIGIBLE * float(np.abs(moved).sum())
     if n <= EXACT_UP_TO:
         signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
         return float((np.abs(signs @ moved) >= observed).mean())

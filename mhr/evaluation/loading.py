@@ -32,7 +32,7 @@ def load_model(
     kind   "seq2seq", "causal", "encoder" or "masked" of a plain model whose own configuration does not tell it
     task   route every example as this task of the bank; None routes each as its own
     loading  how the base model is loaded, see `load_backbone`; what it leaves open is as in the run's settings, but for trusting
-             code
+             code, and for the revision as the adapter names it
 
     Raises CheckpointError for what is missing, unfinished, damaged or none of these, ConfigError for settings that do not
     fit what was found, MhrError for a base model that cannot be loaded.
@@ -43,7 +43,7 @@ def load_model(
     if (folder / RUN_FILE).is_file() or (folder / "adapt.json").is_file():
         run = RunFolder.open(folder)
         config = run.config()
-        loading = (loading or Loading()).over(config)
+        loading = (loading or Loading()).over(config, base)
         folder, kind = run.result(), kind or run.info.get("model_kind")
         as_trained = {
             "trained_with": (config.data.max_input_length, config.data.max_target_length),
@@ -59,7 +59,8 @@ def load_model(
         model, tokenizer = load_checkpoint(folder, base, kind, loading=loading)
     elif is_peft(folder):
         bank = read_bank(folder)
-        model, tokenizer = load_backbone(bank.base.where(base, str(folder)), kind or bank.base.kind or None, loading)
+        where = bank.base.where(base, str(folder))
+        model, tokenizer = load_backbone(where, kind or bank.base.kind or None, bank.base.loading(loading, base))
         attach_checkpoint(bank, model)
     elif base is not None:
         raise ConfigError(f"base is {base!r}, but {path} names a whole model, not an adapter: leave base out")

@@ -72,7 +72,7 @@ def route_tokens(
         )
     bank = bank_of_experts(sources, asked, general)
     name = bank.base.where(base, sources[0].name)
-    config = _settings(sources, bank, name, kind, loading)
+    config = _settings(sources, bank, name, kind, bank.base.loading(loading, base), base)
     prepare_output(output, overwrite, [config.model, config.tasks])  # which only the LoRAs may have named
     own = None
     if BY_TOKEN[asked.method].gates:
@@ -150,12 +150,17 @@ def _without_tasks(paths: Sequence[str | Path], method: str) -> str:
 
 
 def _settings(
-    sources: Sequence[PlainAdapter], bank: AdapterCheckpoint, name: str, kind: str | None, loading: Loading | None
+    sources: Sequence[PlainAdapter],
+    bank: AdapterCheckpoint,
+    name: str,
+    kind: str | None,
+    loading: Loading,
+    base: str | None,
 ) -> RunConfig:
     """The settings of the run: what is read, and how the base is loaded, as of the first input that is a run."""
     run = next((source.run for source in sources if source.run is not None), None)
     before = RunConfig(tasks=NO_TASKS) if run is None else run.config()
-    options = (loading or Loading()).over(before)
+    options = loading.over(before, base)
     return RunConfig(
         model=name,
         kind=kind or bank.base.kind or before.kind,

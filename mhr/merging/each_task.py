@@ -280,14 +280,14 @@ def _write(
 
 
 def scores_in(run: RunFolder) -> dict[str, dict[str, Any]]:
-    """Task -> what evaluations of a run, each task by its own routing, found on the test examples, where `mhr evaluate --output` put them
+    """Task -> what evaluations of a run, each task by its own routing and without shots before questions, found on the test examples, where `mhr evaluate --output` put them
     into its folder: category, score, metric, n and limit. Of several evaluations the last."""
     files = [*run.path.glob("evaluation.json"), *run.path.glob("*/evaluation.json")]
     found: dict[str, dict[str, Any]] = {}
     for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, str(file))):
         result = read_json(file, DataError)
         settings, model = result.get("settings") or {}, str(result.get("model", "")).rpartition(" (")[0]
-        of_run = Path(model).name == run.path.name and settings.get("task") is None
+        of_run = Path(model).name == run.path.name and settings.get("task") is None and not settings.get("shots")
         if of_run and result.get("split") == "test":
             for task, measures in (result.get("tasks") or {}).items():
                 found[task] = _score(measures, settings.get("limit"), "run")

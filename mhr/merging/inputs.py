@@ -63,15 +63,27 @@ def _check_base(one: PlainAdapter, other: PlainAdapter, base: str | None) -> Non
     if a.fingerprint and b.fingerprint:
         differ = not same_base(a.fingerprint, b.fingerprint)
     else:
-        differ = base is None and bool(a.name_or_path and b.name_or_path) and _place(a) != _place(b)
+        differ = (
+            base is None and bool(a.name_or_path and b.name_or_path) and (_place(a) != _place(b) or _at_others(a, b))
+        )
     if a.model_type and b.model_type and a.model_type != b.model_type:
         differ = True
     if differ:
         fix = "" if a.fingerprint and b.fingerprint else ", or name the one model that both mean with --model"
         raise MergeError(
-            f"{one.name} belongs to base model {a.name_or_path!r}, {other.name} to {b.name_or_path!r}"
-            f"{', and their weights differ' if a.name_or_path == b.name_or_path else ''}: expected adapters of one model{fix}"
+            f"{one.name} belongs to base model {_named(a)}, {other.name} to {_named(b)}"
+            f"{', and their weights differ' if _named(a) == _named(b) else ''}: expected adapters of one model{fix}"
         )
+
+
+def _at_others(one: BaseModel, other: BaseModel) -> bool:
+    """Whether two are of other revisions, as far as that is known: PEFT records it, and our adapters outside their runs may not."""
+    known = one.foreign and other.foreign or bool(one.revision and other.revision)
+    return known and one.revision != other.revision
+
+
+def _named(base: BaseModel) -> str:
+    return repr(base.name_or_path) + (f" at revision {base.revision!r}" if base.revision else "")
 
 
 def _place(base: BaseModel) -> str:

@@ -62,7 +62,7 @@ class Judge:
         base.where(None, path)
         self.base, self.split, self.limit = base, split, limit
         self.batch_size, self.progress = batch_size, progress
-        self.loading = loading
+        self.loading = base.loading(loading)
         self.data = next((run.config().data for run in runs), DataConfig())
         self.runs = runs
         everything = tasks_to_judge(path, tasks=tasks, part="all", on_bad_row=on_bad_row)

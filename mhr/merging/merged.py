@@ -27,6 +27,8 @@ class Merging:
     the weight updates `(alpha / R) A B` and factors the result again to `rank` (None: the largest rank of the inputs), or to the least rank of
     this `energy` up to it (None: all), see `refactor_sum`: then `shapes` have the highest that is possible.
 
+    The adapter has the dropout, for training that goes on, that all inputs have; otherwise none.
+
     errors   layer -> what re-factoring lost, as far as layers were asked for; empty where none is needed
     watch    called with the inputs' layers, layer by layer
     """
@@ -58,6 +60,7 @@ class Merging:
             states={name: {key: self._size(name, key) for key in state} for name, state in first.states.items()},
             name="the merged adapter",
             heads=self.heads,
+            dropout=first.dropout if all(s.dropout == first.dropout for s in sources) else 0.0,
         )
 
     def _layer(self, name: str) -> AdapterLayer:

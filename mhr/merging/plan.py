@@ -435,7 +435,7 @@ def place_base(order: Order, sources: Sequence[PlainAdapter]) -> None:
                 )
             source.base = dataclasses.replace(source.base, kind=order.kind)
         if order.base is not None:
-            source.base = dataclasses.replace(source.base, name_or_path=order.base)
+            source.base = dataclasses.replace(source.base, name_or_path=order.base, revision="")
 
 
 def report_of(

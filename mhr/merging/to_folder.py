@@ -208,10 +208,7 @@ def peft_writer(
 def _named(plan: MergePlan, base: str | None, loading: Loading | None) -> tuple[str, str | None]:
     """The name of the base model in what PEFT reads, as the user gave it, and its revision on the hub."""
     name = name_as_given(plan.result.base, plan.runs, base)
-    # A base that the user names is another one than that of the runs, also in its revision.
-    revisions = [run.config().revision for run in plan.runs if base is None]
-    revision = (loading.revision if loading else None) or next(filter(None, revisions), None)
-    return name, None if is_local(name) else revision
+    return name, None if is_local(name) else plan.result.base.loading(loading).revision
 
 
 def _write_adapter(
@@ -255,6 +252,7 @@ def _folded(
     Each layer is computed in float32 at least and rounded once, to the base's own dtype where none is named. A quantised base is
     dequantised first, to the weights that it computes with, which the adapter was trained beside.
     """
+    loading = plain.base.loading(loading)
     loading = replace(loading, dtype="auto" if dtype is None else str(accumulator(getattr(torch, dtype)))[6:])
     name, kind = plain.base.where(None, plain.name), plain.base.kind or None
     model, tokenizer = load_backbone(name, kind, loading)

@@ -86,11 +86,14 @@ def _how_sure(standing: Standing) -> str:
     """The interval of a difference to the first, and whether it is significant; of a single seed nobody can say."""
     behind = standing.behind
     assert behind is not None, "they meet"
-    if standing.p is None or behind.interval is None:
+    if standing.p is None:
         return "one seed, which cannot tell whether others would agree"
-    low, high = sorted(-100 * end for end in behind.interval)
+    spread = "the same everywhere"
+    if behind.interval is not None:
+        low, high = sorted(-100 * end for end in behind.interval)
+        spread = f"95% interval {low:.1f} to {high:.1f}"
     sure = "" if standing.p < LEVEL else ", no significant difference"
-    return f"95% interval {low:.1f} to {high:.1f}, {p_value(standing.p)} over {count(behind.seeds, 'seed')}{sure}"
+    return f"{spread}, {p_value(standing.p)} over {count(behind.seeds, 'seed')}{sure}"
 
 
 def _standings_table(standings: list[Standing], n_tasks: int, material: Material) -> Table:

@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from mhr import AdapterConfig, attach
-from mhr.adapters import BaseModel, IA3Vector, LoraFactors, PlainAdapter, fold_into
+from mhr.adapters import (
+    BaseModel,
+    IA3Vector,
+    LoraFactors,
+    PlainAdapter,
+    attach_plain,
+    checkpoint_of,
+    collapse,
+    fold_into,
+)
 from mhr.errors import CheckpointError, MergeError
-from tests.models import tiny_model
+from tests.models import random_batch, tiny_model
 
 ANY = BaseModel("tiny")
 QUERY = "bert.encoder.layer.0.attention.self.query"
@@ -55,6 +64,24 @@ def test_vectors_scale_weight_and_bias(kind, name, width):
     expected = layer(x) * vector
     fold_into(model, PlainAdapter({name: IA3Vector(vector)}, ANY))
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["lora", "film", "bias", "ia3"])
+def test_an_adapter_in_16_bits_is_folded_as_it_computes_beside_the_base(kind, stored):
+    """A base in float32 has room for what is small beside 1."""
+    ours, folded = tiny_model("bert"), tiny_model("bert")
+    attach(ours, AdapterConfig(method="shared", adapter=kind, targets="all-linear"), ["boolq"])
+    generator = torch.Generator().manual_seed(3)
+    for p in ours.mhr.adapter_parameters():
+        p.data.add_(3e-3 + 3e-4 * torch.randn(p.shape, generator=generator))
+    plain = collapse(checkpoint_of(ours, "tiny"), None).cast(stored)
+    expected = tiny_model("bert")
+    attach_plain(expected, plain)
+    fold_into(folded, plain)
+    with torch.no_grad():
+        said = [model(**random_batch(model)).logits for model in (folded, expected)]
+    torch.testing.assert_close(*said, rtol=1e-6, atol=1e-6)
 
 
 def test_a_model_with_a_bank_is_refused():

@@ -21,10 +21,11 @@ from mhr.adapters import (
     checkpoint_of,
     fold_into,
     load_peft,
+    read_bank,
     save_peft,
 )
 from mhr.errors import CheckpointError
-from mhr.merging import merge_task, merge_uniform
+from mhr.merging import merge, merge_task, merge_uniform
 from tests.models import MODELS, random_batch, tiny_model
 
 TASKS = ["boolq", "rte", "wic"]
@@ -165,6 +166,24 @@ def test_rank_alpha_and_values_travel_exactly(tmp_path):
         assert again.layers[name].alpha == expected.alpha
 
 
+@pytest.mark.parametrize("to", ["mhr", "peft-lora"])
+@pytest.mark.parametrize(
+    ("shares", "expected"), [((0.05,), 0.05), ((0.05, 0.05), 0.05), ((0.05, 0.1), 0.0), ((0,), 0.0)]
+)
+def test_dropout_travels_for_training_that_goes_on(shares, expected, to, tmp_path):
+    folders = []
+    for i, share in enumerate(shares):
+        torch.manual_seed(i)
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=share, init_lora_weights=False)
+        peft.get_peft_model(tiny_model("llama"), config).save_pretrained(tmp_path / f"peft-{i}")
+        folders.append(tmp_path / f"peft-{i}")
+    merged = merge(folders, to=to, output=tmp_path / "merged")
+    for folder, dropout in ((folders[0], float(shares[0])), (merged, expected)):
+        assert read_bank(folder).config.dropout == dropout
+    if to == "peft-lora":
+        assert peft.PeftConfig.from_pretrained(merged).lora_dropout == expected
+
+
 def test_peft_vectors_are_read(tmp_path):
     theirs = peft.get_peft_model(
         tiny_model("t5"), peft.IA3Config(target_modules=["k", "v"], feedforward_modules=[])
@@ -198,6 +217,7 @@ def edit(folder: Path, **changes: object) -> None:
     [
         ({"peft_type": "LOHA"}, "holds a PEFT adapter of kind LOHA: expected LORA or IA3"),
         ({"peft_type": "PREFIX_TUNING"}, "of kind PREFIX_TUNING"),
+        ({"lora_dropout": 1.0}, "sets lora_dropout to 1.0: expected a number of at least 0 and below 1"),
         ({"use_dora": True}, "sets use_dora, which no plain LoRA can hold"),
         ({"bias": "all"}, "sets bias to 'all'"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights too"),

@@ -9,8 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mhr import AdapterConfig, attach
+from mhr.adapters import save_adapter
 from mhr.adapters.tensor_file import TensorFile, TensorWriter, file_digest
 from mhr.errors import CheckpointError
+from mhr.merging import merge
+from tests.models import tiny_model
 
 TENSORS = {
     "float": torch.randn(3, 5),
@@ -85,3 +89,25 @@ def test_a_file_that_is_gone(tmp_path):
     path.unlink()
     with pytest.raises(CheckpointError, match="cannot read .*x.safetensors"):
         file.read()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_a_dtype_cannot_hold_is_not_written(tmp_path, value):
+    tensors = {"a": torch.arange(3), "b": torch.tensor([1.0, value]).half()}
+    line = "tensor 'b' of x.safetensors would have values that float16 cannot hold"
+    with pytest.raises(CheckpointError, match=line), TensorWriter(tmp_path / "x.safetensors") as file:
+        file.add_all(tensors)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", ["mhr", "peft-lora", "peft-poly"])
+def test_a_merge_that_overflows_leaves_nothing(tmp_path, to):
+    model = tiny_model("llama")
+    attach(model, AdapterConfig(n_heads=2, n_skills=2, rank=2, targets=["q_proj"]), ["boolq"])
+    for layer in model.mhr.layers.values():
+        layer.bank()["bank_b"].data.fill_(1e5)
+    save_adapter(model, tmp_path / "bank", base="tiny")
+    with pytest.raises(CheckpointError, match="would have values that float16 cannot hold: write it in another dtype"):
+        merge(tmp_path / "bank", to=to, dtype="float16", output=tmp_path / "narrow")
+    assert [path.name for path in tmp_path.iterdir()] == ["bank"]
+    merge(tmp_path / "bank", to=to, dtype="bfloat16", output=tmp_path / "wide")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mhr.analysis.agreement import agreement, average_ranks, shared_skills
+from mhr.analysis.routing import Routing
 
 
 def test_ranks_share_the_mean_of_equals() -> None:
@@ -36,6 +37,23 @@ def test_full_agreement_is_certain_and_none_is_not() -> None:
     against = agreement(a, -a, n_permutations=400)
     assert against is not None
     assert against.p > 0.99  # one-sided
+
+
+@pytest.mark.parametrize("method", ["private", "hash", "uniform"])
+@pytest.mark.parametrize(("tasks", "groups"), [(6, 12), (12, 1), (24, 36)])
+def test_tasks_that_are_all_as_far_apart_agree_with_nothing(method: str, tasks: int, groups: int) -> None:
+    """Their cosines are equal, save for rounding, which has ranks as well."""
+    weights = {
+        "private": torch.eye(tasks)[:, None],
+        "hash": torch.eye(8)[torch.arange(tasks) % 2][:, None],  # two skills: two values
+        "uniform": torch.full((tasks, 1, 3), 1 / 3),
+    }[method]
+    similarity = Routing([f"task-{i}" for i in range(tasks)], {f"group-{i}": weights for i in range(groups)}).similarity
+    apart = similarity[~torch.eye(tasks, dtype=torch.bool)].unique()
+    assert len(apart) == (2 if method == "hash" else 1)
+    truth = torch.rand(tasks, tasks, generator=torch.Generator().manual_seed(0))
+    found = agreement(similarity, truth + truth.T, n_permutations=10)
+    assert (found is None) is (method != "hash")
 
 
 def test_nothing_to_correlate() -> None:

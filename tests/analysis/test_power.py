@@ -36,9 +36,15 @@ def test_detectable_and_seeds_are_inverses_of_power() -> None:
     assert power(found, 0.02, n - 1) < 0.8
     assert detectable(0.02, 1) is None
     assert power(0.02, 0.01, 1) == power_of_equivalence(0.02, 0.01, 1) == 0.0
-    # Seeds that are all alike are as sure as their signs.
-    assert (power(0.02, 0.0, 6), power(0.02, 0.0, 5), power(0.0, 0.0, 6)) == (1.0, 0.0, 0.0)
-    assert (power_of_equivalence(0.02, 0.0, 5), power_of_equivalence(0.02, 0.0, 4)) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("sd", [0.0, 5.5e-17])
+def test_seeds_that_are_all_alike_are_as_sure_as_their_signs(sd: float) -> None:
+    """Also where rounding has set them apart."""
+    assert (power(0.02, sd, 6), power(0.02, sd, 5), power(0.0, sd, 6)) == (1.0, 0.0, 0.0)
+    assert (power_of_equivalence(0.02, sd, 5), power_of_equivalence(0.02, sd, 4)) == (1.0, 0.0)
+    assert (detectable(sd, 6), detectable(sd, 5)) == (0.0, None)
+    assert seeds_for(0.02, sd) == 6
 
 
 def test_the_power_of_a_plan_is_what_simulated_studies_find() -> None:

@@ -63,11 +63,11 @@ def test_similarity_and_the_most_alike() -> None:
     weights = torch.sigmoid(logits) / torch.sigmoid(logits).sum(-1, keepdim=True)
     found = Routing(TASKS, {"layer": weights[:, None]})
     similarity = found.similarity
-    assert torch.equal(similarity.diagonal(), torch.ones(4))
+    assert torch.equal(similarity.diagonal(), torch.ones(4).double())
     torch.testing.assert_close(similarity, similarity.T)
     assert similarity[0, 2] > 0.99
     assert similarity[0, 1] < -0.9
-    torch.testing.assert_close(similarity[3, :3], torch.zeros(3))  # uniform: like no other
+    torch.testing.assert_close(similarity[3, :3], torch.zeros(3).double())  # uniform: like no other
     alike = found.most_alike(2)
     assert [alike[task][0][0] for task in ("boolq", "wic")] == ["wic", "boolq"]
     assert alike["boolq"][0][1] == pytest.approx(float(similarity[0, 2]))

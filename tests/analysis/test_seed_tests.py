@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from mhr.analysis.bootstrap import crossed_interval
+from mhr.analysis.compare import paired
 from mhr.analysis.seed_tests import EXACT_UP_TO, equivalence, holm, sign_flips, t_test
 
 MEANS = [0.03, -0.01, 0.02, 0.04, 0.005]
@@ -28,6 +29,14 @@ def test_equal_means_are_as_sure_as_their_signs() -> None:
     assert t_test([0.02] * 3, side="below") == 1.0
     assert t_test([0.02] * 3, 0.02) == t_test([0.02] * 3, 0.02, "above") == 1.0
     assert equivalence([0.0] * 3, 0.02) == 1 / 8
+
+
+@pytest.mark.parametrize("means", [[5.5e-17] * 6, [1e-17, 2e-17, 3e-17, 1e-17, 2e-17, 5e-17], [0.0] * 6])
+def test_what_rounding_leaves_of_0_shows_nothing(means: list[float]) -> None:
+    """As of differences between tasks that cancel one another."""
+    assert sign_flips(means) == t_test(means) == 1.0
+    found = paired(np.array(means)[:, None])
+    assert (found.better, found.worse, found.difference, found.p, found.p_flips) == (0, 0, 0.0, 1.0, 1.0)
 
 
 def test_whole_seeds_are_flipped_in_all_ways() -> None:
@@ -90,6 +99,17 @@ def test_false_alarms_are_no_more_than_the_level(seeds: float, residual: float, 
         assert np.mean([sign_flips(m) <= 0.05 for m in means]) <= 0.05 + error
     edge = [m + 0.02 for m in means]  # on the border of what counts as the same
     assert np.mean([(equivalence(m, 0.02) or 1) < 0.05 for m in edge]) <= 0.05 + error
+
+
+@pytest.mark.parametrize(("seeds", "tasks"), [(2, 1), (3, 1), (6, 1), (3, 4)])
+@pytest.mark.parametrize("value", [0.0, 0.05])
+def test_of_what_does_not_vary_no_interval_is_known(value: float, seeds: int, tasks: int) -> None:
+    """One of no width would be surer than the test of the same seeds, which counts their signs."""
+    same = np.full((seeds, tasks), value) + 5e-17 * np.arange(seeds)[:, None]
+    found = paired(same)
+    assert found.interval is None
+    assert found.p == (1.0 if value == 0 else 2 / 2**seeds)
+    assert paired(same + np.array([0.01, *[0.0] * (seeds - 1)])[:, None]).interval is not None
 
 
 def test_intervals_cover_other_seeds_and_tasks() -> None:

@@ -71,6 +71,7 @@ def test_scores_are_those_of_the_run_or_of_what_was_written(run: Path, tmp_path:
     )
     succeed("evaluate", run, "--part", "all", "--limit", "2", "--output", run / "evaluation")
     succeed("evaluate", run, "--part", "all", "--route-as", "odd", "--output", run / "evaluation-as-odd")
+    succeed("evaluate", run, "--part", "all", "--shots", "1", "--output", run / "evaluation-with-shots")
     found = json.loads(succeed("merge", run, "--each-task", "--output", tmp_path / "b", "--json").stdout)
     assert {(entry["n"], entry["limit"], entry["of"]) for entry in found["tasks"].values()} == {(2, 2, "run")}
 

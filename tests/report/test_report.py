@@ -45,6 +45,18 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+def test_seeds_that_all_say_the_same_are_told_as_such(tmp_path: Path) -> None:
+    both = [
+        adaptations(tmp_path / mode, {"rev-last": dict.fromkeys(range(3), score)}, mode)
+        for mode, score in (("z", 0.45), ("mu", 0.5))
+    ]
+    write_report(both, tmp_path / "report")
+    said = json.loads((tmp_path / "report" / "report.json").read_text())["text"]["summary"][1]
+    assert said.endswith(
+        "is 5.0 points behind (the same everywhere, p = 0.25 over 3 seeds, no significant difference)."
+    )
+
+
 def test_the_summary_says_who_leads_and_by_how_much(written: Path) -> None:
     told = json.loads((written / "report.json").read_text())
     first, leads, *notes = told["text"]["summary"]

@@ -328,7 +328,7 @@ def test_a_run_is_trained_on_others_than_its_contexts(run: RunFolder) -> None:
     own = tensors["contexts.vectors"]
     torch.testing.assert_close(inspected.routing.matrix, own)
     cosine = torch.nn.functional.cosine_similarity(own[0], own[1], dim=0)
-    torch.testing.assert_close(inspected.routing.similarity[0, 1], cosine)
+    torch.testing.assert_close(inspected.routing.similarity[0, 1], cosine.double())
 
 
 def test_the_generator_learns(run: RunFolder, settings: Make, tmp_path: Path) -> None:

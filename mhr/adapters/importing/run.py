@@ -62,7 +62,7 @@ def import_run(
     name = recognised(source)
     found = with_names(formats[name].read(source), _names(task_names), str(path))
     model_name = found.bank.base.where(base, str(path))
-    config = _settings(found, model_name, kind, tasks, loading)
+    config = _settings(found, model_name, kind, tasks, found.bank.base.loading(loading, base))
     prepare_output(output, overwrite, [model_name])  # which only the bank may have named
     model = load_backbone(model_name, kind or found.bank.base.kind or None, Loading.of(config))[0]
     bank = fitted(found.bank, model, model_name)
@@ -148,14 +148,10 @@ def _joined(pairs: set[tuple[str, str]], group: str) -> bool:
     return sum(ours == group for _, ours in pairs) > 1
 
 
-def _settings(
-    found: ForeignBank, model: str, kind: str | None, tasks: str | None, loading: Loading | None
-) -> RunConfig:
+def _settings(found: ForeignBank, model: str, kind: str | None, tasks: str | None, loading: Loading) -> RunConfig:
     """The settings of the run: what is known, and defaults."""
     adapter = found.bank.config
-    given: dict[str, Any] = {
-        name: value for name, value in (loading or Loading()).said().items() if name != "trust_remote_code"
-    }
+    given: dict[str, Any] = {name: value for name, value in loading.said().items() if name != "trust_remote_code"}
     if adapter.routing.drawn and adapter.n_skills == 1:  # whose passes cannot differ
         given["train"] = TrainConfig(consistency=0.0)
     config = RunConfig(
@@ -164,7 +160,7 @@ def _settings(
         tasks=tasks or NO_TASKS,
         method=method_of(adapter.method, adapter.adapter),
         adapter=adapter,
-        trust_remote_code=bool(loading and loading.trust_remote_code),
+        trust_remote_code=loading.trust_remote_code,
         **given,
     )
     said = {name.removeprefix("data."): value for name, value in found.settings.items()}
