@@ -116,7 +116,7 @@ class TensorWriter:
             file.add("layer.weight", tensor)
 
     The header stands first and is known last, so tensors wait in a temporary file in the same folder. Raises CheckpointError, and writes
-    nothing, for values that are not finite: what is read is, so that their dtype is too narrow for what was made of it.
+    nothing, for values that are not finite: what is read is finite, so that a dtype of 16 bits is too narrow for what was made of it.
     """
 
     size: int
@@ -134,10 +134,12 @@ class TensorWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         data = tensor.detach().cpu().contiguous()
         if not data.isfinite().all():
-            raise CheckpointError(
-                f"tensor {name!r} of {self.path.name} would have values that {str(data.dtype).removeprefix('torch.')} cannot hold: write it in "
-                "another dtype, with --dtype"
+            told = (
+                f"would have values that {str(data.dtype).removeprefix('torch.')} cannot hold: write it in another dtype, with --dtype"
+                if data.dtype.itemsize < 4
+                else "holds nan or infinity: train it again"
             )
+            raise CheckpointError(f"tensor {name!r} of {self.path.name} {told}")
         # numpy knows no bfloat16, and a tensor without dimensions has no bytes to view.
         self._data.write(data.reshape(-1).view(torch.uint8).numpy().data)
         begin, self._end = self._end, self._end + data.numel() * data.element_size()

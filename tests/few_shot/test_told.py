@@ -17,7 +17,7 @@ from mhr.runs import RunFolder
 from tests.few_shot.test_idle_settings import TASK, USED
 
 KEYS = {
-    *("status", "kind", "method", "mode", "base", "model_kind", "source", "tasks", "seed", "protocol", "selection", "shots"),
+    *("status", "kind", "method", "mode", "base", "model_kind", "source", "tasks", "seed", "protocol", "selection", "shots", "data"),
     *("head", "parameters", "versions", "config", "steps", "truncated", "memory"),
 }  # fmt: skip
 CHOICES: dict[str, dict[str, Any]] = {

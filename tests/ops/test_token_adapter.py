@@ -92,8 +92,8 @@ def test_work_does_not_grow_with_the_adapters_to_choose_from(monkeypatch: pytest
         ({"shares": torch.zeros(9, 3)}, r"shares must have shape \(N, k\) = \(9, 2\), got \(9, 3\)"),
         ({"y": torch.zeros(9, 6, dtype=torch.float64)}, r"y must have shape"),
         ({"B": torch.zeros(5, 2, 7, dtype=torch.float64)}, "B must have shape"),
-        ({"chosen": torch.full((9, 2), 5)}, r"chosen must lie in 0\.\.4, got 5\.\.5"),
-        ({"chosen": torch.tensor([[0, -1]] * 9)}, r"chosen must lie in 0\.\.4, got -1\.\.0"),
+        ({"chosen": torch.full((9, 2), 5)}, r"chosen must lie in 0\.\.4"),
+        ({"chosen": torch.tensor([[0, -1]] * 9)}, r"chosen must lie in 0\.\.4"),
     ],
 )
 def test_shapes_that_do_not_fit(changed: dict[str, Tensor], said: str) -> None:
