@@ -157,62 +157,6 @@ void load_matrices(uint32_t (&r)[MATRICES], const void* row, Site site) {
   warp_collective({"ldmatrix", ~0u, false, combine, site}, &mine, 16, r, MATRICES * 4);
 }
 
-// A sum as tensor cores make it (Fasi et al., PeerJ Computer Science 7, e330): every term loses the bits below the last
-// that a float32 of the largest term's size has, and so does the sum. Towards zero, so that errors do not cancel. Newer
-// tensor cores keep a bit or two more of a term.
-template <int N>
-float truncated_sum(const double (&terms)[N]) {
-  double largest = 0, plain = 0;
-  for (double term : terms) {
-    largest = std::fmax(largest, std::fabs(term));
-    plain += term;
-  }
-  if (!std::isfinite(plain)) return float(plain);
-  if (largest == 0) return 0;
-  int last = std::max(std::ilogb(largest) - 23, -149);
-  const double units = std::ldexp(1.0, -last);
-  int64_t sum = 0;
-  for (double term : terms) sum += int64_t(term * units);
-  for (; std::abs(sum) >> 24; ++last) sum /= 2;
-  return float(std::ldexp(double(sum), last));
-}
-
-// c (16x8) += a (16xK) b (Kx8) on fragments laid out as mma.sync defines them; E holds a register's elements.
-template <int K, class E>
-void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
-  struct In {
-    float c[4];
-    uint32_t a[4], b[2];
-  } in;
-  std::memcpy(in.c, c, sizeof in.c);
-  std::memcpy(in.a, a, sizeof in.a);
-  std::memcpy(in.b, b, sizeof in.b);
-  const auto combine = [](Lanes given, Lanes taken, uint32_t) {
-    constexpr int kEach = K / 8;  // elements along k that one register holds
-    float A[16][K], B[K][8], C[16][8];
-    for (int lane = 0; lane < 32; ++lane) {
-      In v;
-      std::memcpy(&v, given[lane], sizeof v);
-      const int group = lane / 4, t = lane % 4;
-      for (int e = 0; e < kEach; ++e) {
-        for (int i = 0; i < 4; ++i) A[group + i % 2 * 8][t * kEach + i / 2 * 4 * kEach + e] = E::get(v.a[i], e);
-        for (int i = 0; i < 2; ++i) B[t * kEach + i * 4 * kEach + e][group] = E::get(v.b[i], e);
-      }
-      for (int i = 0; i < 4; ++i) C[group + i / 2 * 8][t * 2 + i % 2] = v.c[i];
-    }
-    for (int m = 0; m < 16; ++m)
-      for (int n = 0; n < 8; ++n) {
-        double terms[K + 1];
-        for (int k = 0; k < K; ++k) terms[k] = double(A[m][k]) * double(B[k][n]);  // exact
-        terms[K] = C[m][n];
-        C[m][n] = truncated_sum(terms);
-      }
-    for (int lane = 0; lane < 32; ++lane)
-      for (int i = 0; i < 4; ++i) std::memcpy(taken[lane] + 4 * i, &C[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2], 4);
-  };
-  warp_collective({"mma", ~0u, false, combine, site}, &in, sizeof in, c, sizeof c);
-}
-
 template <class T>
 struct Halves {
   static float get(uint32_t reg, int e) { return to_float(T{uint16_t(reg >> 16 * e)}); }
@@ -220,6 +164,25 @@ struct Halves {
 struct Tf32 {
   static float get(uint32_t reg, int) { return cuda::bits_float(reg & ~0x1fffu); }  // the tensor cores ignore 13 bits
 };
+
+// Of a lane, for the product of a warp; `c` first.
+struct Fragments {
+  float c[4];
+  uint32_t a[4], b[2];
+};
+// c (16x8) += a (16xK) b (Kx8) of all lanes (mma.cpp), on fragments laid out as mma.sync defines them; E holds a
+// register's elements.
+template <int K, class E>
+void multiply_lanes(Lanes given, Lanes taken, uint32_t mask);
+
+template <int K, class E>
+void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site) {
+  Fragments in;
+  std::memcpy(in.c, c, sizeof in.c);
+  std::memcpy(in.a, a, sizeof in.a);
+  std::memcpy(in.b, b, sizeof in.b);
+  warp_collective({"mma", ~0u, false, multiply_lanes<K, E>, site}, &in, sizeof in, c, sizeof c);
+}
 
 }  // namespace mhr::emulation
 

@@ -10,14 +10,14 @@ class Fiber {
   Fiber() = default;
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
-  ~Fiber() { forget(); }
 
   void start(void* stack, void (*entry)());  // the next enter() calls entry on the given stack
   void enter();                              // scheduler -> fiber; returns when the fiber leaves
   void leave(bool for_good);                 // fiber -> scheduler
-  void forget();                             // drops the race detector's identity of this fiber
+  void forget();                             // the next start() takes another identity for the race detector
 
-  static void begin();  // called on the fiber's stack before anything else
+  static void begin();        // called on the fiber's stack before anything else
+  static void end_of_launch();  // identities may be taken again: what comes is ordered behind all that was
 
  private:
   void* stack_pointer_ = nullptr;

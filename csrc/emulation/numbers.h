@@ -23,6 +23,18 @@ inline float bits_float(uint32_t b) {
   return v;
 }
 
+inline uint64_t double_bits(double v) {
+  uint64_t b;
+  std::memcpy(&b, &v, 8);
+  return b;
+}
+inline double power_of_two(int exponent) {  // in -1022..1023
+  const uint64_t b = uint64_t(1023 + exponent) << 52;
+  double v;
+  std::memcpy(&v, &b, 8);
+  return v;
+}
+
 inline float to_float(bf16 v) { return bits_float(uint32_t(v.bits) << 16); }
 inline float to_float(fp16 v) {
   const uint32_t sign = uint32_t(v.bits & 0x8000u) << 16, magnitude = v.bits & 0x7fffu;

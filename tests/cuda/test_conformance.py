@@ -18,7 +18,7 @@ BLOCKS = 64
 
 
 def test_wrappers_agree_with_their_emulation(tmp_path: Path) -> None:
-    emulation = [str(ROOT / "csrc" / "emulation" / name) for name in ("fiber.cpp", "runtime.cpp")]
+    emulation = [str(ROOT / "csrc" / "emulation" / name) for name in ("fiber.cpp", "mma.cpp", "runtime.cpp")]
     emulated, native = tmp_path / "emulated", tmp_path / "native"
     include = f"-I{ROOT / 'csrc'}"
     gxx = ["g++", *LANGUAGE.split(), "-O1", "-Wno-unknown-pragmas", include, "-x", "c++", str(SOURCE), *emulation]
