@@ -13,7 +13,6 @@ from mhr.errors import ConfigError
 MERGE = "tag:yaml.org,2002:merge"
 """What the key << stands for."""
 
-
 MOST_NESTED = 100
 """Collections in each other that libyaml may read: it recurses on C's stack, at whose end the process ends."""
 

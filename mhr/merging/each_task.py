@@ -280,8 +280,8 @@ def _write(
 
 
 def scores_in(run: RunFolder) -> dict[str, dict[str, Any]]:
-    """Task -> what evaluations of a run, each task by its own routing and without shots before questions, found on the test examples, where `mhr evaluate --output` put them
-    into its folder: category, score, metric, n and limit. Of several evaluations the last."""
+    """Task -> what evaluations of a run, each task by its own routing and without shots before questions, found on the test examples,
+    where `mhr evaluate --output` put them into its folder: category, score, metric, n and limit. Of several evaluations the last."""
     files = [*run.path.glob("evaluation.json"), *run.path.glob("*/evaluation.json")]
     found: dict[str, dict[str, Any]] = {}
     for file in sorted(files, key=lambda file: (file.stat().st_mtime_ns, str(file))):

@@ -40,10 +40,10 @@ def token_adapter(
     check_shape(op, "shares", shares, "N k", (n, k))
     check_shape(op, "y", y, "... O", (*x.shape[:-1], B.shape[-1]))
     existing = chosen.clamp(0, n_adapters - 1)
-    if chosen.is_cuda:
-        shares, chosen = shares.masked_fill(chosen != existing, torch.nan), existing
-    else:
+    if chosen.device.type == "cpu":
         torch._assert_async((chosen == existing).all(), f"mhr::{op}: chosen must lie in 0..{n_adapters - 1}")
+    else:
+        shares, chosen = shares.masked_fill(chosen != existing, torch.nan), existing
     ordered, order = chosen.flatten().sort(stable=True)
     adapters, tokens = torch.arange(n_adapters + 1, device=x.device), order // k
     offsets = torch.searchsorted(ordered, adapters)

@@ -20,9 +20,8 @@ def weighted_average(tensors: Sequence[Tensor], weights: Sequence[float], out: T
         out = sum(w * t for w, t in zip(weights, tensors))
 
     The tensors share shape, float dtype and device, of any strides; `out` likewise (a new one where None), and may be one of
-    them, or share memory with them. The weights are used as they are: they need not add up to 1. One tensor at weight 1 comes back bit for bit.
-    Not differentiable. Memory: the output, plus a copy of what is not contiguous, or
-    overlaps with the output.
+    them, or share memory with them. The weights are used as they are: they need not add up to 1. One tensor at weight 1 comes
+    back bit for bit. Not differentiable. Memory: the output, plus a copy of what is not contiguous, or overlaps with the output.
     Raises RuntimeError where the tensors do not fit one another.
     """
     refuse_transforms("weighted_average")
