@@ -58,7 +58,8 @@ def ask_heads(
     unseen: str,
     advance: Callable[[float], None],
 ) -> list[Ranked]:
-    """What the heads say of the examples: a score of each choice, in the order of `options`, or one number.
+    """What the heads say of the examples: a score of each choice of an example (of each class where it has none), in the order of
+    `options`, or one number.
 
     Raises TaskError for a task without a head.
     """
@@ -100,6 +101,6 @@ def _ranked(head: TaskHead, example: Example, scores: list[float], cut: bool) ->
     if head.kind == RANK:
         return Ranked(scores, cut, False, example.choices)
     by_label = dict(zip(head.labels, scores, strict=True))
-    same = by_label.keys() == set(example.choices)
-    options = example.choices if same else head.labels  # as they stand in the example, where it has them
+    # One of the choices of the example, as they stand there, where it has some: the head may know other classes too.
+    options = tuple(choice for choice in example.choices if choice in by_label) or head.labels
     return Ranked([by_label[option] for option in options], cut, False, options, "classification")

@@ -237,7 +237,7 @@ class Predictor:
             ),
             strict=True,
         ):
-            found[i] = self._picked(examples[i], one)
+            found[i] = Answer(one.answer, one.how, one.options, tuple(one.scores), one.cut_input)
         others = [i for i in range(len(examples)) if i not in found]
         # Rows that a chat template renders end at its end token, others at the tokenizer's: each at its own alone.
         parts = [[i for i in others if self.loaded.renders(examples[i]) == rendered] for rendered in (True, False)]
@@ -267,19 +267,6 @@ class Predictor:
 
     def _ranks(self, example: Example) -> bool:
         return bool(example.choices) or self.loaded.heads is not None
-
-    def _picked(self, example: Example, found: Ranked) -> Answer:
-        """What was ranked, among the choices of the example where a head knows other classes too."""
-        kept = [
-            (option, score)
-            for option, score in zip(found.options, found.scores, strict=False)
-            if option in example.choices or not example.choices
-        ]
-        if not kept:  # a number
-            return Answer(found.answer, found.how, (), tuple(found.scores), found.cut_input)
-        best = max(kept, key=lambda pair: pair[1])[0]
-        options, scores = zip(*kept, strict=True)
-        return Answer(best, found.how, options, scores, found.cut_input)
 
     def _check_tasks(self, tasks: Sequence[str], unseen: str) -> None:
         known = self._routed

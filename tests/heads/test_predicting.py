@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,20 @@ def test_heads_answer_as_in_evaluation(recipe: Recipe, tmp_path: Path) -> None:
         found.predict(["red 1"], "tow")
     with pytest.raises(TaskError, match="no head for task 'tow'"):
         found.predict(["red 1"], "tow", unseen="uniform")
+
+
+def test_an_answer_is_one_of_the_example_s_own_choices(recipe: Recipe, tmp_path: Path) -> None:
+    run = pretrain(recipe("three"), str(tmp_path / "run"), progress=False)
+    (whole,) = rank_choices(load_model(run.path), [Example("three", "red 1", ("",))])
+    scores = dict(zip(whole.options, whole.scores, strict=True))
+    file = tmp_path / "pairs.jsonl"
+    for pair in ("ab", "ba", "ac", "bc"):  # some without the best of all classes
+        row = {"task": "three", "input": "red 1", "targets": pair[0], "choices": list(pair), "split": "test"}
+        file.write_text(json.dumps(row) + "\n")
+        (found,) = score(run.path, tasks=str(file), progress=False).predictions
+        assert found.answer == max(pair, key=scores.__getitem__)
+        assert found.choices == tuple(pair)
+        assert found.scores == pytest.approx([scores[choice] for choice in pair], abs=1e-6)
 
 
 def test_a_model_of_one_task_needs_no_name(recipe: Recipe, tmp_path: Path) -> None:
