@@ -19,14 +19,10 @@ from mhr.data.tokens import pad, tokenise
 from mhr.errors import ConfigError, DataError, MhrError
 from mhr.layers import AdapterBank
 from mhr.layers.disabled import disabled
-from mhr.method_settings.contexts import BACKBONE_ENCODER, EmbeddingSettings
+from mhr.method_settings.contexts import BACKBONE_ENCODER, LONGEST_TEXT, EmbeddingSettings
 from mhr.objectives.lengths import positions
 
 Made = TypeVar("Made")
-
-LONGEST = 512
-"""Tokens of a text that count, or as many as the encoder has positions for; of a longer one its beginning and its end, as a shot ends in
-its answer."""
 
 TEXTS_AT_ONCE = 16
 """Texts that are read at once."""
@@ -85,7 +81,7 @@ class Encoder:
     def _longest(self) -> int:
         side = "encoder" if self.model.config.is_encoder_decoder else "decoder"
         found = positions(self.model, self.tokenizer, side)
-        return LONGEST if found is None else min(found, LONGEST)
+        return LONGEST_TEXT if found is None else min(found, LONGEST_TEXT)
 
 
 def encoder_of(settings: EmbeddingSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:

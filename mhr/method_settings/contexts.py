@@ -10,6 +10,9 @@ from mhr.setting import Settings, setting
 
 BACKBONE_ENCODER = "backbone"
 """The encoder that is the base model itself."""
+LONGEST_TEXT = 512
+"""Tokens of a text that an encoder reads, or as many as it has positions for; of a longer one its beginning and its end, as a shot ends in its
+answer."""
 
 CONTEXT_KINDS = ("definition", "shots", "learnt")
 LEARNT_SIZE = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mhr.errors import ConfigError
-from mhr.method_settings.contexts import BACKBONE_ENCODER, EmbeddingSettings
+from mhr.method_settings.contexts import BACKBONE_ENCODER, LONGEST_TEXT, EmbeddingSettings
 from mhr.setting import setting
 
 
@@ -29,7 +29,7 @@ class GenerativeSettings(EmbeddingSettings):
         shots and at most twice that). They are not trained on themselves, so that no context holds the example that is asked for.""",
         at_least=1,
     )
-    tokens: int = setting(64, "Tokens of an example that count, the last ones.", at_least=1)
+    tokens: int = setting(64, "Tokens of an example that count, the last ones.", at_least=1, at_most=LONGEST_TEXT)
     size: int | None = setting(None, "Length of a hidden state (unset: as the encoder has it).", at_least=1)
     network_lr: float = setting(1e-3, "Learning rate of the generator.", above=0)
 

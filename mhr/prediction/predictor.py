@@ -18,7 +18,7 @@ from mhr.data.questions import ask_texts
 from mhr.data.reading import ReadOptions
 from mhr.data.templates import given_templates, read_templates
 from mhr.errors import ConfigError, DataError, TaskError, nearest
-from mhr.evaluation import LoadedModel, Ranked, generate_answers, load_model, rank_choices
+from mhr.evaluation import LoadedModel, generate_answers, load_model, rank_choices
 from mhr.evaluation.sampling import Sampling
 from mhr.evaluation.score import check_target, told
 from mhr.loading import Loading

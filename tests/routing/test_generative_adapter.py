@@ -248,6 +248,7 @@ def test_states_that_do_not_fit_change_nothing(given: dict[str, Tensor], said: s
         ({"router": {"context": "definition"}}, r"router\.context is 'definition', expected one of shots"),
         ({"router": {"shots": 8, "pool": 7}}, r"router\.pool is 7, from which 8 shots are drawn: set it to 8 or more"),
         ({"router": {"tokens": 0}}, r"router\.tokens is 0, expected an integer of at least 1"),
+        ({"router": {"tokens": 513}}, r"router\.tokens is 513, expected an integer of at least 1 and at most 512"),
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, Any], said: str) -> None:
