@@ -10,8 +10,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Ranked:
     """scores: of every option of an example, greater is better, or the one number that is its answer; cut_*: whether its input, its
-    choices were truncated; options: the texts that are scored, its choices or, where it has none, the classes of its head, none of a number; how: "ranking",
-    "classification" or "regression"."""
+    choices were truncated; options: the texts that are scored, its choices or, where it has none, the classes of its head, none of a
+    number; how: "ranking", "classification" or "regression"."""
 
     scores: list[float]
     cut_input: bool
