@@ -6,12 +6,8 @@ bring one: `make nvcc`.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import runpy
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +19,7 @@ import setuptools
 from tests.emulation import nvcc, sass
 from tests.emulation.emulator import ROOT
 from tests.emulation.kernel_table import ARCH, BUDGET, SOURCE, measure
-from tests.emulation.nvcc import NVCC
+from tests.emulation.nvcc import NVCC, WITHOUT
 
 
 def setup_py() -> dict[str, Any]:
@@ -49,36 +45,9 @@ MOST_REGISTERS = {
 }
 
 
-# What a machine's /usr/local/bin/nvcc may be: a script. This one also keeps the assembler's report of each object beside it.
-WRAPPER = """#!/bin/sh
-case $1 in -std=*) ;; *) exec {nvcc} "$@" ;; esac
-for word; do out=$word; done
-{nvcc} "$@" -Xptxas=-v 2>"$out.log" || {{ code=$?; cat "$out.log" >&2; exit $code; }}
-"""
-
-WITHOUT = "nvcc not found: set CUDA_HOME, install the CUDA toolkit, or make nvcc"
-
-
 @pytest.fixture(scope="module")
 def built() -> Path:
-    """The folder of setup.py's build: objects, the assembler's report of each, and the two libraries in `mhr`."""
-    folder = ROOT / "build" / "nvcc"
-    wrapper = folder / "bin" / "nvcc"
-    wrapper.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for known in (ROOT / "build").glob("native-*"):
-            if not known.name.endswith("-cuda") and not (folder / f"{known.name}-cuda").exists():
-                # The objects for the CPU are the same with CUDA and without: they need not be compiled again.
-                shutil.copytree(known, folder / f"{known.name}-cuda")
-        wrapper.write_text(WRAPPER.format(nvcc=shlex.quote(str(NVCC))))
-        wrapper.chmod(0o755)
-        environment = {name: value for name, value in os.environ.items() if name != "CUDA_HOME"}
-        environment |= {"MHR_CUDA": "1", "PATH": f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}"}
-        command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", folder, "--build-lib", folder]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    return folder
+    return nvcc.build()
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
+from tests.emulation import nvcc
 from tests.emulation.emulator import NINJA, ROOT, ninja
-from tests.emulation.test_nvcc import NVCC, WITHOUT
+from tests.emulation.nvcc import NVCC, WITHOUT
 
 HERE = Path(__file__).parent
 STREAM = 0x51DE
@@ -32,11 +33,9 @@ def missing_tools() -> str | None:
 
 
 def build_stub(csrc: Path = ROOT / "csrc", folder: Path = ROOT / "build" / "stub") -> Path:
-    """Compiles what changed since the last call; returns the library's path."""
+    """Compiles what changed since the last call; returns the library's path. csrc: the sources, the repository's own or others"""
     torch_home = Path(torch.__file__).parent
     includes = " ".join(f"-isystem {torch_home / 'include' / path}" for path in ("", "torch/csrc/api/include"))
-    # Of the kernels only the host's half is wanted, so that they are translated as fast as can be.
-    device = "-Xcicc -O0 -gencode=arch=compute_90,code=compute_90 -Xcompiler=-O2,-fPIC,-fvisibility=hidden"
     host = f"-O2 -fPIC -fvisibility=hidden -DMHR_STUB -DTORCH_TARGET_VERSION=0x020b000000000000 {includes}"
     libraries = f"-L{torch_home / 'lib'} -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10"
     lines = [
@@ -44,11 +43,16 @@ def build_stub(csrc: Path = ROOT / "csrc", folder: Path = ROOT / "build" / "stub
         f"rule cxx\n  command = g++ -std=c++17 -I{csrc} {host} -MMD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc",
         f"rule link\n  command = g++ -shared -Wl,-Bsymbolic $in -o $out {libraries}",
     ]
-    objects = []
-    for source in [HERE / "cudart.cpp", *sorted((csrc / "cuda").glob("*.cu"))]:
-        flags = device if source.suffix == ".cu" else "-Xcompiler=-O2,-fPIC"
-        objects.append(f"{source.name}.o")
-        lines.append(f"build {objects[-1]}: nvcc {source}\n  flags = {flags}")
+    objects = ["cudart.cpp.o"]
+    lines.append(f"build {objects[0]}: nvcc {HERE / 'cudart.cpp'}\n  flags = -Xcompiler=-O2,-fPIC")
+    if csrc == ROOT / "csrc":
+        objects += sorted(map(str, nvcc.build().glob("native-*-cuda/cuda-*.cu.o")))
+    else:
+        # Only the host's half is wanted, so that the kernels are translated as fast as can be.
+        flags = "-Xcicc -O0 -gencode=arch=compute_90,code=compute_90 -Xcompiler=-O2,-fPIC,-fvisibility=hidden"
+        for source in sorted((csrc / "cuda").glob("*.cu")):
+            objects.append(f"{source.name}.o")
+            lines.append(f"build {objects[-1]}: nvcc {source}\n  flags = {flags}")
     for source in sorted((csrc / "cuda").glob("*_torch.cpp")):
         objects.append(f"{source.name}.o")
         lines.append(f"build {objects[-1]}: cxx {source}")
