@@ -45,7 +45,16 @@ class Encoder:
         )
 
     def states(self, texts: Sequence[str], most: int) -> Tensor:
-        """The last hidden states [N, L, C] of the last L tokens of each text, at most so many, with zeros behind shorter ones; as `embed`."""
+        """The last hidden states [N, L, C] of the last L tokens of each text, at most so many, with zeros behind shorter ones; as `embed`.
+
+        Raises ConfigError for more tokens than are read of a text.
+        """
+        longest = self._longest()
+        if most > longest:
+            raise ConfigError(
+                f"router.tokens is {most}, but {self.model.config.model_type!r}, which reads the texts, takes at most {longest} tokens of "
+                f"one: set router.tokens to {longest} or less, or name another encoder in router.encoder"
+            )
 
         def last(states: Tensor, kept: Tensor) -> list[Tensor]:
             return [own[there.bool()][-most:] for own, there in zip(states, kept, strict=True)]

@@ -62,7 +62,9 @@ def test_of_a_text_that_is_too_long_its_beginning_and_its_end_are_read(
     """A shot ends in its answer."""
     encoder = Encoder(*load_backbone(backbone(name)))
     texts = [f"{begin}{'a' * 600}{end}" for begin, end in (("x", "x"), ("x", "y"), ("y", "x"))]
-    assert encoder.states(texts, 1000).shape[:2] == (3, longest)
+    assert encoder.states(texts, longest).shape[:2] == (3, longest)
+    with pytest.raises(ConfigError, match=rf"router\.tokens is {longest + 1}, but '{name}'.* at most {longest} tokens"):
+        encoder.states(texts, longest + 1)
     embedded = encoder.embed(texts)
     assert embedded.isfinite().all()
     last = encoder.states(texts, 4)
