@@ -70,9 +70,9 @@ class Plan:
     look_every: int = 40
     adapt_batch: int = 16
     adapt_router_lr: float = 0.5
-    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
-    adapt_rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
-    router_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    adapt_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    router_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     seen: int = 20
     test: int = 400
     trial_seed: int = 100
