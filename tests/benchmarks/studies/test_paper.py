@@ -201,22 +201,25 @@ def test_trials_choose_for_each_variant_and_mode(
 ) -> None:
     """The rate of pretraining by the best rate of the first mode, those of other modes from that run."""
     asked: list[tuple[str, ...]] = []
-    setting = replace(setting, plan=Plan(seeds=(1,)))
+    rates = (0.001, 0.003, 0.01, 0.03)
+    setting = replace(setting, plan=Plan(seeds=(1,), rates=rates, adapt_rates=rates[1:]))
     monkeypatch.setattr(
         paper, "run_all", made_up(asked, lambda unit, rate: 0.5 + 0.1 * (unit.lr == 0.003) - abs(rate - 0.003))
     )
     choose(setting, tmp_path, tmp_path / "paper.json", 1)
     assert asked[-1] == ("suite/trials/mhr-0.003", "mhr", "z", "mu")
-    assert len(asked) == 6 * 3 + 1
+    assert len(asked) == 6 * 4 + 1
     decided = frozen(tmp_path / "paper.json", plan_of_trials(setting), committed=False)
     assert decided is not None
     assert {name: own["lr"] for name, own in decided["methods"].items()} == {v.name: 0.003 for v in VARIANTS}
     assert decided["methods"]["mhr"]["modes"] == {"mhr": 0.003, "z": 0.1, "mu": 0.003}
-    assert set(decided["methods"]["lora"]["trials"]) == {"0.003", "0.01", "0.03"}
-    assert decided["methods"]["wide"]["losses"] == {"0.003": 0.003, "0.01": 0.01, "0.03": 0.03}
+    tried = decided["methods"]["lora"]["trials"]
+    assert set(tried) == {"0.001", "0.003", "0.01", "0.03"}
+    assert all(set(modes["lora"]) == {"0.003", "0.01", "0.03"} for modes in tried.values())
+    assert decided["methods"]["wide"]["losses"] == {f"{rate:g}": rate for rate in rates}
     assert "kept" not in decided
     # More test seeds are no other plan.
-    more = replace(setting, plan=Plan(seeds=(1, 2)))
+    more = replace(setting, plan=replace(setting.plan, seeds=(1, 2)))
     assert frozen(tmp_path / "paper.json", plan_of_trials(more), committed=False)
 
 
