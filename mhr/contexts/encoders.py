@@ -20,6 +20,7 @@ from mhr.errors import ConfigError, DataError, MhrError
 from mhr.layers import AdapterBank
 from mhr.layers.disabled import disabled
 from mhr.method_settings.contexts import BACKBONE_ENCODER, LONGEST_TEXT, EmbeddingSettings
+from mhr.method_settings.generative_adapter import GenerativeSettings
 from mhr.objectives.lengths import positions
 
 Made = TypeVar("Made")
@@ -45,16 +46,7 @@ class Encoder:
         )
 
     def states(self, texts: Sequence[str], most: int) -> Tensor:
-        """The last hidden states [N, L, C] of the last L tokens of each text, at most so many, with zeros behind shorter ones; as `embed`.
-
-        Raises ConfigError for more tokens than are read of a text.
-        """
-        longest = self._longest()
-        if most > longest:
-            raise ConfigError(
-                f"router.tokens is {most}, but {self.model.config.model_type!r}, which reads the texts, takes at most {longest} tokens of "
-                f"one: set router.tokens to {longest} or less, or name another encoder in router.encoder"
-            )
+        """The last hidden states [N, L, C] of the last L tokens of each text, at most so many, with zeros behind shorter ones; as `embed`."""
 
         def last(states: Tensor, kept: Tensor) -> list[Tensor]:
             return [own[there.bool()][-most:] for own, there in zip(states, kept, strict=True)]
@@ -94,10 +86,16 @@ class Encoder:
 
 
 def encoder_of(settings: EmbeddingSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-    """The encoder that the settings name: the model itself, or another one. Raises ConfigError for one that cannot be loaded."""
-    if settings.encoder == BACKBONE_ENCODER:
-        return Encoder(model, tokenizer)
-    return _loaded(settings.encoder)
+    """The encoder that the settings name: the model itself, or another one. Raises ConfigError for one that cannot be loaded, and for one
+    that reads fewer tokens of a text than the settings ask for."""
+    own = settings.encoder == BACKBONE_ENCODER
+    encoder = Encoder(model, tokenizer) if own else _loaded(settings.encoder)
+    if isinstance(settings, GenerativeSettings) and settings.tokens > (longest := encoder._longest()):
+        raise ConfigError(
+            f"router.tokens is {settings.tokens}, but encoder {settings.encoder!r} reads at most {longest} tokens of a text: set "
+            f"router.tokens to {longest} or less, or name another encoder in router.encoder"
+        )
+    return encoder
 
 
 @lru_cache(maxsize=1)

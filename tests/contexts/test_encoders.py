@@ -14,6 +14,7 @@ from mhr.backbones import load_backbone
 from mhr.contexts import Encoder, encoder_of
 from mhr.errors import ConfigError, DataError
 from mhr.method_settings.contexts import ContextSettings
+from mhr.method_settings.generative_adapter import GenerativeSettings
 from tests.models import randomise
 
 TEXTS = ["reverse it", "sort the letters of the string", "a"]
@@ -62,15 +63,24 @@ def test_of_a_text_that_is_too_long_its_beginning_and_its_end_are_read(
     """A shot ends in its answer."""
     encoder = Encoder(*load_backbone(backbone(name)))
     texts = [f"{begin}{'a' * 600}{end}" for begin, end in (("x", "x"), ("x", "y"), ("y", "x"))]
-    assert encoder.states(texts, longest).shape[:2] == (3, longest)
-    with pytest.raises(ConfigError, match=rf"router\.tokens is {longest + 1}, but '{name}'.* at most {longest} tokens"):
-        encoder.states(texts, longest + 1)
+    assert encoder.states(texts, 1000).shape[:2] == (3, longest)
     embedded = encoder.embed(texts)
     assert embedded.isfinite().all()
     last = encoder.states(texts, 4)
     for one, other in ((0, 1), (0, 2)):
         assert not torch.allclose(embedded[one], embedded[other], rtol=1e-3, atol=1e-4)
     assert not torch.allclose(last[0], last[1], rtol=1e-3, atol=1e-4)
+
+
+def test_an_encoder_that_reads_fewer_tokens_than_are_asked_for_is_refused(backbone: Callable[..., str]) -> None:
+    model, tokenizer = load_backbone(backbone("gpt2"))  # of 64 positions
+    assert encoder_of(GenerativeSettings(tokens=64), model, tokenizer).model is model
+    assert encoder_of(ContextSettings(), model, tokenizer).model is model  # the mean is of what is read
+    for named in ("backbone", backbone("gpt2")):
+        with pytest.raises(
+            ConfigError, match=r"router\.tokens is 65, but encoder '.*' reads at most 64 tokens of a text"
+        ):
+            encoder_of(GenerativeSettings(tokens=65, encoder=named), model, tokenizer)
 
 
 def test_a_text_without_tokens_has_no_embedding(backbone: Callable[..., str]) -> None:

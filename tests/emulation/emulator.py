@@ -32,7 +32,7 @@ LANGUAGE = "-std=c++17 -fno-strict-aliasing"
 WARNINGS = "-Wall -Wextra -Werror -Wno-unknown-pragmas"
 FLAVOURS = {
     "plain": "-O2 -fPIC -fvisibility=hidden",  # as a library needs it, which is made of the same objects
-    # What is left out is of addresses, which AddressSanitizer sees used.
+    # To optimise watched kernels takes longer than to run them. What is left out is of addresses, which AddressSanitizer sees used.
     "address": "-O0 -g1 -fsanitize=address,undefined -fno-sanitize=null,object-size,pointer-overflow -fno-sanitize-recover=all",
     "race": "-O0 -g1 -fsanitize=thread -DMHR_RACE_CHECK",
 }
@@ -109,8 +109,9 @@ def _compile(
         objects.append(f"{source.name}.o")
         own = flags
         if source.name == "mma.cpp":  # touches nothing of a kernel
-            own = f"{LANGUAGE} {FLAVOURS['plain']} -O2 {WARNINGS} -I{CSRC}"
-        elif source.parent == CSRC / "emulation":  # never watched for races: it is what orders the kernels' threads
+            own = f"{LANGUAGE} {FLAVOURS['plain']} {WARNINGS} -I{CSRC}"
+        elif source.parent == CSRC / "emulation":  # never watched for races: it is what orders the kernels' threads,
+            # and most of the time
             own = flags.replace("-fsanitize=thread", "") + " -O2"
         lines.append(f"build {objects[-1]}: cxx {source}\n  flags = {own}")
     lines.append(f"build {target}: link {' '.join([*objects, *map(str, others)])}")

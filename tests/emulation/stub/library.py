@@ -33,7 +33,7 @@ def missing_tools() -> str | None:
 
 
 def build_stub(csrc: Path = ROOT / "csrc", folder: Path = ROOT / "build" / "stub") -> Path:
-    """Compiles what changed since the last call; returns the library's path. csrc: the sources, the repository's own or others"""
+    """Compiles what changed since the last call; returns the library's path. csrc: the repository's own sources, or others, whose kernels are compiled as well."""
     torch_home = Path(torch.__file__).parent
     includes = " ".join(f"-isystem {torch_home / 'include' / path}" for path in ("", "torch/csrc/api/include"))
     host = f"-O2 -fPIC -fvisibility=hidden -DMHR_STUB -DTORCH_TARGET_VERSION=0x020b000000000000 {includes}"
@@ -45,12 +45,16 @@ def build_stub(csrc: Path = ROOT / "csrc", folder: Path = ROOT / "build" / "stub
     ]
     objects = ["cudart.cpp.o"]
     lines.append(f"build {objects[0]}: nvcc {HERE / 'cudart.cpp'}\n  flags = -Xcompiler=-O2,-fPIC")
+    kernels = sorted((csrc / "cuda").glob("*.cu"))
     if csrc == ROOT / "csrc":
-        objects += sorted(map(str, nvcc.build().glob("native-*-cuda/cuda-*.cu.o")))
+        built = nvcc.build()
+        for source in kernels:
+            (found,) = built.glob(f"native-*-cuda/cuda-{source.name}.o")
+            objects.append(str(found))
     else:
         # Only the host's half is wanted, so that the kernels are translated as fast as can be.
         flags = "-Xcicc -O0 -gencode=arch=compute_90,code=compute_90 -Xcompiler=-O2,-fPIC,-fvisibility=hidden"
-        for source in sorted((csrc / "cuda").glob("*.cu")):
+        for source in kernels:
             objects.append(f"{source.name}.o")
             lines.append(f"build {objects[-1]}: nvcc {source}\n  flags = {flags}")
     for source in sorted((csrc / "cuda").glob("*_torch.cpp")):
