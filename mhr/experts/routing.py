@@ -59,7 +59,9 @@ def route_tokens(
     ConfigError for settings that do not fit, such as a top_k above their number, CheckpointError for what cannot be read, before
     anything is written.
     """
-    asked = RouteConfig.from_dict({name: value for name, value in settings.items() if value is not None})
+    given = {name: value for name, value in settings.items() if value is not None}
+    asked = RouteConfig.from_dict(given)
+    asked.refuse_idle(given)
     paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     output = prepare_output(output, overwrite, [*paths, *read_by(asked), base])
     sources = gather(paths, asked.experts)

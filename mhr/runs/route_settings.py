@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mhr.errors import ConfigError
@@ -62,22 +63,19 @@ class RouteConfig(Settings):
         repeated=True,
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        own = self.own_settings
-        for name in OF_CHOICE - own.keys():
-            if getattr(self, name) != getattr(type(self), name):
+    def refuse_idle(self, given: Iterable[str]) -> None:
+        """Raise ConfigError where one of the settings that were given, be it by its default value, changes nothing with the method."""
+        own, gates = self.own_settings, BY_TOKEN[self.method].gates
+        for name in given:
+            if name in OF_CHOICE and name not in own:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}, but with method {self.method!r} tokens attend to all adapters: leave it out"
                 )
-        if not BY_TOKEN[self.method].gates:
-            for name in OF_GATES:
-                value = getattr(self, name)
-                if value != getattr(type(self), name):
-                    gated = " or ".join(repr(other) for other, row in BY_TOKEN.items() if row.gates)
-                    raise ConfigError(
-                        f"{name} is {value!r}, but method {self.method!r} trains no gates: use method {gated}, or leave it out"
-                    )
+            if name in OF_GATES and not gates:
+                gated = " or ".join(repr(other) for other, row in BY_TOKEN.items() if row.gates)
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, but method {self.method!r} trains no gates: use method {gated}, or leave it out"
+                )
 
     @property
     def own_settings(self) -> dict[str, object]:

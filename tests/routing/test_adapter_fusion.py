@@ -143,6 +143,7 @@ def test_what_does_not_go_with_it_is_refused(trained: RunFolder, tmp_path: Path)
     rows.write_text('{"task": "other", "input": "a", "targets": "b", "split": "test"}\n')
     for settings, error, said in (
         ({"top_k": 3}, ConfigError, "top_k is 3, but with method 'adapter-fusion' tokens attend to all adapters"),
+        ({"top_k": 2}, ConfigError, "top_k is 2, but with method 'adapter-fusion' tokens attend to all adapters"),
         ({"temperature": 2.0}, ConfigError, "temperature is 2.0, but with method 'adapter-fusion' tokens attend"),
         ({"tasks": str(rows)}, DataError, "has no training examples: name a collection that has, with --tasks"),
         ({"method": "arrow"}, MergeError, "is a bottleneck adapter: method 'arrow' chooses among LoRAs"),

@@ -141,7 +141,14 @@ def test_a_lora_without_its_task_and_settings_without_gates_are_refused(trained:
         match=r"trains a gate for each LoRA on its own task, but one is for 'rev-first', which is no task there",
     ):
         gated(trained, tmp_path / "run", tasks=str(rows))
-    for name, value in (("steps", 5), ("lr", 0.1), ("tasks", str(rows)), ("batch_size", 2), ("seed", 1)):
+    for name, value in (
+        ("steps", 5),
+        ("steps", 100),
+        ("lr", 0.1),
+        ("tasks", str(rows)),
+        ("batch_size", 2),
+        ("seed", 0),
+    ):
         with pytest.raises(
             ConfigError, match=f"{name} is .*, but method 'arrow' trains no gates: use method 'phatgoose'"
         ):
