@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mhr.locks import locked
+
 from . import RESULTS
 from .choices import FOLDER, settled
 from .command import add_workers
@@ -46,8 +48,15 @@ def run_all(do: Callable[[SomePiece, Path], None], pieces: Iterable[SomePiece], 
     pieces = list(pieces)
     done = states_of(pieces, output)
     missing = [piece for piece in pieces if piece not in done]
-    for _ in side_by_side(partial(do, output=output), missing, workers, lambda piece: piece.folder):
+    for _ in side_by_side(partial(alone, do, output=output), missing, workers, lambda piece: piece.folder):
         pass
+
+
+def alone(do: Callable[[SomePiece, Path], None], piece: SomePiece, output: Path) -> None:
+    """Make a piece once no other process is at it: the workers of a study that was ended have a while left for a checkpoint, in
+    which the same command may have been started again."""
+    with locked(output / piece.folder, wait=True):
+        do(piece, output)
 
 
 def run_study(

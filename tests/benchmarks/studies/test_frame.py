@@ -6,8 +6,10 @@ import contextlib
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -15,6 +17,7 @@ import pytest
 
 from mhr.data import load_tasks
 from mhr.data.skills import skills_suite
+from mhr.locks import locked
 from mhr_benchmarks.studies import trials_first
 from mhr_benchmarks.studies.choices import best, freeze, frozen, is_committed
 from mhr_benchmarks.studies.task_files import lines_of, write_collection
@@ -50,6 +53,27 @@ def test_workers_end_with_the_process_that_they_work_for() -> None:
     assert study.returncode == -signal.SIGTERM
     assert gone
     assert not left
+
+
+def test_a_piece_waits_for_a_worker_of_an_ended_study_that_is_still_at_it(tmp_path: Path) -> None:
+    piece = SimpleNamespace(folder="suite/units/lora-1")
+    begun, made = threading.Event(), threading.Event()
+
+    def do(asked: object, output: Path) -> None:
+        assert (asked, output) == (piece, tmp_path)
+        made.set()
+
+    def work() -> None:
+        begun.set()
+        trials_first.alone(do, piece, tmp_path)
+
+    other = threading.Thread(target=work)
+    with locked(tmp_path / piece.folder):
+        other.start()
+        assert begun.wait(10)
+        assert not made.wait(0.5)
+    other.join(10)
+    assert made.is_set()
 
 
 def test_tasks_are_read_back_as_they_were_written(tmp_path: Path) -> None:
