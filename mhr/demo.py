@@ -21,15 +21,15 @@ from mhr.data import TaskCollection, load_tasks
 from mhr.errors import ConfigError, TrainingError
 from mhr.evaluation import evaluate, load_model
 from mhr.few_shot import adapt
+from mhr.few_shot.adapting import check_said
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
 from mhr.locks import one_writer
 from mhr.merging import merge
 from mhr.report.plots import save_plots
 from mhr.runs import RunConfig, load_config
-from mhr.runs.config import assignments, to_dict
+from mhr.runs.config import to_dict
 from mhr.runs.run import clear
 from mhr.runs.settings import paths_read
-from mhr.runs.unused import refuse_unused
 from mhr.training import pretrain
 
 TASKS = ("rev-first", "rotl-second", "first-upper", "min-box", "tail-place")
@@ -38,7 +38,7 @@ TASKS = ("rev-first", "rotl-second", "first-upper", "min-box", "tail-place")
 METHOD_AND_MODE = {
     "no adaptation": ("mhr", None),
     "shared LoRA": ("lora", "lora"),
-    "Poly": ("poly", "poly"),
+    "Poly": ("poly", "mhr"),
     "MHR": ("mhr", "mhr"),
     "MHR-z": ("mhr", "z"),
     "MHR-mu": ("mhr", "mu"),
@@ -109,7 +109,7 @@ def run_demo(
     settings = load_config(preset="demo", overrides=overrides)
     methods = dict.fromkeys(method for method, _ in METHOD_AND_MODE.values())
     configs = {method: _settings(method, overrides) for method in methods}
-    refuse_unused(assignments(overrides), *configs.values())
+    check_said(overrides, [(mode, configs[method]) for method, mode in METHOD_AND_MODE.values() if mode is not None])
     names = TASKS[:max_tasks]
     made_with = {"config": to_dict(settings), "tasks": list(names), "limit": limit}
     result = DemoResult(folder, settings.adapt.shots, {name: {} for name in names})

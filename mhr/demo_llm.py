@@ -19,18 +19,20 @@ from mhr.errors import TrainingError
 from mhr.evaluation import evaluate, load_model
 from mhr.evaluation.generation import generate_answers
 from mhr.few_shot import adapt
+from mhr.few_shot.adapting import check_said
 from mhr.files import make_folder, prepare_output, read_json, write_json_atomically
 from mhr.locks import one_writer
 from mhr.merging import merge
 from mhr.runs import load_config
-from mhr.runs.config import assignments, to_dict
+from mhr.runs.config import to_dict
 from mhr.runs.run import clear
 from mhr.runs.settings import paths_read
-from mhr.runs.unused import refuse_unused
 from mhr.training import pretrain
 
 TASK = "city-record"
 """The task that the bank never saw."""
+
+MODE = "mhr"
 
 BASE, UNIFORM, ADAPTED = "base model", "bank, uniform weights", "adapted, merged into a LoRA"
 LLM_DEMO_FILE = "demo_llm.json"
@@ -82,7 +84,7 @@ def run_demo_llm(
     """
     folder = Path(output)
     config = load_config(preset="demo-llm", overrides=overrides)
-    refuse_unused(assignments(overrides), config)
+    check_said(overrides, [(MODE, config)])
     made_with = {"config": to_dict(config), "limit": limit, "samples": samples}
     result = LlmDemoResult(folder, config.adapt.shots)
     if resume and (folder / LLM_DEMO_FILE).is_file():
@@ -101,7 +103,7 @@ def run_demo_llm(
     say(f"Pretraining one bank on the training tasks of {config.tasks}")
     run = pretrain(config, str(folder / "pretrain"), resume=True, progress=progress)
     say(f"Adapting it to {TASK}, a task it never saw, from {result.shots} examples")
-    (adapted,) = adapt(str(run.path), [TASK], mode="mhr", output=str(folder / "adapt"), resume=True, progress=progress)
+    (adapted,) = adapt(str(run.path), [TASK], mode=MODE, output=str(folder / "adapt"), resume=True, progress=progress)
     result.trained = {"pretrain": run.info["parameters"]["trained"], "adapt": adapted.info["parameters"]["trained"]}
     lora = folder / "peft-lora"
     merge(adapted.path, to="peft-lora", output=lora, overwrite=True)

@@ -70,6 +70,11 @@ def test_a_demo_that_was_stopped_goes_on_with_what_is_missing(tmp_path: Path, mo
         ("data.sampler=none", "sampler is 'none'"),
         ("train.scale_parameter=true", "no effect with train.optimizer"),
         ("adapt.shots=0", "shots is 0"),
+        (
+            "adapt.full_lr=1e-4",
+            "full_lr is 0.0001, but mode 'lora' or 'mhr' or 'z' or 'mu' does not train all",
+        ),
+        ("adapt.candidates=9", "candidates is 9, but mode 'lora' weighs no LoRAs"),
     ],
 )
 def test_what_one_of_its_methods_does_not_take_is_refused_before_anything_is_written(

@@ -11,7 +11,7 @@ from transformers import ByT5Tokenizer
 
 from mhr.data import load_tasks
 from mhr.demo_llm import ADAPTED, BASE, TASK, UNIFORM, LlmDemoResult, run_demo_llm
-from mhr.errors import MhrError
+from mhr.errors import ConfigError, MhrError
 from tests.cli.running import succeed
 from tests.models import tiny_model
 
@@ -48,6 +48,12 @@ def test_the_demo_shows_scores_and_samples_and_resumes(tmp_path: Path, few: list
     assert len(said) == before  # nothing was done twice
     with pytest.raises(MhrError, match="other settings"):
         run_demo_llm(tmp_path / "demo", resume=True, **{**settings, "limit": 2})
+
+
+def test_a_setting_that_changes_nothing_is_refused_before_anything_is_written(tmp_path: Path, few: list[str]) -> None:
+    with pytest.raises(ConfigError, match="full_lr is 0.0001, but mode 'mhr' does not train all weights: leave it out"):
+        run_demo_llm(tmp_path / "demo", progress=False, overrides=[*few, "adapt.full_lr=1e-4"])
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_command_prints_scores_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

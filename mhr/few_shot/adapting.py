@@ -25,7 +25,7 @@ from mhr.objectives.fit import notes_on
 from mhr.objectives.lengths import fit_data
 from mhr.objectives.usable import usable_tasks
 from mhr.runs.adapt_settings import AdaptConfig, OptimizationConfig
-from mhr.runs.config import Said, differences, to_dict
+from mhr.runs.config import Said, assignments, differences, to_dict
 from mhr.runs.run import RunFolder, clear
 from mhr.runs.settings import RunConfig, paths_read, with_chat_template
 from mhr.runs.tasks import read_tasks, tell
@@ -253,6 +253,16 @@ def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kin
             raise ConfigError(
                 f"{name} is {few[name]}, but nothing is chosen: add grid, eval_every, patience or select 'best', or leave it out"
             )
+
+
+def check_said(overrides: Sequence[str], modes: Sequence[tuple[str, RunConfig]]) -> None:
+    """Raise ConfigError for a setting that overrides ("adapt.steps=50") name and that changes nothing where runs, each with its settings,
+    are trained and then adapted in these modes."""
+    said = assignments(overrides)
+    refuse_unused(said, *(config for _, config in modes))
+    values = modes[0][1].adapt
+    named = {key.split(".")[1] for key in said if key.startswith("adapt.")}
+    check_given({name: getattr(values, name) for name in settings_of(AdaptConfig) if name in named}, modes, [])
 
 
 def named_tasks(config: RunConfig, names: Sequence[str] | None) -> TaskCollection:
