@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,7 +117,8 @@ def _marked(cell: Cell) -> str:
 
 
 def _plain(content: str) -> str:
-    return content.replace("|", "\\|").replace("\n", " ")
+    """Text in a cell of a pipe table, where a "<" that begins a tag would be HTML."""
+    return re.sub(r"\||<(?=[A-Za-z/!?])", r"\\\g<0>", content.replace("\n", " "))
 
 
 def _value(cell: Cell) -> float | str | None:

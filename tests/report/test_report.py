@@ -172,6 +172,8 @@ def test_cells() -> None:
     table = Table("k", "T", ["a|b", "n"], [[text("x|y"), Cell("1", 1.0, best=True)]], note="N.")
     assert table.to_markdown() == "### T\n\n| a\\|b | n |\n|---|---:|\n| x\\|y | **1** |\n\nN.\n"
     assert table.to_json()["rows"] == [["x|y", 1.0]]
+    markup = Table("k", "T", ["a"], [[text("<b>bold</b>")], [text("< 0.001")]])
+    assert markup.to_markdown().splitlines()[4:] == ["| \\<b>bold\\</b> |", "| < 0.001 |"]
 
 
 # ---- in a browser ----------------------------------------------------------------------------------------------------
