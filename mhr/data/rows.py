@@ -201,15 +201,16 @@ class RowReader:
             raise NoAnswer(str(self._missing(row, "targets")))
         if value is None or (isinstance(value, str) and not value.strip()):
             raise NoAnswer(self._no_text("targets", value), empty=True)
-        if template is not None and template.verbalizers and isinstance(value, int):
-            # A number may be a label by itself, or stand for the name of one.
+        offered = fields.get("choices")
+        if template is not None and template.verbalizers and offered is None and isinstance(value, int | str):
+            # A label by itself, or the number of a class name; words have no order that a number could mean.
             text, names = text_of(value) or "", self.labels.get(self.columns["targets"], ())
             if value == -1 and text not in template.verbalizers:
                 raise NoAnswer("target -1 has no word in its template")
-            named = names[value] if not isinstance(value, bool) and 0 <= value < len(names) else text
-            return (text if text in template.verbalizers else named,)
+            number = value if isinstance(value, int) and not isinstance(value, bool) else -1
+            return (names[number] if text not in template.verbalizers and 0 <= number < len(names) else text,)
         try:
-            return answers.read(value, choices, fields.get("choices"))
+            return answers.read(value, choices, offered)
         except RowFault as error:
             raise NoAnswer(str(error)) if value == -1 else error from None
 

@@ -242,6 +242,17 @@ def test_a_prompt_and_verbalizers_need_no_file(tmp_path: Path, template: Any) ->
         load_tasks(path, template=template('input: "{sentence}"'), **told)
 
 
+@pytest.mark.parametrize("label", [1, "1"])
+@pytest.mark.parametrize("words", [{"neg": "bad", "pos": "great"}, {"pos": "great", "neg": "bad"}])
+def test_a_number_means_no_place_among_verbalizers(tmp_path: Path, label: int | str, words: dict[str, str]) -> None:
+    told = {"prompt": "{sentence} It was", "verbalizers": words}
+    with pytest.raises(ConfigError, match="no verbalizer for label '1': known: "):
+        load_tasks(collection(tmp_path, {"sentence": "fine", "targets": label}), **told)
+    offering = collection(tmp_path, {"sentence": "fine", "targets": label, "choices": ["neg", "pos"]})
+    (example,) = load_tasks(offering, **told)["sst2"].train
+    assert (example.targets, example.choices) == (("great",), ("bad", "great"))
+
+
 WORDS = "{neg: bad, pos: great, nag: no}"
 
 
