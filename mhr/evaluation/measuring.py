@@ -94,6 +94,11 @@ def plan_task(
     return plan
 
 
+def fitting(named: Sequence[str], examples: Sequence[Example]) -> tuple[str, ...]:
+    """The metrics of `named` that fit examples, of which there is at least one."""
+    return tuple(name for name in named if (misfit := metrics[name].misfit) is None or not misfit(examples))
+
+
 def missing_parts(task: Task) -> str:
     """What a task without examples to judge lacks, where it is judged on parts of a split apart; otherwise ""."""
     parts = [metrics[name].part for name in task.metrics if metrics[name].part]

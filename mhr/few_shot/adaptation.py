@@ -127,7 +127,8 @@ class Preparation:
         stands where the adaptation begins."""
         if not self.takes_rows:
             return None
-        collator = self.collator(make_objective(self.kind, self.config.train, self.heads(adaptation)))
+        # The loss whose gradients are compared has no ranking terms.
+        collator = self.collator(make_objective(self.kind, heads=self.heads(adaptation)))
         task = self.tasks[adaptation.task]
         return find_first_row(
             self.start, self.config.adapt, self._collection, task, shots.shots, adaptation.seed, collator
@@ -389,7 +390,11 @@ class _Search:
         work, start = self.work, self.work.start
         settings = work.settings(few)
         work.return_to_start()
-        validation = Validation(start, work.prepared.kind, work.task, work.shots.validation, settings)
+        asked = work.prepared.config.adapt
+        # One yardstick for all points: losses with unequal ranking terms would not compare.
+        judged = dataclasses.replace(settings.train, mc_loss=asked.mc_loss, unlikely_loss=asked.unlikely_loss)
+        judging = dataclasses.replace(settings, train=judged)
+        validation = Validation(start, work.prepared.kind, work.task, work.shots.validation, judging)
         best = KeepBest(validation, start, few.evaluation_interval if few.picks_step else None, few.patience, few.steps)
         work.train(settings, work.shots.train, self._folder(number), best)
         assert best.best is not None

@@ -16,6 +16,7 @@ from mhr.data import Example, Task, TaskCollection
 from mhr.data.example import examples_digest
 from mhr.errors import ConfigError, DataError
 from mhr.evaluation import LoadedModel, evaluate
+from mhr.evaluation.measuring import fitting
 from mhr.few_shot.shots import draw_shots, shots_of
 from mhr.few_shot.starts import Start
 from mhr.methods import BACKBONE, MODES
@@ -134,8 +135,9 @@ class Validation:
 
     def __init__(self, start: Start, kind: str, task: Task, examples: Sequence[Example], config: RunConfig):
         self.loaded = LoadedModel(start.model, start.tokenizer, kind, "the model in training", chat=config.data.chat)
-        self.task = TaskCollection([dataclasses.replace(task, test=list(examples))])
         self.examples = list(examples)
+        named = fitting(task.metrics, self.examples)  # shots are of no part of a test split, as metrics of MNLI are
+        self.task = TaskCollection([dataclasses.replace(task, test=self.examples, metrics=named)])
         self.config = config
         self.objective = make_objective(kind, config.train, self.loaded.heads)
         lengths = config.data.max_input_length, config.data.max_target_length

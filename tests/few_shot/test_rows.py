@@ -122,6 +122,12 @@ def test_the_nearest_task_is_that_of_the_most_similar_embedding(
         assert is_row(made, run, nearest)
 
 
+def test_the_nearest_task_by_gradients_of_a_run_with_a_ranking_loss(settings: Make, tmp_path: Path) -> None:
+    ranked = pretrain(settings(steps=1, **{"train.mc_loss": 1.0}), str(tmp_path / "run"), progress=False)
+    made = begun(ranked, tmp_path / "out", start="nearest", similarity="gradients")
+    assert made.info["start"]["task"] in ranked.info["tasks"]
+
+
 def test_the_nearest_task_by_gradients_pulls_the_skills_the_same_way(run: RunFolder, tmp_path: Path) -> None:
     made = begun(run, tmp_path / "out", start="nearest", similarity="gradients")
     config = run.config()

@@ -75,6 +75,32 @@ def test_a_grid_is_chosen_on_a_quarter_of_the_shots_and_trained_again_on_all(sea
     assert all(len(trial) == 6 for trial in trials)
 
 
+def test_points_with_unequal_losses_are_judged_by_one(searched: Any) -> None:
+    """Else among equal scores the smallest weight of a ranking term would be the best one, whatever the model is."""
+    run = searched(mode="mu", lr=1e-12, steps=1, grid={"mc_loss": [0.0, 1.0], "unlikely_loss": [0.0, 1.0]})
+    losses = [trial["loss"] for trial in run.info["selection"]["trials"]]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
+    assert len(run.info["selection"]["trials"]) == 4
+
+
+def test_a_metric_of_test_splits_leaves_the_choice_on_shots_to_the_usual_one(source: Source, tmp_path: Path) -> None:
+    file = tmp_path / "mnli.jsonl"
+    splits = {"train": 12, "validation_matched": 2, "validation_mismatched": 2}
+    labels = ("entailment", "neutral", "contradiction")
+    rows = [
+        {"task": "mnli", "split": split, "premise": f"p {n}", "hypothesis": f"{split} {n}", "label": labels[n % 3]}
+        for split, count in splits.items()
+        for n in range(count)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few: dict[str, Any] = {"tasks_path": str(file), "grid": {"lr": [1e-2, 1e-3]}, "steps": 1, "progress": False}
+    (run,) = adapt(str(source("mhr").path), ["mnli"], mode="mu", output=str(tmp_path / "out"), **few)
+    assert [trial["score"] in (0.0, 0.5, 1.0) for trial in run.info["selection"]["trials"]] == [True, True]
+    assert (
+        evaluate(load_model(run.path), load_tasks(file), progress=False).tasks["mnli"]["metric"] == "accuracy_matched"
+    )
+
+
 def test_looking_changes_nothing_of_the_training(searched: Any) -> None:
     looked = searched("looked", eval_every=2, dev_shots=4)
     plain = searched("plain")
