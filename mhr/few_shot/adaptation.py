@@ -20,7 +20,7 @@ from mhr.data import Example, Task, TaskCollection
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.data.truncation import Truncation
-from mhr.errors import TrainingError
+from mhr.errors import MhrError, TrainingError
 from mhr.few_shot.lorahub import Hub, found_at, loras_of, search_weights
 from mhr.few_shot.rows import FirstRow, check_comparable, find_first_row, training_tasks
 from mhr.few_shot.selecting import (
@@ -352,7 +352,7 @@ class _Work:
         )
         try:
             fit(trainer)
-        except (TrainingError, KeyboardInterrupt):
+        except (MhrError, KeyboardInterrupt):
             self.run.write(status=log.status if log.status != "new" else "failed")
             raise
         self.truncation.add(trainer.truncation)
@@ -365,8 +365,8 @@ class _Work:
         watching = [*callbacks, self.bar]
         try:
             search_weights(self.hub, self.start, self.prepared.kind, self.task, settings, examples, log, watching)
-        except (TrainingError, KeyboardInterrupt) as fault:
-            self.run.write(status="failed" if isinstance(fault, TrainingError) else "interrupted")
+        except (MhrError, KeyboardInterrupt) as fault:
+            self.run.write(status="failed" if isinstance(fault, MhrError) else "interrupted")
             raise
 
     def save(self, step: int) -> None:

@@ -36,6 +36,9 @@ from mhr.training.watch import ProgressBar
 
 ADAPT_FILE = "adapt.json"
 
+WEIGHTS = ("dtype", "quantize")
+"""How the base model's weights are held, which decides what is adapted."""
+
 SERVES = {"lr": "train the adapter", "router_lr": "train routing", "full_lr": "train all weights"}
 """What a mode does that a setting is for; the others are for gradient steps."""
 
@@ -132,6 +135,7 @@ def adapt(
         "verbalizers": config.data.verbalizers or None,
         "on_bad_row": on_bad_row,
         **{name: now[name] if now[name] != own[name] else None for name in ("chat_template", "train_on", "system")},
+        **{name: getattr(config, name) for name in WEIGHTS},
     }
     if resume:
         _check_same(Path(output), described)
@@ -338,7 +342,8 @@ def _check_same(folder: Path, described: dict[str, Any]) -> None:
     before["settings"] = AdaptConfig().to_dict() | before.get(
         "settings", {}
     )  # one written without a setting had its default
-    before = {"trained": described["trained"]} | before  # which an earlier release did not tell
+    untold = {name: described[name] for name in ("trained", *WEIGHTS)}  # by an earlier release
+    before = untold | before
     changed = [
         f"{key.replace('settings.', 'adapt.')} {one!r}, not {other!r}"
         for key in described

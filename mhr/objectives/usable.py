@@ -59,6 +59,19 @@ def check_chats(collator: Collator, tasks: TaskCollection) -> None:
         )
 
 
+def check_long_choices(collator: Collator, tasks: TaskCollection) -> None:
+    """Raise DataError, before anything is trained, where choices are the same once they are truncated, or leave no room for an input.
+
+    Only choices with about as many bytes as there is room for tokens are encoded: shorter ones cannot be so.
+    """
+    shortest = min(collator.max_input_length, collator.max_target_length)
+    examples = [] if collator.by_rows else [example for task in tasks.values() for example in task.train]
+    seen = {(example.choices, example.targets): example for example in reversed(examples)}
+    for example in reversed(seen.values()):
+        if example.choices and 2 * max(len(choice.encode()) for choice in example.choices) + 8 >= shortest:
+            collator([example])
+
+
 def heads_for(
     tasks: TaskCollection, kind: str, head: str, share: bool = False, ranks: bool = False
 ) -> TaskHeads | None:

@@ -23,7 +23,7 @@ from mhr.objectives.fit import check_fit, notes_on
 from mhr.objectives.lengths import fit_data
 from mhr.objectives.masked import check_words
 from mhr.objectives.packing import packed_collator
-from mhr.objectives.usable import check_chats, describe_head, heads_for, usable_tasks
+from mhr.objectives.usable import check_chats, check_long_choices, describe_head, heads_for, usable_tasks
 from mhr.runs.run import RunFolder
 from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import read_training_tasks
@@ -101,9 +101,14 @@ def prepare(
     epochs = config.train.epochs
     config = replace(config, train=config.train.lasting(len(sampler), state.num_processes))
     objective = make_objective(kind, config.train, heads)
-    collator = objective.collator(tokenizer, data.max_input_length, data.max_target_length, data.chat)
-    check_chats(collator, tasks)
-    check_words(collator, tasks)
+    lengths = data.max_input_length, data.max_target_length
+    collator = objective.collator(tokenizer, *lengths, data.chat)
+    every = tasks if held is None else held.all_of(tasks)
+    check_chats(collator, every)
+    check_words(collator, every)
+    check_long_choices(
+        objective.collator(tokenizer, *lengths, data.chat), every
+    )  # one that counts no truncation of this
     validation = None
     if held is not None:
         score = None if scorer is None else scorer(model, tokenizer, kind, replace(config, data=data))

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from mhr.backbones import forget_untrained
-from mhr.errors import ConfigError, MhrError, TrainingError
+from mhr.errors import ConfigError, MhrError
 from mhr.locks import one_writer
 from mhr.methods import PRIVATE
 from mhr.runs.checkpoints import newest_complete, step_of
@@ -97,10 +97,8 @@ def fit(trainer: RoutedTrainer, checkpoint: Any = None) -> None:
     forget_untrained(trainer.model)
     try:
         trainer.fit(checkpoint)
-    except (TrainingError, Interrupted) as error:
+    except (MhrError, Interrupted) as error:
         if trainer.is_world_process_zero():
             with suppress(MhrError):  # where the disk is full, that is what has to be reported
-                trainer.run.write(
-                    status="failed" if isinstance(error, TrainingError) else "interrupted", error=str(error)
-                )
+                trainer.run.write(status="failed" if isinstance(error, MhrError) else "interrupted", error=str(error))
         raise

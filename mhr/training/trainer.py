@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from mhr.adapters import check_reopens, read_adapter, save_adapter
+from mhr.adapters import check_base, check_reopens, read_adapter, save_adapter
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler, WholeRun
 from mhr.data.truncation import Truncation
@@ -452,7 +452,8 @@ class RoutedTrainer(Trainer):
         if self.bank is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        stored = read_adapter(resume_from_checkpoint).tensors
+        checkpoint = read_adapter(resume_from_checkpoint)
+        stored = checkpoint.tensors
         with self._whole():
             ours = self.bank.tensors()
             for name, tensor in ours.items():
@@ -462,6 +463,7 @@ class RoutedTrainer(Trainer):
                     raise CheckpointError(
                         f"{resume_from_checkpoint} {has} for {name!r}, and the run has {list(tensor.shape)}: it is of another run, or damaged"
                     )
+            check_base(self.model, checkpoint.base, checkpoint.layers, checkpoint.modules, checkpoint.name)
             for name, tensor in ours.items():
                 tensor.copy_(stored[name])
 

@@ -83,6 +83,12 @@ class Held:
     examples: dict[str, list[Example]]
     note: str
 
+    def all_of(self, tasks: TaskCollection) -> TaskCollection:
+        """`tasks` with the validation examples among their training examples: all that a run will encode."""
+        return tasks.of(
+            [replace(task, train=[*task.train, *self.examples.get(task.name, ())]) for task in tasks.values()]
+        )
+
 
 def hold_validation(tasks: TaskCollection, kind: str, train: TrainConfig, heads: TaskHeads | None = None) -> Held:
     """The validation examples of each task, by the settings and the seed of `train`.

@@ -19,6 +19,7 @@ from mhr.few_shot import adapt, adaptation
 from mhr.few_shot.adapting import ADAPT_FILE
 from mhr.few_shot.shots import draw_shots
 from mhr.few_shot.starts import load_start
+from mhr.loading import Loading
 from mhr.merging import merge_uniform
 from mhr.runs import RunFolder
 from mhr.runs.settings import RunConfig
@@ -331,6 +332,17 @@ def test_a_resumed_adaptation_names_the_one_setting_that_differs(
     with pytest.raises(TrainingError, match=r"out holds adaptations with adapt\.steps 2, not 3: resume") as caught:
         adapt(str(source("mhr").path), TASKS[:1], steps=3, resume=True, **arguments)
     assert "{" not in str(caught.value)
+
+
+def test_an_adaptation_of_a_base_that_is_held_in_another_dtype_is_not_resumed(
+    source: Callable[[str], RunFolder], tmp_path: Path
+) -> None:
+    run = str(source("mhr").path)
+    arguments: dict[str, Any] = {"mode": "z", "output": str(tmp_path / "out"), "progress": False}
+    adapt(run, TASKS[:1], steps=1, loading=Loading(dtype="bfloat16"), **arguments)
+    assert len(adapt(run, TASKS, steps=1, resume=True, loading=Loading(dtype="bfloat16"), **arguments)) == 2
+    with pytest.raises(TrainingError, match="holds adaptations with dtype 'bfloat16', not "):
+        adapt(run, TASKS, steps=1, resume=True, **arguments)
 
 
 def test_no_tasks_are_refused(source: Callable[[str], RunFolder], tmp_path: Path) -> None:

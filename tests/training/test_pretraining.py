@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -175,6 +176,27 @@ def test_what_a_resumed_run_cannot_use_is_said_and_it_never_begins_anew_unasked(
     with pytest.raises(CheckpointError, match="none of the . checkpoints in .* can be used"):
         pretrain(config, str(run.path), resume=True, progress=False)
     assert run.metrics() == before
+
+
+def test_a_run_whose_base_model_was_written_anew_is_not_resumed(
+    settings: Make, backbone: Callable[..., str], tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(backbone("t5"), base)
+    config = dataclasses.replace(settings(steps=4, save_every=2), model=str(base))
+    run = pretrain(config, str(tmp_path / "run"), progress=False)
+    whole = losses(run)
+    run.write(status="interrupted")
+    shutil.rmtree(run.checkpoints / "checkpoint-4")
+    other = AutoModelForSeq2SeqLM.from_pretrained(base)
+    torch.nn.init.normal_(other.shared.weight)
+    other.save_pretrained(base)
+    with pytest.raises(CheckpointError, match="checkpoint-2 belongs to another base model .*the weights are not"):
+        pretrain(config, str(run.path), resume=True, progress=False)
+    assert RunFolder.open(run.path).status == "failed"
+    shutil.rmtree(base)
+    shutil.copytree(backbone("t5"), base)
+    assert losses(pretrain(config, str(run.path), resume=True, progress=False)) == whole
 
 
 @pytest.mark.parametrize("what", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])

@@ -29,6 +29,7 @@ from mhr.training import pretrain
 from mhr.training.signals import Interrupted
 from mhr.training.trainer import RoutedTrainer
 from mhr.training.validation import BestWeights, Validator, hold_validation, untouched_generators
+from tests.chat_templates import GEMMA
 from tests.conftest import TRAINING
 from tests.forked import pretrained_by_two
 
@@ -73,6 +74,45 @@ def test_rows_of_a_split_stay_and_others_are_drawn_out_of_training(settings: Mak
     assert hold_validation(tasks, "seq2seq", config.train) == held
     other = hold_validation(tasks, "seq2seq", dataclasses.replace(config.train, seed=1))
     assert other.examples != held.examples
+
+
+def test_validation_examples_that_cannot_be_encoded_are_found_before_a_step(settings: Make, tmp_path: Path) -> None:
+    def row(n: int, split: str, role: str) -> str:
+        said = [
+            {"role": role, "content": "q"},
+            {"role": "user", "content": str(n)},
+            {"role": "assistant", "content": "a"},
+        ]
+        return json.dumps({"task": "talk", "split": split, "messages": said[role == "none" :]}) + "\n"
+
+    file, template = tmp_path / "talk.jsonl", tmp_path / "t.jinja"
+    shown = [row(n, split, "none") for split in ("train", "validation", "test") for n in range(6)]
+    file.write_text("".join([*shown, row(6, "validation", "system")]))
+    template.write_text(GEMMA)
+    chats = {"data.chat_template": str(template), "max_input_length": 128}
+    config = settings("llama", tasks=str(file), eval_every=2, **chats)
+    with pytest.raises(DataError, match="System role not supported"):
+        run_of(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("held", ["train", "validation"])
+@pytest.mark.parametrize(("model", "said"), [("t5", "are the same in their first"), ("bert", "room")])
+def test_choices_that_cannot_be_ranked_are_found_before_a_step(
+    model: str, said: str, held: str, settings: Make, tmp_path: Path
+) -> None:
+    def row(n: int, split: str, *choices: str) -> str:
+        shown = {"task": "t", "input": str(n), "targets": choices[0], "choices": choices, "split": split}
+        return json.dumps(shown) + "\n"
+
+    file = tmp_path / "tasks.jsonl"
+    shown = [row(n, split, "a", "b") for split in ("train", "validation", "test") for n in range(9)]
+    file.write_text("".join([*shown, row(9, held, "a" * 40 + "1", "a" * 40 + "2")]))
+    ranking = {"train.mc_loss": 1.0} if model == "t5" else {"head": "rank"}
+    config = settings(model, tasks=str(file), eval_every=2, **ranking)
+    with pytest.raises(DataError, match=said):
+        run_of(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_small_task_keeps_four_fifths_and_none_at_all_is_an_error() -> None:
