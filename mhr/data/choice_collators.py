@@ -54,8 +54,7 @@ def scored_answers(example: Example) -> list[str]:
     if not example.choices:
         return [example.targets[0]]
     check_choices(example)
-    right = example.targets[0]
-    return [choice for choice in dict.fromkeys(example.choices) if choice == right or choice not in example.targets]
+    return list(example.compared)
 
 
 def beginnings(example: Example) -> tuple[str, str] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -256,7 +257,7 @@ def _in_order(parts: Sequence[tuple[Sequence[int], TokenRows]]) -> TokenRows:
 
 
 class RankingCollator(Collator):
-    """Encoders that score (input, choice) pairs: one row a pair, the examples' choices one after the other.
+    """Encoders that score (input, choice) pairs: one row a pair, the examples' choices (`Example.compared`) one after the other.
 
     input_ids, attention_mask (and token_type_ids where the tokenizer makes them) [sum of counts, L]; labels [B], the
     position of the right choice; choice_counts, a list of B integers; task_ids, one a row. Only inputs are truncated, never
@@ -264,6 +265,7 @@ class RankingCollator(Collator):
     """
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
+        examples = [replace(e, choices=e.compared) for e in examples]
         pairs = encode_pairs(self.tokenizer, examples, self.max_input_length)
         tasks = [e.task for e in examples for _ in e.choices]
         self.truncation.note("inputs", tasks, pairs.cut)

@@ -37,6 +37,12 @@ class Example:
     pieces: tuple[Piece, ...] = field(default=(), compare=False)
     tools: tuple[Mapping[str, Any], ...] = field(default=(), compare=False)
 
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The choices that a loss compares, in their order: targets[0], and the wrong ones. The other accepted ones are neither."""
+        right = self.targets[0]
+        return tuple(c for c in dict.fromkeys(self.choices) if c == right or c not in self.targets)
+
 
 def examples_digest(examples: Iterable[Example], *texts: str) -> str:
     """What distinguishes examples in their order, and texts beside them, from others: the beginning of a SHA-256."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,7 +49,10 @@ class HeadCollator(Collator):
         self.heads = heads
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        encoded, scored = self.encode(examples)
+        numbers = [self.heads.of(e.task, e.choices) for e in examples]
+        examples = [replace(e, choices=e.compared) for e in examples]
+        encoded, scored = self.encode(examples, numbers)
+        scored = [self._compared(e, s) for e, s in zip(examples, scored, strict=True)]
         owners = [e.task for e in examples]
         tasks = [""] * len(encoded.ids)
         for example, where in zip(examples, scored, strict=True):
@@ -97,6 +100,14 @@ class HeadCollator(Collator):
                 scored.append(Scored(number, [single] * len(columns), columns))
                 single += 1
         return found, scored
+
+    def _compared(self, example: Example, scored: Scored) -> Scored:
+        """Without the scores of classes that are accepted too: they are not wrong."""
+        head, others = self.heads.heads[scored.head], set(example.targets) - {example.targets[0]}
+        if head.kind != CLASSIFY or not others:
+            return scored
+        columns = [-1 if label in others else c for label, c in zip(head.labels, scored.columns, strict=True)]
+        return replace(scored, columns=columns)
 
     def _answer(self, example: Example, scored: Scored) -> tuple[int, float]:
         """The position of the right class or choice, and the number to regress, each 0 where there is none."""

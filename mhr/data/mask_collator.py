@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ class MaskedCollator(Collator):
     """Masked language models: one row an example, answered at one place by one token for each choice.
 
     input_ids, attention_mask (and token_type_ids where the tokenizer makes them) [B, L]; places int64 [B], where the mask is;
-    words int64 [sum of counts], the tokens of the choices, one example's after the other's; choice_counts, a list of B integers;
+    words int64 [sum of counts], the tokens of the choices (`Example.compared`), one example's after the other's; choice_counts, a list of B integers;
     labels [B], the position of the right choice among its example's; task_ids, B names. Only the fields of a prompt are truncated.
     """
 
@@ -34,6 +35,7 @@ class MaskedCollator(Collator):
         self.words = MaskWords(tokenizer)
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
+        examples = [replace(e, choices=e.compared) for e in examples]
         rows = encode_masked(self.tokenizer, examples, self.max_input_length)
         tasks = [e.task for e in examples]
         self.truncation.note("inputs", tasks, rows.cut)

@@ -70,6 +70,7 @@ class TaskRows:
             return None
         untaught: dict[str, tuple[str, ...]] = {}
         given = train + unsplit  # what is drawn from rows without a split is of a split that has its label
+        judged = test  # all of it, so that which of its examples are drawn decides nothing about training
         train, test = self._share_out(train, unsplit, test, options, notes)
         test = _gathered(test) if self.references else test
         choices = every[0].choices if len({e.choices for e in every}) == 1 else ()
@@ -77,7 +78,7 @@ class TaskRows:
             choices = label_set(every)
             train, test = ([replace(e, choices=choices) for e in part] for part in (train, test))
             if choices:
-                untaught = untaught_labels(given, validation=validation, test=test)
+                untaught = untaught_labels(given, validation=validation, test=judged)
                 validation = self._of_labels(validation, choices, notes)
         if len(every) >= 10 and len({e.targets for e in every}) == 1:
             notes.add(

@@ -102,6 +102,12 @@ def _check_same(config: RunConfig, run: RunFolder, n_processes: int) -> None:
                 f"run {run.path} has a global batch of {total} examples, and {n_processes} processes with batch_size x "
                 f"accumulation = {each_now} make {each_now * n_processes}: set them so that the product of the three stays {total}"
             )
+        beside, beside_now = before["train.batch_size"] * n_before, now["train.batch_size"] * n_processes
+        if config.data.group_by_length and beside != beside_now:
+            raise TrainingError(
+                f"run {run.path} groups examples by length, {beside} of which stand side by side, and {n_processes} processes with batch_size "
+                f"{now['train.batch_size']} make {beside_now}, in another order: set batch_size so that the product of the two stays {beside}"
+            )
         free = FREE | {"train.batch_size", "train.accumulation"}
     for key in sorted(before.keys() | now.keys()):
         if key in free or key.partition(".")[0] in free or before.get(key) == now.get(key):

@@ -16,7 +16,7 @@ def w(*numbers: int) -> list[int]:
 
 
 EXAMPLES = [
-    Example("a", "w0 w1 w2", ("w3", "w4"), ("w4", "w3")),
+    Example("a", "w0 w1 w2", ("w3", "w10"), ("w4", "w3", "w10")),  # w10 is neither trained on nor wrong
     Example("b", "w5", ("w6 w7",), ("w6 w7", "w8", "w9")),
 ]
 

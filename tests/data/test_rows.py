@@ -170,6 +170,11 @@ def test_labels_that_nothing_but_another_split_speaks_of(tmp_path: Path) -> None
     task = read(train, rows("validation", *"abcd"), rows("test", *"ab"))
     assert (task.choices, dict(task.untaught)) == (("a", "b"), {"validation": ("c", "d")})
     assert {e.targets[0] for e in task.validation} == {"a", "b"}
+    (tmp_path / "x.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in (*train, *odd, *rows("test", *"ab" * 40)))
+    )
+    for most in (1, 5, 100):  # whichever of its examples are drawn
+        assert load_tasks(tmp_path / "x.jsonl", limit_test=most)["x"].untaught == {"test": ("c",)}
     assert read([{**row, "choices": ["a", "b", "c"]} for row in (*train, *odd)]).untaught == {}
     assert read([{key: row[key] for key in ("input", "targets")} for row in (*train, *odd)]).untaught == {}
     assert read(rows("test", *"abc" * 10)).untaught == {}

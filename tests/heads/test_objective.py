@@ -66,6 +66,29 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_other_accepted_answers_are_neither_right_nor_wrong(smoothing: float) -> None:
+    model = model_of(HEADS)
+    head = make_objective("encoder", heads=HEADS)
+
+    def losses(objective: Any, *examples: Example) -> Tensor:
+        return objective(model, objective.collator(make_word_tokenizer(), 16)(list(examples)), smoothing).sums
+
+    many = Example("three", "w9 w2 w4", ("w5", "w3")), Example("pick", "w1 w2", ("w9", "w8"), ("w8", "w9", "w10 w11"))
+    without = Example("pick", "w1 w2", ("w9",), ("w9", "w10 w11"))
+    found = losses(head, *many)
+    batch = batch_of(HEADS, [EXAMPLES["three"][0]])
+    logits = model(
+        **{key: batch[key] for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch}
+    ).logits
+    own = logits[0, list(HEADS.outputs(HEADS.of("three")))]
+    torch.testing.assert_close(found[0], F.cross_entropy(own[1:], torch.tensor(1), label_smoothing=smoothing))
+    torch.testing.assert_close(found[1], losses(head, without)[0])
+    ranking = make_objective("encoder")
+    model = tiny_model("bert").double()
+    torch.testing.assert_close(losses(ranking, many[1]), losses(ranking, without))
+
+
 @pytest.mark.parametrize("task", ["two", "three", "number"])
 def test_one_task_is_the_model_of_transformers(task: str) -> None:
     heads = HEADS.alone(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 import pytest
@@ -103,6 +104,16 @@ def test_other_rows_and_padding_change_nothing() -> None:
     model, objective, batch = adapted("bert-masked")
     alone = [objective(model, objective.collator(make_masked_tokenizer("bert", WORDS))([e])).sums[0] for e in EXAMPLES]
     torch.testing.assert_close(objective(model, batch).sums, torch.stack(alone), rtol=1e-12, atol=1e-12)
+
+
+def test_other_accepted_words_are_neither_right_nor_wrong() -> None:
+    model, objective, _ = adapted("bert-masked")
+    tokenizer = make_masked_tokenizer("bert", WORDS)
+    of_two = example("follows", "a film", "no")
+    both = dataclasses.replace(of_two, targets=("no", "yes"))
+    one = dataclasses.replace(of_two, choices=("no", "maybe"))
+    found, expected = (objective(model, objective.collator(tokenizer)([e])).sums for e in (both, one))
+    torch.testing.assert_close(found, expected)
 
 
 def test_consistency_is_a_divergence_over_the_words() -> None:

@@ -199,6 +199,17 @@ def test_a_run_whose_base_model_was_written_anew_is_not_resumed(
     assert losses(pretrain(config, str(run.path), resume=True, progress=False)) == whole
 
 
+def test_a_run_that_groups_by_length_goes_on_in_the_order_that_it_was_begun_in(settings: Make, tmp_path: Path) -> None:
+    common = {"steps": 4, "save_every": 2, "group_by_length": True}
+    run = pretrain(settings(batch_size=4, **common), str(tmp_path / "run"), progress=False)
+    run.write(status="interrupted", processes=2, global_batch=8)  # as if two processes had begun it
+    shutil.rmtree(run.checkpoints / "checkpoint-4")
+    with pytest.raises(TrainingError, match="8 of which stand side by side, and 1 processes with batch_size 4 make 4"):
+        pretrain(settings(batch_size=4, accumulation=2, **common), str(run.path), resume=True, progress=False)
+    again = pretrain(settings(batch_size=8, **common), str(run.path), resume=True, progress=False)
+    assert (again.status, again.info["processes"]) == ("done", 1)
+
+
 @pytest.mark.parametrize("what", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_full_disk_leaves_the_last_good_checkpoint(
     what: str, settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
