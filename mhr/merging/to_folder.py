@@ -237,11 +237,13 @@ def told_scores(result: EvaluationResult) -> dict[str, Any]:
 
 
 def _as_trained(paths: Sequence[str | Path], loading: Loading | None) -> Loading:
-    """How the base model is loaded that an adapter is folded into: quantised where that was so in training, unless it is said."""
-    runs = [run for run in (run_of(Path(path)) for path in paths) if run is not None]
-    quantised = next((run.config().quantize for run in runs), None)
+    """How the base model is loaded that an adapter is folded into: where it was quantised in training, so again, out of the dtype that
+    it was quantised from, unless it is said."""
+    configs = [run.config() for run in (run_of(Path(path)) for path in paths) if run is not None]
     loading = loading or Loading()
-    return loading if loading.quantize else replace(loading, quantize=quantised)
+    if loading.quantize or not configs or not configs[0].quantize:
+        return loading
+    return replace(loading, quantize=configs[0].quantize, dtype=loading.dtype or configs[0].dtype)
 
 
 def _folded(
@@ -253,6 +255,7 @@ def _folded(
     dequantised first, to the weights that it computes with, which the adapter was trained beside.
     """
     loading = plain.base.loading(loading)
+    held = loading.dtype or "float32"
     loading = replace(loading, dtype="auto" if dtype is None else str(accumulator(getattr(torch, dtype)))[6:])
     name, kind = plain.base.where(None, plain.name), plain.base.kind or None
     model, tokenizer = load_backbone(name, kind, loading)
@@ -260,7 +263,7 @@ def _folded(
     # One that transformers cannot dequantise is refused by `fold_into`, which names the layer.
     if can_dequantise(model):
         own = model.dtype
-        model = load_backbone(name, kind, replace(loading, dtype="float32"))[0].dequantize().float()
+        model = load_backbone(name, kind, replace(loading, dtype=held))[0].dequantize(dtype=torch.float32).float()
     fold_into(model, plain)
     stored = own if dtype is None else getattr(torch, dtype)
     return model if stored is None else model.to(stored), tokenizer

@@ -110,6 +110,24 @@ def test_a_quantised_base_is_trained_merged_and_exported(bits: str, backbone, ta
             torch.testing.assert_close(model(**batch, **more).logits.double(), want, rtol=0, atol=loose)
 
 
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_what_is_folded_into_was_quantised_as_in_training(
+    bits: str, backbone, tasks_file: Path, tmp_path: Path
+) -> None:
+    """Out of weights that were rounded to bfloat16: out of others come other codes."""
+    pytest.importorskip("bitsandbytes")
+    base, run = backbone("llama", hidden_size=64), tmp_path / "run"
+    trained = ("--quantize", bits, "--dtype", "bfloat16")
+    succeed("pretrain", "--model", base, "--tasks", tasks_file, *trained, *SMALL, "--output", run)
+    succeed("merge", run, "--method", "task", "--task", "rev-last", "--to", "model", "--output", tmp_path / "whole")
+    held = dequantised(load_backbone(base, loading=Loading(quantize=bits, dtype="bfloat16"))[0])
+    whole = load_backbone(tmp_path / "whole")[0]
+    spared = [name for name in held if ".mlp." in name]  # the bank adapts attention alone
+    assert spared
+    for name in spared:
+        torch.testing.assert_close(whole.get_parameter(name), held[name].float(), rtol=0, atol=0)
+
+
 def test_what_cannot_be_dequantised_is_not_merged_into_a_model(
     backbone, tasks_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
