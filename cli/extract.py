@@ -65,7 +65,8 @@ def extract(
         if report["modules_to_save"]:
             out.print(f"taken whole: {', '.join(report['modules_to_save'])}", markup=False, soft_wrap=True)
         for name, apart in report["ignored"].items():
-            out.print(f"left as in the base: {name}, which is {apart:.2e} from it", markup=False, soft_wrap=True)
+            far = "not 0, as it is there" if apart is None else f"{apart:.2e} from it"
+            out.print(f"left as in the base: {name}, which is {far}", markup=False, soft_wrap=True)
     for line in report["remarks"]:
         note(f"note: {line}")
     note(f"Extracted: {output}")

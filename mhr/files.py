@@ -86,10 +86,13 @@ def writing_file(path: str | Path) -> Iterator[Path]:
 def writing_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` when the block ends, and vanishes when it raises.
 
-    What `path` held before is replaced as a whole. Raises MhrError for a full disk, a missing permission and the like.
+    What `path` held before is replaced as a whole; where it is a link, in the folder that it leads to. A folder that cannot be put in the
+    place of another (a mount point, one in a folder without permission) or is not to be (the working directory) is filled instead,
+    at the end. Raises MhrError for a full disk, a missing permission and the like.
     """
-    path = Path(path).absolute()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    path = Path(path).resolve()
+    filled = path.is_dir() and (path.is_mount() or path == Path.cwd() or not os.access(path.parent, os.W_OK | os.X_OK))
+    temporary = (path if filled else path.parent) / f".{path.name}.{secrets.token_hex(4)}.tmp"
     with writing(path):
         try:
             temporary.mkdir(parents=True)
@@ -97,7 +100,7 @@ def writing_folder(path: str | Path) -> Iterator[Path]:
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)
-            _put_in_place(temporary, path)
+            (_fill if filled else _put_in_place)(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -227,6 +230,26 @@ def _put_in_place(temporary: Path, path: Path) -> None:
     _sync_folder(path.parent)
     if aside is not None:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fill(temporary: Path, path: Path) -> None:
+    """Rename what a finished folder inside `path` holds to `path`; what is there steps aside until all of it stands."""
+    aside = path / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    aside.mkdir()
+    moves = [(entry, aside / entry.name) for entry in path.iterdir() if entry not in (temporary, aside)]
+    moves += [(entry, path / entry.name) for entry in temporary.iterdir()]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for old, new in moves:
+            os.rename(old, new)
+            done.append((old, new))
+    except OSError:
+        for old, new in reversed(done):
+            os.rename(new, old)
+        aside.rmdir()
+        raise
+    _sync_folder(path)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

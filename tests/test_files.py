@@ -6,12 +6,14 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from mhr.errors import CheckpointError, MhrError
 from mhr.files import (
     folder_name,
+    held_in,
     make_folder,
     prepare_output,
     read_json,
@@ -109,6 +111,67 @@ def test_a_folder_that_cannot_be_moved_in_brings_the_old_one_back(tmp_path, monk
         pass
     assert (target / "a").read_text() == "1"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def interrupted(path):
+    with writing_folder(path) as folder:
+        (folder / "new").write_text("1")
+        raise KeyboardInterrupt
+
+
+def two_files(path):
+    with writing_folder(path) as folder:
+        for name in "ab":
+            (folder / name).write_text("2")
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["empty", "full"])
+@pytest.mark.parametrize("place", ["working directory", "mount point", "link"])
+def test_a_folder_that_has_to_stay_is_filled(place, held, tmp_path, monkeypatch):
+    target = tmp_path / "folder"
+    target.mkdir()
+    if held:
+        (target / "sub").mkdir()
+        (target / "sub" / "old").write_text("1")
+    asked = target
+    if place == "working directory":
+        monkeypatch.chdir(target)
+        asked = Path()
+    elif place == "mount point":
+        monkeypatch.setattr(Path, "is_mount", lambda path: path == target)
+    else:
+        asked = tmp_path / "link"
+        asked.symlink_to(target)
+    before = target.stat().st_ino
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(asked)
+    assert held_in(target) == (["sub"] if held else [])
+    with writing_folder(asked) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "new").write_text("2")
+        assert not (target / "sub" / "new").exists()
+    assert [str(path.relative_to(target)) for path in sorted(target.rglob("*"))] == ["sub", "sub/new"]
+    assert sorted(os.listdir(tmp_path)) == (["folder", "link"] if place == "link" else ["folder"])
+    assert place == "link" or target.stat().st_ino == before
+    assert place != "link" or asked.is_symlink()
+
+
+def test_a_folder_that_cannot_be_filled_is_as_it_was(tmp_path, monkeypatch):
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "old").write_text("1")
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == target)
+    rename = os.rename
+
+    def full(old, new):
+        if Path(new) == target / "b":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(MhrError, match="No space left"):
+        two_files(target)
+    assert os.listdir(target) == ["old"]
 
 
 def test_output_folders(tmp_path):

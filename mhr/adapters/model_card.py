@@ -17,7 +17,7 @@ from mhr.adapters.base_name import is_local
 from mhr.adapters.peft import HEAD_FOLDER
 from mhr.adapters.peft_export import PeftFolder
 from mhr.adapters.peft_modules import CLASSES
-from mhr.adapters.peft_readers import vllm_rank
+from mhr.adapters.peft_readers import MOST_RANK, vllm_rank
 from mhr.adapters.plain import PlainAdapter
 from mhr.backbones import is_builtin, is_gguf
 from mhr.config import VIRTUAL
@@ -156,7 +156,7 @@ def _adapter(written: PeftFolder, plain: PlainAdapter) -> str:
     if written.patterns:
         return f"LoRA, ranks and alphas by layer (rank_pattern, alpha_pattern), {size}"
     one = f"LoRA, rank {written.rank} and alpha {written.alpha:g} in all layers, {size}"
-    fits = plain.base.kind == "causal" and not plain.modules
+    fits = plain.base.kind == "causal" and not plain.modules and written.rank <= MOST_RANK
     return f"{one}; vLLM takes it with `--max-lora-rank {vllm_rank(written.rank)}`" if fits else one
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -78,14 +79,16 @@ class AdapterBank(nn.Module):
         Equal tasks share a row, except with noise per example while training. Noise is drawn here, and so are skills where the
         method draws them: while training one for the whole batch, otherwise as `inference` says. Raises TaskError.
         """
-        if isinstance(task_ids, str):
-            raise TaskError(f"task_ids is the string {task_ids!r}: expected a list with one task name per example")
-        if task_ids is None:
+        as_list = getattr(task_ids, "tolist", None)  # of tensors and of arrays of NumPy
+        given = task_ids if as_list is None else as_list()
+        if isinstance(given, str | int):
+            raise TaskError(f"task_ids is {given!r}: expected a list with one task name per example")
+        if given is None:
             if self.ambiguous:
                 raise TaskError(f"task_ids is missing: expected one of the {len(self.tasks)} task names per example")
             ids = [0]
         else:
-            ids = [self.row(t, unseen) for t in (task_ids.tolist() if isinstance(task_ids, Tensor) else task_ids)]
+            ids = [self.row(task, unseen) for task in given]
         if self.slots is not None:
             if self.config.routing.skill_per_task and (self.toward_average or -1 in ids):
                 raise TaskError(
@@ -158,7 +161,8 @@ class AdapterBank(nn.Module):
 
     def row(self, task: str | int, unseen: str = "error") -> int:
         """The row of the routing table that a task is routed by; -1 for one without, with unseen="uniform". Raises TaskError."""
-        if isinstance(task, int):
+        if not isinstance(task, str):
+            task = _number(task)
             if not -1 <= task < len(self._tasks):
                 raise TaskError(
                     f"task id {task} is out of range: the bank has {len(self._tasks)} tasks, 0 to {len(self._tasks) - 1}"
@@ -279,14 +283,14 @@ class AdapterBank(nn.Module):
 
     def add_tasks(self, names: Sequence[str]) -> None:
         """Append tasks, each with a fresh routing row (and, where routing is private, a fresh skill)."""
-        for name in names:
+        for name in _no_string(names):
             if name in self._position:
                 raise TaskError(f"task {name!r} is there already: names of tasks must be distinct")
         self.set_tasks([*self.tasks, *names])
 
     def remove_tasks(self, names: Sequence[str]) -> None:
         """Remove tasks and their routing rows. At least one must stay."""
-        gone = {self.tasks[self.row(name, "error")] for name in names}
+        gone = {self.tasks[self.row(name, "error")] for name in _no_string(names)}
         self.set_tasks([name for name in self.tasks if name not in gone])
 
     def set_tasks(self, names: Sequence[str], fresh: bool = False) -> None:
@@ -414,10 +418,8 @@ def bank_of(model: nn.Module) -> AdapterBank:
 
 def check_names(names: Sequence[str]) -> list[str]:
     """The names as a list. Raises TaskError for none, for an empty one and for one that is given twice."""
-    if isinstance(names, str):
-        raise TaskError(f"tasks is the string {names!r}: expected a list of names")
     seen: set[str] = set()
-    for name in names:
+    for name in _no_string(names):
         if not isinstance(name, str) or not name.strip():
             raise TaskError(f"task name {name!r} is no name: expected a string such as 'boolq'")
         if name in seen:
@@ -426,3 +428,18 @@ def check_names(names: Sequence[str]) -> list[str]:
     if not names:
         raise TaskError("no task is given: a bank needs at least one task name")
     return list(names)
+
+
+def _no_string(names: Sequence[str]) -> Sequence[str]:
+    """The names. Raises TaskError for a string, which would be a sequence of letters."""
+    if isinstance(names, str):
+        raise TaskError(f"tasks is the string {names!r}: expected a list of names")
+    return names
+
+
+def _number(task: SupportsIndex) -> int:
+    """The number of a row. Raises TaskError for what is none."""
+    try:
+        return operator.index(task)
+    except TypeError:
+        raise TaskError(f"task id {task!r:.60} is neither the name of a task nor the number of its row") from None

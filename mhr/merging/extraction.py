@@ -37,12 +37,12 @@ class Differences:
 
     layers   Linear layers whose weight differs, in the model's order
     other    parameters that differ and that no LoRA holds
-    ignored  parameters that differ and are to stay as in the base -> how far, `||F - B||_F / ||B||_F`
+    ignored  parameters that differ and are to stay as in the base -> how far, `||F - B||_F / ||B||_F`; None where B is 0
     """
 
     layers: list[str] = field(default_factory=list)
     other: list[str] = field(default_factory=list)
-    ignored: dict[str, float] = field(default_factory=dict)
+    ignored: dict[str, float | None] = field(default_factory=dict)
 
 
 @one_writer
@@ -226,9 +226,9 @@ def _pair(full: ModelFiles, base: ModelFiles, name: str) -> tuple[Tensor, Tensor
     return other, base.read(name).to(other.dtype)
 
 
-def _apart(other: Tensor, own: Tensor) -> float:
+def _apart(other: Tensor, own: Tensor) -> float | None:
     norm = float(own.double().norm())
-    return float((other.double() - own.double()).norm()) / norm if norm > 0 else float("inf")
+    return float((other.double() - own.double()).norm()) / norm if norm > 0 else None
 
 
 def _refuse_others(found: Differences, full: ModelFiles, base: ModelFiles) -> None:

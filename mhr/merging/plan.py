@@ -37,6 +37,10 @@ Item = TypeVar("Item")
 Weights = Mapping[str, float] | Sequence[float] | None
 
 
+JUDGING = {**dict.fromkeys(("tasks", "names", "limit", "batch_size", "on_bad_row")), "split": "train"}
+"""Settings of scoring, as they are where nothing is said."""
+
+
 @dataclass
 class Order:
     """What a user asks for, see `mhr.merging.merge`. settings: those of methods that are not None; whole: whether what is written
@@ -166,7 +170,7 @@ def make_plan(order: Order) -> MergePlan:
 def _within(order: Order, bank: AdapterCheckpoint) -> MergePlan:
     """The merge of one bank by fixed routing weights, exactly."""
     assert order.method is not None
-    order.refuse(rank=order.rank, rank_energy=order.rank_energy, **order.settings)
+    order.refuse(rank=order.rank, rank_energy=order.rank_energy, **dict.fromkeys(order.settings, True))
     function = merge_methods[order.method]
     tasks = bank.tasks
     if order.method == "task" and not order.tasks and len(tasks) == 1:
@@ -221,7 +225,8 @@ def _whole(order: Order, paths: Sequence[Path]) -> MergePlan:
 
 
 def _of_banks(order: Order, method: MergeMethod, banks: list[AdapterCheckpoint]) -> MergePlan:
-    order.refuse(rank=order.rank, rank_energy=order.rank_energy, weights=order.weights, **order.settings)
+    given = dict.fromkeys(order.settings, True)
+    order.refuse(rank=order.rank, rank_energy=order.rank_energy, weights=order.weights, **given)
     if order.space == "delta":
         raise MergeError(
             "banks are merged skill by skill, in factor space: name a task with --task to merge its products"
@@ -295,6 +300,10 @@ def _of_sources(order: Order, method: MergeMethod, sources: list[PlainAdapter]) 
     check_sources(sources, space, order.base)
     shares = _weights(order, method, sources)
     unique, weights, places = _canonical(sources, [source.digest for source in sources], shares)
+    if not any(weights):
+        raise MergeError(
+            f"weights are {shares}, which cancel, for the inputs are copies of each other: nothing is left"
+        )
     judge = _judge(order, sources)
 
     def load(weights: Sequence[float]) -> AdapterCheckpoint:
@@ -409,8 +418,8 @@ def _judge(order: Order, sources: Sequence[PlainAdapter]) -> Judge | None:
     wants = order.method in combiners and combiners[order.method or ""].needs
     judging = dict(order.judging)
     if not judging.pop("evaluate") and not wants:
-        for name in ("tasks", "names", "limit", "on_bad_row"):
-            if judging[name] is not None:
+        for name, usual in JUDGING.items():
+            if judging[name] != usual:
                 flag = "dev-task" if name == "names" else name.replace("_", "-")
                 raise MergeError(f"--{flag} is given, but nothing is scored: add --evaluate, or leave it out")
         return None

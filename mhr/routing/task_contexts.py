@@ -39,6 +39,7 @@ class TaskContexts(nn.Module, ABC):
         self.vectors = nn.Parameter(self._fresh(torch.zeros(len(tasks), size)), requires_grad=self.learnt)
         self._known = [self.learnt] * len(tasks)
         self.nearest: dict[str, str] = {}
+        self.register_load_state_dict_post_hook(_look)
 
     @property
     def learnt(self) -> bool:
@@ -135,3 +136,9 @@ class TaskContexts(nn.Module, ABC):
         """What the contexts of a batch are made of, where each batch makes its own, for these rows of the table: drawn by `generator`, or, without
         one, always the same. None where contexts are as stored."""
         return None
+
+
+def _look(contexts: TaskContexts, _: object) -> None:
+    """Once a state dict was loaded."""
+    if not contexts.vectors.is_meta:
+        contexts.look()

@@ -38,6 +38,7 @@ class TokenRouter(Router):
         self.register_buffer("directions", self.even.new_zeros(self.n_skills, inputs))
         self.known = False
         """Whether the directions are those of the skills, and not yet zeros."""
+        self.register_load_state_dict_post_hook(_look)
 
     def resize(self, n_tasks: int) -> None:
         super().resize(n_tasks)
@@ -108,3 +109,9 @@ class TokenRouter(Router):
         super().set_tasks(tasks, keep)
         fresh = torch.zeros_like(self.directions[0])
         self.directions = torch.stack([fresh if k is None else self.directions[k] for k in keep])
+
+
+def _look(router: TokenRouter, _: object) -> None:
+    """Once a state dict was loaded."""
+    if not router.directions.is_meta and router.directions.any():
+        router.look()

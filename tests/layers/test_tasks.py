@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ import mhr
 from mhr import AdapterBank, AdapterConfig
 from mhr.errors import TaskError
 from mhr.methods import ROUTING_METHODS
+from mhr.routing.tokens import TokenRouter
 from tests.models import random_batch, randomise, tiny_model
 from tests.routing.contexts import with_contexts
 
@@ -93,11 +95,45 @@ def test_an_unseen_task_is_routed_uniformly_where_asked() -> None:
         torch.testing.assert_close(model(**inputs)[0][0], out[0])
 
 
+@pytest.mark.parametrize("method", ROUTING_METHODS)
+def test_a_state_dict_brings_all_that_routing_knows(method: str) -> None:
+    (model, bank), (other, _) = (adapted(method) for _ in range(2))
+    with_contexts(bank)
+    for router in bank.groups.values():
+        if isinstance(router, TokenRouter):
+            router.fill(torch.randn_like(router.directions))
+    inputs, ids = random_batch(model), ["rte", "boolq", "rte", "copa"]
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(**inputs, task_ids=ids)[0], model(**inputs, task_ids=ids)[0])
+
+
+def test_rows_may_be_told_by_any_integers() -> None:
+    model, bank = adapted()
+    inputs = random_batch(model)
+    expected = model(**inputs, task_ids=["rte", "boolq", "rte", "copa"])[0]
+    rows = [bank.tasks.index(name) for name in ("rte", "boolq", "rte", "copa")]
+    for ids in (rows, np.array(rows), list(np.array(rows)), torch.tensor(rows), list(torch.tensor(rows))):
+        assert torch.equal(model(**inputs, task_ids=ids)[0], expected)
+
+
+def test_tasks_are_added_and_removed_by_lists_alone() -> None:
+    _, bank = adapted()
+    before = bank.tasks
+    for change in (bank.add_tasks, bank.remove_tasks):
+        with pytest.raises(TaskError, match="tasks is the string 'ab': expected a list of names"):
+            change("ab")
+    assert bank.tasks == before
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
         ([], "task_ids is empty"),
-        ("rte", r"task_ids is the string 'rte': expected a list"),
+        ("rte", "task_ids is 'rte': expected a list"),
+        (1, "task_ids is 1: expected a list"),
+        (torch.tensor(1), "task_ids is 1: expected a list"),
+        (torch.tensor([[0], [1]]), r"task id \[0\] is neither the name of a task nor the number of its row"),
+        ([1.0], "task id 1.0 is neither"),
         (None, "task_ids is missing: expected one of the 3 task names per example"),
         (["RTE"], r"unknown task 'RTE': did you mean 'rte'\?"),
         (["zzzz"], "unknown task 'zzzz': known: 'boolq', 'copa', 'rte'"),
