@@ -98,7 +98,12 @@ def check_base(
         check_copies(model, modules, name)
     found_print = fingerprint(model, modules)
     if base.fingerprint and found_print and not same_base(base.fingerprint, found_print):
-        raise CheckpointError(f"{wrong}: the architecture is the same, but the weights are not{_drawn(model, modules)}")
+        narrow = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
+        drawn = _drawn(model, modules)
+        rounded = "; if it was trained beside the other 16-bit dtype, load the model in that or in float32 (--dtype)"
+        raise CheckpointError(
+            f"{wrong}: the architecture is the same, but the weights are not{drawn}{rounded if narrow and not drawn else ''}"
+        )
 
 
 def fingerprint(model: nn.Module, without: Iterable[str] = ()) -> str:

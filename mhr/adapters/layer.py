@@ -145,10 +145,12 @@ class LoraFactors(AdapterLayer):
     def widened(self, rank: int, alpha: float) -> LoraFactors:
         """The same update at a rank that is no lower, filled up with zeros, and another alpha, which B takes up alone."""
         factors = self.as_bank("", rank, alpha)
-        return LoraFactors(factors["bank_a"][0, 0], factors["bank_b"][0, 0], alpha)
+        return LoraFactors(factors["bank_a"][0, 0], factors["bank_b"][0, 0].to(self.b.dtype), alpha)
 
     def as_bank(self, name: str, rank: int, alpha: float) -> dict[str, Tensor]:
-        b = self.b if self.scaling == alpha / rank else self.b * (self.scaling / (alpha / rank))
+        """B takes up the difference of scalings, in float32 at least: in 16 bits it would be rounded once more."""
+        same = self.scaling == alpha / rank
+        b = self.b if same else self.b.to(accumulator(self.b.dtype)) * (self.scaling / (alpha / rank))
         return _padded(self.rank, rank, bank_a=self.a, bank_b=b)
 
 

@@ -28,7 +28,7 @@ from mhr.adapters.peft import (
     module_of,
     open_peft_tensors,
 )
-from mhr.adapters.peft_export import PeftFolder, of_base
+from mhr.adapters.peft_export import CONV1D, PeftFolder, of_base
 from mhr.adapters.peft_modules import skeleton, with_peers
 from mhr.adapters.peft_readers import of_name
 from mhr.adapters.plain import Lazy, PlainAdapter
@@ -210,6 +210,11 @@ def check_poly(bank: AdapterCheckpoint) -> None:
         raise CheckpointError(
             f"{bank.name} has heads of its tasks ({bank.heads.heads[0]}), which a PEFT Poly folder has no place for: write an adapter of "
             "ours (--to mhr), or one task with --to peft-lora"
+        )
+    if bank.base.model_type in CONV1D:
+        raise CheckpointError(
+            f"{bank.name} adapts Conv1D layers ({bank.base.model_type}), which PEFT's Poly does not take: write an adapter of ours (--to mhr), or "
+            "one task with --to peft-lora"
         )
     if config.straight_through:
         raise CheckpointError(

@@ -67,6 +67,7 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
     if config.recurrent:
         check_depth(model, names)
     check_size(model, names, config, len(tasks))
+    _check_devices(model, names)
     state = RoutingState()
     bank = AdapterBank(config, tasks, state, saved)
     bank.notes = unadapted(model, config.targets, outside=list(saved), adapter=config.adapter)
@@ -116,6 +117,22 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
     if wrap_method(model, bank, "_set_gradient_checkpointing", set_gradient_checkpointing):
         keep_routing(model, state)
     return bank
+
+
+def _check_devices(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise TargetError where the layers lie on several devices, or are fetched to one for each call: a bank and its routing lie on one."""
+    layers = [model.get_submodule(name) for name in names]
+    places = {"no device (offloaded)" if _offloaded(layer) else str(place(layer)["device"]): None for layer in layers}
+    if len(places) > 1 or any(map(_offloaded, layers)):
+        raise TargetError(
+            f"the layers to adapt lie on {' and '.join(places)}, and a bank with its routing lies on one device: load the model on one "
+            "(--device-map cuda:0), quantise it (--quantize 4bit) or, to train it, shard it (--fsdp)"
+        )
+
+
+def _offloaded(layer: nn.Module) -> bool:
+    """Whether a hook of Accelerate brings the weights for each call; a model whose weights are nowhere has none."""
+    return hasattr(layer, "_hf_hook") and any(p.is_meta for p in layer.parameters())
 
 
 def detach(model: nn.Module) -> None:

@@ -72,7 +72,7 @@ def _check_base(one: PlainAdapter, other: PlainAdapter, base: str | None) -> Non
         fix = "" if a.fingerprint and b.fingerprint else ", or name the one model that both mean with --model"
         raise MergeError(
             f"{one.name} belongs to base model {_named(a)}, {other.name} to {_named(b)}"
-            f"{', and their weights differ' if _named(a) == _named(b) else ''}: expected adapters of one model{fix}"
+            f"{', and their weights differ, or were rounded to two 16-bit dtypes' if _named(a) == _named(b) else ''}: expected adapters of one model{fix}"
         )
 
 

@@ -190,6 +190,18 @@ def test_a_fingerprint_sees_one_layer_and_knows_a_narrower_dtype():
     assert not same_base(plain, fingerprint(model))
 
 
+def test_two_16_bit_dtypes_do_not_know_each_other_and_say_so(tmp_path):
+    beside = tiny_model("t5").to(torch.bfloat16)
+    attach(beside, AdapterConfig(n_skills=2, n_heads=2), ["a"])
+    save_adapter(beside, tmp_path / "adapter", base="t5")
+    for dtype in (torch.float32, torch.bfloat16):
+        load_adapter(tmp_path / "adapter", tiny_model("t5").to(dtype))
+    with pytest.raises(
+        CheckpointError, match=r"weights are not; if it was trained beside the other 16-bit dtype, .*--dtype"
+    ):
+        load_adapter(tmp_path / "adapter", tiny_model("t5").to(torch.float16))
+
+
 # ---- refusals ----------------------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,17 @@ def terms(*ranks: int, sizes: tuple[int, int] = (30, 20)) -> list[LoraFactors]:
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_bank_of_another_scaling_holds_the_update_of_16_bit_factors_exactly(dtype):
+    (wide,) = terms(3)
+    given = LoraFactors(wide.a.to(dtype), wide.b.to(dtype), 8.0)
+    held = given.as_bank("", 8, 8.0)
+    assert held["bank_a"].dtype == dtype
+    a, b = (held[name][0, 0].double() for name in ("bank_a", "bank_b"))
+    assert error(a @ b, given.scaling * given.a.double() @ given.b.double()) < 1e-7
+    assert given.widened(8, 8.0).b.dtype == dtype
+
+
 @pytest.mark.parametrize("ranks", [(4,), (1, 4), (3, 3, 3), (8, 16, 8)])
 @pytest.mark.parametrize("rank", [1, 3, 7, 64])
 def test_the_stacked_factors_give_the_best_factors_of_the_dense_sum(ranks, rank):

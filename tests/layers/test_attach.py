@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -265,3 +266,18 @@ def test_ia3_scales_every_architecture() -> None:
     for name in MODELS:
         _, bank = attached(name, adapter="ia3")
         assert all(isinstance(layer, RoutedIA3) for layer in bank.layers.values())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_layers_on_several_devices_or_none_are_refused(whole: bool) -> None:
+    model = tiny_model("llama")
+    if whole:
+        cpu_offload(model, execution_device="cpu")
+    else:
+        cpu_offload(model.model.layers[1], execution_device="cpu")
+    places = "no device \\(offloaded\\)" if whole else "cpu and no device \\(offloaded\\)"
+    with pytest.raises(
+        TargetError, match=f"the layers to adapt lie on {places}, and a bank .* lies on one device: load"
+    ):
+        mhr.attach(model, AdapterConfig(), ["a"])
+    assert not hasattr(model, "mhr")

@@ -18,6 +18,7 @@ from mhr.errors import CheckpointError, ConfigError, MergeError, MhrError
 from mhr.files import read_json
 from mhr.layers.linear import is_linear
 from mhr.merging import extract
+from tests.cli.running import succeed
 from tests.models import random_batch, tiny_model
 
 KINDS = ("llama", "gpt2", "t5", "bart", "bert-masked")
@@ -156,6 +157,26 @@ def test_norms_and_embeddings_are_named_and_taken_whole_or_left(tmp_path):
     ignored = read_json(left / "extract_report.json")["ignored"]
     own = base.model.norm.weight
     assert ignored == {"model.norm.weight": pytest.approx(0.5 * math.sqrt(len(own)) / float(own.norm()), rel=1e-5)}
+
+
+def test_what_is_zero_in_the_base_and_left_so_is_told(tmp_path):
+    base, full = tuned("gpt2", 2)
+    base.transformer.h[0].attn.c_proj.bias.data.zero_()
+    full.transformer.h[0].attn.c_proj.bias.data.fill_(1.0)
+    left = extract(*store(tmp_path, full=full, base=base), rank=2, ignore=["c_proj.bias"], output=tmp_path / "left")
+    assert read_json(left / "extract_report.json")["ignored"] == {"transformer.h.0.attn.c_proj.bias": None}
+    shown = succeed(
+        "extract",
+        tmp_path / "full",
+        tmp_path / "base",
+        "--rank",
+        2,
+        "--ignore",
+        "c_proj.bias",
+        "--output",
+        tmp_path / "again",
+    )
+    assert "transformer.h.0.attn.c_proj.bias, which is not 0, as it is there" in shown.stdout
 
 
 def test_a_bias_that_differs_takes_its_layer_whole(tmp_path):

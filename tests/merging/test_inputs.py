@@ -246,6 +246,15 @@ def test_settings_that_do_not_go_together(settings, error_type, line, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_of_copies_that_cancel(tmp_path):
+    folders = save(tmp_path, lora(1), lora(1))
+    with pytest.raises(
+        MergeError, match=r"weights are \[1, -1\], which cancel, for the inputs are copies of each other"
+    ):
+        merge(folders, method="task_arithmetic", weights=[1, -1], output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_has_no_products_or_hidden_units(tmp_path):
     folders = save(tmp_path, ia3(1), ia3(2))
     with pytest.raises(MergeError, match="is no LoRA, so it has no products of factors: leave --space out"):

@@ -175,6 +175,8 @@ def test_an_output_that_is_there(run, tmp_path):
         ({"method": "task"}, MergeError, "'task' needs task: give it with --task"),
         ({"method": "weighted", "task": "rte"}, MergeError, "'weighted' takes no task"),
         ({"weights": [1, 2, 3]}, MergeError, "'uniform' takes no weights"),
+        ({"seed": 0}, MergeError, "'uniform' takes no seed"),
+        ({"drop": 0.0}, MergeError, "'uniform' takes no drop"),
         ({"method": "mu"}, ConfigError, "unknown merge method 'mu'"),
         ({"to": "lora"}, ConfigError, "to is 'lora', expected one of mhr, peft-lora, peft-poly, model"),
         ({"dtype": "int8"}, ConfigError, "dtype is 'int8', expected one of float32"),

@@ -418,6 +418,8 @@ def test_what_cannot_be_scored(tmp_path):
         ({"method": "fisher", **DATA, "dev_tasks": ["rev-lst"]}, TaskError, "unknown task 'rev-lst'"),
         ({"tasks": "builtin:skills"}, MergeError, "--tasks is given, but nothing is scored: add --evaluate"),
         ({"dev_tasks": [TASK]}, MergeError, "--dev-task is given, but nothing is scored"),
+        ({"batch_size": 4}, MergeError, "--batch-size is given, but nothing is scored"),
+        ({"split": "test"}, MergeError, "--split is given, but nothing is scored"),
         ({"method": "soup-greedy", **DATA, "split": "dev"}, ConfigError, "split is 'dev', expected one of train, test"),
     ):
         with pytest.raises(error_type, match=line):

@@ -142,6 +142,11 @@ def test_what_poly_cannot_hold_is_refused_by_name(bases, tmp_path):
             merge(tmp_path / "bank", to="peft-poly", output=tmp_path / "poly")
         with pytest.raises(CheckpointError, match=expected):
             save_poly(read_adapter(tmp_path / "bank"), tmp_path / "poly")
+    model = tiny_model("gpt2")
+    mhr.attach(model, AdapterConfig(n_heads=4), ["a", "b"])
+    save_adapter(model, tmp_path / "conv", base="gpt2")
+    with pytest.raises(CheckpointError, match=r"adapts Conv1D layers \(gpt2\), which PEFT's Poly does not take"):
+        merge(tmp_path / "conv", to="peft-poly", output=tmp_path / "poly")
     model = tiny_model("t5")
     mhr.attach(model, AdapterConfig(n_heads=4, targets=["q"]), ["a", "b"])
     save_adapter(model, tmp_path / "bank", base=bases["t5"])
