@@ -37,7 +37,7 @@ Mode = Annotated[
     *few_shot.SETTINGS,
     *CHAT,
     sets=("adapt", *few_shot.OF_RUN, *CHAT),
-    of_run=(*few_shot.OF_RUN, *CHAT),
+    of_run=("adapt", *few_shot.OF_RUN, *CHAT),
     common=(
         *("--output", "--task", "--tasks", "--mode", "--shots", "--seeds", "--steps", "--batch-size", "--lr", "--router-lr"),
         *("--grid", "--resume", "--overwrite"),

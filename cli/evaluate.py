@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,12 +154,13 @@ def unescaped(text: str) -> str:
 
 def _print(result: EvaluationResult) -> None:
     from mhr.evaluation import METRICS
+    from mhr.evaluation.result import unusual
 
     # Where tasks are judged by different metrics, their scores alone have a mean over all of them.
     several = len({scores["metric"] for scores in result.tasks.values()}) > 1
     shown = (*METRICS, *(["score"] if several else []), "majority")
     measures = [m for m in shown if any(m in scores for scores in result.tasks.values())]
-    how = "".join(f", {part}" for part in _how(result.settings))
+    how = "".join(f", {part}" for part in unusual(result.settings))
     out.print(f"{result.model} on {result.source}, {result.split}{how}", style="bold", markup=False, soft_wrap=True)
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("task", overflow="fold")
@@ -195,20 +196,6 @@ def _print(result: EvaluationResult) -> None:
         note(f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {remark}")
 
 
-def _how(settings: Mapping[str, Any]) -> Iterator[str]:
-    """How the model was asked, where it is not the usual way."""
-    if settings.get("protocol"):
-        yield f"protocol {settings['protocol']}"
-    if settings["shots"]:
-        yield f"{settings['shots']} shots" + (f" by seed {settings['seed']}" if settings["seed"] is not None else "")
-    if settings["template"]:
-        yield f"chat template {settings['template']}"
-    if settings["system"] is not None:
-        yield f"system turn {settings['system']!r:.60}"
-    if settings["stop"]:
-        yield f"stop at {' or '.join(map(repr, settings['stop']))}"
-
-
 def _cells(scores: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
     return [_number(m, scores[m]) if scores.get(m) is not None else "" for m in measures]
 
@@ -222,7 +209,9 @@ def _number(measure: str, value: float) -> str:
 
 def _print_harness(found: dict[str, Any]) -> None:
     """What was asked and how, and a row for every metric of every task."""
-    how = "".join(f", {part}" for part in _how(found["asked"]))
+    from mhr.evaluation.result import unusual
+
+    how = "".join(f", {part}" for part in unusual(found["asked"]))
     name = f"{found['model']} in the lm-evaluation-harness {found['lm_eval']}"
     limit = "all examples" if found["limit"] is None else f"at most {found['limit']} examples a task"
     out.print(f"{name}{how}", style="bold", markup=False, soft_wrap=True)

@@ -39,7 +39,7 @@ Runs = Annotated[
     "sweep",
     "scoring.limit",
     sets=("adapt", *few_shot.OF_RUN),
-    of_run=few_shot.OF_RUN,
+    of_run=("adapt", *few_shot.OF_RUN),
     common=(
         *("--output", "--task", "--tasks", "--modes", "--shots", "--seeds", "--steps", "--lr", "--router-lr", "--grid", "--limit"),
         *("--workers", "--resume", "--overwrite"),

@@ -22,7 +22,7 @@ Shots = Annotated[
     typer.Option(
         metavar="N[,TASK=N...]",
         help="Examples of the task to learn from, drawn by the seed. Some tasks, by name or pattern, can have another number: "
-        "32,winogrande=50. (default 32)",
+        "32,winogrande=50. (default: the run's, or 32)",
         rich_help_panel=PANELS["adapt"],
         show_default=False,
     ),

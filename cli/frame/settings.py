@@ -140,7 +140,7 @@ def takes(
 
     Both hold names of settings ("data.template") and of sections ("train": all of it). The command gets what was said as
     `given`. `common` are the options that `--help` shows; `--help-all` shows the others too, and the settings of `sets` that have
-    none. Settings `of_run` are those of the run that the command reads, unless they are given.
+    none. Settings and sections `of_run` are those of the run that the command reads, unless they are given.
     """
     flags = {name: known for name, known in _of(names).items() if known.flag or known.switches}
 
@@ -269,7 +269,8 @@ def _default(name: str, known: Setting, of_run: Sequence[str]) -> str:
     value = known.default
     if value is None or value is False or value in ([], {}):
         return ""
-    return f" (default {','.join(map(str, value)) if isinstance(value, list) else value})"
+    shown = ",".join(map(str, value)) if isinstance(value, list) else value
+    return f" (default: the run's, or {shown})" if name.partition(".")[0] in of_run else f" (default {shown})"
 
 
 def _metavar(hint: Any, known: Setting) -> str:

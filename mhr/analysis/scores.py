@@ -72,9 +72,10 @@ class Scores:
                 continue
             key = (score.contestant, score.task, score.seed)
             if key in self.rows:
+                seed = "" if score.seed is None else f", seed {score.seed}"
                 raise DataError(
-                    f"two scores for {score.contestant} on task {score.task!r}, seed {score.seed}: "
-                    "give each evaluation once, or evaluate with one setting only"
+                    f"two scores for {score.contestant} on task {score.task!r}{seed}: give each evaluation once, or evaluate with one "
+                    "setting only"
                 )
             self.rows[key] = score
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,3 +106,24 @@ def average(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             if isinstance(value, float):
                 found.setdefault(name, []).append(value)
     return {name: mean(values) for name, values in found.items()}
+
+
+def unusual(settings: Mapping[str, Any]) -> Iterator[str]:
+    """How a model was asked, by the settings of an evaluation, where that is not the usual way."""
+    if settings.get("protocol"):
+        yield f"protocol {settings['protocol']}"
+    if settings.get("task"):
+        yield f"routed as {settings['task']}"
+    if settings.get("inference") not in (None, "average"):
+        yield f"inference {settings['inference']}"
+    if settings.get("shots"):
+        seed = settings.get("seed")
+        yield f"{settings['shots']} shots" + (f" by seed {seed}" if seed is not None else "")
+    if settings.get("template"):
+        yield f"chat template {settings['template']}"
+    if settings.get("system") is not None:
+        yield f"system turn {settings['system']!r:.60}"
+    if (settings.get("n_beams") or 1) > 1:
+        yield f"{settings['n_beams']} beams"
+    if settings.get("stop"):
+        yield f"stop at {' or '.join(map(repr, settings['stop']))}"

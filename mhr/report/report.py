@@ -108,9 +108,9 @@ def write_report(
     """
     prepare_output(output, overwrite)
     report = make_report(paths, title)
+    page, markdown, record = report.to_html(), report.to_markdown(), report.to_json()
     folder = make_folder(output)
-    page, markdown = report.to_html(), report.to_markdown()
-    write_json_atomically(folder / JSON_FILE, report.to_json())  # first, as it marks the folder as an output
+    write_json_atomically(folder / JSON_FILE, record)  # first, as it marks the folder as an output
     write_text_atomically(folder / PAGE_FILE, page)
     write_text_atomically(folder / MARKDOWN_FILE, markdown)
     return report

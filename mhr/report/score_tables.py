@@ -114,6 +114,10 @@ def _read(path: Path, rows: Iterable[_Row], material: Material) -> None:
     left_out = [f"{count(n, what)} {of}" for n, what, of in why if n]
     if not found:
         but = f" but {' and '.join(left_out)}" if left_out else ""
+        if len(units) > len(done):
+            raise DataError(
+                f"{path} holds no scores{but}: its column error says why; mhr sweep --resume tries them again"
+            )
         raise DataError(f"{path} holds no scores{but}: expected rows with a metric of {', '.join(METRICS)}")
     material.notes += [f"{path}: left out: {line}" for line in left_out]
     material.scores.add(found)
@@ -203,14 +207,14 @@ class _Row:
         value = self.columns.get(column)
         if _absent(value):
             return None
-        number = _finite(value)
+        number = finite(value)
         if number is None or number < 0 or number % 1:
             raise self._fault(column, value, "an integer")
         return int(number)
 
     def value(self, metric: str, column: str = "value") -> float:
         """What the column holds, as a value of the metric."""
-        number = _finite(self.columns.get(column))
+        number = finite(self.columns.get(column))
         if number is None:
             raise self._fault(column, self.columns.get(column), "a number")
         shares = metric not in metrics or metrics[metric].scored
@@ -247,7 +251,7 @@ def _absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     """The number in a cell; None where there is none, or nan, or infinity."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
@@ -260,7 +264,7 @@ def _finite(value: Any) -> float | None:
 
 def measures_of(row: Mapping[str, Any]) -> dict[str, float]:
     """The metrics that a row, or a task of an evaluation, has values of."""
-    numbers = {name: _finite(row.get(name)) for name in METRICS}
+    numbers = {name: finite(row.get(name)) for name in METRICS}
     return {name: number for name, number in numbers.items() if number is not None}
 
 

@@ -190,6 +190,10 @@ def _at_equal_loss(found: Mapping[str, list[dict[str, Any]]]) -> Iterator[Block]
         label: [(one["loss"], one["mixed"]) for one in points if one.get("mixed") is not None]
         for label, points in found.items()
     }
+    without = [label for label, points in runs.items() if not points]
+    runs = {label: points for label, points in runs.items() if points}
+    if without and runs:
+        yield f"Without mixed factors, for their weights do not sum to 1, or an earlier version inspected them: {', '.join(without)}."
     if len(runs) < 2:
         return
     compared = at_equal_loss(list(runs.values()))

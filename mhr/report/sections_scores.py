@@ -40,8 +40,7 @@ def summary(looked: Looked) -> Iterator[Block]:
     standings = scores.standings(meeting)
     yield _what_was_compared(material, meeting)
     if standings:
-        leader = _who_leads(standings)
-        yield leader[0].upper() + leader[1:]
+        yield _who_leads(standings)
     yield from material.notes
     if not standings:
         return
@@ -76,21 +75,26 @@ def _who_leads(standings: list[Standing]) -> str:
     second = standings[1]
     behind = second.behind
     assert behind is not None, "they meet"
+    # The difference is over seeds that both have, on which the second may be ahead.
+    alike = first.seeds == second.seeds == behind.seeds
+    where = "" if alike or second.p is None else f"on the {count(behind.seeds, 'seed')} that both have "
+    far = f"{100 * abs(behind.difference):.1f} points {'ahead' if behind.difference > 0 else 'behind'}"
     return (
-        f"{first.contestant} leads with {100 * first.mean:.1f}{seeds}; {second.contestant} is "
-        f"{-100 * behind.difference:.1f} points behind ({_how_sure(second)})."
+        f"{first.contestant} leads with {100 * first.mean:.1f}{seeds}; {where}{second.contestant} is {far} "
+        f"({_how_sure(first, second)})."
     )
 
 
-def _how_sure(standing: Standing) -> str:
-    """The interval of a difference to the first, and whether it is significant; of a single seed nobody can say."""
+def _how_sure(first: Standing, standing: Standing) -> str:
+    """The interval of a difference to the first, and whether it is significant; of fewer than two common seeds nobody can say."""
     behind = standing.behind
     assert behind is not None, "they meet"
     if standing.p is None:
-        return "one seed, which cannot tell whether others would agree"
+        seeds = "one seed" if max(first.seeds, standing.seeds) == 1 else "fewer than two seeds in common"
+        return f"{seeds}, which cannot tell whether others would agree"
     spread = "the same everywhere"
     if behind.interval is not None:
-        low, high = sorted(-100 * end for end in behind.interval)
+        low, high = sorted((100 if behind.difference > 0 else -100) * end for end in behind.interval)
         spread = f"95% interval {low:.1f} to {high:.1f}"
     sure = "" if standing.p < LEVEL else ", no significant difference"
     return f"{spread}, {p_value(standing.p)} over {count(behind.seeds, 'seed')}{sure}"

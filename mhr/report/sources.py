@@ -9,9 +9,10 @@ from typing import Any
 from mhr.analysis.scores import Score
 from mhr.errors import CheckpointError, DataError
 from mhr.evaluation import METRICS
+from mhr.evaluation.result import unusual
 from mhr.files import read_json
 from mhr.report.material import Group, Material, label_of
-from mhr.report.score_tables import measures_of, read_sweep, read_table
+from mhr.report.score_tables import ABOVE_ONE, finite, measures_of, read_sweep, read_table
 from mhr.runs.notes import notes_of
 from mhr.runs.run import RUN_FILE, RunFolder
 
@@ -54,6 +55,10 @@ def _read(path: Path, material: Material) -> None:
             reader(path / mark, material)
             return
     inside = sorted({p.parent for mark in FOLDERS for p in path.glob(f"*/{mark}")})
+    if inside and (path.parent / "adapt.json").is_file():
+        raise DataError(
+            f"{path} holds the adaptations to one task: name {path.parent}, which holds those to all, and their seeds"
+        )
     if inside:
         raise DataError(f"{path} is no run but holds {len(inside)}: name them, as in {inside[0]} ({path}/* names all)")
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:4]) or "nothing"
@@ -141,9 +146,13 @@ def _add_evaluation(
     if not isinstance(tasks, dict):
         raise DataError(f"{path} is no evaluation: it has no tasks")
     material.collections.setdefault(group.label, str(result.get("source", "")))
-    material.scores.add(
-        _score(group.label, task, measures, path, seed=seed, trained_on=trained_on) for task, measures in tasks.items()
-    )
+    asked = material.asked.setdefault(group.label, {})
+    asked.setdefault(", ".join(unusual(result.get("settings") or {})), path)
+    scores = [_score(group.label, task, measures, path, seed, trained_on) for task, measures in tasks.items()]
+    try:
+        material.scores.add(scores)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; an evaluation inside a run's folder is found by itself") from None
     return len(tasks)
 
 
@@ -155,10 +164,14 @@ def _score(
     seed: str | None = None,
     trained_on: str | None = None,
 ) -> Score:
-    try:
-        value = float(measures["score"])
-    except (KeyError, TypeError, ValueError):
-        raise DataError(f"{path}: task {task!r} has no score: expected what mhr evaluate --output writes") from None
+    value = finite(measures.get("score")) if isinstance(measures, Mapping) else None
+    if value is None or abs(value) > 1 + ABOVE_ONE:
+        got = (
+            f"score {measures['score']!r:.40}" if isinstance(measures, Mapping) and "score" in measures else "no score"
+        )
+        raise DataError(
+            f"{path}: task {task!r} has {got}: expected a number of at most 1, as mhr evaluate --output writes it"
+        )
     metric = str(measures.get("metric") or next((name for name in METRICS if name in measures), "score"))
     majority, n = measures.get("majority"), measures.get("n")
     category = str(measures.get("category") or "")
@@ -168,6 +181,8 @@ def _score(
 def _read_study(path: Path, material: Material) -> None:
     """Contestant -> task -> seed -> measures, as the studies of mhr_benchmarks write them."""
     study = read_json(path, DataError)
+    if not isinstance(study["scores"], dict):
+        raise DataError(f"{path} is no study: its scores are {study['scores']!r:.40}, expected an object")
     for name, tasks in study["scores"].items():
         group = material.group(name, path)
         run = study.get("runs", {}).get(name) or study.get("runs", {}).get(_run_of(name), {})
@@ -245,6 +260,16 @@ def _tell_apart(material: Material) -> None:
         material.notes.append(
             f"Contestants are compared on the {len(meeting)} tasks that all of them were judged on, by the same metric; "
             f"{len(elsewhere)} other tasks are listed only."
+        )
+    asked = {label: list(own) for label, own in material.asked.items() if label in contestants}
+    if len({tuple(own) for own in asked.values()}) > 1:
+        told = [f"{label} with {' and '.join(filter(None, own))}" for label, own in asked.items() if any(own)]
+        material.notes.append(f"Contestants were evaluated in different ways: {'; '.join(told)}.")
+    seeds = {label: {s.seed for s in scores.rows.values() if s.contestant == label} - {None} for label in contestants}
+    if len({frozenset(own) for own in seeds.values() if own}) > 1:
+        told = [f"{label} has {', '.join(sorted(map(str, own)))}" for label, own in seeds.items() if own]
+        material.notes.append(
+            f"Contestants have different seeds, and differences are over those in common: {'; '.join(told[:4])}."
         )
     uneven = [task for task in scores.uneven if task in meeting]
     if uneven:

@@ -14,7 +14,7 @@ class SweepConfig(Settings):
 
     modes: list[str] = setting(
         ["mhr"],
-        f"Modes of `mhr adapt`: {', '.join(MODES)}. One that a run does not allow is left out there.",
+        f"Modes of `mhr adapt`: {', '.join(MODES)}. One that some of the runs do not allow is left out there.",
         flag="--modes",
         metavar="NAME,...",
     )

@@ -110,7 +110,7 @@ def sweep(
                         rows[key_of(row)] = row
                         bar.advance(job)
         except KeyboardInterrupt:
-            done = sum(row["status"] == "done" for row in rows.values())
+            done = sum(rows.get(key, {}).get("status") == "done" for key in keys.values())
             raise Interrupted(f"{done} of {len(keys)} adaptations are done") from None
     write_table(folder / TABLE_FILE, rows.values())
     result = SweepResult(folder, [rows[key] for key in keys.values()], planned.notes)

@@ -57,6 +57,16 @@ def test_runs_without_a_loss_in_common_are_not_compared() -> None:
     assert "cannot be compared" in told[0]
 
 
+def test_a_run_without_mixed_factors_leaves_the_others_comparable() -> None:
+    runs = {name: points((2.0, 0.4), (1.0, 0.2), (0.2, 0.0)) for name in "ab"}
+    other = [one | {"mixed": None} for one in points((2.0, 0.0), (1.0, 0.0))]
+    made, told = tables(runs | {"summed": other})
+    assert made["alignment_at_equal_loss"].to_json()["columns"] == ["loss", "a", "b"]
+    assert told == [
+        "Without mixed factors, for their weights do not sum to 1, or an earlier version inspected them: summed."
+    ]
+
+
 def test_inspections_of_earlier_versions_are_shown() -> None:
     old = [{k: v for k, v in one.items() if k not in ("mixed", "loss")} for one in points((2.0, 0.4), (1.0, 0.2))]
     made, told = tables({"old": old})

@@ -57,6 +57,26 @@ def test_seeds_that_all_say_the_same_are_told_as_such(tmp_path: Path) -> None:
     )
 
 
+def test_what_seeds_in_common_say_against_the_means_is_said(tmp_path: Path) -> None:
+    """The first by its mean over all its seeds may be behind on those that both have, or have none in common."""
+    z = adaptations(tmp_path / "z", {"rev-last": {1: 0.2, 2: 0.25, 3: 0.9, 4: 0.9}})
+    mu = adaptations(tmp_path / "mu", {"rev-last": {1: 0.5, 2: 0.54}}, "mu")
+    write_report([z, mu], tmp_path / "report")
+    said = json.loads((tmp_path / "report" / "report.json").read_text())["text"]["summary"]
+    assert re.search(
+        r"MHR-z, 2 shots leads with 56.2 ± .* over 4 seeds; on the 2 seeds that both have MHR-mu, 2 shots is 29.5 points ahead \(95% "
+        r"interval 2\d\.\d to 3\d\.\d, p = ",
+        said[1],
+    )
+    assert any("different seeds" in note for note in said)
+    other = adaptations(tmp_path / "other", {"rev-last": {5: 0.5, 6: 0.54}}, "mu")
+    write_report([z, other], tmp_path / "apart")
+    said = json.loads((tmp_path / "apart" / "report.json").read_text())["text"]["summary"]
+    assert said[1].endswith(
+        "points behind (fewer than two seeds in common, which cannot tell whether others would agree)."
+    )
+
+
 def test_the_summary_says_who_leads_and_by_how_much(written: Path) -> None:
     told = json.loads((written / "report.json").read_text())
     first, leads, *notes = told["text"]["summary"]

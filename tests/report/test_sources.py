@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from mhr.errors import CheckpointError, DataError, MhrError
+from mhr.report.report import write_report
 from mhr.report.sources import read_sources
 from tests.report.material import a_run, adaptations, an_evaluation, rows
 
@@ -68,7 +69,9 @@ def test_tables_of_scores(tmp_path: Path) -> None:
         found = read_sources([path])
         assert found.scores.contestants == ["MHR-z", "MHR-mu"]
         assert found.scores.of("MHR-z", "rev-last") == {"1": 0.5, "2": 0.7}
-        assert found.notes == [f"{path}: left out: 1 row of metrics that are not known ('seconds')"]
+        left_out, seeds = found.notes
+        assert left_out == f"{path}: left out: 1 row of metrics that are not known ('seconds')"
+        assert seeds.endswith("differences are over those in common: MHR-z has 1, 2; MHR-mu has 1.")
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -113,6 +116,8 @@ def test_a_sweep(tmp_path: Path) -> None:
     assert found.scores.metric("x") == "exact_match"
     assert found.notes == [f"{tmp_path / 'results.jsonl'}: left out: 1 unit that failed"]
     assert set(found.collections.values()) == {"builtin:skills"}
+    rows(tmp_path / "results.jsonl", row | {"status": "failed"})
+    assert "no scores but 1 unit that failed: its column error says why; mhr sweep --resume" in refused(tmp_path)
     (tmp_path / "results.jsonl").unlink()
     assert "without results yet" in refused(tmp_path)
 
@@ -179,6 +184,16 @@ def test_uneven_numbers_of_examples_are_said(tmp_path: Path) -> None:
     assert "different numbers of examples, as on x" in read_sources([a, b]).notes[-1]
 
 
+def test_how_contestants_were_asked_is_said_where_it_differs(tmp_path: Path) -> None:
+    a = an_evaluation(tmp_path / "a" / "e", {"x": 0.5}, settings={"shots": 4, "seed": 0})
+    b = an_evaluation(tmp_path / "b" / "e", {"x": 0.6}, settings={"task": "y", "n_beams": 3})
+    c = an_evaluation(tmp_path / "c" / "e", {"x": 0.6}, settings={"shots": 0})
+    told = "Contestants were evaluated in different ways: model a with 4 shots by seed 0; model b with routed as y, 3 beams."
+    assert told in read_sources([a, b, c]).notes
+    d = an_evaluation(tmp_path / "d" / "e", {"x": 0.6}, settings={"shots": 4, "seed": 0})
+    assert read_sources([a, d]).notes == []
+
+
 def refused(*paths: Path) -> str:
     with pytest.raises(MhrError) as fault:
         read_sources(paths)
@@ -201,6 +216,35 @@ def test_what_cannot_be_reported(tmp_path: Path) -> None:
     assert "its keys are a" in refused(tmp_path / "other.json")
     (tmp_path / "cut.json").write_text('{"a":')
     assert "is no valid JSON" in refused(tmp_path / "cut.json")
+    (tmp_path / "study.json").write_text('{"plan": {}, "scores": [1]}')
+    assert "study.json is no study: its scores are [1], expected an object" in refused(tmp_path / "study.json")
+
+
+def test_seeds_of_one_task_are_no_contestants(tmp_path: Path) -> None:
+    folder = adaptations(tmp_path / "z", {"rev-last": {1: 0.5, 2: 0.7}})
+    assert refused(folder / "rev-last") == (
+        f"{folder / 'rev-last'} holds the adaptations to one task: name {folder}, which holds those to all, and their seeds"
+    )
+
+
+def test_two_evaluations_of_a_run_are_named(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "mhr")
+    an_evaluation(run / "evaluation", {"rev-last": 0.5})
+    again = an_evaluation(run / "evaluation2", {"rev-last": 0.5})
+    told = refused(run)
+    assert told.startswith(f"{again / 'evaluation.json'}: two scores for MHR, pretrained on task 'rev-last': give each")
+    assert told.endswith("an evaluation inside a run's folder is found by itself")
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), 85.0, "high", None])
+def test_a_score_that_is_none_is_refused_before_anything_is_written(score: object, tmp_path: Path) -> None:
+    folder = an_evaluation(tmp_path / "a" / "e", {"x": 0.5})
+    told = json.loads((folder / "evaluation.json").read_text())
+    told["tasks"]["x"]["score"] = score
+    (folder / "evaluation.json").write_text(json.dumps(told))
+    with pytest.raises(DataError, match=f"task 'x' has score {score!r}: expected a number of at most 1"):
+        write_report([folder], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_tables_that_are_no_tables(tmp_path: Path) -> None:
