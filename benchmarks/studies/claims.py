@@ -1,6 +1,7 @@
 """Claims as questions, written down before the runs, and what is said of each.
 
-A claim is supported where all its questions are, not supported where one is not, and otherwise undecided. Its questions are
+A claim is supported where all its questions are, not supported where one is not, and otherwise undecided; before all that was planned is
+run there is no verdict, since one that is looked at often enough comes sooner or later. Its questions are
 judged together with those of all claims, whose number p is adjusted for; what only stands beside a claim is judged alone and does
 not decide it.
 """
@@ -8,7 +9,7 @@ not decide it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mhr.analysis import verdicts
@@ -20,6 +21,9 @@ from .tables import paragraphs
 
 Values = Mapping[tuple[str, int], float]
 """(task, seed) -> value."""
+
+OPEN = "not finished"
+"""In the place of a verdict, before all is run."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Answer:
         found = {finding.verdict for finding in self.findings}
         if not found:
             return ""
+        if OPEN in found:
+            return OPEN
         return NOT_SUPPORTED if NOT_SUPPORTED in found else SUPPORTED if found == {SUPPORTED} else UNDECIDED
 
     def to_json(self) -> dict[str, Any]:
@@ -58,15 +64,21 @@ class Answer:
         }
 
 
-def answers(values: Callable[[str], Values], claims: Sequence[Claim]) -> list[Answer]:
-    """The verdicts on all claims. values: name -> what was found; questions of which a side was not run are left out."""
+def answers(values: Callable[[str], Values], claims: Sequence[Claim], *, finished: bool) -> list[Answer]:
+    """The verdicts on all claims. values: name -> what was found; questions of which a side was not run are left out. Unless all is
+    `finished`, `OPEN` stands in the place of every verdict."""
+
+    def judged(pairs: Iterable[tuple[Question, Paired]]) -> list[Finding]:
+        found = judge(list(pairs))
+        return found if finished else [replace(finding, verdict=OPEN) for finding in found]
+
     asked = [question for claim in claims for question in claim.questions]
-    found = {finding.question: finding for finding in judge(list(_paired(asked, values)))}
+    found = {finding.question: finding for finding in judged(_paired(asked, values))}
     return [
         Answer(
             claim,
             [found[question] for question in claim.questions if question in found],
-            [finding for pair in _paired(claim.beside, values) for finding in judge([pair])],
+            [finding for pair in _paired(claim.beside, values) for finding in judged([pair])],
         )
         for claim in claims
     ]

@@ -36,7 +36,7 @@ from mhr.training.watch import ProgressBar
 
 ADAPT_FILE = "adapt.json"
 
-WEIGHTS = ("dtype", "quantize")
+HELD_AS = ("dtype", "quantize")
 """How the base model's weights are held, which decides what is adapted."""
 
 SERVES = {"lr": "train the adapter", "router_lr": "train routing", "full_lr": "train all weights"}
@@ -135,7 +135,7 @@ def adapt(
         "verbalizers": config.data.verbalizers or None,
         "on_bad_row": on_bad_row,
         **{name: now[name] if now[name] != own[name] else None for name in ("chat_template", "train_on", "system")},
-        **{name: getattr(config, name) for name in WEIGHTS},
+        **{name: getattr(config, name) for name in HELD_AS},
     }
     if resume:
         _check_same(Path(output), described)
@@ -342,7 +342,7 @@ def _check_same(folder: Path, described: dict[str, Any]) -> None:
     before["settings"] = AdaptConfig().to_dict() | before.get(
         "settings", {}
     )  # one written without a setting had its default
-    untold = {name: described[name] for name in ("trained", *WEIGHTS)}  # by an earlier release
+    untold = {name: described[name] for name in ("trained", *HELD_AS)}  # by an earlier release
     before = untold | before
     changed = [
         f"{key.replace('settings.', 'adapt.')} {one!r}, not {other!r}"

@@ -39,21 +39,28 @@ def test_a_claim_is_as_sure_as_what_it_depends_on() -> None:
         "wide lora": dict.fromkeys(TASKS, 0.7),
         "lora lora": dict.fromkeys(TASKS, 0.85),
     }
-    second = answers(lambda name: found.get(name, {}), CLAIMS)[1]
+    second = answers(lambda name: found.get(name, {}), CLAIMS, finished=True)[1]
     assert second.verdict == "supported"
     assert [finding.verdict for finding in second.beside] == ["not supported", "supported"]
-    others = [answer for answer in answers(lambda name: found.get(name, {}), CLAIMS) if answer.claim.number != 2]
+    others = [
+        answer
+        for answer in answers(lambda name: found.get(name, {}), CLAIMS, finished=True)
+        if answer.claim.number != 2
+    ]
     assert {answer.verdict for answer in others} == {""}  # nothing of them was run
+    early = answers(lambda name: found.get(name, {}), CLAIMS, finished=False)[1]
+    assert {early.verdict, *(finding.verdict for finding in (*early.findings, *early.beside))} == {"not finished"}
+    assert [f.paired for f in early.findings] == [f.paired for f in second.findings]
     found["lora lora"] = dict.fromkeys(TASKS, 0.95)
-    assert answers(lambda name: found.get(name, {}), CLAIMS)[1].verdict == "not supported"
+    assert answers(lambda name: found.get(name, {}), CLAIMS, finished=True)[1].verdict == "not supported"
     found["lora lora"] = {(task, seed): 0.9 + 0.2 * (seed % 2) - 0.1 for task, seed in TASKS}
-    assert answers(lambda name: found.get(name, {}), CLAIMS)[1].verdict == "undecided"
+    assert answers(lambda name: found.get(name, {}), CLAIMS, finished=True)[1].verdict == "undecided"
 
 
 def test_a_lower_loss_is_the_better_one() -> None:
     claim = Claim(1, "", (Question("", "a loss", "b loss", matters=None, lower=True),))
     found = {"a loss": values(0.2), "b loss": dict.fromkeys(TASKS, 0.45)}
-    (told,) = answers(lambda name: found[name], (claim,))
+    (told,) = answers(lambda name: found[name], (claim,), finished=True)
     assert told.verdict == "supported"
     assert told.findings[0].paired.difference > 0
 
@@ -273,7 +280,7 @@ def test_a_small_study_from_training_to_its_page(setting: Setting, tmp_path: Pat
         do(unit, tmp_path)
         assert (tmp_path / unit.folder / "state.json").read_text() == kept  # nothing is done twice
     told = publish(setting, planned, decided, tmp_path, tmp_path / "results", tmp_path / "docs", "the command")
-    assert "Claim 4: undecided" in told
+    assert "Claim 4: not finished" in told
     record = json.loads((tmp_path / "results" / "study_suite.json").read_text())
     assert set(record["scores"]) == {
         "lora lora", "mhr mhr", "mhr z", "mhr mu", "lora zero-shot", "mhr zero-shot", "lora further zero-shot",
