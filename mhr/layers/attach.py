@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 from torch import nn
 
@@ -122,6 +123,9 @@ def attach(model: nn.Module, config: AdapterConfig, tasks: Sequence[str]) -> Ada
 def _check_devices(model: nn.Module, names: Sequence[str]) -> None:
     """Raise TargetError where the layers lie on several devices, or are fetched to one for each call: a bank and its routing lie on one."""
     layers = [model.get_submodule(name) for name in names]
+    layers = [
+        layer for layer in layers if next(chain(layer.parameters(), layer.buffers()), None) is not None
+    ]  # not hidden
     places = {"no device (offloaded)" if _offloaded(layer) else str(place(layer)["device"]): None for layer in layers}
     if len(places) > 1 or any(map(_offloaded, layers)):
         raise TargetError(

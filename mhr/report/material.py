@@ -49,8 +49,8 @@ class Material:
     notes: list[str] = field(default_factory=list)
     collections: dict[str, str] = field(default_factory=dict)
     """Label of a group -> the task collection it was trained or judged on."""
-    asked: dict[str, dict[str, Path]] = field(default_factory=dict)
-    """Label of a group -> how it was asked in its evaluations (`mhr.evaluation.result.unusual`) -> the file of the first one."""
+    asked: dict[str, set[str]] = field(default_factory=dict)
+    """Label of a group -> how it was asked in its evaluations, "" in the usual way (`mhr.evaluation.result.unusual`)."""
     unjudged: list[Path] = field(default_factory=list)
     """A run of every group that no evaluation was found for."""
 

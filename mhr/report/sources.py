@@ -146,8 +146,10 @@ def _add_evaluation(
     if not isinstance(tasks, dict):
         raise DataError(f"{path} is no evaluation: it has no tasks")
     material.collections.setdefault(group.label, str(result.get("source", "")))
-    asked = material.asked.setdefault(group.label, {})
-    asked.setdefault(", ".join(unusual(result.get("settings") or {})), path)
+    asked = (result.get("settings") or {}) | {
+        "protocol": None
+    }  # which is how the run was made, and a column of its own
+    material.asked.setdefault(group.label, set()).add(", ".join(unusual(asked)))
     scores = [_score(group.label, task, measures, path, seed, trained_on) for task, measures in tasks.items()]
     try:
         material.scores.add(scores)
@@ -261,9 +263,9 @@ def _tell_apart(material: Material) -> None:
             f"Contestants are compared on the {len(meeting)} tasks that all of them were judged on, by the same metric; "
             f"{len(elsewhere)} other tasks are listed only."
         )
-    asked = {label: list(own) for label, own in material.asked.items() if label in contestants}
-    if len({tuple(own) for own in asked.values()}) > 1:
-        told = [f"{label} with {' and '.join(filter(None, own))}" for label, own in asked.items() if any(own)]
+    asked = {label: own for label, own in material.asked.items() if label in contestants}
+    if len({frozenset(own) for own in asked.values()}) > 1:
+        told = [f"{label}: {' and '.join(sorted(filter(None, own)))}" for label, own in asked.items() if any(own)]
         material.notes.append(f"Contestants were evaluated in different ways: {'; '.join(told)}.")
     seeds = {label: {s.seed for s in scores.rows.values() if s.contestant == label} - {None} for label in contestants}
     if len({frozenset(own) for own in seeds.values() if own}) > 1:

@@ -106,9 +106,8 @@ def prepare(
     every = tasks if held is None else held.all_of(tasks)
     check_chats(collator, every)
     check_words(collator, every)
-    check_long_choices(
-        objective.collator(tokenizer, *lengths, data.chat), every
-    )  # one that counts no truncation of this
+    uncounted = objective.collator(tokenizer, *lengths, data.chat)  # what is truncated here is not trained on
+    check_long_choices(uncounted, every)
     validation = None
     if held is not None:
         score = None if scorer is None else scorer(model, tokenizer, kind, replace(config, data=data))

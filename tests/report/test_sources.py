@@ -188,10 +188,14 @@ def test_how_contestants_were_asked_is_said_where_it_differs(tmp_path: Path) -> 
     a = an_evaluation(tmp_path / "a" / "e", {"x": 0.5}, settings={"shots": 4, "seed": 0})
     b = an_evaluation(tmp_path / "b" / "e", {"x": 0.6}, settings={"task": "y", "n_beams": 3})
     c = an_evaluation(tmp_path / "c" / "e", {"x": 0.6}, settings={"shots": 0})
-    told = "Contestants were evaluated in different ways: model a with 4 shots by seed 0; model b with routed as y, 3 beams."
+    told = "Contestants were evaluated in different ways: model a: 4 shots by seed 0; model b: routed as y, 3 beams."
     assert told in read_sources([a, b, c]).notes
     d = an_evaluation(tmp_path / "d" / "e", {"x": 0.6}, settings={"shots": 4, "seed": 0})
     assert read_sources([a, d]).notes == []
+    run = a_run(tmp_path / "run")
+    an_evaluation(run / "evaluation", {"x": 0.5}, settings={"protocol": "held-out"})
+    usual = an_evaluation(tmp_path / "e" / "e", {"x": 0.5}, settings={"protocol": None})
+    assert read_sources([run, usual]).notes == []
 
 
 def refused(*paths: Path) -> str:
