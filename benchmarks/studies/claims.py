@@ -1,7 +1,7 @@
 """Claims as questions, written down before the runs, and what is said of each.
 
-A claim is supported where all its questions are, not supported where one is not, and otherwise undecided; before all that was planned is
-run there is no verdict, since one that is looked at often enough comes sooner or later. Its questions are
+A claim is supported where all its questions are, not supported where one is not, and otherwise undecided, or not asked in full where what
+was run leaves out a side of one; before all that was planned is run there is no verdict, since one that is looked at often enough comes sooner or later. Its questions are
 judged together with those of all claims, whose number p is adjusted for; what only stands beside a claim is judged alone and does
 not decide it.
 """
@@ -24,6 +24,8 @@ Values = Mapping[tuple[str, int], float]
 
 OPEN = "not finished"
 """In the place of a verdict, before all is run."""
+PART = "not asked in full"
+"""In the place of a verdict, where not all questions could be asked."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Answer:
             return ""
         if OPEN in found:
             return OPEN
+        if len(self.findings) < len(self.claim.questions) and NOT_SUPPORTED not in found:
+            return PART
         return NOT_SUPPORTED if NOT_SUPPORTED in found else SUPPORTED if found == {SUPPORTED} else UNDECIDED
 
     def to_json(self) -> dict[str, Any]:

@@ -39,7 +39,8 @@ LEAST, MOST = 0.1, 0.95
 
 
 def do(unit: Unit, output: Path) -> None:
-    """Make one unit, or what is missing of it. A trial whose loss is not finite is done: what it has no score of counts as the worst."""
+    """Make one unit, or what is missing of it. A trial whose loss is not finite is done: what it has no loss or score of counts as the
+    worst."""
     from mhr.errors import DivergedError
 
     stages = Stages(output / unit.folder, {"unit": unit.name, "plan": asked(unit)})
@@ -119,32 +120,39 @@ def _losses(unit: Unit, stages: Stages, run: Any, seen: Any) -> None:
     if "losses" not in stages.state:
         found = stages.timed("losses", partial(seen_losses, run, seen, at_end=unit.kind == TRIAL))
         stages.state["losses"] = {str(step): losses for step, losses in found.items()}
-        if unit.kind == TEST:
+        if unit.kind != TRIAL:
             stages.state["flops"] = flops_of_run(run, seen, unit.setting.plan.batch)
         stages.save()
 
 
 def _adapted(unit: Unit, stages: Stages, run: Any, mode: str, rate: float, judged: Any) -> None:
-    """Adapt a run to each of the judged tasks and score what came out: as row MODE, of trials as row "MODE RATE"."""
+    """Adapt a run to each of the judged tasks and score what came out: as row MODE, of trials as row "MODE RATE", which may end without a
+    score."""
+    from mhr.errors import DivergedError
     from mhr.methods import idle_rates
 
     plan = unit.setting.plan
     row = f"{mode} {rate:g}" if unit.kind == TRIAL else mode
     rates = {"router_lr": plan.adapt_router_lr} | {rates_of(plan, mode)[0]: rate}
     idle = idle_rates(mode, unit.variant.method)
-    stages.adapt(
-        row,
-        run,
-        mode,
-        judged,
-        unit.seed,
-        shots=plan.shots,
-        steps=plan.adapt_steps,
-        batch_size=plan.adapt_batch,
-        select="best",
-        eval_every=plan.look_every,
-        **{name: value for name, value in rates.items() if name not in idle},
-    )
+    try:
+        stages.adapt(
+            row,
+            run,
+            mode,
+            judged,
+            unit.seed,
+            shots=plan.shots,
+            steps=plan.adapt_steps,
+            batch_size=plan.adapt_batch,
+            select="best",
+            eval_every=plan.look_every,
+            **{name: value for name, value in rates.items() if name not in idle},
+        )
+    except DivergedError as error:
+        if unit.kind != TRIAL:
+            raise
+        print(f"{unit.folder}, {row}: {error}", file=sys.stderr)
 
 
 # ---- what is chosen --------------------------------------------------------------------------------------------------
@@ -184,6 +192,10 @@ def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
         looked_at = screening(setting, methods)
         run_all(do, looked_at, output, workers)
         decided |= screened(looked_at, output)
+    for name in methods:
+        for mode, found in scores[f"{name}-{chosen[name]:g}"].items():
+            if not any(found.values()):
+                raise SystemExit(f"{name}: no trial of mode {mode!r} came to a score, so there is no rate to choose")
     freeze(file, plan_of_trials(setting), decided)
 
 
@@ -199,7 +211,8 @@ def trial_scores(unit: Unit, output: Path) -> dict[str, dict[float, float]]:
 
 
 def trial_loss(unit: Unit, output: Path) -> float | None:
-    """Mean loss on unseen examples of the training tasks, which no choice depends on; None where it was not finite."""
+    """Mean loss on unseen examples of the training tasks, which chooses the rate that losses are compared at; None where it was not
+    finite."""
     losses = read_json(output / unit.folder / STATE).get("losses")
     return mean(next(iter(losses.values())).values()) if losses else None
 

@@ -19,7 +19,7 @@ from ..measure import machine
 from . import claims, paper_plan
 from .claims import Answer, Values, answers, findings_table
 from .paper_claims import CLAIMS
-from .paper_plan import Setting, Unit, rates_of
+from .paper_plan import LOSS, TEST, Setting, Unit, rates_of
 from .seen_loss import at_budget
 from .stages import states_of
 from .tables import paragraphs
@@ -45,19 +45,25 @@ NAMES = {
 
 
 class Results:
-    """The units that are done, and what they found."""
+    """The units that are done, and what they found. loss_kind: variant -> the kind of its units that losses are of."""
 
     def __init__(self, setting: Setting, units: Sequence[Unit], output: Path):
         self.setting = setting
         self.units = states_of(units, output)
+        self.loss_kind = {unit.variant.name: unit.kind for unit in units if unit.kind == TEST}
+        self.loss_kind |= {unit.variant.name: unit.kind for unit in units if unit.kind == LOSS}
 
-    def of(self, variant: str) -> dict[Unit, dict[str, Any]]:
+    def of(self, variant: str, kind: str = TEST) -> dict[Unit, dict[str, Any]]:
         """What the units of a variant found."""
-        return {unit: state for unit, state in self.units.items() if unit.variant.name == variant}
+        return {u: state for u, state in self.units.items() if (u.variant.name, u.kind) == (variant, kind)}
+
+    def losses_of(self, variant: str) -> dict[Unit, dict[str, Any]]:
+        """The same, of the units with the rate that losses are compared at."""
+        return self.of(variant, self.loss_kind.get(variant, TEST))
 
     @property
     def seeds(self) -> list[int]:
-        return list(dict.fromkeys(unit.seed for unit in self.units))
+        return list(dict.fromkeys(unit.seed for unit in self.units if unit.kind == TEST))
 
     @cached_property
     def budgets(self) -> dict[int, float]:
@@ -76,8 +82,9 @@ class Results:
         the fold behind the name of the task where there are several."""
         variant, _, row = name.partition(" ")
         found: dict[tuple[str, int], float] = {}
-        for unit, state in self.of(variant).items():
-            if row in ("loss", "loss at budget"):
+        of_loss = row in ("loss", "loss at budget")
+        for unit, state in (self.losses_of(variant) if of_loss else self.of(variant)).items():
+            if of_loss:
                 own = state["losses"][max(state["losses"], key=int)]
                 if row == "loss at budget":
                     own = at_budget(state["losses"], state["flops"]["flops"], self.budgets[unit.fold])
@@ -180,7 +187,7 @@ def _page(
     lines = [
         "# The claims of the MHR paper, asked again at small size",
         "",
-        f"`{command}` ({made['cpu']}, one thread a process, commit {made['commit']})",
+        f"`{command}` (one thread a process; this page was made on {made['cpu']} at commit {made['commit']})",
         "",
         "MHR is arXiv 2211.03831. The model here is small and trains for minutes: what is found says something about this size, and whatever "
         f"came out stands here.{partial}",
@@ -232,17 +239,27 @@ def _scores_table(found: Results) -> Table:
 
 
 def _losses_table(found: Results) -> Table:
-    known = [variant.name for variant in found.setting.variants if found.of(variant.name)]
     steps = sorted({int(step) for state in found.units.values() for step in state["losses"]})
     rows = []
-    for name in known:
-        states = list(found.of(name).values())
-        by_step = [statistics.mean(statistics.mean(s["losses"][str(step)].values()) for s in states) for step in steps]
-        at = found.mean(f"{name} loss at budget")[0]
-        rows.append([text(_title(name)), *(Cell(f"{loss:.3f}", loss) for loss in (*by_step, at))])
+    for variant in found.setting.variants:
+        compared = found.loss_kind.get(variant.name, TEST)
+        for kind in dict.fromkeys((compared, TEST)):
+            own = found.of(variant.name, kind)
+            if not own:
+                continue
+            losses = [state["losses"] for state in own.values()]
+            cells = [statistics.mean(statistics.mean(one[str(step)].values()) for one in losses) for step in steps]
+            if kind == compared:
+                cells.append(found.mean(f"{variant.name} loss at budget")[0])
+            title = _title(variant.name) + ("" if kind == compared else ", at the rate of its score")
+            shown = [Cell(f"{loss:.3f}", loss) for loss in cells] + [text("")] * (len(steps) + 1 - len(cells))
+            rows.append([text(title), text(f"{next(iter(own)).lr:g}"), *shown])
     each = "example" if found.setting.base.get("kind") == "encoder" else "target token"
-    note = f"Nats per {each}, mean over tasks and seeds. Equal FLOPs: when as much arithmetic is done as the cheapest method does in all."
-    columns = ["method", *(f"step {step}" for step in steps), "equal FLOPs"]
+    note = (
+        f"Nats per {each}, mean over tasks and seeds. Rate: of pretraining, that of the lowest loss in the trials. Equal FLOPs: when as much arithmetic "
+        "is done as the cheapest method does in all."
+    )
+    columns = ["method", "rate", *(f"step {step}" for step in steps), "equal FLOPs"]
     return Table("losses", "Loss on unseen examples of the training tasks", columns, rows, note=note)
 
 
@@ -290,7 +307,7 @@ def _trials_table(setting: Setting, methods: Mapping[str, Any]) -> Table:
     columns = ["method", "mode", "rate of pretraining", "loss", "rate of adaptation: score", "chosen"]
     note = (
         f"Mean score over the {len(setting.trials.judged)} tasks of the trials, per cent, seed {setting.plan.trial_seed}; the highest is chosen. Loss: on unseen "
-        "examples of the training tasks, which nothing is chosen by. Mode z: rates of the routing. At an end of their range: "
+        "examples of the training tasks, by whose lowest the rate that losses are compared at is chosen. Mode z: rates of the routing. At an end of their range: "
         f"{', '.join(_at_ends(methods)) or 'none'}."
     )
     return Table("trials", "Trials", columns, rows, note=note, names=6)

@@ -1,19 +1,22 @@
 """What the study trains: the variants that are compared, and how large all of it is.
 
 All variants of a setting have the same backbone, tasks, steps, batches, shots and alpha, and each has the same number of trials of its
-learning rates. Routing has no noise. A run that is adapted keeps the best of the steps that are looked at, judged on a
-quarter of its shots. What its bank holds is what differs.
+learning rates. Scores are of runs with the rates of the highest score in the trials, losses of runs with the rate of pretraining
+of the lowest loss there, which is another one for some. Routing has no noise. A run that is adapted keeps the best of the steps that
+are looked at, judged on a quarter of its shots. What its bank holds is what differs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .choices import best
 from .task_files import Tasks
 
 HEADS, SKILLS, RANK = 8, 8, 2
-TRIAL, SCREEN, TEST = "trials", "screen", "units"
+TRIAL, SCREEN, TEST, LOSS = "trials", "screen", "units", "losses"
 SCREENING = ("lora", "mhr")
 
 
@@ -117,7 +120,8 @@ def rates_of(plan: Plan, mode: str) -> tuple[str, tuple[float, ...]]:
 class Unit:
     """One pretraining run with everything that is made from it: what a worker does at a time.
 
-    kind    TRIAL: judged on the tasks of the trials; SCREEN: on examples that nothing else is judged on; TEST
+    kind    TRIAL: judged on the tasks of the trials; SCREEN: on examples that nothing else is judged on; TEST; LOSS: by the loss on its
+            training tasks alone
     rates   of the adaptations by mode: those that are tried, or the one that was chosen
     judged  the tasks that are adapted to
     """
@@ -141,7 +145,8 @@ class Unit:
     def name(self) -> str:
         if self.kind == TRIAL:
             return f"{self.variant.name}-{self.lr:g}"
-        return f"{self.variant.name}-{self.seed}" + (f"-{self.fold}" if len(self.setting.folds) > 1 else "")
+        name = f"{self.variant.name}-{self.seed}" + (f"-{self.fold}" if len(self.setting.folds) > 1 else "")
+        return f"{name}-{self.lr:g}" if self.kind == LOSS else name
 
     @property
     def folder(self) -> str:
@@ -191,20 +196,25 @@ def screening(setting: Setting, methods: dict[str, Any]) -> list[Unit]:
 
 
 def units(setting: Setting, choices: dict[str, Any], seeds: int | None = None) -> list[Unit]:
-    """Seed by seed, so that a study that is stopped early can compare all variants on the seeds that it has."""
+    """Seed by seed, so that a study that is stopped early can compare all variants on the seeds that it has. A variant whose losses are of
+    another rate than its scores has a unit for each."""
     methods, kept = choices["methods"], choices.get("kept")
-    return [
-        Unit(
-            setting,
-            variant,
-            seed,
-            methods[variant.name]["lr"],
-            {mode: (methods[variant.name]["modes"][mode],) for mode in variant.modes},
-            fold=fold,
-            judged=tuple(task for task in tasks.judged if kept is None or task in kept),
-        )
-        for i, seed in enumerate(setting.plan.seeds[:seeds])
-        for variant in setting.variants
-        if variant.seeds is None or i < variant.seeds
-        for fold, tasks in enumerate(setting.folds)
-    ]
+    found = []
+    for i, seed in enumerate(setting.plan.seeds[:seeds]):
+        for variant in setting.variants:
+            if variant.seeds is not None and i >= variant.seeds:
+                continue
+            own = methods[variant.name]
+            rates = {mode: (own["modes"][mode],) for mode in variant.modes}
+            for fold, tasks in enumerate(setting.folds):
+                judged = tuple(task for task in tasks.judged if kept is None or task in kept)
+                found.append(Unit(setting, variant, seed, own["lr"], rates, fold=fold, judged=judged))
+                if rate_of_losses(own) != own["lr"]:
+                    found.append(Unit(setting, variant, seed, rate_of_losses(own), kind=LOSS, fold=fold))
+    return found
+
+
+def rate_of_losses(chosen: Mapping[str, Any]) -> float:
+    """The rate of pretraining with the lowest loss in the trials of a variant: that of the score where none was finite."""
+    losses = {float(lr): -loss for lr, loss in chosen["losses"].items() if loss is not None}
+    return best(losses) if losses else chosen["lr"]

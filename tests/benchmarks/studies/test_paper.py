@@ -21,7 +21,20 @@ from mhr_benchmarks.studies.claims import Claim, answers
 from mhr_benchmarks.studies.paper import choose, do, plan_of_trials, trial_loss, trial_scores
 from mhr_benchmarks.studies.paper_claims import CLAIMS
 from mhr_benchmarks.studies.paper_page import publish
-from mhr_benchmarks.studies.paper_plan import RANK, SCREEN, SKILLS, TRIAL, VARIANTS, Plan, Setting, Unit, trials, units
+from mhr_benchmarks.studies.paper_plan import (
+    LOSS,
+    RANK,
+    SCREEN,
+    SKILLS,
+    TEST,
+    TRIAL,
+    VARIANTS,
+    Plan,
+    Setting,
+    Unit,
+    trials,
+    units,
+)
 from mhr_benchmarks.studies.paper_settings import suite
 from mhr_benchmarks.studies.stages import Stages, states_of
 
@@ -55,6 +68,15 @@ def test_a_claim_is_as_sure_as_what_it_depends_on() -> None:
     assert answers(lambda name: found.get(name, {}), CLAIMS, finished=True)[1].verdict == "not supported"
     found["lora lora"] = {(task, seed): 0.9 + 0.2 * (seed % 2) - 0.1 for task, seed in TASKS}
     assert answers(lambda name: found.get(name, {}), CLAIMS, finished=True)[1].verdict == "undecided"
+
+
+def test_a_claim_of_which_a_part_was_not_run_is_not_supported() -> None:
+    found = {"mhr mhr": values(0.9), "poly mhr": dict.fromkeys(TASKS, 0.8), "lora lora": dict.fromkeys(TASKS, 0.85)}
+    second = answers(lambda name: found.get(name, {}), CLAIMS, finished=True)[1]
+    assert {finding.verdict for finding in second.findings} == {"supported"}
+    assert second.verdict == "not asked in full"
+    found["poly mhr"] = dict.fromkeys(TASKS, 0.95)  # one question is enough to say that it is not
+    assert answers(lambda name: found.get(name, {}), CLAIMS, finished=True)[1].verdict == "not supported"
 
 
 def test_a_lower_loss_is_the_better_one() -> None:
@@ -230,6 +252,18 @@ def test_trials_choose_for_each_variant_and_mode(
     assert frozen(tmp_path / "paper.json", plan_of_trials(more), committed=False)
 
 
+def test_losses_are_of_the_rate_with_the_lowest_loss(setting: Setting) -> None:
+    """A rate that was chosen for scores may be far from it, and would favour a method for which it is the same."""
+    decided = chosen(setting)
+    decided["methods"]["lora"]["losses"] = {"0.001": 0.9, "0.003": 0.6, "0.01": 0.4, "0.03": None}
+    decided["methods"]["mhr"]["losses"] = {"0.001": 0.5, "0.003": 0.2, "0.01": 0.4, "0.03": None}
+    planned = units(setting, decided, seeds=1)
+    extra = [unit for unit in planned if unit.kind == LOSS]
+    assert [(unit.variant.name, unit.lr, unit.rates, unit.judged) for unit in extra] == [("lora", 0.01, {}, ())]
+    assert len({unit.folder for unit in planned}) == len(planned) == 7
+    assert [unit.lr for unit in planned if unit.kind == TEST] == [0.003] * 6
+
+
 def test_tasks_without_headroom_are_left_out(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
     fold = setting.folds[0]
@@ -269,11 +303,40 @@ def test_a_trial_that_diverges_is_the_worst_and_a_test_run_that_does_ends_the_st
         do(units(setting, chosen(setting))[0], tmp_path)
 
 
+def test_an_adaptation_that_diverges_in_a_trial_leaves_the_others(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def adapt(self: Stages, row: str, run: object, mode: str, tasks: Any, seed: int, **settings: Any) -> None:
+        if settings["lr"] > 0.01:
+            raise DivergedError("the loss is nan at step 3")
+        self.state["scores"][row] = {name: {str(seed): {"score": 0.5}} for name in tasks}
+
+    monkeypatch.setattr(Stages, "adapt", adapt)
+    monkeypatch.setattr(paper, "_pretrained", lambda *args, **more: None)
+    monkeypatch.setattr(paper, "_losses", lambda *args: None)
+    tried = replace(trials(setting)[3], rates={"mhr": (0.03, 0.003), "mu": (0.003,)})
+    do(tried, tmp_path)
+    assert trial_scores(tried, tmp_path) == {"mhr": {0.03: 0.0, 0.003: 0.5}, "mu": {0.003: 0.5}}
+
+
+def test_a_mode_without_any_score_stops_the_study(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paper, "run_all", made_up([], lambda unit, rate: 0.0 if rate in (0.1, 1.0) else 0.5))
+    setting = replace(setting, plan=Plan(seeds=(1,), router_rates=(0.1, 1.0)))
+    with pytest.raises(SystemExit, match="mhr: no trial of mode 'z' came to a score"):
+        choose(setting, tmp_path, tmp_path / "paper.json", 1)
+    assert not (tmp_path / "paper.json").exists()
+
+
 @pytest.mark.slow
 def test_a_small_study_from_training_to_its_page(setting: Setting, tmp_path: Path) -> None:
     decided = chosen(setting)
+    decided["methods"]["lora"] |= {"losses": {"0.003": 0.5, "0.01": 0.4}}
+    decided["methods"]["lora"]["trials"]["0.01"] = {"lora": {"0.1": 0.4}}
     planned = units(setting, decided, seeds=1)
     made = [unit for unit in planned if unit.variant.name in ("lora", "mhr")]
+    assert [unit.kind for unit in made] == [TEST, LOSS, TEST]
     for unit in made:
         do(unit, tmp_path)
         kept = (tmp_path / unit.folder / "state.json").read_text()
@@ -291,7 +354,10 @@ def test_a_small_study_from_training_to_its_page(setting: Setting, tmp_path: Pat
     page = (tmp_path / "docs" / "study.md").read_text()
     for line in (
         "`the command`",
-        "**Not finished: 2 of 6",
+        "**Not finished: 3 of 7",
+        "| shared LoRA | 0.01 |",
+        "| shared LoRA, at the rate of its score | 0.003 |",
+        "| MHR | 0.003 |",
         "    poly      8 skills of rank 2, one head",
         "### Questions",
         "| MHR-z |",
