@@ -45,7 +45,7 @@ class Standing:
     by_category    the mean over categories of the mean over their tasks
     best_on        tasks on which no other scores higher
     behind         how far it is behind the first, None for the first itself
-    p              of that, adjusted by Holm over all that are behind; None for the first, and where no two seeds are known
+    p              of that, adjusted by Holm over all pairs of contestants; None for the first, and where no two seeds are known
     """
 
     contestant: str
@@ -166,7 +166,9 @@ class Scores:
         groups = self._groups(tasks)
         behind = {name: self.paired(name, order[0], tasks) for name in order[1:]}
         known = {name: found.p for name, found in behind.items() if found is not None and found.p is not None}
-        adjusted = dict(zip(known, holm(list(known.values())), strict=True))
+        # The first is known by its scores alone, so that it could have been any pair that differs this much.
+        n_pairs = (len(known) + 1) * len(known) // 2
+        adjusted = dict(zip(known, holm([*known.values(), *[1.0] * (n_pairs - len(known))]), strict=False))
         return [
             Standing(
                 name,

@@ -135,7 +135,7 @@ def _standings_table(standings: list[Standing], n_tasks: int, material: Material
         names=1 + with_protocol,
         note="Per cent ± standard deviation over seeds. Interval of the difference: over the seeds that both have, by "
         "a crossed bootstrap over seeds and tasks. p: t test "
-        "over the seeds' means, in which the tasks of a seed count once, adjusted (Holm) for the number of contestants. Seeds that share "
+        "over the seeds' means, in which the tasks of a seed count once, adjusted (Holm) for all pairs of contestants, since which one is first is seen in the same scores. Seeds that share "
         "a pretrained model say nothing about other pretrained models.",
     )
 

@@ -48,11 +48,11 @@ def _as(first: str, again: Path) -> str:
 
 def _read(path: Path, material: Material) -> None:
     if path.is_file():
-        _reader_of_file(path)(path, material)
+        _read_by(_reader_of_file(path), path, material)
         return
     for mark, reader in FOLDERS.items():
         if (path / mark).is_file():
-            reader(path / mark, material)
+            _read_by(reader, path / mark, material)
             return
     inside = sorted({p.parent for mark in FOLDERS for p in path.glob(f"*/{mark}")})
     if inside and (path.parent / "adapt.json").is_file():
@@ -63,6 +63,16 @@ def _read(path: Path, material: Material) -> None:
         raise DataError(f"{path} is no run but holds {len(inside)}: name them, as in {inside[0]} ({path}/* names all)")
     held = ", ".join(sorted(entry.name for entry in path.iterdir())[:4]) or "nothing"
     raise DataError(f"{path} is nothing to report (it holds {held}): {EXPECTED}")
+
+
+def _read_by(reader: Callable[[Path, Material], None], path: Path, material: Material) -> None:
+    try:
+        reader(path, material)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        # Each of these files has a hundred places where another type could stand, and all but those that tables hold are written by mhr.
+        raise DataError(
+            f"{path} is not as mhr writes it ({type(error).__name__}: {error}): was it edited? Make it again, or leave it out"
+        ) from error
 
 
 def _reader_of_file(path: Path) -> Callable[[Path, Material], None]:
@@ -118,7 +128,7 @@ def _add_runs(path: Path, runs: list[RunFolder], material: Material) -> None:
         for file in sorted([*run.path.glob("evaluation.json"), *run.path.glob("*/evaluation.json")]):
             judged += _add_evaluation(read_json(file, DataError), file, group, material, run.info)
         for file in sorted([*run.path.glob("inspection.json"), *run.path.glob("*/inspection.json")]):
-            group.inspections.append(read_json(file, DataError))
+            group.inspections.append(_inspection(file))
     if not judged:
         material.unjudged.append(runs[0].path)
 
@@ -176,6 +186,10 @@ def _score(
         )
     metric = str(measures.get("metric") or next((name for name in METRICS if name in measures), "score"))
     majority, n = measures.get("majority"), measures.get("n")
+    if not (majority is None or finite(majority) is not None) or not (n is None or type(n) is int):
+        raise DataError(
+            f"{path}: task {task!r} has majority {majority!r:.40} and n {n!r:.40}: expected a number and an integer"
+        )
     category = str(measures.get("category") or "")
     return Score(label, task, value, metric, seed, category, trained_on, majority, n, measures_of(measures))
 
@@ -221,9 +235,17 @@ def _read_demo(path: Path, material: Material) -> None:
 
 
 def _read_inspection(path: Path, material: Material) -> None:
-    inspection = read_json(path, DataError)
+    inspection = _inspection(path)
     group = material.group(f"inspection of {inspection.get('path', path.parent)}", path.parent)
     group.inspections.append(inspection)
+
+
+def _inspection(path: Path) -> dict[str, Any]:
+    inspection = read_json(path, DataError)
+    lacking = [name for point in inspection.get("alignment", []) for name in ("step", "mean") if name not in point]
+    if lacking:
+        raise DataError(f"{path}: a point of alignment has no {lacking[0]!r}, as mhr inspect --output writes it")
+    return inspection
 
 
 FOLDERS: dict[str, Callable[[Path, Material], None]] = {

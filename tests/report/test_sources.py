@@ -281,6 +281,36 @@ def test_an_evaluation_without_scores(tmp_path: Path) -> None:
         read_sources([folder])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("study.json", {"plan": {}, "scores": {"a": {"t": 3}}}, "is not as mhr writes it"),
+        ("study.json", {"plan": {}, "scores": {"a": {}}, "runs": None}, "is not as mhr writes it"),
+        ("demo.json", {"trained": {"a": 3}}, r"is not as mhr writes it \(KeyError: 'scores'\)"),
+        ("adapt.json", {"runs": [{"task": "t"}]}, r"is not as mhr writes it \(KeyError: 'path'\)"),
+        ("inspection.json", {"alignment": [{"step": 3}]}, "a point of alignment has no 'mean'"),
+        ("evaluation.json", {"split": "test", "tasks": {"t": {"score": 1, "majority": "x"}}}, "has majority 'x'"),
+        ("evaluation.json", {"split": "test", "tasks": {"t": {"score": 1, "n": [3]}}}, r"and n \[3\]: expected"),
+        ("evaluation.json", {"split": "test", "tasks": {"t": {"score": 1, "n": True}}}, "and n True: expected"),
+    ],
+)
+def test_a_file_that_was_changed_is_told_in_one_line(
+    name: str, content: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"{name}.*{told}") as caught:
+        write_report([tmp_path / name], tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_that_was_changed_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text('{"units": [1]}')
+    (tmp_path / "results.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"sweep.json is not as mhr writes it \(TypeError"):
+        read_sources([tmp_path])
+
+
 def test_adaptations_that_never_ran(tmp_path: Path) -> None:
     (tmp_path / "adapt.json").write_text('{"runs": [{"path": "x/1"}]}')
     with pytest.raises(CheckpointError, match="lists 1 adaptations and holds none"):
