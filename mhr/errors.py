@@ -45,6 +45,18 @@ class MergeError(MhrError):
     """Inputs that cannot be merged with one another, or not in the way that was asked for."""
 
 
+NO_MEMORY = ("can't allocate memory", "out of memory")
+"""What torch says in a RuntimeError where the processor or a GPU has no memory left."""
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """One line on an error that says that there is no memory left; None for any other error."""
+    if not (isinstance(error, MemoryError) or any(mark in str(error) for mark in NO_MEMORY)):
+        return None
+    what = str(error).partition("\n")[0].partition(". ")[0]
+    return f"out of memory ({what or 'of the machine'}): use a smaller batch size, rank or model"
+
+
 def nearest(name: str, known: Iterable[str], limit: int = 3) -> str:
     """The part of an error line that helps with a mistyped name.
 

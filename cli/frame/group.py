@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from mhr.errors import MhrError
+from mhr.errors import MhrError, out_of_memory
 
 from .console import note, print_error
 
@@ -27,9 +27,6 @@ FIXES = {
     errno.ENOENT: "check the path; an output folder must not be moved or deleted while it is written",
     errno.ENAMETOOLONG: "use a shorter name",
 }
-
-NO_MEMORY = ("can't allocate memory", "out of memory")
-"""What torch says in a RuntimeError where the processor or a GPU has no memory left."""
 
 LOST = ("Connection closed by peer", "Connection reset by peer")
 """What torch says in a RuntimeError where another process has ended in the middle of their talk."""
@@ -69,12 +66,10 @@ class Commands(TyperGroup):
         except (MemoryError, RuntimeError) as error:
             if any(mark in str(error) for mark in LOST):
                 raise _refused("another of the processes has ended: what it said has the reason") from None
-            if not (isinstance(error, MemoryError) or any(mark in str(error) for mark in NO_MEMORY)):
+            told = out_of_memory(error)
+            if told is None:
                 raise
-            what = str(error).partition("\n")[0].partition(". ")[0]
-            raise _refused(
-                f"out of memory ({what or 'of the machine'}): use a smaller batch size, rank or model"
-            ) from None
+            raise _refused(told) from None
         except BrokenPipeError:
             raise
         except OSError as error:

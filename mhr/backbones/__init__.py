@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mhr.backbones.kinds import is_masked
-from mhr.backbones.load import load_backbone
+from mhr.backbones.load import load_backbone, load_tokenizer
 from mhr.backbones.options import can_dequantise, check_loading, check_precision_of
 from mhr.backbones.outputs import carry_heads, fill_heads, heads_of, name_outputs, set_heads, take_heads, wearing_heads
 from mhr.backbones.source import BUILTIN, is_builtin, is_gguf, source_of
@@ -22,6 +22,7 @@ __all__ = [
     "is_gguf",
     "is_masked",
     "load_backbone",
+    "load_tokenizer",
     "name_outputs",
     "set_heads",
     "source_of",

@@ -61,8 +61,7 @@ def load_backbone(
         raise ConfigError(
             f"revision is {loading.revision!r}, but model {name!r} is a folder, not a hub id: leave revision out"
         )
-    trust: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
-    trust |= {"revision": loading.revision} if loading.revision is not None else {}
+    trust = _trust(loading)
     config = _loading(name, source, None, lambda: AutoConfig.from_pretrained(source, **trust))
     if head == MLM and kind in (None, "encoder"):
         kind = "masked"
@@ -95,12 +94,7 @@ def load_backbone(
         lambda: auto.from_pretrained(source, output_loading_info=True, weights_only=True, **trust, **settings),
     )
     keep_differentiable(model)
-    tokenizer = _loading(
-        name,
-        source,
-        None,
-        lambda: ByT5Tokenizer() if name in BUILTIN else AutoTokenizer.from_pretrained(source, **trust),
-    )
+    tokenizer = load_tokenizer(name, loading)
     other_head = _of_another_head(name, found["mismatched_keys"], labels if kind == "encoder" else None)
     # Drawn at random by transformers: attach has them trained and stored with the bank.
     model.__dict__["mhr_untrained"] = sorted({key.rpartition(".")[0] for key in [*found["missing_keys"], *other_head]})
@@ -111,8 +105,6 @@ def load_backbone(
             f"model {name!r} holds no masked-LM head ({model.mhr_untrained[0]!r} is missing), and one drawn at random would say nothing at a "
             "mask: choose a checkpoint of a masked language model such as BERT or RoBERTa, or another head"
         )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     if kind == "encoder" and kind_of_config(config) != "encoder":
         if tokenizer.pad_token_id is None:
             raise ConfigError(
@@ -125,6 +117,28 @@ def load_backbone(
         if getattr(part, "pad_token_id", 0) is None:
             part.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
+
+
+def load_tokenizer(name_or_path: str | Path, loading: Loading | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer that `load_backbone` returns, without the model. Raises MhrError, in one line, for whatever keeps transformers from
+    loading it."""
+    name = str(name_or_path)
+    source, trust = source_of(name), _trust(loading or Loading())
+    tokenizer = _loading(
+        name,
+        source,
+        None,
+        lambda: ByT5Tokenizer() if name in BUILTIN else AutoTokenizer.from_pretrained(source, **trust),
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _trust(loading: Loading) -> dict[str, Any]:
+    """Arguments of every from_pretrained."""
+    trust: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
+    return trust | ({"revision": loading.revision} if loading.revision is not None else {})
 
 
 def _of_another_head(name: str, differing: Iterable[tuple[str, Any, Any]], labels: int | None) -> list[str]:

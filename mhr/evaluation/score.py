@@ -70,11 +70,12 @@ def score(
             prompt=prompt,
             verbalizers=verbalizers,
         )
-        if kind is None and _is_plain(path) and any(e.pieces for task in collection.values() for e in task.test[:1]):
+        judged = [example for task in collection.values() for example in task.split(settings.get("split", "test"))]
+        if kind is None and _is_plain(path) and any(example.pieces for example in judged):
             kind = "masked"  # the prompt asks for it, as it does in training
         loaded = load_model(path, base=base, kind=kind, task=route_as, loading=loading)
         loaded.chat = told(loaded.chat, chat_template, system)
-        rendered = any(loaded.renders(e) for task in collection.values() for e in task.test[:1])
+        rendered = any(map(loaded.renders, judged))
         check_turns(loaded, system, rendered, "rows")
         result = evaluate(loaded, collection, inference=inference, **settings)
         if output is not None:

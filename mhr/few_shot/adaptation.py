@@ -20,7 +20,7 @@ from mhr.data import Example, Task, TaskCollection
 from mhr.data.collators import Collator
 from mhr.data.samplers import ExampleDataset, TaskSampler
 from mhr.data.truncation import Truncation
-from mhr.errors import MhrError, TrainingError
+from mhr.errors import DivergedError, MhrError, TrainingError
 from mhr.few_shot.lorahub import Hub, found_at, loras_of, search_weights
 from mhr.few_shot.rows import FirstRow, check_comparable, find_first_row, training_tasks
 from mhr.few_shot.selecting import (
@@ -99,7 +99,7 @@ class Preparation:
     def shots(self, adaptation: Adaptation) -> Shots:
         """The examples that an adaptation is trained on, and its validation examples."""
         task = self.tasks[adaptation.task]
-        return share_out(task, self.config.adapt, adaptation.seed, adaptation.mode, self.validation)
+        return share_out(task, self.config, adaptation.seed, adaptation.mode, self.validation)
 
     def check_batches(self, adaptations: Sequence[Adaptation]) -> None:
         """Raise DataError where the examples of an adaptation cannot become a batch: choices that are the same once they are
@@ -122,7 +122,7 @@ class Preparation:
                 shots = self.shots(adaptation).shots
                 check_context(self.start.model, self.start.tokenizer, self.tasks[adaptation.task], shots)
 
-    def first_row(self, adaptation: Adaptation, shots: Shots) -> FirstRow | None:
+    def first_row(self, adaptation: Adaptation, shots: Sequence[Example]) -> FirstRow | None:
         """Where the routing of a task begins, by the setting `start`; None where that is a fresh row, or the mode has none. The model
         stands where the adaptation begins."""
         if not self.takes_rows:
@@ -130,9 +130,7 @@ class Preparation:
         # The loss whose gradients are compared has no ranking terms.
         collator = self.collator(make_objective(self.kind, heads=self.heads(adaptation)))
         task = self.tasks[adaptation.task]
-        return find_first_row(
-            self.start, self.config.adapt, self._collection, task, shots.shots, adaptation.seed, collator
-        )
+        return find_first_row(self.start, self.config.adapt, self._collection, task, shots, adaptation.seed, collator)
 
     @property
     def takes_rows(self) -> bool:
@@ -145,7 +143,7 @@ class Preparation:
 
     def trainings(self) -> list[TrainConfig]:
         """The settings of training at the points of the grid, one for each objective that they ask for."""
-        points = points_of(self.config.adapt, self.start.mode)
+        points = points_of(self.config, self.start.mode)
         settings = [
             dataclasses.replace(self.config.train, mc_loss=few.mc_loss, unlikely_loss=few.unlikely_loss)
             for few in points
@@ -159,7 +157,7 @@ class Preparation:
 
     def steps_of(self, adaptation: Adaptation) -> int:
         """Optimizer steps of an adaptation, if no training ends early."""
-        steps = [few.steps for few in points_of(self.config.adapt, adaptation.mode)]
+        steps = [few.steps for few in points_of(self.config, adaptation.mode)]
         return sum(steps) + (max(steps) if self.shots(adaptation).refit else 0)
 
 
@@ -168,14 +166,14 @@ def copies_rows(mode: str, config: RunConfig) -> bool:
     return config.adapter is not None and config.adapter.has_rows and MODES[mode].begins == BANK
 
 
-def ranks(few: AdaptConfig, mode: str) -> bool:
+def ranks(config: RunConfig, mode: str) -> bool:
     """Whether a ranking loss is on at any point of the grid."""
-    return any(point.mc_loss or point.unlikely_loss for point in points_of(few, mode))
+    return any(point.mc_loss or point.unlikely_loss for point in points_of(config, mode))
 
 
-def points_of(few: AdaptConfig, mode: str) -> list[AdaptConfig]:
+def points_of(config: RunConfig, mode: str) -> list[AdaptConfig]:
     """The settings of every training of the grid."""
-    return [at_point(few, point, mode) for point in grid_points(few, mode)]
+    return [at_point(config.adapt, point, mode) for point in grid_points(config, mode)]
 
 
 @contextmanager
@@ -213,11 +211,11 @@ def make(adaptation: Adaptation, prepared: Preparation, bar: ProgressBar) -> Run
         bar.skip(prepared.steps_of(adaptation))
         return done
     bar.title(f"adapt {mode} {adaptation.task} seed {adaptation.seed}")
-    points = points_of(prepared.config.adapt, mode)
+    points = points_of(prepared.config, mode)
     run = RunFolder.create(adaptation.folder, overwrite=True)
     work = _Work(adaptation, prepared, prepared.shots(adaptation), run, bar)
     first = work.settings(points[0])
-    work.begin(first)
+    work.begin(first, work.shots.train)
     if not work.shots.validation:
         work.train(first, work.shots.shots, run)
         work.save(first.adapt.steps)
@@ -231,7 +229,11 @@ def make(adaptation: Adaptation, prepared: Preparation, bar: ProgressBar) -> Run
 
 @dataclass
 class _Work:
-    """One adaptation under way: how it trains, and what it writes."""
+    """One adaptation under way: how it trains, and what it writes.
+
+    begun      the shots that the model began with last; embedding: of the task then (`context`); found: where its routing began, unless that is
+               a fresh row
+    """
 
     adaptation: Adaptation
     prepared: Preparation
@@ -239,6 +241,9 @@ class _Work:
     run: RunFolder
     bar: ProgressBar
     truncation: Truncation = field(default_factory=Truncation)
+    begun: Sequence[Example] | None = None
+    embedding: Tensor | None = None
+    found: FirstRow | None = None
 
     @property
     def start(self) -> Start:
@@ -248,18 +253,12 @@ class _Work:
     def heads(self) -> TaskHeads | None:
         return self.prepared.heads(self.adaptation)
 
-    @cached_property
-    def context(self) -> Tensor | None:
-        """The embedding of the task, where its routing is computed from one: of its definition, or of its shots."""
+    def context(self, examples: Sequence[Example]) -> Tensor | None:
+        """The embedding of the task, where its routing is computed from one: of its definition, or of these examples."""
         model = self.start.model
         if self.start.bank is None or not embeds(self.start.bank):
             return None
-        return embed_task(model, self.start.tokenizer, self.task, self.shots.shots)
-
-    @cached_property
-    def first_row(self) -> FirstRow | None:
-        """Where its routing begins, unless that is a fresh row. It is found out when the model stands where the adaptation begins."""
-        return self.prepared.first_row(self.adaptation, self.shots)
+        return embed_task(model, self.start.tokenizer, self.task, examples)
 
     @cached_property
     def hub(self) -> Hub:
@@ -286,12 +285,13 @@ class _Work:
             anneal_by=TrainConfig.anneal_by,
             seed=seed,
         )
-        return dataclasses.replace(config, train=train, adapt=dataclasses.replace(few, seeds=[seed]))
+        adapt = dataclasses.replace(few, seeds=[seed])
+        return dataclasses.replace(config, train=train, adapt=adapt, continue_from=None, continue_as=None)
 
-    def begin(self, settings: RunConfig) -> None:
-        """Put the model where every adaptation of this task and seed begins, and write what is known before its first step."""
+    def begin(self, settings: RunConfig, examples: Sequence[Example]) -> None:
+        """Put the model where a training on these shots begins, and write what is known before its first step."""
         source = self.prepared.source
-        self.return_to_start()
+        self.return_to_start(examples)
         self.run.start(
             settings,
             kind="adapt",
@@ -313,17 +313,23 @@ class _Work:
 
     def _found(self) -> dict[str, Any]:
         """Where its routing begins, for run.json, unless that is a fresh row."""
-        if self.first_row is not None:
-            return {"start": self.first_row.told}
+        if self.found is not None:
+            return {"start": self.found.told}
         contexts = None if self.start.bank is None else self.start.bank.contexts
         nearest = {} if contexts is None else contexts.nearest
         return {"start": {"row": "prototype", "task": nearest[self.task.name]}} if self.task.name in nearest else {}
 
-    def return_to_start(self) -> None:
-        """Put the model where every training of this adaptation begins."""
-        self.start.begin(self.task.name, self.adaptation.seed, self.heads, self.context)
-        if self.first_row is not None:
-            self.start.put_row(self.first_row.row)
+    def return_to_start(self, examples: Sequence[Example]) -> None:
+        """Put the model where every training on these shots begins. Contexts and first rows are of no others, which validate then."""
+        if examples != self.begun:
+            self.begun = examples
+            self.embedding = self.context(examples)
+            self.start.begin(self.task.name, self.adaptation.seed, self.heads, self.embedding)
+            self.found = self.prepared.first_row(self.adaptation, examples)
+        else:
+            self.start.begin(self.task.name, self.adaptation.seed, self.heads, self.embedding)
+        if self.found is not None:
+            self.start.put_row(self.found.row)
 
     def train(
         self, settings: RunConfig, examples: Sequence[Example], log: RunFolder, *callbacks: TrainerCallback
@@ -352,8 +358,10 @@ class _Work:
         )
         try:
             fit(trainer)
-        except (MhrError, KeyboardInterrupt):
+        except (MhrError, KeyboardInterrupt) as fault:
             self.run.write(status=log.status if log.status != "new" else "failed")
+            if isinstance(fault, DivergedError):
+                self.bar.skip(settings.train.steps - trainer.state.global_step)
             raise
         self.truncation.add(trainer.truncation)
         self.bar.skip(settings.train.steps - trainer.state.global_step)
@@ -389,16 +397,20 @@ class _Search:
         """Train one point of the grid and validate it."""
         work, start = self.work, self.work.start
         settings = work.settings(few)
-        work.return_to_start()
+        work.return_to_start(work.shots.train)
         asked = work.prepared.config.adapt
         # One yardstick for all points: losses with unequal ranking terms would not compare.
-        judged = dataclasses.replace(settings.train, mc_loss=asked.mc_loss, unlikely_loss=asked.unlikely_loss)
-        judging = dataclasses.replace(settings, train=judged)
-        validation = Validation(start, work.prepared.kind, work.task, work.shots.validation, judging)
+        loss = {name: getattr(asked, name) for name in ("mc_loss", "unlikely_loss", "length_norm")}
+        judged = dataclasses.replace(settings.train, **loss)
+        validation = Validation(start, work.prepared.kind, work.task, work.shots.validation, settings, judged)
         best = KeepBest(validation, start, few.evaluation_interval if few.picks_step else None, few.patience, few.steps)
-        work.train(settings, work.shots.train, self._folder(number), best)
+        point = grid_points(work.prepared.config, start.mode)[number]
+        try:
+            work.train(settings, work.shots.train, self._folder(number), best)
+        except DivergedError as error:
+            self.trials.append(Trial(point, None, best.evaluations, str(error)))
+            return
         assert best.best is not None
-        point = grid_points(work.prepared.config.adapt, start.mode)[number]
         self.trials.append(Trial(point, best.best, best.evaluations))
         if self.chosen is None or best.best.better_than(self.chosen[0].best):
             self.chosen = self.trials[-1], settings, best
@@ -406,12 +418,15 @@ class _Search:
             best.weights.clear()
 
     def finish(self) -> None:
-        """Write the best one, after a training on all shots where it saw a part of them."""
-        assert self.chosen is not None
+        """Write the best one, after a training on all shots where it saw a part of them. Raises DivergedError where there is none."""
+        if self.chosen is None:
+            points = "" if len(self.trials) == 1 else f"no point of the grid trains; with {self.trials[0].point} "
+            raise DivergedError(f"{points}{self.trials[0].diverged}")
         work, shots = self.work, self.work.shots
         trial, settings, best = self.chosen
+        assert trial.best is not None
         work.run.info["selection"] = describe(self.trials, trial, shots)
-        work.begin(settings)
+        work.begin(settings, shots.shots)
         if shots.refit:
             work.train(settings, shots.shots, work.run, StopAfter(trial.best.step))
         else:

@@ -19,7 +19,7 @@ from mhr.few_shot.starts import check_mode, head_of_run, load_start
 from mhr.files import folder_name, held_in, make_folder, prepare_output, read_json, write_json_atomically
 from mhr.loading import Loading
 from mhr.locks import one_writer
-from mhr.methods import MODES, idle_settings, predicts_rows
+from mhr.methods import METHODS, MODES, idle_settings, predicts_rows
 from mhr.objectives import objective_of
 from mhr.objectives.fit import notes_on
 from mhr.objectives.lengths import fit_data
@@ -100,7 +100,7 @@ def adapt(
     """
     if processes().num_processes > 1:
         raise ConfigError("adapt runs in one process: start it without torchrun")
-    source = RunFolder.open(run)
+    source = RunFolder.open_pretrained(run)
     config = few_shot_settings(
         source.config(),
         few,
@@ -165,7 +165,7 @@ def adapt(
     described["notes"] = [*([lowered] if lowered else []), *notes_on(start.tokenizer, kind)]
     bank = getattr(start.model, "mhr", None)
     described["notes"] += [] if bank is None else bank.notes
-    if objective_of(kind).generates and ranks(config.adapt, mode):
+    if objective_of(kind).generates and ranks(config, mode):
         described["notes"] += ranking_notes(collection)
     described["runs"] = [
         {"task": one.task, "seed": one.seed, "path": str(one.folder.relative_to(folder))} for one in adaptations
@@ -186,14 +186,24 @@ def few_shot_settings(
     **reading: Any,
 ) -> RunConfig:
     """The settings of a run with other few-shot ones, and with what is given of the others (`reading`: of its section data); that a
-    run trusts the code of its base model does not count. Raises ConfigError for an unknown one."""
+    run trusts the code of its base model does not count. A number of shots is for all tasks, unless shots_for comes with it; a value of
+    what the run has a grid of is not searched. Raises ConfigError for an unknown setting, and for another base of a run that trained all
+    weights."""
     known = [f.name for f in dataclasses.fields(AdaptConfig)]
     for name in few:
         if name not in known:
             raise ConfigError(f"unknown few-shot setting {name!r}: {nearest(name, known)}")
+    if model is not None and METHODS[config.method].routing is None:
+        raise ConfigError(
+            f"base is {model!r}, but the run has method {config.method!r}, whose weights are all its own: leave it out"
+        )
     given = {name: value for name, value in few.items() if value is not None}
     if "lr" in given:
         given.setdefault("full_lr", given["lr"])
+    # What is said now takes the place of what the run has of the same.
+    if "shots" in given:
+        given.setdefault("shots_for", {})
+    given.setdefault("grid", {name: values for name, values in config.adapt.grid.items() if name not in given})
     data: dict[str, Any] = {name: value for name, value in reading.items() if value is not None}
     if "template" in data:
         data = {"prompt": None, "verbalizers": {}} | data
@@ -251,7 +261,7 @@ def check_given(few: dict[str, Any], modes: Sequence[tuple[str, RunConfig]], kin
                 raise ConfigError(
                     f"{name} is {few[name]}, but an encoder is trained by ranking choices and has no other loss: leave it out"
                 )
-    chooses = any(config.adapt.picks_step or len(grid_points(config.adapt, mode)) > 1 for mode, config in modes)
+    chooses = any(config.adapt.picks_step or len(grid_points(config, mode)) > 1 for mode, config in modes)
     for name, usual in (("dev", None), ("dev_shots", 0), ("protocol", AdaptConfig.protocol)):
         if few.get(name) not in (None, usual) and not chooses:
             raise ConfigError(

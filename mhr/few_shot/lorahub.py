@@ -95,7 +95,7 @@ def search_weights(
     """
     assert start.bank is not None
     few = settings.adapt
-    judge = Validation(start, kind, task, examples, settings)
+    judge = Validation(start, kind, task, examples, settings, settings.train)
     size = len(hub.names)
     search = WeightSearch(size, [[0.0] * size, [1 / size] * size], seed=few.seeds[0], bounds=(-BOUND, BOUND))
     control = TrainerControl()

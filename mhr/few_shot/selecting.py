@@ -19,18 +19,21 @@ from mhr.evaluation import LoadedModel, evaluate
 from mhr.evaluation.measuring import fitting
 from mhr.few_shot.shots import draw_shots, shots_of
 from mhr.few_shot.starts import Start
-from mhr.methods import BACKBONE, MODES
+from mhr.methods import BACKBONE, MODES, idle_settings
 from mhr.objectives import make_objective
 from mhr.runs.adapt_settings import AdaptConfig, as_grid_value
 from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import read_tasks
+from mhr.runs.train_settings import TrainConfig
 
 Point = dict[str, float]
 
 
-def grid_points(few: AdaptConfig, mode: str) -> list[Point]:
-    """All combinations of the grid's values that differ in this mode, in the grid's order; one empty point without a grid."""
-    axes = {name: values for name, values in few.grid.items() if name not in MODES[mode].idle}
+def grid_points(config: RunConfig, mode: str) -> list[Point]:
+    """All combinations of the grid's values that differ where a run with these settings is adapted in this mode, in the grid's order; one
+    empty point without a grid."""
+    idle = idle_settings(mode, config.trained_as)
+    axes = {name: values for name, values in config.adapt.grid.items() if name not in idle}
     return [
         {name: as_grid_value(name, value) for name, value in zip(axes, values, strict=True)}
         for values in itertools.product(*axes.values())
@@ -71,16 +74,19 @@ def data_of(task: Task, shots: Shots, test: Sequence[Example] = ()) -> str:
     return examples_digest([*shots.shots, *shots.validation, *test], task.definition)
 
 
-def share_out(task: Task, few: AdaptConfig, seed: int, mode: str, dev: TaskCollection | None = None) -> Shots:
-    """The shots of a task that a seed draws, and the validation examples of the protocol. `dev` is what few.dev names.
+def share_out(task: Task, config: RunConfig, seed: int, mode: str, dev: TaskCollection | None = None) -> Shots:
+    """The shots of a task that a seed draws, and the validation examples of the protocol. `dev` is what config.adapt.dev names.
 
     The shots come first in the order of the draw, then the dev shots; the last quarter of the shots is the part that is
-    split off where there is neither a dev set nor protocol paper. Raises DataError where there are not enough examples.
+    split off where there is neither a dev set nor protocol paper. Of a dev set all examples of the task count, or those of
+    its validation split where it has one, but for those that are shots or tested on. Raises DataError where there are not
+    enough examples.
     """
+    few = config.adapt
     n = shots_of(few, task.name)
     drawn = draw_shots(task, n, seed, more=few.dev_shots)
     shots = drawn[:n]
-    if not few.picks_step and len(grid_points(few, mode)) == 1:
+    if not few.picks_step and len(grid_points(config, mode)) == 1:
         return Shots(shots, shots)
     if few.protocol == "paper":
         if not task.test:
@@ -91,10 +97,7 @@ def share_out(task: Task, few: AdaptConfig, seed: int, mode: str, dev: TaskColle
     if few.dev_shots:
         return Shots(shots, shots, drawn[n:], "dev shots")
     if dev is not None:
-        examples = [*dev[task.name].train, *dev[task.name].test]
-        if not examples:
-            raise DataError(f"task {task.name!r} has no examples in {dev.source}: expected validation examples of it")
-        return Shots(shots, shots, examples, dev.source)
+        return Shots(shots, shots, *_of_dev(dev, task, shots))
     if n < 2:
         raise DataError(
             f"task {task.name!r} has 1 shot, of which no part can be split off for validation: use --dev-shots, or no grid"
@@ -103,8 +106,25 @@ def share_out(task: Task, few: AdaptConfig, seed: int, mode: str, dev: TaskColle
     return Shots(shots, shots[:kept], shots[kept:], "a quarter of the shots")
 
 
+def _of_dev(dev: TaskCollection, task: Task, shots: Sequence[Example]) -> tuple[list[Example], str]:
+    """The validation examples that a collection has of a task, and in words where they come from."""
+    own = dev[task.name]
+    found = own.validation or [*own.train, *own.test]
+    if not found:
+        raise DataError(f"task {task.name!r} has no examples in {dev.source}: expected validation examples of it")
+    used = {(example.input, example.targets) for example in (*shots, *task.test)}
+    kept = [example for example in found if (example.input, example.targets) not in used]
+    if not kept:
+        raise DataError(
+            f"task {task.name!r}: all {len(found)} examples in {dev.source} are shots or tested on, so that none is left to validate on: "
+            "expected others, or use dev_shots, or say protocol 'paper'"
+        )
+    left_out = len(found) - len(kept)
+    return kept, dev.source + (f", without {left_out} that are shots or tested on" if left_out else "")
+
+
 def read_dev(config: RunConfig) -> TaskCollection | None:
-    """The collection that few.dev names. Raises ConfigError where it is the one that is tested on."""
+    """The collection that few.dev names, with all its training examples. Raises ConfigError where it is the one that is tested on."""
     dev = config.adapt.dev
     if dev is None:
         return None
@@ -112,7 +132,7 @@ def read_dev(config: RunConfig) -> TaskCollection | None:
         raise ConfigError(
             f"dev is {dev}, the collection that is tested on: name another one, use dev_shots, or say protocol 'paper'"
         )
-    return read_tasks(dev, config.data)
+    return read_tasks(dev, dataclasses.replace(config.data, max_train=None, train_seed=0))
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -133,13 +153,16 @@ class Validated:
 class Validation:
     """Scores the model of a Start on the validation examples of one task."""
 
-    def __init__(self, start: Start, kind: str, task: Task, examples: Sequence[Example], config: RunConfig):
+    def __init__(
+        self, start: Start, kind: str, task: Task, examples: Sequence[Example], config: RunConfig, loss: TrainConfig
+    ):
+        """config: of the training, by which choices are scored; loss: of the loss, the same for all trainings that it is to tell apart."""
         self.loaded = LoadedModel(start.model, start.tokenizer, kind, "the model in training", chat=config.data.chat)
         self.examples = list(examples)
         named = fitting(task.metrics, self.examples)  # shots are of no part of a test split, as metrics of MNLI are
         self.task = TaskCollection([dataclasses.replace(task, test=self.examples, metrics=named)])
         self.config = config
-        self.objective = make_objective(kind, config.train, self.loaded.heads)
+        self.objective = make_objective(kind, loss, self.loaded.heads)
         lengths = config.data.max_input_length, config.data.max_target_length
         self.collator = self.objective.collator(start.tokenizer, *lengths, config.data.chat)
 
@@ -210,11 +233,12 @@ class StopAfter(TrainerCallback):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One training of a search: its point, its best evaluation, and all of them."""
+    """One training of a search: its point, its best evaluation, all of them, and why it has no best one, where its loss was not finite."""
 
     point: Point
-    best: Validated
+    best: Validated | None
     evaluations: list[Validated]
+    diverged: str | None = None
 
 
 def describe(trials: Sequence[Trial], chosen: Trial, shots: Shots) -> dict[str, Any]:
@@ -224,7 +248,12 @@ def describe(trials: Sequence[Trial], chosen: Trial, shots: Shots) -> dict[str, 
         "examples": len(shots.validation),
         "refit": shots.refit,
         "trials": [
-            {**dataclasses.asdict(t.best), "settings": t.point, "looks": [dataclasses.asdict(e) for e in t.evaluations]}
+            {
+                **(dict.fromkeys(("score", "loss", "step")) if t.best is None else dataclasses.asdict(t.best)),
+                **({} if t.diverged is None else {"diverged": t.diverged}),
+                "settings": t.point,
+                "looks": [dataclasses.asdict(e) for e in t.evaluations],
+            }
             for t in trials
         ],
         "chosen": trials.index(chosen),

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from mhr import __version__
-from mhr.errors import CheckpointError
+from mhr.errors import CheckpointError, ConfigError
 from mhr.files import (
     INDEX_FILE,
     OUTPUT_MARKS,
@@ -99,6 +99,14 @@ class RunFolder:
             )
         held = ", ".join(sorted(entry.name for entry in path.iterdir())[:4]) or "nothing"
         raise CheckpointError(f"no run at {path}: {RUN_FILE} is missing (the folder holds {held})")
+
+    @classmethod
+    def open_pretrained(cls, path: str | Path) -> RunFolder:
+        """The run in a folder, which trained on many tasks. Raises CheckpointError where there is none, ConfigError for an adaptation."""
+        run = cls.open(path)
+        if run.info.get("kind") == "adapt":
+            raise ConfigError(f"{path} is an adaptation to a task: expected a run of mhr pretrain")
+        return run
 
     @property
     def metrics_file(self) -> Path:

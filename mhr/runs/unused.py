@@ -31,6 +31,7 @@ def _why(key: str, config: RunConfig) -> str:
         or _by_reader(key, config.tasks)
         or _by_method(key, config.method)
         or _by_contexts(key, config)
+        or _by_grid(key, config)
         or _by_others(key, config)
     )
 
@@ -63,6 +64,13 @@ def _by_contexts(key: str, config: RunConfig) -> str:
     if key == "train.lazy_rows":
         return f"on contexts that are no parameters of the run (adapter.router.context {context}): leave it out"
     return f"on contexts that are no parameters of the run (adapter.router.context {context}): set adapter.router.network_lr instead"
+
+
+def _by_grid(key: str, config: RunConfig) -> str:
+    section, _, name = key.rpartition(".")
+    if section != "adapt" or name not in config.adapt.grid:
+        return ""
+    return f"beside a grid that has {name} {config.adapt.grid[name]}: leave one of the two out"
 
 
 def _by_method(key: str, method: str) -> str:

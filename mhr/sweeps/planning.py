@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from mhr.backbones import check_loading, load_backbone
+from mhr.backbones import check_loading, load_tokenizer
 from mhr.data import TaskCollection
 from mhr.errors import ConfigError
 from mhr.few_shot.adaptation import Adaptation
@@ -57,7 +55,7 @@ def plan(
     Nothing is written. Raises ConfigError, TaskError, DataError and CheckpointError for what does not fit.
     """
     paths = _names(runs, known)
-    sources = {name: RunFolder.open(run) for name, run in paths.items()}
+    sources = {name: RunFolder.open_pretrained(run) for name, run in paths.items()}
     configs = {name: few_shot_settings(run.config(), few, **changed) for name, run in sources.items()}
     for name, source in sources.items():
         source.result()
@@ -68,6 +66,7 @@ def plan(
     adaptations: list[Adaptation] = []
     data: list[str] = []
     shared: dict[str, Any] = {}
+    read: dict[str, tuple[TaskCollection, TaskCollection | None]] = {}  # once for all runs that read the same
     for name, config in configs.items():
         run = paths[name]
         shared[name] = {
@@ -75,14 +74,17 @@ def plan(
             "trained": sources[name].fingerprint(),
             "adapt": {k: v for k, v in to_dict(config)["adapt"].items() if k != "seeds"},
         }
-        fitting, left_out = _fitting(named_tasks(config, tasks), sources[name], config, tasks is not None)
+        key = repr((config.tasks, config.data, config.adapt.shots_for, config.adapt.dev))
+        if key not in read:
+            read[key] = named_tasks(config, tasks), read_dev(config)
+        collection, validation = read[key]
+        fitting, left_out = _fitting(collection, sources[name], config, tasks is not None)
         notes += [f"left out: task {task!r} of run {run}: {reason}" for task, reason in left_out.items()]
-        validation = read_dev(config)
         for mode in allowed[name]:
             for task in fitting.values():
                 for seed in config.adapt.seeds:
                     # Too few examples are refused before anything is done.
-                    shots = share_out(task, config.adapt, seed, mode, validation)
+                    shots = share_out(task, config, seed, mode, validation)
                     data.append(data_of(task, shots, task.test[:limit]))
                     folder = output / "units" / name / mode / folder_name(task.name) / str(seed)
                     adaptations.append(Adaptation(run, mode, task.name, seed, folder))
@@ -90,23 +92,18 @@ def plan(
     identity |= {name: changed[name] for name in ("prompt", "verbalizers") if changed[name] is not None}
     identity |= {"loading": said} if (said := changed["loading"].said()) else {}
     names = {path: name for name, path in paths.items()}
-    read = [*paths.values(), *(path for config in configs.values() for path in paths_read(config))]
-    return SweepPlan(Study(names, changed, limit, few, identity), adaptations, data, notes, read)
+    reads = [*paths.values(), *(path for config in configs.values() for path in paths_read(config))]
+    return SweepPlan(Study(names, changed, limit, few, identity), adaptations, data, notes, reads)
 
 
 def _fitting(
     collection: TaskCollection, source: RunFolder, config: RunConfig, named: bool
 ) -> tuple[TaskCollection, dict[str, str]]:
-    """The tasks that a run can be adapted to, and why others are left out. The base model is loaded only where inputs have to be
-    measured."""
+    """The tasks that a run can be adapted to, and why others are left out. The tokenizer is loaded only where inputs have to be measured."""
     kind = source.info["model_kind"]
     measured = config.data.fit and not named
-    tokenizer = _tokenizer(config, kind) if measured else None
+    tokenizer = load_tokenizer(config.model, Loading.of(config)) if measured else None
     return fitting_tasks(collection, named, kind, tokenizer, config, head_of_run(source, config))
-
-
-def _tokenizer(config: RunConfig, kind: str) -> PreTrainedTokenizerBase:
-    return load_backbone(config.model, kind, Loading.of(config))[1]
 
 
 def _names(runs: Sequence[str], known: Mapping[str, str]) -> dict[str, str]:

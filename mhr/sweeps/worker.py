@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mhr.data import TaskCollection
-from mhr.errors import MhrError
+from mhr.errors import MhrError, out_of_memory
 from mhr.evaluation import EvaluationResult, LoadedModel, evaluate, load_model
 from mhr.few_shot.adaptation import Adaptation, Preparation, frozen_heap, make
 from mhr.few_shot.adapting import few_shot_settings
@@ -18,6 +18,7 @@ from mhr.loading import Loading
 from mhr.objectives.lengths import fit_data
 from mhr.runs.run import RUN_FILE, RunFolder
 from mhr.runs.scoring import METRICS
+from mhr.runs.settings import RunConfig
 from mhr.runs.tasks import read_tasks
 from mhr.sweeps.table import Row
 from mhr.training.watch import ProgressBar
@@ -53,6 +54,7 @@ class Worker:
     def __init__(self, study: Study):
         self.study = study
         self._ready: tuple[tuple[str, str], Preparation] | None = None
+        self._read: tuple[tuple[Any, ...], TaskCollection, TaskCollection | None] | None = None
 
     def work(self, adaptation: Adaptation) -> Row:
         """The row of an adaptation; of one that cannot be made, why."""
@@ -60,6 +62,12 @@ class Worker:
             return self._work(adaptation)
         except MhrError as error:
             return self.study.failed(adaptation, str(error))
+        except (MemoryError, RuntimeError) as error:
+            told = out_of_memory(error)
+            if told is None:
+                raise
+            self._ready = None  # what it holds may be what left no room
+            return self.study.failed(adaptation, told)
 
     def _work(self, adaptation: Adaptation) -> Row:
         prepared = self._prepare(adaptation)
@@ -99,12 +107,20 @@ class Worker:
             study = self.study
             source = RunFolder.open(adaptation.run)
             config = few_shot_settings(source.config(), study.few, **study.changed)
-            tasks = read_tasks(config.tasks, config.data, quiet=True)  # logged when the sweep was planned
+            tasks, validation = self._collections(config)
             start = load_start(source, config, adaptation.mode)
             data, _ = fit_data(start.model, start.tokenizer, source.info["model_kind"], config.data)
             config = dataclasses.replace(config, data=data)
-            self._ready = key, Preparation(source, config, start, tasks, read_dev(config))
+            self._ready = key, Preparation(source, config, start, tasks, validation)
         return self._ready[1]
+
+    def _collections(self, config: RunConfig) -> tuple[TaskCollection, TaskCollection | None]:
+        """The tasks, and what validates. They are read again only for a run that reads others, or in another way."""
+        key = config.tasks, config.adapt.dev, config.data
+        if self._read is None or self._read[0] != key:
+            tasks = read_tasks(config.tasks, config.data, quiet=True)  # logged when the sweep was planned
+            self._read = key, tasks, read_dev(config)
+        return self._read[1:]
 
 
 def _columns(run: RunFolder, result: EvaluationResult) -> Row:

@@ -27,9 +27,7 @@ def run_continued(config: RunConfig) -> RunFolder | None:
     """
     if config.continue_from is None:
         return None
-    run = RunFolder.open(config.continue_from)
-    if run.info.get("kind") != "pretrain":
-        raise ConfigError(f"{run.path} is an adaptation to a task: expected a run of mhr pretrain")
+    run = RunFolder.open_pretrained(config.continue_from)
     run.result()
     before = run.config()
     if before.method != config.method:

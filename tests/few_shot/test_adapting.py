@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mhr.loading import Loading
 from mhr.merging import merge_uniform
 from mhr.runs import RunFolder
 from mhr.runs.settings import RunConfig
+from mhr.sweeps import sweep
 from mhr.training import pretrain
 from mhr.training.feeding import Feed
 from mhr.training.trainer import RoutedTrainer
@@ -358,3 +360,66 @@ def test_a_pattern_of_shots_that_fits_no_task_is_said(
     adapt(str(source("mhr").path), TASKS[:1], output=str(tmp_path / "out"), **few)
     (said,) = [m for m in caplog.messages if "shots_for" in m]
     assert said.startswith("shots_for has 'swop*', which fits no task of ")
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("random", "routers"), ("full", None), ("lora", "layers")])
+def test_a_run_that_went_on_as_an_average_is_adapted_like_any(
+    mode: str, kept: str | None, source: Callable[[str], RunFolder], tmp_path: Path
+) -> None:
+    """What is stored is what was trained, and not its average once more."""
+    bank = source("mhr")
+    config = replace(bank.config(), continue_from=str(bank.path), continue_as="mu")
+    run = pretrain(config, str(tmp_path / "mu"), progress=False)
+    (made,) = adapt(str(run.path), TASKS[:1], mode=mode, output=str(tmp_path / "out"), seeds=[1], progress=False)
+    assert made.status == "done"
+    assert made.config().continue_as is None
+    if kept is None:
+        assert made.result() == made.model
+        return
+    stored = read_adapter(made.result())
+    assert stored.config.routing.needs_tasks == (mode == "random")
+    assert any(name.startswith(kept) for name in stored.tensors)
+    assert made.info["parameters"]["trained"] == sum(t.numel() for t in stored.tensors.values())
+
+
+def test_an_adaptation_is_no_run_to_adapt(source: Callable[[str], RunFolder], tmp_path: Path) -> None:
+    (made,) = adapt(
+        str(source("mhr").path), TASKS[:1], mode="mu", output=str(tmp_path / "one"), seeds=[1], progress=False
+    )
+    for begin in (
+        lambda: adapt(str(made.path), TASKS[:1], mode="mhr", output=str(tmp_path / "two"), progress=False),
+        lambda: sweep([str(made.path)], TASKS[:1], modes=["mhr"], output=str(tmp_path / "two"), progress=False),
+    ):
+        with pytest.raises(ConfigError, match="is an adaptation to a task: expected a run of mhr pretrain"):
+            begin()
+    assert not (tmp_path / "two").exists()
+
+
+def test_weights_that_are_all_trained_have_no_other_base(source: Callable[[str], RunFolder], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="whose weights are all its own: leave it out"):
+        adapt(str(source("full").path), TASKS, mode="full", base="builtin:t5-tiny", output=str(tmp_path / "out"))
+
+
+def test_what_validates_has_no_part_in_where_a_trial_begins(
+    source: Callable[[str], RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context or a first row of all shots would know the answers that a point of the grid is judged by."""
+    begun: list[int] = []
+    find = adaptation.find_first_row
+
+    def watch(start: Any, few: Any, tasks: Any, task: Any, shots: Any, *rest: Any) -> Any:
+        begun.append(len(shots))
+        return find(start, few, tasks, task, shots, *rest)
+
+    monkeypatch.setattr(adaptation, "find_first_row", watch)
+    few: dict[str, Any] = {"start": "nearest", "similarity": "shots", "grid": {"router_lr": [0.1, 0.2]}, "seeds": [1]}
+    (made,) = adapt(str(source("mhr").path), TASKS[:1], mode="z", output=str(tmp_path / "out"), progress=False, **few)
+    assert begun == [6, 8]  # once for both trials, and once for the training on all shots
+    assert made.info["selection"]["refit"]
+    embedded: list[int] = []
+    monkeypatch.setattr(adaptation, "embeds", lambda bank: True)
+    monkeypatch.setattr(adaptation, "check_context", lambda *args: None)
+    monkeypatch.setattr(adaptation, "embed_task", lambda model, tokenizer, task, shots: embedded.append(len(shots)))
+    few.pop("similarity"), few.pop("start")
+    adapt(str(source("mhr").path), TASKS[:1], mode="z", output=str(tmp_path / "other"), progress=False, **few)
+    assert embedded == [6, 8]

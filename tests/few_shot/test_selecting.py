@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 
 from mhr.adapters import read_adapter
 from mhr.data import load_tasks
-from mhr.errors import ConfigError, DataError, MhrError, TaskError
+from mhr.errors import ConfigError, DataError, DivergedError, MhrError, TaskError
 from mhr.evaluation import evaluate, load_model
 from mhr.few_shot import adapt, selecting
+from mhr.few_shot.adapting import check_given, few_shot_settings
 from mhr.few_shot.selecting import Validated, grid_points, share_out
 from mhr.few_shot.shots import shots_of
-from mhr.runs import RunConfig, RunFolder
+from mhr.runs import RunConfig, RunFolder, load_config
 from mhr.runs.adapt_settings import AdaptConfig
 from mhr.training import pretrain
 from mhr.training.trainer import RoutedTrainer
@@ -36,6 +38,11 @@ def searched(source: Source, tmp_path: Path) -> Callable[..., RunFolder]:
         return run
 
     return make
+
+
+def config_of(few: AdaptConfig, method: str = "mhr") -> RunConfig:
+    """Settings of a run of a method, with these of its adaptations."""
+    return replace(load_config(method=method), adapt=few)
 
 
 def weights(run: RunFolder) -> dict[str, torch.Tensor]:
@@ -195,10 +202,24 @@ def test_held_out_never_looks_at_the_test_examples(
 def test_a_dev_collection_is_judged_on(searched: Any, tmp_path: Path, tasks_file: Path) -> None:
     dev = tmp_path / "dev.jsonl"
     lines = [json.loads(line) for line in tasks_file.read_text().splitlines()]
-    dev.write_text("".join(json.dumps({**row, "split": "train"}) + "\n" for row in lines if row["task"] == TASK))
+    own = [{**row, "split": "train"} for row in lines if row["task"] == TASK]
+    others = [{**row, "input": f"x{row['input']}"} for row in own]
+    dev.write_text("".join(json.dumps(row) + "\n" for row in others))
     run = searched(dev=str(dev), grid={"lr": [1e-2, 1e-3]})
     assert run.info["selection"]["on"] == str(dev)
     assert run.info["selection"]["examples"] == 28
+    # What is tested on, or trained on, has no part in a choice.
+    dev.write_text("".join(json.dumps(row) + "\n" for row in [*own, *others]))
+    judged = searched("both", dev=str(dev), grid={"lr": [1e-2, 1e-3]}).info["selection"]
+    assert judged["on"] == f"{dev}, without 12 that are shots or tested on"
+    assert judged["examples"] == 2 * 28 - 12
+    dev.write_text("".join(json.dumps(row) + "\n" for row in own[-4:]))
+    with pytest.raises(DataError, match="all 4 examples in .* are shots or tested on"):
+        searched("tested", dev=str(dev), grid={"lr": [1e-2, 1e-3]})
+    # A validation split is what a collection has for this.
+    parts = [{**row, "split": split} for split in ("train", "validation", "test") for row in others[:3]]
+    dev.write_text("".join(json.dumps({**row, "input": f"{row['input']} {n}"}) + "\n" for n, row in enumerate(parts)))
+    assert searched("split", dev=str(dev), grid={"lr": [1e-2, 1e-3]}).info["selection"]["examples"] == 3
     with pytest.raises(ConfigError, match="the collection that is tested on"):
         searched("same", dev=f"{tasks_file.parent}/./{tasks_file.name}", grid={"lr": [1e-2, 1e-3]})
     dev.write_text(dev.read_text().replace(TASK, "other"))
@@ -209,18 +230,66 @@ def test_a_dev_collection_is_judged_on(searched: Any, tmp_path: Path, tasks_file
 def test_two_methods_see_the_same_shots_and_judge_on_the_same(source: Source, tmp_path: Path, tasks_file: Path) -> None:
     task = load_tasks(tasks_file)[TASK]
     few = AdaptConfig(shots=8, grid={"lr": [1e-2, 1e-3], "router_lr": [0.5, 0.1]})
-    shots = {mode: share_out(task, few, 1, mode) for mode in ("mhr", "mu", "lora", "full")}
+    shots = {mode: share_out(task, config_of(few), 1, mode) for mode in ("mhr", "mu", "lora", "full")}
     assert all(part == shots["mhr"] for part in shots.values())
     assert shots["mhr"].shots == [*shots["mhr"].train, *shots["mhr"].validation]
 
 
 def test_a_grid_leaves_out_what_a_mode_does_not_have() -> None:
     few = AdaptConfig(grid={"lr": [1e-2, 1e-3], "router_lr": [0.5, 0.1], "steps": [10]})
-    assert len(grid_points(few, "mhr")) == 4
-    assert grid_points(few, "z") == [{"router_lr": 0.5, "steps": 10}, {"router_lr": 0.1, "steps": 10}]
-    assert grid_points(few, "mu") == [{"lr": 1e-2, "steps": 10}, {"lr": 1e-3, "steps": 10}]
-    assert grid_points(AdaptConfig(), "mhr") == [{}]
-    assert isinstance(grid_points(few, "z")[0]["steps"], int)
+    config = config_of(few)
+    assert len(grid_points(config, "mhr")) == 4
+    assert grid_points(config, "z") == [{"router_lr": 0.5, "steps": 10}, {"router_lr": 0.1, "steps": 10}]
+    assert grid_points(config, "mu") == [{"lr": 1e-2, "steps": 10}, {"lr": 1e-3, "steps": 10}]
+    assert grid_points(config_of(AdaptConfig()), "mhr") == [{}]
+    assert isinstance(grid_points(config, "z")[0]["steps"], int)
+    # Routing that is not learnt has no rate, so that points would differ in nothing.
+    assert grid_points(config_of(few, "random"), "mhr") == grid_points(config, "mu")
+
+
+def test_a_point_that_diverges_is_not_chosen(searched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = RoutedTrainer.training_step
+
+    def diverges(self: RoutedTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.args.learning_rate in spoiled and self.state.global_step == 3:
+            raise DivergedError("the loss is nan at step 4")
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(RoutedTrainer, "training_step", diverges)
+    spoiled = {1e-2}
+    run = searched(grid={"lr": [1e-2, 1e-3]}, eval_every=2)
+    lost, kept = run.info["selection"]["trials"]
+    assert (lost["score"], lost["step"], lost["diverged"]) == (None, None, "the loss is nan at step 4")
+    assert [look["step"] for look in lost["looks"]] == [2]
+    assert run.info["selection"]["chosen"] == 1
+    assert "diverged" not in kept
+    assert run.status == "done"
+    assert run.config().train.lr == 1e-3
+    alone = searched("alone", lr=1e-3, eval_every=2)
+    assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(alone).values(), strict=True))
+    spoiled = {1e-2, 1e-3}
+    with pytest.raises(DivergedError, match="no point of the grid trains; with {'lr': 0.01} the loss is nan"):
+        searched("none", grid={"lr": [1e-2, 1e-3]})
+
+
+def test_equal_scores_are_told_apart_by_one_loss(searched: Any) -> None:
+    """A loss that ranks depends on the power of lengths, which a grid may search."""
+    run = searched(mode="mu", lr=1e-12, steps=1, mc_loss=1.0, grid={"length_norm": [0.0, 1.0]})
+    first, second = (trial["loss"] for trial in run.info["selection"]["trials"])
+    assert first == pytest.approx(second, rel=1e-5)
+
+
+def test_what_is_said_takes_the_place_of_the_grid_of_the_run(settings: Any, tmp_path: Path) -> None:
+    grid = {"lr": [1e-3, 1e-4], "router_lr": [0.5, 0.1]}
+    config = settings(method="mhr", **{"adapt.grid": grid, "adapt.shots_for": {"*": 3}})
+    assert few_shot_settings(config, {"lr": 0.25}).adapt.grid == {"router_lr": [0.5, 0.1]}
+    assert few_shot_settings(config, {"shots": 5}).adapt.shots_for == {}
+    assert few_shot_settings(config, {"shots": 5, "shots_for": {"a": 2}}).adapt.shots_for == {"a": 2}
+    kept = few_shot_settings(config, {"steps": 7}).adapt
+    assert (kept.grid, kept.shots_for) == (grid, {"*": 3})
+    both = {"lr": 0.25, "grid": {"lr": [0.1, 0.2]}}
+    with pytest.raises(ConfigError, match=r"adapt.lr has no effect beside a grid that has lr \[0.1, 0.2\]"):
+        check_given(both, [("mhr", few_shot_settings(config, both))], ["seq2seq"])
 
 
 def test_mode_full_searches_its_own_learning_rate(searched: Any) -> None:

@@ -20,8 +20,10 @@ import torch
 
 from mhr.errors import ConfigError, DataError, MhrError, TrainingError
 from mhr.evaluation import evaluate, load_model
+from mhr.few_shot import adapting
 from mhr.report.sources import read_sources
 from mhr.runs import RunFolder
+from mhr.runs.tasks import read_tasks
 from mhr.sweeps import SweepResult, launchers, sweep, worker
 from mhr.sweeps.table import append_row
 from mhr.sweeps.worker import Worker
@@ -526,3 +528,32 @@ def test_without_ray_the_launcher_says_what_to_install(
     with pytest.raises(ConfigError, match=r"launcher 'ray' needs Ray: pip install 'mhr\[ray\]'"):
         swept(seeds=[1], launcher="ray")
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_unit_without_memory_is_a_row_with_the_reason(
+    swept: Callable[..., SweepResult], here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = worker.make
+    tried: list[str] = []
+
+    def full(adaptation: Any, prepared: Any, bar: Any) -> Any:
+        tried.append(adaptation.task)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has none")
+        return make(adaptation, prepared, bar)
+
+    monkeypatch.setattr(worker, "make", full)
+    told = r"out of memory \(CUDA out of memory\): use a smaller batch size, rank or model; --resume tries"
+    with pytest.raises(TrainingError, match=rf"1 of 2 units failed, first .*: {told}"):
+        swept(tasks=TASKS, seeds=[1])
+    assert tried == TASKS  # the next one is made
+
+
+def test_collections_are_read_once_for_all_runs_and_modes(
+    swept: Callable[..., SweepResult], here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    for module in (adapting, worker):
+        monkeypatch.setattr(module, "read_tasks", lambda path, *a, **k: read.append(path) or read_tasks(path, *a, **k))
+    swept(("mhr", "lora"), tasks=TASKS[:1], modes=["mu", "full"], seeds=[1])
+    assert len(read) == 2  # by the plan, and by the one worker
