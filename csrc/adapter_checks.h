@@ -16,8 +16,8 @@ inline int64_t tokens_of(const Tensor& x) {
 
 // A wide tensor [..., columns].
 inline void check_wide(const char* op, const char* name, const Tensor& t, const char* axis, int64_t columns) {
-  STD_TORCH_CHECK(t.dim() > 0 && t.size(t.dim() - 1) == columns, "mhr::", op, ": ", name, " must have ", axis, " = ",
-                  columns, " columns, got ", shape_of(t));
+  MHR_CHECK(t.dim() > 0 && t.size(t.dim() - 1) == columns, "mhr::", op, ": ", name, " must have ", axis, " = ", columns,
+            " columns, got ", shape_of(t));
   check_contiguous(op, name, t);
 }
 
@@ -26,8 +26,8 @@ inline void check_beside(const char* op, const char* name, const Tensor& t, cons
                          const char* axis, int64_t columns) {
   bool fits = t.dim() == other.dim() && t.size(t.dim() - 1) == columns;
   for (int64_t i = 0; fits && i + 1 < t.dim(); i++) fits = t.size(i) == other.size(i);
-  STD_TORCH_CHECK(fits, "mhr::", op, ": ", name, " must have the leading dimensions of ", other_name, " and ", axis,
-                  " = ", columns, " columns, got ", shape_of(t), " beside ", other_name, " ", shape_of(other));
+  MHR_CHECK(fits, "mhr::", op, ": ", name, " must have the leading dimensions of ", other_name, " and ", axis, " = ",
+            columns, " columns, got ", shape_of(t), " beside ", other_name, " ", shape_of(other));
   check_dtype(op, name, t, other.scalar_type());
   check_contiguous(op, name, t);
 }
@@ -36,9 +36,9 @@ inline void check_factor(const char* op, const char* name, const Tensor& factor,
   check_dim(op, name, factor, axes, 3);
   check_contiguous(op, name, factor);
   const ScalarType dtype = factor.scalar_type();
-  STD_TORCH_CHECK(dtype == x_dtype || dtype == accumulator_dtype(x_dtype), "mhr::", op, ": ", name, " must be ",
-                  torch::headeronly::toString(x_dtype), " or ", torch::headeronly::toString(accumulator_dtype(x_dtype)),
-                  ", got ", torch::headeronly::toString(dtype));
+  MHR_CHECK(dtype == x_dtype || dtype == accumulator_dtype(x_dtype), "mhr::", op, ": ", name, " must be ",
+            torch::headeronly::toString(x_dtype), " or ", torch::headeronly::toString(accumulator_dtype(x_dtype)),
+            ", got ", torch::headeronly::toString(dtype));
 }
 
 inline void check_bias(const char* op, const char* name, const std::optional<Tensor>& bias, const char* axes,
@@ -67,8 +67,8 @@ inline void check_layout(const char* op, int64_t tokens, const Tensor& rows, con
   check_rows_layout(op, "rows", rows);
   const int64_t count = rows.size(0);
   if (!offsets) {
-    STD_TORCH_CHECK(count > 0 ? tokens % count == 0 : tokens == 0, "mhr::", op, ": ", tokens,
-                    " tokens do not divide into ", count, " equal segments; pass offsets");
+    MHR_CHECK(count > 0 ? tokens % count == 0 : tokens == 0, "mhr::", op, ": ", tokens, " tokens do not divide into ",
+              count, " equal segments; pass offsets");
     return;
   }
   check_shape(op, "offsets", *offsets, "G+1", {count + 1});
@@ -87,7 +87,7 @@ inline AdapterSizes check_forward(const char* op, const Tensor& y, const Tensor&
   check_factor(op, "A", A, "U, I, R", x.scalar_type());
   check_factor(op, "B", B, "U, R, O", x.scalar_type());
   check_dtype(op, "B", B, A.scalar_type());
-  STD_TORCH_CHECK(x.dim() > 0, "mhr::", op, ": x must have at least one dimension");
+  MHR_CHECK(x.dim() > 0, "mhr::", op, ": x must have at least one dimension");
   const AdapterSizes sizes{tokens_of(x), x.size(x.dim() - 1), B.size(2), A.size(2)};
   check_contiguous(op, "x", x);
   check_shape(op, "A", A, "U, I, R", {A.size(0), sizes.n_in, sizes.rank});

@@ -6,9 +6,25 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <initializer_list>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 
+// std::runtime_error, which torch makes a RuntimeError, with the parts of its message one behind the other. Torch's own
+// macro puts the place in the source before them, on the machine that compiled it.
+#define MHR_CHECK(cond, ...)                            \
+  if (!(cond)) {                                        \
+    throw std::runtime_error(mhr::joined(__VA_ARGS__)); \
+  }
+
 namespace mhr {
+
+template <typename... Parts>
+std::string joined(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -28,20 +44,20 @@ inline void check_shape(const char* op, const char* name, const Tensor& t, const
   std::string wanted = "(";
   for (int64_t size : sizes) wanted += (wanted.size() > 1 ? ", " : "") + std::to_string(size);
   wanted += sizes.size() == 1 ? ",)" : ")";
-  STD_TORCH_CHECK(false, "mhr::", op, ": ", name, " must have shape (", axes, ") = ", wanted, ", got ", shape_of(t));
+  MHR_CHECK(false, "mhr::", op, ": ", name, " must have shape (", axes, ") = ", wanted, ", got ", shape_of(t));
 }
 
 inline void check_dim(const char* op, const char* name, const Tensor& t, const char* axes, int64_t dim) {
-  STD_TORCH_CHECK(t.dim() == dim, "mhr::", op, ": ", name, " must have shape (", axes, "), got ", shape_of(t));
+  MHR_CHECK(t.dim() == dim, "mhr::", op, ": ", name, " must have shape (", axes, "), got ", shape_of(t));
 }
 
 inline void check_contiguous(const char* op, const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(t.is_contiguous(), "mhr::", op, ": ", name, " must be contiguous");
+  MHR_CHECK(t.is_contiguous(), "mhr::", op, ": ", name, " must be contiguous");
 }
 
 inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType dtype) {
-  STD_TORCH_CHECK(t.scalar_type() == dtype, "mhr::", op, ": ", name, " must be ", torch::headeronly::toString(dtype),
-                  ", got ", torch::headeronly::toString(t.scalar_type()));
+  MHR_CHECK(t.scalar_type() == dtype, "mhr::", op, ": ", name, " must be ", torch::headeronly::toString(dtype),
+            ", got ", torch::headeronly::toString(t.scalar_type()));
 }
 
 // The dtype in which sums are held: float64 for float64, float32 for every other float.

@@ -25,8 +25,8 @@ void dispatch_float(const char* op, ScalarType dtype, F&& f) {
     case ScalarType::Half:
       return f(type_tag<float16>{});
     default:
-      STD_TORCH_CHECK(false, "mhr::", op, ": float64, float32, bfloat16 or float16 expected, got ",
-                      torch::headeronly::toString(dtype));
+      MHR_CHECK(false, "mhr::", op, ": float64, float32, bfloat16 or float16 expected, got ",
+                torch::headeronly::toString(dtype));
   }
 }
 
@@ -34,8 +34,8 @@ void dispatch_float(const char* op, ScalarType dtype, F&& f) {
 template <class C, class F>
 void dispatch_beside(const char* op, ScalarType dtype, F&& f) {
   if constexpr (sizeof(C) == 8) {
-    STD_TORCH_CHECK(dtype == ScalarType::Double, "mhr::", op, ": float64 expected beside float64, got ",
-                    torch::headeronly::toString(dtype));
+    MHR_CHECK(dtype == ScalarType::Double, "mhr::", op, ": float64 expected beside float64, got ",
+              torch::headeronly::toString(dtype));
     f(type_tag<double>{});
   } else {
     switch (dtype) {
@@ -46,8 +46,8 @@ void dispatch_beside(const char* op, ScalarType dtype, F&& f) {
       case ScalarType::Half:
         return f(type_tag<float16>{});
       default:
-        STD_TORCH_CHECK(false, "mhr::", op, ": float32, bfloat16 or float16 expected, got ",
-                        torch::headeronly::toString(dtype));
+        MHR_CHECK(false, "mhr::", op, ": float32, bfloat16 or float16 expected, got ",
+                  torch::headeronly::toString(dtype));
     }
   }
 }

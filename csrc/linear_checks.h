@@ -33,24 +33,24 @@ inline LinearSizes check_linear(const char* op, const Tensor& x, const Tensor& b
                                 const std::optional<Tensor>& weights, const std::optional<Tensor>& weights_b) {
   const LinearSizes sizes{tokens_of(x), check_bank(op, "bank_a", bank_a, true, !weights),
                           check_bank(op, "bank_b", bank_b, false, !weights)};
-  STD_TORCH_CHECK(sizes.a.rank() == sizes.b.rank(), "mhr::", op, ": bank_a has rank ", sizes.a.rank(), ", bank_b ",
-                  sizes.b.rank());
-  STD_TORCH_CHECK(x.dim() > 0 && x.size(x.dim() - 1) == sizes.a.columns(), "mhr::", op,
-                  ": x must have I = ", sizes.a.columns(), " columns, as bank_a adapts, got ", shape_of(x));
+  MHR_CHECK(sizes.a.rank() == sizes.b.rank(), "mhr::", op, ": bank_a has rank ", sizes.a.rank(), ", bank_b ",
+            sizes.b.rank());
+  MHR_CHECK(x.dim() > 0 && x.size(x.dim() - 1) == sizes.a.columns(), "mhr::", op,
+            ": x must have I = ", sizes.a.columns(), " columns, as bank_a adapts, got ", shape_of(x));
   check_contiguous(op, "x", x);
   if (weights) {
     check_bank_weights(op, "weights", *weights, bank_a);
     check_bank_weights(op, "weights_b", weights_b ? *weights_b : *weights, bank_b);
     check_dtype(op, "weights", *weights, accumulator_dtype(x.scalar_type()));
   } else {
-    STD_TORCH_CHECK(!weights_b, "mhr::", op, ": weights_b is given, but not weights");
-    STD_TORCH_CHECK(sizes.a.heads == 1 && sizes.b.heads == 1, "mhr::", op,
-                    ": skills are rows, without weights, only where there is one head, got ", sizes.a.heads);
+    MHR_CHECK(!weights_b, "mhr::", op, ": weights_b is given, but not weights");
+    MHR_CHECK(sizes.a.heads == 1 && sizes.b.heads == 1, "mhr::", op,
+              ": skills are rows, without weights, only where there is one head, got ", sizes.a.heads);
     const ScalarType dtype = bank_a.scalar_type(), wide = accumulator_dtype(x.scalar_type());
-    STD_TORCH_CHECK((dtype == x.scalar_type() || dtype == wide) && bank_b.scalar_type() == dtype, "mhr::", op,
-                    ": without weights both banks must be ", torch::headeronly::toString(x.scalar_type()), " or ",
-                    torch::headeronly::toString(wide), ", got ", torch::headeronly::toString(dtype), " and ",
-                    torch::headeronly::toString(bank_b.scalar_type()));
+    MHR_CHECK((dtype == x.scalar_type() || dtype == wide) && bank_b.scalar_type() == dtype, "mhr::", op,
+              ": without weights both banks must be ", torch::headeronly::toString(x.scalar_type()),
+              wide == x.scalar_type() ? "" : " or ", wide == x.scalar_type() ? "" : torch::headeronly::toString(wide),
+              ", got ", torch::headeronly::toString(dtype), " and ", torch::headeronly::toString(bank_b.scalar_type()));
   }
   return sizes;
 }
@@ -68,7 +68,7 @@ inline void check_linear_output(const char* op, const LinearSizes& sizes, const 
                                 const std::optional<Tensor>& bias, bool accumulate) {
   check_beside(op, "y", y, "x", x, "O", sizes.b.columns());
   if (!bias) return;
-  STD_TORCH_CHECK(!accumulate, "mhr::", op, ": bias is for a y that is not accumulated into");
+  MHR_CHECK(!accumulate, "mhr::", op, ": bias is for a y that is not accumulated into");
   check_shape(op, "bias", *bias, "O", {sizes.b.columns()});
   check_dtype(op, "bias", *bias, x.scalar_type());
   check_contiguous(op, "bias", *bias);

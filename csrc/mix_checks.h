@@ -14,13 +14,12 @@ inline std::vector<Tensor> weights_of_banks(const char* op, const std::vector<Te
   std::vector<bool> serves(weights.size());
   found.reserve(rows.size());
   for (const int64_t row : rows) {
-    STD_TORCH_CHECK(row >= 0 && row < int64_t(weights.size()), "mhr::", op, ": rows must lie in 0..",
-                    int64_t(weights.size()) - 1, ", got ", row);
+    MHR_CHECK(row >= 0 && row < int64_t(weights.size()), "mhr::", op, ": rows must lie in 0..",
+              int64_t(weights.size()) - 1, ", got ", row);
     serves[row] = true;
     found.push_back(weights[row]);
   }
-  for (size_t i = 0; i < serves.size(); i++)
-    STD_TORCH_CHECK(serves[i], "mhr::", op, ": weights[", i, "] serves no bank");
+  for (size_t i = 0; i < serves.size(); i++) MHR_CHECK(serves[i], "mhr::", op, ": weights[", i, "] serves no bank");
   return found;
 }
 

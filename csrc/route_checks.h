@@ -17,7 +17,7 @@ inline RouteSizes check_route(const char* op, const Tensor& logits, const Tensor
   check_dim(op, "logits", logits, "T, H, S", 3);
   check_dim(op, "tasks", tasks, "U", 1);
   check_dtype(op, "tasks", tasks, ScalarType::Long);
-  STD_TORCH_CHECK(temperature > 0, "mhr::", op, ": temperature must be positive, got ", temperature);
+  MHR_CHECK(temperature > 0, "mhr::", op, ": temperature must be positive, got ", temperature);
   const RouteSizes sizes{logits.size(0), logits.size(1), logits.size(2), tasks.size(0)};
   check_dtype(op, "logits", logits, accumulator_dtype(logits.scalar_type()));
   check_contiguous(op, "logits", logits);
@@ -50,7 +50,7 @@ inline void check_all_noise(const char* op, const std::optional<Tensor>& noise, 
 }
 
 inline void check_count(const char* op, const std::vector<Tensor>& dw, const std::vector<Tensor>& logits) {
-  STD_TORCH_CHECK(dw.size() == logits.size(), "mhr::", op, ": got ", dw.size(), " dw for ", logits.size(), " logits");
+  MHR_CHECK(dw.size() == logits.size(), "mhr::", op, ": got ", dw.size(), " dw for ", logits.size(), " logits");
 }
 
 }  // namespace mhr

@@ -21,14 +21,13 @@ struct Item {
 
 std::vector<Item> check_banks(const char* op, const std::vector<Tensor>& banks, const std::vector<Tensor>& weights,
                               const std::vector<int64_t>& head_dims) {
-  STD_TORCH_CHECK(banks.size() == weights.size() && banks.size() == head_dims.size(), "mhr::", op, ": got ",
-                  banks.size(), " banks, ", weights.size(), " weights and ", head_dims.size(), " head_dims");
+  MHR_CHECK(banks.size() == weights.size() && banks.size() == head_dims.size(), "mhr::", op, ": got ", banks.size(),
+            " banks, ", weights.size(), " weights and ", head_dims.size(), " head_dims");
   std::vector<Item> items;
   for (size_t i = 0; i < banks.size(); i++) {
     const Tensor &bank = banks[i], &w = weights[i];
     check_dim(op, "banks", bank, "H, S, P, Q", 4);
-    STD_TORCH_CHECK(head_dims[i] == 1 || head_dims[i] == 2, "mhr::", op, ": head_dims must be 1 or 2, got ",
-                    head_dims[i]);
+    MHR_CHECK(head_dims[i] == 1 || head_dims[i] == 2, "mhr::", op, ": head_dims must be 1 or 2, got ", head_dims[i]);
     const int64_t rows = w.dim() ? w.size(0) : 0;
     check_shape(op, "weights", w, "U, H, S", {rows, bank.size(0), bank.size(1)});
     check_dtype(op, "weights", w, accumulator_dtype(bank.scalar_type()));
@@ -169,8 +168,7 @@ std::vector<Tensor> mix_backward(std::vector<Tensor> grads, std::vector<Tensor> 
   const char* op = "mix_backward";
   const std::vector<Tensor> of_banks = weights_of_banks(op, weights, rows);
   const std::vector<Item> items = check_banks(op, banks, of_banks, head_dims);
-  STD_TORCH_CHECK(grads.size() == banks.size(), "mhr::", op, ": got ", grads.size(), " grads for ", banks.size(),
-                  " banks");
+  MHR_CHECK(grads.size() == banks.size(), "mhr::", op, ": got ", grads.size(), " grads for ", banks.size(), " banks");
   std::vector<Tensor> d_banks, d_weights;
   if (need_weights)
     for (const Tensor& w : weights) d_weights.push_back(empty(w, {w.size(0), w.size(1), w.size(2)}, w.scalar_type()));

@@ -16,7 +16,7 @@ RouteSizes check(const char* op, const Tensor& logits, const Tensor& tasks, cons
   const RouteSizes sizes = check_route(op, logits, tasks, noise, temperature);
   const int64_t* task = pointer<int64_t>(tasks);
   for (int64_t u = 0; u < sizes.rows; u++)
-    STD_TORCH_CHECK(task[u] < sizes.tasks, "mhr::", op, ": tasks must be below T = ", sizes.tasks, ", got ", task[u]);
+    MHR_CHECK(task[u] < sizes.tasks, "mhr::", op, ": tasks must be below T = ", sizes.tasks, ", got ", task[u]);
   return sizes;
 }
 

@@ -10,8 +10,7 @@ namespace mhr {
 namespace {
 
 Activation activation_of(const char* op, const std::string& name) {
-  STD_TORCH_CHECK(name == "none" || name == "gelu", "mhr::", op, ": activation must be 'none' or 'gelu', got '", name,
-                  "'");
+  MHR_CHECK(name == "none" || name == "gelu", "mhr::", op, ": activation must be 'none' or 'gelu', got '", name, "'");
   return name == "gelu" ? Activation::gelu : Activation::none;
 }
 

@@ -13,8 +13,8 @@ inline void check_rows(const char* op, const char* name, const Tensor& rows, int
   check_rows_layout(op, name, rows);
   const int64_t* value = pointer<int64_t>(rows);
   for (int64_t g = 0, n = rows.numel(); g < n; g++)
-    STD_TORCH_CHECK(value[g] >= -1 && value[g] < n_rows, "mhr::", op, ": ", name, " must lie in 0..", n_rows - 1,
-                    ", or be -1 for no adapter, got ", value[g]);
+    MHR_CHECK(value[g] >= -1 && value[g] < n_rows, "mhr::", op, ": ", name, " must lie in 0..", n_rows - 1,
+              ", or be -1 for no adapter, got ", value[g]);
 }
 
 inline Segments check_segments(const char* op, int64_t tokens, const Tensor& rows,
@@ -25,8 +25,7 @@ inline Segments check_segments(const char* op, int64_t tokens, const Tensor& row
   const int64_t* value = pointer<int64_t>(*offsets);
   bool rises = value[0] == 0 && value[count] == tokens;
   for (int64_t g = 0; g < count; g++) rises = rises && value[g] <= value[g + 1];
-  STD_TORCH_CHECK(rises, "mhr::", op, ": offsets must rise from 0 to N = ", tokens, " in G + 1 = ", count + 1,
-                  " steps");
+  MHR_CHECK(rises, "mhr::", op, ": offsets must rise from 0 to N = ", tokens, " in G + 1 = ", count + 1, " steps");
   return {tokens, count, value};
 }
 

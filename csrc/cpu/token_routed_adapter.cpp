@@ -245,7 +245,7 @@ void token_routed_adapter(Tensor y, Tensor x, Tensor directions, Tensor A, Tenso
                           bool normalised, double scale) {
   const char* op = "token_routed_adapter";
   const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK(x.dim() > 0, "mhr::", op, ": x must have at least one dimension");
+  MHR_CHECK(x.dim() > 0, "mhr::", op, ": x must have at least one dimension");
   check_contiguous(op, "x", x);
   check_factor(op, "A", A, "S, I, R", dtype);
   check_factor(op, "B", B, "S, R, O", dtype);
@@ -257,8 +257,8 @@ void token_routed_adapter(Tensor y, Tensor x, Tensor directions, Tensor A, Tenso
   check_dtype(op, "directions", directions, accumulator_dtype(dtype));
   check_contiguous(op, "directions", directions);
   check_beside(op, "y", y, "x", x, "O", n_out);
-  STD_TORCH_CHECK(top_k >= 1 && top_k <= count, "mhr::", op, ": top_k must lie in 1..", count, ", got ", top_k);
-  STD_TORCH_CHECK(temperature > 0, "mhr::", op, ": temperature must be positive, got ", temperature);
+  MHR_CHECK(top_k >= 1 && top_k <= count, "mhr::", op, ": top_k must lie in 1..", count, ", got ", top_k);
+  MHR_CHECK(temperature > 0, "mhr::", op, ": temperature must be positive, got ", temperature);
   if (n == 0) return;
   dispatch_float(op, dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;

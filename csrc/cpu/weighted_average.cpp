@@ -11,14 +11,14 @@ namespace {
 
 void weighted_average(Tensor out, std::vector<Tensor> tensors, std::vector<double> weights) {
   const char* op = "weighted_average";
-  STD_TORCH_CHECK(tensors.size() == weights.size(), "mhr::", op, ": got ", tensors.size(), " tensors and ",
-                  weights.size(), " weights");
+  MHR_CHECK(tensors.size() == weights.size(), "mhr::", op, ": got ", tensors.size(), " tensors and ", weights.size(),
+            " weights");
   check_contiguous(op, "out", out);
   const int64_t n = out.numel();
   for (const Tensor& t : tensors) {
     bool same = t.dim() == out.dim();
     for (int64_t i = 0; same && i < t.dim(); i++) same = t.size(i) == out.size(i);
-    STD_TORCH_CHECK(same, "mhr::", op, ": tensors must have the shape ", shape_of(out), ", got ", shape_of(t));
+    MHR_CHECK(same, "mhr::", op, ": tensors must have the shape ", shape_of(out), ", got ", shape_of(t));
     check_dtype(op, "tensors", t, out.scalar_type());
     check_contiguous(op, "tensors", t);
   }

@@ -12,14 +12,13 @@ namespace {
 
 std::vector<MixItem> items_of(const char* op, const std::vector<Tensor>& banks, const std::vector<Tensor>& weights,
                               const std::vector<int64_t>& head_dims) {
-  STD_TORCH_CHECK(banks.size() == weights.size() && banks.size() == head_dims.size(), "mhr::", op, ": got ",
-                  banks.size(), " banks, ", weights.size(), " weights and ", head_dims.size(), " head_dims");
+  MHR_CHECK(banks.size() == weights.size() && banks.size() == head_dims.size(), "mhr::", op, ": got ", banks.size(),
+            " banks, ", weights.size(), " weights and ", head_dims.size(), " head_dims");
   std::vector<MixItem> items;
   for (size_t i = 0; i < banks.size(); ++i) {
     const Tensor &bank = banks[i], &w = weights[i];
     check_dim(op, "banks", bank, "H, S, P, Q", 4);
-    STD_TORCH_CHECK(head_dims[i] == 1 || head_dims[i] == 2, "mhr::", op, ": head_dims must be 1 or 2, got ",
-                    head_dims[i]);
+    MHR_CHECK(head_dims[i] == 1 || head_dims[i] == 2, "mhr::", op, ": head_dims must be 1 or 2, got ", head_dims[i]);
     const int64_t rows = w.dim() ? w.size(0) : 0;
     check_shape(op, "weights", w, "U, H, S", {rows, bank.size(0), bank.size(1)});
     check_dtype(op, "weights", w, accumulator_dtype(bank.scalar_type()));
@@ -73,11 +72,11 @@ void mix_beside(std::vector<Tensor> mixed, std::vector<Tensor> banks, std::vecto
   std::vector<MixItem> items = items_of(op, banks, weights, head_dims);
   int64_t total = 0;
   for (const int64_t each : runs) {
-    STD_TORCH_CHECK(each > 0, "mhr::", op, ": a run of ", each, " banks");
+    MHR_CHECK(each > 0, "mhr::", op, ": a run of ", each, " banks");
     total += each;
   }
-  STD_TORCH_CHECK(total == int64_t(items.size()) && runs.size() == mixed.size(), "mhr::", op, ": got ", items.size(),
-                  " banks and ", mixed.size(), " results for runs of ", total, " banks");
+  MHR_CHECK(total == int64_t(items.size()) && runs.size() == mixed.size(), "mhr::", op, ": got ", items.size(),
+            " banks and ", mixed.size(), " results for runs of ", total, " banks");
   if (items.empty()) return;
   const CallOn call(op, banks[0]);
   size_t i = 0;
@@ -91,17 +90,17 @@ void mix_beside(std::vector<Tensor> mixed, std::vector<Tensor> banks, std::vecto
     for (int64_t k = 0; k < runs[run]; ++k, ++i) {
       MixItem& item = items[i];
       const auto [rows, columns] = mixed_shape(item);
-      STD_TORCH_CHECK(runs[run] == 1 || item.joins_rows, "mhr::", op, ": only factors A lie side by side");
-      STD_TORCH_CHECK(room.size(0) == item.rows && room.size(1) == rows && column + columns <= width &&
-                          (item.joins_rows || columns == width),
-                      "mhr::", op, ": mixed has room for ", shape_of(room), ", bank ", i, " gives ", item.rows, " x ",
-                      rows, " x ", columns, " from column ", column, " on");
+      MHR_CHECK(runs[run] == 1 || item.joins_rows, "mhr::", op, ": only factors A lie side by side");
+      MHR_CHECK(room.size(0) == item.rows && room.size(1) == rows && column + columns <= width &&
+                    (item.joins_rows || columns == width),
+                "mhr::", op, ": mixed has room for ", shape_of(room), ", bank ", i, " gives ", item.rows, " x ", rows,
+                " x ", columns, " from column ", column, " on");
       item.mixed_dtype = dtype_of(op, room);
       item.mixed = static_cast<char*>(room.mutable_data_ptr()) + column * item_size(item.mixed_dtype);
       item.stride = item.joins_rows ? width : 0;
       column += columns;
       if (k + 1 < runs[run]) continue;
-      STD_TORCH_CHECK(width - column <= 64, "mhr::", op, ": mixed has ", width, " columns for ", column);
+      MHR_CHECK(width - column <= 64, "mhr::", op, ": mixed has ", width, " columns for ", column);
       item.zeros = int16_t(width - column);
     }
   }
@@ -114,9 +113,9 @@ int64_t row_stride(const char* op, const Tensor& grad, const MixItem& item) {
     check_contiguous(op, "grads", grad);
     return 0;
   }
-  STD_TORCH_CHECK((grad.stride(2) == 1 || grad.size(2) == 1) && grad.stride(1) >= grad.size(2) &&
-                      (grad.stride(0) == grad.size(1) * grad.stride(1) || grad.size(0) == 1),
-                  "mhr::", op, ": grads must be contiguous, or columns of a contiguous tensor");
+  MHR_CHECK((grad.stride(2) == 1 || grad.size(2) == 1) && grad.stride(1) >= grad.size(2) &&
+                (grad.stride(0) == grad.size(1) * grad.stride(1) || grad.size(0) == 1),
+            "mhr::", op, ": grads must be contiguous, or columns of a contiguous tensor");
   return grad.stride(1);
 }
 
@@ -125,8 +124,7 @@ std::vector<Tensor> mix_backward(std::vector<Tensor> grads, std::vector<Tensor> 
                                  bool need_weights) {
   const char* op = "mix_backward";
   std::vector<MixItem> items = items_of(op, banks, weights_of_banks(op, weights, rows), head_dims);
-  STD_TORCH_CHECK(grads.size() == banks.size(), "mhr::", op, ": got ", grads.size(), " grads for ", banks.size(),
-                  " banks");
+  MHR_CHECK(grads.size() == banks.size(), "mhr::", op, ": got ", grads.size(), " grads for ", banks.size(), " banks");
   std::vector<Tensor> d_banks, d_weights;
   if (items.empty()) return d_banks;
   const CallOn call(op, banks[0]);

@@ -12,7 +12,7 @@ namespace {
 Route arguments(const char* op, const Tensor& logits, const Tensor& tasks, const std::optional<Tensor>& noise,
                 double temperature) {
   const RouteSizes sizes = check_route(op, logits, tasks, noise, temperature);
-  STD_TORCH_CHECK(logits.scalar_type() == ScalarType::Float, "mhr::", op, ": float64 runs on the CPU only");
+  MHR_CHECK(logits.scalar_type() == ScalarType::Float, "mhr::", op, ": float64 runs on the CPU only");
   check_same_device(op, "tasks", tasks, logits);
   if (noise) check_same_device(op, "noise", *noise, logits);
   Route p{};

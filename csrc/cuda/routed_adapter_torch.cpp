@@ -8,8 +8,7 @@ namespace mhr::cuda {
 namespace {
 
 Activation activation_of(const char* op, const std::string& name) {
-  STD_TORCH_CHECK(name == "none" || name == "gelu", "mhr::", op, ": activation must be 'none' or 'gelu', got '", name,
-                  "'");
+  MHR_CHECK(name == "none" || name == "gelu", "mhr::", op, ": activation must be 'none' or 'gelu', got '", name, "'");
   return name == "gelu" ? Activation::kGelu : Activation::kNone;
 }
 

@@ -37,8 +37,8 @@ LinearSizes check(const char* op, const Tensor& x, const Tensor& bank_a, const T
                   const Tensor& rows, const OptionalTensor& rows_b, const OptionalTensor& offsets) {
   const LinearSizes sizes = check_linear(op, x, bank_a, bank_b, weights, weights_b);
   const BankShape &a = sizes.a, &b = sizes.b;
-  STD_TORCH_CHECK(b.columns() == a.columns(), "mhr::", op, ": bank_b must lead to O = ", a.columns(), " columns, got ",
-                  shape_of(bank_b));
+  MHR_CHECK(b.columns() == a.columns(), "mhr::", op, ": bank_b must lead to O = ", a.columns(), " columns, got ",
+            shape_of(bank_b));
   check_shape(op, "bias_a", bias_a, "H, S, 1, R", {a.heads, a.skills, 1, a.rank()});
   check_shape(op, "bias_b", bias_b, "H, S, 1, O/H", {b.heads, b.skills, 1, b.q});
   for (const Tensor* t : {&bias_a, &bank_b, &bias_b}) {

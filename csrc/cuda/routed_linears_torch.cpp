@@ -14,28 +14,28 @@ struct LinearsSizes {
 // A [U, I, R_0 + R_1 + ...], which may be columns of a wider one, and B [U', R_i, O_i].
 LinearsSizes check(const char* op, const Tensor& x, const Tensor& A, const std::vector<Tensor>& B, const Tensor& rows,
                    const OptionalTensor& rows_b, const OptionalTensor& offsets) {
-  STD_TORCH_CHECK(!B.empty(), "mhr::", op, ": got no factor B");
+  MHR_CHECK(!B.empty(), "mhr::", op, ": got no factor B");
   check_dim(op, "A", A, "U, I, R", 3);
   const LinearsSizes sizes{tokens_of(x), A.size(1), A.size(2)};
-  STD_TORCH_CHECK(x.dim() > 0 && x.size(x.dim() - 1) == sizes.n_in, "mhr::", op, ": x must have I = ", sizes.n_in,
-                  " columns, as A adapts, got ", shape_of(x));
+  MHR_CHECK(x.dim() > 0 && x.size(x.dim() - 1) == sizes.n_in, "mhr::", op, ": x must have I = ", sizes.n_in,
+            " columns, as A adapts, got ", shape_of(x));
   check_contiguous(op, "x", x);
-  STD_TORCH_CHECK(A.scalar_type() == x.scalar_type() || A.scalar_type() == accumulator_dtype(x.scalar_type()),
-                  "mhr::", op, ": A must be ", torch::headeronly::toString(x.scalar_type()), " or ",
-                  torch::headeronly::toString(accumulator_dtype(x.scalar_type())), ", got ",
-                  torch::headeronly::toString(A.scalar_type()));
-  STD_TORCH_CHECK(A.is_contiguous() || (A.stride(2) == 1 && A.stride(0) == sizes.n_in * A.stride(1)), "mhr::", op,
-                  ": A must be contiguous, or columns of a contiguous tensor");
+  MHR_CHECK(A.scalar_type() == x.scalar_type() || A.scalar_type() == accumulator_dtype(x.scalar_type()), "mhr::", op,
+            ": A must be ", torch::headeronly::toString(x.scalar_type()), " or ",
+            torch::headeronly::toString(accumulator_dtype(x.scalar_type())), ", got ",
+            torch::headeronly::toString(A.scalar_type()));
+  MHR_CHECK(A.is_contiguous() || (A.stride(2) == 1 && A.stride(0) == sizes.n_in * A.stride(1)), "mhr::", op,
+            ": A must be contiguous, or columns of a contiguous tensor");
   int64_t ranks = 0;
   for (const Tensor& b : B) {
     check_dim(op, "B", b, "U, R, O", 3);
-    STD_TORCH_CHECK(b.size(0) == B[0].size(0), "mhr::", op, ": every B must have U = ", B[0].size(0), " rows, got ",
-                    shape_of(b));
+    MHR_CHECK(b.size(0) == B[0].size(0), "mhr::", op, ": every B must have U = ", B[0].size(0), " rows, got ",
+              shape_of(b));
     check_dtype(op, "B", b, A.scalar_type());
     check_contiguous(op, "B", b);
     ranks += b.size(1);
   }
-  STD_TORCH_CHECK(ranks == sizes.ranks, "mhr::", op, ": A has rank ", sizes.ranks, ", the factors B together ", ranks);
+  MHR_CHECK(ranks == sizes.ranks, "mhr::", op, ": A has rank ", sizes.ranks, ", the factors B together ", ranks);
   check_same_device(op, "A", A, x);
   for (const Tensor& b : B) check_same_device(op, "B", b, x);
   check_routing(op, sizes.tokens, rows, rows_b, offsets, x);
@@ -50,13 +50,13 @@ Tensor routed_linears_forward(std::vector<Tensor> ys, Tensor x, std::vector<Opti
                               double scale, bool accumulate) {
   const char* op = "routed_linears";
   const LinearsSizes sizes = check(op, x, A, B, rows, rows_b, offsets);
-  STD_TORCH_CHECK(ys.size() == B.size() && biases.size() == B.size(), "mhr::", op, ": got ", ys.size(), " y and ",
-                  biases.size(), " biases for ", B.size(), " factors B");
+  MHR_CHECK(ys.size() == B.size() && biases.size() == B.size(), "mhr::", op, ": got ", ys.size(), " y and ",
+            biases.size(), " biases for ", B.size(), " factors B");
   for (size_t i = 0; i < B.size(); ++i) {
     check_beside(op, "y", ys[i], "x", x, "O", B[i].size(2));
     check_same_device(op, "y", ys[i], x);
     if (!biases[i]) continue;
-    STD_TORCH_CHECK(!accumulate, "mhr::", op, ": biases are for a y that is not accumulated into");
+    MHR_CHECK(!accumulate, "mhr::", op, ": biases are for a y that is not accumulated into");
     check_shape(op, "bias", *biases[i], "O", {B[i].size(2)});
     check_dtype(op, "bias", *biases[i], x.scalar_type());
     check_contiguous(op, "bias", *biases[i]);
@@ -104,8 +104,8 @@ Tensor routed_linears_backward(OptionalTensor dx, std::vector<Tensor> d_b, std::
                                OptionalTensor offsets, double scale, bool accumulate) {
   const char* op = "routed_linears_backward";
   const LinearsSizes sizes = check(op, x, A, B, rows, rows_b, offsets);
-  STD_TORCH_CHECK(dys.size() == B.size() && d_b.size() == B.size(), "mhr::", op, ": got ", dys.size(), " dy and ",
-                  d_b.size(), " d_b for ", B.size(), " factors B");
+  MHR_CHECK(dys.size() == B.size() && d_b.size() == B.size(), "mhr::", op, ": got ", dys.size(), " dy and ", d_b.size(),
+            " d_b for ", B.size(), " factors B");
   check_low_rank(op, "h", h, sizes.tokens, sizes.ranks, x.scalar_type());
   check_same_device(op, "h", h, x);
   for (size_t i = 0; i < B.size(); ++i) {

@@ -31,7 +31,7 @@ class CallOn {
   CallOn(const char*, const Tensor&) {}
 #else
   CallOn(const char* op, const Tensor& t) : guard_(t.get_device_index()) {
-    STD_TORCH_CHECK(
+    MHR_CHECK(
         aoti_torch_get_current_cuda_stream && aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream_) == 0,
         "mhr::", op, ": this torch has no CUDA stream for device ", t.get_device_index());
   }
@@ -87,17 +87,17 @@ inline Dtype dtype_of(const char* op, const Tensor& t) {
     case ScalarType::Double:
       return Dtype::kFp64;
     default:
-      STD_TORCH_CHECK(false, "mhr::", op, ": float32, bfloat16 or float16 expected, got ",
-                      torch::headeronly::toString(t.scalar_type()));
+      MHR_CHECK(false, "mhr::", op, ": float32, bfloat16 or float16 expected, got ",
+                torch::headeronly::toString(t.scalar_type()));
   }
 }
 
 inline void check_same_device(const char* op, const char* name, const Tensor& t, const Tensor& first) {
-  STD_TORCH_CHECK(t.device() == first.device(), "mhr::", op, ": ", name, " must be on the device of the other tensors");
+  MHR_CHECK(t.device() == first.device(), "mhr::", op, ": ", name, " must be on the device of the other tensors");
 }
 
 inline void check_launch(const char* op, const char* error) {
-  STD_TORCH_CHECK(!error, "mhr::", op, ": ", error ? error : "");
+  MHR_CHECK(!error, "mhr::", op, ": ", error ? error : "");
 }
 
 }  // namespace mhr::cuda

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from mhr.config import AdapterConfig
 from mhr.layers.routed import RoutedLayer, Segments
 from mhr.ops import routed_adapter, routed_linear
+from mhr.ops.autograd import is_closed_view
 from mhr.routing import Router, RoutingState, TokenRouter
 
 
@@ -101,12 +102,19 @@ class RoutedLinear(RoutedLayer):
                 offsets=offsets,
             )
         a, b = self.mixed(weights) if transform is None else self.transformed(weights, transform)
-        y = self.base_output(x)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and y._is_view():
-            y = y.clone()  # a view out of a custom Function (bitsandbytes, 8 bits) must not be changed in place
+        y = self.own_output(x)
         if dropout:
             x = F.dropout(x, dropout)
         return routed_adapter(y, x.to(y.dtype), a, b, rows, self.scaling, rows_b=rows_b, offsets=offsets)
+
+    def own_output(self, x: Tensor) -> Tensor:
+        """`base(x)`, to be changed in place: a copy where a hook may have kept it, and of a view that autograd does not follow, such as
+        one out of a custom Function (bitsandbytes, 8 bits)."""
+        y = self.base_output(x)
+        if torch.compiler.is_compiling():
+            return y
+        closed = torch.is_grad_enabled() and is_closed_view(y)
+        return y.clone() if closed or self.base._forward_hooks else y
 
     def mixed_before(self, x: Tensor, segments: Segments) -> list[Tensor] | None:
         """Factors [U, I, R] and [U, R, O] in the dtype that is computed in on x; None where the layer's kernel is to mix them."""
@@ -127,7 +135,7 @@ class RoutedLinear(RoutedLayer):
         if not isinstance(router, TokenRouter):
             return super().by_token(x)
         base, (a, b) = self.base, self.factors().values()
-        y = F.linear(x, base.weight, base.bias) if is_plain(base) else self.base_output(x)
+        y = F.linear(x, base.weight, base.bias) if is_plain(base) else self.own_output(x)
         return router.add_to(y, x, a.squeeze(0), b.squeeze(0), self.scaling)
 
     def updates(self, x: Tensor, h: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,6 +43,29 @@ def apart(x: Tensor, y: Tensor) -> Tensor:
     """
     shares = x is y if torch.compiler.is_compiling() else torch._C._is_alias_of(x, y)  # type: ignore[attr-defined]
     return x.clone() if shares else x
+
+
+def refuse_in_place(op: str, y: Tensor, others: Sequence[Tensor | None]) -> None:
+    """Raise what autograd would say of a y that nothing may change in place, which it does after the change: a leaf that asks for a
+    gradient, or a view of one, and a view that it cannot follow. others: what the op reads."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return
+    root = y._base if y._is_view() else y
+    assert root is not None
+    if root.requires_grad and root.is_leaf:
+        raise RuntimeError(f"mhr::{op}: y is a leaf that asks for a gradient, or a view of one: give y.clone()")
+    if is_closed_view(y) and (y.requires_grad or any(t is not None and t.requires_grad for t in others)):
+        raise RuntimeError(
+            f"mhr::{op}: y is one of several views that an op made, a view out of a custom Function, or made without gradients, and may "
+            "not be changed in place: give y.clone()"
+        )
+
+
+def is_closed_view(y: Tensor) -> bool:
+    """Whether y is a view that autograd does not follow a change of: of an op with several, of a custom Function, or made without
+    gradients."""
+    meta = torch._C._autograd
+    return y._is_view() and meta._get_creation_meta(y) != meta.CreationMeta.DEFAULT
 
 
 def changed(y: Tensor) -> None:

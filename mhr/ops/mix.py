@@ -57,7 +57,21 @@ def mix(
         if row > last:
             distinct.append(w)
         rows.append(row)
-    return list(apply(_Mix, out_dtype, tuple(head_dims), tuple(rows), tuple(runs or ()), *banks, *distinct))
+    if runs is not None:  # whose sum is asked of their shapes first
+        for i, bank in enumerate(banks):
+            check(bank.dim() == 4, f"mhr::mix: banks[{i}] must have shape (H, S, P, Q), got {tuple(bank.shape)}")
+    mixed = list(apply(_Mix, out_dtype, tuple(head_dims), tuple(rows), tuple(runs or ()), *banks, *distinct))
+    if runs is not None and not torch.compiler.is_compiling():
+        for factor in mixed:
+            if factor.dim() == 3 and factor.stride(1) > factor.shape[2]:
+                factor.mhr_zeros_behind = True
+    return mixed
+
+
+def has_zeros_behind(factor: Tensor) -> bool:
+    """Whether what fills the rows of a factor up to 16 bytes is zeros, as `mix` leaves them for runs. A view of another tensor, or what was
+    detached from one, has anything there, so that mix marks its own."""
+    return getattr(factor, "mhr_zeros_behind", False)
 
 
 class _Mix(torch.autograd.Function):
@@ -132,6 +146,8 @@ def _columns(room: Tensor, width: int) -> Tensor:
     """The first columns of a tensor that nobody else knows, as a tensor of its own."""
     if room.shape[-1] == width:
         return room
+    if torch.compiler.is_compiling():  # which traces no set_
+        return room[..., :width].contiguous()
     return room.new_empty(0).set_(room.untyped_storage(), 0, (*room.shape[:-1], width), room.stride())
 
 

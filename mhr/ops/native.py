@@ -6,6 +6,7 @@ warns; `MHR_NATIVE=0` leaves it out on purpose (tests and benchmarks compare the
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import warnings
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter
 
 _SOURCE = Path(__file__).parents[2]
 _IN_PLACE = (_SOURCE / "setup.py").exists()  # imported from the clone, so it is there that the library is looked for
@@ -34,9 +37,25 @@ def register_op(schema: str, reference: Callable[..., Any], fake: Callable[..., 
     LIBRARY.define(schema, tags=_TAGS)
     name = schema.partition("(")[0]
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"mhr::{name}", fake, lib=LIBRARY)
+    torch.library.register_fake(f"mhr::{name}", _on_one_device(name, fake), lib=LIBRARY)
     _names.append(name)
     return getattr(torch.ops.mhr, name).default
+
+
+def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """A fake kernel, to which the dispatcher also gives a tensor on the meta device beside others: one that was never materialised, so
+    that nothing would be computed of it."""
+
+    @functools.wraps(fake)
+    def checked(*args: Any) -> Any:
+        devices = {t.device for t in tree_iter(args) if isinstance(t, Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(
+                f"mhr::{name}: tensors must be on one device, got {', '.join(sorted(map(str, devices)))}"
+            )
+        return fake(*args)
+
+    return checked
 
 
 def _load(name: str, without: str) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mhr.ops.autograd import apart, apply, refuse_second_order
+from mhr.ops.autograd import apart, apply, refuse_in_place, refuse_second_order
 from mhr.ops.checks import accumulator, check, check_shape, segment_bounds
 from mhr.ops.native import register_op
 
@@ -54,11 +54,12 @@ def routed_adapter(
     Sums are held in float32 (float64 for float64). Differentiable once in y, x, A, B and the biases; saved for backward
     beside the inputs: 4 N R bytes. Deterministic. On a GPU the values of rows and offsets are checked with MHR_CHECK_VALUES=1
     only; without it, a segment whose row does not exist becomes NaN.
-    Raises RuntimeError where shapes or dtypes do not fit.
+    Raises RuntimeError where shapes or dtypes do not fit, and where autograd lets no op change y in place.
     """
     if torch.is_autocast_enabled(y.device.type):
         x = x.to(y.dtype)
     tensors = (apart(x, y), A, B, rows, rows_b, offsets, bias_a, bias_b)
+    refuse_in_place("routed_adapter", y, tensors)
     if torch.compiler.is_compiling():
         # Dynamo loses the gradient of an argument that a Function marks dirty; the compiler makes this in place again.
         return y.copy_(apply(_RoutedAdapter, y.clone(), *tensors, activation, scale, False))
@@ -281,6 +282,7 @@ def routed_adapter_backward_x_reference(
 
 def n_tokens(x: Tensor) -> int:
     """Tokens of x `[..., I]`: the product of its leading dimensions."""
+    check(x.dim() > 0, "mhr: x must have shape (..., I), got ()")
     count = 1
     for size in x.shape[:-1]:
         count *= size

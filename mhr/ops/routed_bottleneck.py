@@ -53,6 +53,7 @@ def routed_bottleneck(
     Raises RuntimeError where shapes or dtypes do not fit.
     """
     op = "routed_bottleneck"
+    check(bank_a.dim() == 4, f"mhr::{op}: bank_a must have shape (H, S, O/H, R), got {tuple(bank_a.shape)}")
     heads, skills, width, rank = bank_a.shape
     check(
         heads * width == x.shape[-1],

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from mhr.ops.autograd import apply, refuse_second_order
 from mhr.ops.checks import accumulator, check
+from mhr.ops.mix import has_zeros_behind
 from mhr.ops.native import register_op
 from mhr.ops.routed_adapter import n_tokens
 from mhr.ops.routed_linear import OPERATIONS_OF_A_BYTE, product
@@ -65,8 +66,7 @@ def routed_linears(
 
 def _is_in_rows(A: Tensor, x: Tensor) -> bool:
     """Whether the kernels can read A where it lies, in vectors of 16 bytes: columns that are whole vectors of a wider tensor, or that
-    are followed by no more than what fills their last one, which are zeros as `mix` leaves them for runs. A view of another tensor has
-    anything there, and is told from a tensor of mix's own; but not by the compiler, nor in inference mode."""
+    are followed by no more than zeros that fill their last one."""
     if A.dim() != 3 or A.dtype != x.dtype or A.stride(2) != 1 or A.stride(0) != A.shape[1] * A.stride(1):
         return False
     vector = 16 // A.element_size()
@@ -75,7 +75,7 @@ def _is_in_rows(A: Tensor, x: Tensor) -> bool:
         return False
     if A.shape[2] == whole:
         return True
-    return A.stride(1) == whole and not (torch.compiler.is_compiling() or A.is_inference() or A._is_view())
+    return A.stride(1) == whole and not torch.compiler.is_compiling() and has_zeros_behind(A)
 
 
 def _adapter_first(x: Tensor, weights: Sequence[Tensor]) -> bool:

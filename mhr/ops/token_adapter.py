@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,8 @@ def token_adapter(
         scale: lora_alpha / rank.
 
     Pairs of a token and an adapter are sorted by adapter, and each adapter computes on its tokens as one segment of
-    `routed_adapter`: N k R (I + O) multiplications, whatever S is. Differentiable once in y, x, A, B and shares. On a GPU no value is
+    `routed_adapter`: N k R (I + O) multiplications, whatever S is. What an adapter gives is rounded to the dtype of x, the sum over
+    them once; memory beyond that of the result: N k (I + O) elements. Deterministic. Differentiable once in y, x, A, B and shares. On a GPU no value is
     read on the host: what a token takes of an adapter that does not exist is NaN there. Routing of Arrow (arXiv 2405.11157) and PHATGOOSE
     (arXiv 2402.05859). Raises RuntimeError where shapes or values do not fit.
     """
@@ -45,12 +48,47 @@ def token_adapter(
     else:
         shares, chosen = shares.masked_fill(chosen != existing, torch.nan), existing
     ordered, order = chosen.flatten().sort(stable=True)
-    adapters, tokens = torch.arange(n_adapters + 1, device=x.device), order // k
+    adapters, place = torch.arange(n_adapters + 1, device=x.device), torch.empty_like(order)
+    place[order] = torch.arange(n * k, device=x.device)
     offsets = torch.searchsorted(ordered, adapters)
-    given = x.reshape(n, x.shape[-1]).index_select(0, tokens)
+    given = _Repeated.apply(x.reshape(n, x.shape[-1]), order, place, k)
     update = routed_adapter(given.new_zeros(n * k, B.shape[-1]), given, A, B, adapters[:-1], scale, offsets=offsets)
-    update = update * shares.flatten().index_select(0, order)[:, None].to(update.dtype)
-    return y.reshape(n, B.shape[-1]).index_add(0, tokens, update).view(y.shape)
+    of_token = _Permuted.apply(update, place, order).view(n, k, B.shape[-1])
+    wide = accumulator(y.dtype)
+    total = y.reshape(n, B.shape[-1]).to(wide)
+    for j in range(k):
+        total = total + of_token[:, j].to(wide) * shares[:, j, None].to(wide)
+    return total.to(y.dtype).view(y.shape)
+
+
+class _Repeated(torch.autograd.Function):
+    """Tokens [N, I], each once for every adapter that it takes, in the order of pairs: [N k, I]. Backward adds up a token's gradients in their
+    order, where that of `index_select` would add them by atomics on a GPU. place: of each pair in the order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, place: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.k = k
+        return x.index_select(0, order // k)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (place,) = ctx.saved_tensors
+        return grad.index_select(0, place).view(-1, ctx.k, grad.shape[-1]).sum(1), None, None, None
+
+
+class _Permuted(torch.autograd.Function):
+    """Rows of a tensor in another order, whose inverse is `back`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(back)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (back,) = ctx.saved_tensors
+        return grad.index_select(0, back), None, None
 
 
 def token_scores(x: Tensor, directions: Tensor, normalised: bool = False) -> Tensor:

@@ -30,6 +30,7 @@ def weighted_average(tensors: Sequence[Tensor], weights: Sequence[float], out: T
         dense = [t.contiguous() for t in tensors]
         target = torch.empty_like(dense[0]) if out is None else out
         if not target.is_contiguous():
+            _check(target, dense, weights)
             buffer = torch.empty_like(dense[0])
             _forward(buffer, dense, list(weights))
             return target.copy_(buffer)
@@ -49,6 +50,7 @@ def _check(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> 
             t.shape == out.shape and t.dtype == out.dtype,
             f"{op}: tensors[{i}] must be {out.dtype} of shape {tuple(out.shape)}, got {t.dtype} of {tuple(t.shape)}",
         )
+        check(t.device == out.device, f"{op}: tensors[{i}] must be on {out.device}, got {t.device}")
 
 
 def weighted_average_reference(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:

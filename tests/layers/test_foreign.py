@@ -97,6 +97,21 @@ def test_a_layer_with_hooks_or_a_forward_of_its_own_is_called() -> None:
         assert calls, how
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_hook_keeps_what_the_base_gave(grad: bool, bias: bool) -> None:
+    """What a hook was given must not change behind its back."""
+    model = tiny_model("llama", attention_bias=bias)
+    base = model.get_submodule("model.layers.0.self_attn.q_proj")
+    kept: list[tuple[Tensor, Tensor]] = []
+    base.register_forward_hook(lambda module, args, output: kept.append((output, output.detach().clone())))
+    adapted(model)
+    with torch.set_grad_enabled(grad):
+        model(**random_batch(model), task_ids=IDS)
+    ((output, given),) = kept
+    assert torch.equal(output, given)
+
+
 class Seen(nn.Module):
     def __init__(self, calls: list[int]):
         super().__init__()

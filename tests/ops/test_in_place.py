@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mhr.ops import routed_adapter, token_routed_adapter, weighted_average
+from mhr.ops import mix, route, routed_adapter, routed_linear, token_routed_adapter, weighted_average
 from tests.helpers import assert_close
 
 N, D = 6, 8
@@ -105,3 +106,59 @@ def test_what_has_no_gradient_is_refused_where_one_is_asked_for() -> None:
             token_routed_adapter(**asked, top_k=1)
         with torch.no_grad():
             token_routed_adapter(**{n: t.clone() for n, t in asked.items()}, top_k=1)
+
+
+def closed(how: str) -> tuple[Tensor, Tensor]:
+    """A tensor and a y in it that autograd lets no op change in place."""
+    if how == "leaf":
+        y = torch.randn(N, D, requires_grad=True)
+        return y, y
+    if how == "view of a leaf":
+        base = torch.randn(2 * N, D, requires_grad=True)
+        return base, base[:N]
+    base = torch.randn(N, 2 * D, requires_grad=True) * 1
+    return base, base.chunk(2, -1)[0]
+
+
+@pytest.mark.parametrize("how", ["leaf", "view of a leaf", "one of several views"])
+def test_what_may_not_be_changed_is_refused_before_it_is(how: str) -> None:
+    """As torch's own ops do, so that who catches the error has the tensor that there was."""
+    base, y = closed(how)
+    before = base.detach().clone()
+    with pytest.raises(RuntimeError, match=r"in.?place"):
+        y.add_(1)
+    with pytest.raises(RuntimeError, match=r"^mhr::routed_adapter: y is .*: give y.clone\(\)$"):
+        routed_adapter(y, torch.randn(N, D), *factors(), torch.tensor([2, 0]))
+    assert torch.equal(base, before)
+    with torch.no_grad():
+        routed_adapter(y, torch.randn(N, D), *factors(), torch.tensor([2, 0]))
+    assert not torch.equal(base, before)
+
+
+OPS: dict[str, Callable[[Tensor], Any]] = {
+    "routed_adapter": lambda A: routed_adapter(
+        torch.zeros(N, D), torch.ones(N, D), A, factors()[1], torch.tensor([2, 0])
+    ),
+    "routed_linear": lambda A: routed_linear(
+        torch.ones(N, D), torch.ones(D, D), None, A, factors()[1], None, torch.tensor([2, 0])
+    ),
+    "mix": lambda A: mix([A[None]], [torch.ones(1, 1, 3)], [1]),
+    "weighted_average": lambda A: weighted_average([torch.ones(A.shape), A], [0.5, 0.5]),
+    "weighted_average out": lambda A: weighted_average([A], [1.0], out=torch.ones(A.shape).mT.contiguous().mT),
+    "route": lambda A: route(A, torch.tensor([0])),
+}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_tensor_that_was_never_materialised_is_refused(op: str) -> None:
+    """The dispatcher would take it for a question about shapes, and leave what is beside it as it was."""
+    with pytest.raises(RuntimeError, match="must be on"):
+        OPS[op](torch.empty(3, D, 2, device="meta"))
+
+
+def test_an_output_that_is_not_contiguous_is_checked_as_one_that_is() -> None:
+    out = torch.ones(4, 3).T
+    for tensor in (torch.ones(1, 4), torch.ones(4), torch.ones(3, 4, dtype=torch.float64)):
+        with pytest.raises(RuntimeError, match="tensors.0. must be torch.float32 of shape"):
+            weighted_average([tensor], [0.5], out=out)
+    assert torch.equal(out, torch.ones(3, 4))

@@ -179,3 +179,26 @@ def test_refuses_runs_that_do_not_fit() -> None:
         room = [torch.empty(1, 8, 8) for _ in runs]
         with pytest.raises(RuntimeError, match="a run of (-1|0) banks"):
             torch.ops.mhr.mix_beside(room, banks, weights, [1, 1], runs)
+
+
+@pytest.mark.parametrize("python", [False, True], ids=["as it is", "nodes in Python"])
+def test_a_bank_of_other_axes_is_told_before_its_columns_are_counted(
+    python: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if python:
+        monkeypatch.setattr(native, "nodes", None)
+    with pytest.raises(RuntimeError, match=r"mhr::mix: banks\[0\] must have shape \(H, S, P, Q\), got \(2, 3, 4\)"):
+        mix([torch.ones(2, 3, 4)], [torch.ones(1, 2, 3)], [1], runs=[1])
+
+
+def test_runs_of_odd_ranks_compile_without_graph_breaks() -> None:
+    banks = [torch.randn(1, 2, 8, 3, requires_grad=True) for _ in range(2)]
+    weights = torch.rand(2, 1, 2)
+
+    def mixed(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return mix([a, b], [weights, weights], [1, 1], runs=[2])[0] * 2
+
+    compiled = torch.compile(mixed, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*banks), mixed(*banks))
+    found, stated = (torch.autograd.grad(f(*banks).square().sum(), banks) for f in (compiled, mixed))
+    torch.testing.assert_close(found, stated)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mhr.ops import build_info, native_ops
+from mhr.ops.routed_adapter import routed_adapter_forward_reference
 
 ROOT = Path(__file__).parents[2]
 BUILT = importlib.util.find_spec("mhr._C") is not None and os.environ.get("MHR_NATIVE") != "0"
@@ -131,3 +132,14 @@ def test_threads_do_not_change_more_than_rounding() -> None:
         outputs.append([float.fromhex(v) for v in first.split()])
     for one, three in zip(*outputs, strict=True):
         torch.testing.assert_close(one, three, rtol=1e-4, atol=1e-2)
+
+
+def test_an_error_is_one_line_that_names_no_machine() -> None:
+    """What is refused by the kernels and by the references is told in the same words."""
+    given = torch.zeros(4, 7), torch.ones(4, 6), torch.ones(2, 6, 3)
+    told = []
+    for op in (torch.ops.mhr.routed_adapter_forward.default, routed_adapter_forward_reference):
+        with pytest.raises(RuntimeError) as caught:
+            op(*given, torch.ones(2, 2, 7), torch.tensor([0]), None, None, None, None, "none", 1.0)
+        told.append(str(caught.value))
+    assert told[0] == told[1] == "mhr::routed_adapter: B must have shape (U, R, O) = (2, 3, 7), got (2, 2, 7)"

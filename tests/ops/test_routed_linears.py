@@ -187,11 +187,13 @@ def test_what_fills_a_row_is_taken_for_zeros_where_mix_made_it_alone(monkeypatch
             A = mixed()
             assert A.stride(1) == 4
             assert reaches(A) is A
-            for other in (torch.full((2, 8, 4), torch.nan)[..., :3], torch.randn(2, 8, 4).detach()[..., :3]):
+            slices = torch.full((2, 8, 4), torch.nan)[..., :3], torch.randn(2, 8, 4).detach()[..., :3]
+            for other in (*slices, slices[0].detach(), slices[0].data, torch.nn.Parameter(slices[0])):
                 assert reaches(other).is_contiguous()
-    with torch.inference_mode():  # which keeps no account of views
-        for other in (mixed(), torch.full((2, 8, 4), torch.nan)[..., :3]):
-            assert reaches(other).is_contiguous()
+    with torch.inference_mode():
+        A = mixed()
+        assert reaches(A) is A
+        assert reaches(torch.full((2, 8, 4), torch.nan)[..., :3]).is_contiguous()
 
 
 def test_gradcheck() -> None:
