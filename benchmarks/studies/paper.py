@@ -187,15 +187,15 @@ def choose(setting: Setting, output: Path, file: Path, workers: int) -> None:
         }
         for variant in setting.variants
     }
+    for name in methods:
+        for mode, found in scores[f"{name}-{chosen[name]:g}"].items():
+            if not any(found.values()):
+                raise SystemExit(f"{name}: no trial of mode {mode!r} scored above 0, so there is no rate to choose")
     decided: dict[str, Any] = {"methods": methods}
     if setting.screens:
         looked_at = screening(setting, methods)
         run_all(do, looked_at, output, workers)
         decided |= screened(looked_at, output)
-    for name in methods:
-        for mode, found in scores[f"{name}-{chosen[name]:g}"].items():
-            if not any(found.values()):
-                raise SystemExit(f"{name}: no trial of mode {mode!r} came to a score, so there is no rate to choose")
     freeze(file, plan_of_trials(setting), decided)
 
 

@@ -285,6 +285,7 @@ def _budget_table(found: Results) -> Table:
         )
     columns = ["method", "pretraining trains", "steps", "million tokens", "TFLOP", "trials", "CPU minutes of a run"]
     note = (
+        f"Beside these, {sum(unit.kind == LOSS for unit in found.units)} pretraining runs at the rate of the lowest loss. "
         "CPU minutes: of all that is made from one pretraining run, its adaptations and evaluations too, without what an interruption lost; parameters with those of heads. Trials: rates of pretraining x "
         "rates of adaptation in the first mode; the other modes of MHR have as many as they have rates."
     )

@@ -53,7 +53,8 @@ def suite(output: Path, path: str = "", quick: bool = False) -> Setting:
     return Setting(
         "suite",
         "Skills suite, built-in T5",
-        "Of the suite's training tasks 12 judge the trials, and no run is trained on them; all its held-out tasks judge the claims.",
+        "Of the suite's training tasks 12 judge the trials, and no run is trained on them; all its held-out tasks judge the claims. "
+        "The rule for the rates that losses are compared at was made when 39 of the 80 runs had been seen, out of trials that were committed before the first.",
         plan,
         {"model": "builtin:t5-tiny", "max_input_length": 32, "max_target_length": 16, "sampler": "uniform"},
         Tasks(file, tuple(training), tuple(validation)),

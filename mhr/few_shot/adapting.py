@@ -203,7 +203,8 @@ def few_shot_settings(
     # What is said now takes the place of what the run has of the same.
     if "shots" in given:
         given.setdefault("shots_for", {})
-    given.setdefault("grid", {name: values for name, values in config.adapt.grid.items() if name not in given})
+    said = {*given, *({"lr"} if "full_lr" in given else ())}
+    given.setdefault("grid", {name: values for name, values in config.adapt.grid.items() if name not in said})
     data: dict[str, Any] = {name: value for name, value in reading.items() if value is not None}
     if "template" in data:
         data = {"prompt": None, "verbalizers": {}} | data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,7 +148,11 @@ class Validated:
     step: int
 
     def better_than(self, other: Validated | None) -> bool:
-        return other is None or (self.score, -self.loss) > (other.score, -other.loss)
+        return other is None or self._rank() > other._rank()
+
+    def _rank(self) -> tuple[float, float]:
+        """Weights that give a loss that is not finite are no good, whatever they happen to answer."""
+        return (self.score, -self.loss) if math.isfinite(self.loss) else (-math.inf, -math.inf)
 
 
 class Validation:

@@ -32,7 +32,7 @@ def token_adapter(
 
     Pairs of a token and an adapter are sorted by adapter, and each adapter computes on its tokens as one segment of
     `routed_adapter`: N k R (I + O) multiplications, whatever S is. What an adapter gives is rounded to the dtype of x, the sum over
-    them once; memory beyond that of the result: N k (I + O) elements. Deterministic. Differentiable once in y, x, A, B and shares. On a GPU no value is
+    them once; memory beyond that of the result: N k (I + 2 O) elements, and 3 N O of the sum. Deterministic. Differentiable once in y, x, A, B and shares. On a GPU no value is
     read on the host: what a token takes of an adapter that does not exist is NaN there. Routing of Arrow (arXiv 2405.11157) and PHATGOOSE
     (arXiv 2402.05859). Raises RuntimeError where shapes or values do not fit.
     """
@@ -53,11 +53,11 @@ def token_adapter(
     offsets = torch.searchsorted(ordered, adapters)
     given = _Repeated.apply(x.reshape(n, x.shape[-1]), order, place, k)
     update = routed_adapter(given.new_zeros(n * k, B.shape[-1]), given, A, B, adapters[:-1], scale, offsets=offsets)
-    of_token = _Permuted.apply(update, place, order).view(n, k, B.shape[-1])
+    update = _Permuted.apply(update, place, order).view(n, k, B.shape[-1])
     wide = accumulator(y.dtype)
     total = y.reshape(n, B.shape[-1]).to(wide)
     for j in range(k):
-        total = total + of_token[:, j].to(wide) * shares[:, j, None].to(wide)
+        total = total + update[:, j].to(wide) * shares[:, j, None].to(wide)
     return total.to(y.dtype).view(y.shape)
 
 

@@ -71,7 +71,7 @@ def _read_by(reader: Callable[[Path, Material], None], path: Path, material: Mat
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         # Each of these files has a hundred places where another type could stand, and all but those that tables hold are written by mhr.
         raise DataError(
-            f"{path} is not as mhr writes it ({type(error).__name__}: {error}): was it edited? Make it again, or leave it out"
+            f"{path}, or what it names, is not as this version of mhr writes it ({type(error).__name__}: {error}): make it again, or leave it out"
         ) from error
 
 
@@ -242,9 +242,13 @@ def _read_inspection(path: Path, material: Material) -> None:
 
 def _inspection(path: Path) -> dict[str, Any]:
     inspection = read_json(path, DataError)
-    lacking = [name for point in inspection.get("alignment", []) for name in ("step", "mean") if name not in point]
-    if lacking:
-        raise DataError(f"{path}: a point of alignment has no {lacking[0]!r}, as mhr inspect --output writes it")
+    points = inspection.get("alignment", [])
+    if not isinstance(points, list) or not all(
+        isinstance(one, dict) and {"step", "mean"} <= one.keys() for one in points
+    ):
+        raise DataError(
+            f"{path}: alignment is {points!r:.60}, expected points with step and mean, as mhr inspect --output writes them"
+        )
     return inspection
 
 

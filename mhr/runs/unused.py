@@ -70,7 +70,7 @@ def _by_grid(key: str, config: RunConfig) -> str:
     section, _, name = key.rpartition(".")
     if section != "adapt" or name not in config.adapt.grid:
         return ""
-    return f"beside a grid that has {name} {config.adapt.grid[name]}: leave one of the two out"
+    return f"beside adapt.grid, which has {name} {config.adapt.grid[name]}: leave it out, or set a grid without it, such as adapt.grid={{}}"
 
 
 def _by_method(key: str, method: str) -> str:

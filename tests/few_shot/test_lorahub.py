@@ -104,7 +104,8 @@ def test_folders_are_weighed_once_tokens_chose_among_them(trained: RunFolder, tm
 
 
 @pytest.mark.parametrize(
-    "few", [{"eval_every": 4}, {"grid": {"steps": [3, 6]}, "steps": None, "dev_shots": 4}, {"patience": 1, "eval_every": 2}]
+    "few",
+    [{"eval_every": 4}, {"grid": {"steps": [3, 6]}, "steps": None, "dev_shots": 4}, {"patience": 1, "eval_every": 2}],
 )
 def test_protocols_choose_among_its_steps(few: dict[str, Any], trained: RunFolder, tmp_path: Path) -> None:
     run = searched(trained, tmp_path / "out", **few)

@@ -272,6 +272,14 @@ def test_a_point_that_diverges_is_not_chosen(searched: Any, monkeypatch: pytest.
         searched("none", grid={"lr": [1e-2, 1e-3]})
 
 
+def test_a_loss_that_is_not_finite_is_the_worst() -> None:
+    found = [Validated(0.9, float("nan"), 1), Validated(0.5, 0.3, 2), Validated(0.5, float("inf"), 3)]
+    assert not found[0].better_than(found[1])
+    assert not found[2].better_than(found[1])
+    assert found[1].better_than(found[0])
+    assert found[1].better_than(found[2])
+
+
 def test_equal_scores_are_told_apart_by_one_loss(searched: Any) -> None:
     """A loss that ranks depends on the power of lengths, which a grid may search."""
     run = searched(mode="mu", lr=1e-12, steps=1, mc_loss=1.0, grid={"length_norm": [0.0, 1.0]})
@@ -283,12 +291,13 @@ def test_what_is_said_takes_the_place_of_the_grid_of_the_run(settings: Any, tmp_
     grid = {"lr": [1e-3, 1e-4], "router_lr": [0.5, 0.1]}
     config = settings(method="mhr", **{"adapt.grid": grid, "adapt.shots_for": {"*": 3}})
     assert few_shot_settings(config, {"lr": 0.25}).adapt.grid == {"router_lr": [0.5, 0.1]}
+    assert few_shot_settings(config, {"full_lr": 0.25}).adapt.grid == {"router_lr": [0.5, 0.1]}
     assert few_shot_settings(config, {"shots": 5}).adapt.shots_for == {}
     assert few_shot_settings(config, {"shots": 5, "shots_for": {"a": 2}}).adapt.shots_for == {"a": 2}
     kept = few_shot_settings(config, {"steps": 7}).adapt
     assert (kept.grid, kept.shots_for) == (grid, {"*": 3})
     both = {"lr": 0.25, "grid": {"lr": [0.1, 0.2]}}
-    with pytest.raises(ConfigError, match=r"adapt.lr has no effect beside a grid that has lr \[0.1, 0.2\]"):
+    with pytest.raises(ConfigError, match=r"adapt.lr has no effect beside adapt.grid, which has lr \[0.1, 0.2\]"):
         check_given(both, [("mhr", few_shot_settings(config, both))], ["seq2seq"])
 
 

@@ -284,11 +284,28 @@ def test_an_evaluation_without_scores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("study.json", {"plan": {}, "scores": {"a": {"t": 3}}}, "is not as mhr writes it"),
-        ("study.json", {"plan": {}, "scores": {"a": {}}, "runs": None}, "is not as mhr writes it"),
-        ("demo.json", {"trained": {"a": 3}}, r"is not as mhr writes it \(KeyError: 'scores'\)"),
-        ("adapt.json", {"runs": [{"task": "t"}]}, r"is not as mhr writes it \(KeyError: 'path'\)"),
-        ("inspection.json", {"alignment": [{"step": 3}]}, "a point of alignment has no 'mean'"),
+        (
+            "study.json",
+            {"plan": {}, "scores": {"a": {"t": 3}}},
+            "or what it names, is not as this version of mhr writes it",
+        ),
+        (
+            "study.json",
+            {"plan": {}, "scores": {"a": {}}, "runs": None},
+            "or what it names, is not as this version of mhr writes it",
+        ),
+        (
+            "demo.json",
+            {"trained": {"a": 3}},
+            r"or what it names, is not as this version of mhr writes it \(KeyError: 'scores'\)",
+        ),
+        (
+            "adapt.json",
+            {"runs": [{"task": "t"}]},
+            r"or what it names, is not as this version of mhr writes it \(KeyError: 'path'\)",
+        ),
+        ("inspection.json", {"alignment": [{"step": 3}]}, "alignment is .* expected points with step and mean"),
+        ("inspection.json", {"alignment": [3]}, "alignment is .* expected points with step and mean"),
         ("evaluation.json", {"split": "test", "tasks": {"t": {"score": 1, "majority": "x"}}}, "has majority 'x'"),
         ("evaluation.json", {"split": "test", "tasks": {"t": {"score": 1, "n": [3]}}}, r"and n \[3\]: expected"),
         ("evaluation.json", {"split": "test", "tasks": {"t": {"score": 1, "n": True}}}, "and n True: expected"),
@@ -307,7 +324,9 @@ def test_a_file_that_was_changed_is_told_in_one_line(
 def test_a_sweep_that_was_changed_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text('{"units": [1]}')
     (tmp_path / "results.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"sweep.json is not as mhr writes it \(TypeError"):
+    with pytest.raises(
+        DataError, match=r"sweep.json, or what it names, is not as this version of mhr writes it \(TypeError"
+    ):
         read_sources([tmp_path])
 
 

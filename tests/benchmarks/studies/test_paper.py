@@ -324,7 +324,7 @@ def test_a_mode_without_any_score_stops_the_study(
 ) -> None:
     monkeypatch.setattr(paper, "run_all", made_up([], lambda unit, rate: 0.0 if rate in (0.1, 1.0) else 0.5))
     setting = replace(setting, plan=Plan(seeds=(1,), router_rates=(0.1, 1.0)))
-    with pytest.raises(SystemExit, match="mhr: no trial of mode 'z' came to a score"):
+    with pytest.raises(SystemExit, match="mhr: no trial of mode 'z' scored above 0"):
         choose(setting, tmp_path, tmp_path / "paper.json", 1)
     assert not (tmp_path / "paper.json").exists()
 
