@@ -71,7 +71,7 @@ def real(output: Path, path: str, quick: bool = False) -> Setting:
     """
     plan = SMALL if quick else Plan(
         steps=330, save_every=110, batch=16, more_steps=0, adapt_steps=60, look_every=12, adapt_batch=8, seen=20,
-        test=100, seeds=tuple(range(101, 111)), rates=(1e-3, 3e-3, 1e-2), adapt_rates=(1e-3, 3e-3, 1e-2),
+        test=100, seeds=tuple(range(101, 111)), rates=(3e-4, 1e-3, 3e-3, 1e-2),
     )  # fmt: skip
     tasks = [task for task in load_tasks(path, definitions=False).values() if 2 <= len(task.choices) <= 6]
     tasks = _fitting(tasks)[: 12 if quick else None]
